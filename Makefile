@@ -1,0 +1,75 @@
+# Everything a newcomer needs starts here: `make help`.
+# PYTHON=/path/to/python3.12 make ... uses that Python instead of the first one found.
+
+.DEFAULT_GOAL := help
+export PYTHON ?=
+PY := .venv/bin/python
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | \
+	while IFS="$$(printf '\t')" read -r name text; do printf '  %-15s %s\n' "$$name" "$$text"; done
+
+# --- use it ------------------------------------------------------------------
+
+.PHONY: run
+run: setup ## set up and start Syncflow with its demo systems (Ctrl-C stops it)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./syncflow demo $(ARGS)
+
+.PHONY: setup
+setup: ## create .venv with what Syncflow needs to run
+	@scripts/bootstrap requirements.txt
+
+.PHONY: setup-dev
+setup-dev: ## the same, with what the tests and checks need
+	@scripts/bootstrap requirements-dev.txt
+
+# --- test it -----------------------------------------------------------------
+
+.PHONY: test
+test: services chromium ## run all tests, with real PostgreSQL, RabbitMQ and browser (ARGS="-k name")
+	@SYNCFLOW_REQUIRE_SERVICES=1 $(PY) -m pytest $(ARGS)
+
+.PHONY: unit
+unit: setup-dev ## run the fast tests, which need no services
+	@$(PY) -m pytest -m unit $(ARGS)
+
+.PHONY: lint
+lint: setup-dev ## check style and formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+.PHONY: types
+types: setup-dev ## check types
+	@$(PY) -m mypy
+
+.PHONY: fmt
+fmt: setup-dev ## format the code and fix what can be fixed
+	@$(PY) -m ruff check --fix-only .
+	@$(PY) -m ruff format .
+
+# --- what the tests need -----------------------------------------------------
+
+.PHONY: services
+services: setup-dev ## make sure PostgreSQL and RabbitMQ answer; start private ones where none does
+	@$(PY) scripts/services up
+
+.PHONY: services-stop
+services-stop: setup-dev ## stop the services that `make services` started, and only those
+	@$(PY) scripts/services down
+
+.PHONY: chromium
+chromium: setup-dev ## make sure there is a chromium for the browser tests
+	@$(PY) scripts/services chromium
+
+# --- keep it -----------------------------------------------------------------
+
+.PHONY: lock
+lock: setup-dev ## write the versions of the indirect packages now installed to constraints.txt
+	@$(PY) scripts/lock
+
+.PHONY: clean
+clean: ## remove .venv and caches (var/, which holds your data, stays)
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

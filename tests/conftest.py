@@ -1,0 +1,91 @@
+"""Fixtures every test may use. How the services behind them are found is in services.py."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from models.schema import migrate
+from models.session import Database
+from tests import services
+
+NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
+NOT_UNIT = ("services", "acceptance", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark by what a test asks for, so that nobody has to remember to."""
+    for item in items:
+        if NEEDS_SERVICES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("services")
+        if not any(item.get_closest_marker(name) for name in NOT_UNIT):
+            item.add_marker("unit")
+
+
+# --- databases ------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'syncflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> str:
+    """A server on which databases may be created (a URL for psycopg)."""
+    return services.postgres_server()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """A fresh, empty database."""
+    with services.fresh_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
+    fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
+    return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A database with all tables and capture triggers, as `./syncflow migrate` makes it."""
+    migrate(database_url)
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+# --- RabbitMQ -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> str:
+    """A node, on its default vhost."""
+    return services.rabbitmq_server()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
+    """A vhost that all tests of this run share."""
+    with services.fresh_vhost(rabbitmq_server) as url:
+        yield url
+
+
+@pytest.fixture
+def rabbitmq_vhost(rabbitmq_server: str) -> Iterator[Callable[[], str]]:
+    """Makes vhosts for a test that must have one to itself."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(services.fresh_vhost(rabbitmq_server))
+
+
+# --- the browser ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    return services.chromium()
