@@ -1,0 +1,244 @@
+"""Change capture: triggers that write a `change` row in the writer's own transaction.
+
+Whoever writes to a catalogue's table, by ORM, raw SQL, `psql` or another application, is captured:
+there is no second write to forget. An UPDATE that changes no synced column writes nothing.
+
+PostgreSQL uses statement-level triggers with transition tables, so that a bulk UPDATE costs one
+set-based INSERT; SQLite has row-level triggers only. See "CREATE TRIGGER" in both manuals.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from models.catalogues import CATALOGUES, Catalogue, Children
+from models.ledger import SyncContext
+from models.session import CHANNEL
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "syncflow_"
+
+#: Names of the settings a PostgreSQL writer sets for its transaction, e.g.
+#: `SELECT set_config('syncflow.origin', 'stripe', true)`.
+ORIGIN_SETTING = "syncflow.origin"
+UNSUBSCRIBE_SETTING = "syncflow.unsubscribe"
+
+
+@contextmanager
+def sync_context(
+    connection: sa.Connection | Session, *, origin: str | None = None, unsubscribe: Iterable[str] = ()
+) -> Iterator[None]:
+    """Name the origin and the unsubscribe list of the writes made inside, in one transaction.
+
+    `unsubscribe` holds systems (`stripe`) or subscribers (`stripe.customer`) that shall not be
+    told of these changes. ORM sessions are flushed at the end, so that pending writes are covered.
+    """
+    names = ",".join(unsubscribe) or None
+    _set_context(connection, origin, names)
+    try:
+        yield
+        if isinstance(connection, Session):
+            connection.flush()
+    except BaseException:
+        # The transaction is lost anyway; asking a failed one for more would hide the reason.
+        raise
+    else:
+        _set_context(connection, None, None)
+
+
+def _set_context(connection: sa.Connection | Session, origin: str | None, unsubscribe: str | None) -> None:
+    bind = connection.get_bind() if isinstance(connection, Session) else connection
+    if bind.dialect.name == "postgresql":
+        statement = sa.text(
+            f"SELECT set_config('{ORIGIN_SETTING}', :origin, true),"
+            f" set_config('{UNSUBSCRIBE_SETTING}', :unsubscribe, true)"
+        )
+        connection.execute(statement, {"origin": origin or "", "unsubscribe": unsubscribe or ""})
+        return
+    # SQLite: the row exists only until the writer's commit, which nobody else can see.
+    connection.execute(sa.delete(SyncContext))
+    if origin or unsubscribe:
+        connection.execute(sa.insert(SyncContext).values(id=1, origin=origin, unsubscribe=unsubscribe))
+
+
+def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = None) -> list[str]:
+    """Create (or renew) the capture triggers of these catalogues, by default all; returns their names."""
+    remove(connection)
+    make = _postgresql if connection.dialect.name == "postgresql" else _sqlite
+    tables = set(sa.inspect(connection).get_table_names())
+    for catalogue in CATALOGUES.values() if catalogues is None else catalogues:
+        missing = {table.name for table, *_ in _sources(catalogue)} - tables
+        if missing:
+            logger.warning("catalogue %s is not captured: no table %s", catalogue.name, ", ".join(sorted(missing)))
+            continue
+        for statement in make(catalogue, connection.dialect.identifier_preparer.quote):
+            connection.exec_driver_sql(statement)
+    return installed(connection)
+
+
+def remove(connection: sa.Connection) -> list[str]:
+    """Drop every capture trigger there is, also those of tables that are no catalogue any more."""
+    quote = connection.dialect.identifier_preparer.quote
+    names = installed(connection)
+    if connection.dialect.name == "postgresql":
+        for name, table in connection.execute(sa.text(_PG_TRIGGERS)).all():
+            connection.exec_driver_sql(f"DROP TRIGGER {quote(name)} ON {table}")
+        for (signature,) in connection.execute(sa.text(_PG_FUNCTIONS)).all():
+            connection.exec_driver_sql(f"DROP FUNCTION {signature}")
+    else:
+        for name in names:
+            connection.exec_driver_sql(f"DROP TRIGGER {quote(name)}")
+    return names
+
+
+def installed(connection: sa.Connection) -> list[str]:
+    """Names of the capture triggers now in the database."""
+    if connection.dialect.name == "postgresql":
+        return [row[0] for row in connection.execute(sa.text(_PG_TRIGGERS))]
+    statement = f"SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{_PREFIX}%' ORDER BY name"
+    return [row[0] for row in connection.exec_driver_sql(statement)]
+
+
+_PG_TRIGGERS = f"""
+    SELECT tgname, tgrelid::regclass::text FROM pg_trigger
+    WHERE NOT tgisinternal AND tgname LIKE '{_PREFIX}%' ORDER BY tgname
+"""
+_PG_FUNCTIONS = f"""
+    SELECT oid::regprocedure::text FROM pg_proc
+    WHERE proname LIKE '{_PREFIX}%' AND pronamespace = current_schema()::regnamespace ORDER BY 1
+"""
+
+
+def _synced(table: sa.Table, ignore: Iterable[str]) -> list[str]:
+    ignored = set(ignore)
+    return [column.name for column in table.c if column.name not in ignored]
+
+
+def _sources(catalogue: Catalogue) -> list[tuple[sa.Table, str, bool, list[str]]]:
+    """(table, column holding the record's id, is it a child table, columns compared) for each table."""
+    own = (catalogue.table, catalogue.key.name, False, _synced(catalogue.table, catalogue.ignore))
+    return [
+        own,
+        *((child.table, child.parent_key, True, _child_columns(child)) for child in catalogue.children),
+    ]
+
+
+def _child_columns(child: Children) -> list[str]:
+    return [column.name for column in child.table.c]
+
+
+# --- SQLite ---------------------------------------------------------------------------------------
+
+_SQLITE_VALUES = """
+    INSERT INTO change (catalogue, record_id, operation, origin, unsubscribe, at)
+    SELECT '{catalogue}', {record}, '{operation}',
+        (SELECT origin FROM sync_context), (SELECT unsubscribe FROM sync_context),
+        strftime('%Y-%m-%d %H:%M:%f000', 'now'){where};
+"""
+
+
+def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
+    for table, key, is_child, columns in _sources(catalogue):
+        name = quote(table.name)
+        column = quote(key)
+
+        def body(row: str, operation: str, where: str = "", column: str = column, child: bool = is_child) -> str:
+            word = "updated" if child else operation
+            return _SQLITE_VALUES.format(
+                catalogue=catalogue.name, record=f"{row}.{column}", operation=word, where=where
+            )
+
+        differs = " OR ".join(f"OLD.{quote(c)} IS NOT NEW.{quote(c)}" for c in columns)
+        moved = f" WHERE OLD.{column} IS NOT NEW.{column}"
+        stayed = f" WHERE OLD.{column} IS NEW.{column}"
+        # A changed key is one record gone and another one come.
+        update = body("OLD", "deleted", moved) + body("NEW", "created", moved) + body("NEW", "updated", stayed)
+        for event, when, statements in (
+            ("INSERT", "", body("NEW", "created")),
+            ("UPDATE", f" WHEN {differs}", update),
+            ("DELETE", "", body("OLD", "deleted")),
+        ):
+            trigger = quote(f"{_PREFIX}{catalogue.name}_{table.name}_{event.lower()}")
+            yield f"CREATE TRIGGER {trigger} AFTER {event} ON {name} FOR EACH ROW{when} BEGIN {statements} END"
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------------
+
+# SECURITY DEFINER: an application that may write its table need not be let into our ledger.
+_PG_FUNCTION = """
+CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path FROM CURRENT AS $$
+BEGIN
+    INSERT INTO change (catalogue, record_id, operation, origin, unsubscribe, at)
+    SELECT '{catalogue}', captured.record, captured.operation,
+        nullif(current_setting('{origin}', true), ''), nullif(current_setting('{unsubscribe}', true), ''),
+        clock_timestamp()
+    FROM ({select}) AS captured (record, operation)
+    WHERE captured.record IS NOT NULL;
+    IF FOUND THEN
+        PERFORM pg_notify('{channel}', '');
+    END IF;
+    RETURN NULL;
+END $$
+"""
+
+
+def _postgresql(catalogue: Catalogue, quote: Any) -> Iterator[str]:
+    for table, key, is_child, columns in _sources(catalogue):
+        record, primary = quote(key), quote(next(iter(table.primary_key)).name)
+        created, updated, deleted = ("updated",) * 3 if is_child else ("created", "updated", "deleted")
+        differs = " OR ".join(_differs(table.c[c], quote) for c in columns)
+        # A child row may move from one parent to another: both have changed.
+        moved = f"""
+            UNION
+            SELECT o.{record}::text, '{updated}' FROM new_rows n JOIN old_rows o USING ({primary})
+            WHERE n.{record} IS DISTINCT FROM o.{record}
+        """
+        # A changed key is one record gone and another one come.
+        update = f"""
+            SELECT n.{record}::text, '{updated}' FROM new_rows n JOIN old_rows o USING ({primary}) WHERE {differs}
+            {moved if is_child else ""}
+            UNION ALL
+            SELECT o.{record}::text, '{deleted}' FROM old_rows o
+            WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.{primary} = o.{primary})
+            UNION ALL
+            SELECT n.{record}::text, '{created}' FROM new_rows n
+            WHERE NOT EXISTS (SELECT FROM old_rows o WHERE o.{primary} = n.{primary})
+        """
+        distinct = "DISTINCT " if is_child else ""
+        insert = f"SELECT {distinct}{record}::text, '{created}' FROM new_rows"
+        delete = f"SELECT {distinct}{record}::text, '{deleted}' FROM old_rows"
+        truncate = f"SELECT {distinct}{record}::text, '{deleted}' FROM {quote(table.name)}"
+        for event, timing, referencing, select in (
+            ("INSERT", "AFTER", "REFERENCING NEW TABLE AS new_rows", insert),
+            ("UPDATE", "AFTER", "REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows", update),
+            ("DELETE", "AFTER", "REFERENCING OLD TABLE AS old_rows", delete),
+            ("TRUNCATE", "BEFORE", "", truncate),
+        ):
+            name = quote(f"{_PREFIX}{catalogue.name}_{table.name}_{event.lower()}")
+            yield _PG_FUNCTION.format(
+                function=name,
+                catalogue=catalogue.name,
+                origin=ORIGIN_SETTING,
+                unsubscribe=UNSUBSCRIBE_SETTING,
+                channel=CHANNEL,
+                select=select,
+            )
+            yield (
+                f"CREATE TRIGGER {name} {timing} {event} ON {quote(table.name)} {referencing}"
+                f" FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+            )
+
+
+def _differs(column: sa.Column[Any], quote: Any) -> str:
+    # The json type has no equality; its text has.
+    cast = "::text" if isinstance(column.type, sa.JSON) else ""
+    name = quote(column.name)
+    return f"n.{name}{cast} IS DISTINCT FROM o.{name}{cast}"

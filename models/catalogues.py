@@ -1,0 +1,235 @@
+"""The internal tables kept in sync, and what Syncflow has to know of each.
+
+A table becomes a catalogue by one declaration at the end of this file. A table of another
+application is declared the same way over `sqlalchemy.Table(..., autoload_with=engine)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from models.base import Base, BigId, utcnow
+
+Record = dict[str, Any]
+
+
+class _Timestamps:
+    created_at: Mapped[datetime] = mapped_column(default=utcnow, server_default=sa.func.current_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(
+        default=utcnow, onupdate=utcnow, server_default=sa.func.current_timestamp()
+    )
+
+
+class Customer(_Timestamps, Base):
+    """Somebody we sell to."""
+
+    __tablename__ = "customer"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(sa.String(255))
+    email: Mapped[str | None] = mapped_column(sa.String(255), index=True)
+    phone: Mapped[str | None] = mapped_column(sa.String(40))
+    street: Mapped[str | None] = mapped_column(sa.String(255))
+    city: Mapped[str | None] = mapped_column(sa.String(100))
+    postal_code: Mapped[str | None] = mapped_column(sa.String(20))
+    #: ISO 3166-1 alpha-2.
+    country: Mapped[str | None] = mapped_column(sa.String(2))
+    #: ISO 4217, lower case as payment systems write it.
+    currency: Mapped[str | None] = mapped_column(sa.String(3))
+    notes: Mapped[str | None] = mapped_column(sa.Text)
+    active: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+
+
+class Product(_Timestamps, Base):
+    """Something we sell."""
+
+    __tablename__ = "product"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    sku: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    name: Mapped[str] = mapped_column(sa.String(255))
+    description: Mapped[str | None] = mapped_column(sa.Text)
+    #: In minor units of `currency` (cents).
+    price: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+    currency: Mapped[str] = mapped_column(sa.String(3), default="eur", server_default="eur")
+    active: Mapped[bool] = mapped_column(default=True, server_default=sa.true())
+
+
+class Invoice(_Timestamps, Base):
+    """What a customer owes for some products."""
+
+    __tablename__ = "invoice"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    customer_id: Mapped[int] = mapped_column(sa.ForeignKey("customer.id"), index=True)
+    number: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    #: draft, open, paid or void.
+    status: Mapped[str] = mapped_column(sa.String(16), default="draft", server_default="draft")
+    currency: Mapped[str] = mapped_column(sa.String(3), default="eur", server_default="eur")
+    due_date: Mapped[date | None]
+    lines: Mapped[list[InvoiceLine]] = relationship(cascade="all, delete-orphan", order_by="InvoiceLine.id")
+
+
+class InvoiceLine(Base):
+    """One position of an invoice; a change of a line is a change of its invoice."""
+
+    __tablename__ = "invoice_line"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    invoice_id: Mapped[int] = mapped_column(sa.ForeignKey("invoice.id", ondelete="CASCADE"), index=True)
+    product_id: Mapped[int | None] = mapped_column(sa.ForeignKey("product.id"))
+    description: Mapped[str | None] = mapped_column(sa.String(255))
+    quantity: Mapped[int] = mapped_column(default=1, server_default="1")
+    #: In minor units of the invoice's currency.
+    unit_price: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+
+
+@dataclass(frozen=True)
+class Children:
+    """Rows of another table that belong to a record: they travel with it as the list `name`."""
+
+    name: str
+    table: sa.Table
+    parent_key: str
+
+    @property
+    def parent(self) -> sa.Column[Any]:
+        """The column that points to the record."""
+        return self.table.c[self.parent_key]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a child row that travel: all but its own key and the pointer to the record."""
+        keys = {column.name for column in self.table.primary_key}
+        return [column.name for column in self.table.c if column.name not in keys | {self.parent_key}]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """An internal table kept in sync, identified by one key column.
+
+    `ignore` are columns whose change alone is no change (bookkeeping). `archive` is what a record
+    is set to where a policy says archive instead of delete. `label` is the column people know a
+    record by.
+    """
+
+    name: str
+    table: sa.Table
+    children: tuple[Children, ...] = ()
+    ignore: frozenset[str] = frozenset({"created_at", "updated_at"})
+    archive: Mapping[str, Any] = field(default_factory=dict)
+    label: str = "name"
+
+    def __post_init__(self) -> None:
+        if len(self.table.primary_key.columns) != 1:
+            raise ValueError(f"catalogue {self.name}: the table {self.table.name} needs a primary key of one column")
+
+    @property
+    def key(self) -> sa.Column[Any]:
+        """The key column; a record's id in the ledger is its text."""
+        return next(iter(self.table.primary_key))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns a mapping may use: all but the ignored ones, then the lists of child rows."""
+        return [c.name for c in self.table.c if c.name not in self.ignore] + [c.name for c in self.children]
+
+    def key_of(self, record_id: str) -> Any:
+        """The ledger's text id as the key column's own type.
+
+        Raises:
+          ValueError: the text is no such key.
+        """
+        python_type = self.key.type.python_type
+        return record_id if python_type is str else python_type(record_id)
+
+    def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
+        """The present state of these records by id; one that does not exist is left out.
+
+        With `lock` the rows are locked until the transaction ends (PostgreSQL; SQLite's write
+        transaction excludes other writers anyway).
+        """
+        keys = [self.key_of(record_id) for record_id in record_ids]
+        statement = sa.select(self.table).where(self.key.in_(keys)).order_by(self.key)
+        if lock:
+            statement = statement.with_for_update()
+        records = {str(row[self.key.name]): dict(row) for row in connection.execute(statement).mappings()}
+        for child in self.children:
+            for record in records.values():
+                record[child.name] = []
+            rows = sa.select(child.table).where(child.parent.in_(keys)).order_by(*child.table.primary_key)
+            for row in connection.execute(rows).mappings():
+                if (owner := records.get(str(row[child.parent_key]))) is not None:
+                    owner[child.name].append({name: row[name] for name in child.columns})
+        return records
+
+    def insert(self, connection: sa.Connection, values: Mapping[str, Any]) -> str:
+        """Create a record; returns its id."""
+        own, nested = self._split(values)
+        row = connection.execute(sa.insert(self.table).values(**own).returning(self.key)).one()
+        self._write_children(connection, row[0], nested)
+        return str(row[0])
+
+    def update(self, connection: sa.Connection, record_id: str, values: Mapping[str, Any]) -> None:
+        """Set these columns of one record; a list of child rows replaces the rows there were."""
+        own, nested = self._split(values)
+        key = self.key_of(record_id)
+        if own:
+            connection.execute(sa.update(self.table).where(self.key == key).values(**own))
+        self._write_children(connection, key, nested)
+
+    def delete(self, connection: sa.Connection, record_id: str) -> None:
+        """Delete one record and its child rows."""
+        key = self.key_of(record_id)
+        for child in self.children:
+            connection.execute(sa.delete(child.table).where(child.parent == key))
+        connection.execute(sa.delete(self.table).where(self.key == key))
+
+    def find(self, connection: sa.Connection, values: Mapping[str, Any], limit: int = 2) -> list[str]:
+        """Ids of records whose columns have all these values, in key order."""
+        conditions = [self.table.c[name] == value for name, value in values.items()]
+        statement = sa.select(self.key).where(*conditions).order_by(self.key).limit(limit)
+        return [str(row[0]) for row in connection.execute(statement)]
+
+    def _split(self, values: Mapping[str, Any]) -> tuple[Record, dict[str, list[Record]]]:
+        nested = {child.name for child in self.children}
+        own = {name: value for name, value in values.items() if name not in nested}
+        return own, {name: value for name, value in values.items() if name in nested}
+
+    def _write_children(self, connection: sa.Connection, key: Any, nested: dict[str, list[Record]]) -> None:
+        for child in self.children:
+            if child.name not in nested:
+                continue
+            connection.execute(sa.delete(child.table).where(child.parent == key))
+            rows = [{**row, child.parent_key: key} for row in nested[child.name]]
+            if rows:
+                connection.execute(sa.insert(child.table), rows)
+
+
+#: Every catalogue by name: the one table that answers "what is kept in sync".
+CATALOGUES: dict[str, Catalogue] = {}
+
+
+def declare(catalogue: Catalogue) -> Catalogue:
+    """Make a table a catalogue; its capture triggers come with the next `./syncflow capture install`."""
+    CATALOGUES[catalogue.name] = catalogue
+    return catalogue
+
+
+declare(Catalogue("customer", Customer.__table__, archive={"active": False}))  # type: ignore[arg-type]
+declare(Catalogue("product", Product.__table__, archive={"active": False}))  # type: ignore[arg-type]
+declare(
+    Catalogue(
+        "invoice",
+        Invoice.__table__,  # type: ignore[arg-type]
+        children=(Children("lines", InvoiceLine.__table__, "invoice_id"),),  # type: ignore[arg-type]
+        archive={"status": "void"},
+        label="number",
+    )
+)

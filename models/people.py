@@ -1,0 +1,56 @@
+"""Who may use the panel, and with which role.
+
+Only the panel and the migrations import this module: workers need no Flask.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from flask_security.core import RoleMixin, UserMixin
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from models.base import Base, Json, utcnow
+
+roles_users = sa.Table(
+    "roles_users",
+    Base.metadata,
+    sa.Column("user_id", sa.ForeignKey("user.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("role_id", sa.ForeignKey("role.id", ondelete="CASCADE"), primary_key=True),
+)
+
+
+class Role(RoleMixin, Base):
+    """viewer, operator or admin, with the named permissions the panel checks."""
+
+    __tablename__ = "role"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(80), unique=True)
+    description: Mapped[str | None] = mapped_column(sa.String(255))
+    permissions: Mapped[list[str] | None] = mapped_column(Json)
+
+
+class User(UserMixin, Base):
+    """A person who may log in to the panel."""
+
+    __tablename__ = "user"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str] = mapped_column(sa.String(255), unique=True)
+    password: Mapped[str | None] = mapped_column(sa.String(255))
+    active: Mapped[bool] = mapped_column(default=True)
+    #: Changing it ends all of the person's sessions.
+    fs_uniquifier: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    confirmed_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    last_login_at: Mapped[datetime | None]  # type: ignore[assignment]
+    current_login_at: Mapped[datetime | None]  # type: ignore[assignment]
+    last_login_ip: Mapped[str | None] = mapped_column(sa.String(64))
+    current_login_ip: Mapped[str | None] = mapped_column(sa.String(64))
+    login_count: Mapped[int] = mapped_column(default=0, server_default="0")
+    tf_primary_method: Mapped[str | None] = mapped_column(sa.String(64))
+    tf_totp_secret: Mapped[str | None] = mapped_column(sa.String(255))
+    mf_recovery_codes: Mapped[list[str] | None] = mapped_column(Json)
+    roles: Mapped[list[Role]] = relationship(secondary=roles_users, lazy="selectin")  # type: ignore[assignment]

@@ -1,0 +1,164 @@
+"""The database: one engine per process, read and write transactions, waking up on changes."""
+
+from __future__ import annotations
+
+import logging
+import random
+import select
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import sqlite as sqlite_dialect
+from sqlalchemy.pool import QueuePool
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: PostgreSQL channel on which the capture triggers say that something changed.
+CHANNEL = "syncflow_change"
+
+#: Seconds SQLite waits for another writer before it gives up.
+_SQLITE_BUSY_SECONDS = 30
+
+#: How often a database transaction that lost a race (deadlock, serialization) is run again.
+_TRANSACTION_TRIES = 5
+
+_LOST_A_RACE = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_detected
+
+
+class Database:
+    """An SQLite file or a PostgreSQL database, with the few things that differ kept here."""
+
+    def __init__(self, url: str, *, pool_size: int = 20) -> None:
+        self.url = sa.engine.make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self.engine = _sqlite_engine(self.url)
+        else:
+            self.engine = sa.create_engine(self.url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True)
+        self._writing = self.engine.execution_options(syncflow_write=True)
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for reading; nothing done on it is kept."""
+        with self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction, committed at the end and rolled back on an error.
+
+        On SQLite it takes the single writer's place at once, so that it never fails half way
+        because another writer was first.
+        """
+        with self._writing.connect() as connection, connection.begin():
+            yield connection
+
+    def transact(self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Run `work(connection, ...)` in a write transaction, again from the start when it lost a race with another one."""
+        for attempt in range(1, _TRANSACTION_TRIES + 1):
+            try:
+                with self.write() as connection:
+                    return work(connection, *arguments, **options)
+            except sa.exc.OperationalError as error:
+                if attempt == _TRANSACTION_TRIES or getattr(error.orig, "sqlstate", None) not in _LOST_A_RACE:
+                    raise
+                logger.info("transaction lost a race, running it again (attempt %d)", attempt)
+                time.sleep(random.uniform(0.01, 0.05) * attempt)  # jitter, not a secret
+        raise AssertionError("unreachable")
+
+    def insert(self, table: Any) -> Any:
+        """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        return sqlite_dialect.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def listener(self) -> Listener:
+        """Something that waits until the database has probably changed."""
+        return _SqliteListener(self) if self.is_sqlite else _PostgresListener(self)
+
+    def close(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+
+class Listener:
+    """Waits for commits. It may wake for nothing; it may miss none for longer than the timeout."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when something was committed, or after `timeout` seconds."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give the connection back."""
+        raise NotImplementedError
+
+
+class _PostgresListener(Listener):
+    def __init__(self, database: Database) -> None:
+        self._connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._connection.execute(sa.text(f"LISTEN {CHANNEL}"))
+        self._raw: Any = self._connection.connection.driver_connection
+
+    def wait(self, timeout: float) -> None:
+        select.select([self._raw.fileno()], [], [], timeout)
+        # Take all that is waiting, so that a burst wakes us once.
+        for _ in self._raw.notifies(timeout=0):
+            continue
+
+    def close(self) -> None:
+        # The connection listens: it must not go back to the pool as if it were fresh.
+        self._connection.invalidate()
+        self._connection.close()
+
+
+class _SqliteListener(Listener):
+    #: `PRAGMA data_version` is a read of one integer in shared memory: cheap enough to ask often.
+    INTERVAL_SECONDS = 0.01
+
+    def __init__(self, database: Database) -> None:
+        # Outside any transaction: inside one the version would stand still.
+        path = str(database.url.database)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._version = self._read()
+
+    def _read(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while (version := self._read()) == self._version and time.monotonic() < deadline:
+            time.sleep(self.INTERVAL_SECONDS)
+        self._version = version
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
+    engine = sa.create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=20,
+        max_overflow=20,
+        connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+    )
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        # We say BEGIN ourselves: the driver's own comes too late to see a consistent state.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        write = connection.get_execution_options().get("syncflow_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine

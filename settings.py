@@ -1,0 +1,146 @@
+"""Settings: read once from the environment and `.env`, typed, failing at start with the variable's name.
+
+Two kinds of names are understood. The hub's own settings are the fields of :class:`Settings`
+(`DATABASE_URL`, `PORT` ...). Everything an external system needs is read by prefix: the options of
+the system `shop` are `SHOP_URL`, `SHOP_TOKEN` ..., checked by that system's own `Options` class, so
+adding a system changes nothing here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+ROOT = Path(__file__).resolve().parent
+VAR = ROOT / "var"
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names the variable and says what it takes."""
+
+
+class Settings(BaseSettings):
+    """The hub's own settings; every field is an environment variable of the same name, upper case."""
+
+    model_config = SettingsConfigDict(env_file=ROOT / ".env", extra="ignore", env_ignore_empty=True)
+
+    database_url: str = Field(f"sqlite:///{VAR / 'syncflow.sqlite3'}", validate_default=True)
+    #: `memory://` (threads of one process) or an amqp(s):// URL.
+    broker_url: str = "memory://"
+    secret_key: SecretStr | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+    #: RabbitMQ queue type: `classic` (any broker) or `quorum` (a cluster).
+    queue_type: str = Field("classic", pattern="^(classic|quorum)$")
+    #: Optional address of RabbitMQ's own management page, linked from the panel.
+    rabbitmq_management_url: str = ""
+    worker_processes: int = Field(1, ge=1)
+    worker_threads: int = Field(8, ge=1)
+
+    #: How long one worker may hold a record before another may take it over, seconds.
+    lease_seconds: float = Field(60.0, gt=0)
+    #: Owed work whose news is older than this, and whose queue is empty, is announced again, seconds.
+    stale_seconds: float = Field(30.0, gt=0)
+    #: How often relay looks for due retries and stalled work, seconds.
+    sweep_seconds: float = Field(1.0, gt=0)
+    #: Attempts for one change of one record before it becomes a dead letter.
+    max_attempts: int = Field(8, ge=1)
+    #: First and longest pause between two attempts, seconds (doubled each time, with jitter).
+    retry_first_seconds: float = Field(2.0, gt=0)
+    retry_longest_seconds: float = Field(3600.0, gt=0)
+    #: How long a system that is down is left alone before it is probed, seconds: first and longest.
+    probe_first_seconds: float = Field(2.0, gt=0)
+    probe_longest_seconds: float = Field(60.0, gt=0)
+    #: Seconds a stopping process has for what is in hand.
+    grace_seconds: float = Field(20.0, gt=0)
+
+    log_format: str = Field("console", pattern="^(console|json)$")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    #: Behind an HTTPS proxy: cookies are sent over HTTPS only and X-Forwarded-* is trusted.
+    behind_proxy: bool = False
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_url(cls, value: str) -> str:
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("not a database URL; use sqlite:///path or postgresql://user@host/database") from None
+        if url.get_backend_name() == "postgresql":
+            return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
+        if url.get_backend_name() != "sqlite":
+            raise ValueError("only sqlite:// and postgresql:// databases are supported")
+        if url.database in (None, "", ":memory:"):
+            raise ValueError("an SQLite database must be a file, so that what is owed survives a restart")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _broker_url(cls, value: str) -> str:
+        if value != "memory://" and not value.startswith(("amqp://", "amqps://")):
+            raise ValueError("use memory:// (standalone) or amqp://user:password@host:port/vhost (RabbitMQ)")
+        return value
+
+    @property
+    def standalone(self) -> bool:
+        """True when everything runs as threads of one process (no RabbitMQ)."""
+        return self.broker_url == "memory://"
+
+    def secret(self) -> str:
+        """The key that signs sessions: SECRET_KEY, or on this machine's first start a random one kept in var/."""
+        if self.secret_key is not None:
+            return self.secret_key.get_secret_value()
+        if not self.standalone:
+            raise SettingsError(
+                "SECRET_KEY: a fleet needs one secret for all its web processes; "
+                'make one with: python3 -c "import secrets; print(secrets.token_hex(32))"'
+            )
+        path = VAR / "secret_key"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(secrets.token_hex(32))
+        return path.read_text().strip()
+
+
+def describe(error: ValidationError, prefix: str = "") -> str:
+    """One line per wrong setting: the variable's name, then what is wrong with it. Never its value."""
+    lines = []
+    for item in error.errors(include_input=False, include_url=False):
+        name = (prefix + "_".join(str(part) for part in item["loc"])).upper()
+        what = "missing: set it in the environment or .env" if item["type"] == "missing" else item["msg"]
+        lines.append(f"{name}: {what}")
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+      SettingsError: naming each variable that is missing or wrong.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(describe(error)) from None
+
+
+def system_options(name: str) -> dict[str, Any]:
+    """What the environment says about the system `name`: SHOP_URL -> {"url": ...} for `shop`.
+
+    The environment wins over `.env`; empty values count as absent.
+    """
+    prefix = name.upper().replace("-", "_") + "_"
+    merged = {**dotenv_values(Settings.model_config.get("env_file") or ""), **os.environ}  # type: ignore[arg-type]
+    return {key[len(prefix) :].lower(): value for key, value in merged.items() if key.startswith(prefix) and value}
