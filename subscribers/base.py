@@ -1,0 +1,307 @@
+"""What a subscriber is: one class for one catalogue in one system.
+
+An author writes `field_to_data` and the few methods that are particular to the system; the
+conductor decides when they are called. Nothing here knows a broker or Flask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.catalogues import CATALOGUES, Catalogue, Record
+from settings import SettingsError, describe, system_options
+from subscribers.errors import Retry, Skip, SyncError, SystemDown
+from subscribers.mapping import Field, Mapper
+
+
+@dataclass(frozen=True)
+class External:
+    """One record as an external system has it.
+
+    `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
+    own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
+    where the record carries it.
+    """
+
+    id: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    at: datetime | None = None
+    deleted: bool = False
+    record_id: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One record on its way to a system.
+
+    `data` is all that the system shall hold, `changes` what differs from what it is known to hold
+    (whole top-level objects, so that partial updates of nested ones are well defined); both nested.
+    `key` is an idempotency key: the same for each try of the same creation.
+    """
+
+    record_id: str
+    record: Record
+    data: dict[str, Any]
+    changes: dict[str, Any]
+    external_id: str | None
+    key: str
+
+    @property
+    def linked_id(self) -> str:
+        """The external id, where there must be one."""
+        if self.external_id is None:
+            raise AssertionError(f"record {self.record_id} is not linked")
+        return self.external_id
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a poll: records, and the position to continue from once their effects are stored.
+
+    `current`: the records are as they are now. A list of past events is not.
+    """
+
+    records: list[External]
+    position: dict[str, Any]
+    current: bool = True
+
+
+@dataclass(frozen=True)
+class Event:
+    """A webhook's content: what happened to which record of which resource (`customer`, `Account`)."""
+
+    resource: str
+    external: External
+
+
+class Options(BaseModel):
+    """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class System:
+    """One external system: its credentials and its client, shared by its subscribers."""
+
+    Options: ClassVar[type[BaseModel]] = Options
+
+    def __init__(self, name: str, options: BaseModel) -> None:
+        self.name = name
+        self.options: Any = options
+
+    @classmethod
+    def from_environment(cls, name: str) -> System | None:
+        """The system as the environment configures it; None where it says nothing of it.
+
+        Raises:
+          SettingsError: it says something, but not enough, or something wrong.
+        """
+        values = system_options(name)
+        if not values:
+            return None
+        try:
+            return cls(name, cls.Options(**values))
+        except ValidationError as error:
+            raise SettingsError(describe(error, prefix=f"{name}_")) from None
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        """The id of the event this webhook carries, after checking who sent it. Header names are lower case.
+
+        Raises:
+          BadSignature: it is not from this system.
+          BadWebhook: it is, but it cannot be read.
+        """
+        raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
+
+    def events(self, body: bytes) -> list[Event]:
+        """What a verified webhook says happened."""
+        raise NotImplementedError
+
+    def page_url(self, resource: str, external_id: str) -> str | None:
+        """Where a person sees this record in the system itself."""
+        return None
+
+
+class Subscriber:
+    """Base class. `register` it and it is in the fan-out.
+
+    Class attributes an author sets: `system`, `catalogue`, `field_to_data`, and where wanted
+    `match_on` (columns that identify a record on both sides before it is linked), `on_delete`
+    (what happens there when the internal record is deleted), `on_gone` (what happens here when the
+    external record is deleted) and `poll_seconds`.
+    """
+
+    system: ClassVar[str]
+    catalogue: ClassVar[str]
+    system_class: ClassVar[type[System]] = System
+    #: What the system calls this kind of record, as its webhooks name it.
+    resource: ClassVar[str] = ""
+    field_to_data: ClassVar[Mapping[str, Field | str]] = {}
+    match_on: ClassVar[Sequence[str]] = ()
+    on_delete: ClassVar[Literal["delete", "archive", "unlink", "ignore"]] = "delete"
+    on_gone: ClassVar[Literal["delete", "archive", "unlink", "recreate"]] = "unlink"
+    #: What is sent there, by path, where `on_delete` is `archive`.
+    archive_data: ClassVar[Mapping[str, Any]] = {}
+    #: How many records one call of `bulk_*` takes; 1 for a system without bulk calls.
+    bulk_size: ClassVar[int] = 1
+    #: How often changes are polled; None for never.
+    poll_seconds: ClassVar[int | None] = None
+
+    def __init__(self, client: System) -> None:
+        self.client: Any = client
+
+    @classmethod
+    def name(cls) -> str:
+        """`system.catalogue`: the subscriber's name and the name of its queue."""
+        return f"{cls.system}.{cls.catalogue}"
+
+    @cached_property
+    def records(self) -> Catalogue:
+        """The catalogue this subscriber follows."""
+        return CATALOGUES[self.catalogue]
+
+    @cached_property
+    def default_mapper(self) -> Mapper:
+        """The mapping as the code has it."""
+        return Mapper(self.records, self.field_to_data)
+
+    # --- decisions about a record ---------------------------------------------------------------
+
+    def wants(self, record: Record) -> bool:
+        """Whether this record belongs in the system at all."""
+        return True
+
+    def validate(self, data: Mapping[str, Any]) -> None:
+        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway."""
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def create(self, item: Item) -> External:
+        """Create the record there and return it with its id."""
+        raise NotImplementedError
+
+    def update(self, item: Item) -> External | None:
+        """Bring the linked record there up to date; return what the system now holds, if it says."""
+        raise NotImplementedError
+
+    def delete(self, item: Item) -> None:
+        """Delete the linked record there; one that is gone already is fine (or raise `Gone`)."""
+        raise NotImplementedError
+
+    def fetch(self, external_id: str) -> External:
+        """The record as it is there now. Raises `Gone`."""
+        raise NotImplementedError
+
+    def find(self, item: Item) -> External | None:
+        """Look for the record there by our id (or another sure mark) before it is created (again)."""
+        return None
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """Pages of records changed since a position (None: from the beginning), oldest first.
+
+        Records that changed exactly at the position are read again: ties must not be lost.
+        """
+        raise NotImplementedError
+
+    # --- bulk calls: what the conductor really calls -------------------------------------------------
+
+    def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
+        """One outcome an item, in order. Override where the system takes many in one call."""
+        return one_by_one(self.create, items)
+
+    def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
+        """One outcome an item, in order."""
+        return one_by_one(self.update, items)
+
+    def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
+        """One outcome an item, in order."""
+        return one_by_one(self.delete, items)
+
+
+def one_by_one(call: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
+    """The outcome of `call` for each item. When the system is down the rest is not tried."""
+    outcomes: list[Any] = []
+    for item in items:
+        outcome = attempt(call, item)
+        outcomes.append(outcome)
+        if isinstance(outcome, SystemDown):
+            untried = SystemDown(str(outcome), after=outcome.after)
+            outcomes += [untried] * (len(items) - len(outcomes))
+            break
+    return outcomes
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What `call` returned, or the SyncError it raised; any other error as a `Retry` that keeps its traceback."""
+    try:
+        return call(*arguments)
+    except SyncError as error:
+        return error
+    except Exception as error:  # an author's bug must not take the batch's neighbours down with it
+        wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
+        wrapped.__cause__ = error
+        return wrapped
+
+
+#: Every subscriber class by name: the one table that answers "who is in the fan-out".
+REGISTRY: dict[str, type[Subscriber]] = {}
+
+
+def register(subscriber: type[Subscriber]) -> type[Subscriber]:
+    """Class decorator: put a subscriber into the fan-out.
+
+    Raises:
+      ValueError: the class is not complete, or its name is taken; said at import, not at the first record.
+    """
+    for attribute in ("system", "catalogue"):
+        if not getattr(subscriber, attribute, None):
+            raise ValueError(f"{subscriber.__name__}: set the class attribute {attribute!r}")
+    if subscriber.catalogue not in CATALOGUES:
+        raise ValueError(
+            f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
+        )
+    taken = REGISTRY.get(subscriber.name())
+    if taken is not None and taken.__qualname__ != subscriber.__qualname__:
+        raise ValueError(f"{subscriber.name()} is registered twice: {taken.__name__} and {subscriber.__name__}")
+    REGISTRY[subscriber.name()] = subscriber
+    return subscriber
+
+
+def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
+    """The subscribers whose systems the environment configures, one client a system.
+
+    Raises:
+      SettingsError: a system is configured only in part.
+    """
+    systems: dict[str, System | None] = {}
+    subscribers = {}
+    for name, subscriber in (REGISTRY if registry is None else registry).items():
+        if subscriber.system not in systems:
+            systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
+        client = systems[subscriber.system]
+        if client is not None:
+            subscribers[name] = subscriber(client)
+    return subscribers
+
+
+__all__ = [
+    "REGISTRY",
+    "Event",
+    "External",
+    "Field",
+    "Item",
+    "Options",
+    "Page",
+    "Skip",
+    "Subscriber",
+    "System",
+    "connect",
+    "register",
+]

@@ -1,0 +1,84 @@
+"""Failures named by what to do next. Whoever talks to an external system raises one of these.
+
+| class        | what it means                               | what happens                                    |
+|--------------|---------------------------------------------|-------------------------------------------------|
+| `Retry`      | this record, later                          | backoff, dead letter after the limit            |
+| `Reject`     | the data is wrong                           | dead letter at once, with the words per field   |
+| `SystemDown` | the system, not the record                  | system paused and probed, no attempt used up    |
+| `Gone`       | the linked external record no longer exists | unlinked; the subscriber's policy decides       |
+| `Skip`       | nothing to do                               | recorded with the reason                        |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class SyncError(Exception):
+    """Base of all of them.
+
+    `maybe_done` says that the call may have taken effect although no proper answer came (a
+    timeout, a cut connection): before a create is tried again the record is looked up.
+    `request_id` is the system's own name of the call.
+    """
+
+    def __init__(self, message: str = "", *, maybe_done: bool = False, request_id: str | None = None) -> None:
+        super().__init__(message or type(self).__name__)
+        self.maybe_done = maybe_done
+        self.request_id = request_id
+
+
+class Retry(SyncError):
+    """This record, later: a timeout, a 5xx on one record, a lock held there. `after` is in seconds."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        after: float | None = None,
+        maybe_done: bool = False,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
+        self.after = after
+
+
+class Reject(SyncError):
+    """The data is wrong and stays wrong until somebody changes it. `fields`: the words per field."""
+
+    def __init__(
+        self, message: str = "", *, fields: Mapping[str, str] | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message, request_id=request_id)
+        self.fields = dict(fields or {})
+
+
+class SystemDown(SyncError):
+    """The system, not the record: refused connections, 429, 503, a login that fails. `after` is in seconds."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        after: float | None = None,
+        maybe_done: bool = False,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
+        self.after = after
+
+
+class Gone(SyncError):
+    """The linked external record no longer exists there."""
+
+
+class Skip(SyncError):
+    """Nothing to do; the message is the reason and is recorded."""
+
+
+class BadSignature(Exception):
+    """A webhook is not from who it says; nothing of it is kept."""
+
+
+class BadWebhook(Exception):
+    """A webhook that is properly signed but cannot be read; its sender is told what is wrong."""

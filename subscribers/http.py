@@ -1,0 +1,267 @@
+"""One HTTP client for all REST-like systems: a session per thread, timeouts everywhere, errors by class."""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import requests
+from pydantic import AfterValidator, SecretStr
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+
+#: Seconds to connect, and seconds without a byte of the answer.
+TIMEOUT = (5.0, 30.0)
+
+
+def _header_safe(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value().strip()
+    if not (text.isascii() and text.isprintable()) or " " in text:
+        # Refused here: the HTTP library's own complaint would quote the value.
+        raise ValueError("holds a blank or a character that no HTTP header carries")
+    return SecretStr(text)
+
+
+def _http_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        raise ValueError("not a URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address starting with http:// or https:// is needed")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user or password: addresses are logged, so there are settings for those")
+    return value.rstrip("/")
+
+
+#: A setting that travels in a header: an API key, a token.
+Token = Annotated[SecretStr, AfterValidator(_header_safe)]
+#: A setting that is the address of a system, without a slash at its end.
+Url = Annotated[str, AfterValidator(_http_url)]
+
+
+class Adapter(HTTPAdapter):
+    """Gives every call a timeout, and a CA bundle of the system's own where one is configured."""
+
+    def __init__(self, ca_bundle: str | None = None) -> None:
+        super().__init__(pool_maxsize=4)
+        self.ca_bundle = ca_bundle
+
+    def send(self, request: Any, **options: Any) -> requests.Response:  # type: ignore[override]
+        """As the base class does, within TIMEOUT unless the caller says otherwise."""
+        if options.get("timeout") is None:
+            options["timeout"] = TIMEOUT
+        if self.ca_bundle:
+            # Here and not on the session: REQUESTS_CA_BUNDLE would win over the session's own.
+            options["verify"] = self.ca_bundle
+        return super().send(request, **options)
+
+
+def new_session(ca_bundle: str | None = None, headers: Mapping[str, str] | None = None) -> requests.Session:
+    """A session whose every call has a timeout and verifies TLS."""
+    session = requests.Session()
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, Adapter(ca_bundle))
+    session.headers["User-Agent"] = "syncflow"
+    session.headers.update(headers or {})
+    return session
+
+
+class Http:
+    """JSON (or form) calls to one base URL, with failures raised as `SyncError`s."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        ca_bundle: str | None = None,
+        describe: Callable[[requests.Response], tuple[str, dict[str, str]]] | None = None,
+        classify: Callable[[requests.Response, bool], SyncError | None] | None = None,
+        request_id_header: str = "x-request-id",
+    ) -> None:
+        """`classify(response, writes)` is a vendor's own table of errors; where it answers None, the status decides."""
+        self.base_url = base_url.rstrip("/")
+        self._headers = dict(headers or {})
+        self._ca_bundle = ca_bundle
+        self._describe = describe or describe_error
+        self._classify = classify
+        # What an answer may quote back to us, but no message of ours may repeat.
+        self._secret = self._headers.get("Authorization", "").rpartition(" ")[2]
+        self._request_id_header = request_id_header
+        self._local = threading.local()
+
+    @property
+    def session(self) -> requests.Session:
+        """This thread's session: they are not safe to share."""
+        if not hasattr(self._local, "session"):
+            self._local.session = new_session(self._ca_bundle, self._headers)
+        session: requests.Session = self._local.session
+        return session
+
+    def call(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One call; the answer, if it is a success.
+
+        Raises:
+          SyncError: of the class that says what to do next.
+        """
+        url = path if path.startswith(("http://", "https://")) else self.base_url + path
+        writes = method not in ("GET", "HEAD")
+        try:
+            response = self.session.request(method, url, allow_redirects=not writes, **options)
+        except requests.RequestException as error:
+            raise network_error(error, writes=writes) from error
+        if response.status_code >= 300:
+            raise self._error(response, writes=writes)
+        return response
+
+    def json(self, method: str, path: str, **options: Any) -> tuple[Any, requests.Response]:
+        """One call whose answer must be JSON, and the answer itself.
+
+        A success without a readable body may be an answer cut on its way: its outcome is unknown.
+        """
+        response = self.call(method, path, **options)
+        try:
+            return response.json(), response
+        except ValueError:
+            raise Retry(
+                f"{method} answered {response.status_code} without readable JSON",
+                maybe_done=method not in ("GET", "HEAD"),
+                request_id=self.request_id(response),
+            ) from None
+
+    def request_id(self, response: requests.Response) -> str | None:
+        """The system's own id of the call."""
+        return response.headers.get(self._request_id_header)
+
+    def _error(self, response: requests.Response, *, writes: bool) -> SyncError:
+        error = self._classify(response, writes) if self._classify else None
+        if error is not None:
+            return error
+        message, fields = self._describe(response)
+        if self._secret:
+            message = message.replace(self._secret, "***")
+            fields = {name: text.replace(self._secret, "***") for name, text in fields.items()}
+        return status_error(
+            response.status_code,
+            message,
+            fields=fields,
+            after=retry_after(response),
+            writes=writes,
+            request_id=self.request_id(response),
+        )
+
+
+def status_error(
+    status: int,
+    message: str,
+    *,
+    fields: Mapping[str, str] | None = None,
+    after: float | None = None,
+    writes: bool = True,
+    request_id: str | None = None,
+) -> SyncError:
+    """HTTP status -> what to do next; a vendor's own table comes before this one."""
+    text = f"{status}: {message}" if message else str(status)
+    if status in (404, 410):
+        return Gone(text, request_id=request_id)
+    if status in (401, 403):
+        return SystemDown(f"the login is refused ({text})", request_id=request_id)
+    if status in (429, 503):
+        return SystemDown(text, after=after, request_id=request_id)
+    if status in (408, 412, 423, 425):
+        return Retry(text, after=after, request_id=request_id)
+    if status >= 500:
+        return Retry(text, after=after, maybe_done=writes, request_id=request_id)
+    return Reject(text, fields=fields, request_id=request_id)
+
+
+def network_error(error: requests.RequestException, *, writes: bool) -> SyncError:
+    """A failed call without an answer -> what to do next. The URL's query, which may hold secrets, is left out."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    never_sent = isinstance(reason, NewConnectionError | ConnectTimeoutError) or isinstance(
+        error, requests.ConnectTimeout
+    )
+    if never_sent:
+        return SystemDown("cannot connect")
+    if isinstance(error, requests.exceptions.SSLError):
+        return SystemDown("the TLS certificate is not trusted (or the connection is not TLS)")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
+        return SystemDown("the configured URL is not a URL")
+    if isinstance(error, requests.Timeout):
+        return Retry("no answer in time", maybe_done=writes)
+    return Retry("the connection was cut before the answer", maybe_done=writes)
+
+
+def secrets_of(setting: SecretStr) -> Iterator[str]:
+    """The secrets in one setting: several are separated by blanks, so that they can be rotated."""
+    yield from setting.get_secret_value().split()
+
+
+def same_secret(given: str, expected: str) -> bool:
+    """Compare in constant time, whatever characters a stranger sends."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
+
+
+def retry_after(response: requests.Response) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
+    value = response.headers.get("Retry-After", "")
+    if value.isdigit():
+        return float(value)
+    when = http_date(value)
+    return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def server_time(response: requests.Response) -> datetime | None:
+    """When the answer was made, by the system's own clock (whole seconds)."""
+    return http_date(response.headers.get("Date", ""))
+
+
+def iso_time(value: object) -> datetime | None:
+    """An ISO 8601 time as an instant (UTC where it names no offset); None for anything else."""
+    try:
+        when = datetime.fromisoformat(value if isinstance(value, str) else "")
+    except ValueError:
+        return None
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
+def http_date(value: str) -> datetime | None:
+    """An HTTP date as an instant, or None."""
+    try:
+        when = parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
+
+
+def describe_error(response: requests.Response) -> tuple[str, dict[str, str]]:
+    """(message, words per field) of the usual shapes of a JSON error body; else the start of the text."""
+    try:
+        body = response.json()
+    except ValueError:
+        return _one_line(response.text), {}
+    if not isinstance(body, dict):
+        return _one_line(str(body)), {}
+    raw = body.get("errors")
+    fields = (
+        {str(k): "; ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in raw.items()}
+        if isinstance(raw, dict)
+        else {}
+    )
+    message = body.get("message") or body.get("error") or body.get("detail") or ""
+    if fields:
+        message = "; ".join(f"{name}: {text}" for name, text in fields.items())
+    return _one_line(str(message or body)), fields
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:500]
