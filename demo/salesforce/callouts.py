@@ -1,0 +1,36 @@
+"""Telling somebody of every change, as a trigger with a callout does in a real org.
+
+The body is `{"event_id", "operation", "object", "id", "time", "by"}`, where operation is created, updated, deleted
+or undeleted and `by` the user; X-Signature is its HMAC-SHA256 with the shared secret, in hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+
+from demo.faults import Faults
+from demo.webhooks import Endpoint, WebhookSender
+
+from .wire import to_json
+
+
+class Callouts:
+    """Sends each change to one address, again and again until it is taken. Nothing is kept over a restart."""
+
+    def __init__(self, url: str, secret: str) -> None:
+        #: Takes webhook_drop, webhook_duplicate, webhook_reorder and webhook_delay.
+        self.faults = Faults()
+        endpoint = Endpoint(url, secret)
+        self.sender = WebhookSender(self.faults, lambda _: endpoint, _sign)
+
+    def changed(self, operation: str, object_name: str, record_id: str, time: str, by: str) -> None:
+        """Called by the store after a change was committed."""
+        event_id = secrets.token_hex(12)
+        event = {"event_id": event_id, "operation": operation, "object": object_name}
+        self.sender.send("hub", event_id, to_json({**event, "id": record_id, "time": time, "by": by}))
+
+
+def _sign(secret: str, body: bytes) -> dict[str, str]:
+    return {"X-Signature": hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}

@@ -1,0 +1,131 @@
+"""The SQLite file behind the simulated org: a table per object, made from the schema.
+
+Text compares without regard to case, as in the org. The collation is our own: that of SQLite
+(NOCASE) knows only ASCII.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .schema import ID_KINDS, NUMBER_KINDS, OBJECTS, Field, SObject
+
+
+class Database:
+    """One connection, used by one request thread at a time: simple, and quick enough for a simulator."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        if path is not None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.lock = threading.RLock()
+        self.connection = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
+        self.connection.row_factory = sqlite3.Row
+        self.connection.create_collation("org", _compare)
+        self.connection.create_function("soql_like", 2, _like, deterministic=True)
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute("PRAGMA synchronous = NORMAL")
+        self._depth = 0
+        self._after_commit: list[Callable[[], None]] = []
+        with self.transaction():
+            self._create_tables()
+
+    def close(self) -> None:
+        with self.lock:
+            self.connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing; may be nested, and then only the inner part is undone by an exception."""
+        with self.lock:
+            name, planned = f"level_{self._depth}", len(self._after_commit)
+            self.connection.execute(f"SAVEPOINT {name}" if self._depth else "BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield self.connection
+            except BaseException:
+                del self._after_commit[planned:]
+                self._leave(f"ROLLBACK TO {name}", f"RELEASE {name}", "ROLLBACK")
+                raise
+            else:
+                self._leave(f"RELEASE {name}", "", "COMMIT")
+                if not self._depth:
+                    calls, self._after_commit = self._after_commit, []
+                    for call in calls:
+                        call()
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Plan a call for when the transaction under way is committed; it is dropped if that is undone."""
+        self._after_commit.append(call)
+
+    def _leave(self, inner: str, then: str, outermost: str) -> None:
+        self._depth -= 1
+        for statement in (inner, then) if self._depth else (outermost,):
+            if statement:
+                self.connection.execute(statement)
+
+    def next_number(self, prefix: str) -> int:
+        """The next running number of a key prefix; numbers are never used twice, even after a reset."""
+        row = self.connection.execute(
+            "INSERT INTO _counter (prefix, last) VALUES (?, 1)"
+            " ON CONFLICT (prefix) DO UPDATE SET last = last + 1 RETURNING last",
+            (prefix,),
+        ).fetchone()
+        return int(row[0])
+
+    def _create_tables(self) -> None:
+        self.connection.execute("CREATE TABLE IF NOT EXISTS _counter (prefix TEXT PRIMARY KEY, last INTEGER)")
+        for one in OBJECTS.values():
+            columns = ", ".join(_column(field) for field in one.fields.values())
+            self.connection.execute(f'CREATE TABLE IF NOT EXISTS "{one.name}" ({columns})')
+            self._add_missing_columns(one)
+            for field in one.fields.values():
+                if field.external_id or field.kind == "reference" or field.name == "SystemModstamp":
+                    index = f'"{one.name}_{field.name}" ON "{one.name}" ("{field.name}")'
+                    self.connection.execute(f"CREATE INDEX IF NOT EXISTS {index}")
+
+    def _add_missing_columns(self, one: SObject) -> None:
+        # The schema may have grown since the file was written.
+        have = {row["name"] for row in self.connection.execute(f'PRAGMA table_info("{one.name}")')}
+        for field in one.fields.values():
+            if field.name not in have:
+                self.connection.execute(f'ALTER TABLE "{one.name}" ADD COLUMN {_column(field)}')
+
+
+def _column(field: Field) -> str:
+    if field.kind == "id":
+        return f'"{field.name}" TEXT PRIMARY KEY'
+    if field.kind == "boolean":
+        return f'"{field.name}" INTEGER NOT NULL DEFAULT {int(bool(field.default))}'
+    if field.kind in NUMBER_KINDS:
+        return f'"{field.name}" {"INTEGER" if field.kind == "int" else "REAL"}'
+    if field.kind in ID_KINDS or field.kind in ("date", "datetime"):
+        return f'"{field.name}" TEXT'
+    return f'"{field.name}" TEXT COLLATE org'
+
+
+def _compare(left: str, right: str) -> int:
+    a, b = left.casefold(), right.casefold()
+    return (a > b) - (a < b)
+
+
+def _like(pattern: str, value: str | None) -> bool:
+    return value is not None and _like_regex(pattern).fullmatch(value.casefold()) is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _like_regex(pattern: str) -> re.Pattern[str]:
+    """A SOQL pattern as a regular expression: % is any run, _ any character, unless after a backslash."""
+    pieces: list[str] = []
+    characters = iter(pattern.casefold())
+    for char in characters:
+        if char == "\\":
+            pieces.append(re.escape(next(characters, "\\")))
+        else:
+            pieces.append({"%": ".*", "_": "."}.get(char, re.escape(char)))
+    return re.compile("".join(pieces), re.DOTALL)

@@ -1,0 +1,49 @@
+"""The org's clock, and times as the API writes them: UTC, whole seconds, `2026-11-22T07:06:38.000+0000`."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+
+
+class Clock:
+    """The org's time; a test can move it forward or stop it instead of waiting."""
+
+    def __init__(self) -> None:
+        self._offset = timedelta(0)
+        self._frozen: datetime | None = None
+
+    def now(self) -> datetime:
+        """Aware, UTC, cut to whole seconds."""
+        moment = self._frozen or datetime.now(UTC)
+        return (moment + self._offset).replace(microsecond=0)
+
+    def advance(self, seconds: float) -> None:
+        self._offset += timedelta(seconds=seconds)
+
+    def freeze(self) -> None:
+        """Stop the clock: everything from here on has the same timestamp until `thaw`."""
+        self._frozen = self._frozen or datetime.now(UTC)
+
+    def thaw(self) -> None:
+        self._frozen = None
+
+
+def to_wire(moment: datetime) -> str:
+    """Sorts as text, because it is always UTC and of one length."""
+    utc = moment.astimezone(UTC)
+    return f"{utc:%Y-%m-%dT%H:%M:%S}.{utc.microsecond // 1000:03d}+0000"
+
+
+def parse_datetime(text: str) -> datetime:
+    """Read an ISO 8601 time with an offset (`Z`, `+00:00` or `+0000`). Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if "T" not in text or moment.tzinfo is None:
+        raise ValueError(f"a time with an offset is needed, not {text!r}")
+    return moment.astimezone(UTC)
+
+
+def parse_date(text: str) -> date:
+    """Read `2026-11-22`. Raises ValueError."""
+    if len(text) != len("2026-11-22"):
+        raise ValueError(f"a date is needed, not {text!r}")
+    return date.fromisoformat(text)
