@@ -1,0 +1,27 @@
+"""The decisions: routing and unsubscriptions, outward delivery, inward merge, retry and health policy.
+
+Knows no broker and no Flask; everything here can be tried with a fake subscriber.
+"""
+
+from conductor.conductor import Conductor
+from conductor.desk import LetterFilter
+from conductor.hub import Announcer, Policy
+from conductor.inward import UnknownSystem
+from conductor.mappings import MappingConflict, MappingRefused
+from conductor.overview import SubscriberStatus, SystemStatus, Waiting
+from subscribers.errors import BadSignature, BadWebhook
+
+__all__ = [
+    "Announcer",
+    "BadSignature",
+    "BadWebhook",
+    "Conductor",
+    "LetterFilter",
+    "MappingConflict",
+    "MappingRefused",
+    "Policy",
+    "SubscriberStatus",
+    "SystemStatus",
+    "UnknownSystem",
+    "Waiting",
+]

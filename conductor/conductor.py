@@ -1,0 +1,148 @@
+"""The conductor: the MainClass. It keeps the list of subscribers and decides who is owed what and
+when their methods are called. Actors, routes and commands call it and decide nothing themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from conductor import overview as views
+from conductor.desk import Desk, LetterFilter
+from conductor.health import Health
+from conductor.hub import Announcer, Hub, Policy
+from conductor.inward import Inward
+from conductor.letters import Letters
+from conductor.mappings import Mappings
+from conductor.outward import Outward
+from conductor.routing import Routing
+from models.base import utcnow
+from models.session import Database
+from subscribers.base import Subscriber, System
+from subscribers.mapping import Mapper
+
+
+class Conductor:
+    """Everything Syncflow can do, over one database and one set of connected subscribers."""
+
+    def __init__(
+        self,
+        database: Database,
+        subscribers: Mapping[str, Subscriber],
+        announcer: Announcer,
+        policy: Policy | None = None,
+        clock: Callable[[], datetime] = utcnow,
+    ) -> None:
+        self.hub = Hub(database, subscribers, announcer, policy or Policy(), clock)
+        self.health = Health(self.hub)
+        self.letters = Letters(self.hub)
+        self.mappings = Mappings(self.hub)
+        self.routing = Routing(self.hub)
+        self.outward = Outward(self.hub, self.health, self.mappings, self.letters)
+        self.inward = Inward(self.hub, self.health, self.mappings, self.letters)
+        self.desk = Desk(self.hub, self.health, self.letters)
+
+    @property
+    def database(self) -> Database:
+        """The internal database, which also holds the ledger."""
+        return self.hub.database
+
+    @property
+    def subscribers(self) -> Mapping[str, Subscriber]:
+        """The connected subscribers by name."""
+        return self.hub.subscribers
+
+    @property
+    def systems(self) -> dict[str, System]:
+        """The connected systems by name."""
+        return self.hub.systems
+
+    # --- outward ------------------------------------------------------------------------------------
+
+    def relay(self) -> int:
+        """Route waiting changes and announce them; how many there were. See `Routing.relay`."""
+        return self.routing.relay()
+
+    def sweep(self, *, everything: bool = False) -> int:
+        """Announce again what is owed and does not move. See `Routing.sweep`."""
+        return self.routing.sweep(everything=everything)
+
+    def deliver(self, subscriber: str, record_ids: Sequence[str]) -> None:
+        """Bring these records of one subscriber up to date. See `Outward.deliver`."""
+        self.outward.deliver(subscriber, record_ids)
+
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = ()) -> int:
+        """Ask directly for a record to be synced to all but these. See `Desk.push`."""
+        return self.desk.push(catalogue, record_id, unsubscribe)
+
+    # --- inward -------------------------------------------------------------------------------------
+
+    def store_webhook(self, system: str, body: bytes, headers: Mapping[str, str]) -> bool:
+        """Verify and store a webhook; True if it is new. See `Inward.store_webhook`."""
+        return self.inward.store_webhook(system, body, headers)
+
+    def receive(self, inbox_id: int) -> None:
+        """Apply a stored webhook. See `Inward.receive`."""
+        self.inward.receive(inbox_id)
+
+    def poll(self, subscriber: str) -> int:
+        """Read what changed in a system; how many records came in. See `Inward.poll`."""
+        return self.inward.poll(subscriber)
+
+    # --- people -------------------------------------------------------------------------------------
+
+    def retry(self, letters: LetterFilter, by: str) -> int:
+        """Try dead letters again. See `Desk.retry`."""
+        return self.desk.retry(letters, by)
+
+    def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
+        """Close dead letters unsent. See `Desk.discard`."""
+        return self.desk.discard(letters, by, reason)
+
+    def pause(self, system: str, by: str, reason: str) -> None:
+        """Stop a system. See `Desk.pause`."""
+        self.desk.pause(system, by, reason)
+
+    def resume(self, system: str, by: str) -> None:
+        """Start it again. See `Desk.resume`."""
+        self.desk.resume(system, by)
+
+    def poll_soon(self, subscriber: str, by: str) -> None:
+        """Have a subscriber polled. See `Desk.poll_soon`."""
+        self.desk.poll_soon(subscriber, by)
+
+    def unsubscribe(
+        self,
+        target: str,
+        operation: str | None,
+        record_ids: list[str] | None,
+        until: datetime | None,
+        reason: str,
+        by: str,
+    ) -> int:
+        """Make an unsubscription. See `Desk.unsubscribe`."""
+        return self.desk.unsubscribe(target, operation, record_ids, until, reason, by)
+
+    def lift(self, unsubscription_id: int, by: str) -> None:
+        """Remove one. See `Desk.lift`."""
+        self.desk.lift(unsubscription_id, by)
+
+    def mapping(self, subscriber: str) -> tuple[Mapper, int]:
+        """The mapping in force and its version. See `Mappings.current`."""
+        with self.database.read() as connection:
+            return self.mappings.current(connection, subscriber)
+
+    def save_mapping(self, subscriber: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
+        """Save a mapping. See `Mappings.save`."""
+        return self.mappings.save(subscriber, rows, by, expected_version)
+
+    def overview(self) -> list[views.SystemStatus]:
+        """Every system's state. See `conductor.overview`."""
+        with self.database.read() as connection:
+            return views.systems(self.hub, connection)
+
+    def waiting(self) -> views.Waiting:
+        """What has not been looked at yet. See `conductor.overview`."""
+        with self.database.read() as connection:
+            return views.waiting(connection)

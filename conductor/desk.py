@@ -1,0 +1,233 @@
+"""What people do: retry and discard dead letters, pause systems, keep unsubscribe lists.
+
+Each function writes its audit row in the transaction that does the work. The panel and the
+command line call these and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.health import Health
+from conductor.hub import Hub
+from conductor.letters import Letters
+from models.ledger import (
+    Change,
+    DeadLetter,
+    Inbox,
+    Link,
+    System,
+    Unsubscription,
+    UnsubscriptionRecord,
+)
+
+#: Dead letters handled in one transaction.
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class LetterFilter:
+    """Which open dead letters are meant; what is None does not matter. All of it None means all."""
+
+    ids: list[int] | None = None
+    subscriber: str | None = None
+    fingerprint: str | None = None
+    error: str | None = None
+
+    def conditions(self) -> list[Any]:
+        """As conditions on the open letters."""
+        conditions: list[Any] = [DeadLetter.closed_at.is_(None)]
+        if self.ids is not None:
+            conditions.append(DeadLetter.id.in_(self.ids))
+        for name in ("subscriber", "fingerprint", "error"):
+            if (value := getattr(self, name)) is not None:
+                conditions.append(getattr(DeadLetter, name) == value)
+        return conditions
+
+    def words(self) -> str:
+        """For the audit."""
+        chosen = {k: v for k, v in vars(self).items() if v is not None}
+        return ", ".join(f"{name} {value}" for name, value in chosen.items()) or "all"
+
+
+class Desk:
+    """The operator's desk."""
+
+    def __init__(self, hub: Hub, health: Health, letters: Letters) -> None:
+        self.hub = hub
+        self.health = health
+        self.letters = letters
+
+    # --- dead letters -------------------------------------------------------------------------------
+
+    def retry(self, letters: LetterFilter, by: str) -> int:
+        """Let these records be tried again at once; returns how many. A letter closes when its record is through."""
+        return self._each_batch(letters, self._again, by, "dead_letter.retry")
+
+    def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
+        """Close letters without sending: what they are about counts as settled until the next change."""
+        if not reason.strip():
+            raise ValueError("say why: a discarded dead letter needs a reason")
+        return self._each_batch(
+            letters,
+            lambda c, rows: self._settle(c, rows, f"discarded by {by}: {reason}"),
+            by,
+            "dead_letter.discard",
+            reason=reason,
+        )
+
+    def _each_batch(self, letters: LetterFilter, work: Any, by: str, action: str, **details: object) -> int:
+        done = 0
+        after = 0
+        while True:
+            with self.hub.database.write() as connection:
+                rows = connection.execute(
+                    sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
+                    .where(*letters.conditions(), DeadLetter.id > after)
+                    .order_by(DeadLetter.id)
+                    .limit(_BATCH)
+                ).all()
+                if rows:
+                    work(connection, rows)
+                    after = rows[-1].id
+                done += len(rows)
+                if len(rows) < _BATCH:
+                    self.hub.audit(connection, by, action, letters.words(), count=done, **details)
+                    return done
+
+    def _again(self, connection: sa.Connection, rows: Iterable[Any]) -> None:
+        now = self.hub.clock()
+        links = [row.link_id for row in rows if row.link_id is not None]
+        inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
+        connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
+        connection.execute(
+            sa.update(Inbox).where(Inbox.id.in_(inbox), Inbox.state == "dead").values(state="waiting", retry_at=now)
+        )
+
+    def _settle(self, connection: sa.Connection, rows: Iterable[Any], resolution: str) -> None:
+        links = [row.link_id for row in rows if row.link_id is not None]
+        connection.execute(
+            sa.update(Link)
+            .where(Link.id.in_(links))
+            .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
+        )
+        self.letters.close(connection, [row.id for row in rows], resolution)
+
+    # --- systems ------------------------------------------------------------------------------------
+
+    def pause(self, system: str, by: str, reason: str) -> None:
+        """Send nothing to this system, and poll nothing from it, until it is resumed. What is owed waits."""
+        self._require_system(system)
+        now = self.hub.clock()
+        with self.hub.database.write() as connection:
+            values = {"paused_at": now, "paused_by": by, "pause_reason": reason or None}
+            self._update_system(connection, system, values)
+            self.hub.audit(connection, by, "system.pause", system, reason=reason)
+
+    def resume(self, system: str, by: str) -> None:
+        """Let it flow again; what waited is announced with the next sweep. A system that is down is tried at once."""
+        self._require_system(system)
+        now = self.hub.clock()
+        with self.hub.database.write() as connection:
+            values = {"paused_at": None, "paused_by": None, "pause_reason": None, "up_since": now}
+            self._update_system(connection, system, values | {"probe_at": now})
+            self.hub.audit(connection, by, "system.resume", system)
+
+    def poll_soon(self, subscriber: str, by: str) -> None:
+        """Have a subscriber polled now."""
+        if subscriber not in self.hub.subscribers:
+            raise KeyError(subscriber)
+        with self.hub.database.write() as connection:
+            self.hub.audit(connection, by, "subscriber.poll", subscriber)
+        self.hub.announcer.poll(subscriber)
+
+    def _update_system(self, connection: sa.Connection, system: str, values: dict[str, Any]) -> None:
+        insert = self.hub.database.insert(System).values(name=system, **values)
+        connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
+
+    def _require_system(self, system: str) -> None:
+        if system not in self.hub.systems:
+            known = ", ".join(sorted(self.hub.systems)) or "none is configured"
+            raise ValueError(f"no system {system!r}; there are: {known}")
+
+    # --- unsubscriptions ----------------------------------------------------------------------------
+
+    def unsubscribe(
+        self,
+        target: str,
+        operation: str | None,
+        record_ids: list[str] | None,
+        until: datetime | None,
+        reason: str,
+        by: str,
+    ) -> int:
+        """Make a rule: nothing (of this operation, of these records) flows to a system or subscriber.
+
+        Raises:
+          ValueError: no such target or operation, or an empty list of records.
+        """
+        targets = set(self.hub.subscribers) | set(self.hub.systems)
+        if target not in targets:
+            raise ValueError(f"no system or subscriber {target!r}; there are: {', '.join(sorted(targets))}")
+        if operation not in (None, "create", "update", "delete"):
+            raise ValueError(f"no operation {operation!r}; there are create, update and delete")
+        if record_ids is not None and not record_ids:
+            raise ValueError("the list of records is empty")
+        if until is not None and until <= self.hub.clock():
+            raise ValueError("the end lies in the past")
+        with self.hub.database.write() as connection:
+            rule = connection.execute(
+                sa.insert(Unsubscription)
+                .values(
+                    target=target,
+                    operation=operation,
+                    listed_only=record_ids is not None,
+                    until=until,
+                    reason=reason,
+                    created_at=self.hub.clock(),
+                    created_by=by,
+                )
+                .returning(Unsubscription.id)
+            ).scalar_one()
+            if record_ids is not None:
+                rows = [{"unsubscription_id": rule, "record_id": r} for r in dict.fromkeys(record_ids)]
+                connection.execute(sa.insert(UnsubscriptionRecord), rows)
+            details = {"operation": operation, "records": record_ids and len(record_ids), "reason": reason}
+            self.hub.audit(connection, by, "unsubscription.create", f"#{rule} {target}", **details)
+        return int(rule)
+
+    def lift(self, unsubscription_id: int, by: str) -> None:
+        """Remove a rule; what it kept back flows with each record's next change."""
+        with self.hub.database.write() as connection:
+            row = connection.execute(
+                sa.delete(Unsubscription).where(Unsubscription.id == unsubscription_id).returning(Unsubscription.target)
+            ).one_or_none()
+            if row is None:
+                raise ValueError(f"there is no unsubscription #{unsubscription_id}")
+            self.hub.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {row.target}")
+
+    # --- asking directly ----------------------------------------------------------------------------
+
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = ()) -> int:
+        """Have a record looked at by all its subscribers but these, as if it had just changed.
+
+        Returns the id of the change row; it takes the same way as a captured change.
+        """
+        with self.hub.database.write() as connection:
+            change = connection.execute(
+                sa.insert(Change)
+                .values(
+                    catalogue=catalogue,
+                    record_id=record_id,
+                    operation="updated",
+                    unsubscribe=",".join(unsubscribe) or None,
+                    at=self.hub.clock(),
+                )
+                .returning(Change.id)
+            ).scalar_one()
+        return int(change)

@@ -1,0 +1,114 @@
+"""What every part of the conductor works with: the database, the subscribers, the policy, the announcer."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from models.base import utcnow
+from models.ledger import AuditEntry
+from models.session import Database
+from settings import Settings
+from subscribers.base import Subscriber, System
+
+
+class Announcer(Protocol):
+    """Puts news into queues. It may lose any of it: the ledger's sweeps announce it again."""
+
+    def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
+        """Fan out to the queue of every subscriber bound to this catalogue."""
+
+    def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
+        """These records of one subscriber want to be delivered."""
+
+    def inbox(self, inbox_ids: Sequence[int]) -> None:
+        """These inbox rows want to be looked at."""
+
+    def poll(self, subscriber: str) -> None:
+        """This subscriber wants to be polled now."""
+
+    def depth(self, subscriber: str) -> int | None:
+        """Messages waiting in a subscriber's queue; None where that cannot be told now."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How patient the hub is. All durations in seconds."""
+
+    lease: float = 60.0
+    stale: float = 30.0
+    max_attempts: int = 8
+    retry_first: float = 2.0
+    retry_longest: float = 3600.0
+    probe_first: float = 2.0
+    probe_longest: float = 60.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Policy:
+        """The policy the environment asks for."""
+        return cls(
+            lease=settings.lease_seconds,
+            stale=settings.stale_seconds,
+            max_attempts=settings.max_attempts,
+            retry_first=settings.retry_first_seconds,
+            retry_longest=settings.retry_longest_seconds,
+            probe_first=settings.probe_first_seconds,
+            probe_longest=settings.probe_longest_seconds,
+        )
+
+    def backoff(self, attempt: int) -> float:
+        """Seconds to wait after the attempt of this number failed: doubling, with jitter, so that
+        records that failed together do not come back together."""
+        pause = min(self.retry_first * 2.0 ** (attempt - 1), self.retry_longest)
+        return pause * random.uniform(0.75, 1.25)
+
+    def probe(self, failures: int) -> float:
+        """Seconds a system that failed this many times in a row is left alone."""
+        return min(self.probe_first * 2.0 ** max(failures - 1, 0), self.probe_longest)
+
+
+@dataclass
+class Hub:
+    """The conductor's surroundings, shared by its parts."""
+
+    database: Database
+    subscribers: Mapping[str, Subscriber]
+    announcer: Announcer
+    policy: Policy = field(default_factory=Policy)
+    clock: Callable[[], datetime] = utcnow
+
+    @property
+    def systems(self) -> dict[str, System]:
+        """The connected systems by name."""
+        return {s.system: s.client for s in self.subscribers.values()}
+
+    def of_catalogue(self, catalogue: str) -> list[Subscriber]:
+        """The subscribers that follow a catalogue."""
+        return [s for s in self.subscribers.values() if s.catalogue == catalogue]
+
+    def of_system(self, system: str) -> list[Subscriber]:
+        """The subscribers of one system."""
+        return [s for s in self.subscribers.values() if s.system == system]
+
+    def later(self, seconds: float) -> datetime:
+        """The instant this many seconds from now."""
+        return self.clock() + timedelta(seconds=seconds)
+
+    def audit(self, connection: sa.Connection, who: str, action: str, target: str, **details: object) -> None:
+        """Write down what a person did, in the transaction that does it."""
+        connection.execute(
+            sa.insert(AuditEntry).values(
+                at=self.clock(), who=who, action=action, target=target, details=details or None
+            )
+        )
+
+
+def new_token() -> str:
+    """A name nobody else has: of a lease, of an intent."""
+    return uuid.uuid4().hex

@@ -1,0 +1,85 @@
+"""Dead letters: what a person has to look at, in words, grouped by kind."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.hub import Hub
+from models.ledger import DeadLetter, Link
+from subscribers.errors import Reject, SyncError
+
+#: What varies from one record to the next: quoted values, numbers, long ids.
+_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
+
+
+def fingerprint(error: SyncError) -> str:
+    """The same for errors that are mended the same way: class and words, without the varying parts."""
+    stable = _VARYING.sub("*", str(error))
+    return hashlib.sha256(f"{type(error).__name__}:{stable}".encode()).hexdigest()[:16]
+
+
+def trace(error: SyncError) -> str | None:
+    """The traceback of the bug behind an error; none for what a system plainly said."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, SyncError):
+        return None
+    return "".join(traceback.format_exception(cause))[-8000:]
+
+
+class Letters:
+    """Writes and closes dead letters; always inside the caller's transaction."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def write(
+        self,
+        connection: sa.Connection,
+        subscriber: str,
+        error: SyncError,
+        *,
+        record_id: str | None = None,
+        link_id: int | None = None,
+        inbox_id: int | None = None,
+        payload: Mapping[str, Any] | None = None,
+        letter_id: int | None = None,
+    ) -> int:
+        """Write a letter, or the open one `letter_id` anew; returns its id."""
+        values = {
+            "subscriber": subscriber,
+            "record_id": record_id,
+            "link_id": link_id,
+            "inbox_id": inbox_id,
+            "error": type(error).__name__,
+            "fingerprint": fingerprint(error),
+            "message": str(error),
+            "fields": error.fields if isinstance(error, Reject) and error.fields else None,
+            "payload": dict(payload) if payload is not None else None,
+            "traceback": trace(error),
+            "at": self.hub.clock(),
+        }
+        if letter_id is not None:
+            renewed = connection.execute(
+                sa.update(DeadLetter).where(DeadLetter.id == letter_id, DeadLetter.closed_at.is_(None)).values(**values)
+            )
+            if renewed.rowcount:
+                return letter_id
+        inserted = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id))
+        return int(inserted.scalar_one())
+
+    def close(self, connection: sa.Connection, letter_ids: list[int], resolution: str) -> None:
+        """Close letters, with how it ended in words, and forget them in their links."""
+        if not letter_ids:
+            return
+        connection.execute(
+            sa.update(DeadLetter)
+            .where(DeadLetter.id.in_(letter_ids), DeadLetter.closed_at.is_(None))
+            .values(closed_at=self.hub.clock(), resolution=resolution)
+        )
+        connection.execute(sa.update(Link).where(Link.dead_letter_id.in_(letter_ids)).values(dead_letter_id=None))

@@ -1,0 +1,87 @@
+"""Mappings in force: the code's `field_to_data`, or the newest version a person saved in the panel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.hub import Hub
+from models.ledger import Mapping
+from subscribers.mapping import Mapper, check_rows
+
+
+class MappingRefused(Exception):
+    """A mapping cannot be saved; `problems` says why, one sentence each, naming the row."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class MappingConflict(Exception):
+    """Somebody else saved this mapping meanwhile; look at theirs before saving again."""
+
+
+class Mappings:
+    """Reads and writes mapping versions. Readers see a new version with their next batch."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self._cache: dict[str, tuple[int, Mapper]] = {}
+
+    def current(self, connection: sa.Connection, name: str) -> tuple[Mapper, int]:
+        """The mapping of a subscriber and its version; version 0 is the code's own, never edited."""
+        newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
+        version = connection.execute(newest).scalar() or 0
+        cached = self._cache.get(name)
+        if cached is None or cached[0] != version:
+            cached = self._cache[name] = (version, self._load(connection, name, version))
+        return cached[1], version
+
+    def _load(self, connection: sa.Connection, name: str, version: int) -> Mapper:
+        subscriber = self.hub.subscribers[name]
+        if version == 0:
+            return subscriber.default_mapper
+        rows = connection.execute(
+            sa.select(Mapping.fields).where(Mapping.subscriber == name, Mapping.version == version)
+        ).scalar_one()
+        if rows is None:
+            return subscriber.default_mapper
+        fields, problems = check_rows(rows, subscriber.records)
+        if problems:
+            # It was right when it was saved; the table or the code has changed since.
+            raise MappingRefused([f"version {version} of the mapping of {name}: {text}" for text in problems])
+        return Mapper(subscriber.records, fields)
+
+    def save(self, name: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
+        """Save a new version; None goes back to the code's own. Returns the new version.
+
+        Raises:
+          MappingRefused: something in it is wrong.
+          MappingConflict: `expected_version` is not the newest any more.
+        """
+        subscriber = self.hub.subscribers[name]
+        if rows is not None:
+            _fields, problems = check_rows(rows, subscriber.records)
+            if problems:
+                raise MappingRefused(problems)
+        try:
+            with self.hub.database.write() as connection:
+                newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
+                if (connection.execute(newest).scalar() or 0) != expected_version:
+                    raise MappingConflict(f"{name}: version {expected_version} is not the newest any more")
+                before = self.current(connection, name)[0].rows()
+                connection.execute(
+                    sa.insert(Mapping).values(
+                        subscriber=name,
+                        version=expected_version + 1,
+                        fields=rows,
+                        created_at=self.hub.clock(),
+                        created_by=by,
+                    )
+                )
+                self.hub.audit(connection, by, "mapping.save", name, before=before, after=rows)
+        except sa.exc.IntegrityError:
+            raise MappingConflict(f"{name}: somebody saved version {expected_version + 1} first") from None
+        return expected_version + 1

@@ -1,0 +1,85 @@
+"""The three-way merge, field by field: the one rule behind echo suppression, loop freedom and conflicts.
+
+base = what hub and system last agreed, theirs = what came in, ours = the record now. All three are
+flat external values (see `subscribers.mapping`), so a lossy transform never looks like an edit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from subscribers.mapping import same
+
+Winner = Literal["internal", "external"]
+
+
+@dataclass
+class Merge:
+    """What to do about each field that came in, by path.
+
+    `take`: their value goes into the record. `keep`: ours stays, and they are owed it.
+    `settled`: both sides changed to the same value; only the base moves.
+    """
+
+    take: dict[str, Any] = field(default_factory=dict)
+    keep: dict[str, Any] = field(default_factory=dict)
+    settled: dict[str, Any] = field(default_factory=dict)
+    conflicts: dict[str, Winner] = field(default_factory=dict)
+
+    @property
+    def is_echo(self) -> bool:
+        """Nothing came in that was not agreed already."""
+        return not (self.take or self.keep or self.settled)
+
+
+def merge(
+    *,
+    agreed: Mapping[str, Any],
+    held: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    comes_in: Callable[[str], bool],
+    winner: Callable[[str], Winner],
+) -> Merge:
+    """Decide for every field in `theirs`.
+
+    `agreed` and `held` are the link's base: our form of it, and the system's where that differs.
+    `comes_in` says whether a field's direction lets their change in; `winner` settles a conflict.
+    """
+    result = Merge()
+    for path, value in theirs.items():
+        base = held.get(path, agreed.get(path))
+        if path in agreed and same(value, base):
+            continue
+        if path in ours and same(value, ours[path]):
+            result.settled[path] = value
+        elif not comes_in(path):
+            result.keep[path] = value
+        elif path not in ours or (path in agreed and same(ours[path], agreed[path])):
+            result.take[path] = value
+        else:
+            who = result.conflicts[path] = winner(path)
+            (result.take if who == "external" else result.keep)[path] = value
+    return result
+
+
+def rebase(
+    result: Merge, agreed: Mapping[str, Any], held: Mapping[str, Any], ours_now: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The link's new (agreed, held) after a merge. `ours_now`: our fields once `take` is written.
+
+    A kept field gets their value as base: our differing one is then owed to them, and the same
+    event seen again changes nothing.
+    """
+    new_agreed, new_held = dict(agreed), dict(held)
+    for path, value in result.keep.items():
+        new_agreed[path] = value
+        new_held.pop(path, None)
+    for path, value in {**result.take, **result.settled}.items():
+        new_agreed[path] = ours_now.get(path, value)
+        new_held.pop(path, None)
+        if not same(new_agreed[path], value):
+            new_held[path] = value
+    return new_agreed, new_held

@@ -1,0 +1,269 @@
+"""Routing: from captured changes to what each subscriber is owed, and the news of it.
+
+The relay calls :meth:`Routing.relay` whenever something was committed and :meth:`Routing.sweep`
+every second or so. Marking who is owed what and marking the change as relayed is one transaction;
+the news goes out after it. A process that dies in between has lost news only, and the sweep
+announces again whatever is owed and does not move.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.hub import Hub
+from conductor.unsubscriptions import names
+from models.ledger import Change, Delivery, Inbox, Link, System
+from subscribers.base import Subscriber
+
+logger = logging.getLogger(__name__)
+
+#: Changes taken in one transaction.
+RELAY_BATCH = 5000
+
+#: Records named by one message.
+MESSAGE_RECORDS = 200
+
+#: Links announced again by one sweep of one subscriber.
+SWEEP_BATCH = 2000
+
+#: Bound parameters of one statement (SQLite's default limit is 32,766).
+_IN_LIST = 10_000
+
+
+@dataclass
+class _Owed:
+    """What one subscriber is to be marked with for one record, from all its changes in the batch."""
+
+    change: int
+    since: datetime
+
+
+@dataclass
+class Batch:
+    """The outcome of one relay transaction: how many changes, and the records to announce by catalogue."""
+
+    changes: int = 0
+    news: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Routing:
+    """Decides who is owed what."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    # --- captured changes -------------------------------------------------------------------------
+
+    def relay(self, limit: int = RELAY_BATCH) -> int:
+        """Route the next waiting changes and announce them; returns how many there were.
+
+        Raises whatever the announcer raises: the marks are committed by then, so nothing is lost.
+        """
+        batch = self.hub.database.transact(self.route, limit)
+        self.announce(batch)
+        return batch.changes
+
+    def route(self, connection: sa.Connection, limit: int = RELAY_BATCH) -> Batch:
+        """Mark in the links who is owed what, and the changes as relayed, in one transaction.
+
+        Several relays may run: each takes rows nobody else holds.
+        """
+        rows = connection.execute(
+            sa.select(Change.__table__)
+            .where(Change.relayed_at.is_(None))
+            .order_by(Change.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        ).all()
+        if not rows:
+            return Batch()
+        owed: dict[tuple[str, str], _Owed] = {}
+        skips: list[dict[str, Any]] = []
+        news: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        for row in rows:
+            for subscriber in self.hub.of_catalogue(row.catalogue):
+                skip = self._excluded(row, subscriber)
+                if skip is None:
+                    mark = owed.setdefault((subscriber.name(), row.record_id), _Owed(row.id, row.at))
+                    mark.change = max(mark.change, row.id)
+                    news[row.catalogue][row.record_id] = None
+                elif skip:
+                    skips.append(self._skip(row, subscriber, skip))
+        self._mark(connection, owed)
+        if skips:
+            connection.execute(sa.insert(Delivery), skips)
+        ids = [row.id for row in rows]
+        for start in range(0, len(ids), _IN_LIST):
+            connection.execute(
+                sa.update(Change)
+                .where(Change.id.in_(ids[start : start + _IN_LIST]))
+                .values(relayed_at=self.hub.clock())
+            )
+        return Batch(len(rows), {catalogue: list(records) for catalogue, records in news.items()})
+
+    def announce(self, batch: Batch) -> None:
+        """Tell the subscribers of each catalogue, as many records a message as were waiting."""
+        for catalogue, records in batch.news.items():
+            for start in range(0, len(records), MESSAGE_RECORDS):
+                self.hub.announcer.changes(catalogue, records[start : start + MESSAGE_RECORDS])
+
+    @staticmethod
+    def _excluded(change: Any, subscriber: Subscriber) -> str | None:
+        """None: the subscriber is owed the change. Else why not; empty for what needs no record."""
+        if change.origin == subscriber.system:
+            return ""  # it came from there; the inward delivery tells the story
+        if {subscriber.system, subscriber.name()} & names(change.unsubscribe):
+            return f"the writer's unsubscribe list: {change.unsubscribe}"
+        return None
+
+    def _skip(self, change: Any, subscriber: Subscriber, reason: str) -> dict[str, Any]:
+        return {
+            "subscriber": subscriber.name(),
+            "record_id": change.record_id,
+            "direction": "out",
+            "operation": "none",
+            "outcome": "skipped",
+            "reason": reason,
+            "at": self.hub.clock(),
+        }
+
+    def _mark(self, connection: sa.Connection, owed: dict[tuple[str, str], _Owed]) -> None:
+        if not owed:
+            return
+        insert = self.hub.database.insert(Link)
+        statement = insert.on_conflict_do_update(
+            index_elements=["subscriber", "record_id"],
+            set_={
+                # Always growing: two transactions may commit in another order than they took their
+                # change ids, and a delivery under way must not settle what it has not seen.
+                "owed_change": _greatest(self.hub, insert.excluded.owed_change, Link.owed_change + 1),
+                "owed_since": sa.func.coalesce(Link.owed_since, insert.excluded.owed_since),
+                "announced_at": insert.excluded.announced_at,
+                # The edit may be what mends it.
+                "attempts": 0,
+                "retry_at": None,
+                "dead_at": None,
+            },
+        )
+        now = self.hub.clock()
+        # In one order in every process, so that relays and workers do not deadlock.
+        marks = [
+            {
+                "subscriber": subscriber,
+                "record_id": record,
+                "owed_change": mark.change,
+                "owed_since": mark.since,
+                "announced_at": now,
+            }
+            for (subscriber, record), mark in sorted(owed.items())
+        ]
+        connection.execute(statement, marks)
+
+    # --- what is owed and does not move -------------------------------------------------------------
+
+    def sweep(self, *, everything: bool = False) -> int:
+        """Announce due retries and stalled work again; returns how many pieces.
+
+        Work that merely waits in a queue is left alone: a subscriber is swept only while its queue is
+        empty. `everything` is for a start, when news may have died with the process before.
+        """
+        swept = self._due_retries() + self._waiting_inbox()
+        for name in sorted(self.hub.subscribers):
+            if self.hub.announcer.depth(name) in (0, None):
+                swept += self._stalled(name, everything)
+        return swept
+
+    def _due_retries(self) -> int:
+        now = self.hub.clock()
+        due = sa.select(Link.id).where(Link.retry_at <= now).order_by(Link.subscriber, Link.record_id)
+        statement = (
+            sa.update(Link)
+            .where(Link.id.in_(due.limit(SWEEP_BATCH).with_for_update(skip_locked=True)))
+            .values(retry_at=None, announced_at=now)
+            .returning(Link.subscriber, Link.record_id)
+        )
+        rows = self.hub.database.transact(lambda c: c.execute(statement).all())
+        self._tell((row.subscriber, row.record_id) for row in rows)
+        return len(rows)
+
+    def _stalled(self, name: str, everything: bool) -> int:
+        subscriber = self.hub.subscribers[name]
+        with self.hub.database.read() as connection:
+            system = connection.execute(
+                sa.select(System.__table__).where(System.name == subscriber.system)
+            ).one_or_none()
+        if system is not None and system.paused_at is not None:
+            return 0
+        limit = SWEEP_BATCH
+        now = self.hub.clock()
+        old = self.hub.later(-self.hub.policy.stale)
+        if system is not None and system.down_since is not None:
+            if system.probe_at is not None and system.probe_at > now:
+                return 0
+            limit, old = 1, now  # one record is the probe; the others follow when it is back
+        elif system is not None and system.up_since is not None:
+            old = max(old, system.up_since)
+        ids = self._stalled_ids(name, now if everything else old, now, limit)
+        statement = sa.update(Link).where(Link.id.in_(ids)).values(announced_at=now).returning(Link.record_id)
+        if not ids:
+            return 0
+        rows = self.hub.database.transact(lambda c: c.execute(statement).all())
+        self._tell((name, row.record_id) for row in rows)
+        return len(rows)
+
+    def _stalled_ids(self, name: str, old: datetime, now: datetime, limit: int) -> list[int]:
+        # A read first: nearly always there is nothing, and that must not cost a write transaction.
+        statement = (
+            sa.select(Link.id)
+            .where(Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+            .where(Link.retry_at.is_(None))
+            .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
+            .where(
+                sa.or_(
+                    Link.announced_at.is_(None),
+                    Link.announced_at <= old,
+                    Link.lease_until.is_not(None),  # its worker died
+                )
+            )
+            .order_by(Link.id)
+            .limit(limit)
+        )
+        with self.hub.database.read() as connection:
+            return list(connection.execute(statement).scalars())
+
+    def _waiting_inbox(self) -> int:
+        now = self.hub.clock()
+        due = sa.select(Inbox.id).where(Inbox.state == "waiting", Inbox.retry_at <= now).order_by(Inbox.id)
+        with self.hub.database.read() as connection:
+            ids = list(connection.execute(due.limit(SWEEP_BATCH)).scalars())
+        if not ids:
+            return 0
+        statement = (
+            sa.update(Inbox)
+            .where(Inbox.id.in_(ids), Inbox.state == "waiting")
+            .values(retry_at=self.hub.later(self.hub.policy.stale))
+        )
+        self.hub.database.transact(lambda c: c.execute(statement))
+        self.hub.announcer.inbox(ids)
+        return len(ids)
+
+    def _tell(self, pairs: Iterable[tuple[str, str]]) -> None:
+        by_subscriber: defaultdict[str, list[str]] = defaultdict(list)
+        for name, record in pairs:
+            by_subscriber[name].append(record)
+        for name, records in by_subscriber.items():
+            if name not in self.hub.subscribers:
+                continue  # its system is not configured any more; it stays owed
+            for start in range(0, len(records), MESSAGE_RECORDS):
+                self.hub.announcer.records(name, records[start : start + MESSAGE_RECORDS])
+
+
+def _greatest(hub: Hub, *values: Any) -> Any:
+    return sa.func.max(*values) if hub.database.is_sqlite else sa.func.greatest(*values)

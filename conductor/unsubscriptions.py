@@ -1,0 +1,60 @@
+"""Unsubscriptions: the rules that stop data flowing, looked at when something is about to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from models.ledger import Unsubscription, UnsubscriptionRecord
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One unsubscription in force, with the records of the batch at hand that it covers."""
+
+    id: int
+    operation: str | None
+    listed_only: bool
+    records: frozenset[str]
+    words: str
+
+    def covers(self, operation: str, record_id: str) -> bool:
+        """Whether it stops this operation on this record. Archiving counts as deleting."""
+        kind = "delete" if operation == "archive" else operation
+        return self.operation in (None, kind) and (not self.listed_only or record_id in self.records)
+
+
+def in_force(connection: sa.Connection, targets: Iterable[str], record_ids: Iterable[str], now: datetime) -> list[Rule]:
+    """The rules of these targets (a system and its subscriber) that are in force now."""
+    rows = connection.execute(
+        sa.select(Unsubscription.__table__)
+        .where(Unsubscription.target.in_(list(targets)))
+        .where(sa.or_(Unsubscription.until.is_(None), Unsubscription.until > now))
+        .order_by(Unsubscription.id)
+    ).all()
+    listed = [row.id for row in rows if row.listed_only]
+    covered: dict[int, set[str]] = {rule: set() for rule in listed}
+    if listed:
+        found = connection.execute(
+            sa.select(UnsubscriptionRecord.unsubscription_id, UnsubscriptionRecord.record_id)
+            .where(UnsubscriptionRecord.unsubscription_id.in_(listed))
+            .where(UnsubscriptionRecord.record_id.in_(list(record_ids)))
+        )
+        for rule, record in found:
+            covered[rule].add(record)
+    return [
+        Rule(row.id, row.operation, row.listed_only, frozenset(covered.get(row.id, ())), _words(row)) for row in rows
+    ]
+
+
+def _words(row: sa.Row[tuple[object, ...]]) -> str:
+    inside = [part for part in (row.reason, f"until {row.until:%Y-%m-%d %H:%M} UTC" if row.until else "") if part]
+    return f"unsubscription #{row.id}" + (f" ({', '.join(inside)})" if inside else "") + " covers it"
+
+
+def names(text: str | None) -> set[str]:
+    """A writer's own unsubscribe list as it stands in a change: names separated by commas."""
+    return {part.strip() for part in (text or "").split(",") if part.strip()}

@@ -1,0 +1,225 @@
+"""Fakes at the seam: an external system in memory, and an announcer that only remembers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from conductor import Conductor, Policy
+from models.session import Database
+from subscribers.base import Event, External, Item, Options, Page, Subscriber, System
+from subscribers.errors import BadSignature, Gone, SyncError
+from subscribers.mapping import nest, pick
+
+
+class Clock:
+    """A clock that moves only when told to, the same for hub and systems."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def tick(self, seconds: float = 1.0) -> datetime:
+        self.now += timedelta(seconds=seconds)
+        return self.now
+
+
+class FakeSystem(System):
+    """Records in a dict by external id; every call is written down; failures are told beforehand."""
+
+    def __init__(self, name: str, clock: Callable[[], datetime]) -> None:
+        super().__init__(name, Options())
+        self.clock = clock
+        self.store: dict[str, dict[str, Any]] = {}
+        self.changed: dict[str, datetime] = {}
+        self.deleted: dict[str, datetime] = {}
+        self.calls: list[tuple[str, str]] = []
+        #: Raised by the next calls, one each; `after=True` ones are raised after the call took effect.
+        self.failures: list[tuple[SyncError, bool]] = []
+        self._ids = itertools.count(1)
+        self.on_call: Callable[[str, str], None] = lambda kind, what: None
+
+    def fail(self, error: SyncError, *, times: int = 1, after: bool = False) -> None:
+        self.failures += [(error, after)] * times
+
+    def call(self, kind: str, what: str, effect: Callable[[], Any]) -> Any:
+        self.calls.append((kind, what))
+        self.on_call(kind, what)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None and not failure[1]:
+            raise failure[0]
+        result = effect()
+        if failure is not None:
+            raise failure[0]
+        return result
+
+    def edit(self, external_id: str, **values: Any) -> External:
+        """A person edits a record there."""
+        self.store[external_id].update(values)
+        self.changed[external_id] = self.clock()
+        return self.external(external_id)
+
+    def add(self, **values: Any) -> External:
+        """A person creates a record there."""
+        external_id = f"{self.name}_{next(self._ids)}"
+        self.store[external_id] = values
+        self.changed[external_id] = self.clock()
+        return self.external(external_id)
+
+    def remove(self, external_id: str) -> External:
+        """A person deletes a record there."""
+        del self.store[external_id]
+        self.deleted[external_id] = self.clock()
+        return External(external_id, at=self.clock(), deleted=True)
+
+    def external(self, external_id: str) -> External:
+        data = self.store[external_id]
+        record_id = data.get("hub_id")
+        return External(external_id, dict(data), at=self.changed[external_id], record_id=record_id)
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        if headers.get("x-fake") != "signed":
+            raise BadSignature
+        return body.decode().split(" ")[0]
+
+    def events(self, body: bytes) -> list[Event]:
+        external_id = body.decode().split(" ")[1]
+        if external_id in self.store:
+            return [Event("thing", self.external(external_id))]
+        return [Event("thing", External(external_id, at=self.clock(), deleted=True))]
+
+    def writes(self) -> list[tuple[str, str]]:
+        return [call for call in self.calls if call[0] in ("create", "update", "delete")]
+
+
+class FakeSubscriber(Subscriber):
+    """A subscriber of a FakeSystem, as an author would write one."""
+
+    catalogue = "customer"
+    resource = "thing"
+    system_class = FakeSystem
+    field_to_data = {"name": "name", "email": "email", "phone": "phone", "city": "address.city", "notes": "notes"}
+
+    def create(self, item: Item) -> External:
+        def effect() -> External:
+            return self.client.add(**item.data, hub_id=item.record_id)
+
+        return self.client.call("create", item.record_id, effect)
+
+    def update(self, item: Item) -> External:
+        def effect() -> External:
+            if item.linked_id not in self.client.store:
+                raise Gone("no such record")
+            return self.client.edit(item.linked_id, **item.changes)
+
+        return self.client.call("update", item.linked_id, effect)
+
+    def delete(self, item: Item) -> None:
+        def effect() -> None:
+            if item.linked_id not in self.client.store:
+                raise Gone("no such record")
+            self.client.remove(item.linked_id)
+
+        self.client.call("delete", item.linked_id, effect)
+
+    def fetch(self, external_id: str) -> External:
+        def effect() -> External:
+            if external_id not in self.client.store:
+                raise Gone("no such record")
+            return self.client.external(external_id)
+
+        return self.client.call("fetch", external_id, effect)
+
+    def find(self, item: Item) -> External | None:
+        def effect() -> External | None:
+            for external_id, data in self.client.store.items():
+                if data.get("hub_id") == item.record_id:
+                    return self.client.external(external_id)
+            return None
+
+        return self.client.call("find", item.record_id, effect)
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        since = datetime.fromisoformat(position["since"]) if position else datetime.min.replace(tzinfo=UTC)
+        stamps = {**self.client.changed, **self.client.deleted}
+        records = [
+            self.client.external(key) if key in self.client.store else External(key, at=at, deleted=True)
+            for key, at in sorted(stamps.items(), key=lambda pair: pair[1])
+            if at >= since
+        ]
+        if records:
+            yield Page(records, {"since": max(r.at for r in records if r.at).isoformat()})
+
+
+@dataclass
+class Ears:
+    """An announcer that remembers the news instead of sending them."""
+
+    heard: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
+    depths: dict[str, int] = field(default_factory=dict)
+
+    def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
+        self.heard.append((f"changes {catalogue}", list(record_ids)))
+
+    def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
+        self.heard.append((subscriber, list(record_ids)))
+
+    def inbox(self, inbox_ids: Sequence[int]) -> None:
+        self.heard.append(("inbox", list(inbox_ids)))
+
+    def poll(self, subscriber: str) -> None:
+        self.heard.append((f"poll {subscriber}", []))
+
+    def depth(self, subscriber: str) -> int | None:
+        return self.depths.get(subscriber, 0)
+
+
+class World:
+    """A hub over one database with fake systems, moved step by step."""
+
+    def __init__(self, database: Database, *names: str, policy: Policy | None = None, **attributes: Any) -> None:
+        self.clock = Clock()
+        self.ears = Ears()
+        self.systems = {name: FakeSystem(name, self.clock) for name in names}
+        subscribers = {}
+        for name, system in self.systems.items():
+            cls = type(f"{name.title()}Customer", (FakeSubscriber,), {"system": name, **attributes})
+            subscribers[cls.name()] = cls(system)
+        self.conductor = Conductor(database, subscribers, self.ears, policy, self.clock)
+        self.conductor.health.ensure_rows()
+
+    def run(self, rounds: int = 20) -> None:
+        """Relay and work off all news, until there is none."""
+        for _ in range(rounds):
+            self.conductor.relay()
+            heard, self.ears.heard = self.ears.heard, []
+            if not heard:
+                return
+            for what, ids in heard:
+                self._work(what, ids)
+        raise AssertionError("it does not come to rest: an echo?")
+
+    def _work(self, what: str, ids: Sequence[Any]) -> None:
+        kind, _, rest = what.partition(" ")
+        if kind == "changes":
+            for subscriber in self.conductor.hub.of_catalogue(rest):
+                self.conductor.deliver(subscriber.name(), ids)
+        elif kind == "inbox":
+            for inbox_id in ids:
+                self.conductor.receive(inbox_id)
+        elif kind == "poll":
+            self.conductor.poll(rest)
+        else:
+            self.conductor.deliver(what, ids)
+
+    def shown(self, name: str) -> list[dict[str, Any]]:
+        """What a system holds, without our mark."""
+        return [{k: v for k, v in data.items() if k != "hub_id"} for data in self.systems[name].store.values()]
+
+
+__all__ = ["Clock", "Ears", "FakeSubscriber", "FakeSystem", "World", "nest", "pick"]
