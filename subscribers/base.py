@@ -156,6 +156,8 @@ class Subscriber:
 
     def __init__(self, client: System) -> None:
         self.client: Any = client
+        #: The mapping in force; the conductor puts a newer version here when a person saved one.
+        self.mapper: Mapper = self.default_mapper
 
     @classmethod
     def name(cls) -> str:

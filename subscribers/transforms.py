@@ -40,9 +40,13 @@ def _to_decimal(minor: Value) -> str:
 
 def _to_minor(value: Value) -> int:
     try:
-        scaled = Decimal(str(value)).scaleb(2)
+        amount = Decimal(str(value))
     except InvalidOperation:
         raise ValueError(f"not an amount of money: {value!r}") from None
+    # More digits than a 64-bit column holds would be rounded in silence; infinity and NaN are no amounts either.
+    if not amount.is_finite() or abs(amount) >= 10**16:
+        raise ValueError(f"not an amount of money: {value!r}")
+    scaled = amount.scaleb(2)
     if scaled != scaled.to_integral_value():
         raise ValueError(f"more than two decimals: {value}")
     return int(scaled)

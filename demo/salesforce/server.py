@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Send the beginning of the headers and no more: some clients take that for an empty success."""
         self.wfile.write(f"HTTP/1.1 {response.status} OK\r\nContent-Type: appl".encode())
         self.wfile.flush()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """The Date header, by the org's clock like every other time it tells."""
+        return format_datetime(self.server.org.clock.now(), usegmt=True)
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug("%s %s", self.address_string(), format % args)

@@ -1,0 +1,421 @@
+"""The Stripe subscriber against the Stripe-like system: every call, every row of its table of errors."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from stripe import WebhookSignature
+
+from demo.stripe import StripeLike
+from settings import SettingsError
+from subscribers.base import REGISTRY, External, Item
+from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.mapping import nest
+from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, form
+
+KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
+SECRETS = "whsec_new whsec_old"
+ANNA = {
+    "name": "Anna",
+    "email": "anna@example.org",
+    "phone": "+49 30 1",
+    "street": "Way 1",
+    "city": "Rome",
+    "country": "IT",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StripeLike]:
+    with StripeLike() as stripe:
+        yield stripe
+
+
+@pytest.fixture
+def stripe(server: StripeLike) -> StripeLike:
+    server.reset()
+    server.faults.clear()
+    server.journal.clear()
+    return server
+
+
+@pytest.fixture
+def system(stripe: StripeLike) -> Stripe:
+    return Stripe("stripe", options(stripe.url))
+
+
+@pytest.fixture
+def customers(system: Stripe) -> StripeCustomer:
+    return StripeCustomer(system)
+
+
+def options(url: str = "https://api.stripe.com", key: str = KEY) -> StripeOptions:
+    return StripeOptions(api_key=SecretStr(key), api_base=url, webhook_secret=SecretStr(SECRETS))
+
+
+def item(
+    record: dict[str, Any], id: str = "7", external_id: str | None = None, changes: Any = None, key: str = "key-7"
+) -> Item:
+    data = nest(StripeCustomer(Stripe("stripe", options())).default_mapper.outward(record))
+    changed = data if changes is None else nest(changes)
+    return Item(id, record, data, changed, external_id, key)
+
+
+def refused(call: Callable[[], Any]) -> SyncError:
+    with pytest.raises(SyncError) as caught:
+        call()
+    return caught.value
+
+
+# --- calls ----------------------------------------------------------------------------------------
+
+
+def test_create_and_fetch(stripe: StripeLike, customers: StripeCustomer) -> None:
+    made = customers.create(item(ANNA))
+    assert made.record_id == "7" and made.request_id and made.request_id.startswith("req_")
+    assert made.at is not None and abs(datetime.now(UTC) - made.at) < timedelta(seconds=5)
+    seen = customers.fetch(made.id)
+    assert customers.default_mapper.theirs(seen.data) == customers.default_mapper.outward(ANNA)
+    assert seen.record_id == "7"
+    (call,) = stripe.journal.calls("POST")
+    assert call.idempotency_key == "key-7"
+
+
+def test_an_update_unsets_what_is_empty_and_keeps_the_metadata_of_others(
+    stripe: StripeLike, customers: StripeCustomer
+) -> None:
+    id = stripe.create_customer(email="a@example.org", phone="1", metadata={"theirs": "x"})["id"]
+    changed = customers.update(item(ANNA, external_id=id, changes={"phone": None, "address.city": "Köln & Bonn"}))
+    assert changed.data["phone"] is None
+    assert changed.data["address"]["city"] == "Köln & Bonn"
+    assert changed.data["metadata"] == {"theirs": "x", "syncflow_id": "7"}
+
+
+def test_a_deleted_customer_is_gone_for_every_call(stripe: StripeLike, customers: StripeCustomer) -> None:
+    made = customers.create(item(ANNA))
+    gone = item(ANNA, external_id=made.id)
+    customers.delete(gone)
+    for call in (lambda: customers.fetch(made.id), lambda: customers.update(gone), lambda: customers.delete(gone)):
+        assert isinstance(refused(call), Gone)
+
+
+def test_a_customer_that_never_was_is_gone(customers: StripeCustomer) -> None:
+    assert isinstance(refused(lambda: customers.fetch("cus_nobody")), Gone)
+
+
+# --- exactly once -----------------------------------------------------------------------------------
+
+
+def test_the_same_key_creates_once(stripe: StripeLike, customers: StripeCustomer) -> None:
+    assert customers.create(item(ANNA)).id == customers.create(item(ANNA)).id
+    assert len(stripe.customers()) == 1
+
+
+def test_a_create_whose_answer_is_lost_may_be_done_and_is_found(stripe: StripeLike, customers: StripeCustomer) -> None:
+    stripe.faults.drop(method="POST")
+    error = refused(lambda: customers.create(item(ANNA)))
+    assert isinstance(error, Retry) and error.maybe_done
+    found = customers.find(item(ANNA))
+    assert found is not None and found.id == stripe.customers()[0]["id"]
+
+
+def test_it_is_found_though_its_email_has_changed_since(stripe: StripeLike, customers: StripeCustomer) -> None:
+    made = customers.create(item(ANNA))
+    for number in range(3):
+        stripe.create_customer(email=f"{number}@example.org")
+    found = customers.find(item({**ANNA, "email": "new@example.org"}))
+    assert found is not None and found.id == made.id
+
+
+def test_somebody_elses_customer_with_the_same_email_is_not_ours(stripe: StripeLike, customers: StripeCustomer) -> None:
+    stripe.create_customer(email="anna@example.org", metadata={"syncflow_id": "8"})
+    assert customers.find(item(ANNA)) is None
+
+
+def test_a_failure_that_stripe_repeats_for_the_key_is_not_repeated_for_ever(
+    stripe: StripeLike, customers: StripeCustomer
+) -> None:
+    stripe.faults.fail(500, method="POST", remember=True)
+    first = refused(lambda: customers.create(item(ANNA)))
+    assert isinstance(first, Retry) and first.maybe_done
+    made = customers.create(item(ANNA))
+    assert [one["id"] for one in stripe.customers()] == [made.id]
+
+
+def test_a_key_that_was_used_for_other_data_leads_to_a_look_first(
+    stripe: StripeLike, customers: StripeCustomer
+) -> None:
+    customers.create(item(ANNA))
+    error = refused(lambda: customers.create(item({**ANNA, "name": "Anne"})))
+    assert isinstance(error, Retry) and error.maybe_done
+    assert len(stripe.customers()) == 1
+
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected", "maybe_done"),
+    [
+        (400, None, Reject, False),
+        (401, None, SystemDown, False),
+        (402, None, Reject, False),
+        (403, None, SystemDown, False),
+        (404, None, Gone, False),
+        (409, None, Retry, False),
+        (409, "idempotency_key_in_use", Retry, True),
+        (429, None, SystemDown, False),
+        (429, "lock_timeout", Retry, False),
+        (500, None, Retry, True),
+        (502, None, Retry, True),
+        (503, None, SystemDown, False),
+    ],
+)
+def test_error_table(
+    stripe: StripeLike,
+    customers: StripeCustomer,
+    status: int,
+    code: str | None,
+    expected: type[SyncError],
+    maybe_done: bool,
+) -> None:
+    stripe.faults.fail(status, code=code)
+    error = refused(lambda: customers.create(item(ANNA)))
+    assert type(error) is expected
+    assert error.maybe_done is maybe_done
+    assert error.request_id and str(status) in str(error)
+
+
+def test_a_limit_says_how_long(stripe: StripeLike, customers: StripeCustomer) -> None:
+    stripe.faults.fail(429, retry_after=3)
+    error = refused(lambda: customers.create(item(ANNA)))
+    assert isinstance(error, SystemDown) and error.after == 3
+
+
+def test_a_refused_value_names_its_field(customers: StripeCustomer) -> None:
+    error = refused(lambda: customers.create(item({**ANNA, "email": "nobody"})))
+    assert isinstance(error, Reject) and "Invalid email" in error.fields["email"]
+
+
+def test_what_stripe_would_refuse_is_said_before(customers: StripeCustomer) -> None:
+    error = refused(lambda: customers.validate({"phone": "1" * 21, "description": "x" * 5001}))
+    assert isinstance(error, Reject) and set(error.fields) == {"phone", "description"}
+    customers.validate({"phone": None})
+
+
+def test_a_wrong_key_is_the_systems_trouble_and_not_shown(stripe: StripeLike) -> None:
+    key = "rk_live_abcdefghijklmnop"
+    system = Stripe("stripe", options(stripe.url, key))
+    error = refused(lambda: StripeCustomer(system).create(item(ANNA)))
+    assert isinstance(error, SystemDown)
+    shown = "".join(traceback.format_exception(error)) + repr(system) + repr(system.options)
+    assert key not in shown and "whsec" not in shown
+
+
+def test_a_key_of_the_other_mode_unlinks_nothing(httpserver: Any) -> None:
+    message = "No such customer: 'cus_1'; a similar object exists in live mode, but a test mode key was used."
+    error = {"type": "invalid_request_error", "code": "resource_missing", "param": "id", "message": message}
+    httpserver.expect_request("/v1/customers/cus_1").respond_with_json({"error": error}, status=404)
+    httpserver.expect_request("/v1/customers/cus_2").respond_with_data("<html>", status=404)
+    customers = StripeCustomer(Stripe("stripe", options(httpserver.url_for(""))))
+    assert isinstance(refused(lambda: customers.fetch("cus_1")), SystemDown)
+    assert isinstance(refused(lambda: customers.fetch("cus_2")), SystemDown)
+
+
+# --- what changed -------------------------------------------------------------------------------------
+
+
+def read(customers: StripeCustomer, position: dict[str, Any] | None) -> tuple[list[External], dict[str, Any]]:
+    pages = list(customers.changed_since(position))
+    return [one for page in pages for one in page.records], json.loads(json.dumps(pages[-1].position))
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def test_the_first_poll_reads_everything(
+    stripe: StripeLike, customers: StripeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subscribers.stripe.PAGE_SIZE", 2)
+    ids = {stripe.create_customer(email=f"{n}@example.org")["id"] for n in range(5)}
+    pages = list(customers.changed_since(None))
+    assert {one.id for page in pages for one in page.records} == ids
+    assert all(set(page.position) == {"since", "after"} for page in pages[:2])
+    assert now() - 120 < pages[-1].position["since"] <= now()
+    rest = list(customers.changed_since(pages[0].position))
+    assert {one.id for page in [pages[0], *rest] for one in page.records} == ids
+
+
+def test_a_poll_sees_creations_updates_and_deletions_once_each(stripe: StripeLike, customers: StripeCustomer) -> None:
+    kept, gone = (stripe.create_customer(email=f"{n}@example.org")["id"] for n in range(2))
+    stripe.edit_customer(kept, name="first")
+    stripe.edit_customer(kept, name="second", metadata={"syncflow_id": "7"})
+    stripe.delete_customer(gone)
+    found, position = read(customers, {"since": now() - 100})
+    by_id = {one.id: one for one in found}
+    assert len(found) == 2
+    assert by_id[kept].data["name"] == "second" and by_id[kept].record_id == "7" and not by_id[kept].deleted
+    assert by_id[gone].deleted
+    # So close to the present everything is read again: an event may become visible late.
+    assert position["since"] <= now() - 59
+    assert {one.id for one in read(customers, position)[0]} == {kept, gone}
+
+
+def test_a_long_outage_is_read_in_stretches_and_the_position_moves_on(
+    stripe: StripeLike, customers: StripeCustomer
+) -> None:
+    id = stripe.create_customer(email="a@example.org")["id"]
+    since = now() - 3 * STRETCH - 10
+    found, position = read(customers, {"since": since})
+    assert [one.id for one in found] == [id]
+    assert len(stripe.journal.calls("GET", "/v1/events")) == 4
+    assert now() - 70 < position["since"] <= now()
+
+
+def test_a_stretch_of_many_pages_is_put_in_order(
+    stripe: StripeLike, customers: StripeCustomer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("subscribers.stripe.PAGE_SIZE", 3)
+    ids = [stripe.create_customer(email=f"{n}@example.org")["id"] for n in range(7)]
+    stripe.edit_customer(ids[0], name="again")
+    pages = list(customers.changed_since({"since": now() - 100}))
+    records = [one for page in pages for one in page.records]
+    assert sorted(one.id for one in records) == sorted(ids)
+    assert [one.at for one in records] == sorted(one.at for one in records if one.at)
+    assert next(one for one in records if one.id == ids[0]).data["name"] == "again"
+    assert all(len(page.records) <= 3 for page in pages)
+
+
+# --- webhooks -------------------------------------------------------------------------------------------
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "evt_1",
+        "object": "event",
+        "type": "customer.updated",
+        "created": 1_790_000_000,
+        "data": {"object": {"id": "cus_1", "object": "customer", "name": "Anna", "metadata": {"syncflow_id": "7"}}},
+    } | changes
+
+
+def signed(body: bytes, secret: str = "whsec_new", at: float | None = None) -> dict[str, str]:
+    timestamp = int(time.time() if at is None else at)
+    return {"stripe-signature": WebhookSignature.generate_signature_header(body.decode(), secret, timestamp)}
+
+
+@pytest.mark.parametrize("secret", SECRETS.split())
+def test_a_webhook_with_either_secret_is_taken(secret: str) -> None:
+    system = Stripe("stripe", options())
+    body = json.dumps(event()).encode()
+    assert system.verify(body, signed(body, secret)) == "evt_1"
+    (one,) = system.events(body)
+    assert (one.resource, one.external.id, one.external.record_id) == ("customer", "cus_1", "7")
+    assert one.external.at == datetime.fromtimestamp(1_790_000_000, UTC) and not one.external.deleted
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"stripe-signature": ""},
+        {"stripe-signature": "t=1,v1=ü"},
+        {"stripe-signature": "v1"},
+        signed(json.dumps(event()).encode(), "whsec_other"),
+        signed(json.dumps(event()).encode(), at=time.time() - 301),
+        signed(json.dumps(event(id="evt_2")).encode()),
+    ],
+    ids=["none", "empty", "not ascii", "broken", "other secret", "old", "other body"],
+)
+def test_any_other_webhook_is_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(BadSignature):
+        Stripe("stripe", options()).verify(json.dumps(event()).encode(), headers)
+
+
+def test_without_a_secret_every_webhook_is_refused() -> None:
+    system = Stripe("stripe", StripeOptions(api_key=SecretStr(KEY)))
+    body = json.dumps(event()).encode()
+    for secret in ("", " "):
+        with pytest.raises(BadSignature):
+            system.verify(body, signed(body, secret))
+
+
+def test_a_body_that_is_not_text_is_refused() -> None:
+    with pytest.raises(BadSignature):
+        Stripe("stripe", options()).verify(b"\xff\xfe", {"stripe-signature": "t=1,v1=00"})
+
+
+@pytest.mark.parametrize("body", [b"[]", b"nothing", b"{}", json.dumps(event(created="soon")).encode()])
+def test_a_signed_webhook_that_is_no_event_is_said_to_be_none(body: bytes) -> None:
+    with pytest.raises(BadWebhook):
+        Stripe("stripe", options()).verify(body, signed(body))
+
+
+@pytest.mark.parametrize(
+    ("type", "deleted"), [("customer.created", [False]), ("customer.deleted", [True]), ("balance.available", [])]
+)
+def test_only_what_happens_to_a_record_is_an_event(type: str, deleted: list[bool]) -> None:
+    found = Stripe("stripe", options()).events(json.dumps(event(type=type)).encode())
+    assert [one.external.deleted for one in found] == deleted
+
+
+# --- the rest ---------------------------------------------------------------------------------------------
+
+
+def test_settings_are_named_and_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAY_API_BASE", "ftp://x")
+    monkeypatch.setenv("PAY_API_KEY", "two words")
+    with pytest.raises(SettingsError) as caught:
+        Stripe.from_environment("pay")
+    assert "PAY_API_BASE" in str(caught.value) and "PAY_API_KEY" in str(caught.value)
+    assert "two words" not in str(caught.value)
+
+
+def test_it_is_in_the_fan_out() -> None:
+    assert REGISTRY["stripe.customer"] is StripeCustomer
+
+
+def test_the_dashboard_page() -> None:
+    assert (
+        Stripe("stripe", options()).page_url("customer", "cus_1") == "https://dashboard.stripe.com/test/customers/cus_1"
+    )
+    live = Stripe("stripe", options(key="sk_live_1234567890")).page_url("customer", "cus_1")
+    assert live == "https://dashboard.stripe.com/customers/cus_1"
+    assert Stripe("stripe", options("http://127.0.0.1:1")).page_url("customer", "cus_1") is None
+
+
+NAMES = st.text("abc_", min_size=1, max_size=4)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(NAMES, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def words_of(value: Any) -> Any:
+    """What a form can say of a value: text, and an empty string for whatever is empty."""
+    if isinstance(value, list):
+        value = {str(index): one for index, one in enumerate(value)}
+    if isinstance(value, dict):
+        return {name: words_of(one) for name, one in value.items()} or ""
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4))
+def test_a_form_says_all_of_the_data(data: dict[str, Any]) -> None:
+    back: dict[str, Any] = {}
+    for name, value in form(data):
+        *parents, last = name.replace("]", "").split("[")
+        place = back
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    assert back == {name: words_of(value) for name, value in data.items()}
