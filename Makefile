@@ -18,8 +18,8 @@ run: setup ## set up and start Syncflow with its demo systems (Ctrl-C stops it)
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./syncflow demo $(ARGS)
 
 .PHONY: setup
-setup: ## create .venv with what Syncflow needs to run
-	@scripts/bootstrap requirements.txt
+setup: ## create .venv with what Syncflow and its demo need to run
+	@scripts/bootstrap requirements-demo.txt
 
 .PHONY: setup-dev
 setup-dev: ## the same, with what the tests and checks need

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     queue_type: str = Field("classic", pattern="^(classic|quorum)$")
     #: Optional address of RabbitMQ's own management page, linked from the panel.
     rabbitmq_management_url: str = ""
-    worker_processes: int = Field(1, ge=1)
+    #: Threads of a worker process for each system: how many of its calls may run at once.
     worker_threads: int = Field(8, ge=1)
 
     #: How long one worker may hold a record before another may take it over, seconds.

@@ -17,6 +17,7 @@ from conductor.letters import Letters
 from conductor.mappings import Mappings
 from conductor.outward import Outward
 from conductor.routing import Routing
+from conductor.schedule import Jobs
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber, System
@@ -42,6 +43,16 @@ class Conductor:
         self.outward = Outward(self.hub, self.health, self.mappings, self.letters)
         self.inward = Inward(self.hub, self.health, self.mappings, self.letters)
         self.desk = Desk(self.hub, self.health, self.letters)
+        self.jobs = Jobs(self.hub)
+
+    def prepare(self) -> None:
+        """Make sure that systems and jobs have their rows; every process does it at its start."""
+        self.health.ensure_rows()
+        self.jobs.ensure_rows()
+
+    def stop(self) -> None:
+        """From now on finish only what is in hand; the rest goes back to its queue."""
+        self.hub.stopping.set()
 
     @property
     def database(self) -> Database:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,11 +28,11 @@ class Announcer(Protocol):
     def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
         """These records of one subscriber want to be delivered."""
 
-    def inbox(self, inbox_ids: Sequence[int]) -> None:
-        """These inbox rows want to be looked at."""
+    def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
+        """These inbox rows of a system want to be looked at."""
 
-    def poll(self, subscriber: str) -> None:
-        """This subscriber wants to be polled now."""
+    def poll(self, subscriber: str, delay: float = 0.0) -> None:
+        """This subscriber wants to be polled, `delay` seconds from now."""
 
     def depth(self, subscriber: str) -> int | None:
         """Messages waiting in a subscriber's queue; None where that cannot be told now."""
@@ -82,6 +83,8 @@ class Hub:
     announcer: Announcer
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], datetime] = utcnow
+    #: Set when this process is asked to stop: what is in hand is finished, the rest handed back.
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def systems(self) -> dict[str, System]:

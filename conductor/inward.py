@@ -113,7 +113,7 @@ class Inward:
         with self.hub.database.write() as connection:
             inbox_id = self._store(connection, values)
         if inbox_id is not None:
-            self._announce_inbox([inbox_id])
+            self._announce_inbox(system, [inbox_id])
         return inbox_id is not None
 
     def _store(self, connection: sa.Connection, values: dict[str, Any]) -> int | None:
@@ -125,9 +125,9 @@ class Inward:
         )
         return connection.execute(statement).scalar()
 
-    def _announce_inbox(self, ids: list[int]) -> None:
+    def _announce_inbox(self, system: str, ids: list[int]) -> None:
         try:
-            self.hub.announcer.inbox(ids)
+            self.hub.announcer.inbox(system, ids)
         except Exception:
             # It is stored and will be swept; the sender must not be told otherwise.
             logger.warning("the inbox could not be announced; the sweep will do it", exc_info=True)
@@ -274,7 +274,7 @@ class Inward:
         self, connection: sa.Connection, subscriber: Subscriber, external: External, error: Exception
     ) -> None:
         """Keep a polled record that cannot be applied now, so that the cursor may move on."""
-        logger.info("%s %s is set aside: %r", subscriber.name(), external.id, error)
+        logger.debug("%s %s is set aside: %r", subscriber.name(), external.id, error)
         self._store(
             connection,
             {
@@ -378,6 +378,8 @@ class Inward:
             return self._note(connection, incoming, link, "skipped", "it is deleted or unlinked here since")
         if external.deleted:
             return self._deleted(connection, incoming, link)
+        if not (external.data or incoming.newest):
+            raise _NeedsFetch  # a thin event: it says that, not what
         theirs = incoming.mapper.theirs(external.data)
         if self._is_echo(link, theirs):
             return self._echo(connection, incoming, link)

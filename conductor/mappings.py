@@ -37,6 +37,7 @@ class Mappings:
         cached = self._cache.get(name)
         if cached is None or cached[0] != version:
             cached = self._cache[name] = (version, self._load(connection, name, version))
+            self.hub.subscribers[name].mapper = cached[1]
         return cached[1], version
 
     def _load(self, connection: sa.Connection, name: str, version: int) -> Mapper:

@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 #: Records claimed at once for a system without bulk calls: their calls must fit into the lease.
 SINGLE_CHUNK = 20
 
+#: Seconds one message may keep a worker busy; what is left by then goes back into the queue, so
+#: that a slow system neither runs into RabbitMQ's consumer timeout nor holds up a stop.
+MESSAGE_BUDGET = 60.0
+
 #: How often records that changed while they were being sent are taken up again at once.
 _ROUNDS = 5
 
@@ -105,7 +109,11 @@ class Outward:
             return
         size = subscriber.bulk_size if subscriber.bulk_size > 1 else SINGLE_CHUNK
         waiting = list(dict.fromkeys(record_ids))
+        began = time.monotonic()
         while waiting:
+            if self.hub.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
+                self.hub.announcer.records(name, waiting)
+                return
             gate = self.health.gate(subscriber.system)
             if not gate.open:
                 logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)

@@ -240,19 +240,24 @@ class Routing:
 
     def _waiting_inbox(self) -> int:
         now = self.hub.clock()
-        due = sa.select(Inbox.id).where(Inbox.state == "waiting", Inbox.retry_at <= now).order_by(Inbox.id)
+        due = sa.select(Inbox.id, Inbox.system).where(Inbox.state == "waiting", Inbox.retry_at <= now)
         with self.hub.database.read() as connection:
-            ids = list(connection.execute(due.limit(SWEEP_BATCH)).scalars())
-        if not ids:
+            rows = connection.execute(due.order_by(Inbox.id).limit(SWEEP_BATCH)).all()
+        rows = [row for row in rows if row.system in self.hub.systems]
+        if not rows:
             return 0
         statement = (
             sa.update(Inbox)
-            .where(Inbox.id.in_(ids), Inbox.state == "waiting")
+            .where(Inbox.id.in_([row.id for row in rows]), Inbox.state == "waiting")
             .values(retry_at=self.hub.later(self.hub.policy.stale))
         )
         self.hub.database.transact(lambda c: c.execute(statement))
-        self.hub.announcer.inbox(ids)
-        return len(ids)
+        by_system: defaultdict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            by_system[row.system].append(row.id)
+        for system, ids in by_system.items():
+            self.hub.announcer.inbox(system, ids)
+        return len(rows)
 
     def _tell(self, pairs: Iterable[tuple[str, str]]) -> None:
         by_subscriber: defaultdict[str, list[str]] = defaultdict(list)

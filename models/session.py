@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
@@ -42,7 +43,7 @@ class Database:
         if self.is_sqlite:
             self.engine = _sqlite_engine(self.url)
         else:
-            self.engine = sa.create_engine(self.url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True)
+            self.engine = sa.create_engine(self.url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True, **_JSON)
         self._writing = self.engine.execution_options(syncflow_write=True)
 
     @contextmanager
@@ -85,6 +86,14 @@ class Database:
     def close(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value, default=str).decode()
+
+
+#: How JSON columns are written and read.
+_JSON: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads}
 
 
 class Listener:
@@ -147,6 +156,7 @@ def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
         pool_size=20,
         max_overflow=20,
         connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        **_JSON,
     )
 
     @sa.event.listens_for(engine, "connect")

@@ -169,10 +169,10 @@ class Ears:
     def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
         self.heard.append((subscriber, list(record_ids)))
 
-    def inbox(self, inbox_ids: Sequence[int]) -> None:
+    def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
         self.heard.append(("inbox", list(inbox_ids)))
 
-    def poll(self, subscriber: str) -> None:
+    def poll(self, subscriber: str, delay: float = 0.0) -> None:
         self.heard.append((f"poll {subscriber}", []))
 
     def depth(self, subscriber: str) -> int | None:

@@ -1,0 +1,65 @@
+"""The commands of `./syncflow`: one table, each entry a function in one of this folder's files."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from commands import demo, fleet, ledger, setup
+from settings import SettingsError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what `--help` says of it, what it does, and its arguments."""
+
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+COMMANDS = {
+    "status": Command("say whether everything is in sync, and what is not", ledger.status),
+    "migrate": Command(
+        "bring the database's tables and triggers up to date", setup.migrate_command, setup.migrate_arguments
+    ),
+    "capture": Command(
+        "install or remove the triggers that capture changes", setup.capture_command, setup.capture_arguments
+    ),
+    "relay": Command("run the relay: routes captured changes to the queues", fleet.relay),
+    "worker": Command("run a worker: delivers, and applies what comes in", fleet.worker),
+    "scheduler": Command("run the scheduler: the tick of every minute", fleet.scheduler),
+    "web": Command("run the panel and the webhook routes", fleet.web),
+    "standalone": Command("run all four as threads of this process", fleet.standalone),
+    "poll": Command("read now what changed in a system", ledger.poll, ledger.poll_arguments),
+    "retry": Command("try dead letters again", ledger.retry, ledger.retry_arguments),
+    "create-admin": Command(
+        "make a person who may do everything in the panel", setup.create_admin, setup.create_admin_arguments
+    ),
+    "demo": Command("run Syncflow with demo systems and sample customers", demo.run, demo.arguments),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="./syncflow", description="Keep one SQL database and external systems the same.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        command.arguments(commands.add_parser(name, help=command.help, description=command.help))
+    return top
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; returns the exit status. What a person can mend is said without a traceback."""
+    chosen = parser().parse_args(arguments)
+    try:
+        return COMMANDS[chosen.command].run(chosen)
+    except SettingsError as error:
+        print(f"{error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        logging.getLogger(__name__).info("interrupted")
+        return 130

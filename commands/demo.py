@@ -1,0 +1,256 @@
+"""`./syncflow demo`: Syncflow with a Stripe-like and a Salesforce-like system, sample customers and a login."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+import sqlalchemy as sa
+
+from models.catalogues import Customer
+from models.ledger import Schedule
+from models.people import User
+from models.schema import migrate
+from models.session import Database
+from panel.security import create_user
+from settings import ROOT, VAR, get_settings
+from workers.runtime import build
+
+FOLDER = VAR / "demo"
+ADMIN = "admin@syncflow.example"
+
+#: Ports the demo systems prefer; another free one is taken where these are in use.
+STRIPE_PORT, SALESFORCE_PORT = 8420, 8443
+
+#: How often the demo polls Salesforce, seconds: nobody likes to wait a minute for a first impression.
+POLL_SECONDS = 5
+
+SAMPLES = [
+    ("Ada Lovelace", "ada@analytical.example", "+44 20 7946 0018", "12 St James's Square", "London", "SW1Y 4JH", "GB"),
+    ("Grace Hopper", "grace@cobol.example", "+1 202 555 0142", "1 Navy Yard", "Washington", "20374", "US"),
+    ("Emmy Noether", "emmy@ring.example", "+49 551 555 0101", "Stegemuehlenweg 51", "Goettingen", "37083", "DE"),
+    ("Sofia Kovalevskaya", "sofia@top.example", "+46 8 555 010 33", "Sturegatan 56", "Stockholm", "114 36", "SE"),
+    ("Maryam Mirzakhani", "maryam@surface.example", "+1 650 555 0119", "450 Serra Mall", "Stanford", "94305", "US"),
+    ("Rosalind Franklin", "rosalind@helix.example", "+44 20 7946 0199", "Drayton Gardens", "London", "SW10 9QS", "GB"),
+    ("Hedy Lamarr", "hedy@hopping.example", "+43 1 555 0107", "Peter-Jordan-Strasse 12", "Vienna", "1190", "AT"),
+    ("Katherine Johnson", "katherine@orbit.example", "+1 757 555 0163", "1 NASA Drive", "Hampton", "23666", "US"),
+]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`demo [--fresh]`."""
+    parser.add_argument("--fresh", action="store_true", help="forget what an earlier demo left in var/")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Start it all, say what to try, and stop it all again."""
+    if chosen.fresh:
+        _forget()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    settings = get_settings()
+    migrate(settings.database_url)
+    kept = _kept_secrets()
+    systems: list[subprocess.Popen[str]] = []
+    try:
+        environment = _start_systems(systems, kept, f"http://127.0.0.1:{settings.port}")
+        os.environ.update(environment)
+        password = _prepare()
+        command = ["standalone"] if settings.standalone else None
+        hub = _start_hub(command)
+        try:
+            if _wait_until_healthy(hub, settings.port):
+                _say(settings.port, environment, password)
+            return _wait(hub)
+        finally:
+            _stop([hub])
+    finally:
+        _stop(systems)
+
+
+def _forget() -> None:
+    settings = get_settings()
+    if settings.standalone and settings.database_url.endswith(str(VAR / "syncflow.sqlite3")):
+        for path in VAR.glob("syncflow.sqlite3*"):
+            path.unlink()
+    shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+def _kept_secrets() -> dict[str, str]:
+    """Secrets of the demo, made at its first start, so that a second start carries on."""
+    path = FOLDER / "secrets.json"
+    if not path.exists():
+        path.touch(mode=0o600)
+        made = {name: secrets.token_hex(16) for name in ("stripe_webhook", "salesforce_webhook", "salesforce_client")}
+        path.write_text(json.dumps(made))
+    kept: dict[str, str] = json.loads(path.read_text())
+    return kept
+
+
+def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str], hub: str) -> dict[str, str]:
+    """Start the systems nobody configured an account for; returns the settings that point at them."""
+    environment: dict[str, str] = {}
+    if not os.environ.get("STRIPE_API_KEY"):
+        secret = f"whsec_{kept['stripe_webhook']}"
+        url = _start_system(
+            systems,
+            ["demo.stripe", "--port", _port(STRIPE_PORT), "--data", str(FOLDER / "stripe.json"),
+             "--webhook-url", f"{hub}/webhooks/stripe", "--webhook-secret-env", "STRIPE_WEBHOOK_SECRET"],
+            {"STRIPE_WEBHOOK_SECRET": secret},
+        )  # fmt: skip
+        environment |= {"STRIPE_API_KEY": "sk_test_demo", "STRIPE_API_BASE": url, "STRIPE_WEBHOOK_SECRET": secret}
+    if not any(name.startswith("SALESFORCE_") for name in os.environ):
+        client = {
+            "DEMO_SALESFORCE_CLIENT_ID": "syncflow-demo",
+            "DEMO_SALESFORCE_CLIENT_SECRET": kept["salesforce_client"],
+        }
+        url = _start_system(
+            systems,
+            ["demo.salesforce", "--port", _port(SALESFORCE_PORT), "--data", str(FOLDER / "salesforce.sqlite3"),
+             "--certs", str(FOLDER / "certs")],
+            client,
+        )  # fmt: skip
+        environment |= {
+            "SALESFORCE_INSTANCE_URL": url,
+            "SALESFORCE_CONSUMER_KEY": client["DEMO_SALESFORCE_CLIENT_ID"],
+            "SALESFORCE_CONSUMER_SECRET": client["DEMO_SALESFORCE_CLIENT_SECRET"],
+            "SALESFORCE_CA_BUNDLE": str(FOLDER / "certs" / "ca.pem"),
+        }
+    return environment
+
+
+def _start_system(systems: list[subprocess.Popen[str]], module: list[str], environment: Mapping[str, str]) -> str:
+    """Start one demo system; returns its address, which it prints first."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", *module],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for us: we stop it when the hub is done with it
+    )
+    systems.append(process)
+    assert process.stdout is not None
+    first = process.stdout.readline().split()
+    if not first:
+        raise SystemExit(f"{module[0]} did not start; what it said is above")
+    threading.Thread(target=process.stdout.read, daemon=True).start()  # never let it block on a full pipe
+    return next(word for word in first if word.startswith("http"))
+
+
+def _port(preferred: int) -> str:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            return "0"
+    return str(preferred)
+
+
+def _prepare() -> str | None:
+    """Sample customers, the poll's pace and the first admin; returns the password if one was made."""
+    runtime = build()
+    database = runtime.database
+    with database.write() as connection:
+        if connection.execute(sa.select(sa.func.count()).select_from(Customer)).scalar() == 0:
+            columns = ("name", "email", "phone", "street", "city", "postal_code", "country")
+            connection.execute(sa.insert(Customer), [dict(zip(columns, sample, strict=True)) for sample in SAMPLES])
+        connection.execute(
+            sa.update(Schedule).where(Schedule.job == "poll salesforce.customer").values(every_seconds=POLL_SECONDS)
+        )
+    password = _first_admin(database)
+    runtime.close()
+    return password
+
+
+def _first_admin(database: Database) -> str | None:
+    with database.read() as connection:
+        if connection.execute(sa.select(User.id).limit(1)).first() is not None:
+            return None
+    password = secrets.token_urlsafe(12)
+    create_user(database, ADMIN, password, "admin")
+    return password
+
+
+def _start_hub(command: list[str] | None) -> subprocess.Popen[Any]:
+    """All in one process, or with RabbitMQ the processes of the Procfile."""
+    full = [sys.executable, str(ROOT / "syncflow"), *command] if command else [sys.executable, "-m", "honcho", "start"]
+    return subprocess.Popen(full, cwd=ROOT, start_new_session=True)
+
+
+def _wait_until_healthy(hub: subprocess.Popen[Any], port: int) -> bool:
+    deadline = time.monotonic() + 60
+    while hub.poll() is None and time.monotonic() < deadline:
+        try:
+            if requests.get(f"http://127.0.0.1:{port}/healthz", timeout=2).ok:
+                return True
+        except requests.RequestException:
+            time.sleep(0.1)
+    return False
+
+
+def _say(port: int, environment: Mapping[str, str], password: str | None) -> None:
+    stripe = environment.get("STRIPE_API_BASE", "your Stripe account")
+    salesforce = environment.get("SALESFORCE_INSTANCE_URL", "your Salesforce org").replace("https://", "http://")
+    login = f"{ADMIN}  password  {password}" if password else f"{ADMIN} (the password was printed at the first start)"
+    database = get_settings().database_url
+    shell = f"sqlite3 {Path(database.removeprefix('sqlite:///'))}" if database.startswith("sqlite") else "psql"
+    print(
+        f"""
+  Syncflow is running.
+
+    Panel        http://127.0.0.1:{port}
+    Log in as    {login}
+    Stripe       {stripe}   (a system like it)
+    Salesforce   {salesforce}   (a system like it)
+
+  Three things to try:
+
+    1. Change a customer in the database, from outside:
+         {shell} "UPDATE customer SET phone = '+44 20 7946 0000' WHERE id = 1"
+       and see it in Stripe and in Salesforce within a second.
+    2. Change a customer in Stripe (open {stripe}, edit, save):
+       a webhook brings it to the database and to Salesforce, and nothing goes back to Stripe.
+    3. Change one in Salesforce (open {salesforce}):
+       a poll brings it to the database and to Stripe within {POLL_SECONDS} seconds.
+
+  Ctrl-C stops everything; started again, it carries on where it stopped.
+""",
+        flush=True,
+    )
+
+
+def _wait(hub: subprocess.Popen[Any]) -> int:
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    while hub.poll() is None and not asked.is_set():
+        asked.wait(0.2)
+    if asked.is_set():
+        print("\n  Stopping ...", flush=True)
+        return 0
+    return hub.returncode or 1
+
+
+def _stop(processes: list[subprocess.Popen[Any]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    for process in processes:
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()

@@ -1,0 +1,149 @@
+"""Commands that run: the fleet's four processes, or all of them as threads of one."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from panel.app import create_app
+from settings import ROOT, SettingsError, get_settings
+from workers.actors import register
+from workers.fleet import Fleet, wait_for_broker
+from workers.relay import Relay
+from workers.runtime import Heartbeat, Runtime, build, configure_logging, stop_on_signals
+from workers.scheduler import TickScheduler
+
+logger = logging.getLogger(__name__)
+
+
+def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
+    settings = get_settings()
+    configure_logging(settings)
+    if settings.standalone:
+        raise SettingsError(
+            f"BROKER_URL: {kind} as a process of its own needs RabbitMQ (amqp://...); "
+            "with memory:// run ./syncflow standalone"
+        )
+    runtime = build(settings)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    return runtime, stop, Heartbeat(runtime.database, kind).start()
+
+
+def relay(_arguments: argparse.Namespace) -> int:
+    """Route and announce until stopped."""
+    runtime, stop, heartbeat = _start("relay")
+    wait_for_broker(runtime, stop)
+    Relay(runtime.conductor, runtime.settings.sweep_seconds).run(stop)
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def worker(_arguments: argparse.Namespace) -> int:
+    """Work off the queues until stopped."""
+    runtime, stop, heartbeat = _start("worker")
+    wait_for_broker(runtime, stop)
+    fleet = Fleet(runtime)
+    fleet.start()
+    stop.wait()
+    fleet.stop()
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def scheduler(_arguments: argparse.Namespace) -> int:
+    """Tick until stopped."""
+    runtime, stop, heartbeat = _start("scheduler")
+    wait_for_broker(runtime, stop)
+    register(runtime.broker, runtime.conductor)
+    _tick(runtime, stop)
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def _tick(runtime: Runtime, stop: threading.Event) -> None:
+    ticker = TickScheduler(runtime.broker.get_actor("tick"), stop)
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        ticker.wake()
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGINT, asked)
+    if not stop.is_set():
+        ticker.run()
+
+
+def web(_arguments: argparse.Namespace) -> int:
+    """Serve the panel with gunicorn, in this process's place."""
+    settings = get_settings()
+    build(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
+    gunicorn = [
+        sys.executable, "-m", "gunicorn", "commands.fleet:application()",
+        "--bind", f"{settings.host}:{settings.port}",
+        "--worker-class", "gthread", "--workers", "2", "--threads", "8",
+        "--graceful-timeout", str(int(settings.grace_seconds)),
+        "--log-level", "warning",
+    ]  # fmt: skip
+    if settings.behind_proxy:
+        gunicorn += ["--forwarded-allow-ips", "*"]
+    os.chdir(ROOT)
+    os.execv(sys.executable, gunicorn)
+
+
+def application() -> Any:
+    """What gunicorn serves; called in each of its workers."""
+    settings = get_settings()
+    configure_logging(settings)
+    runtime = build(settings)
+    Heartbeat(runtime.database, "web").start()
+    return create_app(runtime.conductor, settings)
+
+
+class _Quiet(WSGIRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, *_arguments: Any) -> None:
+        """Requests are not worth a line each."""
+
+
+def standalone(_arguments: argparse.Namespace) -> int:
+    """Web, relay, workers and scheduler in one process, over the in-process broker."""
+    settings = get_settings()
+    configure_logging(settings)
+    runtime = build(settings)
+    stop = threading.Event()
+    heartbeat = Heartbeat(runtime.database, "standalone").start()
+    server = make_server(
+        settings.host, settings.port, create_app(runtime.conductor, settings), threaded=True, request_handler=_Quiet
+    )
+    fleet = Fleet(runtime)
+    fleet.start()
+    threads = [
+        threading.Thread(target=server.serve_forever, name="web", daemon=True),
+        threading.Thread(
+            target=Relay(runtime.conductor, settings.sweep_seconds).run, args=(stop,), name="relay", daemon=True
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    logger.info("listening on http://%s:%d", settings.host, server.port)
+    _tick(runtime, stop)
+    server.shutdown()
+    fleet.stop()
+    for thread in threads:
+        thread.join(settings.grace_seconds)
+    heartbeat.stop()
+    runtime.close()
+    return 0

@@ -1,0 +1,69 @@
+"""Commands that look into the ledger or ask something of the hub: status, poll, retry."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sys
+
+from conductor import LetterFilter
+from subscribers.errors import SyncError
+from workers.runtime import build
+
+
+def status(_arguments: argparse.Namespace) -> int:
+    """One line a system and subscriber; exit status 1 if something needs a person."""
+    runtime = build()
+    systems = runtime.conductor.overview()
+    waiting = runtime.conductor.waiting()
+    runtime.close()
+    if not systems:
+        print("No external system is configured. See .env.example, or run: ./syncflow demo")
+    for system in systems:
+        print(f"{system.name:<14} {system.state:<8} {system.words}")
+        for subscriber in system.subscribers:
+            print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
+    if waiting.changes or waiting.inbox:
+        print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} received events")
+    return 1 if any(system.state in ("down", "failing") for system in systems) else 0
+
+
+def poll_arguments(parser: argparse.ArgumentParser) -> None:
+    """`poll SYSTEM`."""
+    parser.add_argument("system", help="a system (stripe) or one subscriber (stripe.customer)")
+
+
+def poll(arguments: argparse.Namespace) -> int:
+    """Poll in this process, at once."""
+    runtime = build()
+    names = [n for n, s in runtime.conductor.subscribers.items() if arguments.system in (n, s.system)]
+    if not names:
+        known = ", ".join(sorted(runtime.conductor.systems)) or "none is configured"
+        print(f"No system {arguments.system!r}; there are: {known}", file=sys.stderr)
+        return 2
+    failed = False
+    for name in names:
+        try:
+            print(f"{name}: {runtime.conductor.poll(name)} records")
+        except SyncError as error:
+            failed = True
+            print(f"{name}: {error}", file=sys.stderr)
+    runtime.close()
+    return 1 if failed else 0
+
+
+def retry_arguments(parser: argparse.ArgumentParser) -> None:
+    """`retry [--subscriber NAME] [--error CLASS] [--id N ...]`."""
+    parser.add_argument("--subscriber", help="only those of this subscriber, e.g. stripe.customer")
+    parser.add_argument("--error", help="only those of this kind of error, e.g. Reject")
+    parser.add_argument("--id", type=int, action="append", dest="ids", help="only this one; may be repeated")
+
+
+def retry(arguments: argparse.Namespace) -> int:
+    """Have dead letters tried again; says how many."""
+    runtime = build()
+    letters = LetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
+    count = runtime.conductor.retry(letters, by=f"{getpass.getuser()} (command line)")
+    runtime.close()
+    print(f"{count} dead letters are tried again")
+    return 0

@@ -1,0 +1,65 @@
+"""Commands that set things up: migrate, capture, create-admin."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import sys
+
+from models import capture
+from models.schema import migrate
+from models.session import Database
+from panel.security import create_user
+from settings import get_settings
+
+
+def migrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """`migrate [--to REVISION]`."""
+    parser.add_argument("--to", default="head", help="an older revision to go back to, or base (default: the newest)")
+
+
+def migrate_command(arguments: argparse.Namespace) -> int:
+    """Upgrade, or go back; the capture triggers follow."""
+    migrate(get_settings().database_url, arguments.to)
+    print("The database is up to date." if arguments.to == "head" else f"The database is at revision {arguments.to}.")
+    return 0
+
+
+def capture_arguments(parser: argparse.ArgumentParser) -> None:
+    """`capture install|remove`."""
+    parser.add_argument("action", choices=["install", "remove"])
+
+
+def capture_command(arguments: argparse.Namespace) -> int:
+    """Create or drop the triggers; says which."""
+    database = Database(get_settings().database_url)
+    work = capture.install if arguments.action == "install" else capture.remove
+    with database.write() as connection:
+        names = work(connection)
+    database.close()
+    print(f"{len(names)} triggers {'installed' if arguments.action == 'install' else 'removed'}")
+    for name in names:
+        print(f"  {name}")
+    return 0
+
+
+def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
+    """`create-admin EMAIL`; the password is asked for, or read from SYNCFLOW_PASSWORD."""
+    parser.add_argument("email")
+
+
+def create_admin(arguments: argparse.Namespace) -> int:
+    """Make an admin. The password never stands on the command line, where other users could read it."""
+    settings = get_settings()
+    password = os.environ.get("SYNCFLOW_PASSWORD") or getpass.getpass("Password: ")
+    database = Database(settings.database_url)
+    try:
+        create_user(database, arguments.email, password, "admin")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        database.close()
+    print(f"{arguments.email} may log in as admin.")
+    return 0

@@ -1,0 +1,1 @@
+"""Dramatiq actors, the relay and the periodiq schedule. They parse, call the conductor, and report."""

@@ -1,0 +1,70 @@
+"""The Dramatiq actors: one per subscriber, one pair per system, and the tick.
+
+Each parses its message, calls the conductor and returns. What an external system says is settled
+in the ledger, so what reaches Dramatiq's own retries here is only our own trouble (the database
+away); when these run out the ledger's sweep takes over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dramatiq
+from periodiq import cron
+
+from broker import Fanout
+from conductor import Conductor
+from subscribers.base import Subscriber
+from subscribers.errors import SyncError
+from workers.senders import INBOX, TICK_QUEUE
+
+#: Retries of a message whose actor failed for a reason of ours, and their pauses in milliseconds.
+_OPTIONS: dict[str, Any] = {"max_retries": 3, "min_backoff": 1_000, "max_backoff": 30_000}
+
+
+def bind_queues(broker: Fanout, subscribers: dict[str, Subscriber]) -> None:
+    """Declare every queue and binding; done by all processes, so that nobody publishes into nothing."""
+    for name, subscriber in subscribers.items():
+        broker.bind(name, subscriber.catalogue)
+        broker.declare_queue(subscriber.system + INBOX)
+    broker.declare_queue(TICK_QUEUE)
+
+
+def register(broker: Fanout, conductor: Conductor) -> None:
+    """Make the actors this process can run."""
+    for name in conductor.subscribers:
+        _deliver_actor(broker, conductor, name)
+    for system in conductor.systems:
+        _inbox_actors(broker, conductor, system)
+    _tick_actor(broker, conductor)
+
+
+def _deliver_actor(broker: Fanout, conductor: Conductor, name: str) -> None:
+    def deliver(record_ids: list[str], catalogue: str | None = None) -> None:
+        conductor.deliver(name, [str(record_id) for record_id in record_ids])
+
+    dramatiq.actor(broker=broker, actor_name=name, queue_name=name, **_OPTIONS)(deliver)
+
+
+def _inbox_actors(broker: Fanout, conductor: Conductor, system: str) -> None:
+    def receive(inbox_id: int) -> None:
+        conductor.receive(inbox_id)
+
+    def poll(subscriber: str) -> None:
+        try:
+            conductor.jobs.run(f"poll {subscriber}", lambda: f"{conductor.poll(subscriber)} records")
+        except SyncError:
+            return  # the cursor has not moved, the system's state is written down, and the next run comes
+
+    queue = system + INBOX
+    dramatiq.actor(broker=broker, actor_name=queue, queue_name=queue, **_OPTIONS)(receive)
+    dramatiq.actor(broker=broker, actor_name=f"poll.{system}", queue_name=queue, max_retries=0)(poll)
+
+
+def _tick_actor(broker: Fanout, conductor: Conductor) -> None:
+    def tick() -> None:
+        conductor.jobs.tick()
+
+    # One schedule and no retries: the slots in the database decide what is due, see conductor.schedule.
+    schedule = cron("* * * * *")
+    dramatiq.actor(broker=broker, actor_name="tick", queue_name=TICK_QUEUE, max_retries=0, periodic=schedule)(tick)

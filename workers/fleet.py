@@ -1,0 +1,62 @@
+"""The worker process: one Dramatiq worker a system, so that a slow one never holds up the others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from dramatiq import Worker
+
+from broker import BrokerUnreachable
+from workers.actors import register
+from workers.runtime import Runtime
+from workers.senders import INBOX, TICK_QUEUE
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two tries to reach a broker that is not there yet.
+_BROKER_PAUSE = 2.0
+
+#: Milliseconds after which an idle worker looks whether it is asked to stop.
+_WORKER_TIMEOUT = 500
+
+
+class Fleet:
+    """The workers of one process. Each system has threads of its own; the tick has one."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        register(runtime.broker, runtime.conductor)
+        self.workers = [self._worker({TICK_QUEUE}, 1)]
+        for system in sorted(runtime.conductor.systems):
+            queues = {s.name() for s in runtime.conductor.hub.of_system(system)} | {system + INBOX}
+            self.workers.append(self._worker(queues, runtime.settings.worker_threads))
+
+    def _worker(self, queues: set[str], threads: int) -> Worker:
+        return Worker(self.runtime.broker, queues=queues, worker_timeout=_WORKER_TIMEOUT, worker_threads=threads)
+
+    def start(self) -> None:
+        """Begin to consume."""
+        for worker in self.workers:
+            worker.start()
+
+    def stop(self) -> None:
+        """Finish what is in hand within the grace time; the rest goes back to its queue."""
+        self.runtime.conductor.stop()
+        grace = int(self.runtime.settings.grace_seconds * 1000)
+        stopping = [threading.Thread(target=worker.stop, args=(grace,)) for worker in self.workers]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
+
+
+def wait_for_broker(runtime: Runtime, stop: threading.Event) -> None:
+    """Create what is missing in the broker; wait for one that is not there yet."""
+    while not stop.is_set():
+        try:
+            runtime.broker.ensure()
+            return
+        except BrokerUnreachable as error:
+            logger.warning("waiting for the broker: %s", error)
+            stop.wait(_BROKER_PAUSE)

@@ -1,0 +1,68 @@
+"""The relay: routes what was captured and announces it, woken by the database's commits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import sqlalchemy as sa
+
+from broker import BrokerUnreachable
+from conductor import Conductor
+from models.session import Listener
+
+logger = logging.getLogger(__name__)
+
+#: Seconds to wait before trying again when database or broker do not answer.
+_TROUBLE_PAUSE = 1.0
+
+
+class Relay:
+    """One loop. Several may run side by side: each takes changes nobody else holds."""
+
+    def __init__(self, conductor: Conductor, sweep_seconds: float) -> None:
+        self.conductor = conductor
+        self.sweep_seconds = sweep_seconds
+        self._listener: Listener | None = None
+        #: News may have been lost with an earlier process or a broker that was away.
+        self._catch_up = True
+        self._next_sweep = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until asked to stop. Trouble with database or broker is waited out."""
+        try:
+            while not stop.is_set():
+                try:
+                    self._step()
+                except BrokerUnreachable as error:
+                    self._catch_up = True
+                    self._trouble(stop, error)
+                except sa.exc.DBAPIError as error:
+                    self._close_listener()
+                    self._trouble(stop, error)
+        finally:
+            self._close_listener()
+
+    def _step(self) -> None:
+        if self._listener is None:
+            self._listener = self.conductor.database.listener()
+        routed = self.conductor.relay()
+        if self._catch_up or time.monotonic() >= self._next_sweep:
+            self.conductor.sweep(everything=self._catch_up)
+            self._catch_up = False
+            self._next_sweep = time.monotonic() + self.sweep_seconds
+        if not routed:
+            self._listener.wait(max(self._next_sweep - time.monotonic(), 0.0))
+
+    def _trouble(self, stop: threading.Event, error: Exception) -> None:
+        logger.warning("relay waits: %s", str(error).split("\n", 1)[0])
+        stop.wait(_TROUBLE_PAUSE)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            try:
+                self._listener.close()
+            except sa.exc.DBAPIError as error:
+                logger.debug("closing a broken listener: %s", error)
+            self._listener = None
