@@ -170,7 +170,7 @@ class _FanoutConsumer(_RabbitmqConsumer):
         proxy: Any = super().__next__()
         if proxy is not None:
             proxy._message = _own(proxy._message, self.queue_name)
-        return proxy
+        return proxy  # type: ignore[no-any-return]
 
 
 def _own(message: dramatiq.Message[Any], queue_name: str) -> dramatiq.Message[Any]:

@@ -21,7 +21,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 ROOT = Path(__file__).resolve().parent
-VAR = ROOT / "var"
+#: Where this machine's data goes that nobody gave another place: SYNCFLOW_VAR, or var/ here.
+VAR = (ROOT / (os.environ.get("SYNCFLOW_VAR") or "var")).resolve()
 
 
 class SettingsError(Exception):

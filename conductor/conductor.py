@@ -6,18 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from conductor import overview as views
 from conductor.desk import Desk, LetterFilter
+from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Announcer, Hub, Policy
 from conductor.inward import Inward
 from conductor.letters import Letters
+from conductor.limits import Limits
 from conductor.mappings import Mappings
 from conductor.outward import Outward
+from conductor.relations import Relations
 from conductor.routing import Routing
 from conductor.schedule import Jobs
+from conductor.settling import Settling
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber, System
@@ -39,16 +43,21 @@ class Conductor:
         self.health = Health(self.hub)
         self.letters = Letters(self.hub)
         self.mappings = Mappings(self.hub)
+        self.relations = Relations(self.hub)
+        self.limits = Limits(self.hub)
+        self.guard = Guard(self.hub)
         self.routing = Routing(self.hub)
-        self.outward = Outward(self.hub, self.health, self.mappings, self.letters)
-        self.inward = Inward(self.hub, self.health, self.mappings, self.letters)
-        self.desk = Desk(self.hub, self.health, self.letters)
+        settling = Settling(self.hub, self.health, self.letters, self.relations)
+        self.outward = Outward(self.hub, self.health, self.mappings, self.relations, settling, self.limits, self.guard)
+        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, self.relations, self.guard)
+        self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
         self.jobs = Jobs(self.hub)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
         self.health.ensure_rows()
         self.jobs.ensure_rows()
+        self.limits.attach()
 
     def stop(self) -> None:
         """From now on finish only what is in hand; the rest goes back to its queue."""
@@ -115,9 +124,9 @@ class Conductor:
         """Stop a system. See `Desk.pause`."""
         self.desk.pause(system, by, reason)
 
-    def resume(self, system: str, by: str) -> None:
+    def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
         """Start it again. See `Desk.resume`."""
-        self.desk.resume(system, by)
+        self.desk.resume(system, by, allow_deletes=allow_deletes)
 
     def poll_soon(self, subscriber: str, by: str) -> None:
         """Have a subscriber polled. See `Desk.poll_soon`."""
@@ -135,9 +144,17 @@ class Conductor:
         """Make an unsubscription. See `Desk.unsubscribe`."""
         return self.desk.unsubscribe(target, operation, record_ids, until, reason, by)
 
-    def lift(self, unsubscription_id: int, by: str) -> None:
-        """Remove one. See `Desk.lift`."""
-        self.desk.lift(unsubscription_id, by)
+    def missed(self, unsubscription_id: int) -> int:
+        """How many records one has kept back. See `Desk.missed`."""
+        return self.desk.missed(unsubscription_id)
+
+    def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
+        """Remove one; how many records are brought over. See `Desk.lift`."""
+        return self.desk.lift(unsubscription_id, by, bring=bring)
+
+    def settle_conflict(self, conflict_id: int, choice: Literal["ours", "theirs"], by: str) -> None:
+        """Decide a conflict. See `Desk.settle_conflict`."""
+        self.desk.settle_conflict(conflict_id, choice, by)
 
     def mapping(self, subscriber: str) -> tuple[Mapper, int]:
         """The mapping in force and its version. See `Mappings.current`."""

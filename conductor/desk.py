@@ -9,15 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from conductor.health import Health
 from conductor.hub import Hub
 from conductor.letters import Letters
+from conductor.mappings import Mappings
+from conductor.merge import Merge, rebase
+from conductor.relations import Relations, related_flat
+from models.capture import sync_context
 from models.ledger import (
     Change,
+    Conflict,
     DeadLetter,
     Inbox,
     Link,
@@ -25,9 +30,14 @@ from models.ledger import (
     Unsubscription,
     UnsubscriptionRecord,
 )
+from subscribers.base import Subscriber
+from subscribers.mapping import Flat
 
 #: Dead letters handled in one transaction.
 _BATCH = 1000
+
+#: How long deletes flow after a person has said that they are meant.
+_DELETES_ALLOWED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -58,10 +68,12 @@ class LetterFilter:
 class Desk:
     """The operator's desk."""
 
-    def __init__(self, hub: Hub, health: Health, letters: Letters) -> None:
+    def __init__(self, hub: Hub, health: Health, letters: Letters, mappings: Mappings, relations: Relations) -> None:
         self.hub = hub
         self.health = health
         self.letters = letters
+        self.mappings = mappings
+        self.relations = relations
 
     # --- dead letters -------------------------------------------------------------------------------
 
@@ -129,14 +141,27 @@ class Desk:
             self._update_system(connection, system, values)
             self.hub.audit(connection, by, "system.pause", system, reason=reason)
 
-    def resume(self, system: str, by: str) -> None:
-        """Let it flow again; what waited is announced with the next sweep. A system that is down is tried at once."""
+    def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
+        """Let it flow again; what waited is announced with the next sweep. A system that is down is tried at once.
+
+        `allow_deletes`: what the mass-delete guard held back is meant, and flows for the next hour.
+        """
         self._require_system(system)
         now = self.hub.clock()
+        values: dict[str, Any] = {
+            "paused_at": None,
+            "paused_by": None,
+            "pause_reason": None,
+            "up_since": now,
+            "probe_at": now,
+        }
+        if allow_deletes:
+            values |= {"deletes": 0, "deletes_allowed_until": self.hub.later(_DELETES_ALLOWED_SECONDS)}
         with self.hub.database.write() as connection:
-            values = {"paused_at": None, "paused_by": None, "pause_reason": None, "up_since": now}
-            self._update_system(connection, system, values | {"probe_at": now})
-            self.hub.audit(connection, by, "system.resume", system)
+            self._update_system(connection, system, values)
+            waiting = (Inbox.system == system, Inbox.state == "waiting")
+            connection.execute(sa.update(Inbox).where(*waiting).values(retry_at=now))
+            self.hub.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
 
     def poll_soon(self, subscriber: str, by: str) -> None:
         """Have a subscriber polled now."""
@@ -201,15 +226,80 @@ class Desk:
             self.hub.audit(connection, by, "unsubscription.create", f"#{rule} {target}", **details)
         return int(rule)
 
-    def lift(self, unsubscription_id: int, by: str) -> None:
-        """Remove a rule; what it kept back flows with each record's next change."""
+    def missed(self, unsubscription_id: int) -> int:
+        """How many records a rule has kept back: what lifting it could bring over."""
+        with self.hub.database.read() as connection:
+            kept = sa.select(sa.func.count(Link.id)).where(Link.unsubscription_id == unsubscription_id)
+            return int(connection.execute(kept).scalar_one())
+
+    def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
+        """Remove a rule. With `bring` the records it kept back are owed at once, else with their next change.
+
+        Returns how many records are brought over.
+        """
         with self.hub.database.write() as connection:
-            row = connection.execute(
-                sa.delete(Unsubscription).where(Unsubscription.id == unsubscription_id).returning(Unsubscription.target)
-            ).one_or_none()
-            if row is None:
+            rule = Unsubscription.id == unsubscription_id
+            target = connection.execute(sa.delete(Unsubscription).where(rule).returning(Unsubscription.target)).scalar()
+            if target is None:
                 raise ValueError(f"there is no unsubscription #{unsubscription_id}")
-            self.hub.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {row.target}")
+            values: dict[str, Any] = {"unsubscription_id": None}
+            if bring:
+                now = self.hub.clock()
+                values |= {"owed_change": Link.owed_change + 1, "owed_since": now, "retry_at": now}
+            kept = sa.update(Link).where(Link.unsubscription_id == unsubscription_id).values(**values)
+            kept_back = connection.execute(kept).rowcount
+            count = kept_back if bring else 0
+            self.hub.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {target}", brought=count)
+        return int(count)
+
+    # --- conflicts ----------------------------------------------------------------------------------
+
+    def settle_conflict(self, conflict_id: int, choice: Literal["ours", "theirs"], by: str) -> None:
+        """Decide a field that changed on both sides; the side that lost is brought up to date.
+
+        Raises:
+          ValueError: there is no such open conflict, or its record is gone or being delivered just now.
+        """
+        with self.hub.database.write() as connection:
+            is_open = sa.and_(Conflict.id == conflict_id, Conflict.settled_at.is_(None))
+            conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()
+            if conflict is None:
+                raise ValueError(f"there is no open conflict #{conflict_id}")
+            held = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
+            link = connection.execute(held).one()
+            if link.lease_until is not None and link.lease_until > self.hub.clock():
+                raise ValueError("the record is being delivered at this moment; try again")
+            values = self._settled_values(connection, conflict, link, choice)
+            connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+            closed = {"settled_at": self.hub.clock(), "settled_by": by, "choice": choice}
+            connection.execute(sa.update(Conflict).where(is_open).values(**closed))
+            target = f"#{conflict_id} {conflict.subscriber} {conflict.record_id} {conflict.path}"
+            versions = {"base": conflict.base, "ours": conflict.ours, "theirs": conflict.theirs}
+            self.hub.audit(connection, by, "conflict.settle", target, choice=choice, **versions)
+
+    def _settled_values(self, connection: sa.Connection, conflict: Any, link: Any, choice: str) -> dict[str, Any]:
+        subscriber = self.hub.subscribers[conflict.subscriber]
+        result = Merge(**{"keep" if choice == "ours" else "take": {conflict.path: conflict.theirs}})
+        if choice == "theirs":
+            mapper = self.mappings.current(connection, conflict.subscriber)[0]
+            keys = self.relations.keys(connection, subscriber, mapper, result.take)
+            with sync_context(connection, origin=subscriber.system):
+                subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys))
+        ours = self._ours(connection, subscriber, link.record_id)
+        agreed, held = rebase(result, link.agreed or {}, link.held or {}, ours)
+        values: dict[str, Any] = {"agreed": agreed, "held": held or None, "open_conflicts": Link.open_conflicts - 1}
+        if choice == "ours":
+            now = self.hub.clock()
+            values |= {"owed_change": Link.owed_change + 1, "retry_at": now}
+            values["owed_since"] = sa.func.coalesce(Link.owed_since, now)
+        return values
+
+    def _ours(self, connection: sa.Connection, subscriber: Subscriber, record_id: str) -> Flat:
+        record = subscriber.records.read(connection, [record_id]).get(record_id)
+        if record is None:
+            raise ValueError("the record does not exist any more")
+        mapper = self.mappings.current(connection, subscriber.name())[0]
+        return related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
 
     # --- asking directly ----------------------------------------------------------------------------
 

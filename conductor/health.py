@@ -57,6 +57,12 @@ class Health:
             return waiting
         return Gate(open=True, probing=True) if self._take_probe(name, row.failures) else waiting
 
+    def is_paused(self, name: str) -> bool:
+        """Whether a person (or the guard) has stopped this system."""
+        with self.hub.database.read() as connection:
+            paused = sa.select(System.paused_at).where(System.name == name)
+            return connection.execute(paused).scalar() is not None
+
     def _take_probe(self, name: str, failures: int) -> bool:
         # Conditional: of all workers that see the time has come, one goes.
         statement = (

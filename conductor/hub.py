@@ -25,8 +25,8 @@ class Announcer(Protocol):
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
         """Fan out to the queue of every subscriber bound to this catalogue."""
 
-    def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
-        """These records of one subscriber want to be delivered."""
+    def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
+        """These records of one subscriber want to be delivered; `later`: live changes go first."""
 
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
         """These inbox rows of a system want to be looked at."""

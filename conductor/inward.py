@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
 from conductor.letters import Letters
 from conductor.mappings import Mappings
 from conductor.merge import Merge, Winner, merge, rebase
-from conductor.outward import remove_here
+from conductor.relations import Relations, related_flat
+from conductor.settling import remove_here
 from models.capture import sync_context
 from models.catalogues import Record
-from models.ledger import Change, Cursor, Delivery, Inbox, Link, System
+from models.ledger import Change, Conflict, Cursor, Delivery, Inbox, Link, System
 from subscribers.base import External, Page, Subscriber
 from subscribers.errors import BadSignature, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, is_empty, same
@@ -47,6 +49,10 @@ class UnknownSystem(Exception):
 
 class _NeedsFetch(Exception):
     """What came in may not be the newest: the record has to be fetched."""
+
+
+class _Guarded(Exception):
+    """The mass-delete guard holds it back until a person says that it is meant."""
 
 
 class _Busy(Exception):
@@ -78,11 +84,15 @@ class _Incoming:
 class Inward:
     """Stores what comes in, and applies it."""
 
-    def __init__(self, hub: Hub, health: Health, mappings: Mappings, letters: Letters) -> None:
+    def __init__(
+        self, hub: Hub, health: Health, mappings: Mappings, letters: Letters, relations: Relations, guard: Guard
+    ) -> None:
         self.hub = hub
         self.health = health
         self.mappings = mappings
         self.letters = letters
+        self.relations = relations
+        self.guard = guard
 
     # --- webhooks -----------------------------------------------------------------------------------
 
@@ -150,8 +160,12 @@ class Inward:
         if row is None:
             return
         name = row.subscriber or row.system
+        if self.health.is_paused(row.system):
+            return  # it waits; resuming the system announces it
         try:
             self._settle_inbox(row, "; ".join(self._receive(row)) or "nothing here follows this kind of record")
+        except _Guarded:
+            self.hub.database.transact(self.guard.trip, row.system, "from")
         except _Busy:
             self._postpone(row, "the record is being delivered", BUSY_PAUSE, attempts=row.attempts)
         except SystemDown as error:
@@ -230,16 +244,26 @@ class Inward:
             position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
         count = 0
         try:
-            for page in subscriber.changed_since(position):
+            for page in self._paced(subscriber, position):
                 owed = self.hub.database.transact(self._apply_page, subscriber, page)
                 count += len(page.records)
                 self._announce_owed(owed)
+        except _Guarded:
+            self.hub.database.transact(self.guard.trip, subscriber.system, "from")
+            return count
         except SyncError as error:
             self.hub.database.transact(self._poll_failed, subscriber, error)
             raise
         result = f"{count} records" if count else "nothing new"
         self.hub.database.transact(self._polled, subscriber, result)
         return count
+
+    @staticmethod
+    def _paced(subscriber: Subscriber, position: dict[str, Any] | None) -> Iterator[Page]:
+        subscriber.client.pace()
+        for page in subscriber.changed_since(position):
+            yield page
+            subscriber.client.pace()
 
     def _polled(self, connection: sa.Connection, subscriber: Subscriber, result: str) -> None:
         self._write_cursor(connection, subscriber.name(), {"polled_at": self.hub.clock(), "result": result})
@@ -314,6 +338,7 @@ class Inward:
         link_id = self._lease(subscriber, external, token)
         try:
             try:
+                subscriber.client.pace()
                 fresh = subscriber.fetch(external.id)
             except Gone:
                 fresh = replace(external, deleted=True, data={})
@@ -424,19 +449,25 @@ class Inward:
     ) -> Applied:
         subscriber, mapper = incoming.subscriber, incoming.mapper
         agreed, held = link.agreed or {}, link.held or {}
+        related = self.relations.load(connection, subscriber, mapper, [record])
+        ours = related_flat(mapper, record, related)
         result = merge(
             agreed=agreed,
             held=held,
             theirs=theirs,
-            ours=mapper.outward(record, strict=False),
+            ours=ours,
             comes_in=mapper.comes_in,
             winner=lambda path: self._winner(connection, incoming, link, path),
         )
         if result.take:
             self._write_record(connection, subscriber, mapper, link.record_id, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
-        new_agreed, new_held = rebase(result, agreed, held, mapper.outward(now_here, strict=False))
+        related = self.relations.load(connection, subscriber, mapper, [now_here])
+        new_agreed, new_held = rebase(result, agreed, held, related_flat(mapper, now_here, related))
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None}
+        if result.ask or link.open_conflicts:
+            base = {path: held.get(path, agreed.get(path)) for path in result.ask}
+            values["open_conflicts"] = self._ask(connection, link, base, ours, result)
         if incoming.external.at is not None:
             values["seen_at"] = incoming.external.at
         if result.keep:
@@ -447,8 +478,24 @@ class Inward:
                 "announced_at": self.hub.clock(),
             }
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
-        outcome = "applied" if result.take else "kept" if result.keep else "echo"
+        outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         return self._note(connection, incoming, link, outcome, _words(result), owed=bool(result.keep))
+
+    def _ask(self, connection: sa.Connection, link: Any, base: Flat, ours: Flat, result: Merge) -> int:
+        """Keep both versions of fields a person decides about; returns how many are open now."""
+        now = self.hub.clock()
+        settled = [*result.take, *result.keep, *result.settled]
+        is_open = sa.and_(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+        connection.execute(
+            sa.update(Conflict).where(is_open, Conflict.path.in_(settled)).values(settled_at=now, choice="agreed")
+        )
+        for path, theirs in result.ask.items():
+            versions = {"ours": ours.get(path), "theirs": theirs, "at": now}
+            known = connection.execute(sa.update(Conflict).where(is_open, Conflict.path == path).values(**versions))
+            if not known.rowcount:
+                row = {"link_id": link.id, "subscriber": link.subscriber, "record_id": link.record_id, "path": path}
+                connection.execute(sa.insert(Conflict).values(**row, base=base.get(path), **versions))
+        return int(connection.execute(sa.select(sa.func.count(Conflict.id)).where(is_open)).scalar_one())
 
     def _winner(self, connection: sa.Connection, incoming: _Incoming, link: Any, path: str) -> Winner:
         policy = incoming.mapper.entry(path).conflict
@@ -467,13 +514,15 @@ class Inward:
     def _write_record(
         self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, record_id: str, take: Flat
     ) -> None:
-        values = mapper.inward(take)
+        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take))
         with sync_context(connection, origin=subscriber.system):
             subscriber.records.update(connection, record_id, values)
 
     def _deleted(self, connection: sa.Connection, incoming: _Incoming, link: Any) -> Applied:
         subscriber = incoming.subscriber
         policy = subscriber.on_gone
+        if not self.guard.allows(connection, subscriber.system, 1, "from"):
+            raise _Guarded
         values: dict[str, Any] = {"agreed": None, "held": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
@@ -502,9 +551,9 @@ class Inward:
         record_id = self._claimed(connection, incoming) or self._matched(connection, incoming)
         if record_id is not None:
             return self._adopt(connection, incoming, record_id)
-        values = incoming.mapper.inward(
-            {p: v for p, v in incoming.mapper.theirs(external.data).items() if incoming.mapper.comes_in(p)}
-        )
+        mapper = incoming.mapper
+        flat = {p: v for p, v in mapper.theirs(external.data).items() if mapper.comes_in(p)}
+        values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
         self._require(subscriber, incoming.mapper, values)
         given = {name: value for name, value in values.items() if value is not None}
         with sync_context(connection, origin=subscriber.system):
@@ -564,8 +613,8 @@ class Inward:
         if agreed is None:
             theirs = mapper.theirs(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
-            result = Merge(take=theirs)
-            agreed, held = rebase(result, {}, {}, mapper.outward(record, strict=False))
+            related = self.relations.load(connection, subscriber, mapper, [record])
+            agreed, held = rebase(Merge(take=theirs), {}, {}, related_flat(mapper, record, related))
         values = {
             "external_id": external.id,
             "agreed": agreed,
@@ -638,6 +687,8 @@ def _words(result: Merge) -> str:
         parts.append(f"taken: {', '.join(result.take)}")
     if result.keep:
         parts.append(f"ours kept: {', '.join(result.keep)}")
+    if result.ask:
+        parts.append(f"a person is asked about: {', '.join(result.ask)}")
     if result.conflicts:
         parts.append(f"changed on both sides: {', '.join(result.conflicts)}")
     return "; ".join(parts) or "both sides had changed to the same"

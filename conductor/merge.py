@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from subscribers.mapping import same
 
-Winner = Literal["internal", "external"]
+Winner = Literal["internal", "external", "ask"]
 
 
 @dataclass
@@ -20,18 +20,20 @@ class Merge:
     """What to do about each field that came in, by path.
 
     `take`: their value goes into the record. `keep`: ours stays, and they are owed it.
-    `settled`: both sides changed to the same value; only the base moves.
+    `settled`: both sides changed to the same value; only the base moves. `ask`: both changed, and a
+    person decides.
     """
 
     take: dict[str, Any] = field(default_factory=dict)
     keep: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
+    ask: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Winner] = field(default_factory=dict)
 
     @property
     def is_echo(self) -> bool:
         """Nothing came in that was not agreed already."""
-        return not (self.take or self.keep or self.settled)
+        return not (self.take or self.keep or self.settled or self.ask)
 
 
 def merge(
@@ -61,7 +63,7 @@ def merge(
             result.take[path] = value
         else:
             who = result.conflicts[path] = winner(path)
-            (result.take if who == "external" else result.keep)[path] = value
+            {"external": result.take, "internal": result.keep, "ask": result.ask}[who][path] = value
     return result
 
 
@@ -71,12 +73,13 @@ def rebase(
     """The link's new (agreed, held) after a merge. `ours_now`: our fields once `take` is written.
 
     A kept field gets their value as base: our differing one is then owed to them, and the same
-    event seen again changes nothing.
+    event seen again changes nothing. Of a field that is asked about only what they hold is noted.
     """
     new_agreed, new_held = dict(agreed), dict(held)
     for path, value in result.keep.items():
         new_agreed[path] = value
         new_held.pop(path, None)
+    new_held.update(result.ask)
     for path, value in {**result.take, **result.settled}.items():
         new_agreed[path] = ours_now.get(path, value)
         new_held.pop(path, None)

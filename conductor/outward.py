@@ -7,28 +7,26 @@ letter for the whole batch (one transaction). A process that dies anywhere leave
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
-from conductor.letters import Letters
-from conductor.mappings import MappingRefused, Mappings
-from conductor.unsubscriptions import Rule, in_force
-from models.capture import sync_context
-from models.catalogues import Record
-from models.ledger import Delivery, Link
-from subscribers.base import External, Item, Subscriber, attempt
-from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
+from conductor.limits import Limits
+from conductor.mappings import Mappings
+from conductor.plans import Batch, Claim, Plan, make_item, tops
+from conductor.relations import Relations
+from conductor.settling import Settling
+from conductor.unsubscriptions import in_force
+from models.ledger import Conflict, Link
+from subscribers.base import Item, Subscriber, attempt
+from subscribers.errors import Reject, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
 
 logger = logging.getLogger(__name__)
@@ -44,62 +42,26 @@ MESSAGE_BUDGET = 60.0
 _ROUNDS = 5
 
 
-@dataclass
-class Claim:
-    """A link under our lease, with the record as it is now (None: it does not exist)."""
-
-    link: Any
-    record: Record | None
-    fresh_intent: bool
-
-    @property
-    def record_id(self) -> str:
-        """The record's id in the ledger."""
-        return str(self.link.record_id)
-
-    @property
-    def linked(self) -> bool:
-        """Whether there is a live external record."""
-        return self.link.external_id is not None and self.link.gone_at is None
-
-
-@dataclass
-class Plan:
-    """What is to be done about one claim, and then how it went."""
-
-    claim: Claim
-    #: create, update, delete, archive, unlink or none.
-    operation: str = "none"
-    item: Item | None = None
-    flat: Flat = field(default_factory=dict)
-    #: delivered, unchanged, skipped, failed, dead or waiting; None until it is known.
-    outcome: str | None = None
-    reason: str | None = None
-    error: SyncError | None = None
-    external: External | None = None
-    rule: Rule | None = None
-    #: Milliseconds of the call.
-    duration: float | None = None
-
-    def settle(self, outcome: str, reason: str | None = None) -> Plan:
-        """Say how it ended."""
-        self.outcome, self.reason = outcome, reason
-        return self
-
-    def fail(self, error: SyncError) -> Plan:
-        """It ended with this error; what that means is decided when it is written down."""
-        self.error = error
-        return self
-
-
 class Outward:
     """Delivers what is owed."""
 
-    def __init__(self, hub: Hub, health: Health, mappings: Mappings, letters: Letters) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        health: Health,
+        mappings: Mappings,
+        relations: Relations,
+        settling: Settling,
+        limits: Limits,
+        guard: Guard,
+    ) -> None:
         self.hub = hub
         self.health = health
         self.mappings = mappings
-        self.letters = letters
+        self.relations = relations
+        self.settling = settling
+        self.limits = limits
+        self.guard = guard
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
@@ -114,12 +76,14 @@ class Outward:
             if self.hub.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
                 self.hub.announcer.records(name, waiting)
                 return
-            gate = self.health.gate(subscriber.system)
-            if not gate.open:
-                logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
-                return
-            chunk, waiting = waiting[: 1 if gate.probing else size], waiting[1 if gate.probing else size :]
-            self._deliver_chunk(subscriber, chunk)
+            with self.limits.slot(subscriber.system):
+                gate = self.health.gate(subscriber.system)
+                if not gate.open:
+                    logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
+                    return
+                count = 1 if gate.probing else size
+                chunk, waiting = waiting[:count], waiting[count:]
+                self._deliver_chunk(subscriber, chunk)
 
     def _deliver_chunk(self, subscriber: Subscriber, record_ids: list[str]) -> None:
         for _ in range(_ROUNDS):
@@ -130,20 +94,22 @@ class Outward:
 
     def _round(self, subscriber: Subscriber, record_ids: list[str]) -> list[str]:
         """One pass over these records; returns those that are owed something again."""
-        token = new_token()
-        claims, mapper, rules = self.hub.database.transact(self._claim, subscriber, record_ids, token)
-        if not claims:
+        batch = self.hub.database.transact(self._claim, subscriber, record_ids)
+        if not batch.claims:
             return []
-        plans = [self._plan(subscriber, claim, mapper, rules) for claim in claims]
-        self._call(subscriber, plans, mapper, token)
-        return self.hub.database.transact(self._write, subscriber, plans, mapper, token)
+        plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
+        self._hold_deletes(subscriber, plans)
+        self._call(subscriber, plans, batch)
+        settled = self.hub.database.transact(self.settling.write, subscriber, plans, batch)
+        for name, record_id in settled.announce:
+            self.hub.announcer.records(name, [record_id])
+        return settled.again
 
     # --- claim --------------------------------------------------------------------------------------
 
-    def _claim(
-        self, connection: sa.Connection, subscriber: Subscriber, record_ids: list[str], token: str
-    ) -> tuple[list[Claim], Mapper | None, list[Rule]]:
+    def _claim(self, connection: sa.Connection, subscriber: Subscriber, record_ids: list[str]) -> Batch:
         now = self.hub.clock()
+        batch = Batch(new_token())
         mine = (
             sa.select(Link.id)
             .where(Link.subscriber == subscriber.name(), Link.record_id.in_(record_ids))
@@ -158,41 +124,46 @@ class Outward:
             sa.update(Link)
             .where(Link.id.in_(mine))
             .values(
-                lease_owner=token,
+                lease_owner=batch.token,
                 lease_until=self.hub.later(self.hub.policy.lease),
                 # The intent to create is on disk before the call that creates.
-                intent=sa.case((creating, sa.func.coalesce(Link.intent, token)), else_=Link.intent),
+                intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
             )
             .returning(Link.__table__)
         ).all()
         if not rows:
-            return [], None, []
+            return batch
         ids = [row.record_id for row in rows]
         # Read after the claim: whatever was committed before its change was routed is seen.
         records = subscriber.records.read(connection, ids)
-        targets = (subscriber.system, subscriber.name())
-        rules = in_force(connection, targets, ids, now)
+        batch.rules = in_force(connection, (subscriber.system, subscriber.name()), ids, now)
+        asked = _asked(connection, [row.id for row in rows if row.open_conflicts])
+        batch.claims = [
+            Claim(row, records.get(row.record_id), row.intent == batch.token, asked.get(row.id, {})) for row in rows
+        ]
         mapper = attempt(lambda: self.mappings.current(connection, subscriber.name())[0])
-        claims = [Claim(row, records.get(row.record_id), row.intent == token) for row in rows]
-        return claims, mapper if isinstance(mapper, Mapper) else None, rules
+        if isinstance(mapper, Mapper):
+            batch.mapper = mapper
+            batch.related = self.relations.load(connection, subscriber, mapper, records.values())
+        return batch
 
     # --- plan ---------------------------------------------------------------------------------------
 
-    def _plan(self, subscriber: Subscriber, claim: Claim, mapper: Mapper | None, rules: list[Rule]) -> Plan:
+    def _plan(self, subscriber: Subscriber, claim: Claim, batch: Batch) -> Plan:
         plan = Plan(claim)
-        if mapper is None:
+        if batch.mapper is None:
             return plan.fail(Reject(f"the mapping of {subscriber.name()} does not fit its table any more"))
-        outcome = attempt(self._choose, subscriber, plan, mapper)
+        outcome = attempt(self._choose, subscriber, plan, batch, batch.mapper)
         if isinstance(outcome, SyncError):
             plan.fail(outcome)
         if plan.outcome is None and plan.operation != "none":
-            plan.rule = next((r for r in rules if r.covers(plan.operation, claim.record_id)), None)
+            plan.rule = next((r for r in batch.rules if r.covers(plan.operation, claim.record_id)), None)
             if plan.rule is not None:
                 plan.error = None
                 plan.settle("skipped", plan.rule.words)
         return plan
 
-    def _choose(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+    def _choose(self, subscriber: Subscriber, plan: Plan, batch: Batch, mapper: Mapper) -> None:
         claim = plan.claim
         if claim.record is None:
             self._choose_removal(subscriber, plan)
@@ -205,15 +176,16 @@ class Outward:
             plan.settle("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
             return
         plan.operation = "update" if claim.linked else "create"
-        plan.flat = mapper.outward(claim.record)
+        self.relations.check(mapper, claim.record, batch.related)
+        plan.flat = mapper.outward(claim.record, links=batch.related.ids)
+        _hold_asked(claim, plan.flat)
         data = nest(plan.flat)
         subscriber.validate(data)
-        agreed = claim.link.agreed or {}
-        differing = [p for p, v in plan.flat.items() if p not in agreed or not same(v, agreed[p])]
+        differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
         if claim.linked and not differing:
             plan.settle("unchanged", "the system holds all of it already")
-        changes = data if not claim.linked else {top: data[top] for top in _tops(differing)}
-        plan.item = _item(claim, data, changes, plan.flat)
+        changes = data if not claim.linked else {top: data[top] for top in tops(differing)}
+        plan.item = make_item(claim, data, changes, plan.flat)
 
     def _choose_removal(self, subscriber: Subscriber, plan: Plan) -> None:
         claim = plan.claim
@@ -222,7 +194,7 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
                 return
             plan.operation = "delete"  # a create was begun: it may be there, see _resolve
-            plan.item = _item(claim, {}, {}, {})
+            plan.item = make_item(claim, {}, {}, {})
             return
         policy = subscriber.on_delete
         if policy == "ignore":
@@ -234,27 +206,42 @@ class Outward:
             plan.operation = policy
             plan.flat = dict(subscriber.archive_data) if policy == "archive" else {}
             data = nest(plan.flat)
-            plan.item = _item(claim, data, data, plan.flat)
+            plan.item = make_item(claim, data, data, plan.flat)
+
+    def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> None:
+        deletes = [p for p in plans if p.is_open and p.operation in ("delete", "archive")]
+        if not deletes:
+            return
+        if self.hub.database.transact(self.guard.allows, subscriber.system, len(deletes), "to"):
+            return
+        for plan in deletes:
+            plan.settle("waiting", "held by the mass-delete guard")
 
     # --- call ---------------------------------------------------------------------------------------
 
-    def _call(self, subscriber: Subscriber, plans: list[Plan], mapper: Mapper | None, token: str) -> None:
-        open_plans = [p for p in plans if p.outcome is None and p.error is None]
-        for plan in open_plans:
-            if not plan.claim.linked and not plan.claim.fresh_intent and mapper is not None:
-                self._resolve(subscriber, plan, mapper)
+    def _call(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> None:
+        for plan in plans:
+            if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
+                self._resolve(subscriber, plan, batch.mapper)
         for operation, call in (
             ("create", subscriber.bulk_create),
             ("update", subscriber.bulk_update),
             ("archive", subscriber.bulk_update),
             ("delete", subscriber.bulk_delete),
         ):
-            chosen = [p for p in open_plans if p.operation == operation and p.outcome is None and p.error is None]
+            chosen = [p for p in plans if p.is_open and p.operation == operation]
             size = max(subscriber.bulk_size, 1)
             for start in range(0, len(chosen), size):
-                self._call_chunk(subscriber, call, chosen[start : start + size], plans, token)
+                self._call_chunk(subscriber, call, chosen[start : start + size], plans, batch.token)
 
-    def _call_chunk(self, subscriber: Subscriber, call: Any, chosen: list[Plan], plans: list[Plan], token: str) -> None:
+    def _call_chunk(
+        self,
+        subscriber: Subscriber,
+        call: Callable[[list[Item]], list[Any]],
+        chosen: list[Plan],
+        plans: list[Plan],
+        token: str,
+    ) -> None:
         down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
         if down is not None:  # said once for the batch: the others need not find out by themselves
             for plan in chosen:
@@ -264,9 +251,10 @@ class Outward:
             for plan in chosen:
                 plan.settle("waiting", "the lease ran out before the call")
             return
-        items = [plan.item for plan in chosen]
+        if subscriber.bulk_size > 1:
+            subscriber.client.pace()
         began = time.perf_counter()
-        outcomes = attempt(call, items)
+        outcomes = attempt(call, [plan.item for plan in chosen])
         duration = (time.perf_counter() - began) * 1000
         if isinstance(outcomes, SyncError):
             outcomes = [outcomes] * len(chosen)
@@ -288,12 +276,13 @@ class Outward:
         statement = sa.update(Link).where(Link.id.in_(ids), Link.lease_owner == token).values(lease_until=renewed)
         rows = self.hub.database.transact(lambda c: c.execute(statement).rowcount)
         for plan in plans:
-            plan.claim.link = _with(plan.claim.link, lease_until=renewed)
+            plan.claim.now_with(lease_until=renewed)
         return bool(rows == len(ids))
 
     def _resolve(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
         """A create was begun before and nobody knows how it ended: look before doing it again."""
         assert plan.item is not None
+        subscriber.client.pace()
         found = attempt(subscriber.find, plan.item)
         if isinstance(found, SyncError):
             plan.fail(found)
@@ -302,247 +291,41 @@ class Outward:
             if plan.operation == "delete":
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
-        agreed = mapper.theirs(found.data)
-        plan.claim.link = _with(plan.claim.link, external_id=found.id, gone_at=None, agreed=agreed, held=None)
+        # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
+        agreed = plan.claim.link.agreed or mapper.theirs(found.data)
+        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
-        differing = [p for p, v in plan.flat.items() if p not in agreed or not same(v, agreed[p])]
-        changes = {top: plan.item.data[top] for top in _tops(differing)}
+        differing = _differing(plan.flat, agreed, {})
+        changes = {top: plan.item.data[top] for top in tops(differing)}
         plan.item = replace(plan.item, external_id=found.id, changes=changes)
-        plan.external = found
-        plan.operation = "update" if differing else "match"
+        plan.operation = "update"
         if not differing:
+            plan.operation = "match"
+            plan.external = found
             plan.settle("delivered", "an earlier attempt had created it")
 
-    # --- write --------------------------------------------------------------------------------------
 
-    def _write(
-        self,
-        connection: sa.Connection,
-        subscriber: Subscriber,
-        plans: list[Plan],
-        mapper: Mapper | None,
-        token: str,
-    ) -> list[str]:
-        now = self.hub.clock()
-        down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
-        if down is not None:
-            self.health.went_down(connection, subscriber.system, down)
-        elif any(p.duration is not None for p in plans):
-            self.health.succeeded(connection, subscriber.system)
-        deliveries = []
-        again = []
-        told_down = False
-        for plan in sorted(plans, key=lambda p: p.claim.record_id):
-            values = self._link_values(connection, subscriber, plan, mapper, now)
-            if self._update_link(connection, plan, values, token):
-                again.append(plan.claim.record_id)
-            if plan.outcome == "waiting":
-                if told_down or plan.error is None:
-                    continue  # one row tells it for all that wait
-                told_down = True
-            deliveries.append(self._delivery(subscriber, plan, now))
-        if deliveries:
-            connection.execute(sa.insert(Delivery), deliveries)
-        return again
-
-    def _update_link(self, connection: sa.Connection, plan: Plan, values: dict[str, Any], token: str) -> bool:
-        """Write one link and give the lease back; True if more is owed by now and may be sent at once."""
-        row = connection.execute(
-            sa.update(Link)
-            .where(Link.id == plan.claim.link.id, Link.lease_owner == token)
-            .values(lease_owner=None, lease_until=None, **values)
-            .returning(Link.owed_change, Link.synced_change)
-        ).one_or_none()
-        if row is None or plan.outcome == "waiting":
-            return False  # somebody else has it, or the sweep brings it back with its system
-        # More may be owed by now, and its news may have come while we held the lease.
-        return bool(row.owed_change > plan.claim.link.owed_change)
-
-    def _link_values(
-        self,
-        connection: sa.Connection,
-        subscriber: Subscriber,
-        plan: Plan,
-        mapper: Mapper | None,
-        now: datetime,
-    ) -> dict[str, Any]:
-        if plan.error is not None:
-            values = self._after_error(connection, subscriber, plan, now)
-            if values is not None:
-                return values
-        if plan.outcome == "waiting":
-            return {}
-        link = plan.claim.link
-        values = {
-            "synced_change": link.owed_change,
-            # Changes that arrived meanwhile are owed since about now.
-            "owed_since": sa.case((Link.owed_change > link.owed_change, now), else_=sa.null()),
-            "attempts": 0,
-            "retry_at": None,
-            "unsubscription_id": plan.rule.id if plan.rule else None,
-            # A create that was never begun, or that is done, leaves no question open.
-            "intent": link.intent if plan.outcome == "skipped" and not plan.claim.fresh_intent else None,
-        }
-        if plan.outcome in ("delivered", "unchanged"):
-            values |= self._agreement(plan, mapper, now)
-            if link.dead_letter_id is not None:
-                self.letters.close(connection, [link.dead_letter_id], plan.outcome)
-        return values
-
-    def _agreement(self, plan: Plan, mapper: Mapper | None, now: datetime) -> dict[str, Any]:
-        """What hub and system agree on from now on."""
-        link, external = plan.claim.link, plan.external
-        wrote = external.at if external is not None and external.at is not None else now
-        if plan.operation in ("delete", "unlink"):
-            gone = {"gone_at": now, "gone_there": False, "agreed": None, "held": None}
-            return gone | {"external_id": link.external_id, "wrote_at": wrote}
-        values: dict[str, Any] = {"synced_at": now}
-        if plan.operation == "archive":
-            # It stays linked: should the record come back, everything is sent anew.
-            return values | {"agreed": None, "held": None, "wrote_at": wrote}
-        if plan.operation not in ("create", "update", "match"):
-            return values
-        sent = set(plan.flat) if plan.operation == "create" else _below(plan.flat, plan.item)
-        reply = mapper.theirs(external.data) if mapper is not None and external is not None else {}
-        held = {p: v for p, v in (link.held or {}).items() if p not in sent} if plan.claim.linked else {}
-        held |= {p: reply[p] for p in sent if p in reply and not same(reply[p], plan.flat[p])}
-        base = (link.agreed or {}) if plan.claim.linked else {}
-        incoming = {p: v for p, v in base.items() if p not in plan.flat}
-        values |= {"agreed": {**incoming, **plan.flat}, "held": held or None, "gone_at": None, "gone_there": False}
-        if plan.outcome == "delivered" and plan.operation != "match":
-            values["wrote_at"] = wrote
-        if external is not None or link.external_id is not None:
-            values["external_id"] = external.id if external is not None else link.external_id
-        return values
-
-    def _after_error(
-        self, connection: sa.Connection, subscriber: Subscriber, plan: Plan, now: datetime
-    ) -> dict[str, Any] | None:
-        """Link values after a failure; None if it turned out to be no failure."""
-        error, link = plan.error, plan.claim.link
-        assert error is not None
-        # A create that certainly did not happen leaves no question open.
-        known: dict[str, Any] = {} if error.maybe_done or not plan.claim.fresh_intent else {"intent": None}
-        if isinstance(error, Skip):
-            plan.settle("skipped", str(error))
-            return None
-        if isinstance(error, Gone) and plan.operation != "create":
-            return self._after_gone(connection, subscriber, plan, now)
-        if isinstance(error, SystemDown):
-            plan.settle("waiting", str(error))
-            return known
-        attempts = link.attempts + 1
-        if isinstance(error, Retry) and attempts < self.hub.policy.max_attempts:
-            plan.settle("failed", str(error))
-            pause = max(self.hub.policy.backoff(attempts), error.after or 0.0)
-            return known | {"attempts": attempts, "retry_at": _unless_newer(link, self.hub.later(pause))}
-        plan.settle("dead", str(error))
-        letter = self.letters.write(
-            connection,
-            subscriber.name(),
-            error,
-            record_id=plan.claim.record_id,
-            link_id=link.id,
-            payload=plan.flat,
-            letter_id=link.dead_letter_id,
-        )
-        return known | {
-            "attempts": attempts,
-            "retry_at": None,
-            "dead_at": _unless_newer(link, now),
-            "dead_letter_id": letter,
-        }
-
-    def _after_gone(
-        self, connection: sa.Connection, subscriber: Subscriber, plan: Plan, now: datetime
-    ) -> dict[str, Any] | None:
-        if plan.operation == "delete":
-            plan.settle("delivered", "it was gone already")
-            return None
-        policy = subscriber.on_gone
-        if policy == "recreate":
-            plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
-            forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None}
-            return forgotten | {"owed_change": Link.owed_change + 1}
-        remove_here(connection, subscriber, plan.claim.record_id)
-        plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
-        return {
-            "gone_at": now,
-            "gone_there": True,
-            "agreed": None,
-            "held": None,
-            "synced_change": plan.claim.link.owed_change,
-            "owed_since": None,
-            "attempts": 0,
-        }
-
-    def _delivery(self, subscriber: Subscriber, plan: Plan, now: datetime) -> dict[str, Any]:
-        link, external = plan.claim.link, plan.external
-        request_id = plan.error.request_id if plan.error else external.request_id if external else None
-        payload = plan.flat
-        if plan.item is not None and plan.operation == "update":
-            payload = {p: plan.flat[p] for p in _below(plan.flat, plan.item)}
-        return {
-            "subscriber": subscriber.name(),
-            "record_id": plan.claim.record_id,
-            "external_id": external.id if external is not None else link.external_id,
-            "direction": "out",
-            "operation": plan.operation,
-            "outcome": plan.outcome,
-            "reason": plan.reason,
-            "error": type(plan.error).__name__ if plan.error else None,
-            "payload": payload or None,
-            "attempt": link.attempts + 1,
-            "request_id": request_id,
-            "at": now,
-            "duration": plan.duration,
-        }
+def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:
+    return [p for p, v in flat.items() if p not in asked and (p not in agreed or not same(v, agreed[p]))]
 
 
-def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> None:
-    """Do to the internal record what `on_gone` says, as a change that came from the system."""
-    catalogue = subscriber.records
-    with sync_context(connection, origin=subscriber.system):
-        if subscriber.on_gone == "delete":
-            catalogue.delete(connection, record_id)
-        elif subscriber.on_gone == "archive":
-            catalogue.update(connection, record_id, catalogue.archive)
+def _asked(connection: sa.Connection, link_ids: list[int]) -> dict[int, Flat]:
+    """Open conflicts: link -> field -> what the system holds."""
+    found: dict[int, Flat] = {}
+    if link_ids:
+        statement = sa.select(Conflict.link_id, Conflict.path, Conflict.theirs)
+        rows = connection.execute(statement.where(Conflict.link_id.in_(link_ids), Conflict.settled_at.is_(None)))
+        for row in rows:
+            found.setdefault(row.link_id, {})[row.path] = row.theirs
+    return found
 
 
-def _item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat: Flat) -> Item:
-    # The same creation, tried again, has the same key; an edited one must have another, since
-    # systems refuse a key that comes with other data.
-    text = json.dumps([claim.link.subscriber, claim.record_id, claim.link.intent, flat], sort_keys=True, default=str)
-    return Item(
-        record_id=claim.record_id,
-        record=claim.record or {},
-        data=data,
-        changes=changes,
-        external_id=claim.link.external_id if claim.linked else None,
-        key=hashlib.sha256(text.encode()).hexdigest()[:40],
-    )
-
-
-def _unless_newer(link: Any, when: datetime) -> Any:
-    """`when`, or nothing if a newer change is owed by now: the edit may be what mends it."""
-    return sa.case((Link.owed_change > link.owed_change, sa.null()), else_=sa.literal(when, Link.retry_at.type))
-
-
-def _tops(paths: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(path.split(".")[0] for path in paths))
-
-
-def _below(flat: Flat, item: Item | None) -> set[str]:
-    """The paths that travel with the item's changes."""
-    return {path for path in flat if item is not None and path.split(".")[0] in item.changes}
-
-
-def _with(row: Any, **values: Any) -> Any:
-    """A copy of a link's row with some values replaced."""
-    current = dict(row._mapping) if hasattr(row, "_mapping") else vars(row)
-    return SimpleNamespace(**{**current, **values})
-
-
-__all__ = ["MappingRefused", "Outward", "remove_here"]
+def _hold_asked(claim: Claim, flat: Flat) -> None:
+    """Where a person is asked, the system keeps what it holds; a conflict that settled itself is forgotten."""
+    for path, theirs in list(claim.asked.items()):
+        if path not in flat or same(flat[path], theirs):
+            del claim.asked[path]
+        else:
+            flat[path] = theirs

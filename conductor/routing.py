@@ -243,7 +243,8 @@ class Routing:
         due = sa.select(Inbox.id, Inbox.system).where(Inbox.state == "waiting", Inbox.retry_at <= now)
         with self.hub.database.read() as connection:
             rows = connection.execute(due.order_by(Inbox.id).limit(SWEEP_BATCH)).all()
-        rows = [row for row in rows if row.system in self.hub.systems]
+            paused = set(connection.execute(sa.select(System.name).where(System.paused_at.is_not(None))).scalars())
+        rows = [row for row in rows if row.system in self.hub.systems and row.system not in paused]
         if not rows:
             return 0
         statement = (
@@ -267,7 +268,7 @@ class Routing:
             if name not in self.hub.subscribers:
                 continue  # its system is not configured any more; it stays owed
             for start in range(0, len(records), MESSAGE_RECORDS):
-                self.hub.announcer.records(name, records[start : start + MESSAGE_RECORDS])
+                self.hub.announcer.records(name, records[start : start + MESSAGE_RECORDS], later=True)
 
 
 def _greatest(hub: Hub, *values: Any) -> Any:

@@ -27,17 +27,19 @@ def run() -> None:
     database = Database(url)
     if database.is_sqlite:
         Path(str(database.url.database)).parent.mkdir(parents=True, exist_ok=True)
-    with database.write() as connection:
-        context.configure(
-            connection=connection, target_metadata=Base.metadata, render_item=render, render_as_batch=True
-        )
-        # Triggers name the tables' columns: off while these change, and made anew for what stands then.
-        capture.remove(connection)
-        with context.begin_transaction():
-            context.run_migrations()
-        if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
-            capture.install(connection)
-    database.close()
+    try:
+        with database.write() as connection:
+            context.configure(
+                connection=connection, target_metadata=Base.metadata, render_item=render, render_as_batch=True
+            )
+            # Triggers name the tables' columns: off while these change, and made anew for what stands then.
+            capture.remove(connection)
+            with context.begin_transaction():
+                context.run_migrations()
+            if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
+                capture.install(connection)
+    finally:
+        database.close()
 
 
 run()

@@ -38,24 +38,46 @@ def sync_context(
     """Name the origin and the unsubscribe list of the writes made inside, in one transaction.
 
     `unsubscribe` holds systems (`stripe`) or subscribers (`stripe.customer`) that shall not be
-    told of these changes. ORM sessions are flushed at the end, so that pending writes are covered.
+    told of these changes. ORM sessions are flushed at both ends: what is pending at the beginning
+    belongs to nobody, what is pending at the end is covered. A block inside another one replaces
+    its context, which comes back at the end.
     """
-    names = ",".join(unsubscribe) or None
-    _set_context(connection, origin, names)
+    if isinstance(connection, Session):
+        connection.flush()
+    before = _get_context(connection)
+    _set_context(connection, origin, ",".join(unsubscribe) or None)
     try:
         yield
         if isinstance(connection, Session):
             connection.flush()
     except BaseException:
-        # The transaction is lost anyway; asking a failed one for more would hide the reason.
+        try:
+            _set_context(connection, *before)
+        except sa.exc.SQLAlchemyError as error:
+            # The transaction, or its savepoint, has failed: the context goes with it.
+            logger.debug("the context ends with its transaction: %s", error)
         raise
+    _set_context(connection, *before)
+
+
+def _is_postgresql(connection: sa.Connection | Session) -> bool:
+    bind = connection.get_bind() if isinstance(connection, Session) else connection
+    return bind.dialect.name == "postgresql"
+
+
+def _get_context(connection: sa.Connection | Session) -> tuple[str | None, str | None]:
+    if _is_postgresql(connection):
+        names = sa.text(
+            f"SELECT current_setting('{ORIGIN_SETTING}', true), current_setting('{UNSUBSCRIBE_SETTING}', true)"
+        )
     else:
-        _set_context(connection, None, None)
+        names = sa.text("SELECT origin, unsubscribe FROM sync_context")
+    row = connection.execute(names).one_or_none()
+    return (row[0] or None, row[1] or None) if row is not None else (None, None)
 
 
 def _set_context(connection: sa.Connection | Session, origin: str | None, unsubscribe: str | None) -> None:
-    bind = connection.get_bind() if isinstance(connection, Session) else connection
-    if bind.dialect.name == "postgresql":
+    if _is_postgresql(connection):
         statement = sa.text(
             f"SELECT set_config('{ORIGIN_SETTING}', :origin, true),"
             f" set_config('{UNSUBSCRIBE_SETTING}', :unsubscribe, true)"
@@ -151,9 +173,10 @@ def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
 
         def body(row: str, operation: str, where: str = "", column: str = column, child: bool = is_child) -> str:
             word = "updated" if child else operation
-            return _SQLITE_VALUES.format(
-                catalogue=catalogue.name, record=f"{row}.{column}", operation=word, where=where
-            )
+            record = f"{row}.{column}"
+            if child:  # one that belongs to no record is nobody's change
+                where = f"{where} AND {record} IS NOT NULL" if where else f" WHERE {record} IS NOT NULL"
+            return _SQLITE_VALUES.format(catalogue=catalogue.name, record=record, operation=word, where=where)
 
         differs = " OR ".join(f"OLD.{quote(c)} IS NOT NEW.{quote(c)}" for c in columns)
         moved = f" WHERE OLD.{column} IS NOT NEW.{column}"

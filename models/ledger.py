@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, BigId, utcnow
+from models.base import Base, BigId, Json, utcnow
 
 
 def _where(name: str, *columns: str, condition: str, unique: bool = False) -> sa.Index:
@@ -67,6 +67,7 @@ class Link(Base):
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
         _where("ix_link_retry", "retry_at", condition="retry_at IS NOT NULL"),
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
+        _where("ix_link_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
         sa.Index("ix_link_record", "record_id"),
         sa.Index("ix_link_external", "external_id"),
     )
@@ -110,6 +111,10 @@ class Link(Base):
     dead_letter_id: Mapped[int | None] = mapped_column(BigId)
     #: The unsubscription that covered the record when it was last looked at.
     unsubscription_id: Mapped[int | None]
+    #: The link of the related record that has to be delivered first.
+    waits_for: Mapped[int | None] = mapped_column(BigId)
+    #: Fields whose conflict waits for a person.
+    open_conflicts: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class Delivery(Base):
@@ -173,6 +178,47 @@ class DeadLetter(Base):
     resolution: Mapped[str | None] = mapped_column(sa.Text)
 
 
+class Conflict(Base):
+    """A field that changed on both sides and waits for a person: both versions and the base are kept.
+
+    Values are the external ones, see `subscribers.mapping`.
+    """
+
+    __tablename__ = "conflict"
+    __table_args__ = (
+        _where("uq_conflict_open", "link_id", "path", condition="settled_at IS NULL", unique=True),
+        _where("ix_conflict_open", "subscriber", "id", condition="settled_at IS NULL"),
+    )
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    link_id: Mapped[int] = mapped_column(BigId)
+    subscriber: Mapped[str] = mapped_column(sa.String(64))
+    record_id: Mapped[str] = mapped_column(sa.String(64))
+    #: The external field.
+    path: Mapped[str] = mapped_column(sa.String(255))
+    base: Mapped[Any | None] = mapped_column(Json)
+    ours: Mapped[Any | None] = mapped_column(Json)
+    theirs: Mapped[Any | None] = mapped_column(Json)
+    at: Mapped[datetime] = mapped_column(default=utcnow)
+    settled_at: Mapped[datetime | None]
+    settled_by: Mapped[str | None] = mapped_column(sa.String(255))
+    #: ours, theirs, or agreed (the sides came to agree by themselves).
+    choice: Mapped[str | None] = mapped_column(sa.String(8))
+
+
+class CallSlot(Base):
+    """One of the calls a system with a concurrency limit may have under way, over all processes."""
+
+    __tablename__ = "call_slot"
+    __table_args__ = (sa.UniqueConstraint("system", "number"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    system: Mapped[str] = mapped_column(sa.String(64))
+    number: Mapped[int]
+    owner: Mapped[str | None] = mapped_column(sa.String(64))
+    until: Mapped[datetime | None]
+
+
 class Inbox(Base):
     """What came in, stored before it was acknowledged: webhooks, and polled records to be looked at again."""
 
@@ -232,6 +278,12 @@ class System(Base):
     #: When it last came back or was resumed: what was announced before is announced again.
     up_since: Mapped[datetime | None]
     last_success_at: Mapped[datetime | None]
+    #: When the next call may begin, for a system with a rate limit; shared by all processes.
+    next_call_at: Mapped[datetime | None]
+    #: The mass-delete guard: deletes to and from it since the window began, and until when a person lets them flow.
+    deletes: Mapped[int] = mapped_column(default=0, server_default="0")
+    deletes_since: Mapped[datetime | None]
+    deletes_allowed_until: Mapped[datetime | None]
     #: Webhooks refused for their signature; nothing else of them is kept.
     webhooks_rejected: Mapped[int] = mapped_column(default=0, server_default="0")
     webhook_rejected_at: Mapped[datetime | None]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import orjson
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
@@ -115,10 +116,14 @@ class _PostgresListener(Listener):
         self._raw: Any = self._connection.connection.driver_connection
 
     def wait(self, timeout: float) -> None:
-        select.select([self._raw.fileno()], [], [], timeout)
-        # Take all that is waiting, so that a burst wakes us once.
-        for _ in self._raw.notifies(timeout=0):
-            continue
+        try:
+            select.select([self._raw.fileno()], [], [], timeout)
+            # Take all that is waiting, so that a burst wakes us once.
+            for _ in self._raw.notifies(timeout=0):
+                continue
+        except psycopg.Error as error:
+            # As SQLAlchemy would say it: who waits need not know the driver.
+            raise sa.exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
 
     def close(self) -> None:
         # The connection listens: it must not go back to the pool as if it were fresh.

@@ -13,11 +13,12 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field as Field_
 
 from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown
-from subscribers.mapping import Field, Mapper
+from subscribers.mapping import Field, Mapper, link_to
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,18 @@ class Event:
 
 
 class Options(BaseModel):
-    """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`."""
+    """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
+
+    Every system takes the limits its owner allows, over all worker processes together:
+    `SHOP_REQUESTS_PER_SECOND`, `SHOP_CONCURRENCY` (calls at once), and `SHOP_DELETE_LIMIT`: more
+    deletes to or from it within ten minutes pause it until a person says they are meant.
+    """
 
     model_config = ConfigDict(extra="ignore")
+
+    requests_per_second: float | None = Field_(None, gt=0)
+    concurrency: int | None = Field_(None, ge=1)
+    delete_limit: int | None = Field_(None, ge=0)
 
 
 class System:
@@ -92,9 +102,20 @@ class System:
 
     Options: ClassVar[type[BaseModel]] = Options
 
+    #: The limits where the environment names none; None for no limit.
+    requests_per_second: float | None = None
+    concurrency: int | None = None
+    delete_limit: int | None = 50
+
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
+        for limit in ("requests_per_second", "concurrency", "delete_limit"):
+            if (value := getattr(options, limit, None)) is not None:
+                setattr(self, limit, value)
+
+    def pace(self) -> None:
+        """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
     @classmethod
     def from_environment(cls, name: str) -> System | None:
@@ -216,21 +237,24 @@ class Subscriber:
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """One outcome an item, in order. Override where the system takes many in one call."""
-        return one_by_one(self.create, items)
+        return one_by_one(self.create, items, self.client.pace)
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
         """One outcome an item, in order."""
-        return one_by_one(self.update, items)
+        return one_by_one(self.update, items, self.client.pace)
 
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
         """One outcome an item, in order."""
-        return one_by_one(self.delete, items)
+        return one_by_one(self.delete, items, self.client.pace)
 
 
-def one_by_one(call: Callable[[Item], Any], items: Sequence[Item]) -> list[Any]:
+def one_by_one(
+    call: Callable[[Item], Any], items: Sequence[Item], pace: Callable[[], None] = lambda: None
+) -> list[Any]:
     """The outcome of `call` for each item. When the system is down the rest is not tried."""
     outcomes: list[Any] = []
     for item in items:
+        pace()
         outcome = attempt(call, item)
         outcomes.append(outcome)
         if isinstance(outcome, SystemDown):
@@ -305,5 +329,6 @@ __all__ = [
     "Subscriber",
     "System",
     "connect",
+    "link_to",
     "register",
 ]

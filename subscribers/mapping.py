@@ -17,13 +17,15 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.catalogues import Catalogue, Record
+from models.catalogues import CATALOGUES, Catalogue, Record
 from subscribers.errors import Reject
 from subscribers.transforms import TRANSFORMS
 
 Flat = dict[str, Any]
+#: (catalogue, id on one side) -> id on the other side.
+Links = Mapping[tuple[str, str], str]
 Direction = Literal["both", "out", "in"]
-Conflict = Literal["internal", "external", "newest"]
+Conflict = Literal["internal", "external", "newest", "ask"]
 
 _PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
@@ -33,7 +35,9 @@ class Field:
     """One entry of `field_to_data`; a plain string is short for `Field(path)`.
 
     `default` is sent where the internal value is empty. `conflict` says who wins where both sides
-    changed the field since they last agreed: `internal`, `external` or `newest`.
+    changed the field since they last agreed: `internal`, `external`, `newest`, or `ask`: a person
+    settles it, and until then neither side is written. `link` names the catalogue whose record the
+    column points to: the other system's id of that record travels, see :func:`link_to`.
     """
 
     path: str
@@ -42,6 +46,16 @@ class Field:
     conflict: Conflict = "newest"
     default: Any = None
     required: bool = False
+    link: str | None = None
+
+
+def link_to(catalogue: str, path: str, *, required: bool = False, direction: Direction = "both") -> Field:
+    """A relation: the column holds the key of a record of `catalogue`, `path` the other system's id of it.
+
+    Where that record is not in the system yet it is delivered first, and this one waits without
+    using up attempts.
+    """
+    return Field(path, link=catalogue, required=required, direction=direction)
 
 
 class FieldRow(BaseModel):
@@ -56,6 +70,7 @@ class FieldRow(BaseModel):
     conflict: Conflict = "newest"
     default: Any = None
     required: bool = False
+    link: str | None = None
 
     def field(self) -> Field:
         """The same, as a mapping's entry."""
@@ -74,8 +89,15 @@ class Mapper:
         """The mapping as rows for the panel and the database."""
         return [{"column": column, **vars(entry)} for column, entry in self.fields.items()]
 
-    def outward(self, record: Record, *, strict: bool = True) -> Flat:
+    def relations(self) -> dict[str, str]:
+        """Columns that point to a record of a catalogue: column -> catalogue."""
+        return {column: entry.link for column, entry in self.fields.items() if entry.link}
+
+    def outward(self, record: Record, *, strict: bool = True, links: Links | None = None) -> Flat:
         """What the system shall hold of this record, by path.
+
+        `links` gives the system's id of each related record, by (catalogue, record id); where a
+        relation's is not known the field is left out.
 
         Raises:
           Reject: with the words per field, where a value cannot be mapped or a required one is empty;
@@ -87,7 +109,11 @@ class Mapper:
             if entry.direction == "in":
                 continue
             value = record.get(column)
-            if is_empty(value):
+            if entry.link and not is_empty(value):
+                if (entry.link, str(value)) not in (links or {}):
+                    continue
+                value = (links or {})[entry.link, str(value)]
+            elif is_empty(value):
                 value = entry.default
             elif entry.transform:
                 try:
@@ -119,8 +145,10 @@ class Mapper:
         """The mapping entry of an external field."""
         return self.fields[self._column_of[path]]
 
-    def inward(self, flat: Mapping[str, Any]) -> Record:
+    def inward(self, flat: Mapping[str, Any], keys: Links | None = None) -> Record:
         """Internal column values for these external fields.
+
+        `keys` gives our id of each related record, by (catalogue, the system's id).
 
         Raises:
           Reject: with the words per field, where a value does not fit its column.
@@ -129,9 +157,12 @@ class Mapper:
         wrong: dict[str, str] = {}
         for path, value in flat.items():
             column = self._column_of[path]
+            entry = self.fields[column]
             try:
-                if not is_empty(value) and (transform := self.fields[column].transform):
-                    value = TRANSFORMS[transform].inverse(value)
+                if not is_empty(value) and entry.link:
+                    value = _key(self.catalogue.table.c[column], (keys or {}).get((entry.link, str(value))))
+                elif not is_empty(value) and entry.transform:
+                    value = TRANSFORMS[entry.transform].inverse(value)
                 record[column] = fit(self.catalogue.table.c[column], value)
             except ValueError as error:
                 wrong[path] = str(error)
@@ -161,6 +192,8 @@ def check_rows(rows: Iterable[Mapping[str, Any]], catalogue: Catalogue) -> tuple
             problems.append(f"row {number}: {row.path!r} is no field name or dotted path such as address.city")
         if row.path in paths:
             problems.append(f"row {number}: the external field {row.path!r} is used twice")
+        if row.link and row.link not in CATALOGUES:
+            problems.append(f"row {number}: no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}")
         if row.transform and row.transform not in TRANSFORMS:
             problems.append(f"row {number}: no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}")
         fields[row.column] = row.field()
@@ -168,6 +201,13 @@ def check_rows(rows: Iterable[Mapping[str, Any]], catalogue: Catalogue) -> tuple
     if not fields and not problems:
         problems.append("a mapping needs at least one field")
     return fields, problems
+
+
+def _key(column: sa.Column[Any], record_id: str | None) -> Any:
+    if record_id is None:
+        raise ValueError("points to a record that is not known here")
+    python_type = column.type.python_type
+    return record_id if python_type is str else python_type(record_id)
 
 
 class _Missing:

@@ -39,7 +39,7 @@ from subscribers.http import (
     server_time,
     status_error,
 )
-from subscribers.mapping import Mapper, words
+from subscribers.mapping import words
 
 T = TypeVar("T")
 Errors = Sequence[Mapping[str, Any]]

@@ -10,7 +10,7 @@ from typing import Any
 
 from conductor import Conductor, Policy
 from models.session import Database
-from subscribers.base import Event, External, Item, Options, Page, Subscriber, System
+from subscribers.base import Event, External, Item, Options, Page, Subscriber, System, link_to
 from subscribers.errors import BadSignature, Gone, SyncError
 from subscribers.mapping import nest, pick
 
@@ -156,17 +156,29 @@ class FakeSubscriber(Subscriber):
             yield Page(records, {"since": max(r.at for r in records if r.at).isoformat()})
 
 
+class FakeInvoice(FakeSubscriber):
+    """Invoices, which point to their customer."""
+
+    catalogue = "invoice"
+    resource = "bill"
+    field_to_data = {"number": "number", "status": "status", "customer_id": link_to("customer", "customer")}
+
+
 @dataclass
 class Ears:
     """An announcer that remembers the news instead of sending them."""
 
     heard: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
+    #: What was announced to go after live changes.
+    later: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
         self.heard.append((f"changes {catalogue}", list(record_ids)))
 
-    def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
+    def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
+        if later:
+            self.later.append((subscriber, list(record_ids)))
         self.heard.append((subscriber, list(record_ids)))
 
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
@@ -182,14 +194,22 @@ class Ears:
 class World:
     """A hub over one database with fake systems, moved step by step."""
 
-    def __init__(self, database: Database, *names: str, policy: Policy | None = None, **attributes: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *names: str,
+        policy: Policy | None = None,
+        kinds: Sequence[type[FakeSubscriber]] = (FakeSubscriber,),
+        **attributes: Any,
+    ) -> None:
         self.clock = Clock()
         self.ears = Ears()
         self.systems = {name: FakeSystem(name, self.clock) for name in names}
         subscribers = {}
         for name, system in self.systems.items():
-            cls = type(f"{name.title()}Customer", (FakeSubscriber,), {"system": name, **attributes})
-            subscribers[cls.name()] = cls(system)
+            for kind in kinds:
+                cls = type(f"{name.title()}{kind.catalogue.title()}", (kind,), {"system": name, **attributes})
+                subscribers[cls.name()] = cls(system)
         self.conductor = Conductor(database, subscribers, self.ears, policy, self.clock)
         self.conductor.health.ensure_rows()
 

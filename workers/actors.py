@@ -16,16 +16,20 @@ from broker import Fanout
 from conductor import Conductor
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
-from workers.senders import INBOX, TICK_QUEUE
+from workers.senders import INBOX, LATER, TICK_QUEUE
 
 #: Retries of a message whose actor failed for a reason of ours, and their pauses in milliseconds.
 _OPTIONS: dict[str, Any] = {"max_retries": 3, "min_backoff": 1_000, "max_backoff": 30_000}
+
+#: Dramatiq's priority of retries: greater numbers are worked off later, live changes have 0.
+_AFTER_LIVE = 100
 
 
 def bind_queues(broker: Fanout, subscribers: dict[str, Subscriber]) -> None:
     """Declare every queue and binding; done by all processes, so that nobody publishes into nothing."""
     for name, subscriber in subscribers.items():
         broker.bind(name, subscriber.catalogue)
+        broker.declare_queue(name + LATER)
         broker.declare_queue(subscriber.system + INBOX)
     broker.declare_queue(TICK_QUEUE)
 
@@ -43,7 +47,8 @@ def _deliver_actor(broker: Fanout, conductor: Conductor, name: str) -> None:
     def deliver(record_ids: list[str], catalogue: str | None = None) -> None:
         conductor.deliver(name, [str(record_id) for record_id in record_ids])
 
-    dramatiq.actor(broker=broker, actor_name=name, queue_name=name, **_OPTIONS)(deliver)
+    for queue, priority in ((name, 0), (name + LATER, _AFTER_LIVE)):
+        dramatiq.actor(broker=broker, actor_name=queue, queue_name=queue, priority=priority, **_OPTIONS)(deliver)
 
 
 def _inbox_actors(broker: Fanout, conductor: Conductor, system: str) -> None:

@@ -10,7 +10,7 @@ from dramatiq import Worker
 from broker import BrokerUnreachable
 from workers.actors import register
 from workers.runtime import Runtime
-from workers.senders import INBOX, TICK_QUEUE
+from workers.senders import INBOX, LATER, TICK_QUEUE
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,10 @@ class Fleet:
         register(runtime.broker, runtime.conductor)
         self.workers = [self._worker({TICK_QUEUE}, 1)]
         for system in sorted(runtime.conductor.systems):
-            queues = {s.name() for s in runtime.conductor.hub.of_system(system)} | {system + INBOX}
-            self.workers.append(self._worker(queues, runtime.settings.worker_threads))
+            names = {s.name() for s in runtime.conductor.hub.of_system(system)}
+            queues = names | {name + LATER for name in names} | {system + INBOX}
+            threads = runtime.conductor.systems[system].concurrency or runtime.settings.worker_threads
+            self.workers.append(self._worker(queues, threads))
 
     def _worker(self, queues: set[str], threads: int) -> Worker:
         return Worker(self.runtime.broker, queues=queues, worker_timeout=_WORKER_TIMEOUT, worker_threads=threads)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+import psycopg
 import sqlalchemy as sa
 
 from broker import BrokerUnreachable
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds to wait before trying again when database or broker do not answer.
 _TROUBLE_PAUSE = 1.0
+
+#: The database does not answer. The listener waits on the driver's own connection, and so meets its errors bare.
+_DATABASE_ERRORS = (sa.exc.DBAPIError, psycopg.Error)
 
 
 class Relay:
@@ -38,7 +42,7 @@ class Relay:
                 except BrokerUnreachable as error:
                     self._catch_up = True
                     self._trouble(stop, error)
-                except sa.exc.DBAPIError as error:
+                except _DATABASE_ERRORS as error:
                     self._close_listener()
                     self._trouble(stop, error)
         finally:
@@ -63,6 +67,6 @@ class Relay:
         if self._listener is not None:
             try:
                 self._listener.close()
-            except sa.exc.DBAPIError as error:
+            except _DATABASE_ERRORS as error:
                 logger.debug("closing a broken listener: %s", error)
             self._listener = None

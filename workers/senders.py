@@ -12,6 +12,9 @@ from broker import BrokerUnreachable, Fanout
 #: Suffix of the queue on which a system's webhooks and polls are worked off.
 INBOX = ".inbox"
 
+#: Suffix of the queue for retries and for work announced again: live changes go before it.
+LATER = ".later"
+
 #: The queue of the periodic tick.
 TICK_QUEUE = "syncflow.tick"
 
@@ -28,9 +31,10 @@ class Senders:
         """Fan out: see `broker.publish_change`."""
         self.broker.publish_change(catalogue, record_ids)
 
-    def records(self, subscriber: str, record_ids: Sequence[str]) -> None:
-        """Straight into the one queue they concern."""
-        self._send(subscriber, subscriber, {"record_ids": list(record_ids)})
+    def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
+        """Straight into the one queue they concern, or into the one that is worked off after it."""
+        queue = subscriber + LATER if later else subscriber
+        self._send(queue, queue, {"record_ids": list(record_ids)})
 
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
         """One message an inbox row: each is retried on its own."""
@@ -43,8 +47,8 @@ class Senders:
         self._send(queue, f"poll.{self.systems[subscriber]}", {"subscriber": subscriber}, delay)
 
     def depth(self, subscriber: str) -> int | None:
-        """Messages waiting in a subscriber's queue."""
-        return self.broker.depth(subscriber)
+        """Messages waiting in a subscriber's two queues."""
+        return self.broker.depth(subscriber) + self.broker.depth(subscriber + LATER)
 
     def _send(self, queue: str, actor: str, kwargs: dict[str, Any], delay: float = 0.0) -> None:
         message: dramatiq.Message[Any] = dramatiq.Message(queue, actor, (), kwargs, {})

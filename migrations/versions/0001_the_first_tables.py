@@ -32,6 +32,16 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_audit_entry_at"), ["at"], unique=False)
 
     op.create_table(
+        "call_slot",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("system", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("owner", sa.String(length=64), nullable=True),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_call_slot")),
+        sa.UniqueConstraint("system", "number", name=op.f("uq_call_slot_system_number")),
+    )
+    op.create_table(
         "change",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("catalogue", sa.String(length=64), nullable=False),
@@ -51,6 +61,56 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("relayed_at IS NULL"),
             sqlite_where=sa.text("relayed_at IS NULL"),
+        )
+
+    op.create_table(
+        "conflict",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("link_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("subscriber", sa.String(length=64), nullable=False),
+        sa.Column("record_id", sa.String(length=64), nullable=False),
+        sa.Column("path", sa.String(length=255), nullable=False),
+        sa.Column(
+            "base",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "ours",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "theirs",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("settled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("settled_by", sa.String(length=255), nullable=True),
+        sa.Column("choice", sa.String(length=8), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_conflict")),
+    )
+    with op.batch_alter_table("conflict", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_conflict_open",
+            ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("settled_at IS NULL"),
+            sqlite_where=sa.text("settled_at IS NULL"),
+        )
+        batch_op.create_index(
+            "uq_conflict_open",
+            ["link_id", "path"],
+            unique=True,
+            postgresql_where=sa.text("settled_at IS NULL"),
+            sqlite_where=sa.text("settled_at IS NULL"),
         )
 
     op.create_table(
@@ -252,6 +312,8 @@ def upgrade() -> None:
         sa.Column("dead_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("dead_letter_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("unsubscription_id", sa.Integer(), nullable=True),
+        sa.Column("waits_for", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("open_conflicts", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_link")),
         sa.UniqueConstraint("subscriber", "external_id", name=op.f("uq_link_subscriber_external_id")),
         sa.UniqueConstraint("subscriber", "record_id", name=op.f("uq_link_subscriber_record_id")),
@@ -279,6 +341,13 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("unsubscription_id IS NOT NULL"),
             sqlite_where=sa.text("unsubscription_id IS NOT NULL"),
+        )
+        batch_op.create_index(
+            "ix_link_waits_for",
+            ["waits_for"],
+            unique=False,
+            postgresql_where=sa.text("waits_for IS NOT NULL"),
+            sqlite_where=sa.text("waits_for IS NOT NULL"),
         )
 
     op.create_table(
@@ -374,6 +443,10 @@ def upgrade() -> None:
         sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
         sa.Column("up_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_success_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("next_call_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deletes", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("deletes_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deletes_allowed_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("webhooks_rejected", sa.Integer(), server_default="0", nullable=False),
         sa.Column("webhook_rejected_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_system")),
@@ -508,6 +581,11 @@ def downgrade() -> None:
     op.drop_table("mapping")
     with op.batch_alter_table("link", schema=None) as batch_op:
         batch_op.drop_index(
+            "ix_link_waits_for",
+            postgresql_where=sa.text("waits_for IS NOT NULL"),
+            sqlite_where=sa.text("waits_for IS NOT NULL"),
+        )
+        batch_op.drop_index(
             "ix_link_skipped",
             postgresql_where=sa.text("unsubscription_id IS NOT NULL"),
             sqlite_where=sa.text("unsubscription_id IS NOT NULL"),
@@ -561,6 +639,19 @@ def downgrade() -> None:
 
     op.drop_table("customer")
     op.drop_table("cursor")
+    with op.batch_alter_table("conflict", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_conflict_open",
+            postgresql_where=sa.text("settled_at IS NULL"),
+            sqlite_where=sa.text("settled_at IS NULL"),
+        )
+        batch_op.drop_index(
+            "ix_conflict_open",
+            postgresql_where=sa.text("settled_at IS NULL"),
+            sqlite_where=sa.text("settled_at IS NULL"),
+        )
+
+    op.drop_table("conflict")
     with op.batch_alter_table("change", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_change_waiting",
@@ -570,6 +661,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_change_record")
 
     op.drop_table("change")
+    op.drop_table("call_slot")
     with op.batch_alter_table("audit_entry", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_audit_entry_at"))
 

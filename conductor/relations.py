@@ -1,0 +1,169 @@
+"""Relations: an invoice needs its customer's id in the same system, so the customer goes first."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.hub import Hub
+from models.catalogues import Record
+from models.ledger import DeadLetter, Link
+from subscribers.base import Subscriber
+from subscribers.errors import Reject, Retry, SyncError
+from subscribers.mapping import Flat, Mapper, is_empty
+
+#: Links followed to find a cycle.
+_LONGEST_CHAIN = 20
+
+
+@dataclass
+class Related:
+    """What a batch knows of related records: the system's ids, and the links of those without one."""
+
+    ids: dict[tuple[str, str], str] = field(default_factory=dict)
+    links: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+class WaitsFor(SyncError):
+    """The record cannot be sent before a related one; costs no attempt. See `Relations.judge`."""
+
+    def __init__(self, catalogue: str, record_id: str) -> None:
+        super().__init__(f"it waits for its {catalogue} {record_id}")
+        self.catalogue = catalogue
+        self.record_id = record_id
+
+
+@dataclass
+class Verdict:
+    """What becomes of a record that waits: `error` ends it, else it waits for the link `parent`."""
+
+    error: SyncError | None = None
+    skip: str | None = None
+    unsubscription_id: int | None = None
+    parent: int | None = None
+    announce: tuple[str, str] | None = None
+
+
+class Relations:
+    """Looks up related records' links, and decides about records that wait for one."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def load(
+        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, records: Iterable[Record]
+    ) -> Related:
+        """The links of all records these ones point to."""
+        wanted: defaultdict[str, set[str]] = defaultdict(set)
+        for column, catalogue in mapper.relations().items():
+            wanted[catalogue] |= {str(r[column]) for r in records if not is_empty(r.get(column))}
+        related = Related()
+        for catalogue, ids in wanted.items():
+            name = f"{subscriber.system}.{catalogue}"
+            statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id.in_(ids))
+            for row in connection.execute(statement):
+                related.links[catalogue, row.record_id] = row
+                if row.external_id is not None and row.gone_at is None:
+                    related.ids[catalogue, row.record_id] = row.external_id
+        return related
+
+    def keys(
+        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, flat: Mapping[str, Any]
+    ) -> dict[tuple[str, str], str]:
+        """Our ids of the related records an external one points to.
+
+        Raises:
+          Retry: one of them is not known here yet.
+        """
+        keys: dict[tuple[str, str], str] = {}
+        for column, catalogue in mapper.relations().items():
+            value = flat.get(mapper.fields[column].path)
+            if is_empty(value):
+                continue
+            name = f"{subscriber.system}.{catalogue}"
+            statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == str(value))
+            record_id = connection.execute(statement).scalar()
+            if record_id is None:
+                raise Retry(f"its {catalogue} {value} is not known here yet")
+            keys[catalogue, str(value)] = record_id
+        return keys
+
+    @staticmethod
+    def check(mapper: Mapper, record: Record, related: Related) -> None:
+        """Raise `WaitsFor` for the first related record that is not in the system."""
+        for column, catalogue in mapper.relations().items():
+            value = record.get(column)
+            if not is_empty(value) and (catalogue, str(value)) not in related.ids:
+                raise WaitsFor(catalogue, str(value))
+
+    def judge(self, connection: sa.Connection, subscriber: Subscriber, link: Any, wait: WaitsFor) -> Verdict:
+        """Decide, in the transaction that writes it down, what becomes of a record that waits."""
+        name = f"{subscriber.system}.{wait.catalogue}"
+        what = f"its {wait.catalogue} {wait.record_id}"
+        if name not in self.hub.subscribers:
+            return Verdict(Reject(f"it points to {what}, but {subscriber.system} has no subscriber for that"))
+        statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
+        parent = connection.execute(statement).one_or_none()
+        if parent is None:
+            parent = self._owe(connection, name, wait)
+            if parent is None:
+                return Verdict(Reject(f"{what} does not exist"))
+        if parent.dead_at is not None:
+            letter = sa.select(DeadLetter.message).where(DeadLetter.id == parent.dead_letter_id)
+            why = connection.execute(letter).scalar() or "no reason is known"
+            return Verdict(Reject(f"{what} is a dead letter: {why}"), parent=parent.id)
+        if parent.owed_change > parent.synced_change:
+            if self._is_cycle(connection, link.id, parent):
+                return Verdict(Reject(f"it and {what} wait for one another"))
+            return Verdict(parent=parent.id, announce=(name, wait.record_id))
+        if parent.unsubscription_id is not None:
+            skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
+            return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
+        if parent.external_id is not None and parent.gone_at is None:
+            return Verdict(parent=parent.id, announce=(subscriber.name(), link.record_id))  # it came meanwhile
+        return Verdict(Reject(f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"), parent=parent.id)
+
+    def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> Any:
+        """A link for a related record nobody has asked to sync so far, owed from now on."""
+        subscriber = self.hub.subscribers[name]
+        if wait.record_id not in subscriber.records.read(connection, [wait.record_id]):
+            return None
+        now = self.hub.clock()
+        values = {"owed_change": 1, "owed_since": now, "announced_at": now}
+        insert = self.hub.database.insert(Link).values(subscriber=name, record_id=wait.record_id, **values)
+        connection.execute(insert.on_conflict_do_nothing(index_elements=["subscriber", "record_id"]))
+        statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
+        return connection.execute(statement).one()
+
+    @staticmethod
+    def _is_cycle(connection: sa.Connection, link_id: int, parent: Any) -> bool:
+        waits_for = parent.waits_for
+        for _ in range(_LONGEST_CHAIN):
+            if waits_for is None:
+                return False
+            if waits_for == link_id:
+                return True
+            waits_for = connection.execute(sa.select(Link.waits_for).where(Link.id == waits_for)).scalar()
+        return True
+
+    def wake(
+        self, connection: sa.Connection, subscriber: Subscriber, delivered: list[int], ended: list[int]
+    ) -> list[tuple[str, str]]:
+        """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
+        others = self.hub.of_system(subscriber.system)
+        if not any(subscriber.catalogue in s.mapper.relations().values() for s in others):
+            return []
+        now = self.hub.clock()
+        values = {"waits_for": None, "retry_at": None, "announced_at": now, "dead_at": None}
+        woken = sa.or_(Link.waits_for.in_(delivered), sa.and_(Link.waits_for.in_(ended), Link.dead_at.is_(None)))
+        statement = sa.update(Link).where(woken).values(**values).returning(Link.subscriber, Link.record_id)
+        return [(row.subscriber, row.record_id) for row in connection.execute(statement)]
+
+
+def related_flat(mapper: Mapper, record: Record, related: Related) -> Flat:
+    """Our side of a record for a merge: what can be mapped, relations included."""
+    return mapper.outward(record, strict=False, links=related.ids)

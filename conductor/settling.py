@@ -1,0 +1,285 @@
+"""Writing down how a batch of deliveries went: link, delivery and dead letter, in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.health import Health
+from conductor.hub import Hub
+from conductor.letters import Letters
+from conductor.plans import Batch, Plan
+from conductor.relations import Relations, WaitsFor
+from models.capture import sync_context
+from models.ledger import Conflict, Delivery, Link
+from subscribers.base import Subscriber
+from subscribers.errors import Gone, Retry, Skip, SyncError, SystemDown
+from subscribers.mapping import Mapper, same
+
+
+@dataclass
+class Settled:
+    """What follows from a settled batch: records to take up again at once, links to announce."""
+
+    again: list[str] = field(default_factory=list)
+    announce: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Settling:
+    """Decides what each outcome means for the link."""
+
+    def __init__(self, hub: Hub, health: Health, letters: Letters, relations: Relations) -> None:
+        self.hub = hub
+        self.health = health
+        self.letters = letters
+        self.relations = relations
+
+    def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
+        """Write down the whole batch and give the leases back."""
+        settled = Settled()
+        self._note_health(connection, subscriber, plans)
+        deliveries = []
+        told_down = False
+        # In one order in every process, so that relays and workers do not deadlock.
+        for plan in sorted(plans, key=lambda p: p.claim.record_id):
+            values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
+            if self._update_link(connection, plan, values, batch.token):
+                settled.again.append(plan.claim.record_id)
+            if plan.outcome == "waiting":
+                if told_down or plan.error is None:
+                    continue  # one row tells it for all that wait
+                told_down = not isinstance(plan.error, WaitsFor)
+            deliveries.append(self._delivery(subscriber, plan))
+        if deliveries:
+            connection.execute(sa.insert(Delivery), deliveries)
+        settled.announce += self._wake(connection, subscriber, plans)
+        return settled
+
+    def _note_health(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
+        down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
+        if down is not None:
+            self.health.went_down(connection, subscriber.system, down)
+        elif any(p.duration is not None for p in plans):
+            self.health.succeeded(connection, subscriber.system)
+
+    def _wake(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> list[tuple[str, str]]:
+        delivered = [p.claim.link.id for p in plans if p.outcome in ("delivered", "unchanged")]
+        ended = [p.claim.link.id for p in plans if p.outcome in ("dead", "skipped")]
+        return self.relations.wake(connection, subscriber, delivered, ended)
+
+    def _update_link(self, connection: sa.Connection, plan: Plan, values: dict[str, Any], token: str) -> bool:
+        """Write one link and give the lease back; True if more is owed by now and may be sent at once."""
+        row = connection.execute(
+            sa.update(Link)
+            .where(Link.id == plan.claim.link.id, Link.lease_owner == token)
+            .values(lease_owner=None, lease_until=None, **values)
+            .returning(Link.owed_change, Link.synced_change)
+        ).one_or_none()
+        if row is None or (plan.outcome == "waiting" and not isinstance(plan.error, WaitsFor)):
+            return False  # somebody else has it, or the sweep brings it back with its system
+        # More may be owed by now, and its news may have come while we held the lease.
+        return bool(row.owed_change > plan.claim.link.owed_change)
+
+    def _link_values(
+        self,
+        connection: sa.Connection,
+        subscriber: Subscriber,
+        plan: Plan,
+        mapper: Mapper | None,
+        settled: Settled,
+    ) -> dict[str, Any]:
+        now = self.hub.clock()
+        link = plan.claim.link
+        unsubscription = plan.rule.id if plan.rule else None
+        if isinstance(plan.error, WaitsFor):
+            verdict = self.relations.judge(connection, subscriber, link, plan.error)
+            if verdict.announce:
+                settled.announce.append(verdict.announce)
+            if verdict.skip:
+                plan.error = None
+                plan.settle("skipped", verdict.skip)
+                unsubscription = verdict.unsubscription_id
+            elif verdict.error:
+                plan.error = verdict.error
+                return self._after_error(connection, subscriber, plan) | {"waits_for": verdict.parent}  # type: ignore[operator]
+            else:
+                plan.settle("waiting", str(plan.error))
+                # Woken when the parent is through; the time is the net below that.
+                retry_at = _unless_newer(link, self.hub.later(self.hub.policy.stale))
+                return {"waits_for": verdict.parent, "retry_at": retry_at, "intent": _unbegun(plan)}
+        if plan.error is not None:
+            values = self._after_error(connection, subscriber, plan)
+            if values is not None:
+                return values
+        if plan.outcome == "waiting":
+            return {"intent": _unbegun(plan)}
+        values = {
+            "synced_change": link.owed_change,
+            # Changes that arrived meanwhile are owed since about now.
+            "owed_since": sa.case((Link.owed_change > link.owed_change, now), else_=sa.null()),
+            "attempts": 0,
+            "retry_at": None,
+            "waits_for": None,
+            "unsubscription_id": unsubscription,
+            # A create that was never begun, or that is done, leaves no question open.
+            "intent": _unbegun(plan) if plan.outcome == "skipped" else None,
+        }
+        if plan.outcome in ("delivered", "unchanged"):
+            values |= self._agreement(connection, plan, mapper, now)
+            if link.dead_letter_id is not None:
+                self.letters.close(connection, [link.dead_letter_id], plan.outcome)
+        return values
+
+    def _agreement(self, connection: sa.Connection, plan: Plan, mapper: Mapper | None, now: datetime) -> dict[str, Any]:
+        """What hub and system agree on from now on."""
+        link, external = plan.claim.link, plan.external
+        wrote = external.at if external is not None and external.at is not None else now
+        if plan.operation in ("delete", "unlink"):
+            gone = {"gone_at": now, "gone_there": False, "agreed": None, "held": None}
+            return gone | {"external_id": link.external_id, "wrote_at": wrote}
+        values: dict[str, Any] = {"synced_at": now}
+        if plan.operation == "archive":
+            # It stays linked: should the record come back, everything is sent anew.
+            return values | {"agreed": None, "held": None, "wrote_at": wrote}
+        if plan.operation not in ("create", "update", "match"):
+            return values
+        values |= self._bases(plan, mapper) | {"gone_at": None, "gone_there": False}
+        values["open_conflicts"] = self._close_conflicts(connection, plan)
+        if plan.outcome == "delivered" and plan.operation != "match":
+            values["wrote_at"] = wrote
+        if external is not None or link.external_id is not None:
+            values["external_id"] = external.id if external is not None else link.external_id
+        return values
+
+    @staticmethod
+    def _bases(plan: Plan, mapper: Mapper | None) -> dict[str, Any]:
+        link, asked = plan.claim.link, plan.claim.asked
+        sent = plan.sent if plan.operation != "match" else set()
+        reply = mapper.theirs(plan.external.data) if mapper is not None and plan.external is not None else {}
+        linked = plan.claim.linked
+        held = {p: v for p, v in (link.held or {}).items() if p not in sent or p in asked} if linked else {}
+        held |= {p: reply[p] for p in sent if p in reply and p not in asked and not same(reply[p], plan.flat[p])}
+        old = (link.agreed or {}) if linked else {}
+        ours = {p: v for p, v in plan.flat.items() if p not in asked}
+        # What only comes in, and what a person is asked about, keeps its base.
+        kept = {p: v for p, v in old.items() if p not in ours}
+        return {"agreed": {**kept, **ours}, "held": held or None}
+
+    def _close_conflicts(self, connection: sa.Connection, plan: Plan) -> int:
+        """Conflicts that settled themselves, because ours was edited to what they hold; how many stay open."""
+        link = plan.claim.link
+        if link.open_conflicts == len(plan.claim.asked):
+            return int(link.open_conflicts)
+        connection.execute(
+            sa.update(Conflict)
+            .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+            .where(Conflict.path.not_in(list(plan.claim.asked)))
+            .values(settled_at=self.hub.clock(), choice="agreed")
+        )
+        return len(plan.claim.asked)
+
+    # --- failures -----------------------------------------------------------------------------------
+
+    def _after_error(self, connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> dict[str, Any] | None:
+        """Link values after a failure; None if it turned out to be no failure."""
+        error, link = plan.error, plan.claim.link
+        assert error is not None
+        if isinstance(error, Skip):
+            plan.settle("skipped", str(error))
+            return None
+        if isinstance(error, Gone) and plan.operation != "create":
+            return self._after_gone(connection, subscriber, plan)
+        known: dict[str, Any] = _after_create(plan, error)
+        if isinstance(error, SystemDown):
+            plan.settle("waiting", str(error))
+            return known
+        attempts = link.attempts + 1
+        if isinstance(error, Retry) and attempts < self.hub.policy.max_attempts:
+            plan.settle("failed", str(error))
+            pause = max(self.hub.policy.backoff(attempts), error.after or 0.0)
+            return known | {"attempts": attempts, "retry_at": _unless_newer(link, self.hub.later(pause))}
+        plan.settle("dead", str(error))
+        letter = self.letters.write(
+            connection,
+            subscriber.name(),
+            error,
+            record_id=plan.claim.record_id,
+            link_id=link.id,
+            payload=plan.flat,
+            letter_id=link.dead_letter_id,
+        )
+        dead_at = _unless_newer(link, self.hub.clock())
+        return known | {"attempts": attempts, "retry_at": None, "dead_at": dead_at, "dead_letter_id": letter}
+
+    def _after_gone(self, connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> dict[str, Any] | None:
+        if plan.operation == "delete":
+            plan.settle("delivered", "it was gone already")
+            return None
+        policy = subscriber.on_gone
+        if policy == "recreate":
+            plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
+            forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None}
+            return forgotten | {"owed_change": Link.owed_change + 1}
+        remove_here(connection, subscriber, plan.claim.record_id)
+        plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
+        return {
+            "gone_at": self.hub.clock(),
+            "gone_there": True,
+            "agreed": None,
+            "held": None,
+            "synced_change": plan.claim.link.owed_change,
+            "owed_since": None,
+            "attempts": 0,
+        }
+
+    def _delivery(self, subscriber: Subscriber, plan: Plan) -> dict[str, Any]:
+        link, external = plan.claim.link, plan.external
+        request_id = plan.error.request_id if plan.error else external.request_id if external else None
+        payload = {path: plan.flat[path] for path in sorted(plan.sent)}
+        return {
+            "subscriber": subscriber.name(),
+            "record_id": plan.claim.record_id,
+            "external_id": external.id if external is not None else link.external_id,
+            "direction": "out",
+            "operation": plan.operation,
+            "outcome": plan.outcome,
+            "reason": plan.reason,
+            "error": type(plan.error).__name__ if plan.error else None,
+            "payload": payload or None,
+            "attempt": link.attempts + 1,
+            "request_id": request_id,
+            "at": self.hub.clock(),
+            "duration": plan.duration,
+        }
+
+
+def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> None:
+    """Do to the internal record what `on_gone` says, as a change that came from the system."""
+    catalogue = subscriber.records
+    with sync_context(connection, origin=subscriber.system):
+        if subscriber.on_gone == "delete":
+            catalogue.delete(connection, record_id)
+        elif subscriber.on_gone == "archive":
+            catalogue.update(connection, record_id, catalogue.archive)
+
+
+def _unbegun(plan: Plan) -> str | None:
+    """The intent after a create that this batch did not begin: an older question stays open."""
+    return None if plan.claim.fresh_intent else plan.claim.link.intent
+
+
+def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
+    """What a failure says of a create: whether it may have happened, and with which data."""
+    if plan.claim.linked:
+        return {}
+    if error.maybe_done and plan.operation == "create":
+        return {"agreed": plan.flat}  # the base, should the record turn up: their edits show against it
+    return {"intent": _unbegun(plan)}
+
+
+def _unless_newer(link: Any, when: datetime) -> Any:
+    """`when`, or nothing if a newer change is owed by now: the edit may be what mends it."""
+    return sa.case((Link.owed_change > link.owed_change, sa.null()), else_=sa.literal(when, Link.retry_at.type))

@@ -1,0 +1,313 @@
+"""Relations, conflicts, limits, the mass-delete guard: each mechanism has a test that fails without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from conductor.limits import Limits
+from models.catalogues import Customer, Invoice
+from models.ledger import CallSlot, Conflict, DeadLetter, Delivery, Inbox, Link, System
+from models.session import Database
+from subscribers.errors import Reject
+from subscribers.mapping import Field
+from tests.fakes import FakeInvoice, FakeSubscriber, World
+from tests.test_conductor import add, edit, link, record, rows, webhook
+
+INVOICE = Invoice.__table__
+CUSTOMER = Customer.__table__
+
+
+@pytest.fixture
+def billing(database: Database) -> Iterator[World]:
+    yield World(database, "crm", kinds=(FakeSubscriber, FakeInvoice))
+
+
+def add_invoice(world: World, customer: str, number: str = "R-1") -> str:
+    with world.conductor.database.write() as c:
+        statement = sa.insert(INVOICE).values(customer_id=int(customer), number=number)
+        return str(c.execute(statement).inserted_primary_key[0])
+
+
+def bills(world: World) -> list[dict[str, Any]]:
+    return [data for data in world.shown("crm") if "number" in data]
+
+
+def invoice_link(world: World, record_id: str = "1") -> Any:
+    (found,) = rows(world, Link, Link.subscriber == "crm.invoice", Link.record_id == record_id)
+    return found
+
+
+# --- relations ------------------------------------------------------------------------------------------
+
+
+def test_a_related_record_goes_first_and_the_dependent_uses_up_no_attempt(billing: World) -> None:
+    customer = add(billing)
+    add_invoice(billing, customer)
+    billing.conductor.relay()
+    billing.ears.heard.clear()
+    billing.conductor.deliver("crm.invoice", ["1"])  # its news come first
+    assert billing.systems["crm"].calls == []
+    assert invoice_link(billing).attempts == 0
+    billing.run()
+    assert bills(billing) == [{"number": "R-1", "status": "draft", "customer": link(billing, "crm").external_id}]
+    assert invoice_link(billing).attempts == 0 and invoice_link(billing).waits_for is None
+
+
+def test_a_related_record_nobody_was_owed_is_brought_over_for_the_dependent(billing: World) -> None:
+    customer = add(billing)
+    with billing.conductor.database.write() as c:
+        c.execute(sa.text("DELETE FROM change"))  # it is older than the hub
+    add_invoice(billing, customer)
+    billing.run()
+    assert len(bills(billing)) == 1
+
+
+def test_a_dead_parent_is_told_and_brings_its_dependents_with_it_when_mended(billing: World) -> None:
+    customer = add(billing)
+    billing.systems["crm"].fail(Reject("422: no such country"))
+    add_invoice(billing, customer)
+    billing.run()
+    letters = {letter.subscriber: letter.message for letter in rows(billing, DeadLetter)}
+    assert letters["crm.invoice"] == f"its customer {customer} is a dead letter: 422: no such country"
+    calls = len(billing.systems["crm"].calls)
+    billing.clock.tick(1000)
+    billing.conductor.sweep()
+    billing.run()
+    assert len(billing.systems["crm"].calls) == calls  # told, not looped
+    edit(billing, customer, country="IT")
+    billing.run()
+    assert len(bills(billing)) == 1
+    assert all(letter.closed_at is not None for letter in rows(billing, DeadLetter))
+
+
+def test_records_that_wait_for_one_another_are_told(database: Database) -> None:
+    class Circle(FakeInvoice):
+        field_to_data = {"number": "number", "customer_id": Field("next", link="invoice")}
+
+    world = World(database, "crm", kinds=(Circle,))
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER), [{"id": number, "name": "x"} for number in (1, 2)])
+        c.execute(
+            sa.insert(INVOICE), [{"id": 1, "number": "A", "customer_id": 2}, {"id": 2, "number": "B", "customer_id": 1}]
+        )
+    world.run()
+    assert {"wait for one another" in letter.message for letter in rows(world, DeadLetter)} >= {True}
+    world.clock.tick(1000)
+    world.conductor.sweep()
+    world.run()
+    assert world.systems["crm"].writes() == []
+
+
+def test_a_dependent_of_an_unsubscribed_record_is_skipped_with_its_rule_and_comes_with_it(billing: World) -> None:
+    customer = add(billing)
+    rule = billing.conductor.unsubscribe("crm.customer", None, [customer], None, "freeze", by="ann")
+    billing.run()
+    add_invoice(billing, customer)
+    billing.run()
+    skip = rows(billing, Delivery, Delivery.subscriber == "crm.invoice", Delivery.outcome == "skipped")[-1]
+    assert f"unsubscription #{rule}" in skip.reason
+    assert billing.conductor.missed(rule) == 2
+    assert billing.conductor.lift(rule, by="ann", bring=True) == 2
+    billing.conductor.sweep()
+    billing.run()
+    assert len(bills(billing)) == 1
+
+
+def test_a_relation_that_comes_in_is_our_own_key(billing: World) -> None:
+    one, two = add(billing, name="One"), add(billing, name="Two")
+    add_invoice(billing, one)
+    billing.run()
+    billing.clock.tick()
+    other = link(billing, "crm", two).external_id
+    event = billing.systems["crm"].edit(invoice_link(billing).external_id, customer=other)
+    billing.conductor.inward.take(billing.conductor.subscribers["crm.invoice"], event)
+    with billing.conductor.database.read() as c:
+        assert str(c.execute(sa.select(INVOICE.c.customer_id)).scalar()) == two
+
+
+# --- conflicts ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(database: Database) -> Iterator[World]:
+    mapping = {"name": "name", "notes": Field("notes", conflict="ask"), "phone": "phone"}
+    world = World(database, "crm", "shop", field_to_data=mapping)
+    one = add(world, notes="base")
+    world.run()
+    world.clock.tick()
+    edit(world, one, notes="ours")
+    world.systems["crm"].edit("crm_1", notes="theirs")
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    yield world
+
+
+def test_a_conflict_is_kept_with_both_versions_and_neither_side_is_written(asking: World) -> None:
+    (conflict,) = rows(asking, Conflict)
+    assert (conflict.base, conflict.ours, conflict.theirs) == ("base", "ours", "theirs")
+    assert record(asking).notes == "ours" and asking.shown("crm")[0]["notes"] == "theirs"
+    assert asking.shown("shop")[0]["notes"] == "ours"
+    # Other fields of the record flow meanwhile, and the same event again asks nothing new.
+    edit(asking, "1", phone="7")
+    webhook(asking, "crm", "e2", "crm_1")
+    asking.run()
+    assert asking.shown("crm")[0] == {"name": "Ada", "notes": "theirs", "phone": "7"}
+    assert len(rows(asking, Conflict)) == 1
+
+
+@pytest.mark.parametrize("choice", ["ours", "theirs"])
+def test_a_settled_conflict_is_the_same_everywhere(asking: World, choice: Any) -> None:
+    (conflict,) = rows(asking, Conflict)
+    asking.conductor.settle_conflict(conflict.id, choice, by="ann")
+    asking.conductor.sweep()
+    asking.run()
+    assert record(asking).notes == choice
+    assert asking.shown("crm")[0]["notes"] == asking.shown("shop")[0]["notes"] == choice
+    assert link(asking, "crm").open_conflicts == 0
+    with pytest.raises(ValueError, match="no open conflict"):
+        asking.conductor.settle_conflict(conflict.id, choice, by="ann")
+
+
+def test_a_conflict_settles_itself_when_ours_is_edited_to_theirs(asking: World) -> None:
+    edit(asking, "1", notes="theirs")
+    asking.run()
+    (conflict,) = rows(asking, Conflict)
+    assert conflict.choice == "agreed" and link(asking, "crm").open_conflicts == 0
+    assert asking.shown("shop")[0]["notes"] == "theirs"
+
+
+# --- the mass-delete guard ------------------------------------------------------------------------------
+
+
+def guarded(database: Database, **attributes: Any) -> World:
+    world = World(database, "crm", "shop", **attributes)
+    world.systems["crm"].delete_limit = 3
+    for number in range(6):
+        add(world, name=f"n{number}")
+    world.run()
+    return world
+
+
+def test_unusually_many_deletes_here_pause_the_system_and_ask(database: Database) -> None:
+    world = guarded(database)
+    with database.write() as c:
+        c.execute(sa.delete(CUSTOMER))
+    world.run()
+    assert len(world.shown("crm")) == 6 and world.shown("shop") == []
+    (system,) = rows(world, System, System.name == "crm")
+    assert system.paused_by == "mass-delete guard" and "more than 3 deletes to crm" in system.pause_reason
+    world.conductor.resume("crm", by="ann")  # without saying that they are meant
+    world.conductor.sweep()
+    world.run()
+    assert len(world.shown("crm")) == 6
+    world.conductor.resume("crm", by="ann", allow_deletes=True)
+    world.conductor.sweep()
+    world.run()
+    assert world.shown("crm") == []
+
+
+def test_unusually_many_deletes_there_pause_the_system_and_nothing_is_deleted_here(database: Database) -> None:
+    world = guarded(database, on_gone="delete")
+    world.clock.tick()
+    for external_id in list(world.systems["crm"].store):
+        world.systems["crm"].remove(external_id)
+        webhook(world, "crm", f"e{external_id}", external_id)
+    world.run()
+    left = world.shown("shop")
+    assert len(left) == 3
+    world.clock.tick(1000)
+    world.conductor.sweep()
+    world.run()
+    assert len(world.shown("shop")) == 3 and rows(world, Inbox, Inbox.state == "waiting")
+    world.conductor.resume("crm", by="ann", allow_deletes=True)
+    world.conductor.sweep()
+    world.run()
+    assert world.shown("shop") == [] and rows(world, Inbox, Inbox.state == "waiting") == []
+
+
+def test_a_poll_full_of_deletes_moves_no_cursor_until_they_are_meant(database: Database) -> None:
+    world = guarded(database, on_gone="delete")
+    world.clock.tick()
+    for external_id in list(world.systems["crm"].store):
+        world.systems["crm"].remove(external_id)
+    world.conductor.poll("crm.customer")
+    world.run()
+    assert len(world.shown("shop")) == 6
+    world.conductor.resume("crm", by="ann", allow_deletes=True)
+    world.conductor.poll("crm.customer")
+    world.run()
+    assert world.shown("shop") == []
+
+
+# --- unsubscriptions ------------------------------------------------------------------------------------
+
+
+def test_lifting_a_rule_can_bring_the_missed_records_over(database: Database) -> None:
+    world = World(database, "crm", "shop")
+    rule = world.conductor.unsubscribe("crm", None, None, None, "freeze", by="ann")
+    add(world), add(world)
+    world.run()
+    assert world.conductor.missed(rule) == 2
+    assert world.conductor.lift(rule, by="ann", bring=True) == 2
+    world.conductor.sweep()
+    world.run()
+    assert len(world.shown("crm")) == 2
+
+
+# --- limits ---------------------------------------------------------------------------------------------
+
+
+def test_calls_per_second_hold_over_all_processes(database: Database) -> None:
+    world = World(database, "crm")
+    world.systems["crm"].requests_per_second = 4
+    slept: list[float] = []
+    processes = [Limits(world.conductor.hub, sleep=slept.append) for _ in range(3)]
+    for turn in range(12):
+        processes[turn % 3].wait("crm", 4)
+    # The clock stands still: the twelfth call, whoever makes it, begins 11/4 seconds after the first.
+    assert max(slept) == pytest.approx(11 / 4)
+    assert sorted(slept) == pytest.approx([turn / 4 for turn in range(1, 12)])
+
+
+def test_a_rate_paces_every_call_of_a_delivery(database: Database) -> None:
+    world = World(database, "crm")
+    world.systems["crm"].requests_per_second = 2
+    slept: list[float] = []
+    world.conductor.limits.sleep = slept.append
+    world.conductor.prepare()
+    for _ in range(4):
+        add(world)
+    world.run()
+    assert len(slept) == 3 and max(slept) == pytest.approx(1.5)
+
+
+def test_calls_at_once_hold_over_all_processes_and_a_dead_workers_slot_is_free_again(database: Database) -> None:
+    world = World(database, "crm")
+    world.systems["crm"].concurrency = 2
+    world.conductor.prepare()
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        world.clock.tick(61)  # the lease of those who hold the slots runs out
+
+    limits = Limits(world.conductor.hub, sleep=wait)
+    with limits.slot("crm"), limits.slot("crm"):
+        assert len(rows(world, CallSlot, CallSlot.owner.is_not(None))) == 2
+        with limits.slot("crm"):
+            assert len(waits) == 1
+    assert rows(world, CallSlot, CallSlot.owner.is_not(None)) == []
+
+
+def test_live_changes_go_before_retries(database: Database) -> None:
+    world = World(database, "crm")
+    add(world)
+    world.conductor.relay()
+    world.ears.heard.clear()
+    world.clock.tick(31)
+    world.conductor.sweep()
+    assert world.ears.later == [("crm.customer", ["1"])]
