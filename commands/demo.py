@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -14,11 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import requests
 import sqlalchemy as sa
+from sqlalchemy.engine import make_url
 
 from models.catalogues import Customer
 from models.ledger import Schedule
@@ -26,7 +27,7 @@ from models.people import User
 from models.schema import migrate
 from models.session import Database
 from panel.security import create_user
-from settings import ROOT, VAR, get_settings
+from settings import ROOT, VAR, SettingsError, get_settings, system_options
 from workers.runtime import build
 
 FOLDER = VAR / "demo"
@@ -61,9 +62,14 @@ def run(chosen: argparse.Namespace) -> int:
         _forget()
     FOLDER.mkdir(parents=True, exist_ok=True)
     settings = get_settings()
+    if not _is_free(settings.host, settings.port):
+        raise SettingsError(
+            f"PORT: {settings.port} is in use on {settings.host}; stop what listens there, or set another"
+        )
     migrate(settings.database_url)
     kept = _kept_secrets()
     systems: list[subprocess.Popen[str]] = []
+    asked = _stop_asked()
     try:
         environment = _start_systems(systems, kept, f"http://127.0.0.1:{settings.port}")
         os.environ.update(environment)
@@ -71,9 +77,9 @@ def run(chosen: argparse.Namespace) -> int:
         command = ["standalone"] if settings.standalone else None
         hub = _start_hub(command)
         try:
-            if _wait_until_healthy(hub, settings.port):
+            if _wait_until_healthy(hub, settings.port, asked):
                 _say(settings.port, environment, password)
-            return _wait(hub)
+            return _wait(hub, asked)
         finally:
             _stop([hub])
     finally:
@@ -102,7 +108,7 @@ def _kept_secrets() -> dict[str, str]:
 def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str], hub: str) -> dict[str, str]:
     """Start the systems nobody configured an account for; returns the settings that point at them."""
     environment: dict[str, str] = {}
-    if not os.environ.get("STRIPE_API_KEY"):
+    if "api_key" not in system_options("stripe"):
         secret = f"whsec_{kept['stripe_webhook']}"
         url = _start_system(
             systems,
@@ -111,7 +117,7 @@ def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str]
             {"STRIPE_WEBHOOK_SECRET": secret},
         )  # fmt: skip
         environment |= {"STRIPE_API_KEY": "sk_test_demo", "STRIPE_API_BASE": url, "STRIPE_WEBHOOK_SECRET": secret}
-    if not any(name.startswith("SALESFORCE_") for name in os.environ):
+    if not system_options("salesforce"):
         client = {
             "DEMO_SALESFORCE_CLIENT_ID": "syncflow-demo",
             "DEMO_SALESFORCE_CLIENT_SECRET": kept["salesforce_client"],
@@ -151,13 +157,17 @@ def _start_system(systems: list[subprocess.Popen[str]], module: list[str], envir
 
 
 def _port(preferred: int) -> str:
-    with socket.socket() as probe:
+    return str(preferred) if _is_free("127.0.0.1", preferred) else "0"
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", preferred))
+            probe.bind((host, port))
         except OSError:
-            return "0"
-    return str(preferred)
+            return False
+    return True
 
 
 def _prepare() -> str | None:
@@ -187,13 +197,19 @@ def _first_admin(database: Database) -> str | None:
 
 def _start_hub(command: list[str] | None) -> subprocess.Popen[Any]:
     """All in one process, or with RabbitMQ the processes of the Procfile."""
-    full = [sys.executable, str(ROOT / "syncflow"), *command] if command else [sys.executable, "-m", "honcho", "start"]
-    return subprocess.Popen(full, cwd=ROOT, start_new_session=True)
+    if command:
+        full = [sys.executable, str(ROOT / "syncflow"), *command]
+    else:
+        # The settings read .env themselves, and let the environment win; honcho would do it the other way round.
+        full = [sys.executable, "-m", "honcho", "--env", os.devnull, "start"]
+    # honcho has a default port of its own.
+    environment = {**os.environ, "PORT": str(get_settings().port)}
+    return subprocess.Popen(full, cwd=ROOT, env=environment, start_new_session=True)
 
 
-def _wait_until_healthy(hub: subprocess.Popen[Any], port: int) -> bool:
+def _wait_until_healthy(hub: subprocess.Popen[Any], port: int, asked: threading.Event) -> bool:
     deadline = time.monotonic() + 60
-    while hub.poll() is None and time.monotonic() < deadline:
+    while hub.poll() is None and not asked.is_set() and time.monotonic() < deadline:
         try:
             if requests.get(f"http://127.0.0.1:{port}/healthz", timeout=2).ok:
                 return True
@@ -206,8 +222,7 @@ def _say(port: int, environment: Mapping[str, str], password: str | None) -> Non
     stripe = environment.get("STRIPE_API_BASE", "your Stripe account")
     salesforce = environment.get("SALESFORCE_INSTANCE_URL", "your Salesforce org").replace("https://", "http://")
     login = f"{ADMIN}  password  {password}" if password else f"{ADMIN} (the password was printed at the first start)"
-    database = get_settings().database_url
-    shell = f"sqlite3 {Path(database.removeprefix('sqlite:///'))}" if database.startswith("sqlite") else "psql"
+    statement = "UPDATE customer SET phone = '+44 20 7946 0000' WHERE id = 1"
     print(
         f"""
   Syncflow is running.
@@ -220,7 +235,7 @@ def _say(port: int, environment: Mapping[str, str], password: str | None) -> Non
   Three things to try:
 
     1. Change a customer in the database, from outside:
-         {shell} "UPDATE customer SET phone = '+44 20 7946 0000' WHERE id = 1"
+         {_shell_line(get_settings().database_url, statement)}
        and see it in Stripe and in Salesforce within a second.
     2. Change a customer in Stripe (open {stripe}, edit, save):
        a webhook brings it to the database and to Salesforce, and nothing goes back to Stripe.
@@ -233,10 +248,30 @@ def _say(port: int, environment: Mapping[str, str], password: str | None) -> Non
     )
 
 
-def _wait(hub: subprocess.Popen[Any]) -> int:
+def _shell_line(database_url: str, statement: str) -> str:
+    """A command that runs this statement from a shell, with what is installed here."""
+    url = make_url(database_url)
+    if url.get_backend_name() == "postgresql":
+        # A password is not for the screen: psql asks for it.
+        plain = url.set(drivername="postgresql", password=None).render_as_string()
+        return f'psql {shlex.quote(plain)} -c "{statement}"'
+    path = shlex.quote(str(url.database))
+    if shutil.which("sqlite3"):
+        return f'sqlite3 {path} "{statement}"'
+    code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2])"
+    return f"python3 -c '{code}' {path} \"{statement}\""
+
+
+def _stop_asked() -> threading.Event:
+    """Set by Ctrl-C, SIGTERM or a closed terminal: nothing we started may be left behind."""
     asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # started with nohup
+            signal.signal(number, lambda *_: asked.set())
+    return asked
+
+
+def _wait(hub: subprocess.Popen[Any], asked: threading.Event) -> int:
     while hub.poll() is None and not asked.is_set():
         asked.wait(0.2)
     if asked.is_set():

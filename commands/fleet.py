@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -107,7 +108,8 @@ def application() -> Any:
     settings = get_settings()
     configure_logging(settings)
     runtime = build(settings)
-    Heartbeat(runtime.database, "web").start()
+    heartbeat = Heartbeat(runtime.database, "web").start()
+    atexit.register(heartbeat.stop)  # gunicorn's workers end like any program, but have no end of ours
     return create_app(runtime.conductor, settings)
 
 

@@ -743,6 +743,7 @@ def test_every_committed_change_can_be_told_to_somebody(certs: Path, httpserver:
         org.callouts.sender.wait_idle()
     told = [(request, request.get_data()) for request, _ in httpserver.log]
     for request, body in told:
+        assert request.headers["X-Syncflow-Secret"] == "s"
         assert request.headers["X-Signature"] == hmac.new(b"s", body, hashlib.sha256).hexdigest()
     events = [json.loads(body) for _, body in told]
     assert [(one["operation"], one["by"]) for one in events] == [
@@ -750,7 +751,8 @@ def test_every_committed_change_can_be_told_to_somebody(certs: Path, httpserver:
         ("updated", PERSON),
         ("deleted", API_USER),
     ]
-    assert {(one["object"], one["id"]) for one in events} == {("Account", account)}
+    assert {(one["sobject"], one["record"]["Id"]) for one in events} == {("Account", account)}
+    assert [one["deleted"] for one in events] == [False, False, True]
 
 
 def test_many_clients_create_one_record(org: SalesforceSimulator) -> None:

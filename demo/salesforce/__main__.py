@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--certs", default="var/demo/certs", help="folder of the CA and the certificate")
     parser.add_argument("--daily-limit", type=int, default=100_000, help="API calls before it refuses them")
     parser.add_argument("--notify-url", default="", help="address that is told of every change")
+    parser.add_argument("--public-url", default="", help="address that a login tells its client to use")
     arguments = parser.parse_args()
     defaults = Credentials()
     credentials = Credentials(
@@ -33,6 +34,7 @@ def main() -> None:
             credentials=credentials,
             daily_limit=arguments.daily_limit,
             notify_url=arguments.notify_url,
+            public_url=arguments.public_url,
             notify_secret=secret_from("DEMO_SALESFORCE_NOTIFY_SECRET") if arguments.notify_url else "",
         )
     )

@@ -1,7 +1,8 @@
 """Telling somebody of every change, as a trigger with a callout does in a real org.
 
-The body is `{"event_id", "operation", "object", "id", "time", "by"}`, where operation is created, updated, deleted
-or undeleted and `by` the user; X-Signature is its HMAC-SHA256 with the shared secret, in hexadecimal digits.
+The body is what the hub takes as a callout, `{"id", "sobject", "record": {"Id", "SystemModstamp"}, "deleted"}`, with
+`operation` (created, updated, deleted or undeleted) and `by` (the user) besides. It says that a record changed and not
+what. X-Syncflow-Secret carries the shared secret; X-Signature is the body's HMAC-SHA256 with it, in hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -28,9 +29,16 @@ class Callouts:
     def changed(self, operation: str, object_name: str, record_id: str, time: str, by: str) -> None:
         """Called by the store after a change was committed."""
         event_id = secrets.token_hex(12)
-        event = {"event_id": event_id, "operation": operation, "object": object_name}
-        self.sender.send("hub", event_id, to_json({**event, "id": record_id, "time": time, "by": by}))
+        event = {
+            "id": event_id,
+            "sobject": object_name,
+            "record": {"Id": record_id, "SystemModstamp": time},
+            "deleted": operation == "deleted",
+            "operation": operation,
+            "by": by,
+        }
+        self.sender.send("hub", event_id, to_json(event))
 
 
 def _sign(secret: str, body: bytes) -> dict[str, str]:
-    return {"X-Signature": hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
+    return {"X-Syncflow-Secret": secret, "X-Signature": hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}

@@ -89,7 +89,9 @@ def merge(org: Org, request: Request) -> Response:
 
 
 def records(org: Org, request: Request, name: str) -> Response:
-    """GET every record of an object; `?deleted=true` for the deleted ones too."""
+    """GET every record of an object; `?deleted=true` for the deleted ones too, `?id=` for one of them."""
+    if wanted := request.parameter("id"):
+        return reply([org.store.get(name, wanted, deleted_too=request.parameter("deleted") == "true")])
     return reply(org.store.all(name, deleted_too=request.parameter("deleted") == "true"))
 
 

@@ -220,6 +220,7 @@ class SalesforceSimulator:
     `port` 0 takes a free one. `certs` is the folder of the CA and the certificate, made if need be; None
     makes them in a folder that goes away. `data` is an SQLite file; None keeps the records in memory.
     With `notify_url`, every change is told to that address, signed with `notify_secret` (see `callouts`).
+    `public_url` is the address that a login tells its client to use, for an org behind a proxy.
     `options` go to `Org`: credentials, daily_limit, page_size, minute_resolution.
     """
 
@@ -230,6 +231,7 @@ class SalesforceSimulator:
         data: str | Path | None = None,
         notify_url: str = "",
         notify_secret: str = "",
+        public_url: str = "",
         **options: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory() if certs is None else None
@@ -245,7 +247,8 @@ class SalesforceSimulator:
             self.org.store.on_change = self.callouts.changed
         self._server = _Server(port, tls, self.org)
         self.port = int(self._server.server_address[1])
-        self.url = self.org.url = f"https://127.0.0.1:{self.port}"
+        self.url = f"https://127.0.0.1:{self.port}"
+        self.org.url = public_url or self.url
         self._thread: threading.Thread | None = None
         self.store, self.journal, self.faults = self.org.store, self.org.journal, self.org.faults
         self.clock, self.credentials = self.org.clock, self.org.credentials
