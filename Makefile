@@ -49,6 +49,14 @@ fmt: setup-dev ## format the code and fix what can be fixed
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
 
+.PHONY: chaos
+chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7)
+	@$(PY) -m chaos
+
+.PHONY: mutants
+mutants: setup-dev ## take each mechanism of the delivery promise out and see a test fail (ARGS="lease")
+	@$(PY) scripts/mutants $(ARGS)
+
 # --- what the tests need -----------------------------------------------------
 
 .PHONY: services

@@ -13,6 +13,7 @@ from models.capture import sync_context
 from models.catalogues import Customer
 from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link
 from models.session import Database
+from subscribers.base import External
 from subscribers.errors import BadSignature, Gone, Reject, Retry, SystemDown
 from tests.fakes import World
 
@@ -197,6 +198,9 @@ def test_retries_back_off_and_end_as_a_dead_letter(world: World) -> None:
         assert rows(world, DeadLetter) == []
         world.conductor.sweep()
         assert world.ears.heard == []  # not due yet
+        calls = len(world.systems["crm"].calls)
+        world.conductor.deliver("crm.customer", [one])  # an old message
+        assert len(world.systems["crm"].calls) == calls
         world.clock.tick(10)
         world.conductor.sweep()
         world.run()
@@ -211,9 +215,11 @@ def test_a_system_that_is_down_uses_up_no_attempts_and_is_probed(world: World) -
     crm.fail(SystemDown("503", after=5), times=2)
     world.run()
     assert len(crm.calls) == 1  # the others were not tried
+    assert all(link(world, "crm", one).attempts == 0 for one in ids)
     world.clock.tick(1)
     world.conductor.sweep()
     world.run()
+    world.conductor.deliver("crm.customer", ids)  # other news of them, from whoever
     assert len(crm.calls) == 1  # not before it is time
     world.clock.tick(5)
     world.conductor.sweep()
@@ -659,3 +665,13 @@ def test_a_mapping_edited_in_the_panel_is_in_force_with_the_next_change(world: W
     edit(world, one, phone="10")
     world.run()
     assert world.shown("crm")[0]["phone"] == "10"
+
+
+def test_a_thin_event_is_fetched(world: World) -> None:
+    one = add(world, email="1@x.org")
+    world.run()
+    world.clock.tick()
+    world.systems["crm"].edit("crm_1", email="2@x.org")
+    subscriber = world.conductor.subscribers["crm.customer"]
+    world.conductor.inward.take(subscriber, External("crm_1", {"id": "crm_1"}, at=world.clock()))
+    assert record(world, one).email == "2@x.org"

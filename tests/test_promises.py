@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import sqlalchemy as sa
 
 from conductor.limits import Limits
 from models.catalogues import Customer, Invoice
-from models.ledger import CallSlot, Conflict, DeadLetter, Delivery, Inbox, Link, System
+from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
-from subscribers.errors import Reject
+from subscribers.base import External, Item
+from subscribers.errors import Reject, SystemDown
 from subscribers.mapping import Field
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
@@ -243,6 +244,32 @@ def test_a_poll_full_of_deletes_moves_no_cursor_until_they_are_meant(database: D
     assert world.shown("shop") == []
 
 
+# --- the ledger -----------------------------------------------------------------------------------------
+
+
+def test_a_change_that_commits_after_one_with_a_greater_id_is_not_lost(database: Database) -> None:
+    # Two transactions may take their change ids in one order and commit in the other.
+    world = World(database, "crm")
+    one = add(world)
+    world.run()
+
+    def edit_with_id(number: int, notes: str) -> None:
+        edit(world, one, notes=notes)
+        with database.write() as c:
+            c.execute(sa.update(Change).where(Change.relayed_at.is_(None)).values(id=number))
+        world.conductor.relay()
+
+    def meanwhile(kind: str, what: str) -> None:
+        world.systems["crm"].on_call = lambda kind, what: None
+        edit_with_id(500, "committed later, with the smaller id")
+
+    edit_with_id(600, "the greater id")
+    world.systems["crm"].on_call = meanwhile
+    world.conductor.deliver("crm.customer", [one])
+    world.run()
+    assert world.shown("crm")[0]["notes"] == "committed later, with the smaller id"
+
+
 # --- unsubscriptions ------------------------------------------------------------------------------------
 
 
@@ -311,3 +338,60 @@ def test_live_changes_go_before_retries(database: Database) -> None:
     world.clock.tick(31)
     world.conductor.sweep()
     assert world.ears.later == [("crm.customer", ["1"])]
+
+
+# --- the merge ------------------------------------------------------------------------------------------
+
+
+def test_their_old_value_is_no_edit_even_where_they_always_win(database: Database) -> None:
+    wins = {name: Field(name, conflict="external") for name in ("name", "email", "phone")}
+    world = World(database, "crm", field_to_data=wins)
+    one = add(world, email="a@x.org", phone="1")
+    world.run()
+    world.clock.tick()
+    edit(world, one, phone="2")
+    world.systems["crm"].edit("crm_1", email="b@x.org")
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert (record(world, one).email, record(world, one).phone) == ("b@x.org", "2")
+
+
+class Tidy(FakeSubscriber):
+    """A system that keeps emails in lower case, and takes many records in one call."""
+
+    bulk_size = 50
+
+    def create(self, item: Item) -> External:
+        item.data["email"] = (item.data.get("email") or "").lower()
+        return super().create(item)
+
+    def bulk_create(self, items: Sequence[Item]) -> list[Any]:
+        self.client.calls.append(("bulk", str(len(items))))
+        return super().bulk_create(items)
+
+
+def test_the_form_a_system_keeps_a_value_in_is_neither_edit_nor_difference(database: Database) -> None:
+    world = World(database, "crm", kinds=(Tidy,))
+    one = add(world, email="ADA@X.org")
+    world.run()
+    world.clock.tick()
+    world.systems["crm"].edit("crm_1", phone="9")
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert (record(world, one).email, record(world, one).phone) == ("ADA@X.org", "9")
+    edit(world, one, notes="n")
+    world.run()
+    assert world.shown("crm")[0]["email"] == "ada@x.org"
+    (update,) = rows(world, Delivery, Delivery.operation == "update", Delivery.direction == "out")
+    assert update.payload == {"notes": "n"}
+
+
+def test_a_system_that_was_down_is_probed_with_one_record(database: Database) -> None:
+    world = World(database, "crm", kinds=(Tidy,))
+    ids = [add(world) for _ in range(10)]
+    world.systems["crm"].fail(SystemDown("503"))
+    world.run()
+    world.clock.tick(60)
+    world.conductor.deliver("crm.customer", ids)
+    bulk = [int(what) for kind, what in world.systems["crm"].calls if kind == "bulk"]
+    assert bulk == [10, 1, 9]
