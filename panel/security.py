@@ -1,0 +1,300 @@
+"""Who may enter and do what: login with Flask-Security-Too, three roles, one table of permissions.
+
+Logins are slowed by counting recent failures in the audit trail, so that the brake holds over all
+web processes and restarts, and an admin sees who is trying.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask, after_this_request, current_app, request
+from flask_security import current_user
+from flask_security.core import Security
+from flask_security.datastore import SQLAlchemySessionUserDatastore
+from flask_security.forms import LoginForm
+from flask_security.signals import password_changed
+from flask_security.utils import hash_password
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from werkzeug import Response
+
+from models.base import utcnow
+from models.ledger import AuditEntry
+from models.people import Role, User
+from models.session import Database
+from settings import Settings
+
+#: Every permission, in words.
+PERMISSIONS = {
+    "view": "see all pages but users and audit",
+    "retry": "send dead letters again",
+    "discard": "close dead letters unsent",
+    "pause": "pause and resume systems",
+    "poll": "have a system polled now",
+    "unsubscribe": "create and lift unsubscriptions",
+    "mappings": "change mappings",
+    "users": "manage users",
+    "audit": "read the audit trail",
+}
+
+_OPERATOR = frozenset({"view", "retry", "discard", "pause", "poll", "unsubscribe"})
+
+#: The one table that answers "who may do what".
+ROLES: dict[str, frozenset[str]] = {
+    "viewer": frozenset({"view"}),
+    "operator": _OPERATOR,
+    "admin": frozenset(PERMISSIONS),
+}
+
+PASSWORD_LENGTH = 12
+
+#: A person who has not used the panel for this long logs in again.
+SESSION_LIFETIME = timedelta(hours=12)
+
+#: The brake on guessing: failures within this time, of one account from one address, of one
+#: address, of one account from anywhere. The last is wide, so that a stranger cannot easily lock
+#: a person out.
+_WINDOW = timedelta(minutes=15)
+_FAILURES_PAIR, _FAILURES_ADDRESS, _FAILURES_ACCOUNT = 5, 20, 100
+_FAILED = "login.failed"
+TOO_MANY = "Too many failed logins. Wait 15 minutes, then try again."
+
+
+def allowed(permission: str) -> bool:
+    """Whether the person of this request may do that."""
+    return permission in permissions_of(current_user)
+
+
+def permissions_of(user: Any) -> frozenset[str]:
+    """What a person's roles add up to; nothing for a stranger."""
+    if not user.is_authenticated:
+        return frozenset()
+    return frozenset().union(*(ROLES.get(role.name, frozenset()) for role in user.roles))
+
+
+class Datastore(SQLAlchemySessionUserDatastore):
+    """Ends the read transaction after each look-up.
+
+    Otherwise the person's row, read at the start of a request, would pin an old snapshot while the
+    conductor writes on a connection of its own, and SQLite would refuse a later write of ours.
+    """
+
+    def find_user(self, case_insensitive: bool = False, **kwargs: Any) -> User | None:
+        found: Any = super().find_user(case_insensitive=case_insensitive, **kwargs)
+        self._end_reading()
+        user: User | None = found
+        return user
+
+    def find_role(self, role: str) -> Role | None:
+        found: Any = super().find_role(role)
+        self._end_reading()
+        row: Role | None = found
+        return row
+
+    def _end_reading(self) -> None:
+        session = self.db.session
+        if not (session.new or session.dirty or session.deleted):
+            session.commit()
+
+
+class Throttled(LoginForm):
+    """The login form, refusing to look at a password after too many wrong ones."""
+
+    remember = None  # type: ignore[assignment]
+
+    def validate(self, **kwargs: Any) -> bool:
+        attempt = _begin_attempt(self.email.data or "", request.remote_addr or "")
+        if attempt is None:
+            self.form_errors.append(TOO_MANY)
+            after_this_request(_too_many)
+            return False
+        if not super().validate(**kwargs):
+            return False
+        _mark_success(attempt)
+        return True
+
+
+def _too_many(response: Response) -> Response:
+    response.status_code = 429
+    response.headers["Retry-After"] = str(int(_WINDOW.total_seconds()))
+    return response
+
+
+def _begin_attempt(email: str, address: str) -> int | None:
+    """Write the attempt down as failed until it succeeds; None where there were too many already.
+
+    Written before the password is looked at, so that many attempts at once count too.
+    """
+    who = _name_for_trail(email)
+    trail = AuditEntry
+    recent = [trail.at > utcnow() - _WINDOW, trail.action == _FAILED]
+    counts = sa.select(
+        sa.func.count().filter(trail.who == who, trail.target == address),
+        sa.func.count().filter(trail.target == address),
+        sa.func.count().filter(trail.who == who),
+    ).where(*recent)
+    with _database().write() as connection:
+        pair, of_address, of_account = connection.execute(counts).one()
+        if pair >= _FAILURES_PAIR or of_address >= _FAILURES_ADDRESS or of_account >= _FAILURES_ACCOUNT:
+            return None
+        row = {"who": who, "action": _FAILED, "target": address}
+        return int(connection.execute(sa.insert(trail).values(**row).returning(trail.id)).scalar_one())
+
+
+def _name_for_trail(email: str) -> str:
+    # What is no address may be a password typed into the wrong field: it is not kept.
+    email = email.strip().lower()
+    return email[:255] if "@" in email and " " not in email else "(no email address)"
+
+
+def _mark_success(attempt: int) -> None:
+    trail = AuditEntry
+    with _database().write() as connection:
+        connection.execute(sa.update(trail).where(trail.id == attempt).values(action="login"))
+
+
+def _database() -> Database:
+    database: Database = current_app.extensions["syncflow_database"]
+    return database
+
+
+def init(app: Flask, database: Database, settings: Settings) -> scoped_session[Session]:
+    """Set up login, sessions and roles on an app; returns the session people are read with."""
+    app.extensions["syncflow_database"] = database
+    app.config.update(_flask_security_settings(settings.secret(), settings.behind_proxy))
+    session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
+    security = Security(app, Datastore(session, User, Role), login_form=Throttled)
+    security.want_json(lambda _request: False)
+    # Only sessions log in. The loader for tokens would read every request's body before its own route does.
+    security.login_manager.request_loader(None)
+    password_changed.connect(_audit_password_change, app)
+    app.teardown_appcontext(lambda _error: session.remove())
+    return session
+
+
+def _audit_password_change(_app: Any, user: User, **_rest: Any) -> None:
+    add_audit(user.email, "password.change", user.email)
+
+
+def add_audit(who: str, action: str, target: str, **details: Any) -> None:
+    """Put an audit row into the transaction in which people are being changed."""
+    session = current_app.extensions["security"].datastore.db.session
+    session.add(AuditEntry(who=who, action=action, target=target, details=details or None))
+
+
+def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
+    return {
+        "SECRET_KEY": secret,
+        # Without a pepper, so that the secret key may be changed and a command needs none: argon2
+        # salts each password itself.
+        "SECURITY_PASSWORD_HASH": "argon2",
+        "SECURITY_PASSWORD_SINGLE_HASH": {"argon2"},
+        "SECURITY_PASSWORD_LENGTH_MIN": PASSWORD_LENGTH,
+        "SECURITY_EMAIL_VALIDATOR_ARGS": {"check_deliverability": False, "globally_deliverable": False},
+        "SECURITY_REGISTERABLE": False,
+        "SECURITY_RECOVERABLE": False,
+        "SECURITY_CHANGEABLE": True,
+        "SECURITY_TRACKABLE": True,
+        "SECURITY_SEND_PASSWORD_CHANGE_EMAIL": False,
+        "SECURITY_RETURN_GENERIC_RESPONSES": True,
+        "SECURITY_DATETIME_FACTORY": utcnow,
+        "SECURITY_API_ENABLED_METHODS": ["session"],
+        "SECURITY_POST_LOGIN_VIEW": "/",
+        "SECURITY_POST_LOGOUT_VIEW": "/login",
+        "SECURITY_POST_CHANGE_VIEW": "/",
+        "SECURITY_MSG_UNAUTHENTICATED": ("Log in to see this page.", "info"),
+        "SECURITY_MSG_GENERIC_AUTHN_FAILED": ("Email or password is wrong.", "error"),
+        "SECURITY_MSG_PASSWORD_CHANGE": ("Your password is changed; all other sessions have ended.", "success"),
+        "SESSION_COOKIE_NAME": "syncflow",
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": https,
+        "PERMANENT_SESSION_LIFETIME": SESSION_LIFETIME,
+        # A token lives as long as the session: a page left open over lunch still works.
+        "WTF_CSRF_TIME_LIMIT": None,
+    }
+
+
+# --- people: used by the panel's users page and by ./syncflow create-admin ---------------------------
+
+
+def create_user(database: Database, email: str, password: str, role: str, by: str = "command line") -> None:
+    """Create a person. Needs no request and no running web process.
+
+    Raises:
+      ValueError: with words: no email address, a short password, an unknown role, or taken.
+    """
+    app = Flask("syncflow-people")
+    app.extensions["syncflow_database"] = database
+    # Nothing is signed here, so any key will do.
+    app.config.update(_flask_security_settings(secrets.token_hex(32), https=False))
+    session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
+    Security(app, Datastore(session, User, Role), register_blueprint=False)
+    with app.app_context():
+        try:
+            add_user(app.extensions["security"].datastore, email, password, role, by)
+        finally:
+            session.remove()
+
+
+def add_user(people: Datastore, email: str, password: str, role: str, by: str) -> None:
+    """Create a person, inside an app context.
+
+    Raises:
+      ValueError: with words.
+    """
+    address = check_email(email)
+    hashed = checked_hash(password)
+    if people.find_user(email=address, case_insensitive=True) is not None:
+        raise ValueError(f"{address} has an account already")
+    people.create_user(email=address, password=hashed, roles=[find_role(people, role)], confirmed_at=utcnow())
+    add_audit(by, "user.create", address, role=role)
+    people.db.session.commit()
+
+
+def find_role(people: Datastore, name: str) -> Role:
+    """The role's row, made at its first use.
+
+    Raises:
+      ValueError: there is no such role.
+    """
+    if name not in ROLES:
+        raise ValueError(f"there is no role {name!r}; there are {', '.join(ROLES)}")
+    role: Any = people.find_role(name) or people.create_role(name=name)
+    role.permissions = sorted(ROLES[name])
+    found: Role = role
+    return found
+
+
+def check_email(email: str) -> str:
+    """The address in its normal form.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        address: str = current_app.extensions["security"]._mail_util.validate(email.strip())
+    except ValueError as error:
+        raise ValueError(f"{email!r} is no email address: {error}") from None
+    return address.lower()
+
+
+def checked_hash(password: str) -> str:
+    """The hash of an acceptable password.
+
+    Raises:
+      ValueError: it is too short.
+    """
+    problems, normal = current_app.extensions["security"]._password_util.validate(password, True)
+    if problems:
+        raise ValueError(f"the password is too short: at least {PASSWORD_LENGTH} characters")
+    hashed: str = hash_password(normal)
+    return hashed
+
+
+def end_sessions(user: User) -> None:
+    """Log a person out everywhere."""
+    user.fs_uniquifier = secrets.token_hex(32)

@@ -1,0 +1,37 @@
+"""The pages, one file each; this list is the menu."""
+
+from __future__ import annotations
+
+from panel.views.audit import Audit
+from panel.views.base import PanelView
+from panel.views.changes import Changes
+from panel.views.dead_letters import DeadLetters
+from panel.views.deliveries import Deliveries
+from panel.views.inbox import InboxPage
+from panel.views.links import Links
+from panel.views.mappings import Mappings
+from panel.views.overview import Overview
+from panel.views.records import Records
+from panel.views.systems import Systems
+from panel.views.unsubscriptions import Unsubscriptions
+from panel.views.users import Users
+
+PAGES: list[type[PanelView]] = [
+    Overview,
+    DeadLetters,
+    Systems,
+    Mappings,
+    Unsubscriptions,
+    Links,
+    Deliveries,
+    Changes,
+    InboxPage,
+    Users,
+    Audit,
+    Records,
+]
+
+
+def make() -> list[PanelView]:
+    """Fresh views for one app; the first is the home page."""
+    return [page() for page in PAGES]

@@ -1,0 +1,118 @@
+"""What all pages share: permissions, the conductor, filters from the URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, TypeVar
+
+from flask import abort, current_app, flash, redirect, request
+from flask_admin import BaseView, expose
+from flask_security import current_user
+from werkzeug import Response
+
+from conductor import Conductor
+from panel.security import allowed
+
+#: Of a 64 bit key.
+LARGEST_ID = 2**63 - 1
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def page(url: str, needs: str = "view", methods: Iterable[str] = ("GET",)) -> Callable[[F], F]:
+    """Expose a method under a URL to people with the permission `needs`."""
+
+    def wrap(method: F) -> F:
+        method.needs = needs  # type: ignore[attr-defined]
+        exposed: F = expose(url, methods=methods)(method)
+        return exposed
+
+    return wrap
+
+
+def action(url: str, needs: str) -> Callable[[F], F]:
+    """Expose a method that changes something: POST only."""
+    return page(url, needs, methods=("POST",))
+
+
+class PanelView(BaseView):  # type: ignore[misc]
+    """A page or a family of pages. A method without `page` or `action` cannot be reached."""
+
+    title: ClassVar[str]
+    path: ClassVar[str]
+    icon: ClassVar[str] = ""
+    group: ClassVar[str | None] = None
+    #: Who sees it in the menu.
+    needs: ClassVar[str] = "view"
+    in_menu: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        endpoint = self.path.strip("/").replace("-", "_") or "overview"
+        super().__init__(
+            name=self.title, category=self.group, endpoint=endpoint, url=self.path, menu_icon_value=self.icon
+        )
+
+    @property
+    def conductor(self) -> Conductor:
+        """The one this app was made for."""
+        conductor: Conductor = current_app.extensions["syncflow"]
+        return conductor
+
+    @property
+    def who(self) -> str:
+        """The person at the other end, for the audit trail."""
+        return str(current_user.email)
+
+    def render(self, template: str, **kwargs: Any) -> str:
+        """A page of this view."""
+        return str(super().render(template, **kwargs))
+
+    def is_accessible(self) -> bool:
+        return allowed(self.needs)
+
+    def is_visible(self) -> bool:
+        return self.in_menu
+
+    def _handle_view(self, name: str, **kwargs: Any) -> None:
+        # Flask-Admin asks this before every method: nothing runs without its own permission.
+        needs = getattr(getattr(type(self), name), "needs", None)
+        if needs is None or not allowed(needs):
+            abort(403)
+
+    def _run_view(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # The original calls a view again, differently, after any TypeError inside it.
+        return fn(self, *args, **kwargs)
+
+
+def before() -> int | None:
+    """Where this page of a history begins, from `?before=`."""
+    value = request.args.get("before", type=int)
+    return value if value is not None and 0 < value <= LARGEST_ID else None
+
+
+def wanted(*names: str) -> dict[str, str]:
+    """The filters set in the URL, without the empty ones."""
+    return {name: value for name in names if (value := request.args.get(name, "").strip())}
+
+
+def field(name: str) -> str:
+    """A form's field, without blanks around it."""
+    return request.form.get(name, "").strip()
+
+
+def done(text: str, to: str) -> Response:
+    """Say that it is done, on the page the person came from or else on `to`."""
+    flash(text, "success")
+    return redirect(_origin() or to, code=303)
+
+
+def refused(text: str, to: str) -> Response:
+    """Say why it was not done."""
+    flash(text, "error")
+    return redirect(_origin() or to, code=303)
+
+
+def _origin() -> str | None:
+    # Only a path of our own: another host's address would make this an open redirect.
+    back = request.form.get("back", "")
+    return back if back.startswith("/") and not back.startswith(("//", "/\\")) else None

@@ -1,0 +1,44 @@
+"""Deliveries: the history of every attempt, in both directions."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from flask import abort
+
+from models.ledger import Delivery
+from panel import paging
+from panel.views.base import PanelView, before, page, wanted
+
+OUTCOMES = ["delivered", "unchanged", "skipped", "failed", "dead", "waiting", "applied", "echo", "kept"]
+
+
+class Deliveries(PanelView):
+    title, path, icon, group = "Deliveries", "/deliveries", "deliveries", "History"
+
+    @page("/")
+    def index(self) -> str:
+        filters = wanted("subscriber", "record", "outcome")
+        indexed, scanned = [], []
+        if "record" in filters:
+            indexed.append(Delivery.record_id == filters["record"])
+        if "subscriber" in filters:
+            indexed.append(Delivery.subscriber == filters["subscriber"])
+        if "outcome" in filters:
+            scanned.append(Delivery.outcome == filters["outcome"])
+        with self.conductor.database.read() as connection:
+            listing = paging.newest(connection, Delivery, indexed, scanned, before())
+        return self.render(
+            "panel/deliveries.html",
+            listing=listing,
+            filters=filters,
+            subscribers=self.conductor.subscribers,
+            outcomes=OUTCOMES,
+        )
+
+    @page("/<number:number>")
+    def one(self, number: int) -> str:
+        with self.conductor.database.read() as connection:
+            row = connection.execute(sa.select(Delivery.__table__).where(Delivery.id == number)).one_or_none()
+        if row is None:
+            abort(404)
+        return self.render("panel/delivery.html", row=row, subscribers=self.conductor.subscribers)

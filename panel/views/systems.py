@@ -1,0 +1,97 @@
+"""Systems: how each is doing, pause and resume, poll now, and how it is configured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import sqlalchemy as sa
+from flask import abort, url_for
+from pydantic import BaseModel, SecretBytes, SecretStr
+from werkzeug import Response
+
+from models.ledger import Cursor, System
+from panel.views.base import PanelView, action, done, field, page, refused
+
+MASK = "••••••••"
+
+#: An option of such a name is masked even where its author forgot to declare it secret.
+_SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
+
+
+class Systems(PanelView):
+    title, path, icon = "Systems", "/systems", "systems"
+
+    @page("/")
+    def index(self) -> str:
+        with self.conductor.database.read() as connection:
+            rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
+            cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
+        options = {name: masked(system.options) for name, system in self.conductor.systems.items()}
+        return self.render(
+            "panel/systems.html",
+            systems=self.conductor.overview(),
+            subscribers=self.conductor.subscribers,
+            rows=rows,
+            cursors=cursors,
+            options=options,
+        )
+
+    @action("/<system>/pause", needs="pause")
+    def pause(self, system: str) -> Response:
+        self._known(system)
+        reason = field("reason")
+        if not reason:
+            return refused("Say why, for whoever finds it paused.", url_for("systems.index"))
+        self.conductor.pause(system, self.who, reason)
+        return done(f"{system} is paused. Its changes wait until it is resumed.", url_for("systems.index"))
+
+    @action("/<system>/resume", needs="pause")
+    def resume(self, system: str) -> Response:
+        self._known(system)
+        self.conductor.resume(system, self.who)
+        return done(f"{system} is resumed.", url_for("systems.index"))
+
+    @action("/poll/<subscriber>", needs="poll")
+    def poll(self, subscriber: str) -> Response:
+        if subscriber not in self.conductor.subscribers:
+            abort(404)
+        self.conductor.poll_soon(subscriber, self.who)
+        return done(f"{subscriber} will be polled in a moment.", url_for("systems.index"))
+
+    def _known(self, name: str) -> None:
+        if name not in self.conductor.systems:
+            abort(404)
+
+
+def masked(options: BaseModel) -> dict[str, str]:
+    """A system's options by name, with everything secret hidden."""
+    return {name: mask(name, getattr(options, name)) for name in type(options).model_fields}
+
+
+def mask(name: str, value: Any) -> str:
+    """One option as it may be shown."""
+    if value is None or value == "":
+        return "not set"
+    if isinstance(value, SecretStr | SecretBytes) or _SECRET_NAME.search(name):
+        return MASK
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {mask(str(key), inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return ", ".join(mask(name, inner) for inner in value)
+    if isinstance(value, BaseModel):
+        return mask(name, dict(value))
+    return _without_login(str(value))
+
+
+def _without_login(text: str) -> str:
+    """An address without the user and password it may carry."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return text
+    if not parts.scheme or "@" not in parts.netloc:
+        return text
+    return urlunsplit(parts._replace(netloc=f"{MASK}@{parts.netloc.rpartition('@')[2]}"))

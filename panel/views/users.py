@@ -1,0 +1,89 @@
+"""Users: who may log in and with which role."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from flask import abort, current_app, request, url_for
+from flask_security import current_user
+from sqlalchemy.orm import Session
+from werkzeug import Response
+
+from models.people import User
+from panel import security
+from panel.views.base import PanelView, action, done, field, page, refused
+
+
+class Users(PanelView):
+    title, path, icon, group, needs = "Users", "/users", "users", "Administration", "users"
+
+    @page("/", needs="users")
+    def index(self) -> str:
+        return self._page()
+
+    @action("/", needs="users")
+    def create(self) -> Response | tuple[str, int]:
+        try:
+            security.add_user(self._people, field("email"), request.form.get("password", ""), field("role"), self.who)
+        except ValueError as error:
+            return self._page(str(error)), 422
+        return done(f"{field('email')} may log in as {field('role')}.", url_for(".index"))
+
+    @action("/<number:number>/role", needs="users")
+    def role(self, number: int) -> Response:
+        user = self._other(number)
+        try:
+            role = security.find_role(self._people, field("role"))
+        except ValueError as error:
+            return refused(str(error), url_for(".index"))
+        before = [old.name for old in user.roles]
+        user.roles = [role]
+        self._keep(user, "user.role", before=before, after=role.name)
+        return done(f"{user.email} is {role.name} now.", url_for(".index"))
+
+    @action("/<number:number>/active", needs="users")
+    def active(self, number: int) -> Response:
+        user = self._other(number)
+        user.active = field("active") == "yes"
+        self._keep(user, "user.enable" if user.active else "user.disable")
+        words = "may log in again" if user.active else "is logged out and may not log in any more"
+        return done(f"{user.email} {words}.", url_for(".index"))
+
+    @action("/<number:number>/password", needs="users")
+    def password(self, number: int) -> Response:
+        user = self._other(number)
+        try:
+            user.password = security.checked_hash(request.form.get("password", ""))
+        except ValueError as error:
+            return refused(f"Not changed: {error}.", url_for(".index"))
+        self._keep(user, "user.password")
+        return done(f"{user.email} has a new password and is logged out everywhere.", url_for(".index"))
+
+    @property
+    def _people(self) -> security.Datastore:
+        people: security.Datastore = current_app.extensions["security"].datastore
+        return people
+
+    @property
+    def _session(self) -> Session:
+        session: Session = self._people.db.session
+        return session
+
+    def _other(self, number: int) -> User:
+        """Somebody else: nobody takes the last admin away by mistake, as nobody changes himself."""
+        user = self._people.find_user(id=number)
+        if user is None:
+            abort(404)
+        if user.id == current_user.id:
+            abort(409, "This is you. Another admin has to do that; your own password is changed in the menu.")
+        return user
+
+    def _keep(self, user: User, action: str, **details: Any) -> None:
+        security.end_sessions(user)
+        security.add_audit(self.who, action, user.email, **details)
+        self._session.commit()
+
+    def _page(self, problem: str = "") -> str:
+        people = self._session.scalars(sa.select(User).order_by(User.email)).all()
+        return self.render("panel/users.html", people=people, roles=security.ROLES, problem=problem, form=request.form)

@@ -1,0 +1,225 @@
+"""A small world for the panel's tests: a real conductor over a real database and one made-up system."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from flask import Flask
+from flask.testing import FlaskClient
+from pydantic import SecretStr
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+import models.people
+from conductor import Conductor
+from models import capture
+from models.base import Base, utcnow
+from models.catalogues import CATALOGUES, Customer
+from models.ledger import Cursor, Process
+from models.session import Database
+from panel.app import create_app
+from panel.security import create_user
+from settings import Settings
+from subscribers.base import External, Field, Item, Options, Subscriber, System
+from subscribers.errors import BadSignature, BadWebhook, Reject
+from tests.fakes import Ears
+
+PASSWORD = "a long enough password"
+ROLES = ("viewer", "operator", "admin")
+TOKEN = "shop-token-nobody-may-see"
+WEBHOOK_SECRET = "whsec-nobody-may-see"
+
+
+class ShopOptions(Options):
+    url: str = "https://user:url-password-nobody-may-see@shop.example/api"
+    token: SecretStr = SecretStr(TOKEN)
+    webhook_secret: str = WEBHOOK_SECRET
+    region: str = "eu"
+
+
+class Shop(System):
+    Options = ShopOptions
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        if headers.get("x-shop-signature") != signature(body):
+            raise BadSignature("x-shop-signature does not match the body")
+        try:
+            return str(json.loads(body)["id"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadWebhook(f"no JSON with an id: {error}") from None
+
+    def page_url(self, resource: str, external_id: str) -> str | None:
+        return f"https://shop.example/{resource}/{external_id}"
+
+
+class ShopCustomer(Subscriber):
+    """Refuses customers from nowhere and breaks on a bug, so that there are dead letters to look at."""
+
+    system, catalogue, system_class, resource = "shop", "customer", Shop, "customers"
+    field_to_data = {"name": Field("name", required=True), "email": "email", "city": "address.city", "active": "active"}
+    poll_seconds = 60
+
+    def create(self, item: Item) -> External:
+        if item.record["city"] == "Nowhere":
+            raise Reject("address.city: Nowhere is no city", fields={"address.city": "Nowhere is no city"})
+        return External(id=f"cus_{item.record_id}", data=item.data, at=utcnow(), request_id="req_1")
+
+    def update(self, item: Item) -> External | None:
+        return External(id=item.linked_id, data=item.data, at=utcnow())
+
+
+class CrmCustomer(Subscriber):
+    """A second system, which follows too, without polls."""
+
+    system, catalogue = "crm", "customer"
+    field_to_data = {"name": "Name", "email": "Email"}
+
+    def create(self, item: Item) -> External:
+        return External(id=f"crm-{item.record_id}", data=item.data, at=utcnow())
+
+
+def signature(body: bytes) -> str:
+    return hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
+
+
+@dataclass
+class World:
+    database: Database
+    conductor: Conductor
+    announcer: Ears
+    app: Flask
+
+    def rows(self, statement: Any) -> list[Any]:
+        with self.database.read() as connection:
+            return list(connection.execute(statement).all())
+
+    def client(self, role: str | None = None) -> FlaskClient:
+        client = self.app.test_client()
+        if role:
+            log_in(client, f"{role}@example.com")
+        return client
+
+    def sync(self) -> None:
+        """What relay and workers would do, now."""
+        self.conductor.relay()
+        with self.database.read() as connection:
+            ids = [str(i) for i in connection.scalars(sa.select(Customer.id))]
+        for name in self.conductor.subscribers:
+            self.conductor.deliver(name, ids)
+
+
+@contextmanager
+def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterator[World]:
+    database = Database(database_url)
+    Base.metadata.create_all(database.engine)
+    with database.write() as connection:
+        capture.install(connection, [CATALOGUES["customer"]])
+    _people(database)
+    shop, crm = Shop("shop", ShopOptions()), System("crm", Options())
+    announcer = Ears()
+    subscribers: dict[str, Subscriber] = {"shop.customer": ShopCustomer(shop), "crm.customer": CrmCustomer(crm)}
+    conductor = Conductor(database, subscribers, announcer)
+    conductor.health.ensure_rows()
+    app = create_app(conductor, Settings(secret_key=SecretStr("k" * 32), **settings))
+    made = World(database, conductor, announcer, app)
+    if seeded:
+        seed(made)
+    try:
+        yield made
+    finally:
+        database.close()
+
+
+#: The rows that `create_user` made, to be copied: hashing a password is slow on purpose.
+_MADE: dict[str, list[dict[str, Any]]] = {}
+
+
+def _people(database: Database) -> None:
+    """A viewer, an operator and an admin."""
+    tables = [models.people.Role.__table__, models.people.User.__table__, models.people.roles_users]
+    if _MADE:
+        with database.write() as connection:
+            for table in tables:
+                connection.execute(sa.insert(table), _MADE[table.name])
+        if not database.is_sqlite:
+            _restart_keys(database)
+        return
+    for role in ROLES:
+        create_user(database, f"{role}@example.com", PASSWORD, role)
+    with database.read() as connection:
+        for table in tables:
+            _MADE[table.name] = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+
+
+def _restart_keys(database: Database) -> None:
+    # PostgreSQL's sequences do not notice keys that were given.
+    with database.write() as connection:
+        for table in ("role", "user"):
+            name = f"pg_get_serial_sequence('\"{table}\"', 'id')"
+            connection.exec_driver_sql(f"SELECT setval({name}, 100)")
+
+
+def seed(made: World) -> None:
+    """Customers that synced, some that are refused, a webhook, an unsubscription, a saved mapping."""
+    people = [("Ada Lovelace", "London"), ("Grace Hopper", "New York"), ("Alan Turing", "Wilmslow")]
+    people += [("Nobody One", "Nowhere"), ("Nobody Two", "Nowhere")]
+    with made.database.write() as connection:
+        for name, city in people:
+            email = f"{name.split()[0].lower()}.{name.split()[1].lower()}@example.com"
+            connection.execute(sa.insert(Customer).values(name=name, email=email, city=city))
+        now = utcnow()
+        for kind in ("web", "relay", "worker"):
+            connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, seen_at=now))
+        connection.execute(sa.insert(Cursor).values(subscriber="shop.customer", polled_at=now, result="2 records"))
+    conductor = made.conductor
+    conductor.unsubscribe("crm.customer", None, ["2"], None, "billing freeze", "operator@example.com")
+    made.sync()
+    body = b'{"id": "evt_1", "type": "customer.updated", "data": {"id": "cus_1", "name": "Ada King"}}'
+    conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "content-type": "application/json"})
+    rows = conductor.mapping("crm.customer")[0].rows()
+    conductor.save_mapping("crm.customer", rows, "admin@example.com", 0)
+
+
+def csrf(client: FlaskClient) -> str:
+    """The token of this client's session: any form of it carries one."""
+    page = client.get("/change", follow_redirects=True).text
+    found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page)
+    assert found, page
+    return found[1]
+
+
+def log_in(client: FlaskClient, email: str, password: str = PASSWORD) -> Any:
+    return client.post("/login", data={"email": email, "password": password, "csrf_token": csrf(client)})
+
+
+def post(client: FlaskClient, path: str, **data: Any) -> Any:
+    return client.post(path, data={**data, "csrf_token": csrf(client)})
+
+
+class _Silent(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None: ...
+
+
+@contextmanager
+def served(app: Flask) -> Iterator[str]:
+    """The app on a port of its own, for a browser."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+__all__ = ["PASSWORD", "ROLES", "World", "csrf", "log_in", "models", "post", "served", "signature", "world"]

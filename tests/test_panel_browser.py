@@ -1,0 +1,190 @@
+"""The panel in a real browser: every page, light and dark, wide and narrow, and the main tasks by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from models.ledger import DeadLetter, System
+from tests.panel_world import PASSWORD, World, served, world
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+PAGES = [
+    "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
+    "/mappings/shop.customer", "/mappings/crm.customer", "/unsubscriptions/", "/unsubscriptions/1", "/links/",
+    "/links/1", "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1", "/record/customer/1",
+    "/record/customer/4", "/record/?q=nobody", "/record/?q=zzz", "/users/", "/audit/", "/change",
+]  # fmt: skip
+
+_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+
+
+@dataclass
+class Visit:
+    """A page with everything the browser complained about."""
+
+    page: Page
+    base: str
+    complaints: list[str] = field(default_factory=list)
+
+    def go(self, path: str) -> None:
+        self.page.goto(self.base + path)
+
+    def log_in(self, role: str = "admin") -> None:
+        self.go("/login")
+        self.page.get_by_label("Email").fill(f"{role}@example.com")
+        self.page.get_by_label("Password").fill(PASSWORD)
+        self.page.get_by_role("button", name="Log in").click()
+
+    def said(self) -> str:
+        return self.page.get_by_role("status").inner_text()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: str) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path, args=_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def w(sqlite_url: str) -> Iterator[World]:
+    with world(sqlite_url) as made:
+        yield made
+
+
+def _visit(browser: Browser, base: str, *, width: int = 1400, theme: str = "light", script: bool = True) -> Visit:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if theme == "dark" else "light",
+        java_script_enabled=script,
+        reduced_motion="reduce",
+    )
+    visit = Visit(context.new_page(), base)
+    # A page that breaks the content policy says so on the console too.
+    visit.page.on("console", lambda m: visit.complaints.append(m.text) if m.type in ("error", "warning") else None)
+    visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    visit.page.on("request", lambda r: None if r.url.startswith(base) else visit.complaints.append(f"asked {r.url}"))
+    return visit
+
+
+@pytest.fixture
+def visit(browser: Browser, w: World) -> Iterator[Visit]:
+    with served(w.app) as base:
+        visit = _visit(browser, base)
+        visit.log_in()
+        yield visit
+        visit.page.context.close()
+    assert visit.complaints == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_every_page_is_accessible_and_quiet(browser: Browser, w: World, theme: str, width: int, tmp_path: Path) -> None:
+    with served(w.app) as base:
+        visit = _visit(browser, base, width=width, theme=theme)
+        visit.go("/login")
+        faults = _faults(visit, "/login")
+        visit.log_in()
+        for path in PAGES:
+            visit.go(path)
+            faults += _faults(visit, path)
+            too_wide = visit.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+            faults += [f"{path} is wider than the window"] if too_wide else []
+            # Again with everything open that can be.
+            visit.page.evaluate("document.querySelectorAll('main details').forEach((d) => (d.open = true))")
+            faults += _faults(visit, f"{path} opened")
+        visit.page.context.close()
+    assert faults == []
+    assert visit.complaints == []
+
+
+def _faults(visit: Visit, where: str) -> list[str]:
+    found = Axe().run(visit.page).response["violations"]
+    return [f"{where}: {fault['id']}: {node['html'][:160]}" for fault in found for node in fault["nodes"]]
+
+
+def test_finding_out_why_a_record_did_not_sync(visit: Visit) -> None:
+    visit.page.wait_for_url(visit.base + "/")
+    visit.page.keyboard.press("/")
+    visit.page.keyboard.type("nobody.one@example.com")
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_url("**/record/customer/4")
+    assert visit.page.get_by_role("heading", level=1).inner_text() == "Nobody One"
+    assert "Nowhere is no city" in visit.page.get_by_role("table").inner_text()
+
+
+def test_retrying_all_that_match_takes_two_clicks(visit: Visit, w: World) -> None:
+    visit.go("/dead-letters/")
+    visit.page.locator(".kinds a").first.click()
+    visit.page.get_by_role("button", name="Retry all 2 that match").click()
+    assert visit.said() == "2 dead letters go again."
+    assert visit.page.get_by_text("trying again", exact=True).count() == 2
+
+
+def test_discarding_with_a_reason(visit: Visit, w: World) -> None:
+    visit.go("/dead-letters/1")
+    visit.page.get_by_text("Discard…").click()
+    visit.page.get_by_label("Why need it not be sent?").fill("moved away")
+    visit.page.get_by_role("button", name="Discard", exact=True).click()
+    closed = w.rows(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None)))
+    assert [row.resolution for row in closed] == ["discarded by admin@example.com: moved away"]
+
+
+def test_pausing_a_system_takes_two_clicks(visit: Visit, w: World) -> None:
+    visit.go("/systems/")
+    visit.page.locator("#shop").get_by_text("Pause…").click()
+    visit.page.locator("#shop").get_by_label("Why is it paused?").fill("their maintenance")
+    visit.page.get_by_role("button", name="Pause shop").click()
+    assert w.rows(sa.select(System.pause_reason).where(System.name == "shop"))[0].pause_reason == "their maintenance"
+    visit.page.locator("#shop").get_by_role("button", name="Resume").click()
+    assert visit.said() == "shop is resumed."
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: World, script: bool) -> None:
+    with served(w.app) as base:
+        visit = _visit(browser, base, script=script)
+        visit.log_in()
+        visit.go("/mappings/shop.customer")
+        visit.page.get_by_role("button", name="Add a row").click()
+        visit.page.get_by_label("Internal column of row 5").select_option("phone")
+        visit.page.get_by_label("External field of row 5").fill("contact.phone")
+        visit.page.get_by_role("button", name="Remove row 2").click()
+        visit.page.get_by_role("button", name="Save as version 1").click()
+        assert visit.said() == "Version 1 of shop.customer is in force."
+        visit.page.context.close()
+    assert visit.complaints == []
+    fields = w.conductor.mapping("shop.customer")[0].fields
+    assert {name: entry.path for name, entry in fields.items()} == {
+        "name": "name",
+        "city": "address.city",
+        "active": "active",
+        "phone": "contact.phone",
+    }
+    assert fields["name"].required
+
+
+def test_the_theme_is_remembered(visit: Visit) -> None:
+    visit.page.get_by_role("button", name="Switch between light and dark").click()
+    visit.go("/links/")
+    assert visit.page.evaluate("getComputedStyle(document.body.parentElement).colorScheme") == "dark"
+
+
+def test_the_menu_on_a_phone(browser: Browser, w: World) -> None:
+    with served(w.app) as base:
+        visit = _visit(browser, base, width=390)
+        visit.log_in("viewer")
+        visit.page.get_by_role("link", name="Open the menu").click()
+        visit.page.get_by_role("link", name="Deliveries").click()
+        assert visit.page.get_by_role("heading", level=1).inner_text() == "Deliveries"
+        visit.page.context.close()
+    assert visit.complaints == []
