@@ -13,6 +13,7 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -65,6 +66,9 @@ class Settings(BaseSettings):
     #: Seconds a stopping process has for what is in hand.
     grace_seconds: float = Field(20.0, gt=0)
 
+    #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
+    metrics_token: SecretStr | None = None
+
     log_format: str = Field("console", pattern="^(console|json)$")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     #: Behind an HTTPS proxy: cookies are sent over HTTPS only and X-Forwarded-* is trusted.
@@ -75,7 +79,7 @@ class Settings(BaseSettings):
     def _database_url(cls, value: str) -> str:
         try:
             url = make_url(value)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter's words quote a part of the URL
             raise ValueError("not a database URL; use sqlite:///path or postgresql://user@host/database") from None
         if url.get_backend_name() == "postgresql":
             return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
@@ -88,8 +92,18 @@ class Settings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _broker_url(cls, value: str) -> str:
-        if value != "memory://" and not value.startswith(("amqp://", "amqps://")):
-            raise ValueError("use memory:// (standalone) or amqp://user:password@host:port/vhost (RabbitMQ)")
+        wrong = "use memory:// (standalone) or amqp://user:password@host:port/vhost (RabbitMQ)"
+        if value == "memory://":
+            return value
+        try:
+            parts = urlsplit(value)
+            complete = bool(parts.hostname) and parts.port != 0
+        except ValueError:  # its words would quote what stands where the port should be
+            raise ValueError(wrong) from None
+        if parts.scheme not in ("amqp", "amqps") or not complete:
+            raise ValueError(wrong)
+        if parts.username is not None and parts.password is None:
+            raise ValueError("a user without a password; " + wrong)
         return value
 
     @property
@@ -118,7 +132,7 @@ def describe(error: ValidationError, prefix: str = "") -> str:
     """One line per wrong setting: the variable's name, then what is wrong with it. Never its value."""
     lines = []
     for item in error.errors(include_input=False, include_url=False):
-        name = (prefix + "_".join(str(part) for part in item["loc"])).upper()
+        name = (prefix + "_".join(str(part) for part in item["loc"])).upper().replace("-", "_")
         what = "missing: set it in the environment or .env" if item["type"] == "missing" else item["msg"]
         lines.append(f"{name}: {what}")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Knows no broker and no Flask; everything here can be tried with a fake subscribe
 
 from conductor.conductor import Conductor
 from conductor.desk import LetterFilter
+from conductor.guard import GUARD
 from conductor.hub import Announcer, Policy
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
@@ -12,6 +13,7 @@ from conductor.overview import SubscriberStatus, SystemStatus, Waiting
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
+    "GUARD",
     "Announcer",
     "BadSignature",
     "BadWebhook",

@@ -89,7 +89,7 @@ def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemS
     if row is not None and row.down_since is not None:
         return SystemStatus(name, "down", f"{row.down_reason}; {waits}", subscribers, row.down_since)
     if dead:
-        words = f"{dead} dead letter{'' if dead == 1 else 's'} to look at; {waits}"
+        words = f"{dead} dead letter{'' if dead == 1 else 's'} to look at" + (f"; {waits}" if owed else "")
         return SystemStatus(name, "failing", words, subscribers)
     if owed:
         oldest = min((s.oldest_owed_since for s in subscribers if s.oldest_owed_since), default=None)

@@ -101,7 +101,7 @@ def _admin(app: Flask) -> Admin:
 
 
 def _metrics_token(settings: Settings) -> str:
-    token = getattr(settings, "metrics_token", None)
+    token = settings.metrics_token
     return token.get_secret_value() if token else ""
 
 

@@ -32,6 +32,7 @@ PERMISSIONS = {
     "view": "see all pages but users and audit",
     "retry": "send dead letters again",
     "discard": "close dead letters unsent",
+    "settle": "settle conflicts",
     "pause": "pause and resume systems",
     "poll": "have a system polled now",
     "unsubscribe": "create and lift unsubscriptions",
@@ -40,7 +41,7 @@ PERMISSIONS = {
     "audit": "read the audit trail",
 }
 
-_OPERATOR = frozenset({"view", "retry", "discard", "pause", "poll", "unsubscribe"})
+_OPERATOR = frozenset({"view", "retry", "discard", "settle", "pause", "poll", "unsubscribe"})
 
 #: The one table that answers "who may do what".
 ROLES: dict[str, frozenset[str]] = {

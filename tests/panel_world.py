@@ -23,7 +23,7 @@ from conductor import Conductor
 from models import capture
 from models.base import Base, utcnow
 from models.catalogues import CATALOGUES, Customer
-from models.ledger import Cursor, Process
+from models.ledger import Conflict, Cursor, Link, Process
 from models.session import Database
 from panel.app import create_app
 from panel.security import create_user
@@ -186,6 +186,20 @@ def seed(made: World) -> None:
     conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "content-type": "application/json"})
     rows = conductor.mapping("crm.customer")[0].rows()
     conductor.save_mapping("crm.customer", rows, "admin@example.com", 0)
+
+
+def add_conflict(made: World, path: str = "email") -> int:
+    """A field of the first customer that changed on both sides, for a person to settle; its number."""
+    with made.database.write() as connection:
+        linked = (Link.subscriber == "shop.customer", Link.record_id == "1")
+        link = connection.execute(sa.select(Link.__table__).where(*linked)).one()
+        known = sa.delete(Conflict).where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+        connection.execute(known)
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(open_conflicts=1))
+        versions = {"base": "ada@base.example", "ours": "ada@ours.example", "theirs": "ada@theirs.example"}
+        row = {"link_id": link.id, "subscriber": "shop.customer", "record_id": "1", "path": path}
+        insert = sa.insert(Conflict).values(**row, **versions).returning(Conflict.id)
+        return int(connection.execute(insert).scalar_one())
 
 
 def csrf(client: FlaskClient) -> str:

@@ -13,7 +13,7 @@ from models.people import User
 from panel import security
 from panel.app import create_app
 from settings import Settings
-from tests.panel_world import PASSWORD, ROLES, World, csrf, log_in, post, world
+from tests.panel_world import PASSWORD, ROLES, World, add_conflict, csrf, log_in, post, world
 
 #: What each of stranger, viewer, operator, admin is answered. A stranger is sent to the login.
 VIEW = (303, 200, 200, 200)
@@ -61,6 +61,8 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/dead-letters/<number:number>"): ("/dead-letters/1", {}, VIEW),
     ("POST", "/dead-letters/retry"): ("/dead-letters/retry", {"id": "1"}, OPERATE),
     ("POST", "/dead-letters/discard"): ("/dead-letters/discard", {"id": "1", "reason": "a test"}, OPERATE),
+    ("GET", "/conflicts/"): ("/conflicts/", {}, VIEW),
+    ("POST", "/conflicts/<number:number>/settle"): ("/conflicts/{conflict}/settle", {"choice": "ours"}, OPERATE),
     ("GET", "/changes/"): ("/changes/", {}, VIEW),
     ("GET", "/inbox/"): ("/inbox/", {}, VIEW),
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
@@ -92,7 +94,8 @@ def _path(w: World, path: str) -> str:
     if "{fresh}" in path:
         fresh = str(w.conductor.unsubscribe("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
-    return path.format(fresh=fresh, viewer=viewer)
+    conflict = str(add_conflict(w)) if "{conflict}" in path else ""
+    return path.format(fresh=fresh, viewer=viewer, conflict=conflict)
 
 
 def _ask(w: World, who: str | None, method: str, rule: str) -> int:

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from models.base import utcnow
+from models.catalogues import Customer
 from models.ledger import (
     AuditEntry,
     Change,
@@ -29,7 +30,7 @@ from panel.views.inbox import safe_headers
 from panel.views.mappings import parse_default, show_default
 from panel.views.systems import MASK, mask
 from panel.views.unsubscriptions import record_list
-from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, post, world
+from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world
 
 
 @pytest.fixture
@@ -406,3 +407,32 @@ def test_pages_stay_fast_with_a_long_history(sqlite: World) -> None:
 def test_record_lists() -> None:
     assert record_list("1, 2;3\n\n3\t4") == ["1", "2", "3", "4"]
     assert json.dumps(record_list("")) == "[]"
+
+
+def test_a_conflict_is_shown_side_by_side_and_settled(w: World) -> None:
+    number = add_conflict(w)
+    client = w.client("operator")
+    text = client.get("/conflicts/").text
+    for value in ("ada@base.example", "ada@ours.example", "ada@theirs.example"):
+        assert value in text
+    assert "Take theirs" not in w.client("viewer").get("/conflicts/").text
+    post(client, f"/conflicts/{number}/settle", choice="theirs")
+    (row,) = w.rows(sa.select(Customer.email).where(Customer.id == 1))
+    assert row.email == "ada@theirs.example"
+    assert "No conflicts." in client.get("/conflicts/").text
+    assert "operator@example.com" in client.get("/conflicts/?state=settled").text
+    again = post(client, f"/conflicts/{number}/settle", choice="theirs", back="/conflicts/")
+    assert "no open conflict" in client.get(again.headers["Location"]).text
+    assert post(client, f"/conflicts/{number}/settle", choice="neither").status_code == 400
+    assert post(client, "/conflicts/99999/settle", choice="ours").status_code == 404
+
+
+def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(w: World) -> None:
+    with w.database.write() as connection:
+        w.conductor.guard.trip(connection, "shop", "to")
+    client = w.client("operator")
+    assert "the deletes are meant" in client.get("/systems/").text
+    post(client, "/systems/shop/resume", deletes="yes")
+    (row,) = w.rows(sa.select(System.paused_at, System.deletes_allowed_until).where(System.name == "shop"))
+    assert row.paused_at is None and row.deletes_allowed_until > utcnow()
+    assert "the deletes are meant" not in client.get("/systems/").text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from panel.views.audit import Audit
 from panel.views.base import PanelView
 from panel.views.changes import Changes
+from panel.views.conflicts import Conflicts
 from panel.views.dead_letters import DeadLetters
 from panel.views.deliveries import Deliveries
 from panel.views.inbox import InboxPage
@@ -19,6 +20,7 @@ from panel.views.users import Users
 PAGES: list[type[PanelView]] = [
     Overview,
     DeadLetters,
+    Conflicts,
     Systems,
     Mappings,
     Unsubscriptions,

@@ -12,6 +12,7 @@ from flask import abort, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
+from conductor import GUARD
 from models.ledger import Cursor, System
 from panel.views.base import PanelView, action, done, field, page, refused
 
@@ -37,6 +38,7 @@ class Systems(PanelView):
             rows=rows,
             cursors=cursors,
             options=options,
+            guard=GUARD,
         )
 
     @action("/<system>/pause", needs="pause")
@@ -51,8 +53,10 @@ class Systems(PanelView):
     @action("/<system>/resume", needs="pause")
     def resume(self, system: str) -> Response:
         self._known(system)
-        self.conductor.resume(system, self.who)
-        return done(f"{system} is resumed.", url_for("systems.index"))
+        meant = field("deletes") == "yes"
+        self.conductor.resume(system, self.who, allow_deletes=meant)
+        words = f"{system} is resumed, and its deletes flow for an hour." if meant else f"{system} is resumed."
+        return done(words, url_for("systems.index"))
 
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
