@@ -10,6 +10,7 @@ from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
 from conductor import MappingConflict, MappingRefused
+from models.catalogues import CATALOGUES
 from models.ledger import Mapping
 from panel.views.base import PanelView, action, done, page
 from subscribers.transforms import TRANSFORMS
@@ -18,7 +19,7 @@ Row = dict[str, Any]
 
 #: The choices of a row, with what they mean.
 DIRECTIONS = {"both": "both ways", "out": "out only", "in": "in only"}
-CONFLICTS = {"newest": "newest wins", "internal": "internal wins", "external": "external wins"}
+CONFLICTS = {"newest": "newest wins", "internal": "internal wins", "external": "external wins", "ask": "ask a person"}
 
 #: Longest history shown; versions are made by people, so there are few.
 _VERSIONS = 100
@@ -94,6 +95,7 @@ class Mappings(PanelView):
             transforms=TRANSFORMS,
             directions=DIRECTIONS,
             conflicts=CONFLICTS,
+            links={"": "no relation"} | {name: f"a {name}" for name in CATALOGUES},
         )
 
     def _known(self, subscriber: str) -> None:
@@ -106,7 +108,7 @@ _CONFLICT = (
     "open the version in force in another tab, compare, and enter your changes there."
 )
 
-_COLUMNS = ("column", "path", "transform", "direction", "conflict", "default", "required")
+_COLUMNS = ("column", "path", "transform", "link", "direction", "conflict", "default", "required")
 
 
 def field_pressed() -> str:
@@ -132,7 +134,8 @@ def _with_row_changed(rows: list[Row], pressed: str) -> list[Row]:
 
 def _parsed(row: Row) -> Row:
     """A typed row as the conductor takes it."""
-    return {**row, "transform": row["transform"] or None, "default": parse_default(row["default"])}
+    empty_is_none = {name: row[name] or None for name in ("transform", "link")}
+    return {**row, **empty_is_none, "default": parse_default(row["default"])}
 
 
 def parse_default(text: str) -> Any:
@@ -154,4 +157,5 @@ def show_default(value: Any) -> str:
 
 
 def _shown(row: Row) -> Row:
-    return {**row, "transform": row["transform"] or "", "default": show_default(row["default"])}
+    none_is_empty = {name: row[name] or "" for name in ("transform", "link")}
+    return {**row, **none_is_empty, "default": show_default(row["default"])}
