@@ -49,6 +49,10 @@ fmt: setup-dev ## format the code and fix what can be fixed
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
 
+.PHONY: model
+model: setup-dev ## run random histories through the real conductor, as long as one likes (SECONDS=300 SEED=7)
+	@$(PY) -m tests.model $(ARGS)
+
 .PHONY: chaos
 chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7)
 	@$(PY) -m chaos
@@ -56,6 +60,10 @@ chaos: setup-dev ## kill, cut and restart everything under load, then compare ev
 .PHONY: mutants
 mutants: setup-dev ## take each mechanism of the delivery promise out and see a test fail (ARGS="lease")
 	@$(PY) scripts/mutants $(ARGS)
+
+.PHONY: screenshots
+screenshots: chromium ## take the pictures of the panel that README and docs show (ARGS="FOLDER --all")
+	@$(PY) scripts/screenshots $(ARGS)
 
 # --- what the tests need -----------------------------------------------------
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import sqlalchemy as sa
+
 from commands import demo, fleet, ledger, setup
 from settings import SettingsError
 
@@ -59,6 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         return COMMANDS[chosen.command].run(chosen)
     except SettingsError as error:
         print(f"{error}", file=sys.stderr)
+        return 2
+    except sa.exc.OperationalError as error:
+        print(f"DATABASE_URL: the database does not answer: {str(error.orig).strip()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         logging.getLogger(__name__).info("interrupted")

@@ -112,7 +112,8 @@ def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str]
         secret = f"whsec_{kept['stripe_webhook']}"
         url = _start_system(
             systems,
-            ["demo.stripe", "--port", _port(STRIPE_PORT), "--data", str(FOLDER / "stripe.json"),
+            STRIPE_PORT,
+            ["demo.stripe", "--data", str(FOLDER / "stripe.json"),
              "--webhook-url", f"{hub}/webhooks/stripe", "--webhook-secret-env", "STRIPE_WEBHOOK_SECRET"],
             {"STRIPE_WEBHOOK_SECRET": secret},
         )  # fmt: skip
@@ -124,8 +125,8 @@ def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str]
         }
         url = _start_system(
             systems,
-            ["demo.salesforce", "--port", _port(SALESFORCE_PORT), "--data", str(FOLDER / "salesforce.sqlite3"),
-             "--certs", str(FOLDER / "certs")],
+            SALESFORCE_PORT,
+            ["demo.salesforce", "--data", str(FOLDER / "salesforce.sqlite3"), "--certs", str(FOLDER / "certs")],
             client,
         )  # fmt: skip
         environment |= {
@@ -137,27 +138,26 @@ def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str]
     return environment
 
 
-def _start_system(systems: list[subprocess.Popen[str]], module: list[str], environment: Mapping[str, str]) -> str:
-    """Start one demo system; returns its address, which it prints first."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # Ctrl-C is for us: we stop it when the hub is done with it
-    )
-    systems.append(process)
-    assert process.stdout is not None
-    first = process.stdout.readline().split()
-    if not first:
-        raise SystemExit(f"{module[0]} did not start; what it said is above")
-    threading.Thread(target=process.stdout.read, daemon=True).start()  # never let it block on a full pipe
-    return next(word for word in first if word.startswith("http"))
-
-
-def _port(preferred: int) -> str:
-    return str(preferred) if _is_free("127.0.0.1", preferred) else "0"
+def _start_system(
+    systems: list[subprocess.Popen[str]], port: int, module: list[str], environment: Mapping[str, str]
+) -> str:
+    """Start one demo system, on another port where this one is taken; returns its address, which it prints first."""
+    # The second try is for a port that somebody took after we looked.
+    for chosen in (port if _is_free("127.0.0.1", port) else 0, 0):
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module, "--port", str(chosen)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for us: we stop it when the hub is done with it
+        )
+        systems.append(process)
+        assert process.stdout is not None
+        if first := process.stdout.readline().split():
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # never let it block on a full pipe
+            return next(word for word in first if word.startswith("http"))
+    raise SystemExit(f"{module[0]} did not start; what it said is above")
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -257,7 +257,7 @@ def _shell_line(database_url: str, statement: str) -> str:
         return f'psql {shlex.quote(plain)} -c "{statement}"'
     path = shlex.quote(str(url.database))
     if shutil.which("sqlite3"):
-        return f'sqlite3 {path} "{statement}"'
+        return f"sqlite3 -cmd '.timeout 5000' {path} \"{statement}\""
     code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], isolation_level=None).execute(sys.argv[2])"
     return f"python3 -c '{code}' {path} \"{statement}\""
 

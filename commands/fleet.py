@@ -19,7 +19,7 @@ from settings import ROOT, SettingsError, get_settings
 from workers.actors import register
 from workers.fleet import Fleet, wait_for_broker
 from workers.relay import Relay
-from workers.runtime import Heartbeat, Runtime, build, configure_logging, stop_on_signals
+from workers.runtime import Heartbeat, Runtime, build, build_when_up, configure_logging, stop_on_signals
 from workers.scheduler import TickScheduler
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
             f"BROKER_URL: {kind} as a process of its own needs RabbitMQ (amqp://...); "
             "with memory:// run ./syncflow standalone"
         )
-    runtime = build(settings)
+    runtime = build_when_up(settings)
     stop = threading.Event()
     stop_on_signals(stop)
     return runtime, stop, Heartbeat(runtime.database, kind).start()
@@ -89,7 +89,8 @@ def _tick(runtime: Runtime, stop: threading.Event) -> None:
 def web(_arguments: argparse.Namespace) -> int:
     """Serve the panel with gunicorn, in this process's place."""
     settings = get_settings()
-    build(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
+    configure_logging(settings)
+    build_when_up(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
     gunicorn = [
         sys.executable, "-m", "gunicorn", "commands.fleet:application()",
         "--bind", f"{settings.host}:{settings.port}",
@@ -107,7 +108,7 @@ def application() -> Any:
     """What gunicorn serves; called in each of its workers."""
     settings = get_settings()
     configure_logging(settings)
-    runtime = build(settings)
+    runtime = build_when_up(settings)
     heartbeat = Heartbeat(runtime.database, "web").start()
     atexit.register(heartbeat.stop)  # gunicorn's workers end like any program, but have no end of ours
     return create_app(runtime.conductor, settings)

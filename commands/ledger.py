@@ -65,5 +65,5 @@ def retry(arguments: argparse.Namespace) -> int:
     letters = LetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
     count = runtime.conductor.retry(letters, by=f"{getpass.getuser()} (command line)")
     runtime.close()
-    print(f"{count} dead letters are tried again")
+    print("1 dead letter is tried again" if count == 1 else f"{count} dead letters are tried again")
     return 0

@@ -8,10 +8,10 @@ import os
 import sys
 
 from models import capture
-from models.schema import migrate
+from models.schema import UnknownRevision, is_current, migrate
 from models.session import Database
 from panel.security import create_user
-from settings import get_settings
+from settings import SettingsError, get_settings
 
 
 def migrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,11 @@ def migrate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def migrate_command(arguments: argparse.Namespace) -> int:
     """Upgrade, or go back; the capture triggers follow."""
-    migrate(get_settings().database_url, arguments.to)
+    try:
+        migrate(get_settings().database_url, arguments.to)
+    except UnknownRevision as error:
+        print(error, file=sys.stderr)
+        return 2
     print("The database is up to date." if arguments.to == "head" else f"The database is at revision {arguments.to}.")
     return 0
 
@@ -34,10 +38,14 @@ def capture_arguments(parser: argparse.ArgumentParser) -> None:
 def capture_command(arguments: argparse.Namespace) -> int:
     """Create or drop the triggers; says which."""
     database = Database(get_settings().database_url)
-    work = capture.install if arguments.action == "install" else capture.remove
-    with database.write() as connection:
-        names = work(connection)
-    database.close()
+    try:
+        if arguments.action == "install" and not is_current(database):
+            raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
+        work = capture.install if arguments.action == "install" else capture.remove
+        with database.write() as connection:
+            names = work(connection)
+    finally:
+        database.close()
     print(f"{len(names)} triggers {'installed' if arguments.action == 'install' else 'removed'}")
     for name in names:
         print(f"  {name}")

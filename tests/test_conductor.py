@@ -15,6 +15,7 @@ from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link
 from models.session import Database
 from subscribers.base import External
 from subscribers.errors import BadSignature, Gone, Reject, Retry, SystemDown
+from subscribers.mapping import Field
 from tests.fakes import World
 
 CUSTOMER = Customer.__table__
@@ -451,8 +452,6 @@ def test_both_sides_changed_different_fields(world: World) -> None:
 
 @pytest.mark.parametrize("policy,wins", [("internal", "ours"), ("external", "theirs")])
 def test_both_sides_changed_the_same_field(database: Database, policy: str, wins: str) -> None:
-    from subscribers.mapping import Field
-
     mapping = {"name": "name", "notes": Field("notes", conflict=policy)}  # type: ignore[arg-type]
     world = World(database, "crm", "shop", field_to_data=mapping)
     one = add(world, notes="base")
@@ -467,8 +466,6 @@ def test_both_sides_changed_the_same_field(database: Database, policy: str, wins
 
 
 def test_a_field_that_only_goes_out_is_put_right(database: Database) -> None:
-    from subscribers.mapping import Field
-
     world = World(database, "crm", field_to_data={"name": Field("name", direction="out"), "email": "email"})
     one = add(world, name="Ada")
     world.run()

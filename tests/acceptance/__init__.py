@@ -1,0 +1,1 @@
+"""Acceptance: the real processes, followed from outside as an operator would."""

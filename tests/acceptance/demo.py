@@ -1,0 +1,62 @@
+"""`./syncflow demo` as `make run` starts it, and what it prints read as a person reads it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import requests
+
+from settings import ROOT
+from tests.acceptance.processes import (
+    Process,
+    SalesforceSystem,
+    Sql,
+    StripeSystem,
+    environment,
+    eventually,
+    free_port,
+    submit,
+)
+
+#: Seconds from the command to the printed page, on a busy machine.
+START_SECONDS = 60.0
+
+
+class Demo:
+    """The demo, started and stopped over one folder and port."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.settings = environment(PORT=str(self.port), SYNCFLOW_VAR=str(folder / "var"), **settings)
+        self.database_url = settings.get("DATABASE_URL", f"sqlite:///{folder / 'var' / 'syncflow.sqlite3'}")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and read what it prints."""
+        self.process = Process("demo", ["./syncflow", "demo"], self.settings, self.folder)
+        assert self.process.wait_for(r"^ +Panel +(\S+)", START_SECONDS) == self.url
+        self.process.wait_for(r"(Ctrl-C stops everything)")
+        assert requests.get(f"{self.url}/healthz", timeout=10).status_code == 200
+        self.stripe = StripeSystem(self.process.wait_for(r"^ +Stripe +(\S+)"))
+        self.salesforce = SalesforceSystem(self.process.wait_for(r"^ +Salesforce +(\S+)"))
+        self.sql = Sql(self.database_url)
+
+    def log_in(self) -> requests.Response:
+        """Log in on the panel as the page says; the page after it."""
+        who, password = re.search(r"Log in as +(\S+) +password +(\S+)", self.process.printed).groups()  # type: ignore[union-attr]
+        return submit(f"{self.url}/login", {"email": who, "password": password})
+
+    def try_the_first_thing(self) -> None:
+        """Run the printed command in a shell, as a person does."""
+        command = self.process.wait_for(r"^ +((?:sqlite3|psql|python3) .*)$")
+        subprocess.run(command, shell=True, cwd=ROOT, check=True, timeout=30)  # noqa: S602
+
+
+def in_both(demo: Demo, record: int, phone: str) -> None:
+    """Wait until both systems have this telephone number."""
+    eventually(lambda: demo.stripe.customer(record)["phone"] == phone)
+    eventually(lambda: demo.salesforce.account(record)["Phone"] == phone)

@@ -1,0 +1,401 @@
+"""Real processes for the acceptance tests: starting and ending them, waiting, and looking from outside."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import pika
+import pika.exceptions
+import requests
+import sqlalchemy as sa
+
+from settings import ROOT
+from tests import services
+
+T = TypeVar("T")
+
+#: Seconds a process may take to end after it was asked to; its own grace time is shorter.
+STOP_SECONDS = 20.0
+#: Below the range from which systems take ports for outgoing connections, so that no stranger gets one of ours
+#: between two starts.
+PORTS = range(15_000, 32_000)
+
+#: Every process started, in order, for the report of a failure.
+started: list["Process"] = []
+
+
+def eventually(check: Callable[[], T], seconds: float = 30.0) -> T:
+    """Wait until `check` gives something true, and give it back.
+
+    AssertionError after `seconds` with what it gave, or raised, last. AssertionErrors and refused
+    connections count as "not yet".
+    """
+    deadline = time.monotonic() + seconds
+    pause = 0.02
+    while True:
+        try:
+            last: Any = check()
+            if last:
+                return last  # type: ignore[no-any-return]
+        except (AssertionError, requests.RequestException) as error:
+            last = error
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still not so after {seconds:g} s; the last state was: {last!r}")
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.2)
+
+
+def next_second() -> None:
+    """Wait until the clock shows another second: what external systems tell of time is in whole ones."""
+    time.sleep(1.05 - time.time() % 1)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port")
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """The environment of a process: these settings, and nothing of the tester's own but what every program needs."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "USER") if name in os.environ}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **settings}
+
+
+class Process:
+    """One process with a process group of its own; what it prints goes into a file."""
+
+    def __init__(self, name: str, command: list[str], settings: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self.output = folder / f"{name.replace(' ', '-')}-{len(started)}.log"
+        with self.output.open("wb") as output:
+            self.popen = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=dict(settings),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(self)
+
+    @property
+    def printed(self) -> str:
+        """All it has printed up to now."""
+        return self.output.read_text(errors="replace")
+
+    def tail(self, characters: int = 4000) -> str:
+        """The end of what it has printed, and how it ended."""
+        return f"{self.printed[-characters:]}\n(exit status: {self.popen.poll()})"
+
+    @property
+    def runs(self) -> bool:
+        return self.popen.poll() is None
+
+    def wait_for(self, pattern: str, seconds: float = 30.0) -> str:
+        """The first group of this pattern, once it is printed. AssertionError if the process ends before."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ended = not self.runs
+            if found := re.search(pattern, self.printed, re.MULTILINE):
+                return found.group(1)
+            assert not ended, f"{self.name} has ended with exit status {self.popen.returncode}"
+            assert time.monotonic() < deadline, f"{self.name} has not printed {pattern!r} after {seconds:g} s"
+            time.sleep(0.05)
+
+    def ask(self, number: int = signal.SIGTERM, *, group: bool = False) -> None:
+        """Send it a signal; a terminal's Ctrl-C goes to the whole group."""
+        (os.killpg if group else os.kill)(self.popen.pid, number)
+
+    def end(self) -> int:
+        """Wait until it has ended; its exit status."""
+        try:
+            return self.popen.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.name} still runs {STOP_SECONDS:g} s after it was asked to end") from None
+
+    def stop(self) -> int:
+        """SIGTERM, and wait; its exit status."""
+        self.ask()
+        return self.end()
+
+    def kill(self) -> None:
+        """End it at once, as a machine that loses its power does."""
+        if self.runs:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait(STOP_SECONDS)
+
+
+@contextmanager
+def ended_at_the_end(settings: Mapping[str, str]) -> Iterator[None]:
+    """Whatever was started inside the block with this environment has ended after it."""
+    before = len(started)
+    try:
+        yield
+    finally:
+        for process in reversed(started[before:]):
+            process.kill()
+        for pid in family(settings["SYNCFLOW_VAR"]):
+            os.kill(pid, signal.SIGKILL)
+
+
+def family(var: str) -> list[int]:
+    """The processes whose environment says SYNCFLOW_VAR is this: one's own, and all they started."""
+    wanted = f"SYNCFLOW_VAR={var}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # somebody else's, or gone meanwhile
+    return sorted(found)
+
+
+# --- the two external systems, from outside -----------------------------------------------------------
+
+
+class StripeSystem:
+    """The Stripe-like system as a person and a test see it. None of this is an API call of its journal."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def customers(self, record_id: object) -> list[dict[str, Any]]:
+        """The customers that carry this record's id: at most one, if all is well."""
+        everyone = _get(f"{self.url}/_control/customers")["customers"]
+        return [one for one in everyone if (one.get("metadata") or {}).get("syncflow_id") == str(record_id)]
+
+    def customer(self, record_id: object) -> dict[str, Any]:
+        """The one customer of this record; AssertionError if there is none or are several."""
+        (one,) = _exactly_one(self.customers(record_id))
+        return one
+
+    def edit(self, external_id: str, **changes: str) -> None:
+        """Open the customer's page, change these fields, save."""
+        submit(f"{self.url}/ui/customers/{external_id}", changes)
+
+    def calls(self, since: int = 0) -> list[dict[str, Any]]:
+        """The API calls after that number."""
+        return list(_get(f"{self.url}/_control/journal?since={since}")["calls"])
+
+    def last_call(self) -> int:
+        return int(_get(f"{self.url}/_control/journal?since=0")["last"])
+
+    def order(self, **fault: Any) -> None:
+        """Order a fault, see `demo.faults`."""
+        _post(f"{self.url}/_control/faults", fault)
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Those not used up yet."""
+        return list(_get(f"{self.url}/_control/faults")["faults"])
+
+    def webhooks(self) -> list[dict[str, Any]]:
+        """The attempts to deliver webhooks."""
+        return list(_get(f"{self.url}/_control/webhooks")["attempts"])
+
+
+class SalesforceSystem:
+    """The Salesforce-like system, likewise. Pages and control calls are served over plain http."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.replace("https://", "http://")
+
+    def accounts(self, record_id: object) -> list[dict[str, Any]]:
+        everyone = _get(f"{self.url}/_control/records/Account")
+        return [one for one in everyone if one["Syncflow_Id__c"] == str(record_id) and not one["IsDeleted"]]
+
+    def account(self, record_id: object) -> dict[str, Any]:
+        (one,) = _exactly_one(self.accounts(record_id))
+        return one
+
+    def edit(self, external_id: str, **changes: str) -> None:
+        submit(f"{self.url}/ui/Account/{external_id}", changes)
+
+    def calls(self, since: int = 0) -> list[dict[str, Any]]:
+        return list(_get(f"{self.url}/_control/journal?since={since}"))
+
+    def last_call(self) -> int:
+        return max((int(one["number"]) for one in self.calls()), default=0)
+
+    def writes(self, since: int) -> list[dict[str, Any]]:
+        """The calls after that number that changed records, or tried to."""
+        return [one for one in self.calls(since) if one["method"] != "GET" and "/oauth2/" not in one["path"]]
+
+
+def _exactly_one(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    assert len(found) == 1, f"{len(found)} records there: {found}"
+    return found
+
+
+def _get(url: str) -> Any:
+    answer = requests.get(url, timeout=10)
+    answer.raise_for_status()
+    return answer.json()
+
+
+def _post(url: str, value: Any) -> None:
+    requests.post(url, json=value, timeout=10).raise_for_status()
+
+
+# --- pages ----------------------------------------------------------------------------------------------
+
+
+class _Form(HTMLParser):
+    """The first form of a page: where it goes, and what is in its fields."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.action: str | None = None
+        self.fields: dict[str, str] = {}
+        self._area: str | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag == "form" and self.action is None:
+            self.action = given.get("action") or ""
+        elif tag in ("input", "textarea") and given.get("name"):
+            self.fields[str(given["name"])] = given.get("value") or ""
+            self._area = str(given["name"]) if tag == "textarea" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._area:
+            self.fields[self._area] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "textarea":
+            self._area = None
+
+
+def submit(url: str, changes: Mapping[str, str], session: requests.Session | None = None) -> requests.Response:
+    """Open a page, change these fields of its form and send it as a browser does; the page after it."""
+    browser = session or requests.Session()
+    page = browser.get(url, timeout=10)
+    page.raise_for_status()
+    form = _Form(page.text)
+    assert form.action is not None and set(changes) <= set(form.fields), f"the form at {url} has {list(form.fields)}"
+    address = urljoin(page.url, form.action)
+    headers = {"Origin": "{0.scheme}://{0.netloc}".format(urlsplit(url))}
+    answer = browser.post(address, data=form.fields | dict(changes), headers=headers, timeout=10)
+    answer.raise_for_status()
+    return answer
+
+
+# --- the database -----------------------------------------------------------------------------------------
+
+
+class Sql:
+    """Another program's connection to the internal database: it knows nothing of Syncflow."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def __call__(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        """Run one statement in a transaction of its own; its rows, if it has any."""
+        with self.engine.begin() as connection:
+            result = connection.execute(sa.text(statement), values)
+            return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+    def one(self, statement: str, **values: Any) -> Any:
+        """The first column of the only row."""
+        ((value,),) = (row.values() for row in self(statement, **values))
+        return value
+
+    def customer(self, record_id: object) -> dict[str, Any]:
+        (row,) = self("SELECT * FROM customer WHERE id = :id", id=record_id)
+        return row
+
+    def add(self, name: str, **columns: Any) -> int:
+        """A customer, as another program inserts one; its id."""
+        given = {"name": name, "email": f"{name.lower().replace(' ', '.')}@acceptance.example", **columns}
+        names, places = ", ".join(given), ", ".join(f":{column}" for column in given)
+        return int(self.one(f"INSERT INTO customer ({names}) VALUES ({places}) RETURNING id", **given))
+
+    def owing(self) -> dict[str, int]:
+        """What is not settled yet, by kind; empty when there is nothing left to do."""
+        counts = {
+            "changes": "SELECT count(*) FROM change WHERE relayed_at IS NULL",
+            "links": "SELECT count(*) FROM link WHERE owed_change > synced_change AND dead_at IS NULL",
+            "leases": "SELECT count(*) FROM link WHERE lease_until IS NOT NULL",
+            "inbox": "SELECT count(*) FROM inbox WHERE state = 'waiting'",
+        }
+        found = {kind: int(self.one(statement)) for kind, statement in counts.items()}
+        return {kind: count for kind, count in found.items() if count}
+
+    def settled(self, seconds: float = 30.0) -> None:
+        """Wait until nothing is owed."""
+        eventually(lambda: not (owing := self.owing()) or _still(owing), seconds)
+
+
+def _still(owing: object) -> bool:
+    raise AssertionError(f"still owed: {owing}")
+
+
+# --- RabbitMQ -----------------------------------------------------------------------------------------------
+
+QUEUES = ("stripe.customer", "salesforce.customer", "stripe.inbox", "salesforce.inbox", "syncflow.tick")
+
+
+@contextmanager
+def vhost(server_url: str) -> Iterator[str]:
+    """A vhost of its own. Where none can be made, the server's default one, with nobody else's fleet in it."""
+    with services.fresh_vhost(server_url) as url:
+        if url != server_url:
+            yield url
+            return
+        with connected(server_url) as connection:
+            channel = eventually(lambda: _locked(connection), seconds=90)
+            _remove_queues(channel)
+            try:
+                yield url
+            finally:
+                _remove_queues(channel)
+
+
+@contextmanager
+def connected(url: str) -> Iterator[pika.BlockingConnection]:
+    """A connection that may stay idle."""
+    parameters = pika.URLParameters(url)
+    parameters.heartbeat = 0
+    connection = pika.BlockingConnection(parameters)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _locked(connection: pika.BlockingConnection) -> Any:
+    """A channel, once no other run holds the queue that serves as a lock."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare("syncflow.acceptance.lock", exclusive=True)
+    except pika.exceptions.ChannelClosedByBroker as error:
+        raise AssertionError(f"another run has this vhost: {error}") from None
+    return channel
+
+
+def _remove_queues(channel: Any) -> None:
+    for queue in QUEUES:
+        for suffix in ("", ".DQ", ".XQ"):
+            channel.queue_delete(queue + suffix)
