@@ -88,6 +88,14 @@ class RabbitmqFanout(RabbitmqBroker):
         self.bindings: dict[str, str] = {}
         self._depth_lock = threading.Lock()
 
+    @RabbitmqBroker.connection.getter  # type: ignore[attr-defined,untyped-decorator]
+    def connection(self) -> pika.BlockingConnection:
+        """This thread's connection; a host name that cannot be resolved is a broker that does not answer."""
+        try:
+            return RabbitmqBroker.connection.fget(self)  # type: ignore[attr-defined,no-any-return]
+        except OSError as error:
+            raise pika.exceptions.AMQPConnectionError(repr(error)) from None
+
     @property
     def consumer_class(self) -> type[_RabbitmqConsumer]:
         """The consumer that makes each message its queue's own."""
@@ -168,9 +176,25 @@ class _FanoutConsumer(_RabbitmqConsumer):
 
     def __next__(self) -> MessageProxy | None:
         proxy: Any = super().__next__()
-        if proxy is not None:
-            proxy._message = _own(proxy._message, self.queue_name)
-        return proxy  # type: ignore[no-any-return]
+        if proxy is None:
+            return None
+        if not _is_sound(proxy._message):
+            logger.error("%s: a message no actor can be called with is set aside", self.queue_name)
+            self.nack(proxy)
+            return None
+        proxy._message = _own(proxy._message, self.queue_name)
+        sound: MessageProxy = proxy
+        return sound
+
+
+def _is_sound(message: Any) -> bool:
+    """Whether the envelope's fields are what Dramatiq takes for granted; else it would be read again for ever."""
+    return (
+        isinstance(message.actor_name, str)
+        and isinstance(message.kwargs, dict)
+        and isinstance(message.options, dict)
+        and "throws" not in message.options  # names classes, which JSON cannot carry
+    )
 
 
 def _own(message: dramatiq.Message[Any], queue_name: str) -> dramatiq.Message[Any]:

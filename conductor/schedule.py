@@ -60,7 +60,8 @@ class Jobs:
 
     def tick(self) -> None:
         """Claim what is due in the coming minute, and what was missed, and have it run."""
-        for due in self.claim():
+        # Tidying last: it may take minutes, and the polls need not wait for it.
+        for due in sorted(self.claim(), key=lambda due: due.job == TIDY):
             if due.job == TIDY:
                 self.run(TIDY, self.tidy)
             else:
@@ -78,8 +79,8 @@ class Jobs:
                     continue
                 for slot in _slots(now, max(row.every_seconds, 1)):
                     insert = self.hub.database.insert(JobRun).values(job=row.job, slot=slot)
-                    inserted = connection.execute(insert.on_conflict_do_nothing(index_elements=["job", "slot"]))
-                    if inserted.rowcount == 1:
+                    mine = insert.on_conflict_do_nothing(index_elements=["job", "slot"]).returning(JobRun.id)
+                    if connection.execute(mine).scalar() is not None:  # rowcount says nothing on PostgreSQL
                         claimed.append(Due(row.job, max((slot - now).total_seconds(), 0.0)))
         return claimed
 
@@ -107,12 +108,18 @@ class Jobs:
             (Delivery, Delivery.at, old, always),
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
             (Inbox, Inbox.received_at, old, Inbox.state == "done"),
-            (JobRun, JobRun.slot, yesterday, always),
+            (JobRun, JobRun.slot, self._passed(), always),
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
             connection.execute(sa.delete(Process).where(Process.seen_at < yesterday))
         return f"{removed} old rows removed"
+
+    def _passed(self) -> datetime:
+        """No job's running slot began before this: one that is forgotten would be claimed again."""
+        with self.hub.database.read() as connection:
+            longest = connection.execute(sa.select(sa.func.max(Schedule.every_seconds))).scalar() or 0
+        return self.hub.clock() - timedelta(seconds=max(longest, 24 * 3600))
 
     def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
         start, end = self._range(table, at, before)

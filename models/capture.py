@@ -165,18 +165,33 @@ _SQLITE_VALUES = """
         strftime('%Y-%m-%d %H:%M:%f000', 'now'){where};
 """
 
+#: SQLAlchemy keeps a UUID as 32 digits where the database has no such type; a record's id has the dashes.
+_UUID = (
+    "printf('%s-%s-%s-%s-%s', "
+    + ", ".join(f"substr({{0}}, {start}, {length})" for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12)))
+    + ")"
+)
+
 
 def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
     for table, key, is_child, columns in _sources(catalogue):
         name = quote(table.name)
         column = quote(key)
 
-        def body(row: str, operation: str, where: str = "", column: str = column, child: bool = is_child) -> str:
+        def body(
+            row: str,
+            operation: str,
+            where: str = "",
+            column: str = column,
+            child: bool = is_child,
+            is_uuid: bool = isinstance(table.c[key].type, sa.Uuid),
+        ) -> str:
             word = "updated" if child else operation
             record = f"{row}.{column}"
+            written = _UUID.format(record) if is_uuid else record
             if child:  # one that belongs to no record is nobody's change
                 where = f"{where} AND {record} IS NOT NULL" if where else f" WHERE {record} IS NOT NULL"
-            return _SQLITE_VALUES.format(catalogue=catalogue.name, record=record, operation=word, where=where)
+            return _SQLITE_VALUES.format(catalogue=catalogue.name, record=written, operation=word, where=where)
 
         differs = " OR ".join(f"OLD.{quote(c)} IS NOT NEW.{quote(c)}" for c in columns)
         moved = f" WHERE OLD.{column} IS NOT NEW.{column}"

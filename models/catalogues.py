@@ -20,6 +20,9 @@ Record = dict[str, Any]
 
 
 class _Timestamps:
+    # SQLite too never gives a deleted record's id to another one: links outlive their record.
+    __table_args__ = {"sqlite_autoincrement": True}
+
     created_at: Mapped[datetime] = mapped_column(default=utcnow, server_default=sa.func.current_timestamp())
     updated_at: Mapped[datetime] = mapped_column(
         default=utcnow, onupdate=utcnow, server_default=sa.func.current_timestamp()

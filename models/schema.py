@@ -9,10 +9,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from models.session import Database
 
 _FOLDER = Path(__file__).resolve().parent.parent / "migrations"
+
+
+class UnknownRevision(Exception):
+    """There is no such migration, or it is not an older one."""
 
 
 def alembic_config(database_url: str) -> Config:
@@ -24,19 +29,28 @@ def alembic_config(database_url: str) -> Config:
 
 
 def migrate(database_url: str, revision: str = "head") -> None:
-    """Upgrade (or, for an older revision, downgrade) the schema."""
+    """Upgrade (or, for an older revision, downgrade) the schema.
+
+    Raises:
+      UnknownRevision: there is none of this name to go to.
+    """
     config = alembic_config(database_url)
-    if revision in ("head", "heads"):
-        command.upgrade(config, revision)
-    else:
-        command.downgrade(config, revision)
+    try:
+        if revision in ("head", "heads"):
+            command.upgrade(config, revision)
+        else:
+            command.downgrade(config, revision)
+    except CommandError as error:
+        raise UnknownRevision(str(error)) from None
 
 
 def is_current(database: Database) -> bool:
-    """Whether the schema is the one this code expects."""
+    """Whether the schema is the one this code expects. Raises OperationalError where the server does not answer."""
     head = ScriptDirectory.from_config(alembic_config(str(database.url))).get_current_head()
     try:
         with database.read() as connection:
             return MigrationContext.configure(connection).get_current_revision() == head
     except sa.exc.OperationalError:
-        return False
+        if database.is_sqlite:
+            return False  # no file yet
+        raise  # the server does not answer, which says nothing of its tables

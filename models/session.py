@@ -64,7 +64,7 @@ class Database:
             yield connection
 
     def transact(self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Run `work(connection, ...)` in a write transaction, again from the start when it lost a race with another one."""
+        """Run `work(connection, ...)` in a write transaction, again from the start when it lost a race."""
         for attempt in range(1, _TRANSACTION_TRIES + 1):
             try:
                 with self.write() as connection:

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 
-import psycopg
 import sqlalchemy as sa
 
 from broker import BrokerUnreachable
@@ -18,8 +17,8 @@ logger = logging.getLogger(__name__)
 #: Seconds to wait before trying again when database or broker do not answer.
 _TROUBLE_PAUSE = 1.0
 
-#: The database does not answer. The listener waits on the driver's own connection, and so meets its errors bare.
-_DATABASE_ERRORS = (sa.exc.DBAPIError, psycopg.Error)
+#: Seconds after which a relay that waits looks whether it is asked to stop.
+_LONGEST_WAIT = 0.5
 
 
 class Relay:
@@ -42,7 +41,7 @@ class Relay:
                 except BrokerUnreachable as error:
                     self._catch_up = True
                     self._trouble(stop, error)
-                except _DATABASE_ERRORS as error:
+                except sa.exc.DBAPIError as error:
                     self._close_listener()
                     self._trouble(stop, error)
         finally:
@@ -57,7 +56,7 @@ class Relay:
             self._catch_up = False
             self._next_sweep = time.monotonic() + self.sweep_seconds
         if not routed:
-            self._listener.wait(max(self._next_sweep - time.monotonic(), 0.0))
+            self._listener.wait(min(max(self._next_sweep - time.monotonic(), 0.0), _LONGEST_WAIT))
 
     def _trouble(self, stop: threading.Event, error: Exception) -> None:
         logger.warning("relay waits: %s", str(error).split("\n", 1)[0])
@@ -67,6 +66,6 @@ class Relay:
         if self._listener is not None:
             try:
                 self._listener.close()
-            except _DATABASE_ERRORS as error:
+            except sa.exc.DBAPIError as error:
                 logger.debug("closing a broken listener: %s", error)
             self._listener = None

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -26,6 +27,9 @@ from workers.actors import bind_queues
 from workers.senders import Senders
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two tries to reach a database that does not answer.
+_DATABASE_PAUSE = 1.0
 
 #: Seconds between two heartbeats.
 HEARTBEAT_SECONDS = 5.0
@@ -51,6 +55,7 @@ def build(settings: Settings | None = None) -> Runtime:
 
     Raises:
       SettingsError: a setting is missing or wrong, or the database was not migrated.
+      OperationalError: the database does not answer.
     """
     settings = settings or get_settings()
     database = Database(settings.database_url)
@@ -64,6 +69,20 @@ def build(settings: Settings | None = None) -> Runtime:
     conductor = Conductor(database, connected, senders, Policy.from_settings(settings))
     conductor.prepare()
     return Runtime(settings, database, broker, conductor)
+
+
+def build_when_up(settings: Settings) -> Runtime:
+    """Put a process together as soon as the database answers: one that restarts takes no process with it.
+
+    Raises:
+      SettingsError: as `build` does.
+    """
+    while True:
+        try:
+            return build(settings)
+        except sa.exc.OperationalError as error:
+            logger.warning("waiting for the database: %s", str(error).split("\n", 1)[0])
+            time.sleep(_DATABASE_PAUSE)
 
 
 def configure_logging(settings: Settings) -> None:

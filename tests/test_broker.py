@@ -1,0 +1,462 @@
+"""The broker: one publish, a copy for each bound subscriber; in RabbitMQ and in process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import dramatiq
+import pika
+import pytest
+from dramatiq import Worker
+
+from broker import (
+    EXCHANGE,
+    BrokerUnreachable,
+    Fanout,
+    LocalFanout,
+    OrjsonEncoder,
+    RabbitmqFanout,
+    fanout_message,
+    make_broker,
+)
+from settings import Settings
+
+#: Seconds any condition below may take on a busy machine.
+PATIENCE = 20.0
+
+
+def until(condition: Callable[[], Any], what: str = "it never happened") -> Any:
+    """Wait for a condition; its value."""
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+    return value
+
+
+@pytest.fixture(autouse=True)
+def _encoder() -> Iterator[None]:
+    before, pika_level = dramatiq.get_encoder(), logging.getLogger("pika").level
+    dramatiq.set_encoder(OrjsonEncoder())
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
+    yield
+    dramatiq.set_encoder(before)
+    logging.getLogger("pika").setLevel(pika_level)
+
+
+QUEUES = ("crm.customer", "shop.customer", "shop.product")
+
+
+@pytest.fixture
+def vhost(rabbitmq_url: str) -> str:
+    """The tests' vhost, with nothing of an earlier test left in it."""
+    with amqp(rabbitmq_url) as channel:
+        channel.exchange_delete(EXCHANGE)
+        for name in QUEUES:
+            for suffix in ("", ".DQ", ".XQ"):
+                channel.queue_delete(name + suffix)
+    return rabbitmq_url
+
+
+@pytest.fixture
+def rabbitmq(vhost: str) -> Iterator[RabbitmqFanout]:
+    broker = RabbitmqFanout(vhost, "classic")
+    yield broker
+    broker.close()
+
+
+@pytest.fixture(params=["local", pytest.param("rabbitmq", marks=pytest.mark.services)])
+def broker(request: pytest.FixtureRequest) -> Iterator[Fanout]:
+    """Each of the two, with the customers' queues of two systems and the products' queue of one."""
+    made: Fanout = LocalFanout() if request.param == "local" else request.getfixturevalue("rabbitmq")
+    bind(made)
+    yield made
+    made.close()
+
+
+def bind(broker: Fanout) -> None:
+    broker.bind("crm.customer", "customer")
+    broker.bind("shop.customer", "customer")
+    broker.bind("shop.product", "product")
+    broker.ensure()
+
+
+@contextmanager
+def amqp(url: str) -> Iterator[Any]:
+    """A channel of a stranger's."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    try:
+        yield connection.channel()
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+class Actors:
+    """One actor a queue, as the workers make them; what each was called with."""
+
+    def __init__(self, broker: Fanout) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.failures: dict[str, int] = {}
+        for name in sorted(broker.bindings):
+            dramatiq.actor(broker=broker, actor_name=name, queue_name=name, min_backoff=10, max_backoff=10)(
+                self._make(name)
+            )
+
+    def _make(self, name: str) -> Callable[..., None]:
+        def deliver(record_ids: list[str], catalogue: str | None = None) -> None:
+            self.calls.append((name, record_ids))
+            if self.failures.get(name, 0) > 0:
+                self.failures[name] -= 1
+                raise ConnectionResetError("our own trouble")
+
+        return deliver
+
+    def of(self, name: str) -> list[Any]:
+        return [what for who, what in list(self.calls) if who == name]
+
+
+@contextmanager
+def working(broker: Fanout) -> Iterator[Actors]:
+    actors = Actors(broker)
+    worker = Worker(broker, worker_timeout=50, worker_threads=2)
+    worker.start()
+    try:
+        yield actors
+    finally:
+        worker.stop(10_000)
+
+
+# --- both -------------------------------------------------------------------------------------------------
+
+
+def test_a_change_becomes_each_bound_subscribers_own_call(broker: Fanout) -> None:
+    with working(broker) as actors:
+        broker.publish_change("customer", ["1", "2"])
+        broker.publish_change("product", ["7"])
+        until(lambda: len(actors.calls) == 3)
+    assert sorted(actors.calls) == [
+        ("crm.customer", ["1", "2"]),
+        ("shop.customer", ["1", "2"]),
+        ("shop.product", ["7"]),
+    ]
+
+
+def test_a_retry_goes_to_the_one_queue_it_concerns(broker: Fanout) -> None:
+    with working(broker) as actors:
+        actors.failures = {"crm.customer": 2}
+        broker.publish_change("customer", ["1"])
+        until(lambda: len(actors.of("crm.customer")) == 3)
+        until(lambda: len(actors.of("shop.customer")) == 1)
+    assert len(actors.calls) == 4
+
+
+def test_depth_counts_what_waits(broker: Fanout) -> None:
+    assert broker.depth("crm.customer") == 0
+    for number in range(3):
+        broker.publish_change("customer", [str(number)])
+    until(lambda: broker.depth("crm.customer") == 3)
+    assert broker.depth("shop.product") == 0
+    with working(broker) as actors:
+        until(lambda: len(actors.calls) == 6)
+        until(lambda: broker.depth("crm.customer") == 0)
+
+
+def test_the_message_carries_ids_and_no_data() -> None:
+    fields = json.loads(fanout_message("customer", ["1", "2"]).encode())
+    assert fields["kwargs"] == {"catalogue": "customer", "record_ids": ["1", "2"]}
+    assert (fields["actor_name"], fields["queue_name"], fields["args"]) == ("deliver", EXCHANGE, [])
+
+
+def test_in_process_a_message_given_up_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    broker = LocalFanout()
+    bind(broker)
+    with working(broker) as actors:
+        broker.enqueue(dramatiq.Message("crm.customer", "nobody", (), {}, {}))
+        broker.publish_change("customer", ["1"])
+        until(lambda: len(actors.calls) == 2)
+        until(lambda: "message given up" in caplog.text)
+    assert all(len(letters) == 0 for letters in broker.dead_letters_by_queue.values())
+    broker.close()
+
+
+# --- RabbitMQ ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_exchange_queues_and_bindings_are_as_documented(vhost: str, queue_type: str) -> None:
+    broker = RabbitmqFanout(vhost, queue_type)
+    bind(broker)
+    with amqp(vhost) as channel:
+        # Declaring again with the very same properties is allowed, with any other it is an error.
+        channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
+        extra = {"x-queue-type": "quorum"} if queue_type == "quorum" else {}
+        for name in QUEUES:
+            arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{name}.XQ", **extra}
+            channel.queue_declare(name, durable=True, arguments=arguments)
+            channel.queue_declare(f"{name}.DQ", durable=True, arguments=arguments)
+            channel.queue_declare(f"{name}.XQ", passive=True)
+        # A stranger's own queue gets a copy too, persistent and readable.
+        channel.queue_declare("warehouse", exclusive=True)
+        channel.queue_bind("warehouse", EXCHANGE, routing_key="customer")
+        broker.publish_change("customer", ["1"])
+        method, properties, body = until(lambda: (got := channel.basic_get("warehouse", auto_ack=True))[0] and got)
+        assert method.routing_key == "customer" and properties.delivery_mode == 2
+        assert properties.content_type == "application/json" and properties.type == "customer"
+        assert json.loads(body)["kwargs"] == {"catalogue": "customer", "record_ids": ["1"]}
+        assert [broker.depth(name) for name in QUEUES] == [1, 1, 0]
+    broker.close()
+
+
+def test_quorum_queues_work(vhost: str) -> None:
+    broker = RabbitmqFanout(vhost, "quorum")
+    bind(broker)
+    with working(broker) as actors:
+        actors.failures = {"crm.customer": 1}
+        broker.publish_change("customer", ["1"])
+        until(lambda: len(actors.calls) == 3)
+    broker.close()
+
+
+ENVELOPE = json.loads(fanout_message("customer", ["foreign"]).encode())
+FOREIGN = {
+    "no JSON": b"\xff\x00 not json",
+    "a list": b"[]",
+    "empty": b"",
+    "null": b"null",
+    "another program's": json.dumps({"event": "hello"}).encode(),
+    "no options": json.dumps({**ENVELOPE, "options": None}).encode(),
+    "options are text": json.dumps({**ENVELOPE, "options": "eta"}).encode(),
+    "kwargs are a list": json.dumps({**ENVELOPE, "kwargs": ["a"]}).encode(),
+    "kwargs are unknown": json.dumps({**ENVELOPE, "kwargs": {"x": 1}, "options": {"max_retries": 0}}).encode(),
+    "actor is a list": json.dumps({**ENVELOPE, "actor_name": []}).encode(),
+    "actor is unknown": json.dumps({**ENVELOPE, "actor_name": "nobody"}).encode(),
+    "throws is text": json.dumps({**ENVELOPE, "kwargs": {}, "options": {"throws": "x", "max_retries": 0}}).encode(),
+    "retries are text": json.dumps({**ENVELOPE, "kwargs": {}, "options": {"retries": "x"}}).encode(),
+    "eta is text": json.dumps({**ENVELOPE, "kwargs": {}, "options": {"eta": "soon", "max_retries": 0}}).encode(),
+}
+
+
+def test_no_foreign_message_kills_or_stops_the_worker(rabbitmq: RabbitmqFanout, vhost: str) -> None:
+    bind(rabbitmq)
+    with working(rabbitmq) as actors, amqp(vhost) as channel:
+        for body in FOREIGN.values():
+            # More of each than there are threads, and of the kind that once was read again for ever.
+            for _ in range(3):
+                channel.basic_publish("", "crm.customer", body)
+        rabbitmq.publish_change("customer", ["after"])
+        until(lambda: ["after"] in actors.of("crm.customer"), "a foreign message stopped the worker")
+        until(lambda: ["after"] in actors.of("shop.customer"))
+        until(lambda: rabbitmq.get_queue_message_counts("crm.customer")[:2] == (0, 0), "something goes round")
+        for _ in range(4):
+            rabbitmq.publish_change("customer", ["again"])
+        until(lambda: actors.of("crm.customer").count(["again"]) == 4)
+    # What nobody can read is set aside, and nothing is left unacknowledged.
+    in_queue, delayed, aside = rabbitmq.get_queue_message_counts("crm.customer")
+    assert (in_queue, delayed) == (0, 0) and aside > len(FOREIGN)
+
+
+def test_an_envelope_that_names_another_queue_is_worked_off_where_it_is(rabbitmq: RabbitmqFanout, vhost: str) -> None:
+    bind(rabbitmq)
+    with working(rabbitmq) as actors, amqp(vhost) as channel:
+        for number in range(4):  # one more than there are threads, and then some
+            envelope = {**ENVELOPE, "queue_name": "no.such.queue", "message_id": str(number)}
+            channel.basic_publish("", "crm.customer", json.dumps(envelope).encode())
+        until(lambda: actors.of("crm.customer") == [["foreign"]] * 4)
+        rabbitmq.publish_change("customer", ["after"])
+        until(lambda: actors.of("crm.customer")[-1] == ["after"])
+
+
+def test_a_wiped_broker_is_furnished_again_by_the_next_publish(rabbitmq: RabbitmqFanout, vhost: str) -> None:
+    bind(rabbitmq)
+    with amqp(vhost) as channel:
+        channel.exchange_delete(EXCHANGE)
+        rabbitmq.publish_change("customer", ["1"])
+        assert rabbitmq.depth("crm.customer") == rabbitmq.depth("shop.customer") == 1
+        for name in QUEUES:
+            channel.queue_delete(name)
+        rabbitmq.publish_change("customer", ["2"])
+        assert rabbitmq.depth("crm.customer") == rabbitmq.depth("shop.customer") == 1
+        # One queue alone is not missed by a publish, but by the next look at its depth.
+        channel.queue_delete("crm.customer")
+        rabbitmq.publish_change("customer", ["3"])
+        assert rabbitmq.depth("crm.customer") == 0
+        rabbitmq.publish_change("customer", ["4"])
+        assert (rabbitmq.depth("crm.customer"), rabbitmq.depth("shop.customer")) == (1, 3)
+        # A message for one queue alone.
+        channel.queue_delete("shop.product")
+        rabbitmq.enqueue(dramatiq.Message("shop.product", "shop.product", (), {}, {}))
+        assert rabbitmq.depth("shop.product") == 1
+
+
+def test_a_consumer_whose_queue_is_deleted_comes_back(rabbitmq: RabbitmqFanout, vhost: str) -> None:
+    bind(rabbitmq)
+    with working(rabbitmq) as actors, amqp(vhost) as channel:
+        rabbitmq.publish_change("customer", ["1"])
+        until(lambda: len(actors.calls) == 2)
+        channel.queue_delete("crm.customer")
+        until(lambda: rabbitmq.depth("crm.customer") == 0)
+
+        def arrived() -> bool:
+            rabbitmq.publish_change("customer", ["2"])
+            return ["2"] in actors.of("crm.customer")
+
+        until(arrived)
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_an_unreachable_broker_is_said_to_be_at_once(host: str) -> None:
+    broker = RabbitmqFanout(f"amqp://guest:guest@{host}:{closed_port()}/%2F", "classic")
+    broker.bind("crm.customer", "customer")
+    began = time.monotonic()
+    for call in (
+        lambda: broker.publish_change("customer", ["1"]),
+        lambda: broker.depth("crm.customer"),
+        broker.ensure,
+    ):
+        with pytest.raises(BrokerUnreachable, match="RabbitMQ does not answer"):
+            call()
+    assert time.monotonic() - began < PATIENCE
+    broker.close()
+
+
+def test_the_words_of_an_unreachable_broker_hold_no_password() -> None:
+    broker = RabbitmqFanout(f"amqp://guest:hunter2@127.0.0.1:{closed_port()}/%2F", "classic")
+    broker.bind("crm.customer", "customer")
+    with pytest.raises(BrokerUnreachable) as said:
+        broker.publish_change("customer", ["1"])
+    assert "hunter2" not in str(said.value)
+
+
+class Wire:
+    """Stands between client and RabbitMQ, and can be cut."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.target = (parts.hostname or "127.0.0.1", parts.port or 5672)
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = parts._replace(
+            netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self.server.getsockname()[1]}"
+        ).geturl()
+        self.ends: list[socket.socket] = []
+        self.threads = [threading.Thread(target=self._accept)]
+        self.threads[0].start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            server = socket.create_connection(self.target)
+            self.ends += [client, server]
+            for one, other in ((client, server), (server, client)):
+                thread = threading.Thread(target=self._carry, args=(one, other))
+                self.threads.append(thread)
+                thread.start()
+
+    def _carry(self, one: socket.socket, other: socket.socket) -> None:
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+        except OSError:
+            return
+
+    def cut(self) -> None:
+        """Every connection there is, at this moment."""
+        ends, self.ends = self.ends, []
+        for end in ends:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+            finally:
+                end.close()
+
+    def close(self) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+        self.cut()
+        for thread in self.threads:
+            thread.join()
+
+
+@pytest.fixture
+def wire(vhost: str) -> Iterator[Wire]:
+    wire = Wire(vhost)
+    yield wire
+    wire.close()
+
+
+def test_an_idle_connection_that_was_closed_costs_nothing(wire: Wire) -> None:
+    broker = RabbitmqFanout(wire.url, "classic")
+    bind(broker)
+    for number in range(1, 3):
+        wire.cut()
+        broker.publish_change("customer", [str(number)])
+        wire.cut()
+        assert broker.depth("crm.customer") == number
+    wire.cut()
+    broker.enqueue(dramatiq.Message("crm.customer", "crm.customer", (), {}, {}))
+    wire.cut()
+    broker.ensure()
+    assert broker.depth("crm.customer") == 3
+    broker.close()
+
+
+def test_a_worker_whose_connections_are_cut_goes_on(wire: Wire) -> None:
+    broker = RabbitmqFanout(wire.url, "classic")
+    bind(broker)
+    with working(broker) as actors:
+        broker.publish_change("customer", ["1"])
+        until(lambda: len(actors.calls) == 2)
+        wire.cut()
+        broker.publish_change("customer", ["2"])
+        until(lambda: ["2"] in actors.of("crm.customer") and ["2"] in actors.of("shop.customer"))
+    broker.close()
+
+
+def test_threads_that_publish_have_each_their_own_connection(rabbitmq: RabbitmqFanout) -> None:
+    bind(rabbitmq)
+    failures: list[BaseException] = []
+
+    def publish() -> None:
+        try:
+            for _ in range(5):
+                rabbitmq.publish_change("customer", ["1"])
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and rabbitmq.depth("crm.customer") == 20
+
+
+def test_make_broker_follows_the_settings() -> None:
+    before = dramatiq.broker.global_broker
+    try:
+        local = make_broker(Settings(_env_file=None, broker_url="memory://"))
+        remote = make_broker(
+            Settings(_env_file=None, broker_url="amqp://guest:guest@127.0.0.1:1/", queue_type="quorum")
+        )
+        assert isinstance(local, LocalFanout) and isinstance(remote, RabbitmqFanout)
+        assert remote.queue_type == "quorum" and dramatiq.get_broker() is remote
+    finally:
+        dramatiq.broker.global_broker = before
