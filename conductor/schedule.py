@@ -37,6 +37,7 @@ class Due:
     """A job's slot that this tick has claimed, and in how many seconds it starts."""
 
     job: str
+    slot: datetime
     delay: float
 
 
@@ -65,7 +66,15 @@ class Jobs:
             if due.job == TIDY:
                 self.run(TIDY, self.tidy)
             else:
-                self.hub.announcer.poll(due.job.removeprefix("poll "), due.delay)
+                self._announce(due)
+
+    def _announce(self, due: Due) -> None:
+        try:
+            self.hub.announcer.poll(due.job.removeprefix("poll "), due.delay)
+        except Exception:
+            with self.hub.database.write() as connection:  # given back: the next tick claims it again
+                connection.execute(sa.delete(JobRun).where(JobRun.job == due.job, JobRun.slot == due.slot))
+            raise
 
     def claim(self) -> list[Due]:
         """The slots nobody has claimed before; of missed ones only the newest."""
@@ -81,7 +90,7 @@ class Jobs:
                     insert = self.hub.database.insert(JobRun).values(job=row.job, slot=slot)
                     mine = insert.on_conflict_do_nothing(index_elements=["job", "slot"]).returning(JobRun.id)
                     if connection.execute(mine).scalar() is not None:  # rowcount says nothing on PostgreSQL
-                        claimed.append(Due(row.job, max((slot - now).total_seconds(), 0.0)))
+                        claimed.append(Due(row.job, slot, max((slot - now).total_seconds(), 0.0)))
         return claimed
 
     def run(self, job: str, work: Callable[[], object]) -> None:

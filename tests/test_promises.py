@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import sqlalchemy as sa
 
 from conductor.limits import Limits
 from models.catalogues import Customer, Invoice
-from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, System
+from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, SyncContext, System
 from models.session import Database
 from subscribers.base import External, Item
 from subscribers.errors import Reject, SystemDown
@@ -25,6 +27,14 @@ CUSTOMER = Customer.__table__
 @pytest.fixture
 def billing(database: Database) -> Iterator[World]:
     yield World(database, "crm", kinds=(FakeSubscriber, FakeInvoice))
+
+
+@pytest.fixture
+def sqlite_world(migrated_sqlite: Path, tmp_path: Path) -> Iterator[World]:
+    shutil.copy(migrated_sqlite, tmp_path / "syncflow.db")
+    database = Database(f"sqlite:///{tmp_path / 'syncflow.db'}")
+    yield World(database, "crm")
+    database.close()
 
 
 def add_invoice(world: World, customer: str, number: str = "R-1") -> str:
@@ -395,3 +405,32 @@ def test_a_system_that_was_down_is_probed_with_one_record(database: Database) ->
     world.conductor.deliver("crm.customer", ids)
     bulk = [int(what) for kind, what in world.systems["crm"].calls if kind == "bulk"]
     assert bulk == [10, 1, 9]
+
+
+def test_a_context_that_its_writer_left_behind_does_not_swallow_later_changes(sqlite_world: World) -> None:
+    world = sqlite_world
+    with world.conductor.database.write() as c:
+        c.execute(sa.insert(SyncContext).values(id=1, origin="crm"))  # and no DELETE before the commit
+    world.conductor.sweep()
+    add(world)
+    world.run()
+    assert len(world.shown("crm")) == 1
+
+
+def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) -> None:
+    world = World(database, "crm", poll_seconds=3600)
+    world.conductor.prepare()
+    heard = world.ears.poll
+
+    def away(subscriber: str, delay: float = 0.0) -> None:
+        raise ConnectionError("the broker is away")
+
+    world.ears.poll = away  # type: ignore[method-assign]
+    with pytest.raises(ConnectionError):
+        world.conductor.jobs.tick()
+    world.ears.poll = heard  # type: ignore[method-assign]
+    world.conductor.jobs.tick()
+    assert ("poll crm.customer", []) in world.ears.heard
+    world.ears.heard.clear()
+    world.conductor.jobs.tick()
+    assert world.ears.heard == []
