@@ -27,6 +27,8 @@ class Gate:
     open: bool
     probing: bool = False
     reason: str = ""
+    #: While closed: seconds until it is worth asking again.
+    after: float = 0.0
 
 
 class Health:
@@ -49,10 +51,13 @@ class Health:
         if row is None:
             return Gate(open=True)
         if row.paused_at is not None:
-            return Gate(open=False, reason=f"{name} is paused: {row.pause_reason or 'no reason given'}")
+            why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
+            return Gate(open=False, reason=why, after=self.hub.policy.stale)
         if row.down_since is None:
             return Gate(open=True)
-        waiting = Gate(open=False, reason=f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}")
+        left = (row.probe_at - self.hub.clock()).total_seconds() if row.probe_at is not None else 0.0
+        why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
+        waiting = Gate(open=False, reason=why, after=max(left, self.hub.policy.probe_first))
         if row.probe_at is not None and row.probe_at > self.hub.clock():
             return waiting
         return Gate(open=True, probing=True) if self._take_probe(name, row.failures) else waiting

@@ -38,6 +38,10 @@ class Announcer(Protocol):
         """Messages waiting in a subscriber's queue; None where that cannot be told now."""
 
 
+#: A pause is doubled at most so often: beyond that it is over any limit, and then over what a float holds.
+_DOUBLINGS = 60
+
+
 @dataclass(frozen=True)
 class Policy:
     """How patient the hub is. All durations in seconds."""
@@ -66,12 +70,12 @@ class Policy:
     def backoff(self, attempt: int) -> float:
         """Seconds to wait after the attempt of this number failed: doubling, with jitter, so that
         records that failed together do not come back together."""
-        pause = min(self.retry_first * 2.0 ** (attempt - 1), self.retry_longest)
+        pause = min(self.retry_first * 2.0 ** min(attempt - 1, _DOUBLINGS), self.retry_longest)
         return pause * random.uniform(0.75, 1.25)
 
     def probe(self, failures: int) -> float:
         """Seconds a system that failed this many times in a row is left alone."""
-        return min(self.probe_first * 2.0 ** max(failures - 1, 0), self.probe_longest)
+        return min(self.probe_first * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS), self.probe_longest)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.guard import Guard
-from conductor.health import Health
+from conductor.health import Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.letters import Letters
 from conductor.mappings import Mappings
@@ -57,6 +57,14 @@ class _Guarded(Exception):
 
 class _Busy(Exception):
     """The record is being delivered at this moment."""
+
+
+class _Closed(Exception):
+    """The system is not to be called now. That is no news of the system itself."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(gate.reason)
+        self.after = gate.after
 
 
 @dataclass
@@ -168,6 +176,8 @@ class Inward:
             self.hub.database.transact(self.guard.trip, row.system, "from")
         except _Busy:
             self._postpone(row, "the record is being delivered", BUSY_PAUSE, attempts=row.attempts)
+        except _Closed as closed:
+            self._postpone(row, str(closed), max(closed.after, BUSY_PAUSE), attempts=row.attempts)
         except SystemDown as error:
             self.hub.database.transact(self.health.went_down, row.system, error)
             self._postpone(row, str(error), error.after or self.hub.policy.probe_first, attempts=row.attempts)
@@ -333,7 +343,7 @@ class Inward:
         """Fetch the record as it is now, while nobody delivers it, and apply that."""
         gate = self.health.gate(subscriber.system)
         if not gate.open:
-            raise SystemDown(gate.reason)
+            raise _Closed(gate)
         token = new_token()
         link_id = self._lease(subscriber, external, token)
         try:
@@ -342,6 +352,8 @@ class Inward:
                 fresh = subscriber.fetch(external.id)
             except Gone:
                 fresh = replace(external, deleted=True, data={})
+            if gate.probing:
+                self.hub.database.transact(self.health.succeeded, subscriber.system)
             applied = self.hub.database.transact(self._apply_one, subscriber, fresh, newest=True, token=token)
         finally:
             owed = self._release(link_id, token) if link_id is not None else None
@@ -400,22 +412,25 @@ class Inward:
             return self._unknown(connection, incoming, polled)
         self._check_free(link, incoming)
         if link.gone_at is not None:
-            return self._note(connection, incoming, link, "skipped", "it is deleted or unlinked here since")
+            return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
         if external.deleted:
             return self._deleted(connection, incoming, link)
-        if not (external.data or incoming.newest):
-            raise _NeedsFetch  # a thin event: it says that, not what
         theirs = incoming.mapper.theirs(external.data)
+        if not (theirs or incoming.newest):
+            raise _NeedsFetch  # a thin event: it says that, not what
+        if incoming.newest and link.lease_owner != incoming.token:
+            # Linked, or delivered to, since it was fetched: it may not be the newest any more.
+            raise _Busy
         if self._is_echo(link, theirs):
             return self._echo(connection, incoming, link)
+        record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
+        if record is None:
+            return self._pass_over(connection, incoming, link, "the record is deleted here")
         if not incoming.newest:
             if link.seen_at is not None and external.at is not None and external.at < link.seen_at:
                 return self._note(connection, incoming, link, "skipped", "it is older than what is known here")
             if not _is_newer(external.at, link):
                 raise _NeedsFetch
-        record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
-        if record is None:
-            return self._note(connection, incoming, link, "skipped", "the record is deleted here, which is owed there")
         return self._merge(connection, incoming, link, record, theirs)
 
     def _link(self, connection: sa.Connection, condition: Any, subscriber: Subscriber) -> Any:
@@ -434,10 +449,18 @@ class Inward:
 
     def _echo(self, connection: sa.Connection, incoming: _Incoming, link: Any) -> Applied:
         seen = incoming.external.at
-        if seen is not None and link.seen_at == seen:
+        if seen is not None and link.seen_at is not None and seen <= link.seen_at:
             return Applied("echo", "seen before")  # a poll's overlap: nothing to write down again
         self._see(connection, link, seen)
         return self._note(connection, incoming, link, "echo", "it is what was agreed already")
+
+    def _pass_over(self, connection: sa.Connection, incoming: _Incoming, link: Any, words: str) -> Applied:
+        """Nothing is to be done; a poll's overlap is not written down again."""
+        seen = incoming.external.at
+        if seen is not None and link.seen_at is not None and seen <= link.seen_at:
+            return Applied("skipped", "seen before")
+        self._see(connection, link, seen)
+        return self._note(connection, incoming, link, "skipped", words)
 
     def _see(self, connection: sa.Connection, link: Any, seen: datetime | None) -> None:
         # Ours may be the newer knowledge: an echo can be late.
@@ -463,23 +486,25 @@ class Inward:
             self._write_record(connection, subscriber, mapper, link.record_id, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
         related = self.relations.load(connection, subscriber, mapper, [now_here])
-        new_agreed, new_held = rebase(result, agreed, held, related_flat(mapper, now_here, related))
+        ours_now = related_flat(mapper, now_here, related)
+        new_agreed, new_held = rebase(result, agreed, held, ours_now)
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None}
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
         if incoming.external.at is not None:
             values["seen_at"] = incoming.external.at
-        if result.keep:
+        owed = bool(result.keep) or _unsent(ours_now, new_agreed)
+        if owed:
             # They hold something else than the internal database says: they are owed ours.
-            values |= {
-                "owed_change": Link.owed_change + 1,
-                "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
-                "announced_at": self.hub.clock(),
-            }
+            values |= {"owed_change": Link.owed_change + 1, **self._owed_now()}
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
-        return self._note(connection, incoming, link, outcome, _words(result), owed=bool(result.keep))
+        return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
+
+    def _owed_now(self) -> dict[str, Any]:
+        now = self.hub.clock()
+        return {"owed_since": sa.func.coalesce(Link.owed_since, now), "announced_at": now}
 
     def _ask(self, connection: sa.Connection, link: Any, base: Flat, ours: Flat, result: Merge) -> int:
         """Keep both versions of fields a person decides about; returns how many are open now."""
@@ -551,6 +576,8 @@ class Inward:
         record_id = self._claimed(connection, incoming) or self._matched(connection, incoming)
         if record_id is not None:
             return self._adopt(connection, incoming, record_id)
+        if (applied := self._left_over(connection, incoming)) is not None:
+            return applied
         mapper = incoming.mapper
         flat = {p: v for p, v in mapper.theirs(external.data).items() if mapper.comes_in(p)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
@@ -559,7 +586,8 @@ class Inward:
         with sync_context(connection, origin=subscriber.system):
             record_id = subscriber.records.insert(connection, given)
         link = self._new_link(connection, incoming, record_id)
-        return self._note(connection, incoming, link, "applied", "created here", operation="create")
+        owed = bool(link.owed_change > link.synced_change)
+        return self._note(connection, incoming, link, "applied", "created here", operation="create", owed=owed)
 
     def _claimed(self, connection: sa.Connection, incoming: _Incoming) -> str | None:
         """The internal record whose id the external one carries, if that can be true."""
@@ -571,6 +599,25 @@ class Inward:
         except (ValueError, sa.exc.DBAPIError):
             return None  # not an id of ours
         return record_id if exists else None
+
+    def _left_over(self, connection: sa.Connection, incoming: _Incoming) -> Applied | None:
+        """A record of ours, deleted here before anybody knew that creating it there had worked: no new one."""
+        subscriber, external = incoming.subscriber, incoming.external
+        if external.record_id is None:
+            return None
+        link = self._link(connection, Link.record_id == external.record_id, subscriber)
+        if link is None or link.external_id is not None:
+            return None
+        self._check_free(link, incoming)
+        values = {
+            "external_id": external.id,
+            "intent": None,
+            "owed_change": Link.owed_change + 1,
+            "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
+            "announced_at": self.hub.clock(),
+        }
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+        return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
 
     def _matched(self, connection: sa.Connection, incoming: _Incoming) -> str | None:
         """The one internal record that agrees in all `match_on` columns and is not linked yet."""
@@ -591,6 +638,7 @@ class Inward:
 
     def _adopt(self, connection: sa.Connection, incoming: _Incoming, record_id: str) -> Applied:
         subscriber, external = incoming.subscriber, incoming.external
+        theirs = incoming.mapper.theirs(external.data)
         link = self._link(connection, Link.record_id == record_id, subscriber)
         if link is None:
             link = self._new_link(connection, incoming, record_id, agreed={})
@@ -599,24 +647,37 @@ class Inward:
             if link.external_id is not None and link.gone_at is None:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
-            values = {"external_id": external.id, "gone_at": None, "gone_there": False, "intent": None}
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(agreed={}, held=None, **values))
+            values: dict[str, Any] = {"external_id": external.id, "gone_at": None, "gone_there": False, "intent": None}
+            values |= {"agreed": {}, "held": None}
+            if link.intent is not None and external.record_id == record_id:
+                # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
+                values |= {"agreed": link.agreed or theirs, "owed_change": Link.owed_change + 1, **self._owed_now()}
+            connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             link = self._link(connection, Link.id == link.id, subscriber)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
-        return self._merge(connection, incoming, link, record, incoming.mapper.theirs(external.data))
+        return self._merge(connection, incoming, link, record, theirs)
 
     def _new_link(
         self, connection: sa.Connection, incoming: _Incoming, record_id: str, agreed: Flat | None = None
     ) -> Any:
         subscriber, external, mapper = incoming.subscriber, incoming.external, incoming.mapper
         held: Flat = {}
+        owed: dict[str, Any] = {}
         if agreed is None:
             theirs = mapper.theirs(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
-            related = self.relations.load(connection, subscriber, mapper, [record])
-            agreed, held = rebase(Merge(take=theirs), {}, {}, related_flat(mapper, record, related))
+            ours = related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
+            # What only goes out, and is not so there yet, they are owed.
+            keep = {p: v for p, v in theirs.items() if not mapper.comes_in(p) and not same(v, ours.get(p))}
+            take = {p: v for p, v in theirs.items() if p not in keep}
+            agreed, held = rebase(Merge(take=take, keep=keep), {}, {}, ours)
+            if keep or _unsent(ours, agreed):
+                owed = {"owed_change": Link.owed_change + 1, **self._owed_now()}
         values = {
             "external_id": external.id,
+            "gone_at": None,
+            "gone_there": False,
+            "intent": None,
             "agreed": agreed,
             "held": held or None,
             "seen_at": external.at,
@@ -625,6 +686,9 @@ class Inward:
         # A link of this record may be left from an earlier external one that is gone.
         insert = self.hub.database.insert(Link).values(subscriber=subscriber.name(), record_id=record_id, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values))
+        if owed:
+            is_it = sa.and_(Link.subscriber == subscriber.name(), Link.record_id == record_id)
+            connection.execute(sa.update(Link).where(is_it).values(**owed))
         return self._link(connection, Link.record_id == record_id, subscriber)
 
     @staticmethod
@@ -670,7 +734,8 @@ class Inward:
                 at=self.hub.clock(),
             )
         )
-        still_owed = owed or (incoming.token is None and link.owed_change > link.synced_change)
+        waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None
+        still_owed = owed or waits
         return Applied(outcome, f"{name} {external.id}: {words}", (name, link.record_id) if still_owed else None)
 
 
@@ -679,6 +744,11 @@ def _is_newer(at: datetime | None, link: Any) -> bool:
     if at is None:
         return False
     return all(known is None or at > known for known in (link.seen_at, link.wrote_at))
+
+
+def _unsent(ours: Flat, agreed: Flat) -> bool:
+    """Whether they have never been told of something: they did not mention it, and it is not empty here."""
+    return any(path not in agreed and not is_empty(value) for path, value in ours.items())
 
 
 def _words(result: Merge) -> str:

@@ -171,7 +171,9 @@ class Outward:
         if not subscriber.wants(claim.record):
             plan.settle("skipped", f"{subscriber.name()} does not want this record")
             return
-        if claim.link.gone_at is not None and claim.link.gone_there and subscriber.on_gone != "recreate":
+        # Where it was deleted here with it, a record that exists has come back, and is created anew.
+        stays_unlinked = subscriber.on_gone in ("unlink", "archive")
+        if claim.link.gone_at is not None and claim.link.gone_there and stays_unlinked:
             when = f"{claim.link.gone_at:%Y-%m-%d %H:%M} UTC"
             plan.settle("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
             return
@@ -223,6 +225,8 @@ class Outward:
         for plan in plans:
             if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
                 self._resolve(subscriber, plan, batch.mapper)
+            if plan.is_open and plan.operation == "update" and batch.mapper is not None:
+                self._spare(subscriber, plan, batch.mapper)
         for operation, call in (
             ("create", subscriber.bulk_create),
             ("update", subscriber.bulk_update),
@@ -305,6 +309,34 @@ class Outward:
             plan.operation = "match"
             plan.external = found
             plan.settle("delivered", "an earlier attempt had created it")
+
+    @staticmethod
+    def _spare(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+        """Nested objects travel whole: what was edited there beside our change goes back as it is.
+
+        It has not come in yet, and once overwritten it could not.
+        """
+        claim, item = plan.claim, plan.item
+        assert item is not None
+        agreed, held = claim.link.agreed or {}, claim.link.held or {}
+        beside = plan.sent - set(_differing(plan.flat, agreed, claim.asked)) - set(claim.asked)
+        if not beside:
+            return
+        subscriber.client.pace()
+        found = attempt(subscriber.fetch, item.linked_id)
+        if isinstance(found, SyncError):
+            plan.fail(found)
+            return
+        theirs = mapper.theirs(found.data)
+        claim.beside = {
+            path: theirs[path]
+            for path in sorted(beside)
+            if path in theirs and not same(theirs[path], held.get(path, agreed[path]))
+        }
+        if claim.beside:
+            plan.flat = {**plan.flat, **claim.beside}
+            data = nest(plan.flat)
+            plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
 
 
 def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:

@@ -27,6 +27,8 @@ class Claim:
     fresh_intent: bool
     #: Fields whose conflict waits for a person -> what the system holds.
     asked: Flat = field(default_factory=dict)
+    #: Fields beside ours in a nested object that were edited there and have not come in yet -> what the system holds.
+    beside: Flat = field(default_factory=dict)
 
     @property
     def record_id(self) -> str:

@@ -14,7 +14,7 @@ from conductor.letters import Letters
 from conductor.plans import Batch, Plan
 from conductor.relations import Relations, WaitsFor
 from models.capture import sync_context
-from models.ledger import Conflict, Delivery, Link
+from models.ledger import Conflict, Delivery, Link, System
 from subscribers.base import Subscriber
 from subscribers.errors import Gone, Retry, Skip, SyncError, SystemDown
 from subscribers.mapping import Mapper, same
@@ -156,7 +156,7 @@ class Settling:
 
     @staticmethod
     def _bases(plan: Plan, mapper: Mapper | None) -> dict[str, Any]:
-        link, asked = plan.claim.link, plan.claim.asked
+        link, asked = plan.claim.link, {**plan.claim.asked, **plan.claim.beside}
         sent = plan.sent if plan.operation != "match" else set()
         reply = mapper.theirs(plan.external.data) if mapper is not None and plan.external is not None else {}
         linked = plan.claim.linked
@@ -197,6 +197,8 @@ class Settling:
             plan.settle("waiting", str(error))
             return known
         attempts = link.attempts + 1
+        if attempts >= self.hub.policy.max_attempts and self._may_be_the_network(connection, subscriber, link, error):
+            attempts = self.hub.policy.max_attempts - 1
         if isinstance(error, Retry) and attempts < self.hub.policy.max_attempts:
             plan.settle("failed", str(error))
             pause = max(self.hub.policy.backoff(attempts), error.after or 0.0)
@@ -213,6 +215,19 @@ class Settling:
         )
         dead_at = _unless_newer(link, self.hub.clock())
         return known | {"attempts": attempts, "retry_at": None, "dead_at": dead_at, "dead_letter_id": letter}
+
+    def _may_be_the_network(
+        self, connection: sa.Connection, subscriber: Subscriber, link: Any, error: SyncError
+    ) -> bool:
+        """No answer came, and nobody else has had one since this record was tried before."""
+        if not (isinstance(error, Retry) and error.unanswered):
+            return False
+        system = sa.select(System.last_success_at).where(System.name == subscriber.system)
+        answered = connection.execute(system).scalar()
+        tries = (Delivery.subscriber == link.subscriber, Delivery.record_id == link.record_id)
+        newest = sa.select(Delivery.at).where(*tries, Delivery.outcome == "failed").order_by(Delivery.id.desc())
+        before = connection.execute(newest.limit(1)).scalar()
+        return answered is None or (before is not None and answered < before)
 
     def _after_gone(self, connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> dict[str, Any] | None:
         if plan.operation == "delete":

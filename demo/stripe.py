@@ -412,13 +412,12 @@ class StripeLike:
 
     def _own_controls(self) -> dict[tuple[str, str], Callable[[dict[str, Any]], Any]]:
         return {
-            ("GET", "/_control/customers"): lambda _: {"customers": self._customers()},
             ("DELETE", "/_control/data"): lambda _: self._flush(),
             ("GET", "/_control/customers"): lambda wanted: {
                 "customers": [one for one in self._customers() if wanted.get("id") in (None, one["id"])]
             },
             ("GET", "/_control/webhooks"): lambda _: {
-                "attempts": [asdict(one) for one in self.webhooks.attempts],
+                "attempts": [asdict(one) for one in list(self.webhooks.attempts)],
                 "pending": len(self.webhooks.pending()),
             },
         }

@@ -29,7 +29,11 @@ class SyncError(Exception):
 
 
 class Retry(SyncError):
-    """This record, later: a timeout, a 5xx on one record, a lock held there. `after` is in seconds."""
+    """This record, later: a timeout, a 5xx on one record, a lock held there. `after` is in seconds.
+
+    `unanswered`: the system said nothing at all. That may be the network's fault as well as the
+    record's, so it ends in a dead letter only if the system answers others meanwhile.
+    """
 
     def __init__(
         self,
@@ -37,10 +41,12 @@ class Retry(SyncError):
         *,
         after: float | None = None,
         maybe_done: bool = False,
+        unanswered: bool = False,
         request_id: str | None = None,
     ) -> None:
         super().__init__(message, maybe_done=maybe_done, request_id=request_id)
         self.after = after
+        self.unanswered = unanswered
 
 
 class Reject(SyncError):

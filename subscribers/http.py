@@ -197,8 +197,8 @@ def network_error(error: requests.RequestException, *, writes: bool) -> SyncErro
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
         return SystemDown("the configured URL is not a URL")
     if isinstance(error, requests.Timeout):
-        return Retry("no answer in time", maybe_done=writes)
-    return Retry("the connection was cut before the answer", maybe_done=writes)
+        return Retry("no answer in time", maybe_done=writes, unanswered=True)
+    return Retry("the connection was cut before the answer", maybe_done=writes, unanswered=True)
 
 
 def secrets_of(setting: SecretStr) -> Iterator[str]:

@@ -214,18 +214,33 @@ class Salesforce(System):
 
     def _log_in(self) -> tuple[str, str]:
         """(session id, host) of a fresh session."""
+        answers: list[requests.Response] = []
         try:
             with new_session(self.options.ca_bundle or None) as session:
+                session.hooks["response"].append(lambda response, **_: answers.append(response))
                 token, host = LOGIN_CALLS[self.options.login_kind()](self.options, session)
         except SalesforceAuthenticationFailed as error:
+            _raise_trouble(answers, in_words=isinstance(error.code, str))
             text = _one_line(f"{error.code}: {error.auth_message}", self.options)
             raise SystemDown(f"the login is refused ({text})", after=LOGIN_PAUSE) from None
         except requests.RequestException as error:
             raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
         except (AttributeError, ValueError, ExpatError, OSError) as error:
             # The library reads the answer without looking: a page of a proxy ends in any of these.
+            _raise_trouble(answers, in_words=False)
             raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE) from None
         return token, host.rstrip("/")
+
+
+def _raise_trouble(answers: Sequence[requests.Response], *, in_words: bool) -> None:
+    """Say so where the login was not refused but met a passing trouble: it may be tried again soon.
+
+    A refusal is in Salesforce's own words. Its status does not tell: SOAP says with a 500 that a password is
+    wrong, and an answer cut in its headers has a status and no body.
+    """
+    status = answers[-1].status_code if answers else 0
+    if answers and (not in_words or status == 429 or status > 500):
+        raise SystemDown(f"cannot log in: {status} without a login", after=retry_after(answers[-1])) from None
 
 
 def _password_login(options: SalesforceOptions, session: requests.Session) -> tuple[str, str]:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from conductor import Policy
 from conductor.limits import Limits
 from models.catalogues import Customer, Invoice
 from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, SyncContext, System
 from models.session import Database
 from subscribers.base import External, Item
-from subscribers.errors import Reject, SystemDown
+from subscribers.errors import Reject, Retry, SystemDown
 from subscribers.mapping import Field
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
@@ -434,3 +435,33 @@ def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) ->
     world.ears.heard.clear()
     world.conductor.jobs.tick()
     assert world.ears.heard == []
+
+
+def test_a_network_that_is_cut_for_long_costs_no_dead_letters_but_a_silent_record_does(database: Database) -> None:
+    world = World(database, "crm", policy=Policy(max_attempts=3))
+    one = add(world)
+    crm = world.systems["crm"]
+
+    def turn() -> None:
+        world.run()
+        world.clock.tick(1000)
+        world.conductor.sweep()
+
+    crm.fail(Retry("the connection was cut", maybe_done=True, unanswered=True), times=8)
+    for _ in range(5):
+        turn()
+    assert rows(world, DeadLetter) == [] and link(world, "crm", one).attempts == 2
+    crm.failures.clear()
+
+    # The system answers others, but never for this record.
+    def silent(kind: str, what: str) -> None:
+        if what == one:
+            raise Retry("the connection was cut", maybe_done=True, unanswered=True)
+
+    crm.on_call = silent
+    add(world)
+    turn()
+    add(world)
+    turn()
+    turn()
+    assert [letter.record_id for letter in rows(world, DeadLetter)] == [one]

@@ -1,0 +1,117 @@
+"""What was intended: every edit made on any side, with the value its author saw before it.
+
+That value orders edits of different sides without trusting clocks: who saw another's value and replaced
+it, meant to. Two edits whose authors did not see each other's are a conflict, and either may stand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+#: The internal database, as a side; the others are named like their systems.
+HUB = "hub"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One field of one record set to a value on one side. Values are never used twice, None excepted."""
+
+    number: int
+    at: float
+    side: str
+    column: str
+    value: str | None
+    saw: str | None
+
+
+@dataclass
+class Story:
+    """All that was done to one customer, who is known by his email address on every side."""
+
+    email: str
+    created_by: str
+    edits: list[Edit] = field(default_factory=list)
+    #: Side -> when it was deleted there.
+    deleted: dict[str, float] = field(default_factory=dict)
+    #: Fields given values that some system refuses, by column.
+    poisoned: set[str] = field(default_factory=set)
+
+    def possible(self, column: str) -> set[str | None]:
+        """The values the field may have when all is quiet; empty where nobody ever set it."""
+        edits = [one for one in self.edits if one.column == column]
+        replaced = {old.number for new in edits for old in _replaced_by(new, edits) if not self._unnoticed(new, edits)}
+        return {one.value for one in edits if one.number not in replaced}
+
+    def _unnoticed(self, edit: Edit, edits: list[Edit]) -> bool:
+        """Who edits a record there and then deletes it there may be too quick for anybody to see the edit."""
+        if edit.side == HUB or edit.side not in self.deleted:
+            return False
+        since = {one.value for one in edits if one.side == edit.side and one.number >= edit.number}
+        return not any(one.side != edit.side and one.saw in since for one in edits if one.saw is not None)
+
+
+def _replaced_by(edit: Edit, edits: list[Edit]) -> list[Edit]:
+    """What an edit replaced: what its author saw, and the edits before it on its own side."""
+    return [
+        one
+        for one in edits
+        if one.number != edit.number
+        and ((one.value is not None and one.value == edit.saw) or (one.side == edit.side and one.number < edit.number))
+    ]
+
+
+class Journal:
+    """The stories of all customers. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self.stories: dict[str, Story] = {}
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        self._number = 0
+        self._lock = threading.Lock()
+
+    def unique(self) -> int:
+        """A number nobody else gets: what makes values and addresses unique."""
+        with self._lock:
+            self._number += 1
+            return self._number
+
+    def created(self, side: str, email: str, values: Mapping[str, Any]) -> None:
+        """A customer was created on a side, with these values."""
+        with self._lock:
+            self.stories[email] = Story(email, side)
+            self.counts[f"{side} creations"] += 1
+            self._add(side, email, values, {})
+
+    def edited(self, side: str, email: str, values: Mapping[str, Any], saw: Mapping[str, Any]) -> None:
+        """These columns were set on a side, by somebody who saw the other values there before."""
+        with self._lock:
+            self.counts[f"{side} edits"] += 1
+            self._add(side, email, values, saw)
+
+    def deleted(self, side: str, email: str) -> None:
+        """A customer was deleted on a side."""
+        with self._lock:
+            self.counts[f"{side} deletions"] += 1
+            self.stories[email].deleted[side] = time.time()
+
+    def poisoned(self, email: str, columns: Iterable[str]) -> None:
+        """These fields got values that a system refuses."""
+        with self._lock:
+            self.stories[email].poisoned |= set(columns)
+
+    @property
+    def changes(self) -> int:
+        """How much was done in all."""
+        return sum(self.counts.values())
+
+    def _add(self, side: str, email: str, values: Mapping[str, Any], saw: Mapping[str, Any]) -> None:
+        for column, value in values.items():
+            self._number += 1
+            self.stories[email].edits.append(
+                Edit(self._number, time.time(), side, column, value or None, saw.get(column) or None)
+            )

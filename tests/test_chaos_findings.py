@@ -1,0 +1,236 @@
+"""What the chaos run found, each as a small story that tells it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from chaos.journal import HUB, Journal
+from conductor import Policy
+from demo.salesforce import SalesforceSimulator
+from models.catalogues import Customer
+from models.ledger import Inbox, Link, System
+from models.schema import is_current
+from models.session import Database
+from subscribers.base import External
+from subscribers.errors import Retry, SystemDown
+from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
+from tests.fakes import World
+
+CUSTOMER = Customer.__table__
+
+
+@pytest.fixture
+def world(database: Database) -> Iterator[World]:
+    nested = {"name": "name", "email": "email", "city": "address.city", "street": "address.line1"}
+    policy = Policy(lease=60, stale=30, max_attempts=3, retry_first=2, probe_first=2)
+    yield World(database, "crm", "shop", policy=policy, field_to_data=nested)
+
+
+def add(world: World, **values: Any) -> str:
+    with world.conductor.database.write() as c:
+        return str(c.execute(sa.insert(CUSTOMER).values(**{"name": "Ada", **values})).inserted_primary_key[0])
+
+
+def edit(world: World, record_id: str, **values: Any) -> None:
+    with world.conductor.database.write() as c:
+        c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == int(record_id)).values(**values))
+
+
+def one_row(world: World, table: Any, *conditions: Any) -> Any:
+    with world.conductor.database.read() as c:
+        return c.execute(sa.select(table.__table__).where(*conditions)).one()
+
+
+def record(world: World, record_id: str) -> Any:
+    return one_row(world, Customer, CUSTOMER.c.id == int(record_id))
+
+
+def webhook(world: World, event: str, external_id: str) -> None:
+    assert world.conductor.store_webhook("crm", f"{event} {external_id}".encode(), {"x-fake": "signed"})
+
+
+# --- a system that is down --------------------------------------------------------------------------
+
+
+def test_webhooks_that_wait_for_a_system_do_not_keep_it_down(world: World) -> None:
+    one = add(world)
+    world.run()
+    crm = world.systems["crm"]
+    crm.edit("crm_1", name="Bea")
+    webhook(world, "e1", "crm_1")
+    with world.conductor.database.write() as connection:
+        world.conductor.health.went_down(connection, "crm", SystemDown("503"))
+    before = one_row(world, System, System.name == "crm")
+    inbox_id = one_row(world, Inbox).id
+    for _ in range(3):
+        world.conductor.receive(inbox_id)
+    after = one_row(world, System, System.name == "crm")
+    assert (after.failures, after.probe_at, after.down_reason) == (1, before.probe_at, "503")
+    assert one_row(world, Inbox).state == "waiting"
+    world.clock.tick(3)
+    world.conductor.sweep()
+    world.run()
+    assert one_row(world, System, System.name == "crm").down_since is None
+    assert record(world, one).name == "Bea"
+
+
+def test_a_pause_stays_in_its_limit_however_long_the_trouble_lasts() -> None:
+    policy = Policy(probe_longest=60, retry_longest=3600)
+    assert policy.probe(100_000) == 60
+    assert policy.backoff(100_000) <= 3600 * 1.25
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_a_login_cut_in_its_headers_is_no_refused_login(tmp_path: Path, status: int) -> None:
+    with SalesforceSimulator(certs=tmp_path) as org:
+        accounts = SalesforceAccount(Salesforce("salesforce", options_of(org)))
+        if status != 200:
+            org.fail(status=status, path="oauth2/token")
+        org.drop(when="inside", path="oauth2/token")
+        with pytest.raises(SystemDown) as trouble:
+            accounts.fetch("001000000000001AAA")
+        assert trouble.value.after is None
+
+
+def options_of(org: SalesforceSimulator) -> SalesforceOptions:
+    login = {"consumer_key": "demo-client-id", "consumer_secret": "demo-client-secret"}
+    return SalesforceOptions(instance_url=org.url, ca_bundle=org.ca_file, **login)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [{}, {"html": True}, {"status": 500, "code": "UNKNOWN_EXCEPTION"}, {"status": 429}])
+def test_a_login_page_in_trouble_is_no_refused_login(tmp_path: Path, more: dict[str, Any]) -> None:
+    with SalesforceSimulator(certs=tmp_path) as org:
+        accounts = SalesforceAccount(Salesforce("salesforce", options_of(org)))
+        org.fail(**{"path": "oauth2/token", "retry_after": "7", **more})
+        with pytest.raises(SystemDown) as trouble:
+            accounts.fetch("001000000000001AAA")
+        assert trouble.value.after == 7
+
+
+# --- what comes in --------------------------------------------------------------------------------------
+
+
+def test_an_event_without_a_mapped_field_is_no_echo_but_fetched(world: World) -> None:
+    one = add(world)
+    world.run()
+    world.clock.tick()
+    edited = world.systems["crm"].edit("crm_1", name="Bea")
+    thin = External("crm_1", {"Id": "crm_1"}, at=edited.at)
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], thin)
+    assert record(world, one).name == "Bea"
+
+
+def test_what_was_fetched_before_the_record_was_linked_is_not_taken_for_the_newest(world: World) -> None:
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    crm.add(name="Bob", email="bob@x.org")
+    webhook(world, "e1", "crm_1")
+    world.ears.heard.clear()
+    fetch = subscriber.fetch
+
+    def slow(external_id: str) -> External:
+        found = fetch(external_id)
+        subscriber.fetch = fetch  # type: ignore[method-assign]
+        world.clock.tick()
+        world.conductor.poll("crm.customer")
+        edit(world, "1", name="Bobby")
+        world.run()
+        return found
+
+    subscriber.fetch = slow  # type: ignore[method-assign]
+    world.conductor.receive(one_row(world, Inbox).id)
+    assert record(world, "1").name == "Bobby"
+    world.clock.tick(5)
+    world.conductor.sweep()
+    world.run()
+    assert one_row(world, Inbox).state == "done"
+    assert record(world, "1").name == "Bobby" == world.shown("crm")[0]["name"]
+
+
+def test_a_record_deleted_here_while_its_creation_was_in_doubt_does_not_come_back(world: World) -> None:
+    one = add(world, email="a@x.org")
+    crm = world.systems["crm"]
+    crm.fail(Retry("no answer in time", maybe_done=True), after=True)
+    world.run()
+    assert [record["hub_id"] for record in crm.store.values()] == [one]
+    with world.conductor.database.write() as c:
+        c.execute(sa.delete(CUSTOMER))
+    webhook(world, "e1", "crm_1")  # overtakes the relay and the worker
+    world.conductor.receive(one_row(world, Inbox).id)
+    world.run()
+    world.clock.tick(30)
+    world.conductor.sweep()
+    world.run()
+    with world.conductor.database.read() as c:
+        assert c.execute(sa.select(CUSTOMER)).all() == []
+    assert world.shown("crm") == world.shown("shop") == []
+
+
+# --- nested objects -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("told", ["before", "after", "never"])
+def test_an_edit_there_beside_ours_in_a_nested_object_is_not_overwritten(world: World, told: str) -> None:
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    world.clock.tick()
+    address = {"city": "Rome", "line1": "Way 2"}
+    world.systems["crm"].edit("crm_1", address=address)
+    edit(world, one, city="Oslo")
+    if told == "before":
+        webhook(world, "e1", "crm_1")
+        world.run()
+    world.run()
+    assert world.shown("crm")[0]["address"] == {"city": "Oslo", "line1": "Way 2"}
+    world.clock.tick()
+    if told == "after":
+        webhook(world, "e1", "crm_1")
+    world.conductor.poll("crm.customer")
+    world.conductor.sweep()  # of the same second as our write: set aside, to be fetched
+    world.run()
+    assert (record(world, one).city, record(world, one).street) == ("Oslo", "Way 2")
+    for name in ("crm", "shop"):
+        assert world.shown(name)[0]["address"] == {"city": "Oslo", "line1": "Way 2"}
+    link = one_row(world, Link, Link.subscriber == "crm.customer")
+    assert link.owed_change == link.synced_change
+
+
+# --- processes --------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_does_not_answer_is_not_one_with_old_tables() -> None:
+    database = Database("postgresql+psycopg://postgres@127.0.0.1:1/nowhere?connect_timeout=2")
+    with pytest.raises(sa.exc.OperationalError):
+        is_current(database)
+    database.close()
+
+
+# --- the run's own journal --------------------------------------------------------------------------------
+
+
+def test_who_saw_a_value_and_replaced_it_has_replaced_it() -> None:
+    journal = Journal()
+    journal.created(HUB, "a@x", {"city": "Rome"})
+    journal.edited("stripe", "a@x", {"city": "Oslo"}, {"city": "Rome"})
+    assert journal.stories["a@x"].possible("city") == {"Oslo"}
+    journal.edited("salesforce", "a@x", {"city": "Bonn"}, {"city": "Rome"})
+    assert journal.stories["a@x"].possible("city") == {"Oslo", "Bonn"}
+    journal.edited(HUB, "a@x", {"city": "Cork"}, {"city": "Bonn"})
+    assert journal.stories["a@x"].possible("city") == {"Oslo", "Cork"}
+    journal.deleted("stripe", "a@x")
+    assert journal.stories["a@x"].possible("city") == {"Oslo", "Cork"}
+
+
+def test_an_edit_that_its_author_deleted_with_the_record_may_be_gone() -> None:
+    journal = Journal()
+    journal.created("stripe", "a@x", {"city": "Rome"})
+    journal.edited("salesforce", "a@x", {"city": "Oslo"}, {"city": "Rome"})
+    assert journal.stories["a@x"].possible("city") == {"Oslo"}
+    journal.deleted("salesforce", "a@x")
+    assert journal.stories["a@x"].possible("city") == {"Oslo", "Rome"}
+    journal.edited(HUB, "a@x", {"city": "Cork"}, {"city": "Oslo"})
+    assert journal.stories["a@x"].possible("city") == {"Cork"}
