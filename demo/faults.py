@@ -89,9 +89,7 @@ class Journal:
         """Wait until `count` such calls were made; TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.calls(method, path)) >= count, timeout):
-                raise TimeoutError(
-                    f"waited {timeout} s for {count} x {method} {path}; have {self.calls(method, path)}"
-                )
+                raise TimeoutError(f"waited {timeout} s for {count} x {method} {path}; have {self.calls(method, path)}")
             return self.calls(method, path)
 
     def clear(self) -> None:

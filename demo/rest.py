@@ -171,9 +171,7 @@ class Contacts:
         """The newest contacts, and how many there are in all."""
         with self._lock:
             rows = self._db.execute("SELECT * FROM contacts ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
-            return [dict(row) for row in rows], self._db.execute("SELECT count(*) FROM contacts").fetchone()[
-                0
-            ]
+            return [dict(row) for row in rows], self._db.execute("SELECT count(*) FROM contacts").fetchone()[0]
 
     def clear(self) -> None:
         with self._lock:
@@ -181,9 +179,7 @@ class Contacts:
 
     def keep_letters(self, letters: list[dict[str, Any]]) -> None:
         with self._lock:
-            self._db.executemany(
-                "INSERT INTO pending_webhooks VALUES (?)", [(json.dumps(x),) for x in letters]
-            )
+            self._db.executemany("INSERT INTO pending_webhooks VALUES (?)", [(json.dumps(x),) for x in letters])
 
     def take_letters(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -421,9 +417,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, reply: Reply) -> None:
         is_page = isinstance(reply.body, str)
-        content = (
-            reply.body.encode() if is_page else b"" if reply.body is None else json.dumps(reply.body).encode()
-        )
+        content = reply.body.encode() if is_page else b"" if reply.body is None else json.dumps(reply.body).encode()
         headers = {"Content-Type": "application/json"} if content and not is_page else {}
         headers |= {"Date": formatdate(usegmt=True), **reply.headers}
         if reply.status != 204:
@@ -510,9 +504,7 @@ def _list(contacts: Contacts, query: Mapping[str, str], base: str) -> Reply:
     page = _number(query, "page", 1)
     found = contacts.page(filters, limit + 1, (page - 1) * limit)
     following = urlencode({**query, "page": page + 1})
-    return Reply(
-        200, {"items": found[:limit], "next": f"{base}/contacts?{following}" if found[limit:] else None}
-    )
+    return Reply(200, {"items": found[:limit], "next": f"{base}/contacts?{following}" if found[limit:] else None})
 
 
 def _since(text: str) -> str:
@@ -597,9 +589,7 @@ def _html(page: str, status: int = 200) -> Reply:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.rest", description="A shop's plain REST system.")
     parser.add_argument("--port", type=int, default=8430, help="0 takes a free one")
-    parser.add_argument(
-        "--data", type=Path, help="SQLite file that keeps the data; without it, nothing is kept"
-    )
+    parser.add_argument("--data", type=Path, help="SQLite file that keeps the data; without it, nothing is kept")
     parser.add_argument("--token-env", default="SHOP_TOKEN", metavar="NAME", help=f"unset: {DEMO_TOKEN}")
     parser.add_argument("--unique-email", action="store_true", help="409 when the email is taken")
     parser.add_argument("--webhook-url", help="where changes are sent")

@@ -102,9 +102,7 @@ class StripeLike:
         self._loop = asyncio.new_event_loop()
         self._stopping = asyncio.Event()
         ready = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(listener, ready), name="stripe-like", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(listener, ready), name="stripe-like", daemon=True)
         self._thread.start()
         ready.wait(10)
         self.webhooks.start()
@@ -298,9 +296,7 @@ class StripeLike:
         if known is None or known["time"] < time.time() - KEY_LIFE_SECONDS:
             return None
         if known["fingerprint"] != call.fingerprint:
-            message = (
-                "Keys for idempotent requests can only be used with the parameters they were first used with"
-            )
+            message = "Keys for idempotent requests can only be used with the parameters they were first used with"
             return _error(400, message, "idempotency_error")
         headers = {"Idempotent-Replayed": "true", "Original-Request": known["request_id"]}
         return web.Response(
@@ -324,9 +320,7 @@ class StripeLike:
         size = objects.page_size(self._resources, params.get("limit"))
         start = int(params["page"]) if str(params.get("page", "")).isdigit() else 0
         old_enough = time.monotonic() - self.search_lag
-        visible = [
-            one for one in reversed(self._all_customers()) if self._born.get(one.id, 0.0) <= old_enough
-        ]
+        visible = [one for one in reversed(self._all_customers()) if self._born.get(one.id, 0.0) <= old_enough]
         found = objects.search(self._resources, str(params.get("query", "")), visible)
         more = len(found) > start + size
         return web.json_response(

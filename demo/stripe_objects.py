@@ -28,9 +28,7 @@ class LocalStripe(NamedTuple):
 def load_localstripe() -> LocalStripe:
     """Import the package afresh. It keeps its data in module globals, so each system gets its own copy."""
     with _loading, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # its handlers are plain functions; they still work
+        warnings.simplefilter("ignore", DeprecationWarning)  # its handlers are plain functions; they still work
         try:
             modules = [importlib.import_module(f"localstripe.{name}") for name in LocalStripe._fields]
             return LocalStripe(*modules)
@@ -248,11 +246,7 @@ def _after(resources: Any, cls: Any, objects: list[Any], id: str | None) -> list
     if not id:
         return objects
     position = _position(resources, cls, objects, id)
-    return (
-        objects[position + 1 :]
-        if position < len(objects) and objects[position].id == id
-        else objects[position:]
-    )
+    return objects[position + 1 :] if position < len(objects) and objects[position].id == id else objects[position:]
 
 
 def _position(resources: Any, cls: Any, objects: list[Any], id: str) -> int:
@@ -293,9 +287,7 @@ def _parse(resources: Any, query: str) -> tuple[list[re.Match[str]], str]:
     joins: set[str] = set()
     place = 0
     while clause := _CLAUSE.match(query, place):
-        if clause["field"] not in _SEARCHABLE or (clause["field"] == "metadata") != (
-            clause["key"] is not None
-        ):
+        if clause["field"] not in _SEARCHABLE or (clause["field"] == "metadata") != (clause["key"] is not None):
             break
         clauses.append(clause)
         place = clause.end()
@@ -306,9 +298,7 @@ def _parse(resources: Any, query: str) -> tuple[list[re.Match[str]], str]:
         joins.add(join[1].upper())
         place = join.end()
     if not clauses or place != len(query) or len(joins) > 1 or len(joins) == len(clauses):
-        raise invalid(
-            resources, f"We were unable to parse your search query: {query}", "parameter_invalid", "query"
-        )
+        raise invalid(resources, f"We were unable to parse your search query: {query}", "parameter_invalid", "query")
     return clauses, joins.pop() if joins else "AND"
 
 

@@ -108,9 +108,7 @@ class WebhookSender:
             letters = sorted([*self._letters, *self._held], key=lambda letter: letter.n)
             if self._under_way:
                 letters.insert(0, self._under_way)
-            return [
-                {"endpoint": one.endpoint, "event": one.event, "body": one.body.decode()} for one in letters
-            ]
+            return [{"endpoint": one.endpoint, "event": one.event, "body": one.body.decode()} for one in letters]
 
     def resume(self, pending: Iterable[Mapping[str, Any]]) -> None:
         with self._changed:
@@ -121,9 +119,7 @@ class WebhookSender:
     def wait_idle(self, timeout: float = 5.0) -> None:
         """Wait until everything is delivered or given up; TimeoutError after `timeout` seconds."""
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: not (self._letters or self._held or self._under_way), timeout
-            ):
+            if not self._changed.wait_for(lambda: not (self._letters or self._held or self._under_way), timeout):
                 raise TimeoutError(f"webhooks still waiting after {timeout} s")
 
     def _add(self, due: float, endpoint: str, event: str, body: bytes, held: bool) -> None:
@@ -176,9 +172,7 @@ class WebhookSender:
             return False
         letter.attempts += 1
         status, error = _post(session, endpoint.url, letter.body, self._sign(endpoint.secret, letter.body))
-        self.attempts.append(
-            Attempt(time.time(), letter.endpoint, letter.event, letter.attempts, status, error)
-        )
+        self.attempts.append(Attempt(time.time(), letter.endpoint, letter.event, letter.attempts, status, error))
         if status is not None and 200 <= status < 300:
             return False
         if letter.attempts > len(BACKOFF):

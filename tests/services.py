@@ -76,9 +76,7 @@ def fresh_database(server_url: str, template: str = "template1") -> Iterator[str
     """A database of its own (a copy of the template), as a URL for SQLAlchemy; dropped at the end."""
     name = random_name()
     with psycopg.connect(server_url, autocommit=True) as server:
-        server.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
+        server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
     try:
         yield urlsplit(server_url)._replace(scheme="postgresql+psycopg", path=f"/{name}").geturl()
     finally:

@@ -139,9 +139,7 @@ def test_lists_are_paged_in_order_of_change(client: Client) -> None:
 
 def test_updated_since_takes_ties_in() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    times = iter(
-        [at, at + timedelta(microseconds=1), at + timedelta(microseconds=1), at + timedelta(seconds=1)]
-    )
+    times = iter([at, at + timedelta(microseconds=1), at + timedelta(microseconds=1), at + timedelta(seconds=1)])
     with RestSystem(clock=lambda: next(times)) as shop, Client(shop.url) as client:
         made = [client.create(email=f"{n}@example.org") for n in range(4)]
         assert made[1]["updated_at"] == "2026-01-01T00:00:00.000001Z"
@@ -309,9 +307,7 @@ def test_a_restart_carries_on(tmp_path: Path, httpserver: HTTPServer) -> None:
 def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "demo.rest", "--port", "0", "--data", str(tmp_path / "shop.sqlite")]
     environment = {**os.environ, "SHOP_TOKEN": "t0ken"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout is not None
         Client(run.stdout.readline().strip(), "t0ken").create(email="a@example.org")
         run.send_signal(number)

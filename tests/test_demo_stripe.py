@@ -94,9 +94,7 @@ def plain(metadata: Any) -> dict[str, str]:
 
 
 def test_a_customer_lives(system: StripeLike, client: official.StripeClient) -> None:
-    made = client.v1.customers.create(
-        {"name": "Ada", "email": "ada@example.org", "address": {"city": "Paris"}}
-    )
+    made = client.v1.customers.create({"name": "Ada", "email": "ada@example.org", "address": {"city": "Paris"}})
     assert client.v1.customers.retrieve(made.id).email == "ada@example.org"
     assert made.address is not None and made.address.city == "Paris" and made.address.line1 is None
     assert client.v1.customers.update(made.id, {"name": "Ada L."}).name == "Ada L."
@@ -134,9 +132,7 @@ def test_an_empty_string_unsets_a_field(client: official.StripeClient) -> None:
         ({"shoe_size": "43"}, "parameter_unknown", "shoe_size"),
     ],
 )
-def test_wrong_data_is_refused_by_name(
-    client: official.StripeClient, params: Any, code: str, param: str
-) -> None:
+def test_wrong_data_is_refused_by_name(client: official.StripeClient, params: Any, code: str, param: str) -> None:
     made = client.v1.customers.create({"name": "Ada"})
     for refuse in (client.v1.customers.create, lambda p: client.v1.customers.update(made.id, p)):
         with pytest.raises(official.InvalidRequestError) as refused:
@@ -238,8 +234,7 @@ def test_search_can_lag_behind() -> None:
 
 def test_the_same_key_creates_once(system: StripeLike) -> None:
     first, again = (
-        api(system, "POST", "/v1/customers", data={"name": "Ada"}, headers={"Idempotency-Key": "k1"})
-        for _ in range(2)
+        api(system, "POST", "/v1/customers", data={"name": "Ada"}, headers={"Idempotency-Key": "k1"}) for _ in range(2)
     )
     assert first.json() == again.json()
     assert again.headers["Idempotent-Replayed"] == "true" and "Idempotent-Replayed" not in first.headers
@@ -291,9 +286,7 @@ def test_webhooks_satisfy_the_official_verifier(client: official.StripeClient, r
         official.Webhook.construct_event(body + b" ", headers["Stripe-Signature"], SECRET)
 
 
-def test_an_update_tells_the_whole_customer_and_what_changed(
-    client: official.StripeClient, receiver: Receiver
-) -> None:
+def test_an_update_tells_the_whole_customer_and_what_changed(client: official.StripeClient, receiver: Receiver) -> None:
     made = client.v1.customers.create({"name": "Ada", "metadata": {"a": "1", "b": "2"}})
     receiver.next()
     client.v1.customers.update(made.id, {"name": "Ada L.", "metadata": {"b": "3"}})
@@ -457,10 +450,7 @@ def test_a_wrong_order_is_refused(system: StripeLike, order: Any) -> None:
 def test_another_sites_page_cannot_order_faults_or_edit(system: StripeLike) -> None:
     foreign = {"Origin": "http://elsewhere.example"}
     order = {"kind": "fail"}
-    assert (
-        requests.post(f"{system.url}/_control/faults", json=order, headers=foreign, timeout=5).status_code
-        == 403
-    )
+    assert requests.post(f"{system.url}/_control/faults", json=order, headers=foreign, timeout=5).status_code == 403
     reply = requests.get(f"{system.url}/", headers=foreign, timeout=5)
     assert "Access-Control-Allow-Origin" not in reply.headers
 
@@ -474,9 +464,7 @@ def test_an_edit_on_the_page_is_an_edit_in_stripe(system: StripeLike, receiver: 
     assert "&lt;Ada&gt;" in requests.get(system.url, timeout=5).text
     page = f"{system.url}/ui/customers/{made['id']}"
     assert 'value="ada@example.org"' in requests.get(page, timeout=5).text
-    saved = requests.post(
-        page, {"name": "Ada", "email": "ada@example.org", "address_city": "Rome"}, timeout=5
-    )
+    saved = requests.post(page, {"name": "Ada", "email": "ada@example.org", "address_city": "Rome"}, timeout=5)
     assert saved.url == f"{system.url}/" and "Ada" in saved.text
     event = receiver.next()
     assert event["type"] == "customer.updated" and event["request"]["id"] is None
@@ -561,9 +549,7 @@ def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Si
     data = tmp_path / "stripe.json"
     command = [sys.executable, "-m", "demo.stripe", "--port", "0", "--data", str(data)]
     environment = {**os.environ, "STRIPE_WEBHOOK_SECRET": SECRET}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout is not None
         url = run.stdout.readline().strip()
         client_of(url).v1.customers.create({"name": "Ada"})

@@ -59,9 +59,7 @@ def test_a_missing_service_is_a_skip_on_a_laptop(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("variable", ["CI", "SYNCFLOW_REQUIRE_SERVICES"])
-def test_a_missing_service_is_an_error_where_it_was_promised(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_a_missing_service_is_an_error_where_it_was_promised(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "1")
     with pytest.raises(RuntimeError, match="no such thing"):
         services.missing("no such thing")
