@@ -595,8 +595,9 @@ class Inward:
         if record_id is None:
             return None
         try:
-            exists = record_id in subscriber.records.read(connection, [record_id])
-        except (ValueError, sa.exc.DBAPIError):
+            with connection.begin_nested():  # PostgreSQL gives up a transaction in which a look-up failed
+                exists = record_id in subscriber.records.read(connection, [record_id])
+        except (ValueError, OverflowError, sa.exc.DBAPIError):
             return None  # not an id of ours
         return record_id if exists else None
 

@@ -465,3 +465,12 @@ def test_a_network_that_is_cut_for_long_costs_no_dead_letters_but_a_silent_recor
     turn()
     turn()
     assert [letter.record_id for letter in rows(world, DeadLetter)] == [one]
+
+
+@pytest.mark.parametrize("mark", ["not-a-number", "99999999999999999999999", "12345"])
+def test_a_mark_that_is_no_id_of_ours_makes_a_record_of_its_own(database: Database, mark: str) -> None:
+    world = World(database, "crm")
+    world.systems["crm"].add(name="Copied from elsewhere", hub_id=mark)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world).name == "Copied from elsewhere"
