@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from conductor import overview as views
+from conductor.applying import Applying
 from conductor.desk import Desk, LetterFilter
 from conductor.guard import Guard
 from conductor.health import Health
@@ -49,7 +50,8 @@ class Conductor:
         self.routing = Routing(self.hub)
         settling = Settling(self.hub, self.health, self.letters, self.relations)
         self.outward = Outward(self.hub, self.health, self.mappings, self.relations, settling, self.limits, self.guard)
-        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, self.relations, self.guard)
+        applying = Applying(self.hub, self.relations, self.guard)
+        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
         self.jobs = Jobs(self.hub)
 

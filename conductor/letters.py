@@ -73,6 +73,12 @@ class Letters:
         inserted = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id))
         return int(inserted.scalar_one())
 
+    def of_inbox(self, connection: sa.Connection, inbox_id: int) -> int | None:
+        """The open letter about an inbox row, if there is one."""
+        is_open = (DeadLetter.inbox_id == inbox_id, DeadLetter.closed_at.is_(None))
+        letter: int | None = connection.execute(sa.select(DeadLetter.id).where(*is_open)).scalar()
+        return letter
+
     def close(self, connection: sa.Connection, letter_ids: list[int], resolution: str) -> None:
         """Close letters, with how it ended in words, and forget them in their links."""
         if not letter_ids:

@@ -43,7 +43,7 @@ def test_a_record_that_comes_back_from_there_is_not_taken_for_gone(database: Dat
         mapper = world.conductor.mappings.current(c, "crm.customer")[0]
         incoming = type("Incoming", (), {"subscriber": subscriber, "mapper": mapper})()
         incoming.external = External("crm_2", {"name": "Ada again"})
-        world.conductor.inward._new_link(c, incoming, one)
+        world.conductor.inward.applying._new_link(c, incoming, one)
     assert link(world, "crm", one).gone_at is None and not link(world, "crm", one).gone_there
 
 
