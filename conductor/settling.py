@@ -122,6 +122,7 @@ class Settling:
             "owed_since": sa.case((Link.owed_change > link.owed_change, now), else_=sa.null()),
             "attempts": 0,
             "retry_at": None,
+            "doubt": None,
             "waits_for": None,
             "unsubscription_id": unsubscription,
             # A create that was never begun, or that is done, leaves no question open.
@@ -192,7 +193,7 @@ class Settling:
             return None
         if isinstance(error, Gone) and plan.operation != "create":
             return self._after_gone(connection, subscriber, plan)
-        known: dict[str, Any] = _after_create(plan, error)
+        known: dict[str, Any] = _after_create(plan, error) | _after_update(plan, error)
         if isinstance(error, SystemDown):
             plan.settle("waiting", str(error))
             return known
@@ -293,6 +294,13 @@ def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
     if error.maybe_done and plan.operation == "create":
         return {"agreed": plan.flat}  # the base, should the record turn up: their edits show against it
     return {"intent": _unbegun(plan)}
+
+
+def _after_update(plan: Plan, error: SyncError) -> dict[str, Any]:
+    """What a failure says of an update: that it may have arrived, and with which values."""
+    if not (error.maybe_done and plan.operation == "update" and plan.duration is not None):
+        return {}
+    return {"doubt": {path: plan.flat[path] for path in plan.sent}}
 
 
 def _unless_newer(link: Any, when: datetime) -> Any:

@@ -474,3 +474,122 @@ def test_a_mark_that_is_no_id_of_ours_makes_a_record_of_its_own(database: Databa
     webhook(world, "crm", "e1", "crm_1")
     world.run()
     assert record(world).name == "Copied from elsewhere"
+
+
+# --- an update whose outcome is not known ---------------------------------------------------------------
+
+
+def cut(world: World, *, after: bool) -> None:
+    """The next call's answer is lost: after it took effect, or before."""
+    world.systems["crm"].fail(Retry("the connection was cut", maybe_done=True), after=after)
+
+
+def again(world: World) -> None:
+    world.clock.tick(100)
+    world.conductor.sweep()
+    world.run()
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_an_update_in_doubt_is_looked_up_before_it_is_sent_again(database: Database, arrived: bool) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=arrived)
+    world.run()
+    again(world)
+    assert world.shown("crm")[0]["notes"] == "1"
+    assert [kind for kind, _ in world.systems["crm"].calls if kind == "update"] == ["update"] * (1 if arrived else 2)
+    assert link(world, "crm").doubt is None and link(world, "crm").agreed["notes"] == "1"
+
+
+def test_an_edit_over_an_update_whose_answer_was_lost_survives(database: Database) -> None:
+    world = World(database, "crm", "shop")
+    one = add(world, notes="0", phone="0")
+    world.run()
+    edit(world, one, notes="1", phone="1")
+    cut(world, after=True)
+    world.run()
+    world.clock.tick()
+    world.systems["crm"].edit("crm_1", notes="2, by who saw the 1")
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert (record(world, one).notes, record(world, one).phone) == ("2, by who saw the 1", "1")
+    assert world.shown("crm")[0]["notes"] == world.shown("shop")[0]["notes"] == "2, by who saw the 1"
+
+
+def test_an_edit_over_an_update_whose_worker_died_survives(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    world.conductor.relay()
+    world.ears.heard.clear()
+    crm = world.systems["crm"]
+
+    def die(kind: str, what: str) -> None:
+        crm.edit("crm_1", notes="1")  # it arrived
+        raise KeyboardInterrupt
+
+    crm.on_call = die
+    with pytest.raises(KeyboardInterrupt):
+        world.conductor.deliver("crm.customer", [one])
+    crm.on_call = lambda kind, what: None
+    world.clock.tick()
+    crm.edit("crm_1", notes="2, by who saw the 1")
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "2, by who saw the 1"
+
+
+def test_an_edit_here_after_a_worker_died_is_not_taken_for_what_it_sent(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    world.conductor.relay()
+    world.ears.heard.clear()
+    crm = world.systems["crm"]
+
+    def die(kind: str, what: str) -> None:
+        crm.edit("crm_1", notes="1")
+        raise KeyboardInterrupt
+
+    crm.on_call = die
+    with pytest.raises(KeyboardInterrupt):
+        world.conductor.deliver("crm.customer", [one])
+    crm.on_call = lambda kind, what: None
+    edit(world, one, notes="2")  # captured, and not routed yet
+    world.clock.tick(100)
+    world.conductor.deliver("crm.customer", [one])
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    again(world)
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "2"
+
+
+def test_an_edit_over_a_create_whose_worker_died_survives(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="1")
+    world.conductor.relay()
+    world.ears.heard.clear()
+    crm = world.systems["crm"]
+
+    def die(kind: str, what: str) -> None:
+        crm.add(name="Ada", notes="1", hub_id=one)
+        raise KeyboardInterrupt
+
+    crm.on_call = die
+    with pytest.raises(KeyboardInterrupt):
+        world.conductor.deliver("crm.customer", [one])
+    crm.on_call = lambda kind, what: None
+    world.clock.tick()
+    crm.edit("crm_1", notes="2, by who saw the 1")
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "2, by who saw the 1"
+    assert len(crm.store) == 1

@@ -83,7 +83,7 @@ def test_a_wrong_variable_is_named_and_its_value_never_shown(
 
 
 def test_every_setting_that_can_be_wrong_is_tried() -> None:
-    free_text = {"HOST", "SECRET_KEY", "RABBITMQ_MANAGEMENT_URL"}
+    free_text = {"HOST", "SECRET_KEY", "RABBITMQ_MANAGEMENT_URL", "METRICS_TOKEN"}
     assert {name.upper() for name in Settings.model_fields} - set(WRONG) == free_text
 
 
