@@ -149,6 +149,7 @@ class Applying:
             ours=ours,
             comes_in=mapper.comes_in,
             winner=lambda path: self._winner(connection, incoming, link, path),
+            as_we_wrote=_is_as_we_wrote(incoming.external.at, link),
         )
         if result.take:
             self._write_record(connection, subscriber, mapper, link.record_id, result.take)
@@ -413,6 +414,11 @@ def _is_newer(at: datetime | None, link: Any) -> bool:
     if at is None:
         return False
     return all(known is None or at > known for known in (link.seen_at, link.wrote_at))
+
+
+def _is_as_we_wrote(at: datetime | None, link: Any) -> bool:
+    """Whether nothing was changed there since our own last write."""
+    return at is not None and link.wrote_at is not None and at <= link.wrote_at
 
 
 def _unsent(ours: Flat, agreed: Flat) -> bool:

@@ -28,12 +28,14 @@ class Merge:
     keep: dict[str, Any] = field(default_factory=dict)
     settled: dict[str, Any] = field(default_factory=dict)
     ask: dict[str, Any] = field(default_factory=dict)
+    #: Their form of what we wrote, in a field that only goes out.
+    form: dict[str, Any] = field(default_factory=dict)
     conflicts: dict[str, Winner] = field(default_factory=dict)
 
     @property
     def is_echo(self) -> bool:
         """Nothing came in that was not agreed already."""
-        return not (self.take or self.keep or self.settled or self.ask)
+        return not (self.take or self.keep or self.settled or self.ask or self.form)
 
 
 def merge(
@@ -44,11 +46,14 @@ def merge(
     ours: Mapping[str, Any],
     comes_in: Callable[[str], bool],
     winner: Callable[[str], Winner],
+    as_we_wrote: bool = False,
 ) -> Merge:
     """Decide for every field in `theirs`.
 
     `agreed` and `held` are the link's base: our form of it, and the system's where that differs.
     `comes_in` says whether a field's direction lets their change in; `winner` settles a conflict.
+    `as_we_wrote`: nothing was changed there since our own write. What differs in a field that only
+    goes out is then the system's form of it; sent again it would come back the same, for ever.
     """
     result = Merge()
     for path, value in theirs.items():
@@ -57,6 +62,8 @@ def merge(
             continue
         if path in ours and same(value, ours[path]):
             result.settled[path] = value
+        elif not comes_in(path) and as_we_wrote and path in agreed and same(ours.get(path), agreed[path]):
+            result.form[path] = value
         elif not comes_in(path):
             result.keep[path] = value
         elif path not in ours or (path in agreed and same(ours[path], agreed[path])):
@@ -79,7 +86,7 @@ def rebase(
     for path, value in result.keep.items():
         new_agreed[path] = value
         new_held.pop(path, None)
-    new_held.update(result.ask)
+    new_held.update({**result.ask, **result.form})
     for path, value in {**result.take, **result.settled}.items():
         new_agreed[path] = ours_now.get(path, value)
         new_held.pop(path, None)

@@ -593,3 +593,33 @@ def test_an_edit_over_a_create_whose_worker_died_survives(database: Database) ->
     world.run()
     assert record(world, one).notes == crm.store["crm_1"]["notes"] == "2, by who saw the 1"
     assert len(crm.store) == 1
+
+
+def test_a_silent_tidy_system_and_a_field_that_only_goes_out_come_to_rest(database: Database) -> None:
+    class SilentTidy(FakeSubscriber):
+        field_to_data = {"name": Field("name", direction="out")}
+
+        def create(self, item: Item) -> External:
+            item.data["name"] = item.data["name"].lower()
+            return External(super().create(item).id, at=self.client.clock())
+
+        def update(self, item: Item) -> External:
+            item.changes["name"] = item.changes["name"].lower()
+            return External(super().update(item).id, at=self.client.clock())
+
+    world = World(database, "crm", kinds=(SilentTidy,))
+    one = add(world, name="ADA")
+    world.run()
+    edit(world, one, name="ADA LOVELACE")
+    for _ in range(4):
+        world.run()
+        world.clock.tick(100)
+        world.conductor.poll("crm.customer")
+        world.conductor.sweep()
+        world.run()
+    assert len(world.systems["crm"].writes()) == 2
+    # A person's edit of it is put right all the same.
+    world.systems["crm"].edit("crm_1", name="hacked")
+    world.conductor.poll("crm.customer")
+    world.run()
+    assert world.shown("crm") == [{"name": "ada lovelace"}]
