@@ -149,7 +149,7 @@ class Applying:
             ours=ours,
             comes_in=mapper.comes_in,
             winner=lambda path: self._winner(connection, incoming, link, path),
-            as_we_wrote=_is_as_we_wrote(incoming.external.at, link),
+            righted=link.righted if _is_as_we_wrote(incoming.external.at, link) else None,
         )
         if result.take:
             self._write_record(connection, subscriber, mapper, link.record_id, result.take)
@@ -161,6 +161,8 @@ class Applying:
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
+        if one_way := {path: value for path, value in result.keep.items() if not mapper.comes_in(path)}:
+            values["righted"] = {**(link.righted or {}), **one_way}
         if incoming.external.at is not None:
             values["seen_at"] = incoming.external.at
         owed = bool(result.keep) or _unsent(ours_now, new_agreed)

@@ -46,14 +46,15 @@ def merge(
     ours: Mapping[str, Any],
     comes_in: Callable[[str], bool],
     winner: Callable[[str], Winner],
-    as_we_wrote: bool = False,
+    righted: Mapping[str, Any] | None = None,
 ) -> Merge:
     """Decide for every field in `theirs`.
 
     `agreed` and `held` are the link's base: our form of it, and the system's where that differs.
     `comes_in` says whether a field's direction lets their change in; `winner` settles a conflict.
-    `as_we_wrote`: nothing was changed there since our own write. What differs in a field that only
-    goes out is then the system's form of it; sent again it would come back the same, for ever.
+    `righted`, where nothing was changed there since our own write: what they held in fields that only
+    go out when ours was last sent over it. The same again is the system's form of ours; sent once
+    more it would come back once more, for ever.
     """
     result = Merge()
     for path, value in theirs.items():
@@ -62,7 +63,7 @@ def merge(
             continue
         if path in ours and same(value, ours[path]):
             result.settled[path] = value
-        elif not comes_in(path) and as_we_wrote and path in agreed and same(ours.get(path), agreed[path]):
+        elif not comes_in(path) and righted and path in righted and same(value, righted[path]):
             result.form[path] = value
         elif not comes_in(path):
             result.keep[path] = value

@@ -92,6 +92,8 @@ class Link(Base):
     agreed: Mapped[dict[str, Any] | None]
     #: External field -> value as the system stores it, only where that differs from `agreed`.
     held: Mapped[dict[str, Any] | None]
+    #: External field that only goes out -> what they held when ours was last sent again over it.
+    righted: Mapped[dict[str, Any] | None]
     #: By the system's clock: the newest state of theirs that was merged, and our own last write.
     seen_at: Mapped[datetime | None]
     wrote_at: Mapped[datetime | None]

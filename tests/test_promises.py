@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from conductor import Policy
 from conductor.limits import Limits
+from models.capture import sync_context
 from models.catalogues import Customer, Invoice
 from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, SyncContext, System
 from models.session import Database
@@ -617,9 +618,34 @@ def test_a_silent_tidy_system_and_a_field_that_only_goes_out_come_to_rest(databa
         world.conductor.poll("crm.customer")
         world.conductor.sweep()
         world.run()
-    assert len(world.systems["crm"].writes()) == 2
+    assert len(world.systems["crm"].writes()) == 3  # it is put right once, to see
     # A person's edit of it is put right all the same.
     world.systems["crm"].edit("crm_1", name="hacked")
     world.conductor.poll("crm.customer")
     world.run()
     assert world.shown("crm") == [{"name": "ada lovelace"}]
+
+
+def test_an_edit_its_writer_left_the_system_out_of_is_not_taken_for_what_a_dead_worker_sent(
+    database: Database,
+) -> None:
+    world = World(database, "crm")
+    one = add(world)
+    world.conductor.relay()
+    world.ears.heard.clear()
+    crm = world.systems["crm"]
+
+    def die(kind: str, what: str) -> None:
+        crm.add(name="Ada", hub_id=one)
+        raise KeyboardInterrupt
+
+    crm.on_call = die
+    with pytest.raises(KeyboardInterrupt):
+        world.conductor.deliver("crm.customer", [one])
+    crm.on_call = lambda kind, what: None
+    with database.write() as c, sync_context(c, unsubscribe=["crm"]):
+        c.execute(sa.update(CUSTOMER).values(notes="not for them, this time"))
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).notes == "not for them, this time"

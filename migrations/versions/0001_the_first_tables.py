@@ -301,6 +301,13 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
+        sa.Column(
+            "righted",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
         sa.Column("seen_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("wrote_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("gone_at", sa.DateTime(timezone=True), nullable=True),
