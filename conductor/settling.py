@@ -291,7 +291,7 @@ def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
     """What a failure says of a create: whether it may have happened, and with which data."""
     if plan.claim.linked:
         return {}
-    if error.maybe_done and plan.operation == "create":
+    if error.maybe_done and plan.operation == "create" and plan.duration is not None:
         return {"agreed": plan.flat}  # the base, should the record turn up: their edits show against it
     return {"intent": _unbegun(plan)}
 

@@ -649,3 +649,17 @@ def test_an_edit_its_writer_left_the_system_out_of_is_not_taken_for_what_a_dead_
     webhook(world, "crm", "e1", "crm_1")
     world.run()
     assert record(world, one).notes == "not for them, this time"
+
+
+def test_a_look_up_that_fails_says_nothing_of_what_the_create_before_it_sent(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, phone="4")
+    cut(world, after=True)
+    world.run()
+    edit(world, one, phone=None)
+    cut(world, after=True)  # the look-up
+    world.run()
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).phone is None and world.shown("crm")[0]["phone"] is None
