@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.guard import Guard
-from conductor.hub import Hub
+from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
 from conductor.relations import Relations, related_flat
 from conductor.settling import remove_here
@@ -122,6 +122,8 @@ class Applying:
         if seen is not None and link.seen_at is not None and seen <= link.seen_at:
             return Applied("echo", "seen before")  # a poll's overlap: nothing to write down again
         self._see(connection, link, seen)
+        if seen is not None and (written := self._written_by_now(incoming, link)):
+            connection.execute(sa.update(Link).where(Link.id == link.id).values(**written))
         return self._note(connection, incoming, link, "echo", "it is what was agreed already")
 
     def _pass_over(self, connection: sa.Connection, incoming: Incoming, link: Any, words: str) -> Applied:
@@ -164,7 +166,7 @@ class Applying:
         if one_way := {path: value for path, value in result.keep.items() if not mapper.comes_in(path)}:
             values["righted"] = {**(link.righted or {}), **one_way}
         if incoming.external.at is not None:
-            values["seen_at"] = incoming.external.at
+            values |= {"seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
         owed = bool(result.keep) or _unsent(ours_now, new_agreed)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
@@ -172,6 +174,13 @@ class Applying:
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
+
+    @staticmethod
+    def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:
+        """When our last write was, by their clock, at the latest: a fetch that came after it tells."""
+        if incoming.newest and link.wrote_at is not None and link.wrote_at >= UNKNOWN_TIME:
+            return {"wrote_at": incoming.external.at}
+        return {}
 
     def _owed_now(self) -> dict[str, Any]:
         now = self.hub.clock()

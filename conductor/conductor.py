@@ -17,7 +17,7 @@ from conductor.hub import Announcer, Hub, Policy
 from conductor.inward import Inward
 from conductor.letters import Letters
 from conductor.limits import Limits
-from conductor.mappings import Mappings
+from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
 from conductor.relations import Relations
 from conductor.routing import Routing
@@ -51,7 +51,7 @@ class Conductor:
         settling = Settling(self.hub, self.health, self.letters, self.relations)
         self.outward = Outward(self.hub, self.health, self.mappings, self.relations, settling, self.limits, self.guard)
         applying = Applying(self.hub, self.relations, self.guard)
-        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard)
+        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
         self.jobs = Jobs(self.hub)
 
@@ -161,7 +161,11 @@ class Conductor:
     def mapping(self, subscriber: str) -> tuple[Mapper, int]:
         """The mapping in force and its version. See `Mappings.current`."""
         with self.database.read() as connection:
-            return self.mappings.current(connection, subscriber)
+            try:
+                return self.mappings.current(connection, subscriber)
+            except MappingRefused:
+                # Saved once and out of date since: the code's own is the place to start mending it from.
+                return self.subscribers[subscriber].default_mapper, self.mappings.version(connection, subscriber)
 
     def save_mapping(self, subscriber: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
         """Save a mapping. See `Mappings.save`."""

@@ -118,14 +118,16 @@ class Desk:
         inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
         connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
         connection.execute(
-            sa.update(Inbox).where(Inbox.id.in_(inbox), Inbox.state == "dead").values(state="waiting", retry_at=now)
+            sa.update(Inbox)
+            .where(Inbox.id.in_(inbox), Inbox.state == "dead")
+            .values(state="waiting", retry_at=now, attempts=0)
         )
 
     def _settle(self, connection: sa.Connection, rows: Iterable[Any], resolution: str) -> None:
         links = [row.link_id for row in rows if row.link_id is not None]
         connection.execute(
             sa.update(Link)
-            .where(Link.id.in_(links))
+            .where(Link.id.in_(links), Link.dead_at.is_not(None))  # one that was edited since is sent
             .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
         )
         self.letters.close(connection, [row.id for row in rows], resolution)
@@ -203,6 +205,8 @@ class Desk:
             raise ValueError(f"no operation {operation!r}; there are create, update and delete")
         if record_ids is not None and not record_ids:
             raise ValueError("the list of records is empty")
+        if record_ids is not None and (long := next((r for r in record_ids if len(r) > 64), None)):
+            raise ValueError(f"{long[:20]}... is too long for a record's id")
         if until is not None and until <= self.hub.clock():
             raise ValueError("the end lies in the past")
         with self.hub.database.write() as connection:
@@ -279,6 +283,8 @@ class Desk:
 
     def _settled_values(self, connection: sa.Connection, conflict: Any, link: Any, choice: str) -> dict[str, Any]:
         subscriber = self.hub.subscribers[conflict.subscriber]
+        if not self.mappings.current(connection, conflict.subscriber)[0].comes_in(conflict.path):
+            return {"open_conflicts": Link.open_conflicts - 1}  # the field is not mapped any more
         result = Merge(**{"keep" if choice == "ours" else "take": {conflict.path: conflict.theirs}})
         if choice == "theirs":
             mapper = self.mappings.current(connection, conflict.subscriber)[0]

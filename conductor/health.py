@@ -79,12 +79,21 @@ class Health:
         with self.hub.database.write() as connection:
             return connection.execute(statement).rowcount == 1
 
+    def probe_again(self, name: str) -> None:
+        """The prober had nothing to call about: the next one may go at once."""
+        down = (System.name == name, System.down_since.is_not(None))
+        with self.hub.database.write() as connection:
+            connection.execute(sa.update(System).where(*down).values(probe_at=self.hub.clock()))
+
     def went_down(self, connection: sa.Connection, name: str, error: SystemDown) -> None:
         """Leave the system alone for a while; longer each time, or as long as it asked for."""
         row = connection.execute(
-            sa.select(System.down_since, System.failures).where(System.name == name).with_for_update()
+            sa.select(System.probe_at, System.failures).where(System.name == name).with_for_update()
         ).one_or_none()
-        failures = (row.failures if row else 0) + 1
+        failures = row.failures if row else 0
+        # Calls that were under way together failed together: that is one failure.
+        if row is None or row.probe_at is None or row.probe_at <= self.hub.clock() or not failures:
+            failures += 1
         pause = max(self.hub.policy.probe(failures), error.after or 0.0)
         logger.warning("%s is down, next try in %.0f s: %s", name, pause, error)
         connection.execute(

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import sqlalchemy as sa
@@ -34,9 +34,15 @@ class Announcer(Protocol):
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
         """This subscriber wants to be polled, `delay` seconds from now."""
 
+    def inbox_depth(self, system: str) -> int | None:
+        """Messages waiting in the queue of a system's webhooks and polls; None where that cannot be told now."""
+
     def depth(self, subscriber: str) -> int | None:
         """Messages waiting in a subscriber's queue; None where that cannot be told now."""
 
+
+#: Later than any time a system tells: of a write of ours whose time by their clock is not known.
+UNKNOWN_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
 #: A pause is doubled at most so often: beyond that it is over any limit, and then over what a float holds.
 _DOUBLINGS = 60

@@ -6,6 +6,7 @@ in is the newest, the record is fetched under the link's lease, and that is appl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from conductor.guard import Guard
 from conductor.health import Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.letters import Letters
+from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from models.ledger import Cursor, Inbox, Link, System
 from subscribers.base import External, Page, Subscriber
@@ -32,6 +34,9 @@ BUSY_PAUSE = 1.0
 
 #: Headers worth keeping with a webhook; the others may hold secrets.
 _KEPT_HEADERS = ("content-type", "user-agent", "date", "x-request-id")
+
+#: Characters of an event's id; of a longer one a digest is kept.
+_LONGEST_EVENT_ID = 255
 
 #: `kind` of an inbox row that holds a polled record.
 POLLED = "poll"
@@ -53,7 +58,14 @@ class Inward:
     """Stores what comes in, and applies it."""
 
     def __init__(
-        self, hub: Hub, health: Health, mappings: Mappings, letters: Letters, applying: Applying, guard: Guard
+        self,
+        hub: Hub,
+        health: Health,
+        mappings: Mappings,
+        letters: Letters,
+        applying: Applying,
+        guard: Guard,
+        limits: Limits,
     ) -> None:
         self.hub = hub
         self.health = health
@@ -61,6 +73,7 @@ class Inward:
         self.letters = letters
         self.applying = applying
         self.guard = guard
+        self.limits = limits
 
     # --- webhooks -----------------------------------------------------------------------------------
 
@@ -81,7 +94,7 @@ class Inward:
             raise
         values = {
             "system": system,
-            "event_id": event_id,
+            "event_id": event_id if len(event_id) <= _LONGEST_EVENT_ID else _digest(event_id),
             "kind": "webhook",
             "body": body.decode("utf-8", "replace"),
             "headers": {name: lowered[name] for name in _KEPT_HEADERS if name in lowered},
@@ -94,14 +107,17 @@ class Inward:
             self._announce_inbox(system, [inbox_id])
         return inbox_id is not None
 
-    def _store(self, connection: sa.Connection, values: dict[str, Any]) -> int | None:
-        statement = (
-            self.hub.database.insert(Inbox)
-            .values(**values)
-            .on_conflict_do_nothing(index_elements=["system", "event_id"])
-            .returning(Inbox.id)
-        )
-        return connection.execute(statement).scalar()
+    def _store(self, connection: sa.Connection, values: dict[str, Any], *, reopen: bool = False) -> int | None:
+        """The row's id; None if it is there already. `reopen`: one that is settled is looked at again."""
+        insert = self.hub.database.insert(Inbox).values(**values)
+        same_event = ["system", "event_id"]
+        if reopen:
+            fresh = {"state": "waiting", "attempts": 0, "settled_at": None}
+            fresh |= {"body": values["body"], "retry_at": values["retry_at"]}
+            insert = insert.on_conflict_do_update(index_elements=same_event, set_=fresh, where=Inbox.state == "done")
+        else:
+            insert = insert.on_conflict_do_nothing(index_elements=same_event)
+        return connection.execute(insert.returning(Inbox.id)).scalar()
 
     def _announce_inbox(self, system: str, ids: list[int]) -> None:
         try:
@@ -134,6 +150,8 @@ class Inward:
             self._settle_inbox(row, "; ".join(self._receive(row)) or "nothing here follows this kind of record")
         except Guarded:
             self.hub.database.transact(self.guard.trip, row.system, "from")
+        except Stopping:
+            return  # it waits in the inbox
         except Busy:
             self._postpone(row, "the record is being delivered", BUSY_PAUSE, attempts=row.attempts)
         except _Closed as closed:
@@ -170,7 +188,7 @@ class Inward:
                 .where(Inbox.id == row.id)
                 .values(state="done", settled_at=self.hub.clock(), result=result, retry_at=None)
             )
-            letter = self.letters.of_inbox(connection, row.id) if row.attempts else None
+            letter = self.letters.of_inbox(connection, row.id)
             self.letters.close(connection, [letter] if letter is not None else [], result)
 
     def _postpone(self, row: Any, result: str, seconds: float, *, attempts: int) -> None:
@@ -212,10 +230,13 @@ class Inward:
             position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
         count = 0
         try:
-            for page in self._paced(subscriber, position):
-                owed = self.hub.database.transact(self._apply_page, subscriber, page)
-                count += len(page.records)
-                self._announce_owed(owed)
+            with self.limits.slot(subscriber.system):
+                for page in self._paced(subscriber, position):
+                    owed = self.hub.database.transact(self._apply_page, subscriber, page)
+                    count += len(page.records)
+                    self._announce_owed(owed)
+        except Stopping:
+            return count
         except Guarded:
             self.hub.database.transact(self.guard.trip, subscriber.system, "from")
             return count
@@ -254,7 +275,9 @@ class Inward:
             try:
                 with connection.begin_nested():  # one bad record must not take its page down
                     applied = self.applying.apply(connection, incoming, polled=page.current)
-            except (Busy, NeedsFetch, SyncError, sa.exc.DBAPIError) as error:
+            except (Guarded, sa.exc.OperationalError):
+                raise  # not this record's fault
+            except Exception as error:
                 self._set_aside(connection, subscriber, external, error)
                 continue
             if applied.owed:
@@ -278,6 +301,8 @@ class Inward:
                 "received_at": self.hub.clock(),
                 "retry_at": self.hub.clock(),
             },
+            # Systems tell times in seconds: another edit of the same second has the same name.
+            reopen=True,
         )
 
     # --- one record -------------------------------------------------------------------------------------
@@ -306,8 +331,9 @@ class Inward:
         link_id = self._lease(subscriber, external, token)
         try:
             try:
-                subscriber.client.pace()
-                fresh = subscriber.fetch(external.id)
+                with self.limits.slot(subscriber.system):
+                    subscriber.client.pace()
+                    fresh = subscriber.fetch(external.id)
             except Gone:
                 fresh = replace(external, deleted=True, data={})
             if gate.probing:
@@ -354,6 +380,10 @@ class Inward:
                 self.hub.announcer.records(name, [record])
             except Exception:
                 logger.warning("%s %s could not be announced; the sweep will do it", name, record, exc_info=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

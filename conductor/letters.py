@@ -15,7 +15,7 @@ from models.ledger import DeadLetter, Link
 from subscribers.errors import Reject, SyncError
 
 #: What varies from one record to the next: quoted values, numbers, long ids.
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
+_VARYING = re.compile(r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
 
 
 def fingerprint(error: SyncError) -> str:

@@ -26,6 +26,10 @@ _RESERVE_SECONDS = 0.1
 _SLOT_PAUSE = 0.02
 
 
+class Stopping(Exception):
+    """This process stops: work that has not begun is handed back."""
+
+
 class Limits:
     """Paces calls and hands out slots."""
 
@@ -33,6 +37,7 @@ class Limits:
         self.hub = hub
         self.sleep = sleep
         self._lock = threading.Lock()
+        self._held = threading.local()
         self._reserved: dict[str, deque[datetime]] = {}
 
     def attach(self) -> None:
@@ -49,6 +54,10 @@ class Limits:
         """Return when this process may begin one call."""
         with self._lock:
             reserved = self._reserved.setdefault(name, deque())
+            # Turns that were not taken are lost, or they would all be taken at once some day.
+            forgotten = self.hub.later(-_RESERVE_SECONDS)
+            while reserved and reserved[0] < forgotten:
+                reserved.popleft()
             if not reserved:
                 reserved.extend(self._reserve(name, rate))
             turn = reserved.popleft()
@@ -70,7 +79,11 @@ class Limits:
 
     @contextmanager
     def slot(self, name: str) -> Iterator[None]:
-        """Hold one of the system's slots; waits for one. A system without a limit has no slots."""
+        """Hold one of the system's slots; waits for one. A system without a limit has no slots.
+
+        Raises:
+          Stopping: this process is asked to stop, and there was no slot.
+        """
         limit = self.hub.systems[name].concurrency
         if not limit:
             yield
@@ -78,13 +91,22 @@ class Limits:
         token = new_token()
         while not self._take(name, limit, token):
             if self.hub.stopping.is_set():
-                break  # the caller hands its work back
+                raise Stopping
             self.sleep(_SLOT_PAUSE)
+        self._held.token = token
         try:
             yield
         finally:
+            self._held.token = None
             with self.hub.database.write() as connection:
                 connection.execute(sa.update(CallSlot).where(CallSlot.owner == token).values(owner=None, until=None))
+
+    def renew(self) -> None:
+        """Keep the slot this thread holds, if it holds one, for another lease."""
+        if (token := getattr(self._held, "token", None)) is not None:
+            until = self.hub.later(self.hub.policy.lease)
+            with self.hub.database.write() as connection:
+                connection.execute(sa.update(CallSlot).where(CallSlot.owner == token).values(until=until))
 
     def _take(self, name: str, limit: int, token: str) -> bool:
         now = self.hub.clock()

@@ -32,13 +32,18 @@ class Mappings:
 
     def current(self, connection: sa.Connection, name: str) -> tuple[Mapper, int]:
         """The mapping of a subscriber and its version; version 0 is the code's own, never edited."""
-        newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
-        version = connection.execute(newest).scalar() or 0
+        version = self.version(connection, name)
         cached = self._cache.get(name)
         if cached is None or cached[0] != version:
             cached = self._cache[name] = (version, self._load(connection, name, version))
             self.hub.subscribers[name].mapper = cached[1]
         return cached[1], version
+
+    @staticmethod
+    def version(connection: sa.Connection, name: str) -> int:
+        """The newest version saved; 0 if the mapping was never edited."""
+        newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
+        return connection.execute(newest).scalar() or 0
 
     def _load(self, connection: sa.Connection, name: str, version: int) -> Mapper:
         subscriber = self.hub.subscribers[name]
@@ -69,10 +74,10 @@ class Mappings:
                 raise MappingRefused(problems)
         try:
             with self.hub.database.write() as connection:
-                newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
-                if (connection.execute(newest).scalar() or 0) != expected_version:
+                if self.version(connection, name) != expected_version:
                     raise MappingConflict(f"{name}: version {expected_version} is not the newest any more")
-                before = self.current(connection, name)[0].rows()
+                saved = (Mapping.subscriber == name, Mapping.version == expected_version)
+                before = connection.execute(sa.select(Mapping.fields).where(*saved)).scalar()
                 connection.execute(
                     sa.insert(Mapping).values(
                         subscriber=name,
@@ -82,7 +87,8 @@ class Mappings:
                         created_by=by,
                     )
                 )
-                self.hub.audit(connection, by, "mapping.save", name, before=before, after=rows)
+                default = subscriber.default_mapper.rows()
+                self.hub.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
         except sa.exc.IntegrityError:
             raise MappingConflict(f"{name}: somebody saved version {expected_version + 1} first") from None
         return expected_version + 1

@@ -18,15 +18,15 @@ import sqlalchemy as sa
 from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
-from conductor.limits import Limits
+from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from conductor.plans import Batch, Claim, Plan, make_item, tops
 from conductor.relations import Relations
-from conductor.settling import Settling
+from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
 from models.ledger import Change, Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
-from subscribers.errors import Reject, SyncError, SystemDown
+from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
 
 logger = logging.getLogger(__name__)
@@ -76,34 +76,65 @@ class Outward:
             if self.hub.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
                 self.hub.announcer.records(name, waiting)
                 return
-            with self.limits.slot(subscriber.system):
-                gate = self.health.gate(subscriber.system)
-                if not gate.open:
-                    logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
-                    return
-                count = 1 if gate.probing else size
-                chunk, waiting = waiting[:count], waiting[count:]
-                self._deliver_chunk(subscriber, chunk)
+            try:
+                with self.limits.slot(subscriber.system):
+                    gate = self.health.gate(subscriber.system)
+                    if not gate.open:
+                        logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
+                        return
+                    count = 1 if gate.probing else size
+                    chunk, waiting = waiting[:count], waiting[count:]
+                    called = self._deliver_chunk(subscriber, chunk)
+                    if gate.probing and not called:
+                        self.health.probe_again(subscriber.system)  # there was nothing to ask it
+            except Stopping:
+                continue  # the next look at `stopping` hands the rest back
 
-    def _deliver_chunk(self, subscriber: Subscriber, record_ids: list[str]) -> None:
+    def _deliver_chunk(self, subscriber: Subscriber, record_ids: list[str]) -> bool:
+        """Deliver these; True if the system was called."""
+        called = False
         for _ in range(_ROUNDS):
-            record_ids = self._round(subscriber, record_ids)
+            record_ids, calls = self._round(subscriber, record_ids)
+            called = called or calls
             if not record_ids:
-                return
+                return called
         self.hub.announcer.records(subscriber.name(), record_ids)
+        return called
 
-    def _round(self, subscriber: Subscriber, record_ids: list[str]) -> list[str]:
-        """One pass over these records; returns those that are owed something again."""
+    def _round(self, subscriber: Subscriber, record_ids: list[str]) -> tuple[list[str], bool]:
+        """One pass over these records; those that are owed something again, and whether the system was called."""
         batch = self.hub.database.transact(self._claim, subscriber, record_ids)
         if not batch.claims:
-            return []
+            return [], False
         plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
         self._hold_deletes(subscriber, plans)
         self._call(subscriber, plans, batch)
-        settled = self.hub.database.transact(self.settling.write, subscriber, plans, batch)
+        settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
             self.hub.announcer.records(name, [record_id])
-        return settled.again
+        return settled.again, any(p.duration is not None or p.error is not None for p in plans)
+
+    def _settle(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
+        try:
+            return self.hub.database.transact(self.settling.write, subscriber, plans, batch)
+        except sa.exc.OperationalError:
+            raise
+        except Exception:
+            # One of them cannot be written down: it must not take its neighbours with it.
+            logger.exception("%s: a batch could not be written down; one by one", subscriber.name())
+        settled = Settled()
+        for plan in plans:
+            try:
+                one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:
+                plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
+                plan.fail(Reject(f"what came of it cannot be written down: {type(error).__name__}"))
+                one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
+            settled.again += one.again
+            settled.announce += one.announce
+        return settled
 
     # --- claim --------------------------------------------------------------------------------------
 
@@ -227,9 +258,8 @@ class Outward:
 
     def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> None:
         deletes = [p for p in plans if p.is_open and p.operation in ("delete", "archive")]
-        if not deletes:
-            return
-        if self.hub.database.transact(self.guard.allows, subscriber.system, len(deletes), "to"):
+        fresh = sum(p.claim.link.attempts == 0 for p in deletes)  # a retry is no other deletion
+        if not deletes or self.hub.database.transact(self.guard.allows, subscriber.system, fresh, "to"):
             return
         for plan in deletes:
             plan.settle("waiting", "held by the mass-delete guard")
@@ -238,6 +268,11 @@ class Outward:
 
     def _call(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> None:
         for plan in plans:
+            looks = plan.is_open and plan.operation != "none" and not (plan.claim.linked or plan.claim.fresh_intent)
+            looks = looks or (plan.is_open and plan.operation == "update")
+            if looks and not self._still_ours([p for p in plans if p.is_open], batch.token):
+                self._lose(plans)
+                return
             if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
                 self._resolve(subscriber, plan, batch.mapper)
             if plan.is_open and plan.operation == "update" and plan.claim.link.doubt is not None and batch.mapper:
@@ -269,29 +304,39 @@ class Outward:
                 plan.fail(SystemDown(str(down), after=down.after))
             return
         if not self._still_ours(chosen, token):
-            for plan in chosen:
-                plan.settle("waiting", "the lease ran out before the call")
+            self._lose(chosen)
             return
         if subscriber.bulk_size > 1:
             subscriber.client.pace()
         began = time.perf_counter()
         outcomes = attempt(call, [plan.item for plan in chosen])
         duration = (time.perf_counter() - began) * 1000
+        if not isinstance(outcomes, SyncError) and len(outcomes) != len(chosen):
+            outcomes = Retry(f"{len(outcomes)} outcomes for {len(chosen)} records", maybe_done=True)
         if isinstance(outcomes, SyncError):
             outcomes = [outcomes] * len(chosen)
         for plan, outcome in zip(chosen, outcomes, strict=True):
             plan.duration = duration
+            if outcome is None and plan.operation == "create":
+                outcome = Retry("create returned no id", maybe_done=True)
             if isinstance(outcome, SyncError):
                 plan.fail(outcome)
             else:
                 plan.external = outcome
                 plan.settle("delivered")
 
+    @staticmethod
+    def _lose(plans: list[Plan]) -> None:
+        for plan in plans:
+            if plan.is_open:
+                plan.settle("waiting", "the lease ran out before the call")
+
     def _still_ours(self, plans: list[Plan], token: str) -> bool:
         """Renew the lease where half of it is gone; False if somebody else took over."""
         until = min(plan.claim.link.lease_until for plan in plans)
         if until > self.hub.later(self.hub.policy.lease / 2):
             return True
+        self.limits.renew()
         ids = [plan.claim.link.id for plan in plans]
         renewed = self.hub.later(self.hub.policy.lease)
         statement = sa.update(Link).where(Link.id.in_(ids), Link.lease_owner == token).values(lease_until=renewed)

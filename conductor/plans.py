@@ -13,7 +13,7 @@ from conductor.relations import Related
 from conductor.unsubscriptions import Rule
 from models.catalogues import Record
 from subscribers.base import External, Item
-from subscribers.errors import SyncError
+from subscribers.errors import Retry, SyncError
 from subscribers.mapping import Flat, Mapper
 
 
@@ -87,6 +87,11 @@ class Plan:
         if self.operation == "create" or self.item is None:
             return set(self.flat)
         return {path for path in self.flat if path.split(".")[0] in self.item.changes}
+
+    @property
+    def was_answered(self) -> bool:
+        """Whether the system said anything at all."""
+        return self.duration is not None and not (isinstance(self.error, Retry) and self.error.unanswered)
 
     def settle(self, outcome: str, reason: str | None = None) -> Plan:
         """Say how it ended."""

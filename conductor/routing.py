@@ -243,15 +243,17 @@ class Routing:
         if system is not None and system.paused_at is not None:
             return 0
         limit = SWEEP_BATCH
+        first: Any = Link.id
         now = self.hub.clock()
         old = self.hub.later(-self.hub.policy.stale)
         if system is not None and system.down_since is not None:
             if system.probe_at is not None and system.probe_at > now:
                 return 0
-            limit, old = 1, now  # one record is the probe; the others follow when it is back
+            # One record is the probe, another one each time: it may be the record that is answered so.
+            limit, old, first = 1, now, Link.announced_at
         elif system is not None and system.up_since is not None:
             old = max(old, system.up_since)
-        ids = self._stalled_ids(name, now if everything else old, now, limit)
+        ids = self._stalled_ids(name, now if everything else old, now, limit, first)
         statement = sa.update(Link).where(Link.id.in_(ids)).values(announced_at=now).returning(Link.record_id)
         if not ids:
             return 0
@@ -259,7 +261,7 @@ class Routing:
         self._tell((name, row.record_id) for row in rows)
         return len(rows)
 
-    def _stalled_ids(self, name: str, old: datetime, now: datetime, limit: int) -> list[int]:
+    def _stalled_ids(self, name: str, old: datetime, now: datetime, limit: int, first: Any) -> list[int]:
         # A read first: nearly always there is nothing, and that must not cost a write transaction.
         statement = (
             sa.select(Link.id)
@@ -273,7 +275,7 @@ class Routing:
                     Link.lease_until.is_not(None),  # its worker died
                 )
             )
-            .order_by(Link.id)
+            .order_by(first)
             .limit(limit)
         )
         with self.hub.database.read() as connection:
@@ -283,9 +285,10 @@ class Routing:
         now = self.hub.clock()
         due = sa.select(Inbox.id, Inbox.system).where(Inbox.state == "waiting", Inbox.retry_at <= now)
         with self.hub.database.read() as connection:
-            rows = connection.execute(due.order_by(Inbox.id).limit(SWEEP_BATCH)).all()
             paused = set(connection.execute(sa.select(System.name).where(System.paused_at.is_not(None))).scalars())
-        rows = [row for row in rows if row.system in self.hub.systems and row.system not in paused]
+            idle = [s for s in self.hub.systems if s not in paused and not self.hub.announcer.inbox_depth(s)]
+            due = due.where(Inbox.system.in_(idle)).order_by(Inbox.id)
+            rows = connection.execute(due.limit(SWEEP_BATCH)).all()
         if not rows:
             return 0
         statement = (

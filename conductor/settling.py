@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.health import Health
-from conductor.hub import Hub
+from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
 from conductor.plans import Batch, Plan
 from conductor.relations import Relations, WaitsFor
@@ -62,7 +62,7 @@ class Settling:
         down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
         if down is not None:
             self.health.went_down(connection, subscriber.system, down)
-        elif any(p.duration is not None for p in plans):
+        elif any(p.was_answered for p in plans):
             self.health.succeeded(connection, subscriber.system)
 
     def _wake(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> list[tuple[str, str]]:
@@ -130,14 +130,19 @@ class Settling:
         }
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(connection, plan, mapper, now)
-            if link.dead_letter_id is not None:
-                self.letters.close(connection, [link.dead_letter_id], plan.outcome)
+        self._close_letter(connection, plan)
         return values
+
+    def _close_letter(self, connection: sa.Connection, plan: Plan) -> None:
+        if (letter := plan.claim.link.dead_letter_id) is not None:
+            words = f"{plan.outcome}: {plan.reason}" if plan.outcome == "skipped" else str(plan.outcome)
+            self.letters.close(connection, [letter], words)
 
     def _agreement(self, connection: sa.Connection, plan: Plan, mapper: Mapper | None, now: datetime) -> dict[str, Any]:
         """What hub and system agree on from now on."""
         link, external = plan.claim.link, plan.external
-        wrote = external.at if external is not None and external.at is not None else now
+        # Without a time of theirs nothing can be told newer than our write: events are fetched until one is seen.
+        wrote = external.at if external is not None and external.at is not None else UNKNOWN_TIME
         if plan.operation in ("delete", "unlink"):
             gone = {"gone_at": now, "gone_there": False, "agreed": None, "held": None}
             return gone | {"external_id": link.external_id, "wrote_at": wrote}
@@ -241,6 +246,7 @@ class Settling:
             return forgotten | {"owed_change": Link.owed_change + 1}
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
+        self._close_letter(connection, plan)
         return {
             "gone_at": self.hub.clock(),
             "gone_there": True,

@@ -67,6 +67,7 @@ class Link(Base):
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
         _where("ix_link_retry", "retry_at", condition="retry_at IS NOT NULL"),
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
+        _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),
         _where("ix_link_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
         sa.Index("ix_link_record", "record_id"),
         sa.Index("ix_link_external", "external_id"),

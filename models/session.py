@@ -44,7 +44,9 @@ class Database:
         if self.is_sqlite:
             self.engine = _sqlite_engine(self.url)
         else:
-            self.engine = sa.create_engine(self.url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True, **_JSON)
+            self.engine = sa.create_engine(
+                self.url, pool_size=pool_size, max_overflow=10, pool_pre_ping=True, hide_parameters=True, **_JSON
+            )
         self._writing = self.engine.execution_options(syncflow_write=True)
 
     @contextmanager
@@ -142,7 +144,10 @@ class _SqliteListener(Listener):
         self._version = self._read()
 
     def _read(self) -> int:
-        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        try:
+            return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.Error as error:
+            raise sa.exc.OperationalError("PRAGMA data_version", None, error) from error
 
     def wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -161,6 +166,7 @@ def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
         pool_size=20,
         max_overflow=20,
         connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        hide_parameters=True,  # records' data has no place in logs
         **_JSON,
     )
 

@@ -17,7 +17,7 @@ from pydantic import Field as Field_
 
 from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
-from subscribers.errors import Retry, Skip, SyncError, SystemDown
+from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
 from subscribers.mapping import Field, Mapper, link_to
 
 
@@ -36,6 +36,13 @@ class External:
     deleted: bool = False
     record_id: str | None = None
     request_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", clean(self.id))
+        if self.request_id is not None:
+            object.__setattr__(self, "request_id", clean(self.request_id)[:128])
+        if len(self.id) > 255:
+            raise Retry(f"an id of {len(self.id)} characters cannot be kept", maybe_done=True)
 
 
 @dataclass(frozen=True)

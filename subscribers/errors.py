@@ -13,6 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+#: Seconds a system may ask to be left alone; what asks for more is asked again after that.
+_LONGEST_PAUSE = 86_400.0
+
+_LONGEST_MESSAGE = 4000
+
+
+def clean(text: object) -> str:
+    """Text as every database takes it: without NUL and halves of characters, which systems do send."""
+    return str(text).replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _within_reason(after: float | None) -> float | None:
+    return None if after is None else min(max(after, 0.0), _LONGEST_PAUSE)
+
 
 class SyncError(Exception):
     """Base of all of them.
@@ -23,9 +37,9 @@ class SyncError(Exception):
     """
 
     def __init__(self, message: str = "", *, maybe_done: bool = False, request_id: str | None = None) -> None:
-        super().__init__(message or type(self).__name__)
+        super().__init__(clean(message)[:_LONGEST_MESSAGE] or type(self).__name__)
         self.maybe_done = maybe_done
-        self.request_id = request_id
+        self.request_id = clean(request_id)[:128] if request_id else None
 
 
 class Retry(SyncError):
@@ -45,7 +59,7 @@ class Retry(SyncError):
         request_id: str | None = None,
     ) -> None:
         super().__init__(message, maybe_done=maybe_done, request_id=request_id)
-        self.after = after
+        self.after = _within_reason(after)
         self.unanswered = unanswered
 
 
@@ -56,7 +70,7 @@ class Reject(SyncError):
         self, message: str = "", *, fields: Mapping[str, str] | None = None, request_id: str | None = None
     ) -> None:
         super().__init__(message, request_id=request_id)
-        self.fields = dict(fields or {})
+        self.fields = {clean(name): clean(text) for name, text in (fields or {}).items()}
 
 
 class SystemDown(SyncError):
@@ -71,7 +85,7 @@ class SystemDown(SyncError):
         request_id: str | None = None,
     ) -> None:
         super().__init__(message, maybe_done=maybe_done, request_id=request_id)
-        self.after = after
+        self.after = _within_reason(after)
 
 
 class Gone(SyncError):

@@ -214,7 +214,7 @@ def same_secret(given: str, expected: str) -> bool:
 def retry_after(response: requests.Response) -> float | None:
     """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if value.isdecimal():
         return float(value)
     when = http_date(value)
     return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.catalogues import CATALOGUES, Catalogue, Record
-from subscribers.errors import Reject
+from subscribers.errors import Reject, clean
 from subscribers.transforms import TRANSFORMS
 
 Flat = dict[str, Any]
@@ -190,6 +190,8 @@ def check_rows(rows: Iterable[Mapping[str, Any]], catalogue: Catalogue) -> tuple
             problems.append(f"row {number}: the column {row.column!r} is mapped twice")
         if not _PATH.fullmatch(row.path):
             problems.append(f"row {number}: {row.path!r} is no field name or dotted path such as address.city")
+        if any(row.path.startswith(f"{p}.") or p.startswith(f"{row.path}.") for p in paths):
+            problems.append(f"row {number}: {row.path!r} is inside, or holds, another row's external field")
         if row.path in paths:
             problems.append(f"row {number}: the external field {row.path!r} is used twice")
         if row.link and row.link not in CATALOGUES:
@@ -264,6 +266,12 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
     return value
 
 
@@ -290,7 +298,9 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     if expected is datetime and isinstance(value, str):
         return datetime.fromisoformat(value)
     if expected is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
+    if expected is int and isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{value} is too large for {column.name}")
     if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
         raise ValueError(f"{value!r} is no {expected.__name__}, as {column.name} needs")
     return value

@@ -22,6 +22,7 @@ from subscribers import base
 from subscribers.base import Event, External, Item, Page, Subscriber, System
 from subscribers.errors import BadSignature, BadWebhook, Retry
 from subscribers.http import Http, Token, Url, iso_time, same_secret, secrets_of, server_time
+from subscribers.mapping import nest
 
 
 class RestOptions(base.Options):
@@ -138,8 +139,13 @@ class RestSubscriber(Subscriber):
         return self._write("POST", self.path, self._with_record_id(item.data, item), headers=headers)
 
     def update(self, item: Item) -> External:
-        """PATCH or PUT. Raises `Gone`."""
-        data = item.data if self.update_method == "PUT" else item.changes
+        """PATCH or PUT. Raises `Gone`.
+
+        A PUT replaces the record: mapped fields that are not ours to change go back as they stand there now.
+        """
+        data = item.changes
+        if self.update_method == "PUT":
+            data = {**nest(self.mapper.theirs(self.fetch(item.linked_id).data)), **item.changes}
         return self._write(self.update_method, self._address(item.linked_id), self._with_record_id(data, item))
 
     def delete(self, item: Item) -> None:

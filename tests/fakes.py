@@ -187,6 +187,9 @@ class Ears:
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
         self.heard.append((f"poll {subscriber}", []))
 
+    def inbox_depth(self, system: str) -> int | None:
+        return self.depths.get(f"{system}.inbox", 0)
+
     def depth(self, subscriber: str) -> int | None:
         return self.depths.get(subscriber, 0)
 

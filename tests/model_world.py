@@ -81,6 +81,9 @@ class Queue:
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
         self._put(f"poll {subscriber}", [])
 
+    def inbox_depth(self, system: str) -> int | None:
+        return 0
+
     def depth(self, subscriber: str) -> int | None:
         return sum(where == subscriber for where, _ in self.messages)
 

@@ -42,6 +42,9 @@ class Wire(Ears):
         self._try()
         super().records(subscriber, record_ids, **more)
 
+    def inbox_depth(self, system: str) -> int | None:
+        return 0
+
     def depth(self, subscriber: str) -> int | None:
         self._try()
         return super().depth(subscriber)

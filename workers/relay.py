@@ -41,7 +41,13 @@ class Relay:
                 except BrokerUnreachable as error:
                     self._catch_up = True
                     self._trouble(stop, error)
-                except sa.exc.DBAPIError as error:
+                except sa.exc.SQLAlchemyError as error:
+                    self._close_listener()
+                    self._trouble(stop, error)
+                except Exception as error:
+                    # A relay that is gone is noticed by nobody: it says so and goes on.
+                    logger.exception("the relay stumbled")
+                    self._catch_up = True
                     self._close_listener()
                     self._trouble(stop, error)
         finally:
@@ -66,6 +72,6 @@ class Relay:
         if self._listener is not None:
             try:
                 self._listener.close()
-            except sa.exc.DBAPIError as error:
+            except Exception as error:
                 logger.debug("closing a broken listener: %s", error)
             self._listener = None

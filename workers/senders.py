@@ -50,6 +50,10 @@ class Senders:
         """Messages waiting in a subscriber's two queues."""
         return self.broker.depth(subscriber) + self.broker.depth(subscriber + LATER)
 
+    def inbox_depth(self, system: str) -> int | None:
+        """Messages waiting in a system's inbox queue."""
+        return self.broker.depth(system + INBOX)
+
     def _send(self, queue: str, actor: str, kwargs: dict[str, Any], delay: float = 0.0) -> None:
         message: dramatiq.Message[Any] = dramatiq.Message(queue, actor, (), kwargs, {})
         try:

@@ -335,6 +335,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("subscriber", "record_id", name=op.f("uq_link_subscriber_record_id")),
     )
     with op.batch_alter_table("link", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_link_dead_letter",
+            ["dead_letter_id"],
+            unique=False,
+            postgresql_where=sa.text("dead_letter_id IS NOT NULL"),
+            sqlite_where=sa.text("dead_letter_id IS NOT NULL"),
+        )
         batch_op.create_index("ix_link_external", ["external_id"], unique=False)
         batch_op.create_index(
             "ix_link_owed",
@@ -620,6 +627,11 @@ def downgrade() -> None:
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
         )
         batch_op.drop_index("ix_link_external")
+        batch_op.drop_index(
+            "ix_link_dead_letter",
+            postgresql_where=sa.text("dead_letter_id IS NOT NULL"),
+            sqlite_where=sa.text("dead_letter_id IS NOT NULL"),
+        )
 
     op.drop_table("link")
     op.drop_table("job_run")

@@ -115,4 +115,6 @@ def refused(text: str, to: str) -> Response:
 def _origin() -> str | None:
     # Only a path of our own: another host's address would make this an open redirect.
     back = request.form.get("back", "")
+    if not back.isprintable():
+        return None
     return back if back.startswith("/") and not back.startswith(("//", "/\\")) else None

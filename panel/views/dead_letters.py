@@ -17,6 +17,10 @@ from panel.views.base import PanelView, action, before, done, field, page, refus
 _FILTERS = ("subscriber", "error", "fingerprint")
 
 
+#: Kinds of error shown, the largest first: more than a person can read.
+KINDS = 200
+
+
 @dataclass(frozen=True)
 class Group:
     """Open letters of one subscriber that are mended the same way."""
@@ -91,6 +95,8 @@ def open_groups(connection: sa.Connection) -> list[Group]:
         )
         .where(letters.c.closed_at.is_(None))
         .group_by(letters.c.subscriber, letters.c.fingerprint)
+        .order_by(sa.func.count().desc())
+        .limit(KINDS)
     )
     kinds = {row.newest: row for row in connection.execute(counted)}
     examples = sa.select(letters.c.id, letters.c.error, letters.c.message).where(letters.c.id.in_(list(kinds)))
