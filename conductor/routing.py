@@ -9,6 +9,7 @@ announces again whatever is owed and does not move.
 from __future__ import annotations
 
 import logging
+import random
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ MESSAGE_RECORDS = 200
 
 #: Links announced again by one sweep of one subscriber.
 SWEEP_BATCH = 2000
+
+#: Links announced while a system is down: the first that needs a call is the probe.
+PROBE_BATCH = 20
 
 #: Bound parameters of one statement (SQLite's default limit is 32,766).
 _IN_LIST = 10_000
@@ -249,8 +253,8 @@ class Routing:
         if system is not None and system.down_since is not None:
             if system.probe_at is not None and system.probe_at > now:
                 return 0
-            # One record is the probe, another one each time: it may be the record that is answered so.
-            limit, old, first = 1, now, Link.announced_at
+            # The first of these few that needs a call is the probe.
+            limit, old, first = PROBE_BATCH, now, Link.announced_at
         elif system is not None and system.up_since is not None:
             old = max(old, system.up_since)
         ids = self._stalled_ids(name, now if everything else old, now, limit, first)
@@ -258,7 +262,10 @@ class Routing:
         if not ids:
             return 0
         rows = self.hub.database.transact(lambda c: c.execute(statement).all())
-        self._tell((name, row.record_id) for row in rows)
+        records = [row.record_id for row in rows]
+        if limit == PROBE_BATCH:
+            random.shuffle(records)  # another one each time: it may be the record that is answered so
+        self._tell((name, record) for record in records)
         return len(rows)
 
     def _stalled_ids(self, name: str, old: datetime, now: datetime, limit: int, first: Any) -> list[int]:
