@@ -133,7 +133,11 @@ def describe(error: ValidationError, prefix: str = "") -> str:
     lines = []
     for item in error.errors(include_input=False, include_url=False):
         name = (prefix + "_".join(str(part) for part in item["loc"])).upper().replace("-", "_")
-        what = "missing: set it in the environment or .env" if item["type"] == "missing" else item["msg"]
+        what = (
+            "missing: set it in the environment or .env"
+            if item["type"] == "missing"
+            else item["msg"].removeprefix("Value error, ")
+        )
         lines.append(f"{name}: {what}")
     return "\n".join(lines)
 

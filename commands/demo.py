@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
 from models.catalogues import Customer
-from models.ledger import Schedule
+from models.ledger import Process, Schedule
 from models.people import User
 from models.schema import migrate
 from models.session import Database
@@ -67,6 +67,7 @@ def run(chosen: argparse.Namespace) -> int:
             f"PORT: {settings.port} is in use on {settings.host}; stop what listens there, or set another"
         )
     migrate(settings.database_url)
+    _refuse_a_second(settings.database_url)
     kept = _kept_secrets()
     systems: list[subprocess.Popen[str]] = []
     asked = _stop_asked()
@@ -84,6 +85,28 @@ def run(chosen: argparse.Namespace) -> int:
             _stop([hub])
     finally:
         _stop(systems)
+
+
+def _refuse_a_second(database_url: str) -> None:
+    """Two hubs in one process each on one database would both be right, and confusing."""
+    database = Database(database_url)
+    with database.read() as connection:
+        names = list(connection.execute(sa.select(Process.name).where(Process.kind == "standalone")).scalars())
+    database.close()
+    for name in names:
+        host, _, pid = name.removeprefix("standalone ").rpartition(":")
+        if host == socket.gethostname() and _is_alive(int(pid)):
+            raise SettingsError(f"DATABASE_URL: Syncflow is running on this database already (process {pid})")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _forget() -> None:

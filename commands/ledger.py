@@ -6,7 +6,11 @@ import argparse
 import getpass
 import sys
 
+import sqlalchemy as sa
+
 from conductor import LetterFilter
+from models.ledger import System
+from models.session import Database
 from subscribers.errors import SyncError
 from workers.runtime import build
 
@@ -16,8 +20,9 @@ def status(_arguments: argparse.Namespace) -> int:
     runtime = build()
     systems = runtime.conductor.overview()
     waiting = runtime.conductor.waiting()
+    unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
     runtime.close()
-    if not systems:
+    if not systems and not unconfigured:
         print("No external system is configured. See .env.example, or run: ./syncflow demo")
     for system in systems:
         print(f"{system.name:<14} {system.state:<8} {system.words}")
@@ -25,7 +30,15 @@ def status(_arguments: argparse.Namespace) -> int:
             print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
     if waiting.changes or waiting.inbox:
         print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} received events")
+    for name in unconfigured:
+        print(f"{name:<14} off      this database has records of it, but it is not configured here")
     return 1 if any(system.state in ("down", "failing") for system in systems) else 0
+
+
+def _unconfigured(database: Database, known: set[str]) -> list[str]:
+    """Systems this database has worked with that the environment says nothing of."""
+    with database.read() as connection:
+        return sorted(set(connection.execute(sa.select(System.name)).scalars()) - known)
 
 
 def poll_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +57,8 @@ def poll(arguments: argparse.Namespace) -> int:
     failed = False
     for name in names:
         try:
-            print(f"{name}: {runtime.conductor.poll(name)} records")
+            count = runtime.conductor.poll(name)
+            print(f"{name}: {count} record{'' if count == 1 else 's'}")
         except SyncError as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)

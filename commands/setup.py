@@ -60,7 +60,13 @@ def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
 def create_admin(arguments: argparse.Namespace) -> int:
     """Make an admin. The password never stands on the command line, where other users could read it."""
     settings = get_settings()
-    password = os.environ.get("SYNCFLOW_PASSWORD") or getpass.getpass("Password: ")
+    password = os.environ.get("SYNCFLOW_PASSWORD")
+    if not password:
+        try:
+            password = getpass.getpass("Password: ")
+        except EOFError:
+            print("No password: nobody can be asked here. Set SYNCFLOW_PASSWORD.", file=sys.stderr)
+            return 1
     database = Database(settings.database_url)
     try:
         create_user(database, arguments.email, password, "admin")

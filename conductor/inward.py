@@ -255,11 +255,17 @@ class Inward:
             subscriber.client.pace()
 
     def _polled(self, connection: sa.Connection, subscriber: Subscriber, result: str) -> None:
-        self._write_cursor(connection, subscriber.name(), {"polled_at": self.hub.clock(), "result": result})
+        self._write_cursor(
+            connection, subscriber.name(), {"polled_at": self.hub.clock(), "failing_since": None, "result": result}
+        )
         self.health.succeeded(connection, subscriber.system)
 
     def _poll_failed(self, connection: sa.Connection, subscriber: Subscriber, error: SyncError) -> None:
-        self._write_cursor(connection, subscriber.name(), {"polled_at": self.hub.clock(), "result": str(error)})
+        logger.warning("the poll of %s failed: %s", subscriber.name(), error)
+        now = self.hub.clock()
+        self._write_cursor(connection, subscriber.name(), {"polled_at": now, "result": str(error)})
+        mine = (Cursor.subscriber == subscriber.name(), Cursor.failing_since.is_(None))
+        connection.execute(sa.update(Cursor).where(*mine).values(failing_since=now))
         if isinstance(error, SystemDown):
             self.health.went_down(connection, subscriber.system, error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import traceback
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ import sqlalchemy as sa
 from conductor.hub import Hub
 from models.ledger import DeadLetter, Link
 from subscribers.errors import Reject, SyncError
+
+logger = logging.getLogger(__name__)
 
 #: What varies from one record to the next: quoted values, numbers, long ids.
 _VARYING = re.compile(r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
@@ -51,6 +54,7 @@ class Letters:
         letter_id: int | None = None,
     ) -> int:
         """Write a letter, or the open one `letter_id` anew; returns its id."""
+        logger.warning("dead letter: %s %s: %s: %s", subscriber, record_id or "", type(error).__name__, error)
         values = {
             "subscriber": subscriber,
             "record_id": record_id,

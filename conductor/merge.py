@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from subscribers.mapping import same
+from subscribers.mapping import is_empty, same
 
 Winner = Literal["internal", "external", "ask"]
 
@@ -63,6 +63,8 @@ def merge(
             continue
         if path in ours and same(value, ours[path]):
             result.settled[path] = value
+        elif path not in agreed and is_empty(value) and not is_empty(ours.get(path)):
+            result.keep[path] = value  # linked just now: what is missing there is filled, not erased here
         elif not comes_in(path) and righted and path in righted and same(value, righted[path]):
             result.form[path] = value
         elif not comes_in(path):

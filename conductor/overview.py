@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from models.ledger import Change, DeadLetter, Inbox, Link, System
+from models.ledger import Change, Cursor, DeadLetter, Inbox, Link, System
 
 #: Counting stops here: "more than" says enough, and the page stays fast.
 COUNT_LIMIT = 10_000
@@ -23,6 +23,8 @@ class SubscriberStatus:
     owed: int
     oldest_owed_since: datetime | None
     dead: int
+    #: Why its polls fail now, if they do.
+    poll_error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def waiting(connection: sa.Connection) -> Waiting:
 def _subscriber(connection: sa.Connection, name: str) -> SubscriberStatus:
     owed = (Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
     oldest = sa.select(Link.owed_since).where(*owed).order_by(Link.id).limit(COUNT_LIMIT).subquery()
+    failing = sa.select(Cursor.result).where(Cursor.subscriber == name, Cursor.failing_since.is_not(None))
     return SubscriberStatus(
         name,
         _count(connection, sa.select(Link.id).where(*owed)),
@@ -71,6 +74,7 @@ def _subscriber(connection: sa.Connection, name: str) -> SubscriberStatus:
             connection,
             sa.select(DeadLetter.id).where(DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None)),
         ),
+        connection.execute(failing).scalar(),
     )
 
 
@@ -88,6 +92,9 @@ def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemS
         return SystemStatus(name, "paused", f"paused by {row.paused_by}{why}; {waits}", subscribers, row.paused_at)
     if row is not None and row.down_since is not None:
         return SystemStatus(name, "down", f"{row.down_reason}; {waits}", subscribers, row.down_since)
+    if failing := next((s for s in subscribers if s.poll_error), None):
+        words = f"the poll of {failing.name} fails: {failing.poll_error}" + (f"; {waits}" if owed else "")
+        return SystemStatus(name, "failing", words, subscribers)
     if dead:
         words = f"{dead} dead letter{'' if dead == 1 else 's'} to look at" + (f"; {waits}" if owed else "")
         return SystemStatus(name, "failing", words, subscribers)

@@ -265,6 +265,8 @@ class Cursor(Base):
     subscriber: Mapped[str] = mapped_column(sa.String(64), unique=True)
     position: Mapped[dict[str, Any] | None]
     polled_at: Mapped[datetime | None]
+    #: Since when polls have failed; none while they work.
+    failing_since: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
 
 

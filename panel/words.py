@@ -28,7 +28,7 @@ TONES = {
 def init(app: Flask, admin: Admin) -> None:
     """Make the words known to all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(when=when, ago=ago, tone=tone, pretty=pretty, shown=shown, number=number)
+    app.jinja_env.filters.update(when=when, pace=pace, ago=ago, tone=tone, pretty=pretty, shown=shown, number=number)
     app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app))
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
@@ -41,6 +41,15 @@ def tone(word: str) -> str:
 def number(value: int) -> str:
     """12,345; where the conductor stopped counting, 10,000+."""
     return f"{value:,}+" if value == COUNT_LIMIT else f"{value:,}"
+
+
+def pace(seconds: int) -> str:
+    """How often, in words: 1 day, 5 min, 30 s."""
+    for size, unit in ((86_400, "day"), (3600, "h"), (60, "min")):
+        if seconds >= size and seconds % size == 0:
+            count = seconds // size
+            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
+    return f"{seconds} s"
 
 
 def when(value: datetime | None) -> Markup:

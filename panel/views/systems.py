@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
 from conductor import GUARD
-from models.ledger import Cursor, System
+from models.ledger import Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
 
 MASK = "••••••••"
@@ -30,6 +30,8 @@ class Systems(PanelView):
         with self.conductor.database.read() as connection:
             rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
             cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
+            jobs = connection.execute(sa.select(Schedule.job, Schedule.every_seconds))
+            paces = {row.job.removeprefix("poll "): row.every_seconds for row in jobs}
         options = {name: masked(system.options) for name, system in self.conductor.systems.items()}
         return self.render(
             "panel/systems.html",
@@ -38,6 +40,7 @@ class Systems(PanelView):
             rows=rows,
             cursors=cursors,
             options=options,
+            paces=paces,
             guard=GUARD,
         )
 
