@@ -13,7 +13,7 @@ from models.ledger import Mapping as SavedMapping
 from models.session import Database
 from subscribers.base import External, Item
 from subscribers.errors import Reject, Retry, SystemDown
-from subscribers.mapping import check_rows
+from subscribers.mapping import Field, check_rows
 from tests.fakes import FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
 
@@ -264,3 +264,15 @@ def test_a_create_that_names_no_id_is_looked_up(database: Database) -> None:
     world.conductor.sweep()
     world.run()
     assert len(world.shown("crm")) == 1 and rows(world, Link, Link.record_id == one)[0].external_id == "crm_1"
+
+
+def test_linking_fills_what_is_empty_there_and_erases_nothing_here(database: Database) -> None:
+    wins = {"name": "name", "email": "email", "notes": Field("notes", conflict="external")}
+    world = World(database, "crm", match_on=("email",), field_to_data=wins)
+    world.conductor.unsubscribe("crm", None, None, None, "not yet", "ann")
+    one = add(world, email="ada@x.org", notes="written here")
+    world.run()
+    world.systems["crm"].add(name="Ada", email="ada@x.org", notes=None)
+    world.conductor.poll("crm.customer")
+    world.run()
+    assert record(world, one).notes == "written here" and link(world, "crm").external_id == "crm_1"
