@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
@@ -144,6 +145,8 @@ class Applying:
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours = related_flat(mapper, record, related)
+        sent = doubt.tried(link, ours, {}) if self._is_doubt_known(connection, subscriber, link) else {}
+        agreed, held = doubt.settle(sent, theirs, agreed, held)
         result = merge(
             agreed=agreed,
             held=held,
@@ -174,6 +177,13 @@ class Applying:
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
+
+    @staticmethod
+    def _is_doubt_known(connection: sa.Connection, subscriber: Subscriber, link: Any) -> bool:
+        if link.doubt != {}:
+            return link.doubt is not None
+        unchanged = link.owed_change == link.claimed_change
+        return unchanged and not doubt.changed_since(connection, subscriber, [link.record_id])
 
     @staticmethod
     def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
@@ -24,7 +25,7 @@ from conductor.plans import Batch, Claim, Plan, make_item, tops
 from conductor.relations import Relations
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
-from models.ledger import Change, Conflict, Link
+from models.ledger import Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
@@ -158,7 +159,7 @@ class Outward:
                 lease_owner=batch.token,
                 lease_until=self.hub.later(self.hub.policy.lease),
                 claimed_change=Link.owed_change,
-                doubt=_doubt_of_the_dead(),
+                doubt=doubt.of_the_dead(),
                 # The intent to create is on disk before the call that creates.
                 intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
             )
@@ -185,10 +186,7 @@ class Outward:
     def _forget_vain_doubts(connection: sa.Connection, subscriber: Subscriber, claims: list[Claim]) -> None:
         """What a dead worker sent is known only while nothing has changed since, routed or not."""
         ids = [claim.record_id for claim in claims if claim.link.doubt == {}]
-        if not ids:
-            return
-        waiting = (Change.catalogue == subscriber.catalogue, Change.record_id.in_(ids), Change.relayed_at.is_(None))
-        changed = set(connection.execute(sa.select(Change.record_id).where(*waiting)).scalars())
+        changed = doubt.changed_since(connection, subscriber, ids)
         for claim in claims:
             if claim.link.doubt == {} and claim.record_id in changed:
                 claim.now_with(doubt=None)
@@ -387,13 +385,8 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        agreed, held = dict(claim.link.agreed or {}), dict(claim.link.held or {})
-        tried = claim.link.doubt or {path: plan.flat[path] for path in _differing(plan.flat, agreed, claim.asked)}
-        for path, value in tried.items():
-            did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
-            if path in theirs and path not in claim.asked and not did_not_arrive:
-                agreed[path] = value  # what differs from it now is an edit of theirs
-                held.pop(path, None)
+        sent = doubt.tried(claim.link, plan.flat, claim.asked)
+        agreed, held = doubt.settle(sent, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None)
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes={top: item.data[top] for top in tops(differing)})
@@ -428,13 +421,6 @@ class Outward:
             plan.flat = {**plan.flat, **claim.beside}
             data = nest(plan.flat)
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
-
-
-def _doubt_of_the_dead() -> Any:
-    """A lease nobody gave back: a worker died over it. Unless more is owed since, what it sent is known."""
-    died = sa.and_(Link.lease_owner.is_not(None), Link.owed_change == Link.claimed_change)
-    nothing_known = sa.literal({}, Link.doubt.type)
-    return sa.case((died, sa.func.coalesce(Link.doubt, nothing_known)), else_=Link.doubt)
 
 
 def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:

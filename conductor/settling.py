@@ -306,7 +306,9 @@ def _after_update(plan: Plan, error: SyncError) -> dict[str, Any]:
     """What a failure says of an update: that it may have arrived, and with which values."""
     if not (error.maybe_done and plan.operation == "update" and plan.duration is not None):
         return {}
-    return {"doubt": {path: plan.flat[path] for path in plan.sent}}
+    # What went along as it was there already is no value of ours.
+    ours = plan.sent - set(plan.claim.beside) - set(plan.claim.asked)
+    return {"doubt": {path: plan.flat[path] for path in ours}}
 
 
 def _unless_newer(link: Any, when: datetime) -> Any:
