@@ -145,8 +145,7 @@ class Applying:
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours = related_flat(mapper, record, related)
-        sent = doubt.tried(link, ours, {}) if self._is_doubt_known(connection, subscriber, link) else {}
-        agreed, held = doubt.settle(sent, theirs, agreed, held)
+        agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         result = merge(
             agreed=agreed,
             held=held,
@@ -177,13 +176,6 @@ class Applying:
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
-
-    @staticmethod
-    def _is_doubt_known(connection: sa.Connection, subscriber: Subscriber, link: Any) -> bool:
-        if link.doubt != {}:
-            return link.doubt is not None
-        unchanged = link.owed_change == link.claimed_change
-        return unchanged and not doubt.changed_since(connection, subscriber, [link.record_id])
 
     @staticmethod
     def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:
@@ -342,7 +334,12 @@ class Applying:
             values |= {"agreed": {}, "held": None}
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
-                values |= {"agreed": link.agreed or theirs, "owed_change": Link.owed_change + 1, **self._owed_now()}
+                values |= {
+                    "agreed": link.doubt or theirs,
+                    "doubt": None,
+                    "owed_change": Link.owed_change + 1,
+                    **self._owed_now(),
+                }
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             link = self._link(connection, Link.id == link.id, subscriber)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]

@@ -16,7 +16,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
 from conductor.applying import Applied, Applying, Busy, Guarded, Incoming, NeedsFetch
 from conductor.guard import Guard
 from conductor.health import Gate, Health
@@ -358,7 +357,7 @@ class Inward:
         statement = (
             sa.update(Link)
             .where(same_link, sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
-            .values(lease_owner=token, lease_until=self.hub.later(self.hub.policy.lease), doubt=doubt.of_the_dead())
+            .values(lease_owner=token, lease_until=self.hub.later(self.hub.policy.lease))
             .returning(Link.id)
         )
 

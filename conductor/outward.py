@@ -158,8 +158,6 @@ class Outward:
             .values(
                 lease_owner=batch.token,
                 lease_until=self.hub.later(self.hub.policy.lease),
-                claimed_change=Link.owed_change,
-                doubt=doubt.of_the_dead(),
                 # The intent to create is on disk before the call that creates.
                 intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
             )
@@ -175,21 +173,11 @@ class Outward:
         batch.claims = [
             Claim(row, records.get(row.record_id), row.intent == batch.token, asked.get(row.id, {})) for row in rows
         ]
-        self._forget_vain_doubts(connection, subscriber, batch.claims)
         mapper = attempt(lambda: self.mappings.current(connection, subscriber.name())[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
         return batch
-
-    @staticmethod
-    def _forget_vain_doubts(connection: sa.Connection, subscriber: Subscriber, claims: list[Claim]) -> None:
-        """What a dead worker sent is known only while nothing has changed since, routed or not."""
-        ids = [claim.record_id for claim in claims if claim.link.doubt == {}]
-        changed = doubt.changed_since(connection, subscriber, ids)
-        for claim in claims:
-            if claim.link.doubt == {} and claim.record_id in changed:
-                claim.now_with(doubt=None)
 
     # --- plan ---------------------------------------------------------------------------------------
 
@@ -304,6 +292,7 @@ class Outward:
         if not self._still_ours(chosen, token):
             self._lose(chosen)
             return
+        self.hub.database.transact(self._write_ahead, chosen, token)
         if subscriber.bulk_size > 1:
             subscriber.client.pace()
         began = time.perf_counter()
@@ -322,6 +311,19 @@ class Outward:
             else:
                 plan.external = outcome
                 plan.settle("delivered")
+
+    @staticmethod
+    def _write_ahead(connection: sa.Connection, plans: list[Plan], token: str) -> None:
+        """What is about to be sent is on disk before the call: should nobody live to tell how it ended."""
+        mine = (Link.id == sa.bindparam("link"), Link.lease_owner == token)
+        statement = sa.update(Link).where(*mine).values(doubt=sa.bindparam("sent"))
+        rows = [
+            {"link": plan.claim.link.id, "sent": plan.ours}
+            for plan in sorted(plans, key=lambda p: p.claim.record_id)
+            if plan.operation in ("create", "update")
+        ]
+        if rows:
+            connection.execute(statement, rows)
 
     @staticmethod
     def _lose(plans: list[Plan]) -> None:
@@ -356,9 +358,8 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        sent = plan.flat if plan.claim.link.doubt is not None else mapper.theirs(found.data)
-        agreed = plan.claim.link.agreed or sent
-        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None)
+        agreed = plan.claim.link.doubt or mapper.theirs(found.data)
+        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
@@ -385,8 +386,7 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        sent = doubt.tried(claim.link, plan.flat, claim.asked)
-        agreed, held = doubt.settle(sent, theirs, claim.link.agreed or {}, claim.link.held or {})
+        agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None)
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes={top: item.data[top] for top in tops(differing)})
