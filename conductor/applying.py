@@ -12,7 +12,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
@@ -145,7 +144,6 @@ class Applying:
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours = related_flat(mapper, record, related)
-        agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         result = merge(
             agreed=agreed,
             held=held,
@@ -334,12 +332,7 @@ class Applying:
             values |= {"agreed": {}, "held": None}
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
-                values |= {
-                    "agreed": link.doubt or theirs,
-                    "doubt": None,
-                    "owed_change": Link.owed_change + 1,
-                    **self._owed_now(),
-                }
+                values |= {"agreed": link.agreed or theirs, "owed_change": Link.owed_change + 1, **self._owed_now()}
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             link = self._link(connection, Link.id == link.id, subscriber)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]

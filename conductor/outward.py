@@ -15,7 +15,6 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
 from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
@@ -25,7 +24,7 @@ from conductor.plans import Batch, Claim, Plan, make_item, tops
 from conductor.relations import Relations
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
-from models.ledger import Conflict, Link
+from models.ledger import Change, Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
@@ -158,6 +157,8 @@ class Outward:
             .values(
                 lease_owner=batch.token,
                 lease_until=self.hub.later(self.hub.policy.lease),
+                claimed_change=Link.owed_change,
+                doubt=_doubt_of_the_dead(),
                 # The intent to create is on disk before the call that creates.
                 intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
             )
@@ -173,11 +174,24 @@ class Outward:
         batch.claims = [
             Claim(row, records.get(row.record_id), row.intent == batch.token, asked.get(row.id, {})) for row in rows
         ]
+        self._forget_vain_doubts(connection, subscriber, batch.claims)
         mapper = attempt(lambda: self.mappings.current(connection, subscriber.name())[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
         return batch
+
+    @staticmethod
+    def _forget_vain_doubts(connection: sa.Connection, subscriber: Subscriber, claims: list[Claim]) -> None:
+        """What a dead worker sent is known only while nothing has changed since, routed or not."""
+        ids = [claim.record_id for claim in claims if claim.link.doubt == {}]
+        if not ids:
+            return
+        waiting = (Change.catalogue == subscriber.catalogue, Change.record_id.in_(ids), Change.relayed_at.is_(None))
+        changed = set(connection.execute(sa.select(Change.record_id).where(*waiting)).scalars())
+        for claim in claims:
+            if claim.link.doubt == {} and claim.record_id in changed:
+                claim.now_with(doubt=None)
 
     # --- plan ---------------------------------------------------------------------------------------
 
@@ -292,7 +306,6 @@ class Outward:
         if not self._still_ours(chosen, token):
             self._lose(chosen)
             return
-        self.hub.database.transact(self._write_ahead, chosen, token)
         if subscriber.bulk_size > 1:
             subscriber.client.pace()
         began = time.perf_counter()
@@ -311,19 +324,6 @@ class Outward:
             else:
                 plan.external = outcome
                 plan.settle("delivered")
-
-    @staticmethod
-    def _write_ahead(connection: sa.Connection, plans: list[Plan], token: str) -> None:
-        """What is about to be sent is on disk before the call: should nobody live to tell how it ended."""
-        mine = (Link.id == sa.bindparam("link"), Link.lease_owner == token)
-        statement = sa.update(Link).where(*mine).values(doubt=sa.bindparam("sent"))
-        rows = [
-            {"link": plan.claim.link.id, "sent": plan.ours}
-            for plan in sorted(plans, key=lambda p: p.claim.record_id)
-            if plan.operation in ("create", "update")
-        ]
-        if rows:
-            connection.execute(statement, rows)
 
     @staticmethod
     def _lose(plans: list[Plan]) -> None:
@@ -358,8 +358,9 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        agreed = plan.claim.link.doubt or mapper.theirs(found.data)
-        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
+        sent = plan.flat if plan.claim.link.doubt is not None else mapper.theirs(found.data)
+        agreed = plan.claim.link.agreed or sent
+        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
@@ -386,7 +387,13 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
+        agreed, held = dict(claim.link.agreed or {}), dict(claim.link.held or {})
+        tried = claim.link.doubt or {path: plan.flat[path] for path in _differing(plan.flat, agreed, claim.asked)}
+        for path, value in tried.items():
+            did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
+            if path in theirs and path not in claim.asked and not did_not_arrive:
+                agreed[path] = value  # what differs from it now is an edit of theirs
+                held.pop(path, None)
         claim.now_with(agreed=agreed, held=held or None)
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes={top: item.data[top] for top in tops(differing)})
@@ -421,6 +428,13 @@ class Outward:
             plan.flat = {**plan.flat, **claim.beside}
             data = nest(plan.flat)
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
+
+
+def _doubt_of_the_dead() -> Any:
+    """A lease nobody gave back: a worker died over it. Unless more is owed since, what it sent is known."""
+    died = sa.and_(Link.lease_owner.is_not(None), Link.owed_change == Link.claimed_change)
+    nothing_known = sa.literal({}, Link.doubt.type)
+    return sa.case((died, sa.func.coalesce(Link.doubt, nothing_known)), else_=Link.doubt)
 
 
 def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:

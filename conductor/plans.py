@@ -89,11 +89,6 @@ class Plan:
         return {path for path in self.flat if path.split(".")[0] in self.item.changes}
 
     @property
-    def ours(self) -> Flat:
-        """What travels and is ours: not what goes along as it stands there."""
-        return {path: self.flat[path] for path in self.sent - set(self.claim.beside) - set(self.claim.asked)}
-
-    @property
     def was_answered(self) -> bool:
         """Whether the system said anything at all."""
         return self.duration is not None and not (isinstance(self.error, Retry) and self.error.unanswered)
