@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
@@ -99,7 +100,7 @@ class Applying:
         if not incoming.newest:
             if link.seen_at is not None and external.at is not None and external.at < link.seen_at:
                 return self._note(connection, incoming, link, "skipped", "it is older than what is known here")
-            if not _is_newer(external.at, link):
+            if link.doubt is not None or not _is_newer(external.at, link):
                 raise NeedsFetch
         return self._merge(connection, incoming, link, record, theirs)
 
@@ -144,6 +145,7 @@ class Applying:
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours = related_flat(mapper, record, related)
+        agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         result = merge(
             agreed=agreed,
             held=held,
@@ -159,7 +161,7 @@ class Applying:
         related = self.relations.load(connection, subscriber, mapper, [now_here])
         ours_now = related_flat(mapper, now_here, related)
         new_agreed, new_held = rebase(result, agreed, held, ours_now)
-        values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None}
+        values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
@@ -228,7 +230,7 @@ class Applying:
         policy = subscriber.on_gone
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
-        values: dict[str, Any] = {"agreed": None, "held": None}
+        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -329,10 +331,14 @@ class Applying:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
             values: dict[str, Any] = {"external_id": external.id, "gone_at": None, "gone_there": False, "intent": None}
-            values |= {"agreed": {}, "held": None}
+            values |= {"agreed": {}, "held": None, "doubt": None}
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
-                values |= {"agreed": link.agreed or theirs, "owed_change": Link.owed_change + 1, **self._owed_now()}
+                values |= {
+                    "agreed": link.doubt or theirs,
+                    "owed_change": Link.owed_change + 1,
+                    **self._owed_now(),
+                }
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             link = self._link(connection, Link.id == link.id, subscriber)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
@@ -361,6 +367,7 @@ class Applying:
             "intent": None,
             "agreed": agreed,
             "held": held or None,
+            "doubt": None,
             "seen_at": external.at,
             "synced_at": self.hub.clock(),
         }

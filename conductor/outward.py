@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Hub, new_token
@@ -24,7 +25,7 @@ from conductor.plans import Batch, Claim, Plan, make_item, tops
 from conductor.relations import Relations
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
-from models.ledger import Change, Conflict, Link
+from models.ledger import Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
@@ -157,8 +158,6 @@ class Outward:
             .values(
                 lease_owner=batch.token,
                 lease_until=self.hub.later(self.hub.policy.lease),
-                claimed_change=Link.owed_change,
-                doubt=_doubt_of_the_dead(),
                 # The intent to create is on disk before the call that creates.
                 intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
             )
@@ -174,24 +173,11 @@ class Outward:
         batch.claims = [
             Claim(row, records.get(row.record_id), row.intent == batch.token, asked.get(row.id, {})) for row in rows
         ]
-        self._forget_vain_doubts(connection, subscriber, batch.claims)
         mapper = attempt(lambda: self.mappings.current(connection, subscriber.name())[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
         return batch
-
-    @staticmethod
-    def _forget_vain_doubts(connection: sa.Connection, subscriber: Subscriber, claims: list[Claim]) -> None:
-        """What a dead worker sent is known only while nothing has changed since, routed or not."""
-        ids = [claim.record_id for claim in claims if claim.link.doubt == {}]
-        if not ids:
-            return
-        waiting = (Change.catalogue == subscriber.catalogue, Change.record_id.in_(ids), Change.relayed_at.is_(None))
-        changed = set(connection.execute(sa.select(Change.record_id).where(*waiting)).scalars())
-        for claim in claims:
-            if claim.link.doubt == {} and claim.record_id in changed:
-                claim.now_with(doubt=None)
 
     # --- plan ---------------------------------------------------------------------------------------
 
@@ -279,6 +265,7 @@ class Outward:
                 self._look_again(subscriber, plan, batch.mapper)
             if plan.is_open and plan.operation == "update" and batch.mapper is not None:
                 self._spare(subscriber, plan, batch.mapper)
+        self._write_ahead([p for p in plans if p.is_open and p.operation in ("create", "update")], batch.token)
         for operation, call in (
             ("create", subscriber.bulk_create),
             ("update", subscriber.bulk_update),
@@ -325,6 +312,26 @@ class Outward:
                 plan.external = outcome
                 plan.settle("delivered")
 
+    def _write_ahead(self, plans: list[Plan], token: str) -> None:
+        """What is about to be sent is on disk before the call: should nobody live to tell how it ended.
+
+        With it goes what was learned before the call, since that is what the new doubt is told against.
+        """
+        if not plans:
+            return
+        try:
+            self.hub.database.transact(_write_doubts, plans, token)
+            return
+        except sa.exc.IntegrityError:
+            logger.warning("the links of a batch could not be written down; one by one")
+        for plan in plans:
+            try:
+                self.hub.database.transact(_write_doubts, [plan], token)
+            except sa.exc.IntegrityError:
+                found = plan.claim.link.external_id
+                plan.claim.now_with(external_id=None)
+                plan.fail(Reject(f"{found} was found for it, which is linked to another record already"))
+
     @staticmethod
     def _lose(plans: list[Plan]) -> None:
         for plan in plans:
@@ -358,9 +365,8 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        sent = plan.flat if plan.claim.link.doubt is not None else mapper.theirs(found.data)
-        agreed = plan.claim.link.agreed or sent
-        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None)
+        agreed = plan.claim.link.doubt or mapper.theirs(found.data)
+        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
@@ -387,13 +393,7 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        agreed, held = dict(claim.link.agreed or {}), dict(claim.link.held or {})
-        tried = claim.link.doubt or {path: plan.flat[path] for path in _differing(plan.flat, agreed, claim.asked)}
-        for path, value in tried.items():
-            did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
-            if path in theirs and path not in claim.asked and not did_not_arrive:
-                agreed[path] = value  # what differs from it now is an edit of theirs
-                held.pop(path, None)
+        agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None)
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes={top: item.data[top] for top in tops(differing)})
@@ -430,11 +430,18 @@ class Outward:
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
 
 
-def _doubt_of_the_dead() -> Any:
-    """A lease nobody gave back: a worker died over it. Unless more is owed since, what it sent is known."""
-    died = sa.and_(Link.lease_owner.is_not(None), Link.owed_change == Link.claimed_change)
-    nothing_known = sa.literal({}, Link.doubt.type)
-    return sa.case((died, sa.func.coalesce(Link.doubt, nothing_known)), else_=Link.doubt)
+def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> None:
+    is_mine = (Link.id == sa.bindparam("link"), Link.lease_owner == token)
+    known = ("external_id", "gone_at", "agreed", "held", "doubt")
+    statement = sa.update(Link).where(*is_mine).values({name: sa.bindparam(f"new_{name}") for name in known})
+    rows = []
+    # In one order in every process, so that relays and workers do not deadlock.
+    for plan in sorted(plans, key=lambda p: p.claim.record_id):
+        plan.claim.now_with(doubt=plan.ours)
+        plan.claim.told = True
+        values = {f"new_{name}": getattr(plan.claim.link, name) for name in known}
+        rows.append({"link": plan.claim.link.id, **values})
+    connection.execute(statement, rows)
 
 
 def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:

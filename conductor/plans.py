@@ -30,6 +30,9 @@ class Claim:
     #: Fields beside ours in a nested object that were edited there and have not come in yet -> what the system holds.
     beside: Flat = field(default_factory=dict)
 
+    #: What is about to be sent is on disk.
+    told: bool = False
+
     @property
     def record_id(self) -> str:
         """The record's id in the ledger."""
@@ -87,6 +90,11 @@ class Plan:
         if self.operation == "create" or self.item is None:
             return set(self.flat)
         return {path for path in self.flat if path.split(".")[0] in self.item.changes}
+
+    @property
+    def ours(self) -> Flat:
+        """What travels and is ours: not what goes along as it stands there."""
+        return {path: self.flat[path] for path in self.sent - set(self.claim.beside) - set(self.claim.asked)}
 
     @property
     def was_answered(self) -> bool:

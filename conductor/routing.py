@@ -94,7 +94,6 @@ class Routing:
             return Batch()
         owed: dict[tuple[str, str], _Owed] = {}
         skips: list[dict[str, Any]] = []
-        left_out: set[tuple[str, str]] = set()
         news: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for row in rows:
             for subscriber in self.hub.of_catalogue(row.catalogue):
@@ -104,11 +103,9 @@ class Routing:
                     mark.change = max(mark.change, row.id)
                     news[row.catalogue][row.record_id] = None
                     continue
-                left_out.add((subscriber.name(), row.record_id))
                 if skip:
                     skips.append(self._skip(row, subscriber, skip))
         self._mark(connection, owed)
-        self._unsure(connection, left_out)
         if skips:
             connection.execute(sa.insert(Delivery), skips)
         ids = [row.id for row in rows]
@@ -177,21 +174,6 @@ class Routing:
             for (subscriber, record), mark in sorted(owed.items())
         ]
         connection.execute(statement, marks)
-
-    @staticmethod
-    def _unsure(connection: sa.Connection, left_out: set[tuple[str, str]]) -> None:
-        """The record has changed though its subscriber is owed nothing for it: should a worker have died over
-        it, what that sent is not what the record says now. See `Link.doubt`."""
-        if not left_out:
-            return
-        statement = (
-            sa.update(Link)
-            .where(Link.subscriber == sa.bindparam("name"), Link.record_id == sa.bindparam("record"))
-            .where(Link.lease_owner.is_not(None))
-            .values(claimed_change=-1)
-        )
-        pairs = [{"name": name, "record": record} for name, record in sorted(left_out)]
-        connection.execute(statement, pairs)
 
     # --- what is owed and does not move -------------------------------------------------------------
 

@@ -198,7 +198,7 @@ class Settling:
             return None
         if isinstance(error, Gone) and plan.operation != "create":
             return self._after_gone(connection, subscriber, plan)
-        known: dict[str, Any] = _after_create(plan, error) | _after_update(plan, error)
+        known: dict[str, Any] = _after_create(plan, error) | _after_call(plan, error)
         if isinstance(error, SystemDown):
             plan.settle("waiting", str(error))
             return known
@@ -242,7 +242,7 @@ class Settling:
         policy = subscriber.on_gone
         if policy == "recreate":
             plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
-            forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None}
+            forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None, "doubt": None}
             return forgotten | {"owed_change": Link.owed_change + 1}
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
@@ -298,15 +298,14 @@ def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
     if plan.claim.linked:
         return {}
     if error.maybe_done and plan.operation == "create" and plan.duration is not None:
-        return {"agreed": plan.flat}  # the base, should the record turn up: their edits show against it
+        return {}
     return {"intent": _unbegun(plan)}
 
 
-def _after_update(plan: Plan, error: SyncError) -> dict[str, Any]:
-    """What a failure says of an update: that it may have arrived, and with which values."""
-    if not (error.maybe_done and plan.operation == "update" and plan.duration is not None):
-        return {}
-    return {"doubt": {path: plan.flat[path] for path in plan.sent}}
+def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
+    """A call that certainly did nothing, or was not made, leaves nothing in doubt; see `conductor.doubt`."""
+    was_sent = plan.duration is not None and error.maybe_done
+    return {"doubt": None} if plan.claim.told and not was_sent else {}
 
 
 def _unless_newer(link: Any, when: datetime) -> Any:

@@ -105,11 +105,8 @@ class Link(Base):
 
     #: A create was begun under this key and its outcome is not known yet.
     intent: Mapped[str | None] = mapped_column(sa.String(64))
-    #: An update was sent and its outcome is not known: field -> value as it was sent. Empty: a worker
-    #: died over it, and what it sent was what is owed still.
+    #: Written before a create or an update is sent, gone when its outcome is known: field -> value.
     doubt: Mapped[dict[str, Any] | None]
-    #: `owed_change` when the link was last claimed.
-    claimed_change: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(sa.String(64))

@@ -188,7 +188,7 @@ class ModelSystem(FakeSystem):
                 raise failure[0]
             result = effect()
             if fragile:
-                world.fragile = True
+                world.fragile |= {(f"{self.name}.customer", record) for record in what.split(",")}
             else:
                 world.boundary(f"{self.name} {kind} done")
             if failure is not None:

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from conductor import Conductor, LetterFilter, Policy
 from models.capture import sync_context
 from models.catalogues import Customer
-from models.ledger import DeadLetter, Inbox, Unsubscription
+from models.ledger import DeadLetter, Inbox, Link, Unsubscription
 from subscribers.base import Item
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from tests.fakes import Clock
@@ -140,7 +140,8 @@ class World:
         self.number = 0
         self.inside = 0
         self.dead = False
-        self.fragile = False
+        #: (subscriber, record id) of creates whose answer must not be lost, until it is written down.
+        self.fragile: set[tuple[str, str]] = set()
         self.failure: Violation | None = None
         #: (subscriber, record id) being written there at this moment, and the systems that are asked to.
         self.under_way: set[tuple[str, str]] = set()
@@ -201,8 +202,8 @@ class World:
         """A point at which this process may die, or another one may come in between."""
         if self.dead:
             raise Crash
-        if where == "committed":
-            self.fragile = False
+        if where == "committed" and self.fragile:
+            self.fragile &= self._under_lease()
         if self.quiet or not self.armed or self.fragile:
             return
         if where.endswith((" asked", " done")):
@@ -266,7 +267,7 @@ class World:
             getattr(self, f"do_{step[0]}")(*step[1:])
         except Crash:
             self.dead = False
-            self.fragile = False
+            self.fragile.clear()
         except BrokerAway:
             self.note("gives up: the broker is away")
         except (SyncError, Surprise) as error:
@@ -281,6 +282,11 @@ class World:
         with self.engine_read() as connection:
             rows = connection.exec_driver_sql(_RECORDS).mappings()
             return {str(row["id"]): {**row, "active": bool(row["active"])} for row in rows}
+
+    def _under_lease(self) -> set[tuple[str, str]]:
+        with self.engine_read() as connection:
+            leased = sa.select(Link.subscriber, Link.record_id).where(Link.lease_owner.is_not(None))
+            return {(row.subscriber, row.record_id) for row in connection.execute(leased)}
 
     def engine_read(self) -> Any:
         """A connection nobody interrupts."""
@@ -587,13 +593,15 @@ class World:
         with self.engine_read() as connection:
             rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
             bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
-        self.conductor.discard(LetterFilter(), "ann", "because")
-        for row in rows:
-            if row.link_id is not None:
-                self.excuses.append(Excuse(row.subscriber, row.record_id, EVERYTHING, self._now(), "discarded"))
-            else:
-                self.discarded.add(bodies[row.inbox_id])
-                self.all_tainted = True
+        try:
+            self.conductor.discard(LetterFilter(), "ann", "because")
+        finally:  # a process may die just after the commit
+            for row in rows:
+                if row.link_id is not None:
+                    self.excuses.append(Excuse(row.subscriber, row.record_id, EVERYTHING, self._now(), "discarded"))
+                else:
+                    self.discarded.add(bodies[row.inbox_id])
+                    self.all_tainted = True
 
     def do_unsubscribe(self, s: int, operation: int, record: int, until: int) -> None:
         """A person makes an unsubscription."""
@@ -643,9 +651,11 @@ class World:
             rows = [{**row, "path": "remarks"} if row["column"] == "notes" else row for row in rows]
         elif variant % 4 == 3:
             rows = [{**row, "direction": "out"} if row["column"] == "phone" else row for row in rows]
-        self.conductor.save_mapping(name, None if variant % 4 == 0 else rows, "ann", version)
-        self.excuses.append(Excuse(name, None, frozenset({"update"}), self._now(), "the mapping was edited"))
-        self.all_tainted = True
+        try:
+            self.conductor.save_mapping(name, None if variant % 4 == 0 else rows, "ann", version)
+        finally:  # a process may die just after the commit
+            self.excuses.append(Excuse(name, None, frozenset({"update"}), self._now(), "the mapping was edited"))
+            self.all_tainted = True
 
     def do_push(self, number: int, context: int) -> None:
         """A person or program asks for a record to be looked at."""

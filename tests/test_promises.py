@@ -663,3 +663,45 @@ def test_a_look_up_that_fails_says_nothing_of_what_the_create_before_it_sent(dat
     webhook(world, "crm", "e1", "crm_1")
     world.run()
     assert record(world, one).phone is None and world.shown("crm")[0]["phone"] is None
+
+
+def test_an_edit_over_an_update_in_doubt_that_comes_in_first_is_taken(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    world.clock.tick()
+    world.systems["crm"].edit("crm_1", notes="2, by who saw the 1")
+    edit(world, one, phone="another field, later")  # makes ours the newer record
+    webhook(world, "crm", "e1", "crm_1")
+    ((_, ids),) = [news for news in world.ears.heard if news[0] == "inbox"]
+    world.ears.heard.clear()
+    world.conductor.receive(ids[0])
+    again(world)
+    assert record(world, one).notes == world.shown("crm")[0]["notes"] == "2, by who saw the 1"
+
+
+def test_what_went_along_with_an_update_in_doubt_is_not_taken_for_ours(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name", "street": "address.line1", "city": "address.city"})
+    one = add(world, street="0", city="0")
+    world.run()
+    world.systems["crm"].edit("crm_1", address={"line1": "0", "city": "theirs, not seen here yet"})
+    edit(world, one, street="1")
+    world.systems["crm"].fail(Retry("cut", maybe_done=True), after=True)
+    real = world.systems["crm"].failures.pop()
+
+    def on_update(kind: str, what: str) -> None:
+        if kind == "update" and real not in world.systems["crm"].failures and not done:
+            done.append(1)
+            world.systems["crm"].failures.append(real)
+
+    done: list[int] = []
+    world.systems["crm"].on_call = on_update
+    world.run()
+    again(world)
+    world.conductor.poll("crm.customer")
+    again(world)
+    assert (record(world, one).street, record(world, one).city) == ("1", "theirs, not seen here yet")
+    assert world.shown("crm")[0]["address"] == {"line1": "1", "city": "theirs, not seen here yet"}

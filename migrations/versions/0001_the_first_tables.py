@@ -321,7 +321,6 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
-        sa.Column("claimed_change", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
         sa.Column("retry_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("lease_owner", sa.String(length=64), nullable=True),

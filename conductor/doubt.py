@@ -1,0 +1,20 @@
+"""Writes in doubt: what was about to be sent when nobody learned whether it arrived (`Link.doubt`).
+
+It is on disk before the call and goes when the outcome is known. An edit of theirs made over what
+arrived must show as theirs, or sending ours again would undo it.
+"""
+
+from __future__ import annotations
+
+from subscribers.mapping import Flat, same
+
+
+def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[Flat, Flat]:
+    """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
+    agreed, held = dict(agreed), dict(held)
+    for path, value in (sent or {}).items():
+        did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
+        if path in theirs and not did_not_arrive:
+            agreed[path] = value  # what differs from it now is an edit of theirs
+            held.pop(path, None)
+    return agreed, held
