@@ -25,10 +25,13 @@ from conductor.plans import Batch, Claim, Plan, make_item, tops
 from conductor.relations import Relations
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
+from models.bulk import update_many
 from models.ledger import Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, nest, same
+
+_LINK: Any = Link.__table__
 
 logger = logging.getLogger(__name__)
 
@@ -431,17 +434,14 @@ class Outward:
 
 
 def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> None:
-    is_mine = (Link.id == sa.bindparam("link"), Link.lease_owner == token)
-    known = ("external_id", "gone_at", "agreed", "held", "doubt")
-    statement = sa.update(Link).where(*is_mine).values({name: sa.bindparam(f"new_{name}") for name in known})
     rows = []
     # In one order in every process, so that relays and workers do not deadlock.
     for plan in sorted(plans, key=lambda p: p.claim.record_id):
         plan.claim.now_with(doubt=plan.ours)
         plan.claim.told = True
-        values = {f"new_{name}": getattr(plan.claim.link, name) for name in known}
-        rows.append({"link": plan.claim.link.id, **values})
-    connection.execute(statement, rows)
+        known = {name: getattr(plan.claim.link, name) for name in ("external_id", "gone_at", "agreed", "held", "doubt")}
+        rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
+    update_many(connection, _LINK, rows, match=("id", "lease_owner"))
 
 
 def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:

@@ -76,6 +76,8 @@ class Plan:
     error: SyncError | None = None
     external: External | None = None
     rule: Rule | None = None
+    #: What the link is owed when it is settled: more than was claimed, if the record has changed since.
+    owed_now: int = 0
     #: Milliseconds of the call.
     duration: float | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,11 +14,15 @@ from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
 from conductor.plans import Batch, Plan
 from conductor.relations import Relations, WaitsFor
+from models.bulk import insert_many, update_many
 from models.capture import sync_context
 from models.ledger import Conflict, Delivery, Link, System
 from subscribers.base import Subscriber
 from subscribers.errors import Gone, Retry, Skip, SyncError, SystemDown
 from subscribers.mapping import Mapper, same
+
+_LINK: Any = Link.__table__
+_DELIVERY: Any = Delivery.__table__
 
 
 @dataclass
@@ -43,18 +48,28 @@ class Settling:
         self._note_health(connection, subscriber, plans)
         deliveries = []
         told_down = False
-        # In one order in every process, so that relays and workers do not deadlock.
-        for plan in sorted(plans, key=lambda p: p.claim.record_id):
+        owed = self._lock(connection, plans, batch.token)
+        links: defaultdict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+        for plan in plans:
+            link_id = plan.claim.link.id
+            plan.owed_now = owed.get(link_id, plan.claim.link.owed_change)
+            waits = isinstance(plan.error, WaitsFor)
             values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
-            if self._update_link(connection, plan, values, batch.token):
-                settled.again.append(plan.claim.record_id)
+            if link_id in owed:  # else somebody else has it by now
+                row = {"id": link_id, "lease_owner": None, "lease_until": None, **values}
+                links[tuple(values)].append(row)
+                if waits:  # whether the next one closes a circle is told by what this one waits for
+                    update_many(connection, _LINK, [row])
+                if _is_owed_again(plan):
+                    settled.again.append(plan.claim.record_id)
             if plan.outcome == "waiting":
                 if told_down or plan.error is None:
                     continue  # one row tells it for all that wait
                 told_down = not isinstance(plan.error, WaitsFor)
             deliveries.append(self._delivery(subscriber, plan))
-        if deliveries:
-            connection.execute(sa.insert(Delivery), deliveries)
+        for rows in links.values():
+            update_many(connection, _LINK, rows)
+        insert_many(connection, _DELIVERY, deliveries)
         settled.announce += self._wake(connection, subscriber, plans)
         return settled
 
@@ -70,18 +85,14 @@ class Settling:
         ended = [p.claim.link.id for p in plans if p.outcome in ("dead", "skipped")]
         return self.relations.wake(connection, subscriber, delivered, ended)
 
-    def _update_link(self, connection: sa.Connection, plan: Plan, values: dict[str, Any], token: str) -> bool:
-        """Write one link and give the lease back; True if more is owed by now and may be sent at once."""
-        row = connection.execute(
-            sa.update(Link)
-            .where(Link.id == plan.claim.link.id, Link.lease_owner == token)
-            .values(lease_owner=None, lease_until=None, **values)
-            .returning(Link.owed_change, Link.synced_change)
-        ).one_or_none()
-        if row is None or (plan.outcome == "waiting" and not isinstance(plan.error, WaitsFor)):
-            return False  # somebody else has it, or the sweep brings it back with its system
-        # More may be owed by now, and its news may have come while we held the lease.
-        return bool(row.owed_change > plan.claim.link.owed_change)
+    @staticmethod
+    def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, int]:
+        """Link -> what it is owed now, of the links that are still ours; nobody changes these until the commit."""
+        ids = [plan.claim.link.id for plan in plans]
+        mine = sa.select(Link.id, Link.owed_change).where(Link.id.in_(ids), Link.lease_owner == token)
+        # In one order in every process, so that relays and workers do not deadlock.
+        rows = connection.execute(mine.order_by(Link.record_id).with_for_update())
+        return {row.id: row.owed_change for row in rows}
 
     def _link_values(
         self,
@@ -108,7 +119,7 @@ class Settling:
             else:
                 plan.settle("waiting", str(plan.error))
                 # Woken when the parent is through; the time is the net below that.
-                retry_at = _unless_newer(link, self.hub.later(self.hub.policy.stale))
+                retry_at = _unless_newer(plan, self.hub.later(self.hub.policy.stale))
                 return {"waits_for": verdict.parent, "retry_at": retry_at, "intent": _unbegun(plan)}
         if plan.error is not None:
             values = self._after_error(connection, subscriber, plan)
@@ -119,7 +130,7 @@ class Settling:
         values = {
             "synced_change": link.owed_change,
             # Changes that arrived meanwhile are owed since about now.
-            "owed_since": sa.case((Link.owed_change > link.owed_change, now), else_=sa.null()),
+            "owed_since": now if plan.owed_now > link.owed_change else None,
             "attempts": 0,
             "retry_at": None,
             "doubt": None,
@@ -208,7 +219,7 @@ class Settling:
         if isinstance(error, Retry) and attempts < self.hub.policy.max_attempts:
             plan.settle("failed", str(error))
             pause = max(self.hub.policy.backoff(attempts), error.after or 0.0)
-            return known | {"attempts": attempts, "retry_at": _unless_newer(link, self.hub.later(pause))}
+            return known | {"attempts": attempts, "retry_at": _unless_newer(plan, self.hub.later(pause))}
         plan.settle("dead", str(error))
         letter = self.letters.write(
             connection,
@@ -219,7 +230,7 @@ class Settling:
             payload=plan.flat,
             letter_id=link.dead_letter_id,
         )
-        dead_at = _unless_newer(link, self.hub.clock())
+        dead_at = _unless_newer(plan, self.hub.clock())
         return known | {"attempts": attempts, "retry_at": None, "dead_at": dead_at, "dead_letter_id": letter}
 
     def _may_be_the_network(
@@ -243,7 +254,8 @@ class Settling:
         if policy == "recreate":
             plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
             forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None, "doubt": None}
-            return forgotten | {"owed_change": Link.owed_change + 1}
+            plan.owed_now += 1
+            return forgotten | {"owed_change": plan.owed_now}
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
@@ -253,7 +265,7 @@ class Settling:
             "agreed": None,
             "held": None,
             "synced_change": plan.claim.link.owed_change,
-            "owed_since": None,
+            "owed_since": self.hub.clock() if plan.owed_now > plan.claim.link.owed_change else None,
             "attempts": 0,
         }
 
@@ -308,6 +320,13 @@ def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
     return {"doubt": None} if plan.claim.told and not was_sent else {}
 
 
-def _unless_newer(link: Any, when: datetime) -> Any:
+def _unless_newer(plan: Plan, when: datetime) -> datetime | None:
     """`when`, or nothing if a newer change is owed by now: the edit may be what mends it."""
-    return sa.case((Link.owed_change > link.owed_change, sa.null()), else_=sa.literal(when, Link.retry_at.type))
+    return None if plan.owed_now > plan.claim.link.owed_change else when
+
+
+def _is_owed_again(plan: Plan) -> bool:
+    """More is owed by now and may be sent at once: its news may have come while we held the lease."""
+    if plan.outcome == "waiting" and not isinstance(plan.error, WaitsFor):
+        return False  # the sweep brings it back with its system
+    return plan.owed_now > plan.claim.link.owed_change
