@@ -58,6 +58,8 @@ class Incoming:
     newest: bool = False
     #: The lease under which it was fetched.
     token: str | None = None
+    #: What said that it has to be fetched.
+    event: External | None = None
 
 
 class Applying:
@@ -92,12 +94,15 @@ class Applying:
         if incoming.newest and link.lease_owner != incoming.token:
             # Linked, or delivered to, since it was fetched: it may not be the newest any more.
             raise Busy
-        if self._is_echo(link, theirs):
+        undone = _undone(incoming, link, theirs)
+        if self._is_echo(link, theirs) and not undone:
             return self._echo(connection, incoming, link)
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
             return self._pass_over(connection, incoming, link, "the record is deleted here")
         if not incoming.newest:
+            if undone:
+                raise NeedsFetch
             if link.seen_at is not None and external.at is not None and external.at < link.seen_at:
                 return self._note(connection, incoming, link, "skipped", "it is older than what is known here")
             if link.doubt is not None or not _is_newer(external.at, link):
@@ -146,6 +151,8 @@ class Applying:
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours = related_flat(mapper, record, related)
         agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
+        undone = _undone(incoming, link, theirs)
+        theirs = {**theirs, **undone}
         result = merge(
             agreed=agreed,
             held=held,
@@ -161,7 +168,12 @@ class Applying:
         related = self.relations.load(connection, subscriber, mapper, [now_here])
         ours_now = related_flat(mapper, now_here, related)
         new_agreed, new_held = rebase(result, agreed, held, ours_now)
+        # What our own write has undone is not what they hold: they are owed it.
+        new_agreed |= {path: _stood(link)[path] for path in undone}
+        new_held = {path: value for path, value in new_held.items() if path not in undone}
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
+        if undone:
+            values["alongside"] = None
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
@@ -169,7 +181,7 @@ class Applying:
             values["righted"] = {**(link.righted or {}), **one_way}
         if incoming.external.at is not None:
             values |= {"seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
-        owed = bool(result.keep) or _unsent(ours_now, new_agreed)
+        owed = bool(result.keep or undone) or _unsent(ours_now, new_agreed)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
             values |= {"owed_change": Link.owed_change + 1, **self._owed_now()}
@@ -425,6 +437,28 @@ class Applying:
         waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None
         still_owed = owed or waits
         return Applied(outcome, f"{name} {external.id}: {words}", (name, link.record_id) if still_owed else None)
+
+
+def _stood(link: Any) -> Flat:
+    """What our last write put back beside its own fields, as it had read it."""
+    fields: Flat = (link.alongside or {}).get("fields", {})
+    return fields
+
+
+def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
+    """What was edited there between our reading a nested object and writing it back whole, and was undone by that.
+
+    Nothing but the event of that edit tells of it: afterwards the record stands as we wrote it.
+    """
+    event, window = incoming.event or incoming.external, link.alongside or {}
+    if event.at is None or "until" not in window:
+        return {}
+    if not datetime.fromisoformat(window["since"]) <= event.at <= datetime.fromisoformat(window["until"]):
+        return {}
+    told, stood = incoming.mapper.theirs(event.data), _stood(link)
+    changed = {p: v for p, v in told.items() if p in stood and incoming.mapper.comes_in(p) and not same(v, stood[p])}
+    # Fetched since, and not as we wrote it any more: that is newer still.
+    return {p: v for p, v in changed.items() if incoming.event is None or same(theirs.get(p), stood[p])}
 
 
 def _is_newer(at: datetime | None, link: Any) -> bool:

@@ -344,7 +344,9 @@ class Inward:
                 fresh = replace(external, deleted=True, data={})
             if gate.probing:
                 self.hub.database.transact(self.health.succeeded, subscriber.system)
-            applied = self.hub.database.transact(self._apply_one, subscriber, fresh, newest=True, token=token)
+            applied = self.hub.database.transact(
+                self._apply_one, subscriber, fresh, newest=True, token=token, event=external
+            )
         finally:
             owed = self._release(link_id, token) if link_id is not None else None
         self._announce_owed([pair for pair in (owed or applied.owed,) if pair])

@@ -422,15 +422,18 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        claim.beside = {
-            path: theirs[path]
-            for path in sorted(beside)
-            if path in theirs and not same(theirs[path], held.get(path, agreed[path]))
-        }
+        stood = {path: theirs[path] for path in sorted(beside) if path in theirs}
+        if found.at is not None:
+            claim.now_with(alongside={"since": found.at.isoformat(), "fields": stood})
+        claim.beside = {p: v for p, v in stood.items() if not same(v, held.get(p, agreed[p]))}
         if claim.beside:
             plan.flat = {**plan.flat, **claim.beside}
             data = nest(plan.flat)
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
+
+
+#: What a call is told against when nobody learned how it ended.
+_KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside")
 
 
 def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> None:
@@ -439,7 +442,7 @@ def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> N
     for plan in sorted(plans, key=lambda p: p.claim.record_id):
         plan.claim.now_with(doubt=plan.ours)
         plan.claim.told = True
-        known = {name: getattr(plan.claim.link, name) for name in ("external_id", "gone_at", "agreed", "held", "doubt")}
+        known = {name: getattr(plan.claim.link, name) for name in _KNOWN}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
     update_many(connection, _LINK, rows, match=("id", "lease_owner"))
 

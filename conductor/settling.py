@@ -167,6 +167,7 @@ class Settling:
         values["open_conflicts"] = self._close_conflicts(connection, plan)
         if plan.outcome == "delivered" and plan.operation != "match":
             values["wrote_at"] = wrote
+            values["alongside"] = {**link.alongside, "until": wrote.isoformat()} if link.alongside else None
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values
@@ -329,4 +330,4 @@ def _is_owed_again(plan: Plan) -> bool:
     """More is owed by now and may be sent at once: its news may have come while we held the lease."""
     if plan.outcome == "waiting" and not isinstance(plan.error, WaitsFor):
         return False  # the sweep brings it back with its system
-    return plan.owed_now > plan.claim.link.owed_change
+    return bool(plan.owed_now > plan.claim.link.owed_change)

@@ -705,3 +705,75 @@ def test_what_went_along_with_an_update_in_doubt_is_not_taken_for_ours(database:
     again(world)
     assert (record(world, one).street, record(world, one).city) == ("1", "theirs, not seen here yet")
     assert world.shown("crm")[0]["address"] == {"line1": "1", "city": "theirs, not seen here yet"}
+
+
+def test_an_edit_beside_ours_that_our_own_write_undid_is_told_by_its_event(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name", "street": "address.line1", "city": "address.city"})
+    one = add(world, street="0", city="0")
+    world.run()
+    crm, edits = world.systems["crm"], []
+
+    def on_call(kind: str, what: str) -> None:
+        if kind == "update" and not edits:  # the object was read, and is about to be written whole
+            edits.append(crm.edit("crm_1", address={"line1": "0", "city": "theirs"}))
+            world.clock.tick()
+
+    crm.on_call = on_call
+    world.clock.tick()
+    edit(world, one, street="1")
+    world.run()
+    assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "0"}
+    world.conductor.poll("crm.customer")  # what our write left is known before the event of the edit comes
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], edits[0])
+    world.run()
+    assert (record(world, one).street, record(world, one).city) == ("1", "theirs")
+    assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "theirs"}
+    # The same event once more is old news.
+    world.clock.tick()
+    crm.edit("crm_1", address={"line1": "1", "city": "later"})
+    world.conductor.poll("crm.customer")
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], edits[0])
+    world.run()
+    assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "later"
+
+
+def test_an_event_from_before_a_write_in_doubt_is_not_taken_for_an_edit_over_it(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    crm, edits = world.systems["crm"], []
+
+    def on_call(kind: str, what: str) -> None:
+        if kind == "update" and not edits:
+            edits.append(crm.edit("crm_1", notes="theirs, a moment before ours arrives"))
+
+    crm.on_call = on_call
+    world.clock.tick()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], edits[0])
+    again(world)
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "1"
+
+
+def test_what_looking_up_a_create_in_doubt_showed_is_known_after_the_next_lost_answer(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, name="0", phone="0")
+    cut(world, after=True)
+    world.run()
+    world.systems["crm"].edit("crm_1", phone="theirs, not seen here yet")
+    edit(world, one, name="1")
+    crm = world.systems["crm"]
+
+    def on_call(kind: str, what: str) -> None:
+        if kind == "update" and len([call for call in crm.calls if call[0] == "update"]) == 1:
+            crm.failures.append((Retry("cut", maybe_done=True), True))
+
+    crm.on_call = on_call
+    again(world)
+    again(world)
+    world.conductor.poll("crm.customer")
+    again(world)
+    assert (record(world, one).name, record(world, one).phone) == ("1", "theirs, not seen here yet")
+    assert (crm.store["crm_1"]["name"], crm.store["crm_1"]["phone"]) == ("1", "theirs, not seen here yet")
