@@ -19,6 +19,7 @@ from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
 from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
+from subscribers.rates import Rate
 from subscribers.rules import Rules, check
 
 
@@ -115,12 +116,21 @@ class System:
     concurrency: int | None = None
     delete_limit: int | None = 50
 
+    #: The `http.Http` of a system that is spoken to by it.
+    http: Any = None
+
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
         for limit in ("requests_per_second", "concurrency", "delete_limit"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)
+
+    @property
+    def rate(self) -> Rate | None:
+        """What its answers said last of the calls that are left; None where they say nothing."""
+        rate: Rate | None = self.http.rate if self.http is not None else None
+        return rate
 
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
