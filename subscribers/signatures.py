@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import SecretStr
-from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from subscribers.errors import BadSignature
 from subscribers.http import same_secret, secrets_of
@@ -18,6 +19,8 @@ from subscribers.http import same_secret, secrets_of
 #: `standard`: Standard Webhooks 1.0 (Svix); `hmac`: a digest of the body in a header; `bearer`: the
 #: secret itself in `Authorization`; `none`: nothing, which has to be written down to be meant.
 Scheme = Literal["hmac", "standard", "bearer", "none"]
+
+_STANDARD_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{2,}={0,2}")
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,8 @@ class Signature:
         """Raises ValueError for a secret that this scheme cannot use."""
         if self.scheme == "standard":
             for secret in secrets_of(self.secrets):
-                try:
-                    Webhook(secret)
-                except (ValueError, EmptyWebhookSecretError):
-                    raise ValueError("is no secret of Standard Webhooks: whsec_ and base64") from None
+                if not _STANDARD_SECRET.fullmatch(secret):  # the library would drop what is no base64
+                    raise ValueError("is no secret of Standard Webhooks: whsec_ and base64")
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Header names are lower case. Raises `BadSignature`."""
