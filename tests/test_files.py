@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -445,4 +444,4 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(OSError):
         rows.write(tmp_path / "out.csv", ["a"], [{"a": 1}])
-    assert os.listdir(tmp_path) == ["out.csv"] and json.dumps([]) == "[]"
+    assert os.listdir(tmp_path) == ["out.csv"]
