@@ -13,6 +13,7 @@ author undoes nothing.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 import uuid
@@ -36,6 +37,8 @@ from subscribers.options import FOR_ALL, check_options, own_options
 from subscribers.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.rows import BadFile, Row
 from subscribers.transforms import find
+
+logger = logging.getLogger(__name__)
 
 #: Rows of a file that are told why they failed; of more only the first ones are.
 _MOST_FAILURES = 10_000
@@ -462,7 +465,9 @@ class FileSubscriber(Subscriber):
             columns = list(dict.fromkeys(name for one in told for name in one))
             suffix = reading.path.suffix.lower()
             suffix = suffix if suffix in rows.FORMATS else ".csv"
-            rows.write(folder / f"{name}.rejected{suffix}", columns, told, mask=self.for_spreadsheets)
+            rejected = folder / f"{name}.rejected{suffix}"
+            rows.write(rejected, columns, told, mask=self.for_spreadsheets)
+            logger.warning("%s: %d rows of %s failed; %s says why", self.name(), reading.failed, name, rejected)
         reading.path.replace(self._folder("failed" if reading.failures else "done") / name)
 
 
