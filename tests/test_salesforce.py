@@ -461,7 +461,7 @@ def offline() -> Salesforce:
 
 @pytest.mark.parametrize("secret", ["new", "old"])
 def test_a_callout_with_either_secret_is_taken(offline: Salesforce, secret: str) -> None:
-    assert offline.verify(callout(), {"x-syncflow-secret": secret}) == "e1"
+    assert offline.unpack(callout(), {"x-syncflow-secret": secret}) == [("e1", callout())]
     (one,) = offline.events(callout())
     assert (one.resource, one.external.record_id, one.external.deleted) == ("Account", "7", False)
     assert one.external.at == datetime(2026, 11, 22, 7, 6, 38, tzinfo=UTC)
@@ -474,20 +474,20 @@ def test_a_callout_with_either_secret_is_taken(offline: Salesforce, secret: str)
 )
 def test_any_other_callout_is_refused(offline: Salesforce, headers: dict[str, str]) -> None:
     with pytest.raises(BadSignature):
-        offline.verify(callout(), headers)
+        offline.unpack(callout(), headers)
 
 
 def test_without_a_secret_every_callout_is_refused(offline: Salesforce) -> None:
     offline.options.webhook_secret = SecretStr("")
     for secret in ("", " ", "new"):
         with pytest.raises(BadSignature):
-            offline.verify(callout(), {"x-syncflow-secret": secret})
+            offline.unpack(callout(), {"x-syncflow-secret": secret})
 
 
 @pytest.mark.parametrize("body", [b"nothing", b"[]", b"{}", callout(record={}), callout(sobject=1), callout(id="")])
 def test_a_callout_that_cannot_be_read_is_said_to_be_so(offline: Salesforce, body: bytes) -> None:
     with pytest.raises(BadWebhook):
-        offline.verify(body, {"x-syncflow-secret": "new"})
+        offline.unpack(body, {"x-syncflow-secret": "new"})
 
 
 def test_it_is_in_the_fan_out() -> None:
