@@ -58,12 +58,11 @@ def ingest(
         path = f"jobs/ingest/{job['id']}"
         _text(org, "PUT", f"{path}/batches", data=content, headers={"Content-Type": "text/csv; charset=UTF-8"})
         ended, at = _run(org, path)
-        by_key = _outcomes(org, path, key, at)
+        how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
+        by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
     except SyncError as error:
         return [error] * len(rows)
-    lost = Retry("the job ended without a word of this record", maybe_done=True)
-    if ended["state"] != "JobComplete":
-        lost = Retry(f"the job was {ended['state']}: {ended.get('errorMessage') or 'no reason given'}", maybe_done=True)
+    lost = Retry(f"{how} and says nothing of this record", maybe_done=True)
     return [by_key.get(str(row[key]), lost) for row in rows]
 
 
@@ -98,7 +97,7 @@ def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
         pause = min(pause * 2, LONGEST_LOOK)
 
 
-def _outcomes(org: Salesforce, path: str, key: str, at: datetime) -> dict[str, Outcome]:
+def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: Retry) -> dict[str, Outcome]:
     """What became of each record, by its key."""
     deadline = time.monotonic() + PATIENCE
     found: dict[str, Outcome] = {}
@@ -110,15 +109,15 @@ def _outcomes(org: Salesforce, path: str, key: str, at: datetime) -> dict[str, O
             elif kind == "failedResults":
                 found[row[key]] = by_code([_error(row["sf__Error"])])
             else:
-                found[row[key]] = Retry("the job ended before it came to this record")
+                found[row[key]] = unprocessed
     return found
 
 
 def _error(text: str) -> dict[str, Any]:
-    """`CODE:message:Field,Field --` as in the replies of single calls."""
+    """`CODE:message:Field --` as in the replies of single calls."""
     code, _, rest = text.partition(":")
     message, _, fields = rest.rpartition(":")
-    names = [name.strip() for name in fields.replace("--", "").split(",") if name.strip()]
+    names = fields.replace("--", " ").replace(",", " ").split()
     return {"statusCode": code.strip(), "message": message or rest, "fields": names}
 
 
