@@ -78,7 +78,9 @@ class SalesforceOptions(base.Options):
             raise ValueError("SALESFORCE_OBJECTS: customers are kept as Account or as Contact, not as both")
         customers = {"Account", "Contact"} & set(self.objects)
         if "Invoice__c" in self.objects and not (customers and "Product2" in self.objects):
-            raise ValueError("SALESFORCE_OBJECTS: Invoice__c needs Product2, and Account or Contact, which it points to")
+            raise ValueError(
+                "SALESFORCE_OBJECTS: Invoice__c needs Product2, and Account or Contact, which it points to"
+            )
         return self
 
     def login_kind(self) -> str:
