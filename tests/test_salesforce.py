@@ -20,6 +20,7 @@ from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Field, Mapper
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
+from tests.salesforce_world import LOGINS, connect
 
 ANNA = {
     "name": "Anna",
@@ -32,32 +33,11 @@ ANNA = {
     "notes": "ring twice",
     "active": True,
 }
-LOGINS = {
-    "client_credentials": {"consumer_key": "demo-client-id", "consumer_secret": "demo-client-secret"},
-    "password": {
-        "username": "integration@syncflow.example",
-        "password": "demo-password",
-        "security_token": "demo-token",
-    },
-}
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def server(certificates: Path) -> Iterator[SalesforceSimulator]:
-    with SalesforceSimulator(certs=certificates) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def org(server: SalesforceSimulator) -> SalesforceSimulator:
-    server.org.reset()
-    server.clock.thaw()
-    return server
+@pytest.fixture(scope="session")
+def certificates(salesforce_org: SalesforceSimulator) -> Path:
+    return Path(salesforce_org.ca_file).parent
 
 
 @pytest.fixture
@@ -68,11 +48,6 @@ def system(org: SalesforceSimulator) -> Salesforce:
 @pytest.fixture
 def accounts(system: Salesforce) -> SalesforceAccount:
     return SalesforceAccount(system)
-
-
-def connect(org: SalesforceSimulator, login: str = "client_credentials", **more: Any) -> Salesforce:
-    settings = {"instance_url": org.url, "ca_bundle": org.ca_file, "webhook_secret": "new old", **LOGINS.get(login, {})}
-    return Salesforce("salesforce", SalesforceOptions(**{**settings, **more}))
 
 
 def item(record: dict[str, Any], id: str = "7", external_id: str | None = None, changes: Any = None) -> Item:
@@ -412,7 +387,7 @@ def test_deletions_are_seen_at_once_and_again_from_the_list_of_the_deleted(
     org.remove("Account", id)
     found, after = read(accounts, position)
     assert [(one.id, one.deleted) for one in found] == [(id, True)]
-    org.clock.advance(120)
+    org.clock.advance(1000)
     # As if the recycle bin had been emptied: the query does not show it any more.
     later = {"modstamp": org.clock.now().isoformat(), "deleted": after["deleted"]}
     found, last = read(accounts, later)
@@ -424,7 +399,7 @@ def test_deletions_are_asked_for_from_where_the_last_answer_ended(
     org: SalesforceSimulator, accounts: SalesforceAccount
 ) -> None:
     _, position = read(accounts, None)
-    org.clock.advance(600)
+    org.clock.advance(1000)
     org.lag(300)
     _, position = read(accounts, position)
     assert org.clock.now() - datetime.fromisoformat(position["deleted"]) >= timedelta(seconds=300)

@@ -247,7 +247,8 @@ class Store:
         if parent is None:
             raise SalesforceError(
                 "INVALID_FIELD",
-                f"Foreign key external ID: {parent_value} not found for field {parent_field} in entity {reference.to[0]}",
+                f"Foreign key external ID: {parent_value} not found for field {parent_field} in entity "
+                f"{reference.to[0]}",
             )
         return reference, parent["Id"]
 

@@ -1,5 +1,5 @@
-"""Accounts, contacts and products. Object reference: "Account", "Contact", "Product2"; names in __c are fields of
-your own, see docs/salesforce.md.
+"""Accounts, contacts, products and invoices. Object reference: "Account", "Contact", "Product2"; names in __c are
+objects and fields of your own, see docs/salesforce.md.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from subscribers.base import register
-from subscribers.mapping import Field
+from subscribers.mapping import Field, link_to, rows
 from subscribers.salesforce.subscriber import SalesforceSubscriber
+from subscribers.salesforce.with_rows import SalesforceWithRows
 
 
 @register
@@ -96,4 +97,32 @@ class SalesforceProduct(SalesforceSubscriber):
         "active": "IsActive",
     }
     lengths = {"Description": 4000}
+    required = ("Name",)
+    poll_seconds = 300
+
+
+@register
+class SalesforceInvoice(SalesforceWithRows):
+    """Invoices and their lines, which are a custom object each. Customer__c points to what customers are kept as."""
+
+    catalogue = "invoice"
+    sobject = resource = "Invoice__c"
+    row_sobject, row_parent, row_place = "Invoice_Line__c", "Invoice__c", "Position__c"
+    match_on = ("number",)
+    field_to_data = {
+        "number": "Name",
+        "customer_id": link_to("customer", "Customer__c", required=True),
+        "status": "Status__c",
+        "currency": Field("Currency__c", transform="upper"),
+        "due_date": Field("Due_Date__c", transform="date"),
+        "lines": rows(
+            "Lines__r",
+            {
+                "product_id": link_to("product", "Product__c"),
+                "description": "Description__c",
+                "quantity": "Quantity__c",
+                "unit_price": Field("Unit_Price__c", transform="amount"),
+            },
+        ),
+    }
     required = ("Name",)

@@ -26,6 +26,8 @@ from subscribers.salesforce.system import Salesforce
 SETTLING = 60
 #: Salesforce tells of deletions no longer ago than 15 days.
 DELETED_REACH = timedelta(days=14, hours=23)
+#: Seconds between two questions for deletions; the query for changes tells of those in the recycle bin.
+DELETED_EVERY = 900
 #: Records that a collection takes.
 COLLECTION = 200
 #: Records in one job of Bulk API 2.0: few enough to be looked up one by one, should nobody learn how it ended.
@@ -81,17 +83,16 @@ class SalesforceSubscriber(Subscriber):
         else:
             path = f"composite/sobjects/{self.sobject}/{self.external_id_field}"
             outcomes = self._collections(path, items, records)
-        # There is no record yet that could be gone: it is the address, or another record that this one points to.
-        return [Reject(f"{self.sobject}: {one}") if isinstance(one, Gone) else one for one in outcomes]
+        return self._judged(items, outcomes)
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
         """Send what changed, by Salesforce's own ids."""
         records = [self._record(item.changes, item) for item in items]
         if len(items) > COLLECTION and bulk.can_carry(records):
             rows = [record | {"Id": item.linked_id} for item, record in zip(items, records, strict=True)]
-            return [*self._job("update", items, rows)]
+            return [*self._judged(items, self._job("update", items, rows))]
         records = [record | {"id": item.linked_id} for item, record in zip(items, records, strict=True)]
-        return [*self._collections("composite/sobjects", items, records)]
+        return [*self._judged(items, self._collections("composite/sobjects", items, records))]
 
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
         """Delete, into the recycle bin."""
@@ -132,8 +133,7 @@ class SalesforceSubscriber(Subscriber):
             yield Page(self._externals(records), dict(position))
             if found["done"]:
                 break
-            more = found["nextRecordsUrl"]
-            found, _ = self.client.call(lambda org, more=more: org.query_more(more, identifier_is_url=True))
+            found = self._next(found)
         yield from self._deleted(position, now)
 
     # --- how it is done -----------------------------------------------------------------------------
@@ -145,13 +145,31 @@ class SalesforceSubscriber(Subscriber):
 
     def fields(self) -> list[str]:
         """What is read of each record; without repetition, which SOQL refuses."""
-        mapped = [field.path for field in self.mapper.fields.values()]
+        mapped = [field.path for field in self.mapper.fields.values() if field.rows is None]
         own = ["Id", "SystemModstamp", "IsDeleted", self.external_id_field]
         return [*dict.fromkeys([*own, *(["MasterRecordId"] if self.mergeable else []), *mapped])]
 
     def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Mapped fields as the object takes them."""
         return dict(data)
+
+    def of_gone(self, item: Item, gone: Gone) -> SyncError:
+        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to."""
+        points = any(self.mapper.points_to(item.record))
+        if item.external_id is None:
+            # An upsert by the External ID creates what is gone: so it is another record, or the address.
+            return Retry(f"a record that it points to is deleted there: {gone}") if points else Reject(str(gone))
+        if not points:
+            return gone
+        try:
+            self.fetch(item.external_id)
+        except SyncError as error:
+            return error
+        return Retry(f"a record that it points to is deleted there: {gone}")
+
+    def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
+        pairs = zip(items, outcomes, strict=True)
+        return [self.of_gone(item, one) if isinstance(one, Gone) else one for item, one in pairs]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
         return {**self.outgoing(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
@@ -160,6 +178,22 @@ class SalesforceSubscriber(Subscriber):
         """Losers of a merge before the others: one of those is what they live on in."""
         found = [self.client.external(one) for one in records]
         return sorted(found, key=lambda one: one.merged_into is None)
+
+    def _all(self, query: str) -> Iterator[dict[str, Any]]:
+        """Everything a query finds, deleted records too."""
+        found, _ = self.client.call(lambda org: org.query(query, include_deleted=True))
+        yield from found["records"]
+        yield from self._more(found)
+
+    def _more(self, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """What did not fit the first page."""
+        while not found["done"]:
+            found = self._next(found)
+            yield from found["records"]
+
+    def _next(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        more, _ = self.client.call(lambda org: org.query_more(found["nextRecordsUrl"], identifier_is_url=True))
+        return dict(more)
 
     def _read(self, path: str) -> External:
         parameters = {"fields": ",".join(self.fields())}
@@ -210,10 +244,10 @@ class SalesforceSubscriber(Subscriber):
         return f"SELECT {', '.join(self.fields())} FROM {self.sobject}{where} ORDER BY SystemModstamp, Id"
 
     def _deleted(self, position: dict[str, Any], now: datetime) -> Iterator[Page]:
-        """A window of deletions; Salesforce looks at whole minutes only, so it needs one at least."""
+        """A window of deletions: of what is in the recycle bin no more, so it is asked for now and then only."""
         start = max(iso_time(position["deleted"]) or now, now - DELETED_REACH).replace(second=0)
-        end = now.replace(second=0)
-        if start >= end:
+        end = now.replace(second=0)  # Salesforce looks at whole minutes only
+        if (end - start).total_seconds() < DELETED_EVERY:
             return
         window = {"start": start.isoformat(), "end": end.isoformat()}
         path = f"sobjects/{self.sobject}/deleted/"
@@ -229,9 +263,14 @@ def utf16(value: Any) -> int:
     return len(str(value or "").encode("utf-16-le", "replace")) // 2
 
 
+def earlier(at: datetime, seconds: float) -> datetime:
+    """So many seconds before."""
+    return at - timedelta(seconds=seconds)
+
+
 def not_before(since: str | None, newest: str, now: datetime) -> str:
     """The newest time read, but not so close to the present that a latecomer would be missed."""
-    settled = now - timedelta(seconds=SETTLING)
+    settled = earlier(now, SETTLING)
     reached = newest if (iso_time(newest) or settled) <= settled else wire(settled)
     behind = iso_time(since)
     return since if since and behind and behind > (iso_time(reached) or settled) else reached
