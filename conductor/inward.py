@@ -346,8 +346,9 @@ class Inward:
                 with self.limits.slot(subscriber.system):
                     subscriber.client.pace()
                     fresh = subscriber.fetch(external.id)
-            except Gone:
-                fresh = replace(external, deleted=True, data={})
+            except Gone as gone:
+                heir = gone.merged_into or external.merged_into
+                fresh = replace(external, deleted=True, data={}, merged_into=heir)
             if gate.probing:
                 self.hub.database.transact(self.health.succeeded, subscriber.system)
             applied = self.hub.database.transact(self._apply_one, subscriber, fresh, newest=True, token=token)

@@ -15,6 +15,8 @@ LOSSLESS: dict[str, st.SearchStrategy[Any]] = {
     "lower": st.text("abcdefghijklmnopqrstuvwxyz0123456789 -"),
     "strip": st.text().map(str.strip),
     "minor_units": st.integers(-(10**15), 10**15),
+    # A number holds 15 digits for sure.
+    "amount": st.integers(-(10**15) + 1, 10**15 - 1),
     "date": st.dates(),
     "yes_no": st.booleans(),
     "not": st.booleans(),
@@ -52,6 +54,8 @@ def test_a_value_that_cannot_be_mapped_is_a_value_error(name: str, value: Any) -
         ("minor_units", 1250, "12.50"),
         ("minor_units", -5, "-0.05"),
         ("minor_units", 0, "0.00"),
+        ("amount", 1250, 12.5),
+        ("amount", 1999, 19.99),
         ("date", date(2026, 11, 30), "2026-11-30"),
         ("yes_no", True, "yes"),
         ("not", True, False),

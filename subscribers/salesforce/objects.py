@@ -38,7 +38,7 @@ class SalesforceAccount(SalesforceSubscriber):
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
         """One of the two: both would be one subscriber of one catalogue."""
-        return SalesforceContact(client) if "Contact" in client.options.objects else super().connected(client)
+        return SalesforceContact(client) if client.options.keeps("Contact") else super().connected(client)
 
 
 class SalesforceContact(SalesforceSubscriber):

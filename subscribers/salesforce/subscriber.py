@@ -18,7 +18,6 @@ from subscribers.http import iso_time
 from subscribers.mapping import words
 from subscribers.salesforce import bulk
 from subscribers.salesforce.failures import by_code
-from subscribers.salesforce.options import SHIPPED
 from subscribers.salesforce.system import Salesforce
 
 #: Records may become visible later than their SystemModstamp says; this close to the present they are
@@ -54,7 +53,7 @@ class SalesforceSubscriber(Subscriber):
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
         """Of the objects that ship, only those in SALESFORCE_OBJECTS are kept."""
-        return cls(client) if cls.sobject in client.options.objects or cls.sobject not in SHIPPED else None
+        return cls(client) if client.options.keeps(cls.sobject) else None
 
     def validate(self, data: Mapping[str, Any]) -> None:
         """Say what Salesforce would refuse, all at once."""
@@ -107,7 +106,10 @@ class SalesforceSubscriber(Subscriber):
 
     def fetch(self, external_id: str) -> External:
         """The record now. Raises `Gone`."""
-        return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
+        try:
+            return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
+        except Gone as gone:
+            raise self._with_heir(external_id, gone) from None
 
     def find(self, item: Item) -> External | None:
         """The record whose External ID is ours."""
@@ -124,7 +126,8 @@ class SalesforceSubscriber(Subscriber):
         """
         position = dict(position or {})
         since = position.get("modstamp")
-        found, now = self.client.call(lambda org: org.query(self._query(since), include_deleted=bool(since)))
+        again = "deleted" in position
+        found, now = self.client.call(lambda org: org.query(self._query(since), include_deleted=again))
         position.setdefault("deleted", wire(now))
         while True:
             records = found["records"]
@@ -154,18 +157,32 @@ class SalesforceSubscriber(Subscriber):
         return dict(data)
 
     def of_gone(self, item: Item, gone: Gone) -> SyncError:
-        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to."""
+        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to.
+
+        One that was merged into another waits until a poll has told of it, and is then linked to that.
+        """
         points = any(self.mapper.points_to(item.record))
         if item.external_id is None:
             # An upsert by the External ID creates what is gone: so it is another record, or the address.
             return Retry(f"a record that it points to is deleted there: {gone}") if points else Reject(str(gone))
-        if not points:
-            return gone
         try:
-            self.fetch(item.external_id)
+            if points:
+                self.fetch(item.external_id)
+                return Retry(f"a record that it points to is deleted there: {gone}")
+            gone = self._with_heir(item.external_id, gone)
+        except Gone as error:
+            gone = error
         except SyncError as error:
             return error
-        return Retry(f"a record that it points to is deleted there: {gone}")
+        if gone.merged_into is None:
+            return gone
+        return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
+
+    def _with_heir(self, external_id: str, gone: Gone) -> Gone:
+        """The same, with the record that it lives on in, if it was merged."""
+        query = format_soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
+        found = next(self._all(query), None) if self.mergeable else None
+        return Gone(str(gone), merged_into=found["MasterRecordId"] or None) if found else gone
 
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
