@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_external_id, format_soql
 
+from models.catalogues import Record
 from subscribers.base import External, Item, Page, Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
-from subscribers.mapping import words
 from subscribers.salesforce import bulk
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce
@@ -44,9 +44,8 @@ class SalesforceSubscriber(Subscriber):
     system_class = Salesforce
     sobject: ClassVar[str]
     mergeable: ClassVar[bool] = False
-    #: The object's limits, in characters, where our own columns are wider; and what it does not take empty.
-    lengths: ClassVar[Mapping[str, int]] = {}
-    required: ClassVar[Sequence[str]] = ()
+    #: Fields that are numbers there.
+    numbers: ClassVar[frozenset[str]] = frozenset()
     bulk_size = COLLECTION
     poll_seconds = 60
 
@@ -55,18 +54,9 @@ class SalesforceSubscriber(Subscriber):
         """Of the objects that ship, only those in SALESFORCE_OBJECTS are kept."""
         return cls(client) if client.options.keeps(cls.sobject) else None
 
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Salesforce would refuse, all at once."""
-        self.refuse(self.lengths, data)
-
-    def refuse(self, lengths: Mapping[str, int], data: Mapping[str, Any]) -> None:
-        """Raise `Reject` for what is longer than these lengths, or required and empty."""
-        wrong = {
-            name: f"longer than {most} characters" for name, most in lengths.items() if utf16(data.get(name)) > most
-        }
-        wrong |= {name: "is required" for name in self.required if name in data and not data[name]}
-        if wrong:
-            raise Reject(words(wrong), fields=wrong)
+    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
+        """With numbers as numbers, as they are read back; a mapping has amounts of money as text."""
+        return {name: _number(value) if name in self.numbers else value for name, value in data.items()}
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -148,12 +138,12 @@ class SalesforceSubscriber(Subscriber):
 
     def fields(self) -> list[str]:
         """What is read of each record; without repetition, which SOQL refuses."""
-        mapped = [field.path for field in self.mapper.fields.values() if field.rows is None]
+        mapped = self.mapper.paths()
         own = ["Id", "SystemModstamp", "IsDeleted", self.external_id_field]
         return [*dict.fromkeys([*own, *(["MasterRecordId"] if self.mergeable else []), *mapped])]
 
-    def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Mapped fields as the object takes them."""
+    def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the data is of the record itself."""
         return dict(data)
 
     def of_gone(self, item: Item, gone: Gone) -> SyncError:
@@ -189,7 +179,7 @@ class SalesforceSubscriber(Subscriber):
         return [self.of_gone(item, one) if isinstance(one, Gone) else one for item, one in pairs]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
-        return {**self.outgoing(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
+        return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
 
     def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
         """Losers of a merge before the others: one of those is what they live on in."""
@@ -275,9 +265,12 @@ class SalesforceSubscriber(Subscriber):
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
 
 
-def utf16(value: Any) -> int:
-    """Characters as Salesforce counts them: an emoji is two."""
-    return len(str(value or "").encode("utf-16-le", "replace")) // 2
+def _number(value: Any) -> Any:
+    """The text of a number as a number; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

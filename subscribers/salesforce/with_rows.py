@@ -14,9 +14,11 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_soql
 
+from models.catalogues import Record
 from subscribers.base import External, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
+from subscribers.paths import tops
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import COLLECTION, SETTLING, SalesforceSubscriber, earlier, not_before, wire
 
@@ -78,7 +80,14 @@ class SalesforceWithRows(SalesforceSubscriber):
         """Where the mapping in force has the rows; empty where it has none."""
         return next((entry.path for entry in self.mapper.fields.values() if entry.rows is not None), "")
 
-    def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
+        """As for any record, rows likewise."""
+        found = super().before_send(data, record)
+        if found.get(self.rows_path):
+            found[self.rows_path] = [SalesforceSubscriber.before_send(self, row, {}) for row in found[self.rows_path]]
+        return found
+
+    def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Without the rows, which are records of their own there."""
         return {name: value for name, value in data.items() if name != self.rows_path}
 
@@ -99,7 +108,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         """The rows of these records, in order, deleted ones too: they tell when the record last changed."""
         entry = next(entry for entry in self.mapper.fields.values() if entry.rows is not None)
         own = ["Id", "IsDeleted", "SystemModstamp", self.external_id_field, self.row_parent, self.row_place]
-        fields = dict.fromkeys([*own, *(inner.path for inner in (entry.rows or {}).values())])
+        fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
         found: dict[str, list[Json]] = {}
         for start in range(0, len(ids), ASKED_AT_ONCE):
             query = format_soql(
@@ -141,7 +150,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         key = self.external_id_field
         graphs = []
         for item in items:
-            body = self.outgoing(item.data)
+            body = self.own(item.data)
             address = f"{self.sobject}/{key}/{quote(item.record_id, safe='')}"
             parent = self._node("PATCH", address, "record", body)
             graphs.append((item, [parent, *self._row_nodes(item, "@{record.id}")]))
@@ -164,7 +173,7 @@ class SalesforceWithRows(SalesforceSubscriber):
             return [error] * len(items)
         graphs = []
         for item in items:
-            body = {**self.outgoing(item.changes), self.external_id_field: item.record_id}
+            body = {**self.own(item.changes), self.external_id_field: item.record_id}
             nodes = [
                 self._node("PATCH", f"{self.sobject}/{quote(item.linked_id, safe='')}", "record", body),
                 *self._row_nodes(item, item.linked_id),
