@@ -74,6 +74,7 @@ def test_1000_changed_records_are_5_write_calls(world: SalesforceWorld) -> None:
     world.run()
     assert world.org.store.count("Account") == 1000
     assert len(world.writes()) == 5
+    assert len({one.request_id for one in world.deliveries()} - {None}) == 5
     world.org.journal.clear()
     edit_all(world, phone="1")
     world.run()
@@ -222,12 +223,14 @@ def test_polls_stop_first_then_changes_wait(world: SalesforceWorld, monkeypatch:
     edit_all(world, phone="1")
     world.run()
     assert phones(world.org) == {"1"} and len(world.org.journal.calls()) == 1
+    world.org.clock.advance(10)
     used(world, 500)
     edit_all(world, phone="2")
     world.org.journal.clear()
     world.run()
     assert world.org.journal.calls() == []
     row = system(world)
+    assert (row.rate_remaining, row.rate_limit) == (500, 100_000)
     assert row.down_since is not None and "500 of the org's 100000 daily API calls are left" in str(row.down_reason)
     # A while later it is asked once, and goes on being left alone; until there are calls again.
     later = time.monotonic() + LIMIT_PAUSE

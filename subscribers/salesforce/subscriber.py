@@ -237,10 +237,11 @@ class SalesforceSubscriber(Subscriber):
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
         except SyncError as error:
             return [error] * len(items)
+        call = self.client.request_id
         return [
-            External(str(result["id"]), item.data, at=at, record_id=item.record_id)
+            External(str(result["id"]), item.data, at=at, record_id=item.record_id, request_id=call)
             if result.get("success")
-            else by_code(result.get("errors") or [])
+            else by_code(result.get("errors") or [], request_id=call)
             for item, result in zip(items, results, strict=True)
         ]
 

@@ -238,7 +238,8 @@ class SalesforceWithRows(SalesforceSubscriber):
         if answer["isSuccessful"]:
             body = answers[0]["body"] or {}
             kind = _Existing if body.get("created") is False else External
-            return kind(str(body.get("id") or item.linked_id), item.data, at=at, record_id=item.record_id)
+            there = str(body.get("id") or item.linked_id)
+            return kind(there, item.data, at=at, record_id=item.record_id, request_id=self.client.request_id)
         place, errors = next(
             (number, one["body"])
             for number, one in enumerate(answers)
@@ -246,7 +247,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         )
         if not all(isinstance(one, dict) for one in errors):
             return Reject("several records there carry this External ID")
-        error = by_code(errors)
+        error = by_code(errors, request_id=self.client.request_id)
         if place == 0:
             return self.of_gone(item, error) if isinstance(error, Gone) else error
         if isinstance(error, Gone):
