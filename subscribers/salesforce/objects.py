@@ -84,12 +84,11 @@ class SalesforceProduct(SalesforceSubscriber):
         "sku": "ProductCode",
         "name": "Name",
         "description": "Description",
-        "price": Field("Price__c", transform="minor_units:column=currency"),
+        "price": Field("Price__c", transform="amount:column=currency"),
         "currency": Field("Currency__c", transform="upper"),
         "active": "IsActive",
     }
     rules = {"Name": [required()], "Description": [length(max=4000)]}
-    numbers = frozenset(["Price__c"])
     poll_seconds = 300
 
 
@@ -113,8 +112,7 @@ class SalesforceInvoice(SalesforceWithRows):
                 "product_id": link_to("product", "Product__c"),
                 "description": "Description__c",
                 "quantity": "Quantity__c",
-                "unit_price": Field("Unit_Price__c", transform="minor_units:column=currency"),
+                "unit_price": Field("Unit_Price__c", transform="amount:column=currency"),
             },
         ),
     }
-    numbers = frozenset(["Quantity__c", "Unit_Price__c"])

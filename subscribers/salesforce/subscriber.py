@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_external_id, format_soql
 
-from models.catalogues import Record
 from subscribers.base import External, Item, Page, Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
@@ -44,8 +43,6 @@ class SalesforceSubscriber(Subscriber):
     system_class = Salesforce
     sobject: ClassVar[str]
     mergeable: ClassVar[bool] = False
-    #: Fields that are numbers there.
-    numbers: ClassVar[frozenset[str]] = frozenset()
     bulk_size = COLLECTION
     poll_seconds = 60
 
@@ -53,10 +50,6 @@ class SalesforceSubscriber(Subscriber):
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
         """Of the objects that ship, only those in SALESFORCE_OBJECTS are kept."""
         return cls(client) if client.options.keeps(cls.sobject) else None
-
-    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
-        """With numbers as numbers, as they are read back; a mapping has amounts of money as text."""
-        return {name: _number(value) if name in self.numbers else value for name, value in data.items()}
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -264,14 +257,6 @@ class SalesforceSubscriber(Subscriber):
             External(one["id"], {}, at=iso_time(one["deletedDate"]), deleted=True) for one in found["deletedRecords"]
         ]
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
-
-
-def _number(value: Any) -> Any:
-    """The text of a number as a number; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

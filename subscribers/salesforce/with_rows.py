@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_soql
 
-from models.catalogues import Record
 from subscribers.base import External, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
@@ -79,13 +78,6 @@ class SalesforceWithRows(SalesforceSubscriber):
     def rows_path(self) -> str:
         """Where the mapping in force has the rows; empty where it has none."""
         return next((entry.path for entry in self.mapper.fields.values() if entry.rows is not None), "")
-
-    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
-        """As for any record, rows likewise."""
-        found = super().before_send(data, record)
-        if found.get(self.rows_path):
-            found[self.rows_path] = [SalesforceSubscriber.before_send(self, row, {}) for row in found[self.rows_path]]
-        return found
 
     def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Without the rows, which are records of their own there."""
