@@ -7,6 +7,8 @@ conductor decides when they are called. Nothing here knows a broker or Flask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -29,7 +31,8 @@ class External:
 
     `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
     own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
-    where the record carries it.
+    where the record carries it. `merged_into`, of a deleted one, is the id of the record there that it
+    lives on in.
     """
 
     id: str
@@ -38,6 +41,7 @@ class External:
     deleted: bool = False
     record_id: str | None = None
     request_id: str | None = None
+    merged_into: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))
@@ -137,6 +141,10 @@ class System:
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
+    def wait_reason(self) -> str | None:
+        """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
+        return None
+
     @classmethod
     def from_environment(cls, name: str) -> System | None:
         """The system as the environment configures it; None where it says nothing of it.
@@ -161,9 +169,20 @@ class System:
         """
         raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
 
+    def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """(id, body) of each event in a webhook request, after checking who sent it; for systems that send several.
+
+        Raises as `verify` does.
+        """
+        return [(self.verify(body, headers), body)]
+
     def events(self, body: bytes) -> list[Event]:
         """What a verified webhook says happened."""
         raise NotImplementedError
+
+    def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which this webhook request has to be answered; None where a 2xx is enough."""
+        return None
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Where a person sees this record in the system itself."""
@@ -201,6 +220,11 @@ class Subscriber:
         self.client: Any = client
         #: The mapping in force; the conductor puts a newer version here when a person saved one.
         self.mapper: Mapper = self.default_mapper
+
+    @classmethod
+    def connected(cls, client: Any) -> Subscriber | None:
+        """The subscriber at work for this client; None where the system's settings leave it out."""
+        return cls(client)
 
     @classmethod
     def name(cls) -> str:
@@ -276,6 +300,10 @@ class Subscriber:
 
     # --- bulk calls: what the conductor really calls -------------------------------------------------
 
+    def lot_size(self, waiting: int) -> int:
+        """How many of so many waiting records one call of `bulk_*` is given."""
+        return self.bulk_size
+
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """One outcome an item, in order. Override where the system takes many in one call."""
         return one_by_one(self.create, items, self.client.pace)
@@ -315,6 +343,24 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
         wrapped.__cause__ = error
         return wrapped
+
+
+_renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+
+
+def still_working() -> None:
+    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    _renew.get()()
+
+
+@contextmanager
+def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
+    """Have `still_working` call this meanwhile."""
+    token = _renew.set(renew)
+    try:
+        yield
+    finally:
+        _renew.reset(token)
 
 
 def received(subscriber: Subscriber, external: External) -> External:
@@ -373,8 +419,9 @@ def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str,
         if subscriber.system not in systems:
             systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
         client = systems[subscriber.system]
-        if client is not None:
-            subscribers[name] = subscriber(client)
+        at_work = subscriber.connected(client) if client is not None else None
+        if at_work is not None:
+            subscribers[name] = at_work
     return subscribers
 
 
@@ -393,4 +440,5 @@ __all__ = [
     "link_to",
     "register",
     "rows",
+    "still_working",
 ]

@@ -44,6 +44,7 @@ ONLY_IN: dict[str, set[str]] = {
     "psycopg": {"models", "chaos"},
     "sqlite3": {"models", "demo", "subscribers/filestate.py"},
     "simple_salesforce": {"subscribers"},
+    "defusedxml": {"subscribers"},
     "stripe": {"subscribers"},
     "requests": {"subscribers", "commands", "demo", "chaos"},
     "urllib3": {"subscribers"},
