@@ -169,6 +169,10 @@ class StripeLike:
         assert answer is not None, f"nothing is served at {path}"
         return answer
 
+    def forget_keys(self) -> None:
+        """Forget all idempotency keys, as Stripe may after a day."""
+        self._in_loop(self._keys.clear)
+
     def reset(self) -> None:
         """Forget all data and idempotency keys; journal and faults stay."""
         self._in_loop(self._flush)

@@ -221,9 +221,7 @@ class Billing:
             "metadata": self._metadata({}, params.get("metadata", {})),
             "amount_paid": 0,
             "paid_out_of_band": False,
-            "status_transitions": dict.fromkeys(
-                ("finalized_at", "paid_at", "voided_at", "marked_uncollectible_at")
-            ),
+            "status_transitions": dict.fromkeys(("finalized_at", "paid_at", "voided_at", "marked_uncollectible_at")),
         }
         body = self._add("invoice", values)
         if params.get("pending_invoice_items_behavior") == "include":
@@ -321,7 +319,7 @@ class Billing:
         return self._told_of(before, body)
 
     def _changed_product(self, body: Body, new: Body) -> Body:
-        changed = {name: new[name] or None for name in ("name", "description") if name in new}
+        changed: Body = {name: new[name] or None for name in ("name", "description") if name in new}
         if "name" in changed and not changed["name"]:
             raise self._refuse("You passed an empty string for 'name'.", "parameter_invalid_empty", "name")
         if "active" in new:
@@ -334,7 +332,7 @@ class Billing:
         return changed
 
     def _changed_price(self, body: Body, new: Body) -> Body:
-        changed = {name: new[name] or None for name in ("nickname", "tax_behavior") if name in new}
+        changed: Body = {name: new[name] or None for name in ("nickname", "tax_behavior") if name in new}
         if "active" in new:
             changed["active"] = _yes(new["active"])
             if not changed["active"] and self.objects.get(body["product"], {}).get("default_price") == body["id"]:
