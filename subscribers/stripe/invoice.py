@@ -118,7 +118,7 @@ class StripeInvoice(StripeSubscriber):
     # --- calls ---------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
-        """Create a draft, its items, and bring it to its status. `find` takes up one that was cut short."""
+        """Create a draft, its items, and bring it to its status. One that was cut short goes on as an update."""
         status = item.data.get("status", "draft")
         if status == "void":
             raise Skip("it is void, and was never in Stripe")
@@ -130,13 +130,6 @@ class StripeInvoice(StripeSubscriber):
         body, response = self._create(data, item)
         with _begun():
             return self._answer(*self._finish(body, response, item), item)
-
-    def ended(self, body: Body, item: Item) -> Body:
-        """Finish a creation that was cut short, with what the record holds now."""
-        if not (_is_unfinished(body) and item.data):
-            return body
-        with _begun():
-            return self._finish(*self._read(body["id"]), item)[0]
 
     def update(self, item: Item) -> External:
         """Bring the invoice to what the record is. Raises `Gone`; `Reject` where Stripe's rules forbid it."""

@@ -52,10 +52,6 @@ class StripeSubscriber(Subscriber):
         """The object as its mapping sees it."""
         return body
 
-    def ended(self, body: Body, item: Item) -> Body:
-        """The object that `find` found, once a creation of ours that was cut short is brought to its end."""
-        return body
-
     # --- calls ---------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
@@ -166,7 +162,7 @@ class StripeSubscriber(Subscriber):
             body, response = self._page(**filters, **after)
             for one in body["data"]:
                 if (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.record_id:
-                    return self._as_external(self.ended(one, item), response)
+                    return self._as_external(one, response)
             if not body["has_more"]:
                 break
             after = {"starting_after": body["data"][-1]["id"]}
