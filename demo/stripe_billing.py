@@ -268,6 +268,8 @@ class Billing:
             "metadata": self._metadata({}, params.get("metadata", {})),
             **self._amounts(params, {"currency": invoice["currency"]} if invoice else {}),
         }
+        if not {"price", "price_data", "currency"} & params.keys():
+            raise self._refuse("Missing required param: currency.", "parameter_missing", "currency")
         body = self._add("invoiceitem", values)
         self._tell("invoiceitem.created", body)
         self._touched(body)
