@@ -89,6 +89,37 @@ class Event:
     external: External
 
 
+@dataclass(frozen=True)
+class ExternalField:
+    """A field as a system describes it, or as one of its records shows it.
+
+    `kind` is text, number, boolean, date, datetime, list or object; empty where it cannot be told.
+    `length` is in characters. `required`: a record cannot be created without it.
+    """
+
+    kind: str = ""
+    length: int | None = None
+    writable: bool = True
+    required: bool = False
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in the words of `ExternalField`; empty for none."""
+    kinds = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+    return kinds.get(type(value), "")
+
+
+def fields_of(data: Mapping[str, Any], parent: str = "") -> dict[str, ExternalField]:
+    """The fields that one record shows, by dotted path, objects and what is in them."""
+    found: dict[str, ExternalField] = {}
+    for name, value in data.items():
+        path = f"{parent}{name}"
+        found[path] = ExternalField(kind_of(value))
+        if isinstance(value, Mapping):
+            found |= fields_of(value, f"{path}.")
+    return found
+
+
 class Options(BaseModel):
     """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
 
@@ -244,6 +275,24 @@ class Subscriber:
         """
         raise NotImplementedError
 
+    # --- what `./syncflow check` asks ---------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, ExternalField] | None:
+        """The fields records have there, by dotted path; None where nothing can be told.
+
+        As one record shows them, unless the system can describe itself: then override it.
+        """
+        for page in self.changed_since(None):
+            for external in page.records:
+                if not external.deleted and external.data:
+                    return fields_of(external.data)
+            break
+        return None
+
+    def lacking(self) -> list[str]:
+        """What the login lacks, one sentence each; as far as can be seen without doing it."""
+        return []
+
     # --- bulk calls: what the conductor really calls -------------------------------------------------
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
@@ -330,6 +379,7 @@ __all__ = [
     "REGISTRY",
     "Event",
     "External",
+    "ExternalField",
     "Field",
     "Item",
     "Options",
