@@ -139,6 +139,8 @@ class System:
     """One external system: its credentials and its client, shared by its subscribers."""
 
     Options: ClassVar[type[BaseModel]] = Options
+    #: Options that stand where the environment names others; a system that has some is always connected.
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     #: The limits where the environment names none; None for no limit.
     requests_per_second: float | None = None
@@ -162,7 +164,7 @@ class System:
         Raises:
           SettingsError: it says something, but not enough, or something wrong.
         """
-        values = system_options(name)
+        values = {**cls.defaults, **system_options(name)}
         if not values:
             return None
         try:
