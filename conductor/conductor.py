@@ -116,6 +116,10 @@ class Conductor:
         """Verify and store a webhook; True if it is new. See `Inward.store_webhook`."""
         return self.inward.store_webhook(system, body, headers)
 
+    def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
+        """How a stored webhook is to be answered. See `Inward.acknowledgement`."""
+        return self.inward.acknowledgement(system, body)
+
     def receive(self, inbox_id: int) -> None:
         """Apply a stored webhook. See `Inward.receive`."""
         self.inward.receive(inbox_id)

@@ -7,6 +7,8 @@ conductor decides when they are called. Nothing here knows a broker or Flask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +20,7 @@ from pydantic import Field as Field_
 from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
-from subscribers.mapping import Field, Mapper, link_to
+from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class External:
 
     `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
     own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
-    where the record carries it.
+    where the record carries it. `merged_into`, of a deleted one, is the id of the record there that it
+    lives on in.
     """
 
     id: str
@@ -36,6 +39,7 @@ class External:
     deleted: bool = False
     record_id: str | None = None
     request_id: str | None = None
+    merged_into: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))
@@ -157,6 +161,10 @@ class System:
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
+    def wait_reason(self) -> str | None:
+        """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
+        return None
+
     @classmethod
     def from_environment(cls, name: str) -> System | None:
         """The system as the environment configures it; None where it says nothing of it.
@@ -181,9 +189,20 @@ class System:
         """
         raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
 
+    def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """(id, body) of each event in a webhook request, after checking who sent it; for systems that send several.
+
+        Raises as `verify` does.
+        """
+        return [(self.verify(body, headers), body)]
+
     def events(self, body: bytes) -> list[Event]:
         """What a verified webhook says happened."""
         raise NotImplementedError
+
+    def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which this webhook request has to be answered; None where a 2xx is enough."""
+        return None
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Where a person sees this record in the system itself."""
@@ -219,6 +238,11 @@ class Subscriber:
         self.client: Any = client
         #: The mapping in force; the conductor puts a newer version here when a person saved one.
         self.mapper: Mapper = self.default_mapper
+
+    @classmethod
+    def connected(cls, client: Any) -> Subscriber | None:
+        """The subscriber at work for this client; None where the system's settings leave it out."""
+        return cls(client)
 
     @classmethod
     def name(cls) -> str:
@@ -297,6 +321,10 @@ class Subscriber:
 
     # --- bulk calls: what the conductor really calls -------------------------------------------------
 
+    def lot_size(self, waiting: int) -> int:
+        """How many of so many waiting records one call of `bulk_*` is given."""
+        return self.bulk_size
+
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """One outcome an item, in order. Override where the system takes many in one call."""
         return one_by_one(self.create, items, self.client.pace)
@@ -336,6 +364,24 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         return wrapped
 
 
+_renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+
+
+def still_working() -> None:
+    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    _renew.get()()
+
+
+@contextmanager
+def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
+    """Have `still_working` call this meanwhile."""
+    token = _renew.set(renew)
+    try:
+        yield
+    finally:
+        _renew.reset(token)
+
+
 #: Every subscriber class by name: the one table that answers "who is in the fan-out".
 REGISTRY: dict[str, type[Subscriber]] = {}
 
@@ -353,11 +399,26 @@ def register(subscriber: type[Subscriber]) -> type[Subscriber]:
         raise ValueError(
             f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
         )
+    if problems := _mapping_problems(subscriber):
+        raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")
     taken = REGISTRY.get(subscriber.name())
     if taken is not None and taken.__qualname__ != subscriber.__qualname__:
         raise ValueError(f"{subscriber.name()} is registered twice: {taken.__name__} and {subscriber.__name__}")
     REGISTRY[subscriber.name()] = subscriber
     return subscriber
+
+
+def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
+    catalogue = CATALOGUES[subscriber.catalogue]
+    entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
+    _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
+    plain = [column.name for column in catalogue.table.c]
+    problems += [
+        f"match_on: {column!r} is no column of {catalogue.name}"
+        for column in subscriber.match_on
+        if column not in plain
+    ]
+    return problems
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
@@ -372,8 +433,9 @@ def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str,
         if subscriber.system not in systems:
             systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
         client = systems[subscriber.system]
-        if client is not None:
-            subscribers[name] = subscriber(client)
+        at_work = subscriber.connected(client) if client is not None else None
+        if at_work is not None:
+            subscribers[name] = at_work
     return subscribers
 
 
@@ -392,4 +454,6 @@ __all__ = [
     "connect",
     "link_to",
     "register",
+    "rows",
+    "still_working",
 ]
