@@ -384,7 +384,7 @@ class Applying:
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
                 values |= {
-                    "agreed": link.doubt or theirs,
+                    "agreed": doubt.created(link.doubt, theirs),
                     "owed_change": Link.owed_change + 1,
                     **self._owed_now(),
                 }

@@ -366,7 +366,7 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        agreed = plan.claim.link.doubt or mapper.theirs(found.data)
+        agreed = doubt.created(plan.claim.link.doubt, mapper.theirs(found.data))
         plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
