@@ -19,10 +19,12 @@ from pydantic import BaseModel, SecretStr, ValidationError, create_model
 
 from models.catalogues import CATALOGUES, Catalogue
 from settings import SettingsError
+from subscribers import files, rest
 from subscribers.base import REGISTRY, Subscriber, System, register
+from subscribers.files import FileSubscriber, FileSystem
 from subscribers.mapping import Field, check_rows
 from subscribers.options import lines, options_of
-from subscribers.rest import SUBSCRIBER_OPTIONS, SYSTEM_OPTIONS, RestSubscriber, RestSystem
+from subscribers.rest import RestSubscriber, RestSystem
 
 #: Part of queue names, addresses and variables.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
@@ -38,7 +40,10 @@ class Kind:
     subscriber_options: tuple[str, ...]
 
 
-KINDS = {"rest": Kind(RestSystem, SYSTEM_OPTIONS, RestSubscriber, SUBSCRIBER_OPTIONS)}
+KINDS = {
+    "rest": Kind(RestSystem, rest.SYSTEM_OPTIONS, RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+    "files": Kind(FileSystem, (), FileSubscriber, files.SUBSCRIBER_OPTIONS),
+}
 
 
 def register_file(path: Path) -> list[type[Subscriber]]:

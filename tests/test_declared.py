@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from settings import SettingsError
+from subscribers import files, rest
 from subscribers.base import REGISTRY, connect
 from subscribers.declared import register_file
+from subscribers.files import FileSubscriber
 from subscribers.mapping import Field
+from subscribers.rest import RestSubscriber, RestSystem
+from tests.test_docs import marked, table
 
 FINE = """
 [systems.crm]
@@ -135,3 +139,41 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         register_file(tmp_path / "latin.toml")
     with pytest.raises(SettingsError, match=r"SYNCFLOW_SYSTEMS: .* cannot be read"):
         register_file(tmp_path)
+
+
+# --- the pages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "block", "base", "names"),
+    [
+        ("docs/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
+        ("docs/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+        ("docs/files.md", "checked: files subscriber", FileSubscriber, files.SUBSCRIBER_OPTIONS),
+    ],
+)
+def test_the_tables_of_options_are_complete(page: str, block: str, base: type, names: tuple[str, ...]) -> None:
+    def shown(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else "" if not value else str(value)
+
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table(block, page)}
+    assert rows == {name: shown(getattr(base, name, None)) for name in names}
+
+
+def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> None:
+    (tmp_path / "customers").mkdir()
+    declare(marked("runs: files", "docs/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
+    declared = connect({"erp.customer": REGISTRY.pop("erp.customer")})["erp.customer"]
+    exec(compile(marked("runs: files-code", "docs/files.md"), "example", "exec", dont_inherit=True), {"__name__": "x"})  # noqa: S102 - it is our own documentation
+    code = REGISTRY["erp.customer"]
+    assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
+    assert {n: getattr(declared, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
+        n: getattr(code, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")
+    }
+    assert list(declared.changed_since({"begun": ""})) == [] and (tmp_path / "customers" / "in").is_dir()
+
+
+@pytest.mark.parametrize("block", ["runs: pocketbase", "runs: kinto", "runs: files"])
+def test_a_declared_subscriber_takes_at_most_30_lines(block: str) -> None:
+    page = "docs/files.md" if block == "runs: files" else "docs/rest.md"
+    assert len(marked(block, page, "toml").strip().splitlines()) <= 30

@@ -351,6 +351,7 @@ def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callab
 
 def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Hub]) -> None:
     monkeypatch.setenv("BOOKS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BOOKS_TOKEN", "t")
     hub = start(marked("runs: invoice", "docs/add-a-catalogue.md"))
     customer = hub.add(name="Ada")
     invoice = {"customer_id": customer, "number": "2026-1", "due_date": sa.func.date("2026-12-24")}

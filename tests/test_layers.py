@@ -42,7 +42,7 @@ ONLY_IN: dict[str, set[str]] = {
     "werkzeug": {"panel", "commands"},
     "alembic": {"migrations", "models/schema.py"},
     "psycopg": {"models", "chaos"},
-    "sqlite3": {"models", "demo"},
+    "sqlite3": {"models", "demo", "subscribers/filestate.py"},
     "simple_salesforce": {"subscribers"},
     "stripe": {"subscribers"},
     "requests": {"subscribers", "commands", "demo", "chaos"},
