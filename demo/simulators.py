@@ -31,6 +31,10 @@ Json = dict[str, Any]
 WEBHOOK_SECRET = "a-long-random-text-for-webhooks"
 
 
+class Cannot(Exception):
+    """Nobody can do this in that system."""
+
+
 class Simulator(ABC):
     """One kind of record in one simulated system. Usable in a `with` block, in which it answers."""
 
@@ -55,7 +59,7 @@ class Simulator(ABC):
 
     @abstractmethod
     def remove(self, id: str) -> None:
-        """A person deletes it there."""
+        """A person deletes it there. Raises `Cannot` where nobody may."""
 
     @abstractmethod
     def writes(self) -> list[str]:
@@ -74,7 +78,7 @@ class Simulator(ABC):
         self.fail(401)
 
     def merge(self, winner: str, loser: str) -> None:
-        """A person makes one record of two there."""
+        """A person makes one record of two there. Raises `Cannot` where that does not exist."""
         self.remove(loser)
 
     def webhook(self, id: str) -> tuple[bytes, dict[str, str]] | None:
@@ -185,8 +189,11 @@ class StripeSimulator(Simulator):
     def remove(self, id: str) -> None:
         if self.kind == "customers":
             self.stripe.delete_customer(id)
-        else:
+            return
+        try:
             self.stripe.by_hand("DELETE", f"/v1/{self.kind}/{id}")
+        except Exception as error:  # the library's own, which is not ours to import before it is loaded
+            raise Cannot(f"{self.kind} {id}: {error}") from error
 
     def writes(self) -> list[str]:
         return [f"{call.method} {call.path}" for call in self.stripe.journal if call.method != "GET"]
@@ -270,6 +277,8 @@ class SalesforceSimulator(Simulator):
         self.org.expire_sessions()
 
     def merge(self, winner: str, loser: str) -> None:
+        if self.object_name not in ("Account", "Contact"):
+            raise Cannot(f"Salesforce merges no {self.object_name}")
         self.org.store.merge(self.object_name, winner, [loser])
 
     def webhook(self, id: str) -> tuple[bytes, dict[str, str]] | None:

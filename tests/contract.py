@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from conductor import BadSignature, Conductor, Policy
 from conductor.relations import related_flat
-from demo.simulators import Simulator
+from demo.simulators import Cannot, Simulator
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
@@ -193,6 +193,14 @@ class Contract:
         bench.settle()
         assert bench.letters() == []
         return [(record_id, bench.link(record_id).external_id) for record_id in ids]
+
+    @staticmethod
+    def possibly(action: Callable[[], None]) -> None:
+        """Do it there, or skip the test where the system knows no such thing."""
+        try:
+            action()
+        except Cannot as error:
+            pytest.skip(str(error))
 
     def agree(self, bench: Bench, record_id: str, external_id: str) -> None:
         """Both sides hold the same in all mapped fields."""
@@ -380,7 +388,7 @@ class Contract:
         assert bench.letters() == []
         self.agree(bench, record_id, external_id)
 
-    @pytest.mark.parametrize("status", [429, 503, 500])
+    @pytest.mark.parametrize("status", [429, 500])
     def test_a_trouble_that_passes_costs_nothing_but_time(self, bench: Bench, status: int) -> None:
         ((record_id, external_id),) = self.given(bench)
         bench.simulator.fail(status, times=2)
@@ -399,7 +407,7 @@ class Contract:
 
     def test_a_record_that_is_gone_there(self, bench: Bench) -> None:
         (neighbour, (record_id, external_id)) = self.given(bench, 2)
-        bench.simulator.remove(external_id)
+        self.possibly(lambda: bench.simulator.remove(external_id))
         bench.edit(record_id, self.edit)
         bench.edit(neighbour[0], self.edit)
         bench.settle()
@@ -412,7 +420,7 @@ class Contract:
 
     def test_two_records_that_are_merged_there(self, bench: Bench) -> None:
         (winner, loser) = self.given(bench, 2)
-        bench.simulator.merge(winner[1], loser[1])
+        self.possibly(lambda: bench.simulator.merge(winner[1], loser[1]))
         bench.edit(loser[0], self.edit)
         bench.settle()
         if type(bench.subscriber).changed_since is not Subscriber.changed_since:
