@@ -113,7 +113,7 @@ class ShopSimulator(Simulator):
     secrets = (DEMO_TOKEN, WEBHOOK_SECRET)
 
     def __init__(self) -> None:
-        self.shop = RestSystem()
+        self.shop = RestSystem(needs_email=False)
 
     def options(self) -> Json:
         return {"url": self.shop.url, "token": DEMO_TOKEN, "webhook_secret": WEBHOOK_SECRET}

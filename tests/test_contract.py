@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
+from commands.author import write
 from demo.simulators import SalesforceSimulator, ShopSimulator, StripeSimulator
 from models.catalogues import CATALOGUES
 from models.session import Database
-from subscribers.base import External, Item, Page
+from settings import ROOT
+from subscribers.base import REGISTRY, External, Item, Page
 from subscribers.errors import Reject, SystemDown
 from subscribers.rest import RestSubscriber, RestSystem
 from subscribers.salesforce import SalesforceAccount, SalesforceContact, SalesforceInvoice, SalesforceProduct
@@ -51,10 +57,31 @@ class ShopContact(RestSubscriber):
     field_to_data = {"name": "name", "email": "email", "phone": "phone", "notes": "note"}
 
 
-class TestShopContact(Contract):
-    subscriber = ShopContact
-    simulator = ShopSimulator
-    record, edit = ADA, EDIT
+def generated(name: str, *, own: bool = False) -> type[Contract]:
+    """The test class that `./syncflow new-subscriber` writes, as it is written, with its subscriber."""
+    system, _, _ = name.partition(".")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for part in ("subscribers", "tests"):
+            (root / part).mkdir()
+        shutil.copy(ROOT / "subscribers" / "__init__.py", root / "subscribers")
+        source, test = write(root, name, own=own)
+        loaded = [_load(f"subscribers.{system}", source), _load("generated", test)]
+    del sys.modules[f"subscribers.{system}"], REGISTRY[name]  # for these tests only
+    (found,) = (one for one in vars(loaded[1]).values() if isinstance(one, type) and one.__name__.startswith("Test"))
+    return found
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TestShopCustomer = generated("shop.customer")
+TestAcmeProduct = generated("acme.product", own=True)
 
 
 class TestStripeCustomer(Contract):
@@ -139,7 +166,7 @@ class CreatesAgain(ShopContact):
 
 class ForgetsAField(ShopContact):
     def update(self, item: Item) -> External:
-        return super().update(replace(item, changes={k: v for k, v in item.changes.items() if k != "phone"}))
+        return super().update(replace(item, changes={k: v for k, v in item.changes.items() if k != "note"}))
 
 
 class DeletesNothing(ShopContact):
@@ -195,11 +222,11 @@ class BelievesEverybody(ShopContact):
 def test_a_subscriber_that_breaks_it_is_found(
     broken: type[ShopContact], test: Callable[[Contract, Bench], None], sqlite: Database
 ) -> None:
-    contract = TestShopContact()
+    contract = TestShopCustomer()
     with ShopSimulator() as shop, pytest.raises((AssertionError, pytest.fail.Exception)):
         test(contract, Bench(sqlite, broken, (), shop))
 
 
 def test_one_that_tells_a_secret_is_found(sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
     with ShopSimulator() as shop, pytest.raises(AssertionError):
-        TestShopContact().test_no_secret_is_told(Bench(sqlite, SaysTooMuch, (), shop), caplog)
+        TestShopCustomer().test_no_secret_is_told(Bench(sqlite, SaysTooMuch, (), shop), caplog)
