@@ -95,6 +95,37 @@ class Event:
     external: External
 
 
+@dataclass(frozen=True)
+class ExternalField:
+    """A field as a system describes it, or as one of its records shows it.
+
+    `kind` is text, number, boolean, date, datetime, list or object; empty where it cannot be told.
+    `length` is in characters. `required`: a record cannot be created without it.
+    """
+
+    kind: str = ""
+    length: int | None = None
+    writable: bool = True
+    required: bool = False
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in the words of `ExternalField`; empty for none."""
+    kinds = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+    return kinds.get(type(value), "")
+
+
+def fields_of(data: Mapping[str, Any], parent: str = "") -> dict[str, ExternalField]:
+    """The fields that one record shows, by dotted path, objects and what is in them."""
+    found: dict[str, ExternalField] = {}
+    for name, value in data.items():
+        path = f"{parent}{name}"
+        found[path] = ExternalField(kind_of(value))
+        if isinstance(value, Mapping):
+            found |= fields_of(value, f"{path}.")
+    return found
+
+
 class Options(BaseModel):
     """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
 
@@ -287,6 +318,10 @@ class Subscriber:
         """The record as it is there now. Raises `Gone`."""
         raise NotImplementedError
 
+    def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
+        """One outcome an id, in order. Override where the system shows many in one call."""
+        return one_by_one(self.fetch, external_ids, self.client.pace)
+
     def find(self, item: Item) -> External | None:
         """Look for the record there by our id (or another sure mark) before it is created (again)."""
         return None
@@ -297,6 +332,24 @@ class Subscriber:
         Records that changed exactly at the position are read again: ties must not be lost.
         """
         raise NotImplementedError
+
+    # --- what `./syncflow check` asks ---------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, ExternalField] | None:
+        """The fields records have there, by dotted path; None where nothing can be told.
+
+        As one record shows them, unless the system can describe itself: then override it.
+        """
+        for page in self.changed_since(None):
+            for external in page.records:
+                if not external.deleted and external.data:
+                    return fields_of(external.data)
+            break
+        return None
+
+    def lacking(self) -> list[str]:
+        """What the login lacks, one sentence each; as far as can be seen without doing it."""
+        return []
 
     # --- bulk calls: what the conductor really calls -------------------------------------------------
 
@@ -317,9 +370,7 @@ class Subscriber:
         return one_by_one(self.delete, items, self.client.pace)
 
 
-def one_by_one(
-    call: Callable[[Item], Any], items: Sequence[Item], pace: Callable[[], None] = lambda: None
-) -> list[Any]:
+def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[[], None] = lambda: None) -> list[Any]:
     """The outcome of `call` for each item. When the system is down the rest is not tried."""
     outcomes: list[Any] = []
     for item in items:
@@ -429,6 +480,7 @@ __all__ = [
     "REGISTRY",
     "Event",
     "External",
+    "ExternalField",
     "Field",
     "Item",
     "Options",
