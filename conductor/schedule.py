@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from conductor.throughput import Counting
 from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,9 @@ class Due:
 class Jobs:
     """Claims and runs periodic jobs."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, throughput: Counting) -> None:
         self.hub = hub
+        self.throughput = throughput
 
     def intervals(self) -> dict[str, int]:
         """Every job there is -> seconds between two runs."""
@@ -122,6 +124,7 @@ class Jobs:
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
             connection.execute(sa.delete(Process).where(Process.seen_at < yesterday))
+            removed += self.throughput.thin(connection, HISTORY_DAYS)
         return f"{removed} old rows removed"
 
     def _passed(self) -> datetime:

@@ -194,6 +194,13 @@ def upgrade() -> None:
             sqlite_where=sa.text("closed_at IS NULL"),
         )
         batch_op.create_index(
+            "ix_dead_letter_since",
+            ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("closed_at IS NULL"),
+            sqlite_where=sa.text("closed_at IS NULL"),
+        )
+        batch_op.create_index(
             "uq_dead_letter_inbox",
             ["inbox_id"],
             unique=True,
@@ -344,8 +351,22 @@ def upgrade() -> None:
         )
         batch_op.create_index("ix_link_external", ["external_id"], unique=False)
         batch_op.create_index(
+            "ix_link_failing",
+            ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+            sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+        )
+        batch_op.create_index(
             "ix_link_owed",
             ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+            sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.create_index(
+            "ix_link_owed_since",
+            ["subscriber", "owed_since"],
             unique=False,
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
@@ -477,6 +498,27 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_system_name")),
     )
     op.create_table(
+        "throughput",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("seconds", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("subscriber", sa.String(length=64), nullable=False),
+        sa.Column("delivered", sa.Integer(), nullable=False),
+        sa.Column("received", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("dead", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput")),
+        sa.UniqueConstraint("seconds", "at", "subscriber", name=op.f("uq_throughput_seconds_at_subscriber")),
+    )
+    op.create_table(
+        "throughput_mark",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("counted_to", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("top", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("horizon", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput_mark")),
+    )
+    op.create_table(
         "unsubscription",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("target", sa.String(length=64), nullable=False),
@@ -597,6 +639,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_unsubscription_target"))
 
     op.drop_table("unsubscription")
+    op.drop_table("throughput_mark")
+    op.drop_table("throughput")
     op.drop_table("system")
     op.drop_table("sync_context")
     op.drop_table("schedule")
@@ -622,9 +666,19 @@ def downgrade() -> None:
         )
         batch_op.drop_index("ix_link_record")
         batch_op.drop_index(
+            "ix_link_owed_since",
+            postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+            sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.drop_index(
             "ix_link_owed",
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.drop_index(
+            "ix_link_failing",
+            postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+            sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),
         )
         batch_op.drop_index("ix_link_external")
         batch_op.drop_index(
@@ -656,6 +710,11 @@ def downgrade() -> None:
             "uq_dead_letter_inbox",
             postgresql_where=sa.text("closed_at IS NULL AND inbox_id IS NOT NULL"),
             sqlite_where=sa.text("closed_at IS NULL AND inbox_id IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "ix_dead_letter_since",
+            postgresql_where=sa.text("closed_at IS NULL"),
+            sqlite_where=sa.text("closed_at IS NULL"),
         )
         batch_op.drop_index(
             "ix_dead_letter_open",
