@@ -15,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from conductor.tasks import OPEN
 from conductor.throughput import Counting
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule
+from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule, Task
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Jobs:
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
             (Inbox, Inbox.received_at, old, Inbox.state == "done"),
             (JobRun, JobRun.slot, self._passed(), always),
+            (Task, Task.created_at, old, Task.state.not_in(OPEN)),
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
