@@ -41,6 +41,18 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),
     ("POST", "/systems/<system>/resume"): ("/systems/shop/resume", {}, OPERATE),
     ("POST", "/systems/poll/<subscriber>"): ("/systems/poll/shop.customer", {}, OPERATE),
+    ("POST", "/systems/backfill/<subscriber>"): ("/systems/backfill/crm.customer", {}, OPERATE),
+    ("POST", "/systems/reconcile/<subscriber>"): ("/systems/reconcile/shop.customer", {}, OPERATE),
+    ("GET", "/throughput.json"): ("/throughput.json?range=1h", {}, VIEW),
+    ("GET", "/schedules/"): ("/schedules/", {}, VIEW),
+    ("POST", "/schedules/run"): ("/schedules/run", {"job": "poll shop.customer"}, OPERATE),
+    ("POST", "/schedules/pause"): ("/schedules/pause", {"job": "poll shop.customer"}, OPERATE),
+    ("POST", "/schedules/resume"): ("/schedules/resume", {"job": "poll shop.customer"}, OPERATE),
+    ("GET", "/queues/"): ("/queues/", {}, VIEW),
+    ("GET", "/tasks/"): ("/tasks/", {}, VIEW),
+    ("GET", "/tasks/<number:number>"): ("/tasks/{task}", {}, VIEW),
+    ("POST", "/tasks/<number:number>/stop"): ("/tasks/{task}/stop", {}, OPERATE),
+    ("POST", "/tasks/<number:number>/resume"): ("/tasks/{task}/resume", {}, OPERATE),
     ("GET", "/mappings/"): ("/mappings/", {}, VIEW),
     ("GET", "/mappings/<subscriber>"): ("/mappings/shop.customer", {}, VIEW),
     ("POST", "/mappings/<subscriber>"): (
@@ -95,7 +107,10 @@ def _path(w: World, path: str) -> str:
         fresh = str(w.conductor.unsubscribe("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     conflict = str(add_conflict(w)) if "{conflict}" in path else ""
-    return path.format(fresh=fresh, viewer=viewer, conflict=conflict)
+    task = str(w.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
+    if path.endswith("/resume") and task:
+        w.conductor.tasks.stop(int(task), "a test")
+    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task)
 
 
 def _ask(w: World, who: str | None, method: str, rule: str) -> int:
