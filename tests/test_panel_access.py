@@ -20,6 +20,8 @@ VIEW = (303, 200, 200, 200)
 ADMIN = (303, 403, 403, 200)
 OPERATE = (303, 403, 303, 303)
 ADMINISTER = (303, 403, 403, 303)
+#: What is done at once, and answered with what came of it.
+SHOWN = (303, 403, 200, 200)
 GONE = (404, 404, 404, 404)
 
 #: (method, rule) -> a path that stands for it, what is posted, and the answers.
@@ -40,6 +42,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/systems/"): ("/systems/", {}, VIEW),
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),
     ("POST", "/systems/<system>/resume"): ("/systems/shop/resume", {}, OPERATE),
+    ("POST", "/systems/<system>/check"): ("/systems/shop/check", {}, SHOWN),
     ("POST", "/systems/poll/<subscriber>"): ("/systems/poll/shop.customer", {}, OPERATE),
     ("POST", "/systems/backfill/<subscriber>"): ("/systems/backfill/crm.customer", {}, OPERATE),
     ("POST", "/systems/reconcile/<subscriber>"): ("/systems/reconcile/shop.customer", {}, OPERATE),
@@ -138,7 +141,7 @@ def test_every_route_answers_each_role_as_the_table_says(w: World, who: str | No
 
 
 def test_every_write_leaves_an_audit_row(w: World) -> None:
-    writes = [asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, ADMINISTER)]
+    writes = [asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)]
     assert len(writes) > 10
     for asked in writes:
         _ask(w, "admin", *asked)
@@ -151,7 +154,7 @@ def test_every_write_leaves_an_audit_row(w: World) -> None:
 def test_a_post_without_its_token_is_refused(sqlite: World) -> None:
     client = sqlite.client("admin")
     for (method, rule), (path, data, answers) in ROUTES.items():
-        if method == "POST" and answers in (OPERATE, ADMINISTER):
+        if method == "POST" and answers in (OPERATE, SHOWN, ADMINISTER):
             assert client.post(_path(sqlite, path), data=data).status_code == 400, rule
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -80,6 +81,18 @@ class Systems(PanelView):
         self.conductor.resume(system, self.who, allow_deletes=meant)
         words = f"{system} is resumed, and its deletes flow for an hour." if meant else f"{system} is resumed."
         return done(words, url_for("systems.index"))
+
+    @action("/<system>/check", needs="poll")
+    def check(self, system: str) -> str:
+        """Asks the system itself, so it takes as long as the system takes to answer."""
+        self._known(system)
+        with self.conductor.database.write() as connection:
+            self.conductor.hub.audit(connection, self.who, "system.check", system)
+        began = time.monotonic()
+        found = self.conductor.check(system)
+        wrong = sum(finding.state == "wrong" for findings in found.values() for finding in findings)
+        took = time.monotonic() - began
+        return self.render("panel/check.html", system=system, found=found, wrong=wrong, took=took)
 
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
