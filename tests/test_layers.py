@@ -46,7 +46,7 @@ ONLY_IN: dict[str, set[str]] = {
     "simple_salesforce": {"subscribers"},
     "defusedxml": {"subscribers"},
     "stripe": {"subscribers"},
-    "requests": {"subscribers", "commands", "demo", "chaos"},
+    "requests": {"subscribers", "workers", "commands", "demo", "chaos"},
     "urllib3": {"subscribers"},
     "jmespath": {"subscribers"},
     "phonenumbers": {"subscribers"},

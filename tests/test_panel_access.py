@@ -20,6 +20,8 @@ VIEW = (303, 200, 200, 200)
 ADMIN = (303, 403, 403, 200)
 OPERATE = (303, 403, 303, 303)
 ADMINISTER = (303, 403, 403, 303)
+#: What is done at once, and answered with what came of it.
+SHOWN = (303, 403, 200, 200)
 GONE = (404, 404, 404, 404)
 
 #: (method, rule) -> a path that stands for it, what is posted, and the answers.
@@ -41,7 +43,20 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/systems/"): ("/systems/", {}, VIEW),
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),
     ("POST", "/systems/<system>/resume"): ("/systems/shop/resume", {}, OPERATE),
+    ("POST", "/systems/<system>/check"): ("/systems/shop/check", {}, SHOWN),
     ("POST", "/systems/poll/<subscriber>"): ("/systems/poll/shop.customer", {}, OPERATE),
+    ("POST", "/systems/backfill/<subscriber>"): ("/systems/backfill/crm.customer", {}, OPERATE),
+    ("POST", "/systems/reconcile/<subscriber>"): ("/systems/reconcile/shop.customer", {}, OPERATE),
+    ("GET", "/throughput.json"): ("/throughput.json?range=1h", {}, VIEW),
+    ("GET", "/schedules/"): ("/schedules/", {}, VIEW),
+    ("POST", "/schedules/run"): ("/schedules/run", {"job": "poll shop.customer"}, OPERATE),
+    ("POST", "/schedules/pause"): ("/schedules/pause", {"job": "poll shop.customer"}, OPERATE),
+    ("POST", "/schedules/resume"): ("/schedules/resume", {"job": "poll shop.customer"}, OPERATE),
+    ("GET", "/queues/"): ("/queues/", {}, VIEW),
+    ("GET", "/tasks/"): ("/tasks/", {}, VIEW),
+    ("GET", "/tasks/<number:number>"): ("/tasks/{task}", {}, VIEW),
+    ("POST", "/tasks/<number:number>/stop"): ("/tasks/{task}/stop", {}, OPERATE),
+    ("POST", "/tasks/<number:number>/resume"): ("/tasks/{task}/resume", {}, OPERATE),
     ("GET", "/mappings/"): ("/mappings/", {}, VIEW),
     ("GET", "/mappings/<subscriber>"): ("/mappings/shop.customer", {}, VIEW),
     ("POST", "/mappings/<subscriber>"): (
@@ -96,7 +111,10 @@ def _path(w: World, path: str) -> str:
         fresh = str(w.conductor.unsubscribe("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     conflict = str(add_conflict(w)) if "{conflict}" in path else ""
-    return path.format(fresh=fresh, viewer=viewer, conflict=conflict)
+    task = str(w.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
+    if path.endswith("/resume") and task:
+        w.conductor.tasks.stop(int(task), "a test")
+    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task)
 
 
 def _ask(w: World, who: str | None, method: str, rule: str) -> int:
@@ -124,7 +142,7 @@ def test_every_route_answers_each_role_as_the_table_says(w: World, who: str | No
 
 
 def test_every_write_leaves_an_audit_row(w: World) -> None:
-    writes = [asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, ADMINISTER)]
+    writes = [asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)]
     assert len(writes) > 10
     for asked in writes:
         _ask(w, "admin", *asked)
@@ -137,7 +155,7 @@ def test_every_write_leaves_an_audit_row(w: World) -> None:
 def test_a_post_without_its_token_is_refused(sqlite: World) -> None:
     client = sqlite.client("admin")
     for (method, rule), (path, data, answers) in ROUTES.items():
-        if method == "POST" and answers in (OPERATE, ADMINISTER):
+        if method == "POST" and answers in (OPERATE, SHOWN, ADMINISTER):
             assert client.post(_path(sqlite, path), data=data).status_code == 400, rule
 
 

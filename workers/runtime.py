@@ -26,6 +26,7 @@ from settings import Settings, SettingsError, get_settings
 from subscribers.base import connect
 from subscribers.declared import register_file
 from workers.actors import bind_queues
+from workers.queues import Management
 from workers.senders import Senders
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def build(settings: Settings | None = None) -> Runtime:
         register_file(settings.syncflow_systems)
     connected = connect()
     broker = make_broker(settings)
-    senders = Senders(broker)
+    senders = Senders(broker, Management.from_settings(settings))
     senders.systems = {name: s.system for name, s in connected.items()}
     bind_queues(broker, connected)
     conductor = Conductor(database, connected, senders, Policy.from_settings(settings))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,9 +13,12 @@ from flask import abort, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD
-from models.ledger import Cursor, Schedule, System
+from conductor import GUARD, QueueReport
+from conductor.guard import WINDOW_SECONDS
+from models.base import utcnow
+from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
+from panel.views.tasks import shown
 
 MASK = "••••••••"
 
@@ -26,23 +30,40 @@ class Systems(PanelView):
     title, path, icon = "Systems", "/systems", "systems"
 
     @page("/")
-    def index(self) -> str:
+    def index(self) -> Response:
+        queues = self.conductor.queues()
+        tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
+        version = (
+            self.conductor.version(),
+            sorted(queues.queues.items()),
+            queues.error,
+            [tuple(row) for row in tasks],
+        )
+        return self.live("panel/systems.html", version, lambda: self._values(queues, tasks))
+
+    def _values(self, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
             rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
             cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
             jobs = connection.execute(sa.select(Schedule.job, Schedule.every_seconds))
             paces = {row.job.removeprefix("poll "): row.every_seconds for row in jobs}
-        options = {name: masked(system.options) for name, system in self.conductor.systems.items()}
-        return self.render(
-            "panel/systems.html",
-            systems=self.conductor.overview(),
-            subscribers=self.conductor.subscribers,
-            rows=rows,
-            cursors=cursors,
-            options=options,
-            paces=paces,
-            guard=GUARD,
-        )
+            is_held = CallSlot.until > utcnow()
+            held = sa.select(CallSlot.system, sa.func.count()).where(is_held).group_by(CallSlot.system)
+            under_way = {name: count for name, count in connection.execute(held)}
+        systems = self.conductor.systems
+        return {
+            "systems": self.conductor.overview().systems,
+            "subscribers": self.conductor.subscribers,
+            "rows": rows,
+            "cursors": cursors,
+            "limits": {name: _limits(s, rows.get(name), under_way.get(name, 0)) for name, s in systems.items()},
+            "options": {name: masked(system.options) for name, system in systems.items()},
+            "paces": paces,
+            "guard": GUARD,
+            "queues": queues.queues,
+            "broker_error": queues.error,
+            "tasks": list(map(shown, tasks)),
+        }
 
     @action("/<system>/pause", needs="pause")
     def pause(self, system: str) -> Response:
@@ -61,6 +82,18 @@ class Systems(PanelView):
         words = f"{system} is resumed, and its deletes flow for an hour." if meant else f"{system} is resumed."
         return done(words, url_for("systems.index"))
 
+    @action("/<system>/check", needs="poll")
+    def check(self, system: str) -> str:
+        """Asks the system itself, so it takes as long as the system takes to answer."""
+        self._known(system)
+        with self.conductor.database.write() as connection:
+            self.conductor.hub.audit(connection, self.who, "system.check", system)
+        began = time.monotonic()
+        found = self.conductor.check(system)
+        wrong = sum(finding.state == "wrong" for findings in found.values() for finding in findings)
+        took = time.monotonic() - began
+        return self.render("panel/check.html", system=system, found=found, wrong=wrong, took=took)
+
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
@@ -68,9 +101,44 @@ class Systems(PanelView):
         self.conductor.poll_soon(subscriber, self.who)
         return done(f"{subscriber} will be polled in a moment.", url_for("systems.index"))
 
+    @action("/backfill/<subscriber>", needs="tasks")
+    def backfill(self, subscriber: str) -> Response:
+        return self._begin(subscriber, lambda: self.conductor.filling.start(subscriber, self.who))
+
+    @action("/reconcile/<subscriber>", needs="tasks")
+    def reconcile(self, subscriber: str) -> Response:
+        repair = field("repair") == "yes"
+        return self._begin(subscriber, lambda: self.conductor.comparing.start(subscriber, self.who, repair=repair))
+
+    def _begin(self, subscriber: str, start: Callable[[], int]) -> Response:
+        """Begin long work, and go to where one sees how far it is."""
+        if subscriber not in self.conductor.subscribers:
+            abort(404)
+        try:
+            number = start()
+        except ValueError as error:
+            return refused(f"Not begun: {error}.", url_for(".index"))
+        return done("It is under way; this page may be left.", url_for("tasks.one", number=number))
+
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
             abort(404)
+
+
+def _limits(system: Any, row: Any, under_way: int) -> dict[str, Any]:
+    """What the system's owner allows, and how much of it is used."""
+    recent = (
+        row is not None
+        and row.deletes_since is not None
+        and (utcnow() - row.deletes_since).total_seconds() < WINDOW_SECONDS
+    )
+    return {
+        "rate": system.requests_per_second,
+        "at_once": system.concurrency,
+        "under_way": under_way,
+        "deletes": row.deletes if recent else 0,
+        "delete_limit": system.delete_limit,
+    }
 
 
 def masked(options: BaseModel) -> dict[str, str]:
