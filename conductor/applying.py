@@ -16,6 +16,7 @@ from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
+from conductor.redaction import redact
 from conductor.relations import Relations, related_flat
 from conductor.settling import remove_here
 from models.capture import sync_context
@@ -58,6 +59,8 @@ class Incoming:
     newest: bool = False
     #: The lease under which it was fetched.
     token: str | None = None
+    #: The inbox row that told of it.
+    inbox_id: int | None = None
 
 
 class Applying:
@@ -417,7 +420,8 @@ class Applying:
                 operation="delete" if external.deleted else operation,
                 outcome=outcome,
                 reason=words,
-                payload=incoming.mapper.theirs(external.data) or None,
+                payload=redact(incoming.mapper.theirs(external.data)) or None,
+                inbox_id=incoming.inbox_id,
                 request_id=external.request_id,
                 at=self.hub.clock(),
             )

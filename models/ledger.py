@@ -129,6 +129,7 @@ class Delivery(Base):
     __table_args__ = (
         sa.Index("ix_delivery_record", "record_id", "id"),
         sa.Index("ix_delivery_subscriber", "subscriber", "id"),
+        _where("ix_delivery_inbox", "inbox_id", condition="inbox_id IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -146,6 +147,10 @@ class Delivery(Base):
     error: Mapped[str | None] = mapped_column(sa.String(64))
     #: What was sent or came in, external field -> value.
     payload: Mapped[dict[str, Any] | None]
+    #: What the system answered: JSON or text, redacted and cut, see `conductor.redaction`.
+    reply: Mapped[str | None] = mapped_column(sa.Text)
+    #: The inbox row that an inward one was read from; none for what a poll read itself.
+    inbox_id: Mapped[int | None] = mapped_column(BigId)
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
     #: The system's own id of the call, to quote to its support.
     request_id: Mapped[str | None] = mapped_column(sa.String(128))
@@ -253,6 +258,27 @@ class Inbox(Base):
     result: Mapped[str | None] = mapped_column(sa.Text)
 
 
+class RefusedWebhook(Base):
+    """A webhook that was not taken, and why. Strangers can send any number: each system keeps its newest few.
+
+    They are kept in a ring: the n-th refused one goes to slot n modulo their number.
+    """
+
+    __tablename__ = "refused_webhook"
+    __table_args__ = (sa.UniqueConstraint("system", "slot"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    system: Mapped[str] = mapped_column(sa.String(64))
+    slot: Mapped[int]
+    at: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(sa.Text)
+    #: Redacted and cut; of the body only how it begins.
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[str] = mapped_column(sa.Text)
+    #: Bytes of the whole body.
+    size: Mapped[int]
+
+
 class Cursor(Base):
     """How far a poll of one subscriber has read."""
 
@@ -291,7 +317,7 @@ class System(Base):
     deletes: Mapped[int] = mapped_column(default=0, server_default="0")
     deletes_since: Mapped[datetime | None]
     deletes_allowed_until: Mapped[datetime | None]
-    #: Webhooks refused for their signature; nothing else of them is kept.
+    #: Webhooks refused; of the newest ones `refused_webhook` keeps a little.
     webhooks_rejected: Mapped[int] = mapped_column(default=0, server_default="0")
     webhook_rejected_at: Mapped[datetime | None]
 

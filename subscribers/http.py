@@ -15,7 +15,10 @@ from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown, clean
+
+#: Characters of a failure's answer that are kept for the history.
+LONGEST_REPLY = 2000
 
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
@@ -144,8 +147,12 @@ class Http:
 
     def _error(self, response: requests.Response, *, writes: bool) -> SyncError:
         error = self._classify(response, writes) if self._classify else None
-        if error is not None:
-            return error
+        if error is None:
+            error = self._by_status(response, writes=writes)
+        error.reply = clean(response.text[:LONGEST_REPLY])
+        return error
+
+    def _by_status(self, response: requests.Response, *, writes: bool) -> SyncError:
         message, fields = self._describe(response)
         if self._secret:
             message = message.replace(self._secret, "***")

@@ -13,10 +13,9 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
 from conductor import GUARD
+from conductor.redaction import MASK as MASK
 from models.ledger import Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
-
-MASK = "••••••••"
 
 #: An option of such a name is masked even where its author forgot to declare it secret.
 _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
