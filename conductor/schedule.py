@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule
+from conductor.tasks import OPEN
+from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule, Task
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Jobs:
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
             (Inbox, Inbox.received_at, old, Inbox.state == "done"),
             (JobRun, JobRun.slot, self._passed(), always),
+            (Task, Task.created_at, old, Task.state.not_in(OPEN)),
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
@@ -131,7 +133,10 @@ class Jobs:
         return self.hub.clock() - timedelta(seconds=max(longest, 24 * 3600))
 
     def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
-        start, end = self._range(table, at, before)
+        with self.hub.database.read() as connection:
+            start, end = bounds(connection, table)
+            if at is not DeadLetter.closed_at:  # which does not grow with the id; there are few letters
+                end = first_since(connection, table, at, before)
         removed = 0
         for low in range(start, end, _TIDY_BATCH):
             high = min(low + _TIDY_BATCH, end)
@@ -139,23 +144,6 @@ class Jobs:
             with self.hub.database.write() as connection:
                 removed += connection.execute(statement).rowcount
         return removed
-
-    def _range(self, table: Any, at: Any, before: datetime) -> tuple[int, int]:
-        """The ids of rows older than `before`, by bisection: ids grow with time, and no index on the time is needed."""
-        with self.hub.database.read() as connection:
-            row = connection.execute(sa.select(sa.func.min(table.id), sa.func.max(table.id))).one()
-            if row[0] is None:
-                return 0, 0
-            low, high = row[0], row[1] + 1
-            while low < high:
-                middle = (low + high) // 2
-                found = sa.select(table.id, at).where(table.id >= middle).order_by(table.id).limit(1)
-                near = connection.execute(found).one()
-                if near[1] < before:
-                    low = near[0] + 1
-                else:
-                    high = middle
-            return row[0], low
 
 
 def _slots(now: datetime, every: int) -> list[datetime]:
