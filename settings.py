@@ -66,6 +66,10 @@ class Settings(BaseSettings):
     #: Seconds a stopping process has for what is in hand.
     grace_seconds: float = Field(20.0, gt=0)
 
+    #: How long settled history (changes, deliveries, events, closed dead letters) and audit rows are kept, days.
+    history_days: int = Field(90, ge=1)
+    audit_days: int = Field(730, ge=1)
+
     #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
     metrics_token: SecretStr | None = None
 

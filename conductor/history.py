@@ -1,4 +1,4 @@
-"""Where in a history a time lies: ids grow with time, so it is found by bisection and no index on the time is needed."""
+"""Where in a history a time lies: ids grow with time, so bisection finds it and no index on the time is needed."""
 
 from __future__ import annotations
 

@@ -14,23 +14,38 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.history import bounds, first_since
 from conductor.hub import Hub
 from conductor.tasks import OPEN
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule, Task
+from models.ledger import (
+    AuditEntry,
+    Change,
+    Conflict,
+    DeadLetter,
+    Delivery,
+    Inbox,
+    JobRun,
+    Process,
+    Schedule,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two ticks, and how far ahead a tick looks.
 TICK_SECONDS = 60
 
-#: Days that settled history is kept.
-HISTORY_DAYS = 90
-
 #: Rows removed in one transaction.
 _TIDY_BATCH = 5000
 
 #: The job that removes old history.
 TIDY = "tidy"
+
+#: Times that do not grow with the id; of these tables all rows are looked at, and there are few.
+_ENDS = (DeadLetter.closed_at, Conflict.settled_at)
+
+_HAS_LETTER = sa.exists().where(DeadLetter.inbox_id == Inbox.id, DeadLetter.closed_at.is_(None))
+_SETTLED = sa.or_(Inbox.state == "done", sa.and_(Inbox.state == "dead", ~_HAS_LETTER))
 
 
 @dataclass(frozen=True)
@@ -110,14 +125,24 @@ class Jobs:
 
     def tidy(self) -> str:
         """Remove history older than its retention, in small transactions; what is open stays."""
-        old = self.hub.clock() - timedelta(days=HISTORY_DAYS)
-        yesterday = self.hub.clock() - timedelta(days=1)
+        now, policy = self.hub.clock(), self.hub.policy
+        old, audited = now - timedelta(days=policy.history_days), now - timedelta(days=policy.audit_days)
+        yesterday = now - timedelta(days=1)
         removed = 0
         always = sa.true()
         for table, at, before, settled in (
             (Delivery, Delivery.at, old, always),
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
-            (Inbox, Inbox.received_at, old, Inbox.state == "done"),
+            (DeadLetter, DeadLetter.closed_at, old, always),
+            (Conflict, Conflict.settled_at, old, always),
+            # After the letters: one whose letter is open can still be tried again.
+            (
+                Inbox,
+                Inbox.received_at,
+                old,
+                _SETTLED,
+            ),
+            (AuditEntry, AuditEntry.at, audited, always),
             (JobRun, JobRun.slot, self._passed(), always),
             (Task, Task.created_at, old, Task.state.not_in(OPEN)),
         ):
@@ -135,7 +160,7 @@ class Jobs:
     def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
         with self.hub.database.read() as connection:
             start, end = bounds(connection, table)
-            if at is not DeadLetter.closed_at:  # which does not grow with the id; there are few letters
+            if at not in _ENDS:
                 end = first_since(connection, table, at, before)
         removed = 0
         for low in range(start, end, _TIDY_BATCH):

@@ -57,6 +57,8 @@ WRONG = {
     ],
     "PORT": ["s3cret", "-1", "65536", "80.5"],
     "QUEUE_TYPE": ["s3cret"],
+    "HISTORY_DAYS": ["0", "s3cret"],
+    "AUDIT_DAYS": ["0", "s3cret"],
     "WORKER_THREADS": ["0", "s3cret"],
     "LEASE_SECONDS": ["0", "s3cret"],
     "STALE_SECONDS": ["-1"],

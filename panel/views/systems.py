@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
 from conductor import GUARD
-from conductor.redaction import MASK as MASK
+from conductor.redaction import MASK
 from models.ledger import Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
 
