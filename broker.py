@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +83,7 @@ class RabbitmqFanout(RabbitmqBroker):
 
     def __init__(self, url: str, queue_type: str) -> None:
         super().__init__(url=url, confirm_delivery=True, middleware=_middleware())
+        self.url = url
         self.queue_type = queue_type
         #: Queue -> routing key.
         self.bindings: dict[str, str] = {}
@@ -167,6 +168,32 @@ class RabbitmqFanout(RabbitmqBroker):
                 del self.connection  # an idle connection the server closed: the next one will do
         raise BrokerUnreachable("RabbitMQ does not answer")
 
+    def look(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
+        """Messages ready and consumers of those queues that exist, by passive declares.
+
+        Over a connection of its own, closed again: who looks on behalf of a person must not wait longer than `timeout`
+        seconds for an answer, and is nobody's worker.
+
+        Raises:
+          BrokerUnreachable: RabbitMQ does not answer.
+        """
+        parameters = pika.URLParameters(self.url)
+        parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = timeout
+        parameters.connection_attempts = 1
+        found: dict[str, tuple[int, int | None]] = {}
+        try:
+            with pika.BlockingConnection(parameters) as connection:
+                channel = connection.channel()
+                for name in names:
+                    try:
+                        said = channel.queue_declare(name, passive=True).method
+                        found[name] = (int(said.message_count), int(said.consumer_count))
+                    except pika.exceptions.ChannelClosedByBroker:  # no such queue
+                        channel = connection.channel()
+        except (OSError, *_CONNECTION_ERRORS) as error:
+            raise BrokerUnreachable(f"RabbitMQ does not answer: {type(error).__name__}") from None
+        return found
+
 
 class _FanoutConsumer(_RabbitmqConsumer):
     """Gives each message this queue's name and, for a fanned-out one, this queue's actor.
@@ -237,6 +264,10 @@ class LocalFanout(StubBroker):
     def depth(self, queue_name: str) -> int:
         """Messages waiting in a queue."""
         return int(self.queues[queue_name].qsize())
+
+    def look(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
+        """Messages waiting in those queues; who reads them is this process itself."""
+        return {name: (int(self.queues[name].qsize()), None) for name in names if name in self.queues}
 
 
 class _LocalConsumer(_StubConsumer):

@@ -13,7 +13,7 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -44,7 +44,8 @@ class Settings(BaseSettings):
 
     #: RabbitMQ queue type: `classic` (any broker) or `quorum` (a cluster).
     queue_type: str = Field("classic", pattern="^(classic|quorum)$")
-    #: Optional address of RabbitMQ's own management page, linked from the panel.
+    #: Address of RabbitMQ's management plugin, http://host:15672: linked from the panel, and read for the queues'
+    #: numbers with the login of BROKER_URL, or with the one in the address itself.
     rabbitmq_management_url: str = ""
     #: Threads of a worker process for each system: how many of its calls may run at once.
     worker_threads: int = Field(8, ge=1)
@@ -109,6 +110,38 @@ class Settings(BaseSettings):
         if parts.username is not None and parts.password is None:
             raise ValueError("a user without a password; " + wrong)
         return value
+
+    @field_validator("rabbitmq_management_url")
+    @classmethod
+    def _management_url(cls, value: str) -> str:
+        wrong = "use the address of RabbitMQ's management plugin, for example http://rabbitmq.example:15672"
+        try:
+            parts = urlsplit(value)
+            complete = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            raise ValueError(wrong) from None
+        if value and (parts.scheme not in ("http", "https") or not complete):
+            raise ValueError(wrong)
+        return value.rstrip("/")
+
+    @property
+    def management_page(self) -> str:
+        """RABBITMQ_MANAGEMENT_URL as people may see it: without a login."""
+        parts = urlsplit(self.rabbitmq_management_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+    @property
+    def management_login(self) -> tuple[str, str]:
+        """User and password for the management plugin: its own, else the broker's."""
+        for parts in (urlsplit(self.rabbitmq_management_url), urlsplit(self.broker_url)):
+            if parts.username is not None:
+                return unquote(parts.username), unquote(parts.password or "")
+        return "guest", "guest"
+
+    @property
+    def broker_vhost(self) -> str:
+        """RabbitMQ's virtual host, from BROKER_URL."""
+        return unquote(urlsplit(self.broker_url).path[1:]) or "/"
 
     @property
     def standalone(self) -> bool:

@@ -18,8 +18,8 @@ from workers.runtime import build
 def status(_arguments: argparse.Namespace) -> int:
     """One line a system and subscriber; exit status 1 if something needs a person."""
     runtime = build()
-    systems = runtime.conductor.overview()
-    waiting = runtime.conductor.waiting()
+    overview = runtime.conductor.overview()
+    systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
     runtime.close()
     if not systems and not unconfigured:

@@ -6,14 +6,16 @@ Knows no broker and no Flask; everything here can be tried with a fake subscribe
 from conductor.conductor import Conductor
 from conductor.desk import LetterFilter
 from conductor.guard import GUARD
-from conductor.hub import Announcer, Policy
+from conductor.hub import Announcer, Policy, QueueReport, QueueState
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
-from conductor.overview import SubscriberStatus, SystemStatus, Waiting
+from conductor.overview import Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
+from conductor.throughput import SPANS, Series
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
     "GUARD",
+    "SPANS",
     "Announcer",
     "BadSignature",
     "BadWebhook",
@@ -21,9 +23,15 @@ __all__ = [
     "LetterFilter",
     "MappingConflict",
     "MappingRefused",
+    "Overview",
     "Policy",
+    "QueueReport",
+    "QueueState",
+    "Series",
     "SubscriberStatus",
     "SystemStatus",
+    "Trouble",
     "UnknownSystem",
     "Waiting",
+    "is_alive",
 ]

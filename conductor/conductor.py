@@ -14,7 +14,7 @@ from conductor.desk import Desk, LetterFilter
 from conductor.editing import Editing
 from conductor.guard import Guard
 from conductor.health import Health
-from conductor.hub import Announcer, Hub, Policy
+from conductor.hub import Announcer, Hub, Policy, QueueReport
 from conductor.inward import Inward
 from conductor.letters import Letters
 from conductor.limits import Limits
@@ -27,6 +27,7 @@ from conductor.routing import Routing
 from conductor.schedule import Jobs
 from conductor.settling import Settling
 from conductor.tasks import Tasks
+from conductor.throughput import Counting
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber, System
@@ -57,7 +58,8 @@ class Conductor:
         applying = Applying(self.hub, self.relations, self.guard)
         self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
-        self.jobs = Jobs(self.hub)
+        self.throughput = Counting(self.hub)
+        self.jobs = Jobs(self.hub, self.throughput)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
         self.replaying = Replaying(self.hub, self.tasks)
@@ -183,12 +185,16 @@ class Conductor:
         """Save a mapping. See `Mappings.save`."""
         return self.mappings.save(subscriber, rows, by, expected_version)
 
-    def overview(self) -> list[views.SystemStatus]:
-        """Every system's state. See `conductor.overview`."""
+    def overview(self) -> views.Overview:
+        """How everything stands. See `conductor.overview`."""
         with self.database.read() as connection:
-            return views.systems(self.hub, connection)
+            return views.overview(self.hub, connection)
 
-    def waiting(self) -> views.Waiting:
-        """What has not been looked at yet. See `conductor.overview`."""
+    def queues(self) -> QueueReport:
+        """The broker's queues. See `Announcer.queues`."""
+        return self.hub.announcer.queues()
+
+    def version(self) -> str:
+        """Another text whenever the overview may be another; much cheaper than it. See `conductor.overview`."""
         with self.database.read() as connection:
-            return views.waiting(connection)
+            return views.version(self.hub, connection)

@@ -19,6 +19,32 @@ from settings import Settings
 from subscribers.base import Subscriber, System
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """A queue of the broker: messages that wait, messages a worker has in hand, and who reads it.
+
+    What the broker was not asked for or does not tell is None.
+    """
+
+    name: str
+    ready: int
+    in_hand: int | None = None
+    consumers: int | None = None
+
+
+@dataclass(frozen=True)
+class QueueReport:
+    """The queues as they were at one moment, or why they could not be read.
+
+    `source` says who told: memory, broker (passive declares) or management (its HTTP API).
+    """
+
+    source: str
+    at: datetime | None = None
+    queues: dict[str, QueueState] = field(default_factory=dict)
+    error: str | None = None
+
+
 class Announcer(Protocol):
     """Puts news into queues. It may lose any of it: the ledger's sweeps announce it again."""
 
@@ -39,6 +65,9 @@ class Announcer(Protocol):
 
     def depth(self, subscriber: str) -> int | None:
         """Messages waiting in a subscriber's queue; None where that cannot be told now."""
+
+    def queues(self) -> QueueReport:
+        """All queues, for people; never waits for long, so it may be some seconds old."""
 
 
 #: Later than any time a system tells: of a write of ours whose time by their clock is not known.

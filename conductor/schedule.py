@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from conductor.history import bounds, first_since
 from conductor.hub import Hub
 from conductor.tasks import OPEN
+from conductor.throughput import Counting
 from models.ledger import (
     AuditEntry,
     Change,
@@ -60,8 +61,9 @@ class Due:
 class Jobs:
     """Claims and runs periodic jobs."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, throughput: Counting) -> None:
         self.hub = hub
+        self.throughput = throughput
 
     def intervals(self) -> dict[str, int]:
         """Every job there is -> seconds between two runs."""
@@ -149,6 +151,7 @@ class Jobs:
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
             connection.execute(sa.delete(Process).where(Process.seen_at < yesterday))
+            removed += self.throughput.thin(connection, policy.history_days)
         return f"{removed} old rows removed"
 
     def _passed(self) -> datetime:

@@ -65,6 +65,8 @@ class Link(Base):
         sa.UniqueConstraint("subscriber", "record_id"),
         sa.UniqueConstraint("subscriber", "external_id"),
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
+        _where("ix_link_owed_since", "subscriber", "owed_since", condition=_OWED),
+        _where("ix_link_failing", "subscriber", "id", condition="attempts > 0 AND dead_at IS NULL"),
         _where("ix_link_retry", "retry_at", condition="retry_at IS NOT NULL"),
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
         _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),
@@ -159,12 +161,44 @@ class Delivery(Base):
     duration: Mapped[float | None]
 
 
+class Throughput(Base):
+    """How many deliveries one subscriber had in one minute or hour: what charts are drawn from."""
+
+    __tablename__ = "throughput"
+    __table_args__ = (sa.UniqueConstraint("seconds", "at", "subscriber"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    #: How long the stretch is, 60 or 3600, and when it begins.
+    seconds: Mapped[int]
+    at: Mapped[datetime]
+    subscriber: Mapped[str] = mapped_column(sa.String(64))
+    #: Brought there; taken over from there; tried in vain; given up.
+    delivered: Mapped[int]
+    received: Mapped[int]
+    failed: Mapped[int]
+    dead: Mapped[int]
+
+
+class ThroughputMark(Base):
+    """How far the deliveries are counted. One row, which is also the lock of whoever counts."""
+
+    __tablename__ = "throughput_mark"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: Deliveries up to this id are in `throughput`.
+    counted_to: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+    #: The newest id seen, and the transaction before which all have to have ended to be sure of those below it.
+    top: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+    horizon: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+
+
 class DeadLetter(Base):
     """A delivery, outward or inward, that a person has to look at; closed when mended or discarded."""
 
     __tablename__ = "dead_letter"
     __table_args__ = (
         _where("ix_dead_letter_open", "subscriber", "fingerprint", "id", condition="closed_at IS NULL"),
+        _where("ix_dead_letter_since", "subscriber", "id", condition="closed_at IS NULL"),
         _where("ix_dead_letter_task", "task_id", condition="task_id IS NOT NULL"),
         _where("uq_dead_letter_link", "link_id", condition="closed_at IS NULL AND link_id IS NOT NULL", unique=True),
         _where("uq_dead_letter_inbox", "inbox_id", condition="closed_at IS NULL AND inbox_id IS NOT NULL", unique=True),

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask, abort, current_app, redirect, request, session, url_for
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from flask_admin import Admin
 from flask_admin.theme import Bootstrap4Theme
 from flask_security import current_user
@@ -58,6 +59,13 @@ class Number(IntegerConverter):
         super().__init__(map, max=LARGEST_ID)
 
 
+class _Sessions(SecureCookieSessionInterface):
+    """A page that updates itself is no sign of a person: it does not make a session longer."""
+
+    def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
+        return session.modified or (not words.updating() and super().should_set_cookie(app, session))
+
+
 def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
@@ -67,12 +75,13 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,
         SEND_FILE_MAX_AGE_DEFAULT=timedelta(days=30),
         METRICS_TOKEN=_metrics_token(settings),
-        RABBITMQ_MANAGEMENT_URL=settings.rabbitmq_management_url,
+        RABBITMQ_MANAGEMENT_URL=settings.management_page,
         HTTPS=settings.behind_proxy,
     )
     if settings.behind_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
     app.url_map.converters["number"] = Number
+    app.session_interface = _Sessions()
     # Before CSRFProtect, so that a stranger is asked to log in, whatever he sends.
     app.before_request(_ask_to_log_in)
     csrf = CSRFProtect(app)
@@ -113,8 +122,10 @@ def _ask_to_log_in() -> Response | None:
     if request.endpoint is None or request.endpoint in PUBLIC:
         return None
     if current_user.is_authenticated:
-        session.permanent = True  # for SESSION_LIFETIME, counted from the last request
+        session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
         return None
+    if words.updating():
+        abort(401)  # a login page has no place in the middle of another page
     back = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("security.login", next=back), code=303)
 

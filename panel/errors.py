@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 logger = logging.getLogger(__name__)
 
 _TITLES = {
+    401: "A login is needed",
     400: "That request cannot be read",
     403: "You may not do that",
     404: "There is no such page",
@@ -24,6 +25,7 @@ _TITLES = {
     413: "That is too large",
 }
 _WORDS = {
+    401: "Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ...",
     403: "Your role does not include this. An admin can change it under Users.",
     404: "It may have been removed, or the address has a typing error.",
 }

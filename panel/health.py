@@ -59,7 +59,7 @@ def _collect(conductor: Conductor) -> CollectorRegistry:
     oldest = gauge("oldest_owed_seconds", "How long the oldest owed record waits", "subscriber")
     dead = gauge("dead_letters", "Open dead letters", "subscriber")
     now = utcnow()
-    for status in conductor.overview():
+    for status in conductor.overview().systems:
         state.labels(status.name, status.state).set(1)
         for subscriber in status.subscribers:
             owed.labels(subscriber.name).set(subscriber.owed)

@@ -20,17 +20,32 @@ from panel.security import allowed
 #: The colour a word of state is shown in: good, busy, bad or quiet.
 TONES = {
     "ok": "good", "delivered": "good", "applied": "good", "up to date": "good", "done": "good", "in force": "good",
-    "waiting": "busy", "owed": "busy", "failed": "busy", "paused": "busy", "trying again": "busy",
+    "waiting": "busy", "owed": "busy", "failed": "busy", "paused": "busy", "trying again": "busy", "late": "busy",
+    "running": "good", "stopping": "busy", "silent": "bad",
     "failing": "bad", "down": "bad", "dead": "bad", "dead letter": "bad", "conflict": "bad",
+}  # fmt: skip
+
+#: Pages of the menu -> the key that leads there, after g.
+KEYS = {
+    "Overview": "o", "Dead letters": "d", "Conflicts": "c", "Systems": "s", "Mappings": "m", "Unsubscriptions": "u",
+    "Schedules": "j", "Queues": "q", "Tasks": "t", "Links": "l", "Deliveries": "v", "Changes": "h", "Inbox": "i",
+    "Audit": "a",
 }  # fmt: skip
 
 
 def init(app: Flask, admin: Admin) -> None:
     """Make the words known to all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(when=when, pace=pace, ago=ago, tone=tone, pretty=pretty, shown=shown, number=number)
-    app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app))
+    app.jinja_env.filters.update(
+        when=when, pace=pace, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
+    )
+    app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
+
+
+def updating() -> bool:
+    """Whether a live page asks for its content anew."""
+    return request.headers.get("HX-Request") == "true"
 
 
 def tone(word: str) -> str:
@@ -66,8 +81,17 @@ def ago(value: datetime | None) -> Markup:
         return Markup('<span class="none">never</span>')
     seconds = (utcnow() - value).total_seconds()
     words = f"{duration(abs(seconds))} ago" if seconds >= 0 else f"in {duration(abs(seconds))}"
-    return Markup('<time datetime="{0}" data-keep title="{1} UTC">{2}</time>').format(
-        value.isoformat(), f"{value:%Y-%m-%d %H:%M:%S}", words
+    return _time(value, words, "")
+
+
+def lasting(value: datetime | None) -> Markup:
+    """For how long by now: 3 min."""
+    return _time(value, duration(abs((utcnow() - value).total_seconds())), "bare") if value else Markup("a moment")
+
+
+def _time(value: datetime, words: str, kind: str) -> Markup:
+    return Markup('<time datetime="{0}" data-ago="{3}" title="{1} UTC">{2}</time>').format(
+        value.isoformat(), f"{value:%Y-%m-%d %H:%M:%S}", words, kind
     )
 
 
@@ -126,8 +150,9 @@ def shown(value: Any) -> str:
 
 def _assets(app: Flask) -> Any:
     folder = Path(str(app.static_folder))
+    files = (file for file in folder.rglob("*") if file.is_file())
     versions = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:10] for file in folder.iterdir() if file.is_file()
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:10] for file in files
     }
     return lambda name: url_for("static", filename=name, v=versions[name])
 
@@ -148,4 +173,4 @@ def _menu(admin: Admin) -> list[dict[str, Any]]:
 def _page(item: Any) -> dict[str, Any]:
     url = item.get_url()
     here = request.path == url if url == "/" else request.path.startswith(url)
-    return {"name": item.name, "url": url, "icon": item.get_icon_value(), "here": here}
+    return {"name": item.name, "url": url, "icon": item.get_icon_value(), "here": here, "key": KEYS.get(item.name)}

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from conductor import Conductor, Policy
+from conductor import Conductor, Policy, QueueReport, QueueState
+from models.base import utcnow
 from models.session import Database
 from subscribers.base import Event, External, Item, Options, Page, Subscriber, System, link_to
 from subscribers.errors import BadSignature, Gone, SyncError
@@ -172,6 +173,8 @@ class Ears:
     depths: dict[str, int] = field(default_factory=dict)
     #: What was announced to go after live changes.
     later: list[tuple[str, list[str]]] = field(default_factory=list)
+    #: Why the broker does not answer, if it does not.
+    broker_error: str | None = None
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
         self.heard.append((f"changes {catalogue}", list(record_ids)))
@@ -192,6 +195,12 @@ class Ears:
 
     def depth(self, subscriber: str) -> int | None:
         return self.depths.get(subscriber, 0)
+
+    def queues(self) -> QueueReport:
+        if self.broker_error is not None:
+            return QueueReport("broker", error=self.broker_error)
+        states = {name: QueueState(name, depth, 0, 1) for name, depth in self.depths.items()}
+        return QueueReport("broker", utcnow(), states)
 
 
 class World:

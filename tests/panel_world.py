@@ -176,7 +176,7 @@ def seed(made: World) -> None:
             email = f"{name.split()[0].lower()}.{name.split()[1].lower()}@example.com"
             connection.execute(sa.insert(Customer).values(name=name, email=email, city=city))
         now = utcnow()
-        for kind in ("web", "relay", "worker"):
+        for kind in ("web", "relay", "worker", "scheduler"):
             connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, seen_at=now))
         connection.execute(sa.insert(Cursor).values(subscriber="shop.customer", polled_at=now, result="2 records"))
     conductor = made.conductor

@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "sqlite3": {"models", "demo"},
     "simple_salesforce": {"subscribers"},
     "stripe": {"subscribers"},
-    "requests": {"subscribers", "commands", "demo", "chaos"},
+    "requests": {"subscribers", "workers", "commands", "demo", "chaos"},
     "urllib3": {"subscribers"},
     "aiohttp": {"demo"},
     "localstripe": {"demo"},

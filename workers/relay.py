@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Seconds to wait before trying again when database or broker do not answer.
 _TROUBLE_PAUSE = 1.0
 
+#: Seconds between two counts of what was delivered.
+_COUNT_PAUSE = 5.0
+
 #: Seconds after which a relay that waits looks whether it is asked to stop.
 _LONGEST_WAIT = 0.5
 
@@ -31,6 +34,7 @@ class Relay:
         #: News may have been lost with an earlier process or a broker that was away.
         self._catch_up = True
         self._next_sweep = 0.0
+        self._next_count = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Work until asked to stop. Trouble with database or broker is waited out."""
@@ -61,6 +65,9 @@ class Relay:
             self.conductor.sweep(everything=self._catch_up)
             self._catch_up = False
             self._next_sweep = time.monotonic() + self.sweep_seconds
+        if time.monotonic() >= self._next_count:
+            self.conductor.throughput.count()
+            self._next_count = time.monotonic() + _COUNT_PAUSE
         if not routed:
             self._listener.wait(min(max(self._next_sweep - time.monotonic(), 0.0), _LONGEST_WAIT))
 

@@ -25,6 +25,7 @@ from models.session import Database
 from settings import Settings, SettingsError, get_settings
 from subscribers.base import connect
 from workers.actors import bind_queues
+from workers.queues import Management
 from workers.senders import Senders
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def build(settings: Settings | None = None) -> Runtime:
         raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
     connected = connect()
     broker = make_broker(settings)
-    senders = Senders(broker)
+    senders = Senders(broker, Management.from_settings(settings))
     senders.systems = {name: s.system for name, s in connected.items()}
     bind_queues(broker, connected)
     conductor = Conductor(database, connected, senders, Policy.from_settings(settings))

@@ -8,6 +8,8 @@ from typing import Any
 import dramatiq
 
 from broker import BrokerUnreachable, Fanout
+from conductor import QueueReport
+from workers.queues import Management, Queues
 
 #: Suffix of the queue on which a system's webhooks and polls are worked off.
 INBOX = ".inbox"
@@ -22,8 +24,9 @@ TICK_QUEUE = "syncflow.tick"
 class Senders:
     """Builds each message by hand, so that a process that only sends need not know the actors."""
 
-    def __init__(self, broker: Fanout) -> None:
+    def __init__(self, broker: Fanout, management: Management | None = None) -> None:
         self.broker = broker
+        self._queues = Queues(broker, management)
         #: Subscriber -> its system; set with the subscribers.
         self.systems: dict[str, str] = {}
 
@@ -53,6 +56,15 @@ class Senders:
     def inbox_depth(self, system: str) -> int | None:
         """Messages waiting in a system's inbox queue."""
         return self.broker.depth(system + INBOX)
+
+    def queues(self) -> QueueReport:
+        """All queues, some seconds old at most."""
+        self._queues.names = [
+            *(name + suffix for name in self.systems for suffix in ("", LATER)),
+            *sorted({system + INBOX for system in self.systems.values()}),
+            TICK_QUEUE,
+        ]
+        return self._queues.latest()
 
     def _send(self, queue: str, actor: str, kwargs: dict[str, Any], delay: float = 0.0) -> None:
         message: dramatiq.Message[Any] = dramatiq.Message(queue, actor, (), kwargs, {})

@@ -195,6 +195,13 @@ def upgrade() -> None:
             sqlite_where=sa.text("closed_at IS NULL"),
         )
         batch_op.create_index(
+            "ix_dead_letter_since",
+            ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("closed_at IS NULL"),
+            sqlite_where=sa.text("closed_at IS NULL"),
+        )
+        batch_op.create_index(
             "ix_dead_letter_task",
             ["task_id"],
             unique=False,
@@ -361,8 +368,22 @@ def upgrade() -> None:
         )
         batch_op.create_index("ix_link_external", ["external_id"], unique=False)
         batch_op.create_index(
+            "ix_link_failing",
+            ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+            sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+        )
+        batch_op.create_index(
             "ix_link_owed",
             ["subscriber", "id"],
+            unique=False,
+            postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+            sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.create_index(
+            "ix_link_owed_since",
+            ["subscriber", "owed_since"],
             unique=False,
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
@@ -554,6 +575,27 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "throughput",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("seconds", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("subscriber", sa.String(length=64), nullable=False),
+        sa.Column("delivered", sa.Integer(), nullable=False),
+        sa.Column("received", sa.Integer(), nullable=False),
+        sa.Column("failed", sa.Integer(), nullable=False),
+        sa.Column("dead", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput")),
+        sa.UniqueConstraint("seconds", "at", "subscriber", name=op.f("uq_throughput_seconds_at_subscriber")),
+    )
+    op.create_table(
+        "throughput_mark",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("counted_to", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("top", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("horizon", sa.BigInteger(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput_mark")),
+    )
+    op.create_table(
         "unsubscription",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("target", sa.String(length=64), nullable=False),
@@ -674,6 +716,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_unsubscription_target"))
 
     op.drop_table("unsubscription")
+    op.drop_table("throughput_mark")
+    op.drop_table("throughput")
     with op.batch_alter_table("task", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_task_open",
@@ -708,9 +752,19 @@ def downgrade() -> None:
         )
         batch_op.drop_index("ix_link_record")
         batch_op.drop_index(
+            "ix_link_owed_since",
+            postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+            sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.drop_index(
             "ix_link_owed",
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
+        )
+        batch_op.drop_index(
+            "ix_link_failing",
+            postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
+            sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),
         )
         batch_op.drop_index("ix_link_external")
         batch_op.drop_index(
@@ -752,6 +806,11 @@ def downgrade() -> None:
             "ix_dead_letter_task",
             postgresql_where=sa.text("task_id IS NOT NULL"),
             sqlite_where=sa.text("task_id IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "ix_dead_letter_since",
+            postgresql_where=sa.text("closed_at IS NULL"),
+            sqlite_where=sa.text("closed_at IS NULL"),
         )
         batch_op.drop_index(
             "ix_dead_letter_open",

@@ -11,23 +11,88 @@
     localStorage.setItem("theme", root.dataset.theme);
   });
 
-  // Times in the reader's own zone; the exact UTC stays on hover.
+  // Times in the reader's own zone, and how long ago they were; the exact UTC stays on hover.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-  for (const time of document.querySelectorAll("time[datetime]:not([data-keep])")) {
-    time.textContent = format.format(new Date(time.dateTime));
-  }
-
-  document.addEventListener("keydown", (event) => {
-    const typing = event.target.closest?.("input, textarea, select");
-    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
-      const search = document.querySelector("[data-search]");
-      if (search) {
-        event.preventDefault();
-        search.focus();
-        search.select();
-      }
+  const duration = (seconds) => {
+    for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+      if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
     }
+    return `${Math.floor(seconds)} s`;
+  };
+  const tellTimes = () => {
+    for (const time of document.querySelectorAll("time[data-ago]")) {
+      const seconds = (Date.now() - new Date(time.dateTime)) / 1000;
+      const words = duration(Math.abs(seconds));
+      const text = time.dataset.ago === "bare" ? words : seconds >= 0 ? `${words} ago` : `in ${words}`;
+      if (time.textContent !== text) time.textContent = text;
+    }
+  };
+  setInterval(tellTimes, 1000);
+
+  // An id is copied by the button after it.
+  const copy = async (text) => {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.createElement("textarea"); // over plain HTTP there is no clipboard to ask
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  };
+  const addCopyButtons = (root) => {
+    for (const id of root.querySelectorAll("[data-copy]:not([data-copied])")) {
+      const button = document.createElement("button");
+      id.dataset.copied = "";
+      button.type = "button";
+      button.className = "copy";
+      button.title = "Copy";
+      button.setAttribute("aria-label", `Copy ${id.textContent.trim()}`);
+      button.addEventListener("click", async () => {
+        await copy(id.textContent.trim());
+        button.classList.add("done");
+        setTimeout(() => button.classList.remove("done"), 1200);
+      });
+      id.after(button);
+    }
+  };
+
+  const dress = (root) => {
+    for (const time of root.querySelectorAll("time[datetime]:not([data-ago])")) {
+      time.textContent = format.format(new Date(time.dateTime));
+    }
+    tellTimes();
+    addCopyButtons(root);
+  };
+  dress(document);
+  document.addEventListener("htmx:afterSwap", (event) => dress(event.detail.target));
+
+  // Keys: / searches, ? helps, g and a letter go to a page.
+  const help = document.querySelector("#help");
+  const helpButton = document.querySelector("[data-help]");
+  if (help && helpButton) {
+    helpButton.hidden = false;
+    helpButton.addEventListener("click", () => help.showModal());
+  }
+  let going = 0;
+  document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeDrops();
+    const typing = event.target.closest?.("input, textarea, select, [contenteditable]");
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || help?.open) return;
+    const search = document.querySelector("[data-search]");
+    if (Date.now() < going) {
+      going = 0;
+      const page = document.querySelector(`.side a[data-key="${CSS.escape(event.key)}"]`);
+      if (page) location.assign(page.href);
+    } else if (event.key === "g") {
+      going = Date.now() + 1500;
+    } else if (event.key === "/" && search) {
+      event.preventDefault();
+      search.focus();
+      search.select();
+    } else if (event.key === "?" && help) {
+      event.preventDefault();
+      help.showModal();
+    }
   });
 
   // One drop-down at a time; a click elsewhere closes it.

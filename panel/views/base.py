@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
-from flask import abort, current_app, flash, redirect, request
+from flask import abort, current_app, flash, make_response, redirect, request
 from flask_admin import BaseView, expose
 from flask_security import current_user
 from werkzeug import Response
 
 from conductor import Conductor
-from panel.security import allowed
+from panel.security import allowed, permissions_of
+from panel.words import updating
 
 #: Of a 64 bit key.
 LARGEST_ID = 2**63 - 1
@@ -66,6 +68,20 @@ class PanelView(BaseView):  # type: ignore[misc]
     def render(self, template: str, **kwargs: Any) -> str:
         """A page of this view."""
         return str(super().render(template, **kwargs))
+
+    def live(self, template: str, version: object, values: Callable[[], dict[str, Any]]) -> Response:
+        """A page that updates itself: asked again while `version` is the same, it answers 304 and makes nothing.
+
+        `version` has to differ (by its repr) whenever what `values` returns does; these are the template's.
+        """
+        seen = (version, self.who, sorted(permissions_of(current_user)), request.full_path)
+        tag = hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
+        if updating() and request.if_none_match.contains(tag):
+            answer = Response(status=304)
+        else:
+            answer = make_response(self.render(template, live=f'"{tag}"', **values()))
+        answer.set_etag(tag)
+        return answer
 
     def is_accessible(self) -> bool:
         return allowed(self.needs)
