@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from conductor.hub import Hub
 from models.catalogues import CATALOGUES, Catalogue, Record
+from models.ledger import Change, Link
 from subscribers.mapping import fit, same
 
 #: What a form can hold in one field.
@@ -91,6 +92,21 @@ class Editing:
                     connection, by, "record.edit", f"{catalogue} {record_id}", before=before, after=dict(values)
                 )
         return len(values)
+
+    def sync(self, catalogue: str, record_id: str, by: str) -> None:
+        """Have a record looked at by all its subscribers, as if it had just changed.
+
+        Raises:
+          ValueError: there is no such record.
+        """
+        with self.hub.database.write() as connection:
+            exists = record_id in CATALOGUES[catalogue].read(connection, [record_id])
+            linked = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.like(f"%.{catalogue}"))
+            if not exists and connection.execute(linked.limit(1)).first() is None:
+                raise ValueError(f"there is no {catalogue} {record_id}")
+            change = {"catalogue": catalogue, "record_id": record_id, "operation": "updated", "at": self.hub.clock()}
+            connection.execute(sa.insert(Change).values(**change))
+            self.hub.audit(connection, by, "record.sync", f"{catalogue} {record_id}")
 
     @staticmethod
     def _values(

@@ -198,6 +198,7 @@ class DeadLetter(Base):
     __tablename__ = "dead_letter"
     __table_args__ = (
         _where("ix_dead_letter_open", "subscriber", "fingerprint", "id", condition="closed_at IS NULL"),
+        sa.Index("ix_dead_letter_record", "record_id"),
         _where("ix_dead_letter_since", "subscriber", "id", condition="closed_at IS NULL"),
         _where("ix_dead_letter_task", "task_id", condition="task_id IS NOT NULL"),
         _where("uq_dead_letter_link", "link_id", condition="closed_at IS NULL AND link_id IS NOT NULL", unique=True),
@@ -235,6 +236,7 @@ class Conflict(Base):
     __table_args__ = (
         _where("uq_conflict_open", "link_id", "path", condition="settled_at IS NULL", unique=True),
         _where("ix_conflict_open", "subscriber", "id", condition="settled_at IS NULL"),
+        sa.Index("ix_conflict_link", "link_id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

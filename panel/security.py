@@ -32,6 +32,9 @@ PERMISSIONS = {
     "view": "see all pages but users and audit",
     "retry": "send dead letters again",
     "discard": "close dead letters unsent",
+    "edit": "edit records",
+    "replay": "apply received webhooks again",
+    "export": "download lists",
     "settle": "settle conflicts",
     "pause": "pause and resume systems",
     "poll": "have a system polled now",
@@ -41,7 +44,9 @@ PERMISSIONS = {
     "audit": "read the audit trail",
 }
 
-_OPERATOR = frozenset({"view", "retry", "discard", "settle", "pause", "poll", "unsubscribe"})
+_OPERATOR = frozenset(
+    {"view", "retry", "discard", "edit", "replay", "export", "settle", "pause", "poll", "unsubscribe"}
+)
 
 #: The one table that answers "who may do what".
 ROLES: dict[str, frozenset[str]] = {

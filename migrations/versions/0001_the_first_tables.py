@@ -98,6 +98,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_conflict")),
     )
     with op.batch_alter_table("conflict", schema=None) as batch_op:
+        batch_op.create_index("ix_conflict_link", ["link_id"], unique=False)
         batch_op.create_index(
             "ix_conflict_open",
             ["subscriber", "id"],
@@ -194,6 +195,7 @@ def upgrade() -> None:
             postgresql_where=sa.text("closed_at IS NULL"),
             sqlite_where=sa.text("closed_at IS NULL"),
         )
+        batch_op.create_index("ix_dead_letter_record", ["record_id"], unique=False)
         batch_op.create_index(
             "ix_dead_letter_since",
             ["subscriber", "id"],
@@ -812,6 +814,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("closed_at IS NULL"),
             sqlite_where=sa.text("closed_at IS NULL"),
         )
+        batch_op.drop_index("ix_dead_letter_record")
         batch_op.drop_index(
             "ix_dead_letter_open",
             postgresql_where=sa.text("closed_at IS NULL"),
@@ -835,6 +838,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("settled_at IS NULL"),
             sqlite_where=sa.text("settled_at IS NULL"),
         )
+        batch_op.drop_index("ix_conflict_link")
 
     op.drop_table("conflict")
     with op.batch_alter_table("change", schema=None) as batch_op:
