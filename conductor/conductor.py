@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from conductor import overview as views
 from conductor.applying import Applying
+from conductor.asking import Asking
+from conductor.backfill import Backfill
 from conductor.desk import Desk, LetterFilter
 from conductor.editing import Editing
 from conductor.guard import Guard
@@ -20,6 +22,7 @@ from conductor.letters import Letters
 from conductor.limits import Limits
 from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
+from conductor.reconcile import Reconcile
 from conductor.relations import Relations
 from conductor.replaying import Replaying
 from conductor.retrying import Retrying
@@ -64,6 +67,9 @@ class Conductor:
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
         self.replaying = Replaying(self.hub, self.tasks)
         self.editing = Editing(self.hub)
+        self.asking = Asking(self.hub, self.health, self.limits)
+        self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
+        self.comparing = Reconcile(self.hub, self.mappings, self.relations, self.inward, self.asking, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
@@ -131,6 +137,14 @@ class Conductor:
     def retry_many(self, letters: LetterFilter, by: str) -> int:
         """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
         return self.retrying.start(letters, by)
+
+    def backfill(self, subscriber: str, by: str, where: Mapping[str, str] | None = None) -> int:
+        """Bring the records there are to a subscriber, as a task; its id. See `Backfill.start`."""
+        return self.filling.start(subscriber, by, where)
+
+    def reconcile(self, subscriber: str, by: str, *, repair: bool = False) -> int:
+        """Find (and repair) what drifted apart, as a task; its id. See `Reconcile.start`."""
+        return self.comparing.start(subscriber, by, repair=repair)
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""

@@ -342,6 +342,17 @@ class Inward:
         self._announce_owed([applied.owed] if applied.owed else [])
         return applied
 
+    def look_again(self, subscriber: Subscriber, external_id: str) -> Applied:
+        """Fetch a linked record as it is now and apply that, as if it had been reported.
+
+        Raises:
+          Busy, Guarded, SyncError: it cannot be applied now.
+        """
+        try:
+            return self._apply_fetched(subscriber, External(external_id))
+        except _Closed as closed:
+            raise SystemDown(str(closed), after=closed.after) from None
+
     def _apply_one(
         self, connection: sa.Connection, /, subscriber: Subscriber, external: External, **more: Any
     ) -> Applied:

@@ -39,6 +39,9 @@ TICK_SECONDS = 60
 #: Rows removed in one transaction.
 _TIDY_BATCH = 5000
 
+#: How the job is called that polls a subscriber: this and its name.
+POLL = "poll "
+
 #: The job that removes old history.
 TIDY = "tidy"
 
@@ -67,7 +70,7 @@ class Jobs:
 
     def intervals(self) -> dict[str, int]:
         """Every job there is -> seconds between two runs."""
-        polls = {f"poll {s.name()}": s.poll_seconds for s in self.hub.subscribers.values() if s.poll_seconds}
+        polls = {f"{POLL}{s.name()}": s.poll_seconds for s in self.hub.subscribers.values() if s.poll_seconds}
         return {**polls, TIDY: 24 * 3600}
 
     def ensure_rows(self) -> None:
@@ -76,6 +79,73 @@ class Jobs:
             for job, seconds in self.intervals().items():
                 insert = self.hub.database.insert(Schedule).values(job=job, every_seconds=seconds)
                 connection.execute(insert.on_conflict_do_nothing(index_elements=["job"]))
+
+    def words(self, job: str) -> str:
+        """What a job does, for people."""
+        if job == TIDY:
+            return f"Removes settled history older than {self.hub.policy.history_days} days"
+        return f"Reads from {job.removeprefix(POLL)} what changed there"
+
+    def next_run(self, row: Any) -> datetime | None:
+        """When a job (a row of `schedule`) is due next; None while it is paused or its system is not configured."""
+        if row.paused_at is not None or row.job not in self.intervals():
+            return None
+        every = max(row.every_seconds, 1)
+        return datetime.fromtimestamp((int(self.hub.clock().timestamp()) // every + 1) * every, UTC)
+
+    def is_late(self, row: Any) -> bool:
+        """Whether a run was due and none began: the scheduler or the worker is not there, or has too much to do."""
+        if row.paused_at is not None or row.started_at is None or row.job not in self.intervals():
+            return False
+        return bool(self.hub.clock() - row.started_at > timedelta(seconds=row.every_seconds + 2 * TICK_SECONDS))
+
+    # --- what people do -------------------------------------------------------------------------------
+
+    def pause(self, job: str, by: str) -> None:
+        """Let a job rest until it is resumed.
+
+        Raises:
+          KeyError: there is no such job.
+        """
+        self._set_paused(job, self.hub.clock(), "schedule.pause", by)
+
+    def resume(self, job: str, by: str) -> None:
+        """Let a job run again; a run that was missed meanwhile is made up for once.
+
+        Raises:
+          KeyError: there is no such job.
+        """
+        self._set_paused(job, None, "schedule.resume", by)
+
+    def _set_paused(self, job: str, at: datetime | None, action: str, by: str) -> None:
+        with self.hub.database.write() as connection:
+            changed = connection.execute(sa.update(Schedule).where(Schedule.job == job).values(paused_at=at))
+            if not changed.rowcount:
+                raise KeyError(job)
+            self.hub.audit(connection, by, action, job)
+
+    def run_soon(self, job: str, by: str) -> None:
+        """Have a job run: a poll at once, any other with the next tick, within a minute.
+
+        Raises:
+          KeyError: there is no such job.
+          ValueError: it is paused, and no poll.
+        """
+        if job not in self.intervals():
+            raise KeyError(job)
+        with self.hub.database.write() as connection:
+            row = connection.execute(sa.select(Schedule.__table__).where(Schedule.job == job)).one()
+            if not job.startswith(POLL):
+                if row.paused_at is not None:
+                    raise ValueError(f"{job} is paused: resume it first")
+                # Given back: the next tick claims it again.
+                slot = _slots(self.hub.clock(), max(row.every_seconds, 1))[0]
+                connection.execute(sa.delete(JobRun).where(JobRun.job == job, JobRun.slot == slot))
+            self.hub.audit(connection, by, "schedule.run", job)
+        if job.startswith(POLL):
+            self.hub.announcer.poll(job.removeprefix(POLL))
+
+    # --- what the tick does ---------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Claim what is due in the coming minute, and what was missed, and have it run."""
@@ -88,7 +158,7 @@ class Jobs:
 
     def _announce(self, due: Due) -> None:
         try:
-            self.hub.announcer.poll(due.job.removeprefix("poll "), due.delay)
+            self.hub.announcer.poll(due.job.removeprefix(POLL), due.delay)
         except Exception:
             with self.hub.database.write() as connection:  # given back: the next tick claims it again
                 connection.execute(sa.delete(JobRun).where(JobRun.job == due.job, JobRun.slot == due.slot))
@@ -117,9 +187,9 @@ class Jobs:
         try:
             result = work()
         except Exception as error:
-            self._note(job, finished_at=self.hub.clock(), result=f"{type(error).__name__}: {error}")
+            self._note(job, finished_at=self.hub.clock(), result=f"{type(error).__name__}: {error}", failed=True)
             raise
-        self._note(job, finished_at=self.hub.clock(), result=str(result))
+        self._note(job, finished_at=self.hub.clock(), result=str(result), failed=False)
 
     def _note(self, job: str, **values: object) -> None:
         with self.hub.database.write() as connection:

@@ -419,6 +419,8 @@ class Schedule(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
+    #: Whether the last run that ended did so with an error.
+    failed: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
 
 
 class JobRun(Base):

@@ -37,16 +37,16 @@ PERMISSIONS = {
     "export": "download lists",
     "settle": "settle conflicts",
     "pause": "pause and resume systems",
-    "poll": "have a system polled now",
+    "poll": "have a system polled now, test its connection",
+    "schedules": "run, pause and resume schedules",
+    "tasks": "begin, stop and resume long work",
     "unsubscribe": "create and lift unsubscriptions",
     "mappings": "change mappings",
     "users": "manage users",
     "audit": "read the audit trail",
 }
 
-_OPERATOR = frozenset(
-    {"view", "retry", "discard", "edit", "replay", "export", "settle", "pause", "poll", "unsubscribe"}
-)
+_OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}
 
 #: The one table that answers "who may do what".
 ROLES: dict[str, frozenset[str]] = {

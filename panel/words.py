@@ -21,7 +21,7 @@ from panel.security import allowed
 TONES = {
     "ok": "good", "delivered": "good", "applied": "good", "up to date": "good", "done": "good", "in force": "good",
     "waiting": "busy", "owed": "busy", "failed": "busy", "paused": "busy", "trying again": "busy", "late": "busy",
-    "running": "good", "stopping": "busy", "silent": "bad",
+    "running": "good", "stopping": "busy", "silent": "bad", "nobody reads it": "bad",
     "failing": "bad", "down": "bad", "dead": "bad", "dead letter": "bad", "conflict": "bad",
 }  # fmt: skip
 
@@ -37,16 +37,9 @@ def init(app: Flask, admin: Admin) -> None:
     """Make the words known to all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(
-        when=when,
-        clock=clock,
-        pace=pace,
-        ago=ago,
-        lasting=lasting,
-        tone=tone,
-        pretty=pretty,
-        shown=shown,
-        number=number,
+        when=when, every=every, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
     )
+    app.jinja_env.filters["clock"] = clock
     app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
@@ -66,13 +59,13 @@ def number(value: int) -> str:
     return f"{value:,}+" if value == COUNT_LIMIT else f"{value:,}"
 
 
-def pace(seconds: int) -> str:
-    """How often, in words: 1 day, 5 min, 30 s."""
-    for size, unit in ((86_400, "day"), (3600, "h"), (60, "min")):
+def every(seconds: int) -> str:
+    """How often, in words: every day, every 5 min, every 30 s."""
+    for size, one, many in ((86_400, "day", "days"), (3600, "hour", "h"), (60, "minute", "min")):
         if seconds >= size and seconds % size == 0:
             count = seconds // size
-            return f"{count} {unit}{'s' if unit == 'day' and count > 1 else ''}"
-    return f"{seconds} s"
+            return f"every {one}" if count == 1 else f"every {count} {many}"
+    return f"every {seconds} s"
 
 
 def when(value: datetime | None) -> Markup:

@@ -12,8 +12,11 @@ from panel.views.inbox import InboxPage
 from panel.views.links import Links
 from panel.views.mappings import Mappings
 from panel.views.overview import Overview
+from panel.views.queues import Queues
 from panel.views.records import Records
+from panel.views.schedules import Schedules
 from panel.views.systems import Systems
+from panel.views.tasks import Tasks
 from panel.views.unsubscriptions import Unsubscriptions
 from panel.views.users import Users
 
@@ -24,10 +27,13 @@ PAGES: list[type[PanelView]] = [
     Systems,
     Mappings,
     Unsubscriptions,
+    Schedules,
+    Tasks,
     Links,
     Deliveries,
     Changes,
     InboxPage,
+    Queues,
     Users,
     Audit,
     Records,

@@ -12,10 +12,13 @@ from flask import abort, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD
+from conductor import GUARD, QueueReport
+from conductor.guard import WINDOW_SECONDS
 from conductor.redaction import MASK
-from models.ledger import Cursor, Schedule, System
+from models.base import utcnow
+from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
+from panel.views.tasks import shown
 
 #: An option of such a name is masked even where its author forgot to declare it secret.
 _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
@@ -25,23 +28,40 @@ class Systems(PanelView):
     title, path, icon = "Systems", "/systems", "systems"
 
     @page("/")
-    def index(self) -> str:
+    def index(self) -> Response:
+        queues = self.conductor.queues()
+        tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
+        version = (
+            self.conductor.version(),
+            sorted(queues.queues.items()),
+            queues.error,
+            [tuple(row) for row in tasks],
+        )
+        return self.live("panel/systems.html", version, lambda: self._values(queues, tasks))
+
+    def _values(self, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
             rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
             cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
             jobs = connection.execute(sa.select(Schedule.job, Schedule.every_seconds))
             paces = {row.job.removeprefix("poll "): row.every_seconds for row in jobs}
-        options = {name: masked(system.options) for name, system in self.conductor.systems.items()}
-        return self.render(
-            "panel/systems.html",
-            systems=self.conductor.overview(),
-            subscribers=self.conductor.subscribers,
-            rows=rows,
-            cursors=cursors,
-            options=options,
-            paces=paces,
-            guard=GUARD,
-        )
+            is_held = CallSlot.until > utcnow()
+            held = sa.select(CallSlot.system, sa.func.count()).where(is_held).group_by(CallSlot.system)
+            under_way = {name: count for name, count in connection.execute(held)}
+        systems = self.conductor.systems
+        return {
+            "systems": self.conductor.overview().systems,
+            "subscribers": self.conductor.subscribers,
+            "rows": rows,
+            "cursors": cursors,
+            "limits": {name: _limits(s, rows.get(name), under_way.get(name, 0)) for name, s in systems.items()},
+            "options": {name: masked(system.options) for name, system in systems.items()},
+            "paces": paces,
+            "guard": GUARD,
+            "queues": queues.queues,
+            "broker_error": queues.error,
+            "tasks": list(map(shown, tasks)),
+        }
 
     @action("/<system>/pause", needs="pause")
     def pause(self, system: str) -> Response:
@@ -70,6 +90,22 @@ class Systems(PanelView):
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
             abort(404)
+
+
+def _limits(system: Any, row: Any, under_way: int) -> dict[str, Any]:
+    """What the system's owner allows, and how much of it is used."""
+    recent = (
+        row is not None
+        and row.deletes_since is not None
+        and (utcnow() - row.deletes_since).total_seconds() < WINDOW_SECONDS
+    )
+    return {
+        "rate": system.requests_per_second,
+        "at_once": system.concurrency,
+        "under_way": under_way,
+        "deletes": row.deletes if recent else 0,
+        "delete_limit": system.delete_limit,
+    }
 
 
 def masked(options: BaseModel) -> dict[str, str]:

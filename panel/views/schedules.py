@@ -1,0 +1,69 @@
+"""Schedules: what runs by itself, how often, how the last run ended and when the next one comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from flask import abort, url_for
+from werkzeug import Response
+
+from models.ledger import Schedule
+from panel.views.base import PanelView, action, done, field, page, refused
+
+
+class Schedules(PanelView):
+    title, path, icon = "Schedules", "/schedules", "schedules"
+
+    @page("/")
+    def index(self) -> Response:
+        jobs = self.conductor.jobs
+        with self.conductor.database.read() as connection:
+            rows = connection.execute(sa.select(Schedule.__table__).order_by(Schedule.job)).all()
+        known = jobs.intervals()
+        found = [self._shown(row, row.job in known) for row in rows]
+        version = [(repr(job["row"]), job["state"], job["next_at"]) for job in found]
+        return self.live("panel/schedules.html", version, lambda: {"jobs": found})
+
+    def _shown(self, row: Any, known: bool) -> dict[str, Any]:
+        jobs = self.conductor.jobs
+        state = self._state(row, known)
+        return {"row": row, "words": jobs.words(row.job), "state": state, "next_at": jobs.next_run(row), "known": known}
+
+    def _state(self, row: Any, known: bool) -> str:
+        if row.paused_at is not None:
+            return "paused"
+        if not known:
+            return "not configured"
+        if row.started_at is not None and row.finished_at is None:
+            return "running"
+        if row.failed:
+            return "failing"
+        if self.conductor.jobs.is_late(row):
+            return "late"
+        return "ok" if row.finished_at else "not run yet"
+
+    @action("/pause", needs="schedules")
+    def pause(self) -> Response:
+        self._do(lambda job: self.conductor.jobs.pause(job, self.who))
+        return done(f"“{field('job')}” rests until it is resumed.", url_for(".index"))
+
+    @action("/resume", needs="schedules")
+    def resume(self) -> Response:
+        self._do(lambda job: self.conductor.jobs.resume(job, self.who))
+        return done(f"“{field('job')}” runs again.", url_for(".index"))
+
+    @action("/run", needs="schedules")
+    def run(self) -> Response:
+        try:
+            self._do(lambda job: self.conductor.jobs.run_soon(job, self.who))
+        except ValueError as error:
+            return refused(f"Not done: {error}.", url_for(".index"))
+        return done(f"“{field('job')}” runs within a minute.", url_for(".index"))
+
+    @staticmethod
+    def _do(work: Any) -> None:
+        try:
+            work(field("job"))
+        except KeyError:
+            abort(404)
