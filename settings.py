@@ -69,6 +69,9 @@ class Settings(BaseSettings):
 
     #: A file that declares systems and their subscribers (TOML); empty: those in the code only.
     syncflow_systems: Path | None = None
+    #: How long settled history (changes, deliveries, events, closed dead letters) and audit rows are kept, days.
+    history_days: int = Field(90, ge=1)
+    audit_days: int = Field(730, ge=1)
 
     #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
     metrics_token: SecretStr | None = None

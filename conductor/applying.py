@@ -17,6 +17,7 @@ from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
+from conductor.redaction import redact
 from conductor.relations import Relations, our_side
 from conductor.settling import remove_here
 from models.capture import sync_context
@@ -61,6 +62,8 @@ class Incoming:
     token: str | None = None
     #: What said that it has to be fetched.
     event: External | None = None
+    #: The inbox row that told of it.
+    inbox_id: int | None = None
 
 
 class Applying:
@@ -485,7 +488,8 @@ class Applying:
                 operation="delete" if external.deleted else operation,
                 outcome=outcome,
                 reason=words,
-                payload=incoming.mapper.theirs(external.data) or None,
+                payload=redact(incoming.mapper.theirs(external.data)) or None,
+                inbox_id=incoming.inbox_id,
                 request_id=external.request_id,
                 at=self.hub.clock(),
             )

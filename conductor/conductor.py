@@ -14,6 +14,7 @@ from conductor.asking import Asking
 from conductor.backfill import Backfill
 from conductor.checking import Checking, Finding
 from conductor.desk import Desk, LetterFilter
+from conductor.editing import Editing
 from conductor.guard import Guard
 from conductor.health import Health
 from conductor.hub import Announcer, Hub, Policy, QueueReport
@@ -24,6 +25,7 @@ from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
 from conductor.reconcile import Reconcile
 from conductor.relations import Relations
+from conductor.replaying import Replaying
 from conductor.retrying import Retrying
 from conductor.routing import Routing
 from conductor.schedule import Jobs
@@ -64,6 +66,8 @@ class Conductor:
         self.jobs = Jobs(self.hub, self.throughput)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
+        self.replaying = Replaying(self.hub, self.tasks)
+        self.editing = Editing(self.hub)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
         self.checking = Checking(self.hub, self.mappings)

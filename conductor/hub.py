@@ -79,7 +79,7 @@ _DOUBLINGS = 60
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient the hub is. All durations in seconds."""
+    """How patient the hub is, and how much it remembers. Durations in seconds where no other unit is named."""
 
     lease: float = 60.0
     stale: float = 30.0
@@ -88,6 +88,8 @@ class Policy:
     retry_longest: float = 3600.0
     probe_first: float = 2.0
     probe_longest: float = 60.0
+    history_days: int = 90
+    audit_days: int = 730
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:
@@ -100,6 +102,8 @@ class Policy:
             retry_longest=settings.retry_longest_seconds,
             probe_first=settings.probe_first_seconds,
             probe_longest=settings.probe_longest_seconds,
+            history_days=settings.history_days,
+            audit_days=settings.audit_days,
         )
 
     def backoff(self, attempt: int) -> float:

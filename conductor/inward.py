@@ -23,20 +23,25 @@ from conductor.hub import Hub, new_token
 from conductor.letters import Letters
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
-from models.ledger import Cursor, Inbox, Link, System
+from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
+from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
 from subscribers.base import External, Page, Subscriber, received
-from subscribers.errors import BadSignature, Gone, Retry, SyncError, SystemDown
+from subscribers.base import System as Client
+from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
 
 logger = logging.getLogger(__name__)
 
 #: Seconds until something that came in while its record was being delivered is looked at again.
 BUSY_PAUSE = 1.0
 
-#: Headers worth keeping with a webhook; the others may hold secrets.
-_KEPT_HEADERS = ("content-type", "user-agent", "date", "x-request-id")
+#: Refused webhooks of a system that are kept.
+KEPT_REFUSED = 100
 
 #: Characters of an event's id; of a longer one a digest is kept.
 _LONGEST_EVENT_ID = 255
+
+#: Of a refused body larger than this only the beginning is looked at; bytes.
+LARGEST_READ = 64 * 1024
 
 #: `kind` of an inbox row that holds a polled record.
 POLLED = "poll"
@@ -89,13 +94,13 @@ class Inward:
         lowered = {name.lower(): value for name, value in headers.items()}
         try:
             events = client.unpack(body, lowered)
-        except BadSignature:
-            self._count_rejected(system)
+        except (BadSignature, BadWebhook) as error:
+            self._note_refused(client, body, lowered, error)
             raise
         shared = {
             "system": system,
             "kind": "webhook",
-            "headers": {name: lowered[name] for name in _KEPT_HEADERS if name in lowered},
+            "headers": safe_headers(lowered, secrets_in(client.options)),
             "received_at": self.hub.clock(),
             "retry_at": self.hub.later(self.hub.policy.stale),
         }
@@ -129,14 +134,29 @@ class Inward:
             # It is stored and will be swept; the sender must not be told otherwise.
             logger.warning("the inbox could not be announced; the sweep will do it", exc_info=True)
 
-    def _count_rejected(self, system: str) -> None:
-        statement = (
+    def _note_refused(self, client: Client, body: bytes, headers: Mapping[str, str], error: Exception) -> None:
+        """Count it, and keep so much that a person sees whose it is: a stranger's, or a secret that does not fit."""
+        now, secrets = self.hub.clock(), secrets_in(client.options)
+        counted = (
             sa.update(System)
-            .where(System.name == system)
-            .values(webhooks_rejected=System.webhooks_rejected + 1, webhook_rejected_at=self.hub.clock())
+            .where(System.name == client.name)
+            .values(webhooks_rejected=System.webhooks_rejected + 1, webhook_rejected_at=now)
+            .returning(System.webhooks_rejected)
         )
+        start = body[: 4 * LONGEST_STRANGER] if len(body) > LARGEST_READ else body
+        trace = {
+            "at": now,
+            "reason": without(str(error), secrets),
+            "headers": safe_headers(headers, secrets),
+            "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_STRANGER),
+            "size": len(body),
+        }
         with self.hub.database.write() as connection:
-            connection.execute(statement)
+            number = connection.execute(counted).scalar() or 0
+            insert = self.hub.database.insert(RefusedWebhook).values(
+                system=client.name, slot=number % KEPT_REFUSED, **trace
+            )
+            connection.execute(insert.on_conflict_do_update(index_elements=["system", "slot"], set_=trace))
 
     def receive(self, inbox_id: int) -> None:
         """Apply one inbox row and write down what it led to."""
@@ -173,7 +193,7 @@ class Inward:
     def _receive(self, row: Any) -> list[str]:
         if row.kind == POLLED:
             subscriber = self.hub.subscribers[row.subscriber]
-            return [self._apply_fetched(subscriber, _load(row.body)).words]
+            return [self._apply_fetched(subscriber, _load(row.body), row.id).words]
         words = []
         client = self.hub.systems.get(row.system)
         if client is None:
@@ -181,7 +201,7 @@ class Inward:
         for event in client.events(row.body.encode()):
             for subscriber in self.hub.of_system(row.system):
                 if subscriber.resource == event.resource:
-                    words.append(self.take(subscriber, event.external).words)
+                    words.append(self.take(subscriber, event.external, row.id).words)
         return words
 
     def _settle_inbox(self, row: Any, result: str) -> None:
@@ -319,13 +339,13 @@ class Inward:
 
     # --- one record -------------------------------------------------------------------------------------
 
-    def take(self, subscriber: Subscriber, external: External) -> Applied:
+    def take(self, subscriber: Subscriber, external: External, inbox_id: int | None = None) -> Applied:
         """Apply what a webhook said of one record, fetching the record where that is not safe."""
         external = received(subscriber, external)
         try:
-            applied = self.hub.database.transact(self._apply_one, subscriber, external)
+            applied = self.hub.database.transact(self._apply_one, subscriber, external, inbox_id=inbox_id)
         except NeedsFetch:
-            return self._apply_fetched(subscriber, external)
+            return self._apply_fetched(subscriber, external, inbox_id)
         self._announce_owed([applied.owed] if applied.owed else [])
         return applied
 
@@ -346,7 +366,7 @@ class Inward:
         mapper = self.mappings.current(connection, subscriber.name())[0]
         return self.applying.apply(connection, Incoming(subscriber, external, mapper, **more))
 
-    def _apply_fetched(self, subscriber: Subscriber, external: External) -> Applied:
+    def _apply_fetched(self, subscriber: Subscriber, external: External, inbox_id: int | None = None) -> Applied:
         """Fetch the record as it is now, while nobody delivers it, and apply that."""
         gate = self.health.gate(subscriber.system)
         if not gate.open:
@@ -363,9 +383,8 @@ class Inward:
                 fresh = replace(external, deleted=True, data={}, merged_into=heir)
             if gate.probing:
                 self.hub.database.transact(self.health.succeeded, subscriber.system)
-            applied = self.hub.database.transact(
-                self._apply_one, subscriber, fresh, newest=True, token=token, event=external
-            )
+            more = {"newest": True, "token": token, "event": external, "inbox_id": inbox_id}
+            applied = self.hub.database.transact(self._apply_one, subscriber, fresh, **more)
         finally:
             owed = self._release(link_id, token) if link_id is not None else None
         self._announce_owed([pair for pair in (owed or applied.owed,) if pair])

@@ -12,22 +12,35 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from conductor.redaction import redact
 from models.ledger import DeadLetter, Inbox, Link
 from subscribers.errors import Reject, SyncError
 
 logger = logging.getLogger(__name__)
 
 #: What varies from one record to the next: quoted values, numbers, long ids.
-_VARYING = re.compile(r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
+_VARYING = re.compile(
+    r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|`[^`]*`|[\u201c\u201e][^\u201d\u201c]*[\u201d\u201c]|\b[\w-]*\d[\w-]*\b"
+)
 
+#: Shorter values of a record are found in any sentence.
+_SHORTEST_VALUE = 4
 
 #: How the resolution of a letter begins that a person has closed unsent.
 DISCARDED = "discarded by"
 
 
-def fingerprint(error: SyncError) -> str:
-    """The same for errors that are mended the same way: class and words, without the varying parts."""
-    stable = _VARYING.sub("*", str(error))
+def fingerprint(error: SyncError, payload: Mapping[str, Any] | None = None) -> str:
+    """The same for errors that are mended the same way: class and words, without what varies.
+
+    That is what the record itself says (`payload`, external field -> value), which systems like to quote back,
+    and anything that looks like a value: quoted texts, numbers, ids.
+    """
+    text = str(error)
+    own = {str(value) for value in (payload or {}).values() if isinstance(value, str) and len(value) >= _SHORTEST_VALUE}
+    for value in sorted(own, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", "*", text, flags=re.IGNORECASE)
+    stable = _VARYING.sub("*", text)
     return hashlib.sha256(f"{type(error).__name__}:{stable}".encode()).hexdigest()[:16]
 
 
@@ -65,10 +78,10 @@ class Letters:
             "link_id": link_id,
             "inbox_id": inbox_id,
             "error": type(error).__name__,
-            "fingerprint": fingerprint(error),
+            "fingerprint": fingerprint(error, payload),
             "message": str(error),
             "fields": error.fields if isinstance(error, Reject) and error.fields else None,
-            "payload": dict(payload) if payload is not None else None,
+            "payload": redact(payload) if payload is not None else None,
             "traceback": trace(error),
             "at": self.hub.clock(),
         }

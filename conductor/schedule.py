@@ -14,18 +14,27 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.history import bounds, first_since
 from conductor.hub import Hub
 from conductor.tasks import OPEN
 from conductor.throughput import Counting
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule, Task
+from models.ledger import (
+    AuditEntry,
+    Change,
+    Conflict,
+    DeadLetter,
+    Delivery,
+    Inbox,
+    JobRun,
+    Process,
+    Schedule,
+    Task,
+)
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two ticks, and how far ahead a tick looks.
 TICK_SECONDS = 60
-
-#: Days that settled history is kept.
-HISTORY_DAYS = 90
 
 #: Rows removed in one transaction.
 _TIDY_BATCH = 5000
@@ -35,6 +44,12 @@ POLL = "poll "
 
 #: The job that removes old history.
 TIDY = "tidy"
+
+#: Times that do not grow with the id; of these tables all rows are looked at, and there are few.
+_ENDS = (DeadLetter.closed_at, Conflict.settled_at)
+
+_HAS_LETTER = sa.exists().where(DeadLetter.inbox_id == Inbox.id, DeadLetter.closed_at.is_(None))
+_SETTLED = sa.or_(Inbox.state == "done", sa.and_(Inbox.state == "dead", ~_HAS_LETTER))
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Jobs:
     def words(self, job: str) -> str:
         """What a job does, for people."""
         if job == TIDY:
-            return f"Removes settled history older than {HISTORY_DAYS} days"
+            return f"Removes settled history older than {self.hub.policy.history_days} days"
         return f"Reads from {job.removeprefix(POLL)} what changed there"
 
     def next_run(self, row: Any) -> datetime | None:
@@ -182,21 +197,31 @@ class Jobs:
 
     def tidy(self) -> str:
         """Remove history older than its retention, in small transactions; what is open stays."""
-        old = self.hub.clock() - timedelta(days=HISTORY_DAYS)
-        yesterday = self.hub.clock() - timedelta(days=1)
+        now, policy = self.hub.clock(), self.hub.policy
+        old, audited = now - timedelta(days=policy.history_days), now - timedelta(days=policy.audit_days)
+        yesterday = now - timedelta(days=1)
         removed = 0
         always = sa.true()
         for table, at, before, settled in (
             (Delivery, Delivery.at, old, always),
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
-            (Inbox, Inbox.received_at, old, Inbox.state == "done"),
+            (DeadLetter, DeadLetter.closed_at, old, always),
+            (Conflict, Conflict.settled_at, old, always),
+            # After the letters: one whose letter is open can still be tried again.
+            (
+                Inbox,
+                Inbox.received_at,
+                old,
+                _SETTLED,
+            ),
+            (AuditEntry, AuditEntry.at, audited, always),
             (JobRun, JobRun.slot, self._passed(), always),
             (Task, Task.created_at, old, Task.state.not_in(OPEN)),
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
             connection.execute(sa.delete(Process).where(Process.seen_at < yesterday))
-            removed += self.throughput.thin(connection, HISTORY_DAYS)
+            removed += self.throughput.thin(connection, policy.history_days)
         return f"{removed} old rows removed"
 
     def _passed(self) -> datetime:
@@ -206,7 +231,10 @@ class Jobs:
         return self.hub.clock() - timedelta(seconds=max(longest, 24 * 3600))
 
     def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
-        start, end = self._range(table, at, before)
+        with self.hub.database.read() as connection:
+            start, end = bounds(connection, table)
+            if at not in _ENDS:
+                end = first_since(connection, table, at, before)
         removed = 0
         for low in range(start, end, _TIDY_BATCH):
             high = min(low + _TIDY_BATCH, end)
@@ -214,23 +242,6 @@ class Jobs:
             with self.hub.database.write() as connection:
                 removed += connection.execute(statement).rowcount
         return removed
-
-    def _range(self, table: Any, at: Any, before: datetime) -> tuple[int, int]:
-        """The ids of rows older than `before`, by bisection: ids grow with time, and no index on the time is needed."""
-        with self.hub.database.read() as connection:
-            row = connection.execute(sa.select(sa.func.min(table.id), sa.func.max(table.id))).one()
-            if row[0] is None:
-                return 0, 0
-            low, high = row[0], row[1] + 1
-            while low < high:
-                middle = (low + high) // 2
-                found = sa.select(table.id, at).where(table.id >= middle).order_by(table.id).limit(1)
-                near = connection.execute(found).one()
-                if near[1] < before:
-                    low = near[0] + 1
-                else:
-                    high = middle
-            return row[0], low
 
 
 def _slots(now: datetime, every: int) -> list[datetime]:

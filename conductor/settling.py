@@ -13,6 +13,7 @@ from conductor.health import Health
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
 from conductor.plans import Batch, Plan
+from conductor.redaction import redact, reply_text, secrets_in
 from conductor.relations import Relations, WaitsFor
 from models.bulk import insert_many, update_many
 from models.capture import sync_context
@@ -41,6 +42,8 @@ class Settling:
         self.health = health
         self.letters = letters
         self.relations = relations
+        #: System -> what no reply that is kept may quote.
+        self._secrets_of: dict[str, tuple[str, ...]] = {}
 
     def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
         """Write down the whole batch and give the leases back."""
@@ -283,12 +286,23 @@ class Settling:
             "outcome": plan.outcome,
             "reason": plan.reason,
             "error": type(plan.error).__name__ if plan.error else None,
-            "payload": payload or None,
+            "payload": redact(payload) or None,
+            "reply": self._reply(subscriber, plan),
             "attempt": link.attempts + 1,
             "request_id": request_id,
             "at": self.hub.clock(),
             "duration": plan.duration,
         }
+
+    def _reply(self, subscriber: Subscriber, plan: Plan) -> str | None:
+        answer = plan.error.reply if plan.error else plan.external.data if plan.external else None
+        return reply_text(answer, self._secrets(subscriber)) if answer else None
+
+    def _secrets(self, subscriber: Subscriber) -> tuple[str, ...]:
+        known = self._secrets_of.get(subscriber.system)
+        if known is None:
+            known = self._secrets_of[subscriber.system] = secrets_in(subscriber.client.options)
+        return known
 
 
 def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> None:

@@ -9,7 +9,7 @@ from alembic import context
 
 import models.ledger
 import models.people  # noqa: F401 - its tables belong to the metadata
-from models import capture
+from models import capture, search
 from models.base import Base, UtcDateTime
 from models.session import Database
 from settings import get_settings
@@ -30,7 +30,11 @@ def run() -> None:
     try:
         with database.write() as connection:
             context.configure(
-                connection=connection, target_metadata=Base.metadata, render_item=render, render_as_batch=True
+                connection=connection,
+                target_metadata=Base.metadata,
+                render_item=render,
+                render_as_batch=True,
+                include_name=lambda name, *_: not (name and search.belongs(name)),
             )
             # Triggers name the tables' columns: off while these change, and made anew for what stands then.
             capture.remove(connection)
@@ -38,6 +42,7 @@ def run() -> None:
                 context.run_migrations()
             if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
                 capture.install(connection)
+            search.install(connection)
     finally:
         database.close()
 

@@ -171,7 +171,7 @@ class Catalogue:
 
     `ignore` are columns whose change alone is no change (bookkeeping). `archive` is what a record
     is set to where a policy says archive instead of delete. `label` is the column people know a
-    record by.
+    record by, `search` are those by which they look for one: the label and `email` where none is named.
     """
 
     name: str
@@ -180,6 +180,7 @@ class Catalogue:
     ignore: frozenset[str] = frozenset({"created_at", "updated_at"})
     archive: Mapping[str, Any] = field(default_factory=dict)
     label: str = "name"
+    search: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.table.primary_key.columns) != 1:
@@ -189,6 +190,12 @@ class Catalogue:
     def key(self) -> sa.Column[Any]:
         """The key column; a record's id in the ledger is its text."""
         return next(iter(self.table.primary_key))
+
+    @property
+    def search_columns(self) -> tuple[str, ...]:
+        """The columns people look for a record by."""
+        usual = dict.fromkeys(("email", self.label))
+        return self.search or tuple(name for name in usual if name in self.table.c)
 
     @property
     def columns(self) -> list[str]:
@@ -283,7 +290,7 @@ def declare(catalogue: Catalogue) -> Catalogue:
 
 
 declare(Catalogue("customer", Customer.__table__, archive={"active": False}))  # type: ignore[arg-type]
-declare(Catalogue("product", Product.__table__, archive={"active": False}))  # type: ignore[arg-type]
+declare(Catalogue("product", Product.__table__, archive={"active": False}, search=("sku", "name")))  # type: ignore[arg-type]
 declare(
     Catalogue(
         "invoice",

@@ -134,6 +134,7 @@ class Delivery(Base):
     __table_args__ = (
         sa.Index("ix_delivery_record", "record_id", "id"),
         sa.Index("ix_delivery_subscriber", "subscriber", "id"),
+        _where("ix_delivery_inbox", "inbox_id", condition="inbox_id IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -151,6 +152,10 @@ class Delivery(Base):
     error: Mapped[str | None] = mapped_column(sa.String(64))
     #: What was sent or came in, external field -> value.
     payload: Mapped[dict[str, Any] | None]
+    #: What the system answered: JSON or text, redacted and cut, see `conductor.redaction`.
+    reply: Mapped[str | None] = mapped_column(sa.Text)
+    #: The inbox row that an inward one was read from; none for what a poll read itself.
+    inbox_id: Mapped[int | None] = mapped_column(BigId)
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
     #: The system's own id of the call, to quote to its support.
     request_id: Mapped[str | None] = mapped_column(sa.String(128))
@@ -196,6 +201,7 @@ class DeadLetter(Base):
     __tablename__ = "dead_letter"
     __table_args__ = (
         _where("ix_dead_letter_open", "subscriber", "fingerprint", "id", condition="closed_at IS NULL"),
+        sa.Index("ix_dead_letter_record", "record_id"),
         _where("ix_dead_letter_since", "subscriber", "id", condition="closed_at IS NULL"),
         _where("ix_dead_letter_task", "task_id", condition="task_id IS NOT NULL"),
         _where("uq_dead_letter_link", "link_id", condition="closed_at IS NULL AND link_id IS NOT NULL", unique=True),
@@ -233,6 +239,7 @@ class Conflict(Base):
     __table_args__ = (
         _where("uq_conflict_open", "link_id", "path", condition="settled_at IS NULL", unique=True),
         _where("ix_conflict_open", "subscriber", "id", condition="settled_at IS NULL"),
+        sa.Index("ix_conflict_link", "link_id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -293,6 +300,27 @@ class Inbox(Base):
     result: Mapped[str | None] = mapped_column(sa.Text)
 
 
+class RefusedWebhook(Base):
+    """A webhook that was not taken, and why. Strangers can send any number: each system keeps its newest few.
+
+    They are kept in a ring: the n-th refused one goes to slot n modulo their number.
+    """
+
+    __tablename__ = "refused_webhook"
+    __table_args__ = (sa.UniqueConstraint("system", "slot"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    system: Mapped[str] = mapped_column(sa.String(64))
+    slot: Mapped[int]
+    at: Mapped[datetime]
+    reason: Mapped[str] = mapped_column(sa.Text)
+    #: Redacted and cut; of the body only how it begins.
+    headers: Mapped[dict[str, Any] | None]
+    body: Mapped[str] = mapped_column(sa.Text)
+    #: Bytes of the whole body.
+    size: Mapped[int]
+
+
 class Cursor(Base):
     """How far a poll of one subscriber has read."""
 
@@ -336,7 +364,7 @@ class System(Base):
     deletes: Mapped[int] = mapped_column(default=0, server_default="0")
     deletes_since: Mapped[datetime | None]
     deletes_allowed_until: Mapped[datetime | None]
-    #: Webhooks refused for their signature; nothing else of them is kept.
+    #: Webhooks refused; of the newest ones `refused_webhook` keeps a little.
     webhooks_rejected: Mapped[int] = mapped_column(default=0, server_default="0")
     webhook_rejected_at: Mapped[datetime | None]
 

@@ -32,6 +32,9 @@ PERMISSIONS = {
     "view": "see all pages but users and audit",
     "retry": "send dead letters again",
     "discard": "close dead letters unsent",
+    "edit": "edit records",
+    "replay": "apply received webhooks again",
+    "export": "download lists",
     "settle": "settle conflicts",
     "pause": "pause and resume systems",
     "poll": "have a system polled now, test its connection",
@@ -43,7 +46,7 @@ PERMISSIONS = {
     "audit": "read the audit trail",
 }
 
-_OPERATOR = frozenset({"view", "retry", "discard", "settle", "pause", "poll", "schedules", "tasks", "unsubscribe"})
+_OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}
 
 #: The one table that answers "who may do what".
 ROLES: dict[str, frozenset[str]] = {

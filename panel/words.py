@@ -39,6 +39,7 @@ def init(app: Flask, admin: Admin) -> None:
     app.jinja_env.filters.update(
         when=when, every=every, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
     )
+    app.jinja_env.filters["clock"] = clock
     app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
@@ -73,6 +74,12 @@ def when(value: datetime | None) -> Markup:
         return Markup('<span class="none">never</span>')
     text = f"{value:%Y-%m-%d %H:%M:%S}"
     return Markup('<time datetime="{0}" title="{1} UTC">{1} UTC</time>').format(value.isoformat(), text)
+
+
+def clock(value: datetime) -> Markup:
+    """A time in a sentence: of today only the hour, of other days the date as well; UTC on hover."""
+    text = f"{value:%H:%M}" if value.date() == utcnow().date() else f"{value:%-d %b %H:%M}"
+    return _time(value, text, "").replace("data-ago", "data-clock")
 
 
 def ago(value: datetime | None) -> Markup:

@@ -33,8 +33,11 @@ class SyncError(Exception):
 
     `maybe_done` says that the call may have taken effect although no proper answer came (a
     timeout, a cut connection): before a create is tried again the record is looked up.
-    `request_id` is the system's own name of the call.
+    `request_id` is the system's own name of the call. `reply` is its answer as it came, where there
+    was one, for the history.
     """
+
+    reply: str | None = None
 
     def __init__(self, message: str = "", *, maybe_done: bool = False, request_id: str | None = None) -> None:
         super().__init__(clean(message)[:_LONGEST_MESSAGE] or type(self).__name__)
@@ -108,7 +111,7 @@ class Skip(SyncError):
 
 
 class BadSignature(Exception):
-    """A webhook is not from who it says; nothing of it is kept."""
+    """A webhook is not from who it says; only a trace of it is kept."""
 
 
 class BadWebhook(Exception):

@@ -16,8 +16,11 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown, clean
 from subscribers.rates import Rate, rate_of
+
+#: Characters of a failure's answer that are kept for the history.
+LONGEST_REPLY = 2000
 
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
@@ -179,10 +182,13 @@ class Http:
                 request_id=self.request_id(response),
                 table=self._statuses,
             )
+        reply = clean(response.text[: 2 * LONGEST_REPLY])
         for secret in self._secrets(response):  # an answer may quote them, whoever reads the answer
             error.args = (str(error).replace(secret, "***"),)
+            reply = reply.replace(secret, "***")
             if isinstance(error, Reject):
                 error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
+        error.reply = reply[:LONGEST_REPLY]
         return error
 
     def _secrets(self, response: requests.Response) -> Iterator[str]:

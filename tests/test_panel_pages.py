@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from conductor.redaction import MASK, safe_headers
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import (
@@ -26,9 +27,8 @@ from models.ledger import (
     UnsubscriptionRecord,
 )
 from panel.paging import PAGE, STRETCH
-from panel.views.inbox import safe_headers
 from panel.views.mappings import parse_default, parsed_row, show_default, shown_row
-from panel.views.systems import MASK, mask
+from panel.views.systems import mask
 from panel.views.unsubscriptions import record_list
 from subscribers.mapping import Field, Mapper, check_rows, rows
 from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from broker import LocalFanout
 from conductor import Conductor
-from conductor.schedule import HISTORY_DAYS, TIDY
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule
+from conductor.hub import Policy
+from conductor.schedule import TIDY
+from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, JobRun, Process, Schedule
 from models.session import Database
 from tests.fakes import Clock, Ears, FakeSubscriber, FakeSystem
 from workers.actors import register
@@ -226,7 +227,7 @@ def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int)
     clock = Clock()
     conductor = conduct(database, clock)
     ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as rolled back transactions leave them
-    ages = [HISTORY_DAYS + 10 - i if i < old else 10.0 - i for i in range(6)]
+    ages = [Policy().history_days + 10 - i if i < old else 10.0 - i for i in range(6)]
     fill(database, clock(), ids, ages)
     assert conductor.jobs.tidy() == f"{3 * min(old, 6)} old rows removed"
     for table in (Delivery, Change, Inbox):
@@ -238,10 +239,31 @@ def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
     fill(database, clock(), [1, 2], [200, 199], relayed_at=None, state="waiting")
-    fill(database, clock(), [3], [198], state="dead")
     fill(database, clock(), [4], [197])
     conductor.jobs.tidy()
-    assert (left(database, Delivery), left(database, Change), left(database, Inbox)) == ([], [1, 2], [1, 2, 3])
+    assert (left(database, Delivery), left(database, Change), left(database, Inbox)) == ([], [1, 2], [1, 2])
+
+
+def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Database) -> None:
+    clock = Clock()
+    conductor = conduct(database, clock)
+    letter = {"subscriber": "s", "error": "Reject", "fingerprint": "f", "message": "m"}
+    conflict = {"link_id": 1, "subscriber": "s", "record_id": "1", "path": "email"}
+    inbox = {"system": "s", "body": "", "state": "dead"}
+    old, new = clock() - timedelta(days=91), clock() - timedelta(days=89)
+    ancient = clock() - timedelta(days=731)
+    with database.write() as c:
+        for key, at, ended in ((1, old, old), (2, old, new), (3, old, None), (4, new, new)):
+            c.execute(sa.insert(DeadLetter).values(id=key, inbox_id=key, at=at, closed_at=ended, **letter))
+            c.execute(sa.insert(Conflict).values(id=key, at=at, settled_at=ended, **(conflict | {"link_id": key})))
+            c.execute(sa.insert(Inbox).values(id=key, event_id=str(key), received_at=at, **inbox))
+            c.execute(
+                sa.insert(AuditEntry).values(id=key, at=ancient if key == 1 else at, who="w", action="a", target="t")
+            )
+    conductor.jobs.tidy()
+    assert (left(database, DeadLetter), left(database, Conflict)) == ([2, 3, 4], [2, 3, 4])
+    assert left(database, Inbox) == [3, 4]  # the third can still be tried again
+    assert left(database, AuditEntry) == [2, 3, 4]
 
 
 def test_tidy_removes_processes_that_died_and_slots_that_passed(database: Database) -> None:

@@ -58,6 +58,8 @@ WRONG = {
     "RABBITMQ_MANAGEMENT_URL": ["s3cret", "amqp://u:s3cret@h", "http://", "http://u:s3cret@h:port"],
     "PORT": ["s3cret", "-1", "65536", "80.5"],
     "QUEUE_TYPE": ["s3cret"],
+    "HISTORY_DAYS": ["0", "s3cret"],
+    "AUDIT_DAYS": ["0", "s3cret"],
     "WORKER_THREADS": ["0", "s3cret"],
     "LEASE_SECONDS": ["0", "s3cret"],
     "STALE_SECONDS": ["-1"],

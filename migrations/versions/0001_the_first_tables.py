@@ -98,6 +98,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_conflict")),
     )
     with op.batch_alter_table("conflict", schema=None) as batch_op:
+        batch_op.create_index("ix_conflict_link", ["link_id"], unique=False)
         batch_op.create_index(
             "ix_conflict_open",
             ["subscriber", "id"],
@@ -194,6 +195,7 @@ def upgrade() -> None:
             postgresql_where=sa.text("closed_at IS NULL"),
             sqlite_where=sa.text("closed_at IS NULL"),
         )
+        batch_op.create_index("ix_dead_letter_record", ["record_id"], unique=False)
         batch_op.create_index(
             "ix_dead_letter_since",
             ["subscriber", "id"],
@@ -241,6 +243,8 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
+        sa.Column("reply", sa.Text(), nullable=True),
+        sa.Column("inbox_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("attempt", sa.Integer(), server_default="1", nullable=False),
         sa.Column("request_id", sa.String(length=128), nullable=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
@@ -248,6 +252,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery")),
     )
     with op.batch_alter_table("delivery", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_delivery_inbox",
+            ["inbox_id"],
+            unique=False,
+            postgresql_where=sa.text("inbox_id IS NOT NULL"),
+            sqlite_where=sa.text("inbox_id IS NOT NULL"),
+        )
         batch_op.create_index("ix_delivery_record", ["record_id", "id"], unique=False)
         batch_op.create_index("ix_delivery_subscriber", ["subscriber", "id"], unique=False)
 
@@ -455,6 +466,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_product")),
         sa.UniqueConstraint("sku", name=op.f("uq_product_sku")),
         sqlite_autoincrement=True,
+    )
+    op.create_table(
+        "refused_webhook",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("system", sa.String(length=64), nullable=False),
+        sa.Column("slot", sa.Integer(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column(
+            "headers",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("size", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_refused_webhook")),
+        sa.UniqueConstraint("system", "slot", name=op.f("uq_refused_webhook_system_slot")),
     )
     op.create_table(
         "role",
@@ -720,6 +750,7 @@ def downgrade() -> None:
     op.drop_table("sync_context")
     op.drop_table("schedule")
     op.drop_table("role")
+    op.drop_table("refused_webhook")
     op.drop_table("product")
     op.drop_table("process")
     op.drop_table("mapping")
@@ -773,6 +804,11 @@ def downgrade() -> None:
     with op.batch_alter_table("delivery", schema=None) as batch_op:
         batch_op.drop_index("ix_delivery_subscriber")
         batch_op.drop_index("ix_delivery_record")
+        batch_op.drop_index(
+            "ix_delivery_inbox",
+            postgresql_where=sa.text("inbox_id IS NOT NULL"),
+            sqlite_where=sa.text("inbox_id IS NOT NULL"),
+        )
 
     op.drop_table("delivery")
     with op.batch_alter_table("dead_letter", schema=None) as batch_op:
@@ -796,6 +832,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("closed_at IS NULL"),
             sqlite_where=sa.text("closed_at IS NULL"),
         )
+        batch_op.drop_index("ix_dead_letter_record")
         batch_op.drop_index(
             "ix_dead_letter_open",
             postgresql_where=sa.text("closed_at IS NULL"),
@@ -819,6 +856,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("settled_at IS NULL"),
             sqlite_where=sa.text("settled_at IS NULL"),
         )
+        batch_op.drop_index("ix_conflict_link")
 
     op.drop_table("conflict")
     with op.batch_alter_table("change", schema=None) as batch_op:

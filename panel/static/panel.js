@@ -13,6 +13,9 @@
 
   // Times in the reader's own zone, and how long ago they were; the exact UTC stays on hover.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
+  const dayAndClock = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
+  const isToday = (date) => date.toDateString() === new Date().toDateString();
   const duration = (seconds) => {
     for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
       if (seconds >= size) return `${Math.floor(seconds / size)} ${unit}`;
@@ -58,7 +61,9 @@
 
   const dress = (root) => {
     for (const time of root.querySelectorAll("time[datetime]:not([data-ago])")) {
-      time.textContent = format.format(new Date(time.dateTime));
+      const date = new Date(time.dateTime);
+      const short = isToday(date) ? clock : dayAndClock;
+      time.textContent = (time.hasAttribute("data-clock") ? short : format).format(date);
     }
     tellTimes();
     addCopyButtons(root);

@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from flask import abort
 
+from conductor.redaction import MASK
 from models.ledger import Inbox
 from panel import paging
 from panel.views.base import PanelView, before, page, wanted
-from panel.views.systems import MASK
 
 #: Headers that prove who sent a webhook, or carry a login.
 _SECRET_HEADER = re.compile(r"authorization|cookie|signature|token|secret|key|password", re.IGNORECASE)

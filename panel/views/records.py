@@ -1,23 +1,25 @@
-"""One record's story over all systems, and the search that leads there."""
+"""One record's story over all systems, the search that leads there, and editing the record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from flask import abort, redirect, request, url_for
+from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
+from conductor import story
+from conductor.editing import EditConflict, EditRefused, as_typed, editable
+from models import search
 from models.catalogues import CATALOGUES, Catalogue
-from models.ledger import Change, DeadLetter, Delivery, Link
+from models.ledger import DeadLetter, Link
+from panel import telling
 from panel.paging import STRETCH
-from panel.views.base import PanelView, page
+from panel.views.base import PanelView, action, done, page, refused
 
-#: Most results a search shows, and most rows of each kind a timeline shows.
+#: Most results a search shows.
 _MOST = 20
-_TIMELINE = 100
 
 
 @dataclass(frozen=True)
@@ -38,46 +40,148 @@ class Records(PanelView):
     def search(self) -> Response | str:
         text = request.args.get("q", "").strip()
         with self.conductor.database.read() as connection:
-            hits = find(connection, text) if text else []
-        if len(hits) == 1:
-            return redirect(url_for(".one", catalogue=hits[0].catalogue, record_id=hits[0].record_id))
-        return self.render("panel/search.html", text=text, hits=hits)
+            found = find(connection, text) if text else Found([])
+        if len(found.hits) == 1:
+            hit = found.hits[0]
+            return redirect(url_for(".one", catalogue=hit.catalogue, record_id=hit.record_id))
+        return self.render("panel/search.html", text=text, hits=found.hits, searched=found.searched)
 
     @page("/<catalogue>/<path:record_id>")
-    def one(self, catalogue: str, record_id: str) -> str:
-        if catalogue not in CATALOGUES:
-            abort(404)
+    def one(self, catalogue: str, record_id: str) -> Response:
+        about = _catalogue(catalogue)
         names = [name for name, s in self.conductor.subscribers.items() if s.catalogue == catalogue]
         with self.conductor.database.read() as connection:
-            record = _read(connection, CATALOGUES[catalogue], record_id)
-            links = _links(connection, names, record_id)
-            letters = {link.id: letter for link in links if (letter := _letter(connection, link))}
-            timeline = _timeline(connection, catalogue, names, record_id)
-        if record is None and not links and not timeline:
+            record = _read(connection, about, record_id)
+            standings = story.standings(self.conductor.hub, connection, catalogue, record_id, exists=record is not None)
+            timeline = story.timeline(connection, catalogue, names, record_id, request.args.get("before"))
+        if record is None and not timeline.entries and all(standing.link is None for standing in standings):
             abort(404)
+        values = {
+            "catalogue": about,
+            "record_id": record_id,
+            "record": record,
+            "standings": standings,
+            "timeline": timeline,
+            "subscribers": self.conductor.subscribers,
+            "told": telling.told,
+            "short": telling.short,
+            "system_title": telling.title,
+        }
+        return self.live("panel/record.html", (record, standings, timeline), lambda: values)
+
+    @page("/<catalogue>/<path:record_id>/edit", needs="edit")
+    def edit(self, catalogue: str, record_id: str) -> str:
+        about = _catalogue(catalogue)
+        with self.conductor.database.read() as connection:
+            record = _read(connection, about, record_id)
+        if record is None:
+            abort(404)
+        typed = {column.name: as_typed(record[column.name]) for column in editable(about)}
+        return self._form(about, record_id, typed, typed, {})
+
+    @action("/<catalogue>/<path:record_id>/edit", needs="edit")
+    def save(self, catalogue: str, record_id: str) -> Response | tuple[str, int]:
+        about = _catalogue(catalogue)
+        names = [column.name for column in editable(about)]
+        # A browser sends texts with the line ends of old.
+        typed = {n: request.form[f"to.{n}"].replace("\r\n", "\n") for n in names if f"to.{n}" in request.form}
+        seen = {n: request.form[f"was.{n}"].replace("\r\n", "\n") for n in names if f"was.{n}" in request.form}
+        here = url_for(".one", catalogue=catalogue, record_id=record_id)
+        try:
+            count = self.conductor.editing.edit(catalogue, record_id, typed, seen, self.who)
+        except EditRefused as error:
+            return self._form(about, record_id, typed, seen, error.problems), 422
+        except EditConflict as error:
+            flash(f"Nothing was saved: {error}.", "error")
+            return redirect(url_for(".edit", catalogue=catalogue, record_id=record_id), code=303)
+        except ValueError as error:
+            return refused(f"Nothing was saved: {error}.", here)
+        if not count:
+            return done("Nothing was changed.", here)
+        return done("Saved. It flows to every system from here, as any change does.", here)
+
+    @action("/<catalogue>/<path:record_id>/sync", needs="retry")
+    def sync(self, catalogue: str, record_id: str) -> Response:
+        """Have it looked at again by all its subscribers, as if it had just changed."""
+        _catalogue(catalogue)
+        here = url_for(".one", catalogue=catalogue, record_id=record_id)
+        try:
+            self.conductor.editing.sync(catalogue, record_id, self.who)
+        except ValueError as error:
+            return refused(f"{error}.", here)
+        return done("Every system is asked to take it now; what differs there is sent.", here)
+
+    def _form(
+        self, about: Catalogue, record_id: str, typed: dict[str, str], seen: dict[str, str], problems: dict[str, str]
+    ) -> str:
+        with self.conductor.database.read() as connection:
+            letters = _letters(connection, self.conductor.subscribers, about, record_id)
         return self.render(
-            "panel/record.html",
-            catalogue=CATALOGUES[catalogue],
+            "panel/record_edit.html",
+            catalogue=about,
             record_id=record_id,
-            record=record,
-            links=links,
+            columns=editable(about),
+            typed=typed,
+            seen=seen,
+            problems=problems,
             letters=letters,
-            missing=sorted(set(names) - {link.subscriber for link in links}),
-            timeline=timeline,
-            subscribers=self.conductor.subscribers,
+            words=_words_per_column(self.conductor, letters),
         )
 
 
-def find(connection: sa.Connection, text: str) -> list[Hit]:
-    """Records by id, external id, email or the column people know them by; the surest first."""
+def _catalogue(name: str) -> Catalogue:
+    if name not in CATALOGUES:
+        abort(404)
+    return CATALOGUES[name]
+
+
+def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, record_id: str) -> list[Any]:
+    """The open dead letters of a record."""
+    names = [name for name, s in subscribers.items() if s.catalogue == about.name]
+    mine = (DeadLetter.record_id == record_id, DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_(None))
+    return list(connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20)))
+
+
+def _words_per_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]]:
+    """What the systems say of each column: their words per external field, led back by the mapping in force."""
+    found: dict[str, list[str]] = {}
+    for letter in letters:
+        fields = conductor.mapping(letter.subscriber)[0].fields
+        column_of = {entry.path: column for column, entry in fields.items()}
+        for path, words in (letter.fields or {}).items():
+            if path in column_of:
+                found.setdefault(column_of[path], []).append(f"{telling.title(letter.subscriber)}: {words}")
+    return found
+
+
+# --- finding --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found; `searched`: how many rows it looked through where no index could tell."""
+
+    hits: list[Hit]
+    searched: int | None = None
+
+
+def find(connection: sa.Connection, text: str) -> Found:
+    """Records by id, external id, or the words people know them by; the surest first."""
     hits: dict[tuple[str, str], Hit] = {}
     for catalogue in CATALOGUES.values():
         for hit in [*_by_id(connection, catalogue, text), *_by_external_id(connection, catalogue, text)]:
             hits.setdefault((hit.catalogue, hit.record_id), hit)
+    searched = None
     for catalogue in CATALOGUES.values():
-        for hit in _by_text(connection, catalogue, text):
+        for hit in _by_exact_value(connection, catalogue, text):
             hits.setdefault((hit.catalogue, hit.record_id), hit)
-    return list(hits.values())[:_MOST]
+        if search.installed(connection, catalogue):
+            by_words = _by_words(connection, catalogue, text)
+        else:
+            by_words, searched = _by_beginning(connection, catalogue, text), STRETCH
+        for hit in by_words:
+            hits.setdefault((hit.catalogue, hit.record_id), hit)
+    return Found(list(hits.values())[:_MOST], searched)
 
 
 def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -98,28 +202,40 @@ def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) 
     ]
 
 
-def _by_text(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
-    columns = [name for name in dict.fromkeys(("email", catalogue.label)) if name in catalogue.table.c]
+def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     hits = []
-    for name in columns:
+    for name in catalogue.search_columns:
         column = catalogue.table.c[name]
-        starts = sa.func.lower(column).startswith(text.lower(), autoescape=True)
-        for statement in (
-            # At once, by its index; then what begins like it, in the newest stretch of the table.
-            sa.select(catalogue.table).where(column.in_({text, text.lower()})) if _indexed(column) else None,
-            sa.select(catalogue.table).where(starts, *_newest_stretch(connection, catalogue)),
-        ):
-            if statement is not None:
-                rows = connection.execute(statement.order_by(catalogue.key).limit(_MOST)).mappings()
-                hits += [_hit(catalogue, dict(row), name) for row in rows]
+        if _indexed(column):
+            statement = sa.select(catalogue.table).where(column.in_({text, text.lower()})).limit(_MOST)
+            hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
+    return hits
+
+
+def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    keys = search.find(connection, catalogue, text, _MOST)
+    statement = sa.select(catalogue.table).where(catalogue.key.in_(keys)).order_by(catalogue.key)
+    words = " and ".join(catalogue.search_columns)
+    return [_hit(catalogue, row, f"words in {words}") for row in connection.execute(statement).mappings()]
+
+
+def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    """Without an index of words: what begins like it, in the newest stretch of the table."""
+    hits = []
+    stretch = _newest_stretch(connection, catalogue)
+    for name in catalogue.search_columns:
+        starts = sa.func.lower(catalogue.table.c[name]).startswith(text.lower(), autoescape=True)
+        statement = sa.select(catalogue.table).where(starts, *stretch).order_by(catalogue.key).limit(_MOST)
+        hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
     return hits
 
 
 def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any]:
-    if catalogue.key.type.python_type is not int:
-        return []
-    top = connection.execute(sa.select(sa.func.max(catalogue.key))).scalar() or 0
-    return [catalogue.key > top - STRETCH]
+    if catalogue.key.type.python_type is int:
+        top = connection.execute(sa.select(sa.func.max(catalogue.key))).scalar() or 0
+        return [catalogue.key > top - STRETCH]
+    newest = sa.select(catalogue.key).order_by(catalogue.key.desc()).limit(STRETCH)
+    return [catalogue.key.in_(newest)]
 
 
 def _indexed(column: sa.Column[Any]) -> bool:
@@ -140,39 +256,3 @@ def _read(connection: sa.Connection, catalogue: Catalogue, record_id: str) -> di
     if isinstance(key, int) and not -(2**63) <= key < 2**63:
         return None
     return catalogue.read(connection, [record_id]).get(record_id)
-
-
-def _links(connection: sa.Connection, names: list[str], record_id: str) -> list[Any]:
-    links = Link.__table__
-    statement = sa.select(links).where(links.c.subscriber.in_(names), links.c.record_id == record_id)
-    return list(connection.execute(statement.order_by(links.c.subscriber)))
-
-
-def _letter(connection: sa.Connection, link: Any) -> Any:
-    letters = DeadLetter.__table__
-    statement = sa.select(letters).where(letters.c.link_id == link.id, letters.c.closed_at.is_(None))
-    return connection.execute(statement).one_or_none()
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One line of a timeline: a change here, or a delivery out or in."""
-
-    at: datetime
-    kind: str
-    row: Any
-
-
-def _timeline(connection: sa.Connection, catalogue: str, names: list[str], record_id: str) -> list[Moment]:
-    changes, deliveries = Change.__table__, Delivery.__table__
-    captured = sa.select(changes).where(changes.c.catalogue == catalogue, changes.c.record_id == record_id)
-    tried = sa.select(deliveries).where(deliveries.c.record_id == record_id, deliveries.c.subscriber.in_(names))
-    moments = [
-        Moment(row.at, "change", row)
-        for row in connection.execute(captured.order_by(changes.c.id.desc()).limit(_TIMELINE))
-    ]
-    moments += [
-        Moment(row.at, row.direction, row)
-        for row in connection.execute(tried.order_by(deliveries.c.id.desc()).limit(_TIMELINE))
-    ]
-    return sorted(moments, key=lambda moment: moment.at, reverse=True)[:_TIMELINE]

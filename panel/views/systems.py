@@ -15,12 +15,11 @@ from werkzeug import Response
 
 from conductor import GUARD, QueueReport
 from conductor.guard import WINDOW_SECONDS
+from conductor.redaction import MASK
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
 from panel.views.tasks import shown
-
-MASK = "••••••••"
 
 #: An option of such a name is masked even where its author forgot to declare it secret.
 _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
