@@ -15,7 +15,7 @@ from conductor.mappings import MappingRefused, Mappings
 from subscribers.base import ExternalField, Subscriber, attempt, kind_of
 from subscribers.errors import SyncError, SystemDown
 from subscribers.mapping import Field, plain
-from subscribers.transforms import TRANSFORMS
+from subscribers.transforms import find
 
 #: Values as a column of this type may hold them, to see what becomes of them on their way out.
 _SAMPLES: Mapping[type, Any] = {
@@ -134,7 +134,10 @@ def _sample(column: sa.Column[Any], entry: Field) -> Any:
     if value is None or entry.transform is None:
         return plain(value)
     try:
-        return plain(TRANSFORMS[entry.transform].forward(value))
+        made = find(entry.transform)
+        if made.column or (made.here, made.there) != (1, 1):
+            return None  # it depends on more than this column
+        return plain(made.forward(value))
     except ValueError:
         return None  # it wants text of some form
 

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from conductor.hub import Hub
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
-from subscribers.mapping import fit, same
+from subscribers.fitting import fit
+from subscribers.mapping import same
 
 #: What a form can hold in one field.
 _EDITABLE = (str, int, float, bool)
