@@ -5,9 +5,10 @@ objects and fields of your own, see docs/salesforce.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from subscribers.base import register
+from subscribers.base import ExternalField, register
 from subscribers.mapping import Field, link_to, rows
 from subscribers.salesforce.subscriber import SalesforceSubscriber
 from subscribers.salesforce.with_rows import SalesforceWithRows
@@ -71,6 +72,14 @@ class SalesforceContact(SalesforceSubscriber):
         super().validate(data)
         if "Name" in data:
             self.refuse({"FirstName": 40, "LastName": 80}, self.outgoing(data))
+
+    def describe(self) -> Mapping[str, ExternalField]:
+        """A Name that can be written, in place of its parts."""
+        found = dict(super().describe())
+        last, name = found.pop("LastName"), found.get("Name")
+        if name is not None:
+            found["Name"] = replace(name, writable=last.writable, required=last.required)
+        return found
 
     def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """With both parts of the name in place of the whole."""
