@@ -30,7 +30,7 @@ from models.schema import migrate
 from models.session import Database
 from settings import VAR, Settings
 from subscribers.base import REGISTRY, connect
-from subscribers.mapping import nest
+from subscribers.paths import nest
 from tests.fakes import Ears, World
 from tests.test_layers import MAY_IMPORT
 
@@ -369,7 +369,7 @@ def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start:
         "number": "2026-1",
         "status": "draft",
         "due_on": "2026-12-24",
-        "lines": [{"product_id": None, "description": "Tea", "quantity": 2, "unit_price": 450}],
+        "lines": [{"text": "Tea", "quantity": 2, "price": "4.50"}],
     }
 
 
