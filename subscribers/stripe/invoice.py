@@ -13,6 +13,7 @@ import requests
 from subscribers.base import External, Item, link_to, register, rows
 from subscribers.errors import Gone, Reject, Retry, Skip, SyncError
 from subscribers.mapping import Field, same, words
+from subscribers.rules import between, choices, length
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
 
@@ -79,21 +80,11 @@ class StripeInvoice(StripeSubscriber):
             },
         ),
     }
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Stripe would refuse."""
-        lines = data.get("lines") or []
-        wrong = {
-            f"lines[{n}].quantity": "is negative; Stripe wants the price negative instead"
-            for n, line in enumerate(lines)
-            if (line.get("quantity") or 0) < 0
-        }
-        if len(lines) > MOST_LINES:
-            wrong["lines"] = f"are {len(lines)}; Stripe takes {MOST_LINES} on an invoice"
-        if "status" in data and data["status"] not in {"draft", "open", "paid", "void"}:
-            wrong["status"] = f"is {data['status']!r}, but Stripe knows draft, open, paid and void"
-        if wrong:
-            raise Reject(words(wrong), fields=wrong)
+    rules = {
+        "status": [choices("draft", "open", "paid", "void")],
+        "lines": [length(max=MOST_LINES)],
+        "lines.quantity": [between(min=0)],
+    }
 
     def present(self, body: Body) -> Mapping[str, Any]:
         """Its status in our words, its due date as a day (UTC), its lines in our order.
@@ -201,6 +192,8 @@ class StripeInvoice(StripeSubscriber):
         if want is not None:
             taken = {line.get("invoice_item") for line in self._lines(body)}
             data = {"customer": body["customer"], "invoice": body["id"], **self._item_data(body, item, place, want)}
+            if "price_data" not in data:
+                data["currency"] = body["currency"]
             self._create_part(
                 "/v1/invoiceitems",
                 data,

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from subscribers.base import External, Item, register
-from subscribers.errors import Gone, Reject
-from subscribers.mapping import words
+from subscribers.errors import Gone
+from subscribers.rules import between
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber
 
@@ -39,12 +39,7 @@ class StripeProduct(StripeSubscriber):
         "price": "default_price.unit_amount",
         "currency": "default_price.currency",
     }
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Stripe would refuse."""
-        if ((data.get("default_price") or {}).get("unit_amount") or 0) < 0:
-            wrong = {"default_price.unit_amount": "is negative, and Stripe has no such prices"}
-            raise Reject(words(wrong), fields=wrong)
+    rules = {"default_price.unit_amount": [between(min=0)]}
 
     def present(self, body: Body) -> Mapping[str, Any]:
         """Its price as far as we have such prices; its id as sku, where it was given none."""
