@@ -8,6 +8,7 @@ its settings that are no secret; the environment wins over them. Secrets stay in
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -62,7 +63,10 @@ def register_file(path: Path) -> list[type[Subscriber]]:
     found = reader.read(content)
     if reader.problems:
         raise SettingsError("\n".join(f"{path.name}: {problem}" for problem in reader.problems))
-    return [register(subscriber) for subscriber in found]
+    try:
+        return [register(subscriber) for subscriber in found]
+    except ValueError as error:
+        raise SettingsError(f"{path.name}: {error}") from None
 
 
 class _Reader:
@@ -152,8 +156,11 @@ class _Reader:
         try:
             checked = model.model_validate({key: value for key, value in given.items() if key not in secrets})
         except ValidationError as error:
-            wrong = error.errors(include_url=False, include_input=False)
-            self.problems += [f"{place}.{line}" for line in lines(wrong)]
+            for wrong in error.errors(include_url=False, include_input=False):
+                if wrong["type"] == "extra_forbidden":
+                    near = difflib.get_close_matches(str(wrong["loc"][0]), model.model_fields, 1)
+                    wrong["msg"] = "is no key that is known here" + (f"; {near[0]} is" if near else "")
+                self.problems += [f"{place}.{line}" for line in lines([wrong])]
             return {}
         return {key: getattr(checked, key) for key in checked.model_fields_set}
 

@@ -13,6 +13,7 @@ author undoes nothing.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import time
 import uuid
@@ -30,9 +31,14 @@ from subscribers import base, rows
 from subscribers.base import External, Item, Page, Subscriber, System
 from subscribers.errors import Gone, Reject, Skip, SyncError, SystemDown
 from subscribers.filestate import FileState
-from subscribers.mapping import MISSING, Flat, is_empty, nest, pick, same
+from subscribers.mapping import Field as Entry
+from subscribers.mapping import Flat, is_empty, same
 from subscribers.options import FOR_ALL, check_options, own_options
+from subscribers.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.rows import BadFile, Row
+from subscribers.transforms import find
+
+logger = logging.getLogger(__name__)
 
 #: Rows of a file that are told why they failed; of more only the first ones are.
 _MOST_FAILURES = 10_000
@@ -210,9 +216,11 @@ class FileSubscriber(Subscriber):
                 left.append(item.linked_id)
                 written.append(self._farewell(item.linked_id))
             flat = self.mapper.theirs(item.data)
+            flat = {**(there.held if there and not there.deleted else {}), **flat}
             ours = {self.record_id_field: item.record_id} if self.record_id_field else {}
-            written.append({**item.data, self.key_field: key, **ours})
-            held.append((key, {**(there.held if there and not there.deleted else {}), **flat}, now, item.record_id))
+            # What is held besides: an archived record is sent with what makes it so alone.
+            written.append({**nest(flat), **item.data, **nest({self.key_field: key}), **ours})
+            held.append((key, flat, now, item.record_id))
             outcomes.append(External(key, {}, at=now))
         if written:
             self._write(written)
@@ -244,15 +252,17 @@ class FileSubscriber(Subscriber):
 
     def _write(self, written: Sequence[Mapping[str, Any]]) -> None:
         """One file: complete under its name, and never two of one name. Raises `SystemDown`."""
-        mapped = [entry.path for entry in self.mapper.fields.values() if entry.direction != "in"]
-        paths = list(dict.fromkeys([self.key_field, *mapped, self.record_id_field, self.deleted_field]))
         name = {path: column for column, path in self.columns.items()}
         out = self._folder("out") / f"{_stamp()}-{uuid.uuid4().hex[:8]}.{self.format}"
         try:
             if self.format == "csv":
-                flat = [{name.get(path, path): _cell(one, path) for path in paths if path} for one in written]
-                columns = [name.get(path, path) for path in paths if path]
-                rows.write(out, columns, flat, delimiter=self.delimiter, mask=self.for_spreadsheets)
+                flat = [{name.get(path, path): value for path, value in _leaves(one)} for one in written]
+                sent = [entry for entry in self.mapper.fields.values() if entry.direction != "in" and not entry.rows]
+                mapped = [path for entry in sent if is_plain(entry.path) for path in parts(entry.path)]
+                first = [name.get(path, path) for path in (self.key_field, *mapped)]
+                last = [name.get(path, path) for path in (self.record_id_field, self.deleted_field) if path]
+                columns = dict.fromkeys([*first, *last, *(column for one in flat for column in one)])
+                rows.write(out, list(columns), flat, delimiter=self.delimiter, mask=self.for_spreadsheets)
             else:
                 rows.write(out, [], [{name.get(top, top): value for top, value in one.items()} for one in written])
         except OSError as error:
@@ -408,6 +418,8 @@ class FileSubscriber(Subscriber):
             raise Reject(row.wrong)
         named = {self.columns.get(name, name): value for name, value in row.values.items()}
         data = nest(named) if csv else named
+        if any(not is_plain(entry.path) for entry in self.mapper.fields.values()):
+            raise Reject("the mapping has an expression; from files only names and dotted paths are read")
         key = pick(data, self.key_field)
         if key is MISSING or is_empty(key) or isinstance(key, dict | list | bool):
             raise Reject(f"has no {self.key_field}")
@@ -419,22 +431,23 @@ class FileSubscriber(Subscriber):
         if csv:
             flat = {path: self._typed(path, cell) for path, cell in flat.items() if not self._is_left_open(path, cell)}
         # Tried here, where it can be told to whoever wrote the file.
-        self.mapper.inward({p: v for p, v in flat.items() if self.mapper.comes_in(p) and not self.mapper.entry(p).link})
+        self.mapper.inward({path: value for path, value in flat.items() if _stands_alone(self.mapper.entry(path))})
         return _Said(str(key), flat, record_id)
 
-    def _column(self, path: str) -> sa.Column[Any]:
+    def _column(self, path: str) -> sa.Column[Any] | None:
+        """Our column of a field; None where several make one, or it is child rows."""
         entry = self.mapper.entry(path)
-        return self.records.table.c[next(name for name, other in self.mapper.fields.items() if other is entry)]
+        return self.records.table.c.get(next(name for name, other in self.mapper.fields.items() if other is entry))
 
     def _is_left_open(self, path: str, cell: Any) -> bool:
         """Whether an empty cell says nothing: our column cannot be empty, and has a value of its own."""
         column = self._column(path)
-        return is_empty(cell) and not column.nullable and column.server_default is not None
+        return is_empty(cell) and column is not None and not column.nullable and column.server_default is not None
 
     def _typed(self, path: str, cell: Any) -> Any:
         """A cell as JSON would have it: numbers and truth where the column of ours is such."""
         entry, column = self.mapper.entry(path), self._column(path)
-        if entry.transform or entry.link or not isinstance(cell, str) or is_empty(cell):
+        if column is None or entry.transform or entry.link or not isinstance(cell, str) or is_empty(cell):
             return cell
         read = _READERS.get(column.type.python_type)
         try:
@@ -452,7 +465,9 @@ class FileSubscriber(Subscriber):
             columns = list(dict.fromkeys(name for one in told for name in one))
             suffix = reading.path.suffix.lower()
             suffix = suffix if suffix in rows.FORMATS else ".csv"
-            rows.write(folder / f"{name}.rejected{suffix}", columns, told, mask=self.for_spreadsheets)
+            rejected = folder / f"{name}.rejected{suffix}"
+            rows.write(rejected, columns, told, mask=self.for_spreadsheets)
+            logger.warning("%s: %d rows of %s failed; %s says why", self.name(), reading.failed, name, rejected)
         reading.path.replace(self._folder("failed" if reading.failures else "done") / name)
 
 
@@ -470,9 +485,19 @@ class _Said:
 _READERS: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: _WORDS[text.lower()]}
 
 
-def _cell(row: Mapping[str, Any], path: str) -> Any:
-    value = pick(row, path)
-    return None if value is MISSING else value
+def _leaves(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested data by dotted paths, as a table has it."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _stands_alone(entry: Entry) -> bool:
+    """Whether a value can be tried without the record it belongs to."""
+    depends = entry.transform is not None and find(entry.transform).column is not None
+    return entry.direction != "out" and entry.link is None and entry.rows is None and not depends
 
 
 def _yes(value: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from settings import SettingsError
+from settings import Settings, SettingsError
 from subscribers import files, rest
 from subscribers.base import REGISTRY, connect
 from subscribers.declared import register_file
@@ -16,6 +17,7 @@ from subscribers.files import FileSubscriber
 from subscribers.mapping import Field
 from subscribers.rest import RestSubscriber, RestSystem
 from tests.test_docs import marked, table
+from workers.runtime import build
 
 FINE = """
 [systems.crm]
@@ -71,7 +73,7 @@ def test_what_is_declared_is_connected(declare: Any, monkeypatch: pytest.MonkeyP
     assert customer.client is invoice.client
     assert (customer.client.delete_limit, customer.client.concurrency) == (3, 2)
     assert customer.field_to_data["email"] == Field("mail", transform="lower", conflict="external")
-    assert invoice.default_mapper.relations() == {"customer_id": "customer"}
+    assert invoice.default_mapper.relations() == {"customer"}
     assert declare(FINE), "the same file may be read again"
 
 
@@ -91,7 +93,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
     [
         ('auth = "none"', 'auth = "digest"', "systems.crm.auth: Input should be 'bearer'"),
         ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret: set CRM_TOKEN in the environment"),
-        ('auth = "none"', 'aut = "none"', "systems.crm.aut: Extra inputs are not permitted"),
+        ('auth = "none"', 'aut = "none"', "systems.crm.aut: is no key that is known here; auth is"),
         ('"https://crm.example"', '"crm.example"', "systems.crm.url: an address starting with http"),
         ("delete_limit = 3", "delete_limit = -3", "systems.crm.delete_limit: Input should be greater than or equal"),
         ('auth = "none"', 'kind = "soap"', "systems.crm.kind: there are rest"),
@@ -103,7 +105,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
             "subscribers.bill",
             "systems.crm.subscribers.bill: no such catalogue; there are",
         ),
-        ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: Field required"),
+        ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: is missing"),
         ('path = "/contacts"', "path = 7", "systems.crm.subscribers.customer.path: Input should be a valid string"),
         ('["email"]', '["phone"]', "systems.crm.subscribers.customer.match_on: 'phone' is not in field_to_data"),
         ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: no transform 'shout'"),
@@ -131,6 +133,20 @@ def test_a_mistake_is_said_with_its_place(declare: Any, old: str, new: str, said
 )
 def test_a_file_that_is_no_declaration(declare: Any, text: str, said: str) -> None:
     assert complaints(declare, text)[0].startswith(said)
+
+
+def test_a_process_starts_with_what_is_declared(
+    tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systems.toml").write_text(FINE)
+    monkeypatch.setenv("SYNCFLOW_SYSTEMS", str(tmp_path / "systems.toml"))
+    shutil.copy(migrated_sqlite, tmp_path / "hub.db")
+    runtime = build(Settings(_env_file=None, database_url=f"sqlite:///{tmp_path / 'hub.db'}"))
+    try:
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.conductor.subscribers)
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.broker.get_declared_queues())
+    finally:
+        runtime.close()
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

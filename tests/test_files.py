@@ -21,6 +21,7 @@ from subscribers import rows
 from subscribers.base import REGISTRY, register
 from subscribers.errors import SystemDown
 from subscribers.files import FileSubscriber
+from subscribers.mapping import Field
 from subscribers.rows import BadFile, Row
 from tests.test_docs import Hub
 
@@ -274,6 +275,23 @@ def test_each_state_is_written_and_deletions_too(start: Any, folder: Folder) -> 
     hub.run()
     ((gone,),) = folder.taken()
     assert (gone["number"], gone["deleted"], gone["name"]) == (f"S{key}", "true", "")
+
+
+def test_an_archived_row_stays_whole(start: Any, folder: Folder) -> None:
+    hub = start(on_delete="archive", archive_data={"status": "closed"})
+    hub.add(name="Ada", email="ada@x.example")
+    hub.run()
+    hub.execute(sa.delete(CUSTOMER))
+    hub.run()
+    first, last = folder.taken()
+    assert last == [{**first[0], "status": "closed"}]
+
+
+def test_an_expression_in_the_mapping_is_said(start: Any, folder: Folder) -> None:
+    hub = start(field_to_data={"name": Field("names[0]", direction="in")})
+    folder.drop("a.jsonl", '{"number": 1, "names": ["Ada"]}')
+    poll(hub)
+    assert "the mapping has an expression" in folder.rejected()[0]["why"]
 
 
 def test_many_records_make_one_file(start: Any, folder: Folder) -> None:
