@@ -261,7 +261,8 @@ class Outward:
         for plan in plans:
             looks = plan.is_open and plan.operation != "none" and not (plan.claim.linked or plan.claim.fresh_intent)
             looks = looks or (plan.is_open and plan.operation == "update")
-            if looks and not self._still_ours([p for p in plans if p.is_open], batch.token):
+            short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
+            if looks and short and not self._still_ours([p for p in plans if p.is_open], batch.token):
                 self._lose(plans)
                 return
             if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:

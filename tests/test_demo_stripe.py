@@ -573,6 +573,29 @@ def test_the_page_creates_refuses_and_deletes(system: StripeLike) -> None:
     assert requests.get(f"{system.url}/ui/customers/{made['id']}", timeout=5).status_code == 404
 
 
+def test_products_and_invoices_are_edited_on_their_pages(system: StripeLike) -> None:
+    def post(path: str, **form: str) -> requests.Response:
+        return requests.post(f"{system.url}/ui/{path}", form, timeout=5)
+
+    assert "Lamp" in post("products/new", name="Lamp", price="900", currency="eur").text
+    (lamp,) = api(system, "GET", "/v1/products").json()["data"]
+    post(f"products/{lamp['id']}", name="Lamp", price="950", currency="eur", active="True")
+    prices = api(system, "GET", "/v1/prices").json()["data"]
+    assert [(one["unit_amount"], one["active"]) for one in prices] == [(950, True), (900, False)]
+    assert post(f"products/{lamp['id']}/delete").status_code == 400
+
+    customer = system.create_customer(name="Ada")["id"]
+    assert post("invoices/new", customer="nobody").status_code == 400
+    post("invoices/new", customer=customer, currency="eur", line="work", amount="500")
+    (invoice,) = api(system, "GET", "/v1/invoices").json()["data"]
+    page = f"invoices/{invoice['id']}"
+    post(page, number="R-1", status="open")
+    assert "paid" in post(page, number="R-1", status="paid").text
+    assert post(page, number="R-2", status="paid").status_code == 400
+    seen = api(system, "GET", f"/v1/{page}").json()
+    assert (seen["number"], seen["status"], seen["total"], seen["paid_out_of_band"]) == ("R-1", "paid", 500, False)
+
+
 # --- stopping and starting ---------------------------------------------------------------------------------
 
 

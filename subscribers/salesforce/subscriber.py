@@ -12,10 +12,10 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_external_id, format_soql
 
-from subscribers.base import External, Item, Page, Subscriber
+from subscribers.base import External, ExternalField, Item, Page, Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
-from subscribers.salesforce import bulk
+from subscribers.salesforce import bulk, describing
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce
 
@@ -101,6 +101,23 @@ class SalesforceSubscriber(Subscriber):
             return self._read(f"sobjects/{self.sobject}/{by_id}")
         except Gone:
             return None
+
+    def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
+        """Those that are not in the recycle bin, a collection a query."""
+        found: dict[str, External] = {}
+        select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
+        for start in range(0, len(external_ids), COLLECTION):
+            records = list(self._all(format_soql(select, list(external_ids[start : start + COLLECTION]))))
+            found |= {one.id: one for one in self._externals(records) if not one.deleted}
+        return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
+
+    def describe(self) -> Mapping[str, ExternalField]:
+        """The object's fields."""
+        return describing.fields(describing.describe(self.client, self.sobject))
+
+    def lacking(self) -> list[str]:
+        """Rights on the object, and the External ID field."""
+        return describing.lacking(self.client, self.sobject, [self.external_id_field])
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Changed and deleted records by SystemModstamp, then what left the recycle bin as well.

@@ -14,10 +14,11 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_soql
 
-from subscribers.base import External, Item, Page
+from subscribers.base import External, ExternalField, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
 from subscribers.paths import tops
+from subscribers.salesforce import describing
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import COLLECTION, SETTLING, SalesforceSubscriber, earlier, not_before, wire
 
@@ -57,6 +58,16 @@ class SalesforceWithRows(SalesforceSubscriber):
         return self._divided(
             items, [self.rows_path in item.changes for item in items], self._update_whole, super().bulk_update
         )
+
+    def describe(self) -> Mapping[str, ExternalField]:
+        """The object's fields, and its rows as one list."""
+        return {**super().describe(), self.rows_path: ExternalField("list")}
+
+    def lacking(self) -> list[str]:
+        """Beside the object's own, the rows' fields."""
+        inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
+        names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
+        return super().lacking() + describing.lacking(self.client, self.row_sobject, names)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.

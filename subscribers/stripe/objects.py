@@ -12,7 +12,7 @@ from urllib.parse import quote
 import requests
 
 from subscribers.base import External, Item, Page, Subscriber
-from subscribers.errors import Gone, Retry
+from subscribers.errors import Gone, Retry, SystemDown
 from subscribers.http import server_time
 from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, external, told_by
@@ -69,6 +69,24 @@ class StripeSubscriber(Subscriber):
     def fetch(self, external_id: str) -> External:
         """The object now. Raises `Gone`; of some kinds Stripe itself answers 200 for a deleted one."""
         return self._as_external(*self._read(external_id))
+
+    def lacking(self) -> list[str]:
+        """What a restricted key was not given: to write these, which is asked of one that is not there, and events."""
+        kind = self.path.rpartition("/")[2]
+        nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
+        rights: dict[str, Callable[[], object]] = {
+            f"write {kind}": lambda: self.client.post(nobody, unset),
+            "read events, by which polls see updates": lambda: self.client.get("/v1/events", limit=1),
+        }
+        words = []
+        for right, ask in rights.items():
+            try:
+                ask()
+            except Gone:
+                continue  # it was looked for
+            except SystemDown as error:
+                words.append(f"this key may not {right}: {error}")
+        return words
 
     def find(self, item: Item) -> External | None:
         """The object whose metadata carries our id.
