@@ -25,7 +25,7 @@ from conductor.relations import Relations, our_side
 from conductor.tasks import Step, Tasks
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import External, Subscriber, attempt
+from subscribers.base import External, Subscriber, attempt, received
 from subscribers.errors import Gone, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, same
 
@@ -204,7 +204,7 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
     for one in found:
         if isinstance(one, SystemDown):
             raise one
-    return found
+    return [one if isinstance(one, SyncError) else attempt(received, subscriber, one) for one in found]
 
 
 def _moves(before: Any, link: Any) -> bool:

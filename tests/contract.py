@@ -25,7 +25,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import BadSignature, Conductor, Policy
-from conductor.relations import related_flat
+from conductor.relations import our_side
 from demo.simulators import Cannot, Simulator
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
@@ -82,7 +82,7 @@ class Bench(World):
             record = self.subscriber.records.read(connection, [record_id])[record_id]
             mapper = self.subscriber.default_mapper
             related = self.conductor.relations.load(connection, self.subscriber, mapper, [record])
-            return related_flat(mapper, record, related)
+            return our_side(self.subscriber, mapper, record, related)[0]
 
     def count(self) -> int:
         """How many records there are here."""
