@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.rates import Rate, rate_of
@@ -219,7 +219,8 @@ def status_error(
 
 def is_cut(error: requests.RequestException) -> bool:
     """Whether the connection was made and broke before the answer."""
-    if isinstance(error, requests.Timeout | requests.exceptions.SSLError):
+    slow = isinstance(error, requests.Timeout) or isinstance(error.args[0] if error.args else None, ReadTimeoutError)
+    if slow or isinstance(error, requests.exceptions.SSLError):
         return False
     return isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError) and not _unsent(error)
 
