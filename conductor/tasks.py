@@ -218,9 +218,22 @@ class Tasks:
         self.hub.database.transact(lambda c: c.execute(statement))
 
 
+_VERBS = {
+    "retry": "Retry dead letters",
+    "backfill": "Backfill",
+    "reconcile": "Reconcile",
+    "replay": "Replay webhooks",
+}
+
+
 def words_of_task(task: Any) -> str:
     """What a task (a row of `task`) does, for people."""
-    verb = {"retry": "Retry dead letters", "backfill": "Backfill", "reconcile": "Reconcile"}.get(task.kind, task.kind)
+    verb = {
+        "retry": "Retry dead letters",
+        "backfill": "Backfill",
+        "reconcile": "Reconcile",
+        "replay": "Replay webhooks",
+    }.get(task.kind, task.kind)
     narrowed = ", ".join(f"{name} {_short(value)}" for name, value in sorted(task.argument.items()))
     of = f" of {task.subscriber}" if task.subscriber else ""
     return f"{verb}{of}" + (f" ({narrowed})" if narrowed else "")
