@@ -80,24 +80,24 @@ class Replaying:
         total = self.count(window)
         if not total:
             raise ValueError(f"{window.system} sent nothing in that time")
-        with self.hub.database.read() as connection:
-            first, end = self._range(connection, window)
         argument = {
             "system": window.system,
             "since": window.since.isoformat(),
             "until": window.until.isoformat(),
-            "first": first,
-            "end": end,
         }
         return self.tasks.start(KIND, by, argument=argument, total=total)
 
     def step(self, task: Any) -> Step:
         """Put the next few back into the queue."""
-        wanted = task.argument
-        after = (task.position or {}).get("after", wanted["first"] - 1)
-        mine = (Inbox.id > after, Inbox.id < wanted["end"], Inbox.system == wanted["system"], Inbox.kind != POLLED)
+        times = (datetime.fromisoformat(task.argument[name]) for name in ("since", "until"))
+        window = Window(task.argument["system"], *times)
         with self.hub.database.read() as connection:
-            ids = list(connection.scalars(sa.select(Inbox.id).where(*mine).order_by(Inbox.id).limit(STEP)))
+            if task.position:
+                first, end = task.position["next"], task.position["end"]
+            else:
+                first, end = self._range(connection, window)
+            mine = sa.select(Inbox.id).where(*_of(window, first, end)).order_by(Inbox.id)
+            ids = list(connection.scalars(mine.limit(STEP)))
         if not ids:
             words = f"{task.done} event{'' if task.done == 1 else 's'} applied again"
             return Step(task.done, good=task.done, position=task.position, finished=True, words=words)
@@ -107,7 +107,7 @@ class Replaying:
             connection.execute(sa.update(Inbox).where(*settled).values(self._again()))
 
         done = task.done + len(ids)
-        return Step(done, good=done, position={"after": ids[-1]}, effect=effect, pause=PAUSE)
+        return Step(done, good=done, position={"next": ids[-1] + 1, "end": end}, effect=effect, pause=PAUSE)
 
     def _again(self) -> dict[str, Any]:
         # The sweep announces it: at once, and after what is under way.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from models.ledger import AuditEntry, DeadLetter
+from models.ledger import AuditEntry, DeadLetter, Inbox
 from models.people import User
 from panel import security
 from panel.app import create_app
@@ -18,6 +18,7 @@ from tests.panel_world import PASSWORD, ROLES, World, add_conflict, csrf, log_in
 #: What each of stranger, viewer, operator, admin is answered. A stranger is sent to the login.
 VIEW = (303, 200, 200, 200)
 ADMIN = (303, 403, 403, 200)
+OPERATOR = (303, 403, 200, 200)
 OPERATE = (303, 403, 303, 303)
 ADMINISTER = (303, 403, 403, 303)
 #: What is done at once, and answered with what came of it.
@@ -84,6 +85,23 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
     ("GET", "/record/"): ("/record/?q=a", {}, VIEW),
     ("GET", "/record/<catalogue>/<path:record_id>"): ("/record/customer/1", {}, VIEW),
+    ("POST", "/record/<catalogue>/<path:record_id>/sync"): ("/record/customer/1/sync", {}, OPERATE),
+    ("GET", "/record/<catalogue>/<path:record_id>/edit"): ("/record/customer/1/edit", {}, OPERATOR),
+    ("POST", "/record/<catalogue>/<path:record_id>/edit"): (
+        "/record/customer/1/edit", {"was.city": "London", "to.city": "Bath"}, OPERATE
+    ),
+    ("POST", "/dead-letters/try-one"): ("/dead-letters/try-one", {"all": "yes"}, OPERATE),
+    ("GET", "/dead-letters/export.csv"): ("/dead-letters/export.csv", {}, OPERATOR),
+    ("GET", "/links/export.csv"): ("/links/export.csv", {}, OPERATOR),
+    ("GET", "/deliveries/export.csv"): ("/deliveries/export.csv", {}, OPERATOR),
+    ("GET", "/changes/export.csv"): ("/changes/export.csv", {}, OPERATOR),
+    ("GET", "/inbox/export.csv"): ("/inbox/export.csv", {}, OPERATOR),
+    ("GET", "/audit/export.csv"): ("/audit/export.csv", {}, ADMIN),
+    ("GET", "/inbox/refused"): ("/inbox/refused", {}, VIEW),
+    ("POST", "/inbox/<number:number>/replay"): ("/inbox/{settled}/replay", {}, OPERATE),
+    ("POST", "/inbox/replay"): (
+        "/inbox/replay", {"system": "shop", "since": "2001-01-01T00:00", "until": "2099-01-01T00:00"}, OPERATE
+    ),
     ("GET", "/users/"): ("/users/", {}, ADMIN),
     ("POST", "/users/"): ("/users/", {"email": "new@example.com", "password": PASSWORD, "role": "viewer"}, ADMINISTER),
     ("POST", "/users/<number:number>/role"): ("/users/{viewer}/role", {"role": "viewer"}, ADMINISTER),
@@ -110,11 +128,19 @@ def _path(w: World, path: str) -> str:
     if "{fresh}" in path:
         fresh = str(w.conductor.unsubscribe("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
+    settled = str(_settled_webhook(w)) if "{settled}" in path else ""
     conflict = str(add_conflict(w)) if "{conflict}" in path else ""
     task = str(w.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
     if path.endswith("/resume") and task:
         w.conductor.tasks.stop(int(task), "a test")
-    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task)
+    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task, settled=settled)
+
+
+def _settled_webhook(w: World) -> int:
+    number = w.rows(sa.select(Inbox.id).limit(1))[0].id
+    with w.database.write() as connection:
+        connection.execute(sa.update(Inbox).where(Inbox.id == number).values(state="done"))
+    return int(number)
 
 
 def _ask(w: World, who: str | None, method: str, rule: str) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from flask import Response
+
 from models.ledger import AuditEntry
-from panel import paging
+from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
 
 
@@ -17,3 +19,10 @@ class Audit(PanelView):
         with self.conductor.database.read() as connection:
             listing = paging.newest(connection, AuditEntry, scanned=scanned, before=before())
         return self.render("panel/audit.html", listing=listing, filters=filters)
+
+    @page("/export.csv", needs="audit")
+    def export(self) -> Response:
+        filters = wanted("who", "action")
+        conditions = [getattr(AuditEntry, name) == value for name, value in filters.items()]
+        columns = ("id", "at", "who", "action", "target", "details")
+        return exporting.download(self, AuditEntry, columns, conditions, **filters)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from flask import Response
+
 from models.catalogues import CATALOGUES
 from models.ledger import Change
-from panel import paging
+from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
+
+_COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubscribe", "relayed_at")
 
 
 class Changes(PanelView):
@@ -27,3 +33,12 @@ class Changes(PanelView):
                 scanned = [Change.catalogue == filters["catalogue"]] if "catalogue" in filters else []
                 listing = paging.newest(connection, Change, waiting, scanned, before())
         return self.render("panel/changes.html", listing=listing, filters=filters, catalogues=CATALOGUES)
+
+    @page("/export.csv", needs="export")
+    def export(self) -> Response:
+        filters = wanted("catalogue", "record", "state")
+        conditions: list[Any] = [Change.relayed_at.is_(None)] if filters.get("state") == "waiting" else []
+        for name, column in (("catalogue", Change.catalogue), ("record", Change.record_id)):
+            if name in filters:
+                conditions.append(column == filters[name])
+        return exporting.download(self, Change, _COLUMNS, conditions, **filters)

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from flask import abort, url_for
+from flask import Response as FlaskResponse
+from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
 from conductor import LetterFilter
+from conductor.advice import Advice, advice
+from conductor.retrying import RETRY
+from conductor.tasks import OPEN
+from models.base import utcnow
 from models.ledger import DeadLetter, Inbox, Link
-from panel import paging
+from panel import exporting, paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+from panel.views.tasks import shown
 
 _FILTERS = ("subscriber", "error", "fingerprint")
 
 
+_COLUMNS = (
+    "id", "at", "subscriber", "record_id", "error", "message", "fields", "fingerprint", "closed_at", "resolution",
+)  # fmt: skip
+
 #: Kinds of error shown, the largest first: more than a person can read.
 KINDS = 200
+
+#: The newest retry tasks are shown beside the letters while they run, and a while after.
+_TASKS, _STAYS = 5, timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Open letters of one subscriber that are mended the same way."""
+    """Open letters of one subscriber that are mended the same way; message and time are those of the newest."""
 
     subscriber: str
     fingerprint: str
     error: str
     message: str
     count: int
+    newest: int
+    at: datetime
+    advice: Advice
 
     def matches(self, filters: dict[str, str]) -> bool:
         """Whether its letters are among those asked for."""
@@ -40,39 +57,73 @@ class DeadLetters(PanelView):
     title, path, icon = "Dead letters", "/dead-letters", "dead-letters"
 
     @page("/")
-    def index(self) -> str:
+    def index(self) -> Response:
         filters = wanted(*_FILTERS, "state")
+        tasks = [row for row in self.conductor.tasks.list(limit=_TASKS, kind=RETRY) if _is_current(row)]
         with self.conductor.database.read() as connection:
             groups = open_groups(connection)
             listing = _find(connection, filters, groups)
             again = _trying_again(connection, listing.rows)
         matching = [group for group in groups if group.matches(filters)]
-        return self.render(
-            "panel/dead_letters.html",
-            listing=listing,
-            again=again,
-            groups=groups,
-            filters=filters,
-            matching=sum(group.count for group in matching),
-            subscribers=self.conductor.subscribers,
-            errors=sorted({group.error for group in groups}),
-        )
+        chosen = next((g for g in matching if g.fingerprint == filters.get("fingerprint")), None)
+        values = {
+            "listing": listing,
+            "again": again,
+            "groups": groups,
+            "chosen": chosen,
+            "filters": filters,
+            "matching": sum(group.count for group in matching),
+            "tasks": [shown(row) for row in tasks],
+            "subscribers": self.conductor.subscribers,
+            "errors": sorted({group.error for group in groups}),
+        }
+        version = (groups, listing, sorted(again), [tuple(row) for row in tasks])
+        return self.live("panel/dead_letters.html", version, lambda: values)
+
+    @page("/export.csv", needs="export")
+    def export(self) -> FlaskResponse:
+        filters = wanted(*_FILTERS, "state")
+        is_closed = filters.get("state") == "closed"
+        conditions = [DeadLetter.closed_at.is_not(None) if is_closed else DeadLetter.closed_at.is_(None)]
+        conditions += [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
+        return exporting.download(self, DeadLetter, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
-    def one(self, number: int) -> str:
+    def one(self, number: int) -> Response:
         with self.conductor.database.read() as connection:
             row = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.id == number)).one_or_none()
             again = _trying_again(connection, [row] if row else [])
         if row is None:
             abort(404)
-        return self.render(
-            "panel/dead_letter.html", row=row, again=row.id in again, subscribers=self.conductor.subscribers
-        )
+        values = {
+            "row": row,
+            "again": row.id in again,
+            "advice": advice(row.error, row.message, has_traceback=row.traceback is not None),
+            "subscribers": self.conductor.subscribers,
+        }
+        return self.live("panel/dead_letter.html", (tuple(row), values["again"]), lambda: values)
 
     @action("/retry", needs="retry")
     def retry(self) -> Response:
-        count = self.conductor.retry(_letters(), self.who)
-        return done(_told(count, "goes again", "go again"), url_for(".index"))
+        """One letter goes at once, all that match as a task: a batch at a time, as their systems have room."""
+        letters = _letters()
+        if letters.ids is not None:
+            count = self.conductor.retry(letters, self.who)
+            return done(_told(count, "goes again", "go again"), url_for(".index"))
+        task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.who))
+        return done(_told(task.total, "is tried again", "are tried again, in the background"), url_for(".index"))
+
+    @action("/try-one", needs="retry")
+    def try_one(self) -> Response:
+        """The newest of those that match goes at once: does the mending help?"""
+        with self.conductor.database.read() as connection:
+            newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
+            number = connection.execute(newest).scalar()
+        if number is None:
+            return refused("Nothing to try: those letters were closed already.", url_for(".index"))
+        self.conductor.retry(LetterFilter(ids=[number]), self.who)
+        flash("This one goes again; the page tells how it ends.", "success")
+        return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
     def discard(self) -> Response:
@@ -99,11 +150,14 @@ def open_groups(connection: sa.Connection) -> list[Group]:
         .limit(KINDS)
     )
     kinds = {row.newest: row for row in connection.execute(counted)}
-    examples = sa.select(letters.c.id, letters.c.error, letters.c.message).where(letters.c.id.in_(list(kinds)))
+    columns = (letters.c.id, letters.c.error, letters.c.message, letters.c.at, letters.c.traceback.is_not(None))
     groups = []
-    for row in connection.execute(examples):
-        kind = kinds[row.id]
-        groups.append(Group(kind.subscriber, kind.fingerprint, row.error, row.message, kind.letters))
+    for number, error, message, at, is_bug in connection.execute(
+        sa.select(*columns).where(letters.c.id.in_(list(kinds)))
+    ):
+        kind = kinds[number]
+        mend = advice(error, message, has_traceback=is_bug)
+        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, mend))
     return sorted(groups, key=lambda group: (-group.count, group.subscriber))
 
 
@@ -153,6 +207,10 @@ def _letters() -> LetterFilter:
     if chosen == LetterFilter() and field("all") != "yes":
         abort(400, "Nothing was chosen.")
     return chosen
+
+
+def _is_current(task: Any) -> bool:
+    return task.state in OPEN or (task.finished_at is not None and task.finished_at > utcnow() - _STAYS)
 
 
 def _told(count: int, one: str, many: str) -> str:

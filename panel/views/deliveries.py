@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from flask import abort
+from flask import Response, abort
 
 from models.ledger import Delivery
-from panel import paging
+from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
 
 OUTCOMES = ["delivered", "unchanged", "skipped", "failed", "dead", "waiting", "applied", "echo", "kept"]
+
+_COLUMNS = (
+    "id", "at", "subscriber", "record_id", "external_id", "direction", "operation", "outcome", "error", "reason",
+    "attempt", "request_id", "duration",
+)  # fmt: skip
 
 
 class Deliveries(PanelView):
@@ -34,6 +39,13 @@ class Deliveries(PanelView):
             subscribers=self.conductor.subscribers,
             outcomes=OUTCOMES,
         )
+
+    @page("/export.csv", needs="export")
+    def export(self) -> Response:
+        filters = wanted("subscriber", "record", "outcome")
+        columns = {"subscriber": Delivery.subscriber, "record": Delivery.record_id, "outcome": Delivery.outcome}
+        conditions = [columns[name] == value for name, value in filters.items()]
+        return exporting.download(self, Delivery, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> str:

@@ -1,20 +1,27 @@
-"""Inbox: what came in, with its body, and what it led to."""
+"""Inbox: what came in, with headers and body, what it led to, and what was refused; replayed one by one or by time."""
 
 from __future__ import annotations
 
-import re
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from flask import abort
+from flask import Response as FlaskResponse
+from flask import abort, redirect, url_for
+from werkzeug import Response
 
-from conductor.redaction import MASK
-from models.ledger import Inbox
-from panel import paging
-from panel.views.base import PanelView, before, page, wanted
+from conductor.history import first_since
+from conductor.inward import POLLED
+from conductor.redaction import safe_headers
+from conductor.replaying import Window
+from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
+from panel import exporting, paging
+from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
 
-#: Headers that prove who sent a webhook, or carry a login.
-_SECRET_HEADER = re.compile(r"authorization|cookie|signature|token|secret|key|password", re.IGNORECASE)
+_COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "settled_at", "result")
+
+#: Deliveries shown of what one webhook led to.
+_MOST = 50
 
 
 class InboxPage(PanelView):
@@ -22,8 +29,83 @@ class InboxPage(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("system", "event", "state")
-        indexed, scanned = [], []
+        filters = wanted("system", "event", "state", "since", "until")
+        window = _window(filters)
+        with self.conductor.database.read() as connection:
+            indexed, scanned, upto = self._conditions(connection, filters)
+            listing = paging.newest(connection, Inbox, indexed, scanned, upto)
+        count = self.conductor.replaying.count(window) if window else None
+        return self.render(
+            "panel/inbox.html",
+            listing=listing,
+            filters=filters,
+            count=count,
+            systems=sorted(self.conductor.systems),
+        )
+
+    @page("/<number:number>")
+    def one(self, number: int) -> Response:
+        with self.conductor.database.read() as connection:
+            row = connection.execute(sa.select(Inbox.__table__).where(Inbox.id == number)).one_or_none()
+            led = sa.select(Delivery.__table__).where(Delivery.inbox_id == number).order_by(Delivery.id.desc())
+            deliveries = connection.execute(led.limit(_MOST)).all()
+            is_open = (DeadLetter.inbox_id == number, DeadLetter.closed_at.is_(None))
+            letter = connection.execute(sa.select(DeadLetter.id).where(*is_open)).scalar()
+        if row is None:
+            abort(404)
+        values = {
+            "row": row,
+            "headers": safe_headers(row.headers or {}),
+            "deliveries": deliveries,
+            "letter": letter,
+            "is_poll": row.kind == POLLED,
+            "subscribers": self.conductor.subscribers,
+        }
+        return self.live("panel/inbox_one.html", (tuple(row), len(deliveries), letter), lambda: values)
+
+    @page("/refused")
+    def refused(self) -> str:
+        """The newest webhooks that were not taken, of each system."""
+        newest = sa.select(RefusedWebhook.__table__).order_by(RefusedWebhook.at.desc(), RefusedWebhook.id.desc())
+        with self.conductor.database.read() as connection:
+            rows = connection.execute(newest.limit(paging.PAGE)).all()
+        return self.render("panel/refused.html", rows=rows)
+
+    @action("/<number:number>/replay", needs="replay")
+    def replay(self, number: int) -> Response:
+        try:
+            self.conductor.replaying.one(number, self.who)
+        except ValueError as error:
+            return refused(f"Not replayed: {error}.", url_for(".one", number=number))
+        return done("It is applied once more; the page tells what comes of it.", url_for(".one", number=number))
+
+    @action("/replay", needs="replay")
+    def replay_window(self) -> Response:
+        """All that a system sent in a stretch of time, as a task."""
+        window = _window({name: field(name) for name in ("system", "since", "until")})
+        if window is None:
+            return refused("Choose a system, and when the window begins and ends.", url_for(".index"))
+        try:
+            task = self.conductor.replaying.start(window, self.who)
+        except ValueError as error:
+            return refused(f"Not replayed: {error}.", url_for(".index"))
+        return redirect(url_for("tasks.one", number=task), code=303)
+
+    @page("/export.csv", needs="export")
+    def export(self) -> FlaskResponse:
+        filters = wanted("system", "event", "state", "since", "until")
+        with self.conductor.database.read() as connection:
+            indexed, scanned, upto = self._conditions(connection, filters)
+        end = [Inbox.id < upto] if upto is not None else []
+        return exporting.download(self, Inbox, _COLUMNS, [*indexed, *scanned, *end], **filters)
+
+    def _conditions(
+        self, connection: sa.Connection, filters: dict[str, str]
+    ) -> tuple[list[Any], list[Any], int | None]:
+        """What an index serves, what has to be looked for, and below which id to begin."""
+        indexed: list[Any] = []
+        scanned: list[Any] = []
+        upto = before()
         if "event" in filters:
             systems = [filters["system"]] if "system" in filters else list(self.conductor.systems)
             indexed += [Inbox.system.in_(systems), Inbox.event_id == filters["event"]]
@@ -33,19 +115,25 @@ class InboxPage(PanelView):
             indexed.append(Inbox.state == sa.literal_column("'waiting'"))
         elif "state" in filters:
             scanned.append(Inbox.state == filters["state"])
-        with self.conductor.database.read() as connection:
-            listing = paging.newest(connection, Inbox, indexed, scanned, before())
-        return self.render("panel/inbox.html", listing=listing, filters=filters, systems=sorted(self.conductor.systems))
-
-    @page("/<number:number>")
-    def one(self, number: int) -> str:
-        with self.conductor.database.read() as connection:
-            row = connection.execute(sa.select(Inbox.__table__).where(Inbox.id == number)).one_or_none()
-        if row is None:
-            abort(404)
-        return self.render("panel/inbox_one.html", row=row, headers=safe_headers(row.headers or {}))
+        if since := instant(filters.get("since", "")):
+            indexed.append(Inbox.id >= first_since(connection, Inbox, Inbox.received_at, since))
+        if until := instant(filters.get("until", "")):
+            end = first_since(connection, Inbox, Inbox.received_at, until)
+            upto = min(upto or end, end)
+        return indexed, scanned, upto
 
 
-def safe_headers(headers: dict[str, Any]) -> dict[str, str]:
-    """Headers with the values of those that are secret hidden."""
-    return {name: MASK if _SECRET_HEADER.search(name) else str(value) for name, value in headers.items()}
+def _window(filters: dict[str, str]) -> Window | None:
+    since, until = instant(filters.get("since", "")), instant(filters.get("until", ""))
+    if "system" in filters and filters["system"] and since and until:
+        return Window(filters["system"], since, until)
+    return None
+
+
+def instant(text: str) -> datetime | None:
+    """What a person chose as date and time, in UTC; None for anything else."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return when.replace(tzinfo=UTC) if when.tzinfo is None else when

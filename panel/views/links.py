@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from flask import abort
+from flask import Response, abort
 
 from models.ledger import Link
-from panel import paging
+from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
+
+_COLUMNS = (
+    "id", "subscriber", "record_id", "external_id", "synced_at", "owed_since", "attempts", "retry_at", "dead_at",
+    "gone_at", "unsubscription_id", "open_conflicts",
+)  # fmt: skip
 
 
 class Links(PanelView):
@@ -24,6 +29,15 @@ class Links(PanelView):
             filters=filters,
             subscribers=self.conductor.subscribers,
         )
+
+    @page("/export.csv", needs="export")
+    def export(self) -> Response:
+        filters = wanted("subscriber", "record", "external", "state")
+        columns = {"subscriber": Link.subscriber, "record": Link.record_id, "external": Link.external_id}
+        conditions = [columns[name] == value for name, value in filters.items() if name in columns]
+        if filters.get("state") == "owed":
+            conditions += [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
+        return exporting.download(self, Link, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> str:
