@@ -29,7 +29,7 @@ from pydantic import Field
 
 from subscribers import base, rows
 from subscribers.base import External, Item, Page, Subscriber, System
-from subscribers.errors import Gone, Reject, Skip, SyncError, SystemDown
+from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
 from subscribers.filestate import FileState
 from subscribers.mapping import Field as Entry
 from subscribers.mapping import Flat, is_empty, same
@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 #: Rows of a file that are told why they failed; of more only the first ones are.
 _MOST_FAILURES = 10_000
+#: Characters of a file's name that are kept when the time is put before it.
+_LONGEST_NAME = 150
 #: Rows that a snapshot lacks, in one transaction: so many that the mass-delete guard sees them together.
 _DELETED_AT_ONCE = 5_000
 #: Names of files that somebody is still writing.
@@ -295,8 +297,16 @@ class FileSubscriber(Subscriber):
                 self._state.clear()  # left by another hub: it must not keep this one from learning
                 position = {"begun": _now().isoformat()}
                 yield Page([], position)
+            stuck = []
             for path in self._ready():
-                yield from self._read(path, position)
+                try:
+                    yield from self._read(path, position)
+                except FileNotFoundError:
+                    logger.info("%s: %s was taken away before it was read", self.name(), path)
+                except OSError as error:  # of this file; the others are read nevertheless
+                    stuck.append(f"{path}: {error.strerror}")
+            if stuck:
+                raise Retry("; ".join(stuck))
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -327,14 +337,10 @@ class FileSubscriber(Subscriber):
         return [path for _, _, path in sorted(found)]
 
     def _read(self, path: Path, position: dict[str, Any]) -> Iterator[Page]:
-        try:
-            reading = _Reading(path, path.stat())
-            yield from self._pages(reading, position)
-            if reading.changed():
-                return  # it is read again once it is quiet
+        reading = _Reading(path, path.stat())
+        yield from self._pages(reading, position)
+        if not reading.changed():  # else it is read again once it is quiet
             self._put_away(reading)
-        except OSError as error:
-            raise _down(error) from error
 
     def _pages(self, reading: _Reading, position: dict[str, Any]) -> Iterator[Page]:
         found = rows.read(reading.path, encoding=self.encoding, delimiter=self.delimiter, unmask=self.for_spreadsheets)
@@ -456,7 +462,7 @@ class FileSubscriber(Subscriber):
             raise Reject(f"{path}: {cell!r} does not fit {column.name}") from None
 
     def _put_away(self, reading: _Reading) -> None:
-        name = f"{_stamp()}-{reading.path.name}"
+        name = f"{_stamp()}-{reading.path.name[-_LONGEST_NAME:]}"
         if reading.failures:
             folder = self._folder("failed")
             told = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]
