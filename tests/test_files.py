@@ -355,6 +355,8 @@ def test_a_file_from_before_our_export_undoes_nothing(start: Any, folder: Folder
     folder.drop("tuesday.csv", CSV.replace("London", "Paris"))  # written before ours was read there
     poll(hub)
     assert customers(hub, "name", "city")[0] == ("Ada Lovelace", "Paris")
+    held = hub.conductor.subscribers["erp.customer"].fetch("1").data
+    assert (held["name"], held["address"]) == ("Ada Lovelace", {"city": "Paris"})
     folder.taken()
     folder.drop("wednesday.csv", CSV.replace("Ada", "Ada Lovelace").replace("London", "Paris"))
     poll(hub)
