@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,19 +29,19 @@ from pydantic import Field
 
 from subscribers import base, rows
 from subscribers.base import External, Item, Page, Subscriber, System
-from subscribers.errors import Gone, Reject, Skip, SyncError, SystemDown
+from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
 from subscribers.filestate import FileState
 from subscribers.mapping import Field as Entry
 from subscribers.mapping import Flat, is_empty, same
 from subscribers.options import FOR_ALL, check_options, own_options
 from subscribers.paths import MISSING, is_plain, nest, parts, pick
-from subscribers.rows import BadFile, Row
+from subscribers.rows import BadFile, Reading, Row
 from subscribers.transforms import find
 
 logger = logging.getLogger(__name__)
 
-#: Rows of a file that are told why they failed; of more only the first ones are.
-_MOST_FAILURES = 10_000
+#: Characters of a file's name that are kept when the time is put before it.
+_LONGEST_NAME = 150
 #: Rows that a snapshot lacks, in one transaction: so many that the mass-delete guard sees them together.
 _DELETED_AT_ONCE = 5_000
 #: Names of files that somebody is still writing.
@@ -79,35 +79,6 @@ class FileSystem(System):
         except OSError as error:
             raise _down(error) from error
         return folder
-
-
-@dataclass
-class _Reading:
-    """A file that is being read, and what became of its rows."""
-
-    path: Path
-    before: os.stat_result
-    seen: int = 0
-    failed: int = 0
-    failures: list[Row] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """It with this content."""
-        return f"{self.path.name} {self.before.st_mtime_ns} {self.before.st_size}"
-
-    def fail(self, row: Row, why: str) -> None:
-        self.failed += 1
-        if len(self.failures) < _MOST_FAILURES:
-            self.failures.append(Row(row.line, row.values, why))
-
-    def changed(self) -> bool:
-        """Whether somebody wrote to it meanwhile (or took it away)."""
-        try:
-            now = self.path.stat()
-        except FileNotFoundError:
-            return True
-        return (now.st_size, now.st_mtime_ns) != (self.before.st_size, self.before.st_mtime_ns)
 
 
 class FileSubscriber(Subscriber):
@@ -295,8 +266,16 @@ class FileSubscriber(Subscriber):
                 self._state.clear()  # left by another hub: it must not keep this one from learning
                 position = {"begun": _now().isoformat()}
                 yield Page([], position)
+            stuck = []
             for path in self._ready():
-                yield from self._read(path, position)
+                try:
+                    yield from self._read(path, position)
+                except FileNotFoundError:
+                    logger.info("%s: %s was taken away before it was read", self.name(), path)
+                except OSError as error:  # of this file; the others are read nevertheless
+                    stuck.append(f"{path}: {error.strerror}")
+            if stuck:
+                raise Retry("; ".join(stuck))
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -327,16 +306,12 @@ class FileSubscriber(Subscriber):
         return [path for _, _, path in sorted(found)]
 
     def _read(self, path: Path, position: dict[str, Any]) -> Iterator[Page]:
-        try:
-            reading = _Reading(path, path.stat())
-            yield from self._pages(reading, position)
-            if reading.changed():
-                return  # it is read again once it is quiet
+        reading = Reading(path, path.stat())
+        yield from self._pages(reading, position)
+        if not reading.changed():  # else it is read again once it is quiet
             self._put_away(reading)
-        except OSError as error:
-            raise _down(error) from error
 
-    def _pages(self, reading: _Reading, position: dict[str, Any]) -> Iterator[Page]:
+    def _pages(self, reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
         found = rows.read(reading.path, encoding=self.encoding, delimiter=self.delimiter, unmask=self.for_spreadsheets)
         try:
             for batch in self._batches(found):
@@ -371,7 +346,7 @@ class FileSubscriber(Subscriber):
         if batch:
             yield batch
 
-    def _batch(self, batch: list[Row], reading: _Reading, position: dict[str, Any]) -> Iterator[Page]:
+    def _batch(self, batch: list[Row], reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
         """What is new in these rows. It is noted as said when it is applied: as soon as we are asked for more."""
         csv = rows.FORMATS[reading.path.suffix.lower()] == "csv"
         last: dict[str, _Said] = {}
@@ -400,7 +375,12 @@ class FileSubscriber(Subscriber):
                     changed.append(External(said.key, nest(flat), at=at, record_id=said.record_id))
         new = [last[one.id] for one in (*fresh, *changed) if not one.deleted]
         held = {key: one.held for key, one in known.items() if not one.deleted}
-        self._state.hold((said.key, {**held.get(said.key, {}), **said.flat}, now, said.record_id) for said in new)
+        self._state.hold(
+            # What a row merely repeats does not undo our exports since.
+            (one.id, {**held.get(one.id, {}), **self.mapper.theirs(one.data)}, now, one.record_id)
+            for one in (*fresh, *changed)
+            if not one.deleted
+        )
         self._state.gone(gone, now)
         if fresh:
             yield Page(fresh, position)
@@ -455,8 +435,8 @@ class FileSubscriber(Subscriber):
         except (ValueError, KeyError):
             raise Reject(f"{path}: {cell!r} does not fit {column.name}") from None
 
-    def _put_away(self, reading: _Reading) -> None:
-        name = f"{_stamp()}-{reading.path.name}"
+    def _put_away(self, reading: Reading) -> None:
+        name = f"{_stamp()}-{reading.path.name[-_LONGEST_NAME:]}"
         if reading.failures:
             folder = self._folder("failed")
             told = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]

@@ -30,6 +30,9 @@ from subscribers.options import FOR_ALL, Where, check_options, look, own_options
 from subscribers.paths import nest
 from subscribers.signatures import Scheme, Signature
 
+#: Pages of a list that are looked through for one record.
+_FIND_PAGES = 10
+
 
 class RestOptions(base.Options):
     """The settings of a REST system, by the example of one named `shop`.
@@ -294,13 +297,21 @@ class RestSubscriber(Subscriber):
         """The record that carries our id; None where there is none, or no field for it."""
         if not self.record_id_field:
             return None
+        limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
         asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", item.record_id)}
-        body, response = self.client.http.json("GET", self.list_path or self.path, params=asked)
-        for data in self._records(body, response):
-            # A system that does not know the parameter answers with everything.
-            if str(data.get(self.record_id_field)) == item.record_id:
-                return self.external(data, at=self.time(look(self.updated_field, data)))
-        return None
+        step = _Step(self.list_path or self.path, {**limit, **asked})
+        for _ in range(_FIND_PAGES):
+            body, response = self.client.http.json("GET", step.url, params=step.parameters)
+            records = self._records(body, response)
+            for data in records:
+                # A system that does not know the parameter answers with everything.
+                if str(data.get(self.record_id_field)) == item.record_id and not self._deleted(data):
+                    return self.external(data, at=self.time(look(self.updated_field, data)))
+            following = self._following(step, body, response, len(records), moved=True)
+            if following is None:
+                return None
+            step = following
+        raise Retry(f"asked for one record, {self.path} lists {_FIND_PAGES} pages without it: is find_parameter right?")
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Pages of what changed at or after `{"since": a time as the system writes it}`, and the newest one seen."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -30,6 +30,9 @@ _LONGEST_CELL = 10_000_000
 #: What a spreadsheet would take for a formula (OWASP, "CSV Injection"), with the marks put before it already.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
+#: Rows of a file that are told why they failed; of more only the first ones are.
+_MOST_FAILURES = 10_000
+
 
 class BadFile(Exception):
     """A file that cannot be read at all, or no further."""
@@ -42,6 +45,36 @@ class Row:
     line: int
     values: dict[str, Any]
     wrong: str = ""
+
+
+@dataclass
+class Reading:
+    """A file that is being read, and what became of its rows."""
+
+    path: Path
+    before: os.stat_result
+    seen: int = 0
+    failed: int = 0
+    failures: list[Row] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """It with this content."""
+        return f"{self.path.name} {self.before.st_mtime_ns} {self.before.st_size}"
+
+    def fail(self, row: Row, why: str) -> None:
+        """Note that a row could not be applied."""
+        self.failed += 1
+        if len(self.failures) < _MOST_FAILURES:
+            self.failures.append(Row(row.line, row.values, why))
+
+    def changed(self) -> bool:
+        """Whether somebody wrote to it meanwhile (or took it away)."""
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return True
+        return (now.st_size, now.st_mtime_ns) != (self.before.st_size, self.before.st_mtime_ns)
 
 
 def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bool = False) -> Iterator[Row]:
@@ -161,4 +194,4 @@ def unmasked(text: str) -> str:
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
-__all__ = ["FORMATS", "BadFile", "Format", "Row", "masked", "read", "unmasked", "write"]
+__all__ = ["FORMATS", "BadFile", "Format", "Reading", "Row", "masked", "read", "unmasked", "write"]

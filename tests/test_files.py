@@ -19,7 +19,7 @@ from models.ledger import DeadLetter, Delivery, System
 from models.session import Database
 from subscribers import rows
 from subscribers.base import REGISTRY, register
-from subscribers.errors import SystemDown
+from subscribers.errors import Retry, SystemDown
 from subscribers.files import FileSubscriber
 from subscribers.mapping import Field
 from subscribers.rows import BadFile, Row
@@ -165,6 +165,13 @@ def test_many_pages_and_the_last_of_two_rows_with_one_key(start: Any, folder: Fo
     assert customers(hub) == [*(f"N{n}" for n in range(7)), "Last"]
 
 
+def test_another_encoding_has_to_be_named(start: Any, folder: Folder) -> None:
+    hub = start(encoding="cp1252")
+    folder.drop("a.csv", "number,name\n1,Zoë €\n".encode("cp1252"))
+    poll(hub)
+    assert customers(hub) == ["Zoë €"]
+
+
 def test_what_is_still_written_is_left_alone(start: Any, folder: Folder) -> None:
     hub = start(quiet_seconds=60)
     for name in ("a.csv.part", ".a.csv", "a.tmp", "a.csv~", "a.csv"):
@@ -199,6 +206,23 @@ def test_a_process_that_dies_between_two_steps_loses_nothing(start: Any, folder:
     pages.close()  # it died: nothing of the page was applied
     poll(hub)
     assert len(customers(hub)) == 2
+
+
+def test_a_file_in_the_way_does_not_hold_up_the_others(start: Any, folder: Folder) -> None:
+    hub = start()
+    for number, name in enumerate(("a.csv", "b.csv", "c.csv", f"{'d' * 240}.csv")):
+        path = folder.drop(name, f"number,name\n{number},N{number}\n")
+        os.utime(path, (number, number))  # read in this order
+    subscriber = hub.conductor.subscribers["erp.customer"]
+    seen = []
+    with pytest.raises(Retry, match=r"b\.csv: Is a directory$"):
+        for page in subscriber.changed_since({"begun": ""}):
+            seen += [one.id for one in page.records]
+            if seen == ["0"]:
+                (folder.top / "in" / "b.csv").unlink()
+                (folder.top / "in" / "b.csv").mkdir()
+                (folder.top / "in" / "c.csv").unlink()
+    assert seen == ["0", "3"] and len(folder.names("done")) == 2
 
 
 # --- rows that fail -----------------------------------------------------------------------------------
@@ -303,7 +327,9 @@ def test_many_records_make_one_file(start: Any, folder: Folder) -> None:
     assert len(written) == 50 and written[0]["Full name"] == "N0" and written[0]["address"] == {"city": "Rome"}
 
 
-@pytest.mark.parametrize("chosen", [{}, {"for_spreadsheets": True, "delimiter": ";"}, {"format": "jsonl"}])
+@pytest.mark.parametrize(
+    "chosen", [{"columns": {"Full name": "name"}}, {"for_spreadsheets": True, "delimiter": ";"}, {"format": "jsonl"}]
+)
 def test_one_hubs_export_is_anothers_drop(start: Any, folder: Folder, chosen: dict[str, Any]) -> None:
     """Round: what is written there says the same here, formulas, quotes and empties included."""
     awkward = ["=1+1", "'=1", "@x", "-5", 'a;b,"c"\n d\r', "  ", "\N{SNOWMAN}", "'", "0012", "null"]
@@ -329,6 +355,8 @@ def test_a_file_from_before_our_export_undoes_nothing(start: Any, folder: Folder
     folder.drop("tuesday.csv", CSV.replace("London", "Paris"))  # written before ours was read there
     poll(hub)
     assert customers(hub, "name", "city")[0] == ("Ada Lovelace", "Paris")
+    held = hub.conductor.subscribers["erp.customer"].fetch("1").data
+    assert (held["name"], held["address"]) == ("Ada Lovelace", {"city": "Paris"})
     folder.taken()
     folder.drop("wednesday.csv", CSV.replace("Ada", "Ada Lovelace").replace("London", "Paris"))
     poll(hub)
