@@ -184,6 +184,18 @@ def test_an_invoice_goes_out_with_all_it_needs_and_is_paid_there(world: StripeWo
     assert len(world.stripe.journal.calls("POST")) == writes  # nothing goes back
 
 
+def test_every_call_is_paced(world: StripeWorld) -> None:
+    """Else the calls per second that its owner allows would be exceeded by what takes several calls."""
+    id = bill(world, status="draft")
+    world.run()
+    world.edit("line", world.records("line")[0]["id"], quantity=3)
+    world.edit("product", world.records("product")[0]["id"], price=5)
+    world.run()
+    world.remove("invoice", id)
+    world.run()
+    assert world.client.paces == len(world.stripe.journal) > 15
+
+
 def test_a_draft_is_edited_line_by_line(world: StripeWorld) -> None:
     id = bill(world)
     world.settle()
