@@ -134,8 +134,13 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
         world.clock.tick(2)
     task = world.conductor.tasks.get(one)
     assert (task.done, task.words) == (2, "waits: crm has plenty to do")
+    monkeypatch.setattr(type(world.conductor.subscribers["crm.customer"]), "lot_size", lambda self, waiting: 4)
+    for _ in range(3):  # as many as one call takes
+        world.conductor.tasks.run_some()
+        world.clock.tick(2)
+    assert world.conductor.tasks.get(one).done == 4
     world.conductor.sweep()
-    assert world.ears.later == [("crm.customer", ["1", "2"])] == world.ears.heard
+    assert world.ears.later == [("crm.customer", ["1", "2", "3", "4"])] == world.ears.heard
     work(world)
     assert world.conductor.tasks.get(one).good == 6
 
