@@ -66,7 +66,7 @@ class Link(Base):
         sa.UniqueConstraint("subscriber", "external_id"),
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
         _where("ix_link_owed_since", "subscriber", "owed_since", condition=_OWED),
-        _where("ix_link_failing", "subscriber", "id", condition="attempts > 0 AND dead_at IS NULL"),
+        _where("ix_link_failing", "subscriber", "owed_since", condition="attempts > 0 AND dead_at IS NULL"),
         _where("ix_link_retry", "retry_at", condition="retry_at IS NOT NULL"),
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
         _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),

@@ -17,6 +17,7 @@ from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
 from panel import errors, health, security, views, webhooks, words
+from panel.situation import Situation
 from panel.views.base import LARGEST_ID
 from settings import Settings
 
@@ -70,6 +71,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
+    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Conductor
-from conductor.overview import ALIVE_SECONDS
+from conductor.overview import ALIVE_SECONDS, overview, version
 from conductor.throughput import MINUTE, MINUTE_DAYS, SPANS
 from models.ledger import (
     Change,
@@ -24,6 +24,7 @@ from models.ledger import (
     Throughput,
 )
 from models.session import Database
+from panel.situation import Situation
 from tests.fakes import Clock, Ears, FakeSubscriber, FakeSystem
 
 DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}
@@ -239,3 +240,50 @@ def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: D
     for work in (hub.jobs.pause, hub.jobs.run_soon):
         with pytest.raises(KeyError):
             work("no such job", "ada@example.com")
+
+
+# --- what an open page costs ------------------------------------------------------------------------------
+
+
+def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(hub: Conductor) -> None:
+    now, made, versions = [0.0], [], iter(range(100))
+
+    def make() -> Any:
+        now[0] += 0.5
+        made.append(now[0])
+        return hub.overview()
+
+    situation = Situation(lambda: str(next(versions)), make, clock=lambda: now[0])
+    version, overview = situation.now(fresh=True)
+    now[0] += 40
+    assert situation.now(fresh=False) == (version, overview) and len(made) == 1
+    assert situation.now(fresh=True)[0] != version and len(made) == 2
+    now[0] += 60  # half a second is one per cent of fifty
+    situation.now(fresh=False)
+    assert len(made) == 3
+
+
+def test_the_same_version_is_made_once(hub: Conductor) -> None:
+    made = []
+    situation = Situation(lambda: "same", lambda: made.append(1) or hub.overview())  # type: ignore[func-returns-value]
+    assert situation.now(fresh=True) == situation.now(fresh=False) == situation.now(fresh=True)
+    assert made == [1]
+
+
+def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Database) -> None:
+    if not database.is_sqlite:
+        return
+    plans = []
+    with database.read() as connection:
+
+        def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+            if statement.startswith("SELECT"):
+                raw = connection.connection.driver_connection
+                plans.extend(row[3] for row in raw.execute("EXPLAIN QUERY PLAN " + statement, parameters))
+
+        sa.event.listen(connection, "before_cursor_execute", explain)
+        version(hub.hub, connection)
+        overview(hub.hub, connection)
+    small = ("system", "process", "schedule", "cursor", "throughput_mark")
+    read_whole = [p for p in plans if p.startswith("SCAN") and not p.split()[1].startswith("(") and "INDEX" not in p]
+    assert plans and not [p for p in read_whole if p.split()[1] not in (*small, "anon_1", "CONSTANT")]

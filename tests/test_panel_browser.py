@@ -232,6 +232,7 @@ def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit) -> None:
 
 def test_keys_lead_everywhere(visit: Visit) -> None:
     page = visit.page
+    visit.go("/")
     page.keyboard.press("?")
     dialog = page.get_by_role("dialog", name="Keyboard")
     assert dialog.is_visible() and _faults(visit, "the help") == []
@@ -248,8 +249,10 @@ def test_keys_lead_everywhere(visit: Visit) -> None:
 def test_an_id_is_copied(visit: Visit) -> None:
     visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     visit.go("/links/1")
-    visit.page.get_by_role("button", name="Copy cus_1").first.click()
-    assert visit.page.evaluate("navigator.clipboard.readText()") == "cus_1"
+    copied = visit.page.locator("[data-copy]").first.inner_text()
+    visit.page.get_by_role("button", name=f"Copy {copied}").first.click()
+    visit.page.locator(".copy.done").wait_for()
+    assert copied and visit.page.evaluate("navigator.clipboard.readText()") == copied
 
 
 def test_times_are_the_readers_own(browser: Browser, w: World) -> None:

@@ -378,7 +378,7 @@ def upgrade() -> None:
         batch_op.create_index("ix_link_external", ["external_id"], unique=False)
         batch_op.create_index(
             "ix_link_failing",
-            ["subscriber", "id"],
+            ["subscriber", "owed_since"],
             unique=False,
             postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
             sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),

@@ -36,6 +36,7 @@
       {
         width: width(place),
         height: 220,
+        padding: [8, 26, 0, 0],
         cursor: { y: false, drag: { x: true, y: false } },
         legend: { live: true },
         scales: { y: { range: (_chart, _low, high) => [0, Math.max(high * 1.1, 1)] } },

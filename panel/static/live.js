@@ -36,7 +36,11 @@
     if (seconds) timer = setInterval(update, seconds * 1000);
   };
 
-  // What was open stays open, and the focus stays on the same link or button.
+  // What was open stays open, and the focus stays on the same link or button: known by its words and its section.
+  const name = (element) => {
+    const said = element.querySelector("summary") ?? element;
+    return `${element.parentElement.closest("[id]").id}: ${said.getAttribute("aria-label") ?? said.textContent.trim()}`;
+  };
   let kept = null;
   page.addEventListener("htmx:configRequest", (event) => {
     event.detail.headers["If-None-Match"] = page.dataset.etag;
@@ -48,20 +52,18 @@
       return;
     }
     page.dataset.etag = event.detail.xhr.getResponseHeader("ETag");
-    const all = [...page.querySelectorAll("a, button, summary")];
     kept = {
-      open: [...page.querySelectorAll("details")].map((details) => details.open),
-      focus: all.indexOf(document.activeElement),
-      text: document.activeElement?.textContent,
+      open: new Set([...page.querySelectorAll("details[open]")].map(name)),
+      focus: page.contains(document.activeElement) ? name(document.activeElement) : "",
     };
   });
   page.addEventListener("htmx:afterSwap", () => {
     if (!kept) return;
-    page.querySelectorAll("details").forEach((details, index) => {
-      if (kept.open[index]) details.open = true;
-    });
-    const again = page.querySelectorAll("a, button, summary")[kept.focus];
-    if (again && again.textContent === kept.text) again.focus({ preventScroll: true });
+    for (const details of page.querySelectorAll("details")) {
+      if (kept.open.has(name(details))) details.open = true;
+    }
+    const again = kept.focus && [...page.querySelectorAll("a, button, summary")].find((e) => name(e) === kept.focus);
+    if (again) again.focus({ preventScroll: true });
     kept = null;
   });
   page.addEventListener("htmx:afterRequest", (event) => {

@@ -11,8 +11,9 @@ from flask_admin import BaseView, expose
 from flask_security import current_user
 from werkzeug import Response
 
-from conductor import Conductor
+from conductor import Conductor, Overview
 from panel.security import allowed, permissions_of
+from panel.situation import Situation
 from panel.words import updating
 
 #: Of a 64 bit key.
@@ -59,6 +60,11 @@ class PanelView(BaseView):  # type: ignore[misc]
         """The one this app was made for."""
         conductor: Conductor = current_app.extensions["syncflow"]
         return conductor
+
+    def situation(self) -> tuple[str, Overview]:
+        """How everything stands, and the version of that; a page that updates itself may be told what is known."""
+        situation: Situation = current_app.extensions["syncflow_situation"]
+        return situation.now(fresh=not updating())
 
     @property
     def who(self) -> str:

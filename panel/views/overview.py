@@ -9,6 +9,7 @@ from flask import jsonify, request
 from werkzeug import Response
 
 from conductor import SPANS, Series, is_alive
+from conductor import Overview as Standing
 from models.ledger import Delivery
 from panel import drawing, paging
 from panel.views.base import PanelView, page
@@ -26,8 +27,8 @@ class Overview(PanelView):
     @page("/")
     def index(self) -> Response:
         queues = self.conductor.queues()
-        version = (self.conductor.version(), queues.error)
-        return self.live("panel/overview.html", version, lambda: self._values(queues.error))
+        version, overview = self.situation()
+        return self.live("panel/overview.html", (version, queues.error), lambda: self._values(overview, queues.error))
 
     @page("/throughput.json")
     def throughput(self) -> Response:
@@ -44,9 +45,8 @@ class Overview(PanelView):
         with self.conductor.database.read() as connection:
             return self.conductor.throughput.series(connection, SPANS[_span()])
 
-    def _values(self, broker_error: str | None) -> dict[str, Any]:
+    def _values(self, overview: Standing, broker_error: str | None) -> dict[str, Any]:
         conductor = self.conductor
-        overview = conductor.overview()
         with conductor.database.read() as connection:
             small = conductor.throughput.by_subscriber(connection, SPANS[_SMALL])
             series = conductor.throughput.series(connection, SPANS[_span()])

@@ -13,7 +13,7 @@ from flask import abort, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD, QueueReport
+from conductor import GUARD, Overview, QueueReport
 from conductor.guard import WINDOW_SECONDS
 from conductor.redaction import MASK
 from models.base import utcnow
@@ -32,15 +32,16 @@ class Systems(PanelView):
     def index(self) -> Response:
         queues = self.conductor.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
-        version = (
-            self.conductor.version(),
+        version, overview = self.situation()
+        seen = (
+            version,
             sorted(queues.queues.items()),
             queues.error,
             [tuple(row) for row in tasks],
         )
-        return self.live("panel/systems.html", version, lambda: self._values(queues, tasks))
+        return self.live("panel/systems.html", seen, lambda: self._values(overview, queues, tasks))
 
-    def _values(self, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
+    def _values(self, overview: Overview, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
             rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
             cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
@@ -51,7 +52,7 @@ class Systems(PanelView):
             under_way = {name: count for name, count in connection.execute(held)}
         systems = self.conductor.systems
         return {
-            "systems": self.conductor.overview().systems,
+            "systems": overview.systems,
             "subscribers": self.conductor.subscribers,
             "rows": rows,
             "cursors": cursors,
