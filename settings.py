@@ -71,6 +71,9 @@ class Settings(BaseSettings):
     history_days: int = Field(90, ge=1)
     audit_days: int = Field(730, ge=1)
 
+    #: A file that declares systems and their subscribers (TOML); empty: those in the code only.
+    syncflow_systems: Path | None = None
+
     #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
     metrics_token: SecretStr | None = None
 
@@ -109,6 +112,13 @@ class Settings(BaseSettings):
             raise ValueError(wrong)
         if parts.username is not None and parts.password is None:
             raise ValueError("a user without a password; " + wrong)
+        return value
+
+    @field_validator("syncflow_systems")
+    @classmethod
+    def _syncflow_systems(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
         return value
 
     @field_validator("rabbitmq_management_url")

@@ -10,7 +10,6 @@ from conductor.hub import Announcer, Policy, QueueReport, QueueState
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
 from conductor.overview import Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
-from conductor.tasks import words_of_task
 from conductor.throughput import SPANS, Series
 from subscribers.errors import BadSignature, BadWebhook
 
@@ -35,5 +34,4 @@ __all__ = [
     "UnknownSystem",
     "Waiting",
     "is_alive",
-    "words_of_task",
 ]

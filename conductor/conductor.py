@@ -12,6 +12,7 @@ from conductor import overview as views
 from conductor.applying import Applying
 from conductor.asking import Asking
 from conductor.backfill import Backfill
+from conductor.checking import Checking, Finding
 from conductor.desk import Desk, LetterFilter
 from conductor.editing import Editing
 from conductor.guard import Guard
@@ -69,6 +70,7 @@ class Conductor:
         self.editing = Editing(self.hub)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
+        self.checking = Checking(self.hub, self.mappings)
         self.comparing = Reconcile(self.hub, self.mappings, self.relations, self.inward, self.asking, self.tasks)
 
     def prepare(self) -> None:
@@ -120,6 +122,10 @@ class Conductor:
         """Verify and store a webhook; True if it is new. See `Inward.store_webhook`."""
         return self.inward.store_webhook(system, body, headers)
 
+    def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
+        """How a stored webhook is to be answered. See `Inward.acknowledgement`."""
+        return self.inward.acknowledgement(system, body)
+
     def receive(self, inbox_id: int) -> None:
         """Apply a stored webhook. See `Inward.receive`."""
         self.inward.receive(inbox_id)
@@ -145,6 +151,10 @@ class Conductor:
     def reconcile(self, subscriber: str, by: str, *, repair: bool = False) -> int:
         """Find (and repair) what drifted apart, as a task; its id. See `Reconcile.start`."""
         return self.comparing.start(subscriber, by, repair=repair)
+
+    def check(self, system: str) -> dict[str, list[Finding]]:
+        """Whether a system lets its subscribers do their work. See `Checking.check`."""
+        return self.checking.check(system)
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""

@@ -93,24 +93,27 @@ class Inward:
             raise UnknownSystem(system)
         lowered = {name.lower(): value for name, value in headers.items()}
         try:
-            event_id = client.verify(body, lowered)
+            events = client.unpack(body, lowered)
         except (BadSignature, BadWebhook) as error:
             self._note_refused(client, body, lowered, error)
             raise
-        values = {
+        shared = {
             "system": system,
-            "event_id": event_id if len(event_id) <= _LONGEST_EVENT_ID else _digest(event_id),
             "kind": "webhook",
-            "body": body.decode("utf-8", "replace"),
             "headers": safe_headers(lowered, secrets_in(client.options)),
             "received_at": self.hub.clock(),
             "retry_at": self.hub.later(self.hub.policy.stale),
         }
         with self.hub.database.write() as connection:
-            inbox_id = self._store(connection, values)
-        if inbox_id is not None:
-            self._announce_inbox(system, [inbox_id])
-        return inbox_id is not None
+            stored = [self._store(connection, {**shared, **_event_values(*event)}) for event in events]
+        new = [inbox_id for inbox_id in stored if inbox_id is not None]
+        if new:
+            self._announce_inbox(system, new)
+        return bool(new)
+
+    def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which a stored webhook is to be answered; None where a 2xx is enough."""
+        return self.hub.systems[system].acknowledgement(body)
 
     def _store(self, connection: sa.Connection, values: dict[str, Any], *, reopen: bool = False) -> int | None:
         """The row's id; None if it is there already. `reopen`: one that is settled is looked at again."""
@@ -245,6 +248,9 @@ class Inward:
         gate = self.health.gate(subscriber.system)
         if not gate.open:
             logger.info("%s is not polled: %s", name, gate.reason)
+            return 0
+        if why := subscriber.client.wait_reason():
+            self.hub.database.transact(self._write_cursor, name, {"result": f"not polled: {why}"})
             return 0
         with self.hub.database.read() as connection:
             position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
@@ -418,6 +424,11 @@ class Inward:
                 self.hub.announcer.records(name, [record])
             except Exception:
                 logger.warning("%s %s could not be announced; the sweep will do it", name, record, exc_info=True)
+
+
+def _event_values(event_id: str, body: bytes) -> dict[str, str]:
+    name = event_id if len(event_id) <= _LONGEST_EVENT_ID else _digest(event_id)
+    return {"event_id": name, "body": body.decode("utf-8", "replace")}
 
 
 def _digest(text: str) -> str:

@@ -58,11 +58,6 @@ class Tasks:
         """Say who does a step of the tasks of a kind."""
         self._kinds[kind] = work
 
-    @property
-    def kinds(self) -> list[str]:
-        """What can be begun."""
-        return sorted(self._kinds)
-
     # --- what people do -------------------------------------------------------------------------------
 
     def start(
@@ -216,31 +211,6 @@ class Tasks:
         mine = sa.update(Task).where(Task.id == task.id, Task.lease_owner == task.lease_owner)
         statement = mine.values(**values, lease_owner=None, lease_until=None)
         self.hub.database.transact(lambda c: c.execute(statement))
-
-
-_VERBS = {
-    "retry": "Retry dead letters",
-    "backfill": "Backfill",
-    "reconcile": "Reconcile",
-    "replay": "Replay webhooks",
-}
-
-
-def words_of_task(task: Any) -> str:
-    """What a task (a row of `task`) does, for people."""
-    verb = {
-        "retry": "Retry dead letters",
-        "backfill": "Backfill",
-        "reconcile": "Reconcile",
-        "replay": "Replay webhooks",
-    }.get(task.kind, task.kind)
-    narrowed = ", ".join(f"{name} {_short(value)}" for name, value in sorted(task.argument.items()))
-    of = f" of {task.subscriber}" if task.subscriber else ""
-    return f"{verb}{of}" + (f" ({narrowed})" if narrowed else "")
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} chosen" if isinstance(value, list) else str(value)
 
 
 class _LeaseLost(Exception):

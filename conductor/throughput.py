@@ -25,6 +25,14 @@ MINUTE_DAYS = 2
 _BATCH = 50_000
 _BATCHES = 4
 
+#: PostgreSQL gives out ids before their rows can be seen, so a smaller one may appear later. Whoever was given
+#: one holds this lock until its row is there or never will be: ids up to the newest are certain once all
+#: transactions are gone that held it after that one was seen. SQLite has one writer, and it is us.
+_WRITERS = sa.text(
+    "SELECT virtualtransaction FROM pg_locks WHERE relation = 'delivery'::regclass AND mode = 'RowExclusiveLock' "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
 #: What is counted, in the order of the columns.
 COLUMNS = ("delivered", "received", "failed", "dead")
 
@@ -98,33 +106,22 @@ class Counting:
         if mark is None:
             return 0  # another process counts
         newest = connection.execute(sa.select(sa.func.max(Delivery.id))).scalar() or 0
-        if self.hub.database.is_sqlite:
-            sure, horizon = newest, 0  # we are the only writer
+        writers = [] if self.hub.database.is_sqlite else list(connection.execute(_WRITERS).scalars())
+        if not writers:
+            sure = newest
+        elif set(writers).isdisjoint(mark.writers or ()):
+            sure = mark.top
         else:
-            sure, horizon = self._sure(connection, mark)
+            sure = mark.counted_to
         end = max(min(sure, mark.counted_to + _BATCH), mark.counted_to)
         if end > mark.counted_to:
             self._add(connection, mark.counted_to, end)
+        values: dict[str, Any] = {"counted_to": end}
         # Only when the last top is reached: busy writers would else move it away for ever.
-        values = {"counted_to": end}
         if sure >= mark.top:
-            values |= {"top": newest, "horizon": horizon}
+            values |= {"top": newest, "writers": writers}
         connection.execute(sa.update(ThroughputMark).values(**values))
         return int(end - mark.counted_to)
-
-    @staticmethod
-    def _sure(connection: sa.Connection, mark: Any) -> tuple[int, int]:
-        """Up to which id nothing can appear any more, and the horizon for the next look.
-
-        PostgreSQL gives out ids before their rows can be seen, so a smaller one may come later. All
-        ids below the top of the last look belong to transactions older than its horizon; when
-        none of those runs any more, they are there or never will be.
-        """
-        snapshot = sa.text(
-            "SELECT pg_snapshot_xmin(s)::text::bigint, pg_snapshot_xmax(s)::text::bigint FROM pg_current_snapshot() s"
-        )
-        oldest, next_one = connection.execute(snapshot).one()
-        return (mark.top if oldest >= mark.horizon else mark.counted_to), next_one
 
     def _add(self, connection: sa.Connection, low: int, high: int) -> None:
         rows = connection.execute(

@@ -33,6 +33,7 @@ from demo import stripe_objects as objects
 from demo.faults import Control, Fault, Faults, Journal, own_origin
 from demo.pages import PAGE_HEADERS, render_form, render_list
 from demo.serve import secret_from, serve
+from demo.stripe_billing import API_VERSION, Billing
 from demo.webhooks import Endpoint, WebhookSender
 
 #: Stripe may forget an idempotency key after a day.
@@ -84,6 +85,7 @@ class StripeLike:
         self._control = Control(self.journal, self.faults, self._own_controls())
         self.webhooks = WebhookSender(self.faults, self._endpoint, _sign)
         objects.mend(self._resources, self._publish, self._mark)
+        self._billing = Billing(self._resources, self._publish_billing, self._mark)
         if webhook_url and webhook_secret:
             self._local.webhooks.register_webhook("syncflow", webhook_url, webhook_secret, None)
 
@@ -161,6 +163,16 @@ class StripeLike:
     def delete_customer(self, id: str) -> None:
         self._in_loop(lambda: self._resources.Customer._api_delete(id))
 
+    def by_hand(self, method: str, path: str, **params: Any) -> dict[str, Any]:
+        """What a person does with products, prices, invoices and their items, told as the API call it is like."""
+        answer = self._in_loop(lambda: self._billing.answer(method, path, params))
+        assert answer is not None, f"nothing is served at {path}"
+        return answer
+
+    def forget_keys(self) -> None:
+        """Forget all idempotency keys, as Stripe may after a day."""
+        self._in_loop(self._keys.clear)
+
     def reset(self) -> None:
         """Forget all data and idempotency keys; journal and faults stay."""
         self._in_loop(self._flush)
@@ -179,6 +191,7 @@ class StripeLike:
 
     def _flush(self) -> None:
         self._resources.store.clear()
+        self._billing.clear()
         self._keys.clear()
         self._mark()
 
@@ -261,6 +274,8 @@ class StripeLike:
         try:
             if request.method == "GET" and request.path == "/v1/customers/search":
                 return self._search(call.params)
+            if (billed := self._billing.answer(request.method, request.path, call.params)) is not None:
+                return web.json_response(billed)
             reply = await handler(request)
         except self._resources.UserError as error:
             reply = error.to_response()
@@ -336,6 +351,7 @@ class StripeLike:
     # --- events --------------------------------------------------------------------------------------------
 
     def _publish(self, event: Any) -> None:
+        event.api_version = API_VERSION
         event.request = _cause.get() or {"id": None, "idempotency_key": None}
         if event.type == "customer.created":
             self._born[event.data["object"]["id"]] = time.monotonic()
@@ -345,6 +361,12 @@ class StripeLike:
         body = json.dumps(event._export(), indent=2, sort_keys=True).encode()
         for name in names:
             self.webhooks.send(name, event.type, body)
+
+    def _publish_billing(self, type: str, body: dict[str, Any], previous: dict[str, Any] | None) -> None:
+        event = self._resources.Event(type, objects.Shown(body))
+        if previous is not None:
+            event.data["previous_attributes"] = previous
+        self._publish(event)
 
     def _endpoint(self, name: str) -> Endpoint | None:
         hook = self._local.webhooks._webhooks.get(name)
@@ -445,6 +467,7 @@ class StripeLike:
             return
         content = {
             "store": objects.to_json(self._resources),
+            "billing": {"objects": self._billing.objects, "gone": self._billing.gone},
             "idempotency": self._keys,
             "webhooks": self.webhooks.pending(),
         }
@@ -464,6 +487,8 @@ class StripeLike:
         try:
             content = json.loads(self._data.read_text())
             objects.from_json(self._resources, content["store"])
+            self._billing.objects.update(content["billing"]["objects"])
+            self._billing.gone.update(content["billing"]["gone"])
             self._keys = content["idempotency"]
             self.webhooks.resume(content["webhooks"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

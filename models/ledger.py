@@ -187,9 +187,9 @@ class ThroughputMark(Base):
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     #: Deliveries up to this id are in `throughput`.
     counted_to: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
-    #: The newest id seen, and the transaction before which all have to have ended to be sure of those below it.
+    #: PostgreSQL: the newest id at the last look, and the transactions that were writing deliveries then.
     top: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
-    horizon: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
+    writers: Mapped[list[Any] | None]
 
 
 class DeadLetter(Base):

@@ -122,7 +122,8 @@ def _ask_to_log_in() -> Response | None:
     if request.endpoint is None or request.endpoint in PUBLIC:
         return None
     if current_user.is_authenticated:
-        session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
+        if not session.permanent:
+            session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
         return None
     if words.updating():
         abort(401)  # a login page has no place in the middle of another page

@@ -7,6 +7,8 @@ conductor decides when they are called. Nothing here knows a broker or Flask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -18,7 +20,7 @@ from pydantic import Field as Field_
 from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
-from subscribers.mapping import Field, Mapper, link_to
+from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class External:
 
     `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
     own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
-    where the record carries it.
+    where the record carries it. `merged_into`, of a deleted one, is the id of the record there that it
+    lives on in.
     """
 
     id: str
@@ -36,6 +39,7 @@ class External:
     deleted: bool = False
     record_id: str | None = None
     request_id: str | None = None
+    merged_into: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))
@@ -89,6 +93,37 @@ class Event:
     external: External
 
 
+@dataclass(frozen=True)
+class ExternalField:
+    """A field as a system describes it, or as one of its records shows it.
+
+    `kind` is text, number, boolean, date, datetime, list or object; empty where it cannot be told.
+    `length` is in characters. `required`: a record cannot be created without it.
+    """
+
+    kind: str = ""
+    length: int | None = None
+    writable: bool = True
+    required: bool = False
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in the words of `ExternalField`; empty for none."""
+    kinds = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+    return kinds.get(type(value), "")
+
+
+def fields_of(data: Mapping[str, Any], parent: str = "") -> dict[str, ExternalField]:
+    """The fields that one record shows, by dotted path, objects and what is in them."""
+    found: dict[str, ExternalField] = {}
+    for name, value in data.items():
+        path = f"{parent}{name}"
+        found[path] = ExternalField(kind_of(value))
+        if isinstance(value, Mapping):
+            found |= fields_of(value, f"{path}.")
+    return found
+
+
 class Options(BaseModel):
     """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
 
@@ -108,6 +143,8 @@ class System:
     """One external system: its credentials and its client, shared by its subscribers."""
 
     Options: ClassVar[type[BaseModel]] = Options
+    #: Options that stand where the environment names others; a system that has some is always connected.
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     #: The limits where the environment names none; None for no limit.
     requests_per_second: float | None = None
@@ -124,6 +161,10 @@ class System:
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
+    def wait_reason(self) -> str | None:
+        """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
+        return None
+
     @classmethod
     def from_environment(cls, name: str) -> System | None:
         """The system as the environment configures it; None where it says nothing of it.
@@ -131,7 +172,7 @@ class System:
         Raises:
           SettingsError: it says something, but not enough, or something wrong.
         """
-        values = system_options(name)
+        values = {**cls.defaults, **system_options(name)}
         if not values:
             return None
         try:
@@ -148,9 +189,20 @@ class System:
         """
         raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
 
+    def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """(id, body) of each event in a webhook request, after checking who sent it; for systems that send several.
+
+        Raises as `verify` does.
+        """
+        return [(self.verify(body, headers), body)]
+
     def events(self, body: bytes) -> list[Event]:
         """What a verified webhook says happened."""
         raise NotImplementedError
+
+    def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which this webhook request has to be answered; None where a 2xx is enough."""
+        return None
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Where a person sees this record in the system itself."""
@@ -186,6 +238,11 @@ class Subscriber:
         self.client: Any = client
         #: The mapping in force; the conductor puts a newer version here when a person saved one.
         self.mapper: Mapper = self.default_mapper
+
+    @classmethod
+    def connected(cls, client: Any) -> Subscriber | None:
+        """The subscriber at work for this client; None where the system's settings leave it out."""
+        return cls(client)
 
     @classmethod
     def name(cls) -> str:
@@ -244,7 +301,29 @@ class Subscriber:
         """
         raise NotImplementedError
 
+    # --- what `./syncflow check` asks ---------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, ExternalField] | None:
+        """The fields records have there, by dotted path; None where nothing can be told.
+
+        As one record shows them, unless the system can describe itself: then override it.
+        """
+        for page in self.changed_since(None):
+            for external in page.records:
+                if not external.deleted and external.data:
+                    return fields_of(external.data)
+            break
+        return None
+
+    def lacking(self) -> list[str]:
+        """What the login lacks, one sentence each; as far as can be seen without doing it."""
+        return []
+
     # --- bulk calls: what the conductor really calls -------------------------------------------------
+
+    def lot_size(self, waiting: int) -> int:
+        """How many of so many waiting records one call of `bulk_*` is given."""
+        return self.bulk_size
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """One outcome an item, in order. Override where the system takes many in one call."""
@@ -285,6 +364,24 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         return wrapped
 
 
+_renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+
+
+def still_working() -> None:
+    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    _renew.get()()
+
+
+@contextmanager
+def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
+    """Have `still_working` call this meanwhile."""
+    token = _renew.set(renew)
+    try:
+        yield
+    finally:
+        _renew.reset(token)
+
+
 #: Every subscriber class by name: the one table that answers "who is in the fan-out".
 REGISTRY: dict[str, type[Subscriber]] = {}
 
@@ -302,11 +399,26 @@ def register(subscriber: type[Subscriber]) -> type[Subscriber]:
         raise ValueError(
             f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
         )
+    if problems := _mapping_problems(subscriber):
+        raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")
     taken = REGISTRY.get(subscriber.name())
     if taken is not None and taken.__qualname__ != subscriber.__qualname__:
         raise ValueError(f"{subscriber.name()} is registered twice: {taken.__name__} and {subscriber.__name__}")
     REGISTRY[subscriber.name()] = subscriber
     return subscriber
+
+
+def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
+    catalogue = CATALOGUES[subscriber.catalogue]
+    entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
+    _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
+    plain = [column.name for column in catalogue.table.c]
+    problems += [
+        f"match_on: {column!r} is no column of {catalogue.name}"
+        for column in subscriber.match_on
+        if column not in plain
+    ]
+    return problems
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
@@ -321,8 +433,9 @@ def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str,
         if subscriber.system not in systems:
             systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
         client = systems[subscriber.system]
-        if client is not None:
-            subscribers[name] = subscriber(client)
+        at_work = subscriber.connected(client) if client is not None else None
+        if at_work is not None:
+            subscribers[name] = at_work
     return subscribers
 
 
@@ -330,6 +443,7 @@ __all__ = [
     "REGISTRY",
     "Event",
     "External",
+    "ExternalField",
     "Field",
     "Item",
     "Options",
@@ -340,4 +454,6 @@ __all__ = [
     "connect",
     "link_to",
     "register",
+    "rows",
+    "still_working",
 ]

@@ -52,6 +52,10 @@ def _to_minor(value: Value) -> int:
     return int(scaled)
 
 
+def _to_number(minor: Value) -> float:
+    return float(_to_decimal(minor))
+
+
 def _to_iso(value: Value) -> str:
     if not isinstance(value, date):
         raise ValueError("expected a date")
@@ -84,6 +88,7 @@ TRANSFORMS: dict[str, Transform] = {
     "lower": Transform(lambda v: _text(v).lower(), lambda v: _text(v).lower(), "lower case on both sides"),
     "strip": Transform(lambda v: _text(v).strip(), lambda v: _text(v).strip(), "without blanks around it"),
     "minor_units": Transform(_to_decimal, _to_minor, "1250 cents here, 12.50 there"),
+    "amount": Transform(_to_number, _to_minor, "1250 cents here, the number 12.5 there"),
     "date": Transform(_to_iso, _from_iso, "a date here, 2026-11-30 there"),
     "yes_no": Transform(_yes, _is_yes, "true/false here, yes/no there"),
     "not": Transform(_not, _not, "the opposite of true/false"),

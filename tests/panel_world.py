@@ -127,7 +127,7 @@ def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterato
     announcer = Ears()
     subscribers: dict[str, Subscriber] = {"shop.customer": ShopCustomer(shop), "crm.customer": CrmCustomer(crm)}
     conductor = Conductor(database, subscribers, announcer)
-    conductor.health.ensure_rows()
+    conductor.prepare()
     app = create_app(conductor, Settings(secret_key=SecretStr("k" * 32), **settings))
     made = World(database, conductor, announcer, app)
     if seeded:

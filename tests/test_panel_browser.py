@@ -21,7 +21,7 @@ PAGES = [
     "/mappings/shop.customer", "/mappings/crm.customer", "/unsubscriptions/", "/unsubscriptions/1", "/links/",
     "/links/1", "/conflicts/", "/conflicts/?state=settled", "/deliveries/", "/deliveries/1", "/changes/",
     "/inbox/", "/inbox/1", "/record/customer/1", "/record/customer/4", "/record/?q=nobody", "/record/?q=zzz",
-    "/users/", "/audit/", "/change",
+    "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/", "/audit/", "/change",
 ]  # fmt: skip
 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -59,6 +59,8 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 @pytest.fixture
 def w(sqlite_url: str) -> Iterator[World]:
     with world(sqlite_url) as made:
+        made.conductor.comparing.start("crm.customer", "operator@example.com")
+        made.announcer.depths.update({"shop.customer": 7, "shop.customer.later": 1, "shop.inbox": 0})
         yield made
 
 
@@ -189,3 +191,78 @@ def test_the_menu_on_a_phone(browser: Browser, w: World) -> None:
         assert visit.page.get_by_role("heading", level=1).inner_text() == "Deliveries"
         visit.page.context.close()
     assert visit.complaints == []
+
+
+def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w: World) -> None:
+    visit.go("/systems/")
+    shop, page = visit.page.locator("#shop"), visit.page
+    shop.get_by_text("Options").click()
+    with page.expect_response(lambda r: r.status == 304):
+        page.keyboard.press("r")
+    w.conductor.pause("shop", "ada@example.com", "their maintenance")
+    page.keyboard.press("r")
+    shop.get_by_text("ada@example.com").wait_for()
+    assert shop.get_by_text("SHOP_REGION").is_visible()  # what was open stays open
+    # Somebody types: nothing is taken from under his hands.
+    crm = page.locator("#crm")
+    crm.get_by_text("Pause…").click()
+    crm.get_by_label("Why is it paused?").fill("half a sen")
+    w.conductor.resume("shop", "ada@example.com")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
+    page.wait_for_load_state("networkidle")
+    assert crm.get_by_label("Why is it paused?").input_value() == "half a sen"
+    page.get_by_label("How often this page is updated").select_option("off")
+    assert page.get_by_text("Not live").is_visible()
+    page.reload()
+    assert page.get_by_label("How often this page is updated").input_value() == "0"
+
+
+def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit) -> None:
+    visit.go("/")
+    visit.page.locator(".uplot canvas").wait_for()
+    assert visit.page.locator("svg.chart").count() == 0
+    visit.page.get_by_role("link", name="24h").click()
+    visit.page.wait_for_url("**/?range=24h")
+    visit.page.locator(".uplot canvas").wait_for()
+    with visit.page.expect_response(lambda r: "throughput.json" in r.url and r.status == 304):
+        visit.page.keyboard.press("r")
+    assert visit.page.locator(".uplot canvas").count() == 1
+
+
+def test_keys_lead_everywhere(visit: Visit) -> None:
+    page = visit.page
+    page.keyboard.press("?")
+    dialog = page.get_by_role("dialog", name="Keyboard")
+    assert dialog.is_visible() and _faults(visit, "the help") == []
+    page.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    page.keyboard.press("g")
+    page.keyboard.press("j")
+    page.wait_for_url("**/schedules/")
+    page.keyboard.press("/")
+    page.keyboard.type("g?")
+    assert page.get_by_role("searchbox").input_value() == "g?" and not dialog.is_visible()
+
+
+def test_an_id_is_copied(visit: Visit) -> None:
+    visit.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visit.go("/links/1")
+    visit.page.get_by_role("button", name="Copy cus_1").first.click()
+    assert visit.page.evaluate("navigator.clipboard.readText()") == "cus_1"
+
+
+def test_times_are_the_readers_own(browser: Browser, w: World) -> None:
+    with served(w.app) as base:
+        context = browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
+        visit = Visit(context.new_page(), base)
+        visit.log_in()
+        visit.go("/audit/")
+        time = visit.page.locator("time").first
+        told = visit.page.evaluate(
+            "t => new Date(t).toLocaleString('en-GB', {dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
+            time.get_attribute("datetime"),
+        )
+        assert time.inner_text() == told
+        assert (time.get_attribute("title") or "").endswith("UTC")
+        context.close()

@@ -244,7 +244,7 @@ def now() -> int:
 def test_the_first_poll_reads_everything(
     stripe: StripeLike, customers: StripeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subscribers.stripe.PAGE_SIZE", 2)
+    monkeypatch.setattr("subscribers.stripe.client.PAGE_SIZE", 2)
     ids = {stripe.create_customer(email=f"{n}@example.org")["id"] for n in range(5)}
     pages = list(customers.changed_since(None))
     assert {one.id for page in pages for one in page.records} == ids
@@ -283,7 +283,7 @@ def test_a_long_outage_is_read_in_stretches_and_the_position_moves_on(
 def test_a_stretch_of_many_pages_is_put_in_order(
     stripe: StripeLike, customers: StripeCustomer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subscribers.stripe.PAGE_SIZE", 3)
+    monkeypatch.setattr("subscribers.stripe.client.PAGE_SIZE", 3)
     ids = [stripe.create_customer(email=f"{n}@example.org")["id"] for n in range(7)]
     stripe.edit_customer(ids[0], name="again")
     pages = list(customers.changed_since({"since": now() - 100}))

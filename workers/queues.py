@@ -57,13 +57,13 @@ class Management:
                 timeout=_TIMEOUT,
                 allow_redirects=False,
             )
-            answer.raise_for_status()
-            return {row["name"]: _state(row) for row in answer.json()}
-        except requests.HTTPError as error:
-            raise BrokerUnreachable(f"RabbitMQ's management answers {error.response.status_code}") from None
         except requests.RequestException as error:
             # Its words would name the address, and with it perhaps a login.
             raise BrokerUnreachable(f"RabbitMQ's management does not answer: {type(error).__name__}") from None
+        if answer.status_code != 200:
+            raise BrokerUnreachable(f"RabbitMQ's management answers {answer.status_code}")
+        try:
+            return {row["name"]: _state(row) for row in answer.json()}
         except (ValueError, KeyError, TypeError):
             raise BrokerUnreachable("RabbitMQ's management answers with something else than its queues") from None
 

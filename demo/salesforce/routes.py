@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Callable
 
-from . import bulk, collections, control, describe, login, sobjects, ui
+from . import bulk, collections, control, describe, graphs, login, sobjects, ui
 from .errors import SalesforceError, SeveralMatch, not_found
 from .faults import failure
 from .org import Org
@@ -42,6 +42,7 @@ API: tuple[tuple[str, str, Answer], ...] = (
     ("GET", "composite/sobjects/{}", collections.retrieve),
     ("POST", "composite/sobjects/{}", collections.retrieve),
     ("PATCH", "composite/sobjects/{}/{}", collections.upsert),
+    ("POST", "composite/graph", graphs.run),
     ("POST", "jobs/ingest", bulk.create_ingest),
     ("PUT", "jobs/ingest/{}/batches", bulk.upload),
     ("GET", "jobs/ingest/{}/successfulResults", bulk.successful_results),

@@ -595,7 +595,13 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("counted_to", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("top", sa.BigInteger(), server_default="0", nullable=False),
-        sa.Column("horizon", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column(
+            "writers",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput_mark")),
     )
     op.create_table(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -80,12 +81,43 @@ class Systems(PanelView):
         words = f"{system} is resumed, and its deletes flow for an hour." if meant else f"{system} is resumed."
         return done(words, url_for("systems.index"))
 
+    @action("/<system>/check", needs="poll")
+    def check(self, system: str) -> str:
+        """Asks the system itself, so it takes as long as the system takes to answer."""
+        self._known(system)
+        with self.conductor.database.write() as connection:
+            self.conductor.hub.audit(connection, self.who, "system.check", system)
+        began = time.monotonic()
+        found = self.conductor.check(system)
+        wrong = sum(finding.state == "wrong" for findings in found.values() for finding in findings)
+        took = time.monotonic() - began
+        return self.render("panel/check.html", system=system, found=found, wrong=wrong, took=took)
+
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
             abort(404)
         self.conductor.poll_soon(subscriber, self.who)
         return done(f"{subscriber} will be polled in a moment.", url_for("systems.index"))
+
+    @action("/backfill/<subscriber>", needs="tasks")
+    def backfill(self, subscriber: str) -> Response:
+        return self._begin(subscriber, lambda: self.conductor.filling.start(subscriber, self.who))
+
+    @action("/reconcile/<subscriber>", needs="tasks")
+    def reconcile(self, subscriber: str) -> Response:
+        repair = field("repair") == "yes"
+        return self._begin(subscriber, lambda: self.conductor.comparing.start(subscriber, self.who, repair=repair))
+
+    def _begin(self, subscriber: str, start: Callable[[], int]) -> Response:
+        """Begin long work, and go to where one sees how far it is."""
+        if subscriber not in self.conductor.subscribers:
+            abort(404)
+        try:
+            number = start()
+        except ValueError as error:
+            return refused(f"Not begun: {error}.", url_for(".index"))
+        return done("It is under way; this page may be left.", url_for("tasks.one", number=number))
 
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
