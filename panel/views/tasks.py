@@ -9,6 +9,7 @@ from werkzeug import Response
 
 from conductor.backfill import BACKFILL
 from conductor.reconcile import RECONCILE
+from conductor.replaying import KIND as REPLAY
 from conductor.retrying import RETRY
 from panel.views.base import PanelView, action, done, page, refused
 
@@ -53,6 +54,7 @@ _COUNTS = {
     RETRY: ("are through", "failed again"),
     BACKFILL: ("are there", "could not be brought"),
     RECONCILE: ("agree", "drifted apart"),
+    REPLAY: ("are applied again", "were passed over"),
 }
 
 
@@ -79,8 +81,14 @@ def words_of(task: Any) -> str:
         narrowed = " where " + " and ".join(f"{name} is {value}" for name, value in where.items()) if where else ""
         return f"Backfill {task.subscriber}{narrowed}"
     if task.kind == RETRY:
-        chosen = [f"{name} {_short(value)}" for name, value in sorted(task.argument.items())]
-        return "Retry dead letters" + (": " + ", ".join(chosen) if chosen else "")
+        wanted = dict(task.argument)
+        of = f" of {wanted.pop('subscriber')}" if "subscriber" in wanted else ""
+        of += ", of one kind" if wanted.pop("fingerprint", None) else ""
+        chosen = [f"{name} {_short(value)}" for name, value in sorted(wanted.items())]
+        return f"Retry dead letters{of}" + (": " + ", ".join(chosen) if chosen else "")
+    if task.kind == REPLAY:
+        since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
+        return f"Replay webhooks of {task.argument['system']}, {since} to {until} UTC"
     return f"{task.kind} {task.subscriber or ''}".strip()
 
 
