@@ -14,7 +14,7 @@ from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SyncError
-from subscribers.mapping import Flat, Mapper, is_empty
+from subscribers.mapping import Flat, Mapper
 
 #: Links followed to find a cycle.
 _LONGEST_CHAIN = 20
@@ -59,8 +59,9 @@ class Relations:
     ) -> Related:
         """The links of all records these ones point to."""
         wanted: defaultdict[str, set[str]] = defaultdict(set)
-        for column, catalogue in mapper.relations().items():
-            wanted[catalogue] |= {str(r[column]) for r in records if not is_empty(r.get(column))}
+        for record in records:
+            for catalogue, record_id in mapper.points_to(record):
+                wanted[catalogue].add(record_id)
         related = Related()
         for catalogue, ids in wanted.items():
             name = f"{subscriber.system}.{catalogue}"
@@ -80,25 +81,21 @@ class Relations:
           Retry: one of them is not known here yet.
         """
         keys: dict[tuple[str, str], str] = {}
-        for column, catalogue in mapper.relations().items():
-            value = flat.get(mapper.fields[column].path)
-            if is_empty(value):
-                continue
+        for catalogue, external_id in set(mapper.points_to_there(flat)):
             name = f"{subscriber.system}.{catalogue}"
-            statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == str(value))
+            statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == external_id)
             record_id = connection.execute(statement).scalar()
             if record_id is None:
-                raise Retry(f"its {catalogue} {value} is not known here yet")
-            keys[catalogue, str(value)] = record_id
+                raise Retry(f"its {catalogue} {external_id} is not known here yet")
+            keys[catalogue, external_id] = record_id
         return keys
 
     @staticmethod
     def check(mapper: Mapper, record: Record, related: Related) -> None:
         """Raise `WaitsFor` for the first related record that is not in the system."""
-        for column, catalogue in mapper.relations().items():
-            value = record.get(column)
-            if not is_empty(value) and (catalogue, str(value)) not in related.ids:
-                raise WaitsFor(catalogue, str(value))
+        for catalogue, record_id in mapper.points_to(record):
+            if (catalogue, record_id) not in related.ids:
+                raise WaitsFor(catalogue, record_id)
 
     def judge(self, connection: sa.Connection, subscriber: Subscriber, link: Any, wait: WaitsFor) -> Verdict:
         """Decide, in the transaction that writes it down, what becomes of a record that waits."""
@@ -155,7 +152,7 @@ class Relations:
     ) -> list[tuple[str, str]]:
         """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
         others = self.hub.of_system(subscriber.system)
-        if not any(subscriber.catalogue in s.mapper.relations().values() for s in others):
+        if not any(subscriber.catalogue in s.mapper.relations() for s in others):
             return []
         now = self.hub.clock()
         values = {"waits_for": None, "retry_at": None, "announced_at": now, "dead_at": None}

@@ -6,7 +6,8 @@ application is declared the same way over `sqlalchemy.Table(..., autoload_with=e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -112,6 +113,51 @@ class Children:
         keys = {column.name for column in self.table.primary_key}
         return [column.name for column in self.table.c if column.name not in keys | {self.parent_key}]
 
+    def write(self, connection: sa.Connection, parent: Any, rows: list[Record]) -> None:
+        """Make these the rows of one record, in this order; a row that is so already is not touched.
+
+        A column that `rows` do not name keeps its value, where the row is known again by the others.
+        """
+        keys = list(self.table.primary_key)
+        statement = sa.select(self.table).where(self.parent == parent).order_by(*keys)
+        present = [dict(row) for row in connection.execute(statement).mappings()]
+        known = _recognise(present, rows)
+        # Rows stand in the order of their keys: from the first that is new or has moved up, they are written anew.
+        kept = list(itertools.takewhile(lambda pair: pair[0] < pair[1], itertools.pairwise([-1, *known])))
+        for (_, index), new in zip(kept, rows, strict=False):
+            old = present[index]
+            if changed := {name: value for name, value in new.items() if value != old[name]}:
+                connection.execute(sa.update(self.table).where(*self._is_it(old)).values(**changed))
+        for index in set(range(len(present))) - {index for _, index in kept}:
+            connection.execute(sa.delete(self.table).where(*self._is_it(present[index])))
+        for index, new in list(zip(known, rows, strict=True))[len(kept) :]:
+            before = {name: present[index][name] for name in self.columns} if index >= 0 else {}
+            connection.execute(sa.insert(self.table).values({**before, **new, self.parent_key: parent}))
+
+    def _is_it(self, row: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
+        return [column == row[column.name] for column in self.table.primary_key]
+
+
+def _recognise(present: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """For each of `rows` the place in `present` of the row that it is (changed, perhaps), or -1 for a new one."""
+    free = dict.fromkeys(range(len(present)))
+    known = [-1] * len(rows)
+
+    def alike(place: int, index: int) -> int:
+        return sum(present[index][name] == value for name, value in rows[place].items())
+
+    for place, row in enumerate(rows):
+        found = next((i for i in (place, *free) if i in free and alike(place, i) == len(row)), None)
+        if found is not None:
+            known[place] = found
+            del free[found]
+    for place in (p for p, index in enumerate(known) if index < 0):
+        best = max(free, key=lambda i: (alike(place, i), i == place), default=-1)
+        if best == place or (best >= 0 and alike(place, best)):
+            known[place] = best
+            del free[best]
+    return known
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -207,12 +253,8 @@ class Catalogue:
 
     def _write_children(self, connection: sa.Connection, key: Any, nested: dict[str, list[Record]]) -> None:
         for child in self.children:
-            if child.name not in nested:
-                continue
-            connection.execute(sa.delete(child.table).where(child.parent == key))
-            rows = [{**row, child.parent_key: key} for row in nested[child.name]]
-            if rows:
-                connection.execute(sa.insert(child.table), rows)
+            if child.name in nested:
+                child.write(connection, key, nested[child.name])
 
 
 #: Every catalogue by name: the one table that answers "what is kept in sync".

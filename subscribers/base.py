@@ -18,7 +18,7 @@ from pydantic import Field as Field_
 from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
-from subscribers.mapping import Field, Mapper, link_to
+from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
 
 
 @dataclass(frozen=True)
@@ -300,11 +300,26 @@ def register(subscriber: type[Subscriber]) -> type[Subscriber]:
         raise ValueError(
             f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
         )
+    if problems := _mapping_problems(subscriber):
+        raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")
     taken = REGISTRY.get(subscriber.name())
     if taken is not None and taken.__qualname__ != subscriber.__qualname__:
         raise ValueError(f"{subscriber.name()} is registered twice: {taken.__name__} and {subscriber.__name__}")
     REGISTRY[subscriber.name()] = subscriber
     return subscriber
+
+
+def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
+    catalogue = CATALOGUES[subscriber.catalogue]
+    entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
+    _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
+    plain = [column.name for column in catalogue.table.c]
+    problems += [
+        f"match_on: {column!r} is no column of {catalogue.name}"
+        for column in subscriber.match_on
+        if column not in plain
+    ]
+    return problems
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
@@ -338,4 +353,5 @@ __all__ = [
     "connect",
     "link_to",
     "register",
+    "rows",
 ]

@@ -2,13 +2,15 @@
 
 Two shapes of a record's external side are used throughout: *nested*, as the system's JSON has it
 (`{"address": {"city": "Rome"}}`), and *flat*, one entry a mapped field keyed by its dotted path
-(`{"address.city": "Rome"}`). Comparisons and the ledger use the flat one.
+(`{"address.city": "Rome"}`). Comparisons and the ledger use the flat one. Child rows are one field
+there, whose value is the list of rows, each nested and with its mapped fields only.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -17,7 +19,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.catalogues import CATALOGUES, Catalogue, Record
+from models.catalogues import CATALOGUES, Catalogue, Children, Record
 from subscribers.errors import Reject, clean
 from subscribers.transforms import TRANSFORMS
 
@@ -37,7 +39,8 @@ class Field:
     `default` is sent where the internal value is empty. `conflict` says who wins where both sides
     changed the field since they last agreed: `internal`, `external`, `newest`, or `ask`: a person
     settles it, and until then neither side is written. `link` names the catalogue whose record the
-    column points to: the other system's id of that record travels, see :func:`link_to`.
+    column points to: the other system's id of that record travels, see :func:`link_to`. `rows` maps
+    the columns of child rows, see :func:`rows`.
     """
 
     path: str
@@ -47,6 +50,7 @@ class Field:
     default: Any = None
     required: bool = False
     link: str | None = None
+    rows: Mapping[str, Field] | None = None
 
 
 def link_to(catalogue: str, path: str, *, required: bool = False, direction: Direction = "both") -> Field:
@@ -56,6 +60,26 @@ def link_to(catalogue: str, path: str, *, required: bool = False, direction: Dir
     using up attempts.
     """
     return Field(path, link=catalogue, required=required, direction=direction)
+
+
+def rows(
+    path: str,
+    fields: Mapping[str, Field | str],
+    *,
+    direction: Direction = "both",
+    conflict: Conflict = "newest",
+    required: bool = False,
+) -> Field:
+    """Child rows, such as an invoice's lines: `path` is a list there, `fields` maps the columns of a row.
+
+    They are compared, merged and sent as a whole and in their order, so a direction or a conflict
+    policy is theirs together. What a row there holds beside the mapped fields is nobody's business.
+    """
+    return Field(path, direction=direction, conflict=conflict, required=required, rows=_entries(fields))
+
+
+def _entries(fields: Mapping[str, Field | str]) -> dict[str, Field]:
+    return {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
 
 
 class FieldRow(BaseModel):
@@ -71,27 +95,59 @@ class FieldRow(BaseModel):
     default: Any = None
     required: bool = False
     link: str | None = None
+    #: The fields of child rows, as rows of the same form.
+    rows: list[FieldRow] | None = None
 
     def field(self) -> Field:
         """The same, as a mapping's entry."""
-        return Field(**self.model_dump(exclude={"column"}))
+        inner = None if self.rows is None else {row.column: row.field() for row in self.rows}
+        return Field(**self.model_dump(exclude={"column", "rows"}), rows=inner)
 
 
 class Mapper:
-    """Carries records over between a catalogue and one subscriber's external fields."""
+    """Carries records over between a catalogue (or the child rows of one) and external fields."""
 
-    def __init__(self, catalogue: Catalogue, fields: Mapping[str, Field | str]) -> None:
+    def __init__(self, catalogue: Catalogue | Children, fields: Mapping[str, Field | str]) -> None:
         self.catalogue = catalogue
-        self.fields = {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
+        self.fields = _entries(fields)
         self._column_of = {entry.path: column for column, entry in self.fields.items()}
+        self._inner = {
+            column: Mapper(_children(catalogue)[column], entry.rows)
+            for column, entry in self.fields.items()
+            if entry.rows is not None
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """The mapping as rows for the panel and the database."""
-        return [{"column": column, **vars(entry)} for column, entry in self.fields.items()]
+        return [entry_row(column, entry) for column, entry in self.fields.items()]
 
-    def relations(self) -> dict[str, str]:
-        """Columns that point to a record of a catalogue: column -> catalogue."""
-        return {column: entry.link for column, entry in self.fields.items() if entry.link}
+    def relations(self) -> set[str]:
+        """The catalogues to whose records these point."""
+        own = {entry.link for entry in self.fields.values() if entry.link}
+        return own.union(*(inner.relations() for inner in self._inner.values()))
+
+    def points_to(self, record: Record) -> Iterator[tuple[str, str]]:
+        """(catalogue, record id) of each record this one, or a child row of it, points to outward."""
+        for column, entry in self.fields.items():
+            value = record.get(column)
+            if entry.direction == "in" or is_empty(value):
+                continue
+            if entry.link:
+                yield entry.link, str(value)
+            elif (inner := self._inner.get(column)) is not None:
+                yield from itertools.chain.from_iterable(inner.points_to(row) for row in value or [])
+
+    def points_to_there(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """(catalogue, the system's id) of each record these external fields point to."""
+        for path, value in flat.items():
+            column = self._column_of[path]
+            if is_empty(value):
+                continue
+            if link := self.fields[column].link:
+                yield link, str(value)
+            elif (inner := self._inner.get(column)) is not None and _is_rows(value):
+                for row in value:
+                    yield from inner.points_to_there(inner.theirs(row))
 
     def outward(self, record: Record, *, strict: bool = True, links: Links | None = None) -> Flat:
         """What the system shall hold of this record, by path.
@@ -108,33 +164,49 @@ class Mapper:
         for column, entry in self.fields.items():
             if entry.direction == "in":
                 continue
-            value = record.get(column)
-            if entry.link and not is_empty(value):
-                if (entry.link, str(value)) not in (links or {}):
-                    continue
-                value = (links or {})[entry.link, str(value)]
-            elif is_empty(value):
-                value = entry.default
-            elif entry.transform:
-                try:
-                    value = TRANSFORMS[entry.transform].forward(value)
-                except ValueError as error:
-                    wrong[entry.path] = str(error)
-                    continue
-            if entry.required and is_empty(value):
-                wrong[entry.path] = f"is required, but {column} is empty"
-            flat[entry.path] = plain(value)
+            try:
+                value = self._value_out(column, record.get(column), links or {})
+                if entry.required and is_empty(value):
+                    wrong[entry.path] = f"is required, but {column} is empty"
+                flat[entry.path] = plain(value)
+            except _Unknown:
+                continue
+            except Reject as error:
+                wrong |= error.fields
+            except ValueError as error:
+                wrong[entry.path] = str(error)
         if wrong and strict:
             raise Reject(words(wrong), fields=wrong)
         return flat
 
+    def _value_out(self, column: str, value: Any, links: Links) -> Any:
+        entry = self.fields[column]
+        if (inner := self._inner.get(column)) is not None:
+            return _each_row(entry.path, value or [], lambda row: nest(inner._whole(row, links)))
+        if is_empty(value):
+            return entry.default
+        if entry.link:
+            if (entry.link, str(value)) not in links:
+                raise _Unknown
+            return links[entry.link, str(value)]
+        return TRANSFORMS[entry.transform].forward(value) if entry.transform else value
+
+    def _whole(self, row: Record, links: Links) -> Flat:
+        """A child row outward. Raises `_Unknown` where a relation's id is not known: half a row is none."""
+        if any(pair not in links for pair in self.points_to(row)):
+            raise _Unknown
+        return self.outward(row, links=links)
+
     def theirs(self, data: Mapping[str, Any]) -> Flat:
         """The mapped fields of an external record, by path; one that is not mentioned is left out."""
         found = {}
-        for entry in self.fields.values():
+        for column, entry in self.fields.items():
             value = pick(data, entry.path)
-            if value is not MISSING:
-                found[entry.path] = plain(value)
+            if value is MISSING:
+                continue
+            if (inner := self._inner.get(column)) is not None and (value is None or _is_rows(value)):
+                value = [nest(inner.theirs(row)) for row in value or []]
+            found[entry.path] = plain(value)
         return found
 
     def comes_in(self, path: str) -> bool:
@@ -157,52 +229,129 @@ class Mapper:
         wrong: dict[str, str] = {}
         for path, value in flat.items():
             column = self._column_of[path]
-            entry = self.fields[column]
             try:
-                if not is_empty(value) and entry.link:
-                    value = _key(self.catalogue.table.c[column], (keys or {}).get((entry.link, str(value))))
-                elif not is_empty(value) and entry.transform:
-                    value = TRANSFORMS[entry.transform].inverse(value)
-                record[column] = fit(self.catalogue.table.c[column], value)
+                record[column] = self._value_in(column, value, keys or {})
+            except Reject as error:
+                wrong |= error.fields
             except ValueError as error:
                 wrong[path] = str(error)
         if wrong:
             raise Reject(words(wrong), fields=wrong)
         return record
 
+    def _value_in(self, column: str, value: Any, keys: Links) -> Any:
+        entry = self.fields[column]
+        if (inner := self._inner.get(column)) is not None:
+            if not (is_empty(value) or _is_rows(value)):
+                raise ValueError("is no list of objects, as child rows are")
+            return _each_row(entry.path, value or [], lambda row: inner.inward(inner.theirs(row), keys))
+        if not is_empty(value) and entry.link:
+            value = _key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
+        elif not is_empty(value) and entry.transform:
+            value = TRANSFORMS[entry.transform].inverse(value)
+        return fit(self.catalogue.table.c[column], value)
 
-def check_rows(rows: Iterable[Mapping[str, Any]], catalogue: Catalogue) -> tuple[dict[str, Field], list[str]]:
+
+class _Unknown(Exception):
+    """A related record's id in the system is not known."""
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+
+
+def _each_row(path: str, given: Iterable[Any], carry: Callable[[Any], Record]) -> list[Record]:
+    """Each child row carried over; all that is wrong with them at once, by row and field."""
+    carried: list[Record] = []
+    wrong: dict[str, str] = {}
+    for number, row in enumerate(given):
+        try:
+            carried.append(carry(row))
+        except Reject as error:
+            wrong |= {f"{path}[{number}].{name}": text for name, text in error.fields.items()}
+    if wrong:
+        raise Reject(words(wrong), fields=wrong)
+    return carried
+
+
+def entry_row(column: str, entry: Field) -> dict[str, Any]:
+    """An entry of a mapping in the form of `FieldRow`."""
+    inner = None if entry.rows is None else [entry_row(*pair) for pair in entry.rows.items()]
+    return {"column": column, **vars(entry), "rows": inner}
+
+
+def check_rows(
+    rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
+) -> tuple[dict[str, Field], list[str]]:
     """The mapping these rows make, and everything wrong with them, one sentence each naming the row."""
-    fields: dict[str, Field] = {}
+    parsed: list[tuple[str, FieldRow]] = []
     problems: list[str] = []
-    paths: set[str] = set()
     for number, raw in enumerate(rows, start=1):
         try:
-            row = FieldRow.model_validate(raw)
+            parsed.append((f"row {number}", FieldRow.model_validate(raw)))
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 problems.append(f"row {number}: {'.'.join(map(str, item['loc']))}: {item['msg']}")
-            continue
-        if row.column not in catalogue.columns or row.column not in catalogue.table.c:
-            known = ", ".join(name for name in catalogue.columns if name in catalogue.table.c)
-            problems.append(f"row {number}: {catalogue.name} has no column {row.column!r}; it has {known}")
-        if row.column in fields:
-            problems.append(f"row {number}: the column {row.column!r} is mapped twice")
-        if not _PATH.fullmatch(row.path):
-            problems.append(f"row {number}: {row.path!r} is no field name or dotted path such as address.city")
-        if any(row.path.startswith(f"{p}.") or p.startswith(f"{row.path}.") for p in paths):
-            problems.append(f"row {number}: {row.path!r} is inside, or holds, another row's external field")
-        if row.path in paths:
-            problems.append(f"row {number}: the external field {row.path!r} is used twice")
-        if row.link and row.link not in CATALOGUES:
-            problems.append(f"row {number}: no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}")
-        if row.transform and row.transform not in TRANSFORMS:
-            problems.append(f"row {number}: no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}")
-        fields[row.column] = row.field()
-        paths.add(row.path)
+    fields, wrong = _check(parsed, catalogue)
+    problems += wrong
     if not fields and not problems:
         problems.append("a mapping needs at least one field")
     return fields, problems
+
+
+def _check(rows: list[tuple[str, FieldRow]], catalogue: Catalogue | Children) -> tuple[dict[str, Field], list[str]]:
+    fields: dict[str, Field] = {}
+    problems: list[str] = []
+    paths: set[str] = set()
+    for place, row in rows:
+        says = [*_check_column(row, catalogue), *_check_names(row)]
+        if row.column in fields:
+            says.append(f"the column {row.column!r} is mapped twice")
+        if any(row.path.startswith(f"{p}.") or p.startswith(f"{row.path}.") for p in paths):
+            says.append(f"{row.path!r} is inside, or holds, another row's external field")
+        if row.path in paths:
+            says.append(f"the external field {row.path!r} is used twice")
+        problems += [f"{place}: {text}" for text in says]
+        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
+            inner = [(f"{place}, {row.column} {number}", one) for number, one in enumerate(row.rows, start=1)]
+            problems += _check(inner, child)[1] + [text for where, one in inner for text in _check_inner(where, one)]
+            if not row.rows:
+                problems.append(f"{place}: child rows need at least one field")
+        fields[row.column] = row.field()
+        paths.add(row.path)
+    return fields, problems
+
+
+def _children(catalogue: Catalogue | Children) -> dict[str, Children]:
+    return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}
+
+
+def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
+    children = _children(catalogue)
+    if row.column not in catalogue.columns:
+        yield f"{catalogue.name} has no column {row.column!r}; it has {', '.join(catalogue.columns)}"
+    elif row.column in children and row.rows is None:
+        columns = ", ".join(children[row.column].columns)
+        yield f"{row.column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
+    elif row.column not in children and row.rows is not None:
+        known = f"has child rows {', '.join(children)}" if children else "has no child rows"
+        yield f"{row.column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+    if row.rows is not None and (row.transform or row.link or row.default is not None):
+        yield "child rows as a whole have no transform, relation or default: their own fields have"
+
+
+def _check_names(row: FieldRow) -> Iterator[str]:
+    if not _PATH.fullmatch(row.path):
+        yield f"{row.path!r} is no field name or dotted path such as address.city"
+    if row.link and row.link not in CATALOGUES:
+        yield f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
+    if row.transform and row.transform not in TRANSFORMS:
+        yield f"no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}"
+
+
+def _check_inner(place: str, row: FieldRow) -> Iterator[str]:
+    if row.direction != "both" or row.conflict != "newest":
+        yield f"{place}: child rows are sent and merged as a whole: direction and conflict belong to the list"
 
 
 def _key(column: sa.Column[Any], record_id: str | None) -> Any:
@@ -247,17 +396,24 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same to a person: empty text and nothing do, 12 and 12.0 do."""
+    """Whether two values mean the same to a person: empty text and nothing do, 12 and 12.0 do.
+
+    In lists and objects too; a key that is not there is an empty one.
+    """
     if is_empty(one) and is_empty(other):
         return True
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(same(one.get(key), other.get(key)) for key in {*one, *other})
     if isinstance(one, bool) is not isinstance(other, bool):
         return False
     return bool(one == other)
 
 
 def is_empty(value: Any) -> bool:
-    """None and empty text."""
-    return value is None or value == ""
+    """None, empty text and a list without rows."""
+    return value is None or value in ("", [])
 
 
 def plain(value: Any) -> Any:

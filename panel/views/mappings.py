@@ -108,7 +108,7 @@ _CONFLICT = (
     "open the version in force in another tab, compare, and enter your changes there."
 )
 
-_COLUMNS = ("column", "path", "transform", "link", "direction", "conflict", "default", "required")
+_COLUMNS = ("column", "path", "transform", "link", "direction", "conflict", "default", "required", "rows")
 
 
 def field_pressed() -> str:
@@ -135,7 +135,15 @@ def _with_row_changed(rows: list[Row], pressed: str) -> list[Row]:
 def _parsed(row: Row) -> Row:
     """A typed row as the conductor takes it."""
     empty_is_none = {name: row[name] or None for name in ("transform", "link")}
-    return {**row, **empty_is_none, "default": parse_default(row["default"])}
+    return {**row, **empty_is_none, "default": parse_default(row["default"]), "rows": _parse_rows(row["rows"])}
+
+
+def _parse_rows(text: str) -> Any:
+    """The fields of child rows, which the form carries along as JSON; what is no JSON is refused as it is."""
+    try:
+        return json.loads(text) if text else None
+    except ValueError:
+        return text
 
 
 def parse_default(text: str) -> Any:
@@ -158,4 +166,5 @@ def show_default(value: Any) -> str:
 
 def _shown(row: Row) -> Row:
     none_is_empty = {name: row[name] or "" for name in ("transform", "link")}
-    return {**row, **none_is_empty, "default": show_default(row["default"])}
+    rows = json.dumps(row["rows"]) if row.get("rows") is not None else ""
+    return {**row, **none_is_empty, "default": show_default(row["default"]), "rows": rows}
