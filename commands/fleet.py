@@ -20,7 +20,7 @@ from workers.actors import register
 from workers.fleet import Fleet, wait_for_broker
 from workers.relay import Relay
 from workers.runtime import Heartbeat, Runtime, build, build_when_up, configure_logging, stop_on_signals
-from workers.scheduler import TickScheduler
+from workers.scheduler import TickScheduler, work_off_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ def scheduler(_arguments: argparse.Namespace) -> int:
 
 def _tick(runtime: Runtime, stop: threading.Event) -> None:
     ticker = TickScheduler(runtime.broker.get_actor("tick"), stop)
+    tasks = threading.Thread(target=work_off_tasks, args=(runtime.conductor, stop), name="tasks", daemon=True)
+    tasks.start()
 
     def asked(_number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -84,6 +86,7 @@ def _tick(runtime: Runtime, stop: threading.Event) -> None:
     signal.signal(signal.SIGINT, asked)
     if not stop.is_set():
         ticker.run()
+    tasks.join(runtime.settings.grace_seconds)
 
 
 def web(_arguments: argparse.Namespace) -> int:

@@ -20,9 +20,11 @@ from conductor.limits import Limits
 from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
 from conductor.relations import Relations
+from conductor.retrying import Retrying
 from conductor.routing import Routing
 from conductor.schedule import Jobs
 from conductor.settling import Settling
+from conductor.tasks import Tasks
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber, System
@@ -54,6 +56,8 @@ class Conductor:
         self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
         self.jobs = Jobs(self.hub)
+        self.tasks = Tasks(self.hub)
+        self.retrying = Retrying(self.hub, self.letters, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
@@ -117,6 +121,10 @@ class Conductor:
     def retry(self, letters: LetterFilter, by: str) -> int:
         """Try dead letters again. See `Desk.retry`."""
         return self.desk.retry(letters, by)
+
+    def retry_many(self, letters: LetterFilter, by: str) -> int:
+        """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
+        return self.retrying.start(letters, by)
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""

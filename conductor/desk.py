@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from conductor.health import Health
 from conductor.hub import Hub
-from conductor.letters import Letters
+from conductor.letters import DISCARDED, Letters
 from conductor.mappings import Mappings
 from conductor.merge import Merge, rebase
 from conductor.relations import Relations, related_flat
@@ -79,7 +79,7 @@ class Desk:
 
     def retry(self, letters: LetterFilter, by: str) -> int:
         """Let these records be tried again at once; returns how many. A letter closes when its record is through."""
-        return self._each_batch(letters, self._again, by, "dead_letter.retry")
+        return self._each_batch(letters, self.letters.again, by, "dead_letter.retry")
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close letters without sending: what they are about counts as settled until the next change."""
@@ -87,7 +87,7 @@ class Desk:
             raise ValueError("say why: a discarded dead letter needs a reason")
         return self._each_batch(
             letters,
-            lambda c, rows: self._settle(c, rows, f"discarded by {by}: {reason}"),
+            lambda c, rows: self._settle(c, rows, f"{DISCARDED} {by}: {reason}"),
             by,
             "dead_letter.discard",
             reason=reason,
@@ -111,17 +111,6 @@ class Desk:
                 if len(rows) < _BATCH:
                     self.hub.audit(connection, by, action, letters.words(), count=done, **details)
                     return done
-
-    def _again(self, connection: sa.Connection, rows: Iterable[Any]) -> None:
-        now = self.hub.clock()
-        links = [row.link_id for row in rows if row.link_id is not None]
-        inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
-        connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
-        connection.execute(
-            sa.update(Inbox)
-            .where(Inbox.id.in_(inbox), Inbox.state == "dead")
-            .values(state="waiting", retry_at=now, attempts=0)
-        )
 
     def _settle(self, connection: sa.Connection, rows: Iterable[Any], resolution: str) -> None:
         links = [row.link_id for row in rows if row.link_id is not None]

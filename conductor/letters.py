@@ -6,19 +6,23 @@ import hashlib
 import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from models.ledger import DeadLetter, Link
+from models.ledger import DeadLetter, Inbox, Link
 from subscribers.errors import Reject, SyncError
 
 logger = logging.getLogger(__name__)
 
 #: What varies from one record to the next: quoted values, numbers, long ids.
 _VARYING = re.compile(r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|\b[\w-]*\d[\w-]*\b")
+
+
+#: How the resolution of a letter begins that a person has closed unsent.
+DISCARDED = "discarded by"
 
 
 def fingerprint(error: SyncError) -> str:
@@ -76,6 +80,24 @@ class Letters:
                 return letter_id
         inserted = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id))
         return int(inserted.scalar_one())
+
+    def again(self, connection: sa.Connection, rows: Iterable[Any], *, task_id: int | None = None) -> None:
+        """Have what these letters (rows with `id`, `link_id`, `inbox_id`) are about tried again at once.
+
+        `task_id`: the task that sees to it, and counts how they end.
+        """
+        now = self.hub.clock()
+        links = [row.link_id for row in rows if row.link_id is not None]
+        inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
+        connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
+        connection.execute(
+            sa.update(Inbox)
+            .where(Inbox.id.in_(inbox), Inbox.state == "dead")
+            .values(state="waiting", retry_at=now, attempts=0)
+        )
+        if task_id is not None:
+            letters = DeadLetter.id.in_([row.id for row in rows])
+            connection.execute(sa.update(DeadLetter).where(letters).values(task_id=task_id))
 
     def of_inbox(self, connection: sa.Connection, inbox_id: int) -> int | None:
         """The open letter about an inbox row, if there is one."""

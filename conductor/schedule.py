@@ -15,7 +15,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule
+from conductor.tasks import OPEN
+from models.ledger import Change, Delivery, Inbox, JobRun, Process, Schedule, Task
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Jobs:
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
             (Inbox, Inbox.received_at, old, Inbox.state == "done"),
             (JobRun, JobRun.slot, self._passed(), always),
+            (Task, Task.created_at, old, Task.state.not_in(OPEN)),
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:

@@ -160,6 +160,7 @@ class DeadLetter(Base):
     __tablename__ = "dead_letter"
     __table_args__ = (
         _where("ix_dead_letter_open", "subscriber", "fingerprint", "id", condition="closed_at IS NULL"),
+        _where("ix_dead_letter_task", "task_id", condition="task_id IS NOT NULL"),
         _where("uq_dead_letter_link", "link_id", condition="closed_at IS NULL AND link_id IS NOT NULL", unique=True),
         _where("uq_dead_letter_inbox", "inbox_id", condition="closed_at IS NULL AND inbox_id IS NOT NULL", unique=True),
     )
@@ -181,6 +182,8 @@ class DeadLetter(Base):
     closed_at: Mapped[datetime | None]
     #: How it ended: delivered, or discarded with a person's reason.
     resolution: Mapped[str | None] = mapped_column(sa.Text)
+    #: The task that last had it tried again.
+    task_id: Mapped[int | None] = mapped_column(BigId)
 
 
 class Conflict(Base):
@@ -365,6 +368,37 @@ class JobRun(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     job: Mapped[str] = mapped_column(sa.String(80))
     slot: Mapped[datetime]
+
+
+class Task(Base):
+    """Long work that a person began: how far it is, and who works at it. See `conductor.tasks`."""
+
+    __tablename__ = "task"
+    __table_args__ = (_where("ix_task_open", "id", condition="state IN ('running', 'stopping')"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    #: `retry`, `backfill`, `reconcile`.
+    kind: Mapped[str] = mapped_column(sa.String(16))
+    subscriber: Mapped[str | None] = mapped_column(sa.String(64))
+    #: What was asked for, as its kind reads it.
+    argument: Mapped[dict[str, Any]]
+    #: running, stopping, stopped, done or failed.
+    state: Mapped[str] = mapped_column(sa.String(8))
+    #: How many pieces there are, where that is known, and of those: handled, well, badly.
+    total: Mapped[int | None]
+    done: Mapped[int] = mapped_column(default=0, server_default="0")
+    good: Mapped[int] = mapped_column(default=0, server_default="0")
+    bad: Mapped[int] = mapped_column(default=0, server_default="0")
+    #: Where the next step begins, as its kind reads it.
+    position: Mapped[dict[str, Any] | None]
+    #: How far it is, in words.
+    words: Mapped[str | None] = mapped_column(sa.Text)
+    by: Mapped[str] = mapped_column(sa.String(255))
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    finished_at: Mapped[datetime | None]
+    #: Who does a step just now; without an owner, `lease_until` is when the next step may begin.
+    lease_owner: Mapped[str | None] = mapped_column(sa.String(64))
+    lease_until: Mapped[datetime | None]
 
 
 class Process(Base):

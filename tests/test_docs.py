@@ -135,7 +135,7 @@ def test_the_words_are_explained() -> None:
     section = (ROOT / "docs/architecture.md").read_text().split("## Words")[1].split("##")[0]
     words = {
         "catalogue", "record", "system", "subscriber", "`field_to_data`", "change", "link", "delivery",
-        "dead letter", "unsubscription", "inbox", "cursor", "conductor",
+        "dead letter", "unsubscription", "inbox", "cursor", "conductor", "task",
     }  # fmt: skip
     assert words <= set(re.findall(r"(?m)^\| ([^|]+?) \|", section))
 

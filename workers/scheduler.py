@@ -1,4 +1,4 @@
-"""The scheduler: periodiq's loop with its one actor, the tick of every minute."""
+"""The scheduler: periodiq's loop with its one actor, the tick of every minute; and the loop of the tasks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import logging
 import threading
 
 import dramatiq
+import sqlalchemy as sa
 from periodiq import Scheduler
 
 from broker import BrokerUnreachable
+from conductor import Conductor
 
 logger = logging.getLogger(__name__)
+
+#: Seconds between two looks for a task.
+_TASK_PAUSE = 1.0
+
+
+def work_off_tasks(conductor: Conductor, stop: threading.Event) -> None:
+    """Do steps of tasks until asked to stop. Several schedulers may: a task is worked at under a lease."""
+    while not stop.is_set():
+        try:
+            worked = conductor.tasks.run_some()
+        except sa.exc.SQLAlchemyError as error:
+            logger.warning("tasks wait: %s", str(error).split("\n", 1)[0])
+            worked = False
+        if not worked:
+            stop.wait(_TASK_PAUSE)
 
 
 class TickScheduler(Scheduler):  # type: ignore[misc]

@@ -183,6 +183,7 @@ def upgrade() -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("resolution", sa.Text(), nullable=True),
+        sa.Column("task_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letter")),
     )
     with op.batch_alter_table("dead_letter", schema=None) as batch_op:
@@ -192,6 +193,13 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("closed_at IS NULL"),
             sqlite_where=sa.text("closed_at IS NULL"),
+        )
+        batch_op.create_index(
+            "ix_dead_letter_task",
+            ["task_id"],
+            unique=False,
+            postgresql_where=sa.text("task_id IS NOT NULL"),
+            sqlite_where=sa.text("task_id IS NOT NULL"),
         )
         batch_op.create_index(
             "uq_dead_letter_inbox",
@@ -477,6 +485,47 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_system_name")),
     )
     op.create_table(
+        "task",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("subscriber", sa.String(length=64), nullable=True),
+        sa.Column(
+            "argument",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=False,
+        ),
+        sa.Column("state", sa.String(length=8), nullable=False),
+        sa.Column("total", sa.Integer(), nullable=True),
+        sa.Column("done", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("good", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("bad", sa.Integer(), server_default="0", nullable=False),
+        sa.Column(
+            "position",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("words", sa.Text(), nullable=True),
+        sa.Column("by", sa.String(length=255), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lease_owner", sa.String(length=64), nullable=True),
+        sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_task")),
+    )
+    with op.batch_alter_table("task", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_task_open",
+            ["id"],
+            unique=False,
+            postgresql_where=sa.text("state IN ('running', 'stopping')"),
+            sqlite_where=sa.text("state IN ('running', 'stopping')"),
+        )
+
+    op.create_table(
         "unsubscription",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("target", sa.String(length=64), nullable=False),
@@ -601,6 +650,14 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_unsubscription_target"))
 
     op.drop_table("unsubscription")
+    with op.batch_alter_table("task", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_task_open",
+            postgresql_where=sa.text("state IN ('running', 'stopping')"),
+            sqlite_where=sa.text("state IN ('running', 'stopping')"),
+        )
+
+    op.drop_table("task")
     op.drop_table("system")
     op.drop_table("sync_context")
     op.drop_table("schedule")
@@ -660,6 +717,11 @@ def downgrade() -> None:
             "uq_dead_letter_inbox",
             postgresql_where=sa.text("closed_at IS NULL AND inbox_id IS NOT NULL"),
             sqlite_where=sa.text("closed_at IS NULL AND inbox_id IS NOT NULL"),
+        )
+        batch_op.drop_index(
+            "ix_dead_letter_task",
+            postgresql_where=sa.text("task_id IS NOT NULL"),
+            sqlite_where=sa.text("task_id IS NOT NULL"),
         )
         batch_op.drop_index(
             "ix_dead_letter_open",
