@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import requests
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.flask_client import OAuth
 from flask import Blueprint, Flask, abort, current_app, flash, redirect, request, session, url_for
@@ -57,7 +56,7 @@ def begin() -> Response:
     session["oidc_next"] = request.args.get("next", "")
     try:
         answer: Response = client.authorize_redirect(url_for("oidc.back", _external=True))
-    except (AuthlibBaseError, requests.RequestException, ValueError) as error:
+    except (AuthlibBaseError, OSError, ValueError) as error:
         return _failed(error, _AWAY)
     return answer
 
@@ -70,7 +69,7 @@ def back() -> Response:
         return _failed(None, f"The login provider refused: {request.args['error'][:80]}.")
     try:
         token = client.authorize_access_token()
-    except (AuthlibBaseError, JoseError, requests.RequestException, ValueError, KeyError) as error:
+    except (AuthlibBaseError, JoseError, OSError, ValueError, KeyError) as error:
         return _failed(error, "That login could not be verified. Try again.")
     if not token.get("userinfo"):
         return _failed(None, "The login provider sent no ID token: it may not be an OpenID Connect provider.")

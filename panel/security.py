@@ -6,7 +6,6 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
-import sqlalchemy as sa
 from flask import Flask, current_app
 from flask_security import current_user
 from flask_security.core import Security
