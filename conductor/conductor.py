@@ -19,6 +19,7 @@ from conductor.letters import Letters
 from conductor.limits import Limits
 from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
+from conductor.previews import Effect, Preview, Previews
 from conductor.relations import Relations
 from conductor.retrying import Retrying
 from conductor.routing import Routing
@@ -55,6 +56,7 @@ class Conductor:
         applying = Applying(self.hub, self.relations, self.guard)
         self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
+        self.previews = Previews(self.hub, self.mappings, self.relations)
         self.jobs = Jobs(self.hub)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
@@ -178,6 +180,14 @@ class Conductor:
     def save_mapping(self, subscriber: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
         """Save a mapping. See `Mappings.save`."""
         return self.mappings.save(subscriber, rows, by, expected_version)
+
+    def preview_mapping(self, subscriber: str, rows: list[dict[str, Any]], record_id: str) -> Preview | None:
+        """One record through a mapping that is not saved. See `Previews.record`."""
+        return self.previews.record(subscriber, rows, record_id)
+
+    def mapping_effect(self, subscriber: str, rows: list[dict[str, Any]]) -> Effect:
+        """How many records it would change. See `Previews.effect`."""
+        return self.previews.effect(subscriber, rows)
 
     def overview(self) -> list[views.SystemStatus]:
         """Every system's state. See `conductor.overview`."""
