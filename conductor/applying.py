@@ -6,6 +6,7 @@ a write of ours), it raises `NeedsFetch`, and is called again with the record as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -271,6 +272,36 @@ class Applying:
         owed = bool(link.owed_change > link.synced_change)
         return self._note(connection, incoming, link, "applied", "created here", operation="create", owed=owed)
 
+    def adopt(self, connection: sa.Connection, incoming: Incoming, where: Sequence[Any] = ()) -> str | None:
+        """Link an external record to the internal one it is of, and merge them; returns that one's id.
+
+        None: it is linked already, or of no record here that meets the conditions `where`.
+
+        Raises:
+          Busy, SyncError: as `apply` does.
+        """
+        subscriber, external = incoming.subscriber, incoming.external
+        if external.deleted or self._link(connection, Link.external_id == external.id, subscriber) is not None:
+            return None
+        record_id = self._claimed(connection, incoming) or self._matched(connection, incoming)
+        if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
+            return None
+        link = self._link(connection, Link.record_id == record_id, subscriber)
+        if link is not None and link.external_id is not None:
+            return None  # it is of another one there, or was deleted there
+        self._adopt(connection, incoming, record_id)
+        return record_id
+
+    def candidates(
+        self, connection: sa.Connection, incoming: Incoming, limit: int, where: Sequence[Any] = ()
+    ) -> list[str]:
+        """The internal records that an external one may be of."""
+        if claimed := self._claimed(connection, incoming):
+            return [claimed]
+        values = self._match_values(incoming)
+        found = incoming.subscriber.records.find(connection, values, limit) if values else []
+        return incoming.subscriber.records.keep(connection, found, where)
+
     def _claimed(self, connection: sa.Connection, incoming: Incoming) -> str | None:
         """The internal record whose id the external one carries, if that can be true."""
         subscriber, record_id = incoming.subscriber, incoming.external.record_id
@@ -304,12 +335,9 @@ class Applying:
 
     def _matched(self, connection: sa.Connection, incoming: Incoming) -> str | None:
         """The one internal record that agrees in all `match_on` columns and is not linked yet."""
-        subscriber, mapper = incoming.subscriber, incoming.mapper
-        paths = [mapper.fields[column].path for column in subscriber.match_on if column in mapper.fields]
-        theirs = mapper.theirs(incoming.external.data)
-        if not paths or any(is_empty(theirs.get(path)) for path in paths):
-            return None
-        found = subscriber.records.find(connection, mapper.inward({p: theirs[p] for p in paths}))
+        subscriber = incoming.subscriber
+        values = self._match_values(incoming)
+        found = subscriber.records.find(connection, values) if values else []
         if len(found) > 1:
             names = ", ".join(subscriber.match_on)
             raise Reject(f"several records here have the same {names} as {incoming.external.id}: which is it?")
@@ -318,6 +346,16 @@ class Applying:
         link = self._link(connection, Link.record_id == found[0], subscriber)
         taken = link is not None and link.external_id is not None and link.gone_at is None
         return None if taken else found[0]
+
+    @staticmethod
+    def _match_values(incoming: Incoming) -> Record:
+        """Its values of the `match_on` columns; nothing where one of them is empty."""
+        mapper = incoming.mapper
+        paths = [mapper.fields[column].path for column in incoming.subscriber.match_on if column in mapper.fields]
+        theirs = mapper.theirs(incoming.external.data)
+        if any(is_empty(theirs.get(path)) for path in paths):
+            return {}
+        return mapper.inward({path: theirs[path] for path in paths})
 
     def _adopt(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
         subscriber, external = incoming.subscriber, incoming.external

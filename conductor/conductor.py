@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from conductor import overview as views
 from conductor.applying import Applying
+from conductor.asking import Asking
+from conductor.backfill import Backfill
 from conductor.desk import Desk, LetterFilter
 from conductor.guard import Guard
 from conductor.health import Health
@@ -60,6 +62,8 @@ class Conductor:
         self.jobs = Jobs(self.hub)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
+        self.asking = Asking(self.hub, self.health, self.limits)
+        self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
@@ -127,6 +131,10 @@ class Conductor:
     def retry_many(self, letters: LetterFilter, by: str) -> int:
         """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
         return self.retrying.start(letters, by)
+
+    def backfill(self, subscriber: str, by: str, where: Mapping[str, str] | None = None) -> int:
+        """Bring the records there are to a subscriber, as a task; its id. See `Backfill.start`."""
+        return self.filling.start(subscriber, by, where)
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""

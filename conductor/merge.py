@@ -71,6 +71,8 @@ def merge(
             result.keep[path] = value
         elif path not in ours or (path in agreed and same(ours[path], agreed[path])):
             result.take[path] = value
+        elif path not in agreed and is_empty(ours[path]):
+            result.take[path] = value  # and what is missing here is filled, not erased there
         else:
             who = result.conflicts[path] = winner(path)
             {"external": result.take, "internal": result.keep, "ask": result.ask}[who][path] = value

@@ -246,6 +246,12 @@ class Catalogue:
         statement = sa.select(self.key).where(*conditions).order_by(self.key).limit(limit)
         return [str(row[0]) for row in connection.execute(statement)]
 
+    def keep(self, connection: sa.Connection, record_ids: Iterable[str], where: Iterable[Any]) -> list[str]:
+        """Those of these records that meet the conditions, in key order."""
+        keys = [self.key_of(record_id) for record_id in record_ids]
+        statement = sa.select(self.key).where(self.key.in_(keys), *where).order_by(self.key)
+        return [str(row[0]) for row in connection.execute(statement)]
+
     def _split(self, values: Mapping[str, Any]) -> tuple[Record, dict[str, list[Record]]]:
         nested = {child.name for child in self.children}
         own = {name: value for name, value in values.items() if name not in nested}
