@@ -23,6 +23,7 @@ from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
 from conductor.previews import Effect, Preview, Previews
 from conductor.relations import Relations
+from conductor.resending import Resending
 from conductor.retrying import Retrying
 from conductor.routing import Routing
 from conductor.schedule import Jobs
@@ -62,6 +63,7 @@ class Conductor:
         self.jobs = Jobs(self.hub)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
+        self.resending = Resending(self.hub, self.mappings, self.relations, self.tasks)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
 
@@ -192,6 +194,10 @@ class Conductor:
     def preview_mapping(self, subscriber: str, rows: list[dict[str, Any]], record_id: str) -> Preview | None:
         """One record through a mapping that is not saved. See `Previews.record`."""
         return self.previews.record(subscriber, rows, record_id)
+
+    def resend(self, subscriber: str, by: str) -> int:
+        """Send again what the mapping in force makes different, as a task. See `Resending.start`."""
+        return self.resending.start(subscriber, by)
 
     def mapping_effect(self, subscriber: str, rows: list[dict[str, Any]]) -> Effect:
         """How many records it would change. See `Previews.effect`."""

@@ -82,6 +82,25 @@ def _entries(fields: Mapping[str, Field | str]) -> dict[str, Field]:
     return {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
 
 
+class Problem(str):
+    """One thing that is wrong with a mapping, as a sentence; with the place for who shows it there.
+
+    `row` counts from 1, `child` too within child rows (None: the row itself), `cell` is the name of a
+    field of `FieldRow`.
+    """
+
+    row: int
+    child: int | None
+    cell: str
+    reason: str
+
+    def __new__(cls, row: int, cell: str, reason: str, child: tuple[str, int] | None = None) -> Problem:
+        where = f"row {row}" + (f", {child[0]} {child[1]}" if child else "")
+        made = super().__new__(cls, f"{where}: {reason}")
+        made.row, made.child, made.cell, made.reason = row, child and child[1], cell, reason
+        return made
+
+
 class FieldRow(BaseModel):
     """A row of a mapping as the panel edits and the database keeps it."""
 
@@ -280,78 +299,86 @@ def entry_row(column: str, entry: Field) -> dict[str, Any]:
     return {"column": column, **vars(entry), "rows": inner}
 
 
+#: A cell of a row, and what is wrong with it.
+_Wrong = tuple[str, str]
+
+
 def check_rows(
     rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
 ) -> tuple[dict[str, Field], list[str]]:
-    """The mapping these rows make, and everything wrong with them, one sentence each naming the row."""
-    parsed: list[tuple[str, FieldRow]] = []
+    """The mapping these rows make, and everything wrong with them, one `Problem` each naming row and cell."""
+    parsed: list[tuple[int, FieldRow]] = []
     problems: list[str] = []
     for number, raw in enumerate(rows, start=1):
         try:
-            parsed.append((f"row {number}", FieldRow.model_validate(raw)))
+            parsed.append((number, FieldRow.model_validate(raw)))
         except ValidationError as error:
             for item in error.errors(include_url=False):
-                problems.append(f"row {number}: {'.'.join(map(str, item['loc']))}: {item['msg']}")
-    fields, wrong = _check(parsed, catalogue)
-    problems += wrong
+                place = ".".join(map(str, item["loc"]))
+                problems.append(Problem(number, place.partition(".")[0], f"{place}: {item['msg']}"))
+    fields: dict[str, Field] = {}
+    for number, row, wrong in _check(parsed, catalogue):
+        fields[row.column] = row.field()
+        problems += [Problem(number, cell, reason) for cell, reason in wrong]
+        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
+            for count, one, inner_wrong in _check(list(enumerate(row.rows, start=1)), child):
+                inside = [*inner_wrong, *_check_inner(one)]
+                problems += [Problem(number, cell, reason, (row.column, count)) for cell, reason in inside]
+            if not row.rows:
+                problems.append(Problem(number, "column", "child rows need at least one field"))
     if not fields and not problems:
         problems.append("a mapping needs at least one field")
     return fields, problems
 
 
-def _check(rows: list[tuple[str, FieldRow]], catalogue: Catalogue | Children) -> tuple[dict[str, Field], list[str]]:
-    fields: dict[str, Field] = {}
-    problems: list[str] = []
+def _check(
+    rows: list[tuple[int, FieldRow]], catalogue: Catalogue | Children
+) -> Iterator[tuple[int, FieldRow, list[_Wrong]]]:
+    columns: set[str] = set()
     paths: set[str] = set()
-    for place, row in rows:
-        says = [*_check_column(row, catalogue), *_check_names(row)]
-        if row.column in fields:
-            says.append(f"the column {row.column!r} is mapped twice")
+    for number, row in rows:
+        wrong = [*_check_column(row, catalogue), *_check_names(row)]
+        if row.column in columns:
+            wrong.append(("column", f"the column {row.column!r} is mapped twice"))
         if any(row.path.startswith(f"{p}.") or p.startswith(f"{row.path}.") for p in paths):
-            says.append(f"{row.path!r} is inside, or holds, another row's external field")
+            wrong.append(("path", f"{row.path!r} is inside, or holds, another row's external field"))
         if row.path in paths:
-            says.append(f"the external field {row.path!r} is used twice")
-        problems += [f"{place}: {text}" for text in says]
-        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
-            inner = [(f"{place}, {row.column} {number}", one) for number, one in enumerate(row.rows, start=1)]
-            problems += _check(inner, child)[1] + [text for where, one in inner for text in _check_inner(where, one)]
-            if not row.rows:
-                problems.append(f"{place}: child rows need at least one field")
-        fields[row.column] = row.field()
+            wrong.append(("path", f"the external field {row.path!r} is used twice"))
+        columns.add(row.column)
         paths.add(row.path)
-    return fields, problems
+        yield number, row, wrong
 
 
 def _children(catalogue: Catalogue | Children) -> dict[str, Children]:
     return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}
 
 
-def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
+def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
     children = _children(catalogue)
     if row.column not in catalogue.columns:
-        yield f"{catalogue.name} has no column {row.column!r}; it has {', '.join(catalogue.columns)}"
+        yield "column", f"{catalogue.name} has no column {row.column!r}; it has {', '.join(catalogue.columns)}"
     elif row.column in children and row.rows is None:
         columns = ", ".join(children[row.column].columns)
-        yield f"{row.column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
+        yield "column", f"{row.column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
     elif row.column not in children and row.rows is not None:
         known = f"has child rows {', '.join(children)}" if children else "has no child rows"
-        yield f"{row.column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+        yield "column", f"{row.column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
     if row.rows is not None and (row.transform or row.link or row.default is not None):
-        yield "child rows as a whole have no transform, relation or default: their own fields have"
+        yield "transform", "child rows as a whole have no transform, relation or default: their own fields have"
 
 
-def _check_names(row: FieldRow) -> Iterator[str]:
+def _check_names(row: FieldRow) -> Iterator[_Wrong]:
     if not _PATH.fullmatch(row.path):
-        yield f"{row.path!r} is no field name or dotted path such as address.city"
+        yield "path", f"{row.path!r} is no field name or dotted path such as address.city"
     if row.link and row.link not in CATALOGUES:
-        yield f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
+        yield "link", f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
     if row.transform and row.transform not in TRANSFORMS:
-        yield f"no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}"
+        yield "transform", f"no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}"
 
 
-def _check_inner(place: str, row: FieldRow) -> Iterator[str]:
+def _check_inner(row: FieldRow) -> Iterator[_Wrong]:
     if row.direction != "both" or row.conflict != "newest":
-        yield f"{place}: child rows are sent and merged as a whole: direction and conflict belong to the list"
+        yield "direction", "child rows are sent and merged as a whole: direction and conflict belong to the list"
 
 
 def _key(column: sa.Column[Any], record_id: str | None) -> Any:
