@@ -10,6 +10,7 @@ from conductor.hub import Announcer, Policy
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
 from conductor.overview import SubscriberStatus, SystemStatus, Waiting
+from conductor.previews import Effect, Preview
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
@@ -18,10 +19,12 @@ __all__ = [
     "BadSignature",
     "BadWebhook",
     "Conductor",
+    "Effect",
     "LetterFilter",
     "MappingConflict",
     "MappingRefused",
     "Policy",
+    "Preview",
     "SubscriberStatus",
     "SystemStatus",
     "UnknownSystem",

@@ -63,9 +63,16 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/mappings/<subscriber>"): ("/mappings/shop.customer", {}, VIEW),
     ("POST", "/mappings/<subscriber>"): (
         "/mappings/shop.customer",
-        {"0.column": "name", "0.path": "name", "0.direction": "both", "0.conflict": "newest"},
+        {"0.column": "name", "0.path": "name", "0.direction": "both", "0.conflict": "newest", "do": "save"},
         ADMINISTER,
     ),
+    ("GET", "/mappings/<subscriber>/versions/<number:number>"): ("/mappings/crm.customer/versions/1", {}, VIEW),
+    ("POST", "/mappings/<subscriber>/versions/<number:number>/revert"): (
+        "/mappings/crm.customer/versions/1/revert",
+        {"version": "1"},
+        ADMINISTER,
+    ),
+    ("POST", "/mappings/<subscriber>/send"): ("/mappings/shop.customer/send", {}, ADMINISTER),
     ("POST", "/mappings/<subscriber>/default"): ("/mappings/shop.customer/default", {"version": "1"}, ADMINISTER),
     ("GET", "/unsubscriptions/"): ("/unsubscriptions/", {}, VIEW),
     ("GET", "/unsubscriptions/<number:number>"): ("/unsubscriptions/1", {}, VIEW),

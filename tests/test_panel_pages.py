@@ -27,7 +27,6 @@ from models.ledger import (
 )
 from panel.paging import PAGE, STRETCH
 from panel.views.inbox import safe_headers
-from panel.views.mappings import parse_default, show_default
 from panel.views.systems import MASK, mask
 from panel.views.unsubscriptions import record_list
 from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world
@@ -157,48 +156,6 @@ def test_a_wrong_unsubscription_is_refused_and_what_was_typed_kept(
     assert answer.status_code == 422
     assert words in answer.text
     assert form.get("reason", "kept words") in answer.text
-
-
-def _mapping_form(*rows: tuple[str, str], version: int = 0, **more: str) -> dict[str, str]:
-    form = {"version": str(version), "do": "save"} | more
-    for number, (column, path) in enumerate(rows):
-        form |= {f"{number}.column": column, f"{number}.path": path}
-        form |= {f"{number}.direction": "both", f"{number}.conflict": "newest"}
-    return form
-
-
-def test_a_saved_mapping_is_in_force_at_once_and_goes_back(w: World) -> None:
-    client = w.client("admin")
-    assert post(client, "/mappings/shop.customer", **_mapping_form(("name", "title"))).status_code == 303
-    assert [e.path for e in w.conductor.mapping("shop.customer")[0].fields.values()] == ["title"]
-    post(client, "/mappings/shop.customer/default", version="1")
-    assert set(w.conductor.mapping("shop.customer")[0].fields) == {"name", "email", "city", "active"}
-    page = client.get("/mappings/shop.customer").text
-    assert "Version 1: 1 field" in page and "Version 2: the code's default" in page
-
-
-def test_a_wrong_mapping_is_refused_with_its_problems(w: World) -> None:
-    rows = [("name", "a"), ("nonsense", "b"), ("email", "not a path"), ("name", "a")]
-    answer = post(w.client("admin"), "/mappings/shop.customer", **_mapping_form(*rows))
-    assert answer.status_code == 422
-    for words in ("row 2", "no column", "row 3", "no field name", "row 4", "mapped twice"):
-        assert words in answer.text
-    assert 'value="not a path"' in answer.text
-    assert w.conductor.mapping("shop.customer")[1] == 0
-
-
-def test_two_people_do_not_overwrite_each_other(w: World) -> None:
-    one, other = w.client("admin"), w.client("admin")
-    post(one, "/mappings/shop.customer", **_mapping_form(("name", "title")))
-    answer = post(other, "/mappings/shop.customer", **_mapping_form(("name", "label")))
-    assert answer.status_code == 409
-    assert "Somebody saved another version" in answer.text and 'value="label"' in answer.text
-    assert w.conductor.mapping("shop.customer")[1] == 1
-
-
-@pytest.mark.parametrize("value", [None, "plain", "12", "true", 12, 1.5, True, False, '"quoted"', "[1]", "null"])
-def test_defaults_survive_the_form(value: Any) -> None:
-    assert parse_default(show_default(value)) == value
 
 
 # --- finding and histories ---------------------------------------------------------------------------
