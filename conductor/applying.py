@@ -157,7 +157,7 @@ class Applying:
             righted=link.righted if _is_as_we_wrote(incoming.external.at, link) else None,
         )
         if result.take:
-            self._write_record(connection, subscriber, mapper, link.record_id, result.take)
+            self._write_record(connection, subscriber, mapper, link.record_id, record, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
         related = self.relations.load(connection, subscriber, mapper, [now_here])
         ours_now = related_flat(mapper, now_here, related)
@@ -220,9 +220,15 @@ class Applying:
         return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
 
     def _write_record(
-        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, record_id: str, take: Flat
+        self,
+        connection: sa.Connection,
+        subscriber: Subscriber,
+        mapper: Mapper,
+        record_id: str,
+        record: Record,
+        take: Flat,
     ) -> None:
-        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take))
+        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take), record)
         with sync_context(connection, origin=subscriber.system):
             subscriber.records.update(connection, record_id, values)
 
@@ -351,7 +357,7 @@ class Applying:
     def _match_values(incoming: Incoming) -> Record:
         """Its values of the `match_on` columns; nothing where one of them is empty."""
         mapper = incoming.mapper
-        paths = [mapper.fields[column].path for column in incoming.subscriber.match_on if column in mapper.fields]
+        paths = [path for path in map(mapper.path_of, incoming.subscriber.match_on) if path is not None]
         theirs = mapper.theirs(incoming.external.data)
         if any(is_empty(theirs.get(path)) for path in paths):
             return {}

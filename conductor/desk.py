@@ -278,8 +278,9 @@ class Desk:
         if choice == "theirs":
             mapper = self.mappings.current(connection, conflict.subscriber)[0]
             keys = self.relations.keys(connection, subscriber, mapper, result.take)
+            record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
             with sync_context(connection, origin=subscriber.system):
-                subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys))
+                subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys, record))
         ours = self._ours(connection, subscriber, link.record_id)
         agreed, held = rebase(result, link.agreed or {}, link.held or {}, ours)
         values: dict[str, Any] = {"agreed": agreed, "held": held or None, "open_conflicts": Link.open_conflicts - 1}

@@ -21,14 +21,15 @@ from conductor.health import Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
-from conductor.plans import Batch, Claim, Plan, make_item, tops
+from conductor.plans import Batch, Claim, Plan, make_item
 from conductor.relations import Relations
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
 from models.ledger import Conflict, Link
 from subscribers.base import Item, Subscriber, attempt
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Flat, Mapper, nest, same
+from subscribers.mapping import Flat, Mapper, same
+from subscribers.paths import nest, tops
 
 logger = logging.getLogger(__name__)
 

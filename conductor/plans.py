@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from models.catalogues import Record
 from subscribers.base import External, Item
 from subscribers.errors import Retry, SyncError
 from subscribers.mapping import Flat, Mapper
+from subscribers.paths import tops
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Plan:
         """The fields that travel: with an update only what differs, by whole top-level objects."""
         if self.operation == "create" or self.item is None:
             return set(self.flat)
-        return {path for path in self.flat if path.split(".")[0] in self.item.changes}
+        return {path for path in self.flat if any(top in self.item.changes for top in tops([path]))}
 
     @property
     def ours(self) -> Flat:
@@ -126,8 +126,3 @@ def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat:
         external_id=claim.link.external_id if claim.linked else None,
         key=hashlib.sha256(text.encode()).hexdigest()[:40],
     )
-
-
-def tops(paths: Iterable[str]) -> list[str]:
-    """The top-level fields of these paths, each once."""
-    return list(dict.fromkeys(path.split(".")[0] for path in paths))

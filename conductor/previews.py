@@ -24,7 +24,8 @@ from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, attempt
 from subscribers.errors import SyncError
-from subscribers.mapping import MISSING, Flat, Mapper, check_rows, nest, same
+from subscribers.mapping import Flat, Mapper, check_rows, same
+from subscribers.paths import MISSING, nest
 
 #: A catalogue of up to this many records is looked at whole.
 EXACT = 5000

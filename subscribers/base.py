@@ -313,13 +313,8 @@ def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
     catalogue = CATALOGUES[subscriber.catalogue]
     entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
     _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
-    plain = [column.name for column in catalogue.table.c]
-    problems += [
-        f"match_on: {column!r} is no column of {catalogue.name}"
-        for column in subscriber.match_on
-        if column not in plain
-    ]
-    return problems
+    unknown = [column for column in subscriber.match_on if column not in catalogue.table.c]
+    return problems + [f"match_on: {catalogue.name} has no column {column!r}" for column in unknown]
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:

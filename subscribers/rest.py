@@ -22,7 +22,7 @@ from subscribers import base
 from subscribers.base import Event, External, Item, Page, Subscriber, System
 from subscribers.errors import BadSignature, BadWebhook, Retry
 from subscribers.http import Http, Token, Url, iso_time, same_secret, secrets_of, server_time
-from subscribers.mapping import nest
+from subscribers.paths import nest
 
 
 class RestOptions(base.Options):

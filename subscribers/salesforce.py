@@ -364,7 +364,7 @@ class SalesforceSubscriber(Subscriber):
 
     def fields(self) -> list[str]:
         """What is read of each record; without repetition, which SOQL refuses."""
-        mapped = [field.path for field in self.mapper.fields.values()]
+        mapped = self.mapper.paths()
         return [*dict.fromkeys(["Id", "SystemModstamp", "IsDeleted", self.external_id_field, *mapped])]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:

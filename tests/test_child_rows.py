@@ -12,7 +12,8 @@ from models.ledger import Change, DeadLetter, Link
 from models.session import Database
 from subscribers.base import link_to
 from subscribers.errors import Reject
-from subscribers.mapping import Field, Mapper, check_rows, nest, rows, same
+from subscribers.mapping import Field, Mapper, check_rows, rows, same
+from subscribers.paths import nest
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 
 INVOICE = CATALOGUES["invoice"]
@@ -118,6 +119,20 @@ SOME = {"column": "quantity", "path": "count"}
 def test_what_is_wrong_with_a_mapping_of_rows(row: dict[str, Any], says: str) -> None:
     _, problems = check_rows([row], INVOICE)
     assert any(says in problem for problem in problems), problems
+
+
+def test_a_row_keeps_what_its_transform_loses_and_knows_its_invoices_currency() -> None:
+    line = {"description": Field("text", "truncate:4"), "unit_price": Field("each", "minor_units:column=currency")}
+    mapper = Mapper(INVOICE, {"currency": "currency", "lines": rows("lines", line)})
+    one, two = {"description": "green tea", "unit_price": 5}, {"description": "postage", "unit_price": 3}
+    here = {"currency": "jpy", "lines": [one, two]}
+    flat = mapper.outward(here)
+    assert flat["lines"] == [{"text": "gree", "each": "5"}, {"text": "post", "each": "3"}]
+    flat["lines"] = [{"text": "new", "each": "7"}, {"text": "gree", "each": "6"}, {"text": "post", "each": "3"}]
+    new = {"description": "new", "unit_price": 7}
+    assert mapper.inward(flat, record=here)["lines"] == [new, {**one, "unit_price": 6}, two]
+    assert mapper.inward({**flat, "currency": "eur"})["lines"][0] == {"description": "new", "unit_price": 700}
+    assert check_rows(mapper.rows(), INVOICE)[1] == []
 
 
 # --- writing child rows -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from conductor import LetterFilter, Policy
 from models.capture import sync_context
-from models.catalogues import Customer
+from models.catalogues import CATALOGUES, Customer
 from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link
 from models.session import Database
 from subscribers.base import External
@@ -672,3 +672,21 @@ def test_a_thin_event_is_fetched(world: World) -> None:
     subscriber = world.conductor.subscribers["crm.customer"]
     world.conductor.inward.take(subscriber, External("crm_1", {"id": "crm_1"}, at=world.clock()))
     assert record(world, one).email == "2@x.org"
+
+
+def test_a_text_cut_there_is_not_cut_here(database: Database) -> None:
+    cut = {"name": Field("name", transform="truncate:5"), "city": "city"}
+    world = World(database, "crm", field_to_data=cut)
+    with database.write() as c:
+        key = CATALOGUES["customer"].insert(c, {"name": "Annabella", "city": "Rome"})
+    world.run()
+    (external_id,) = world.systems["crm"].store
+    for edit, name in (({"city": "Paris"}, "Annabella"), ({"name": "Berta"}, "Berta")):
+        world.clock.tick()
+        world.systems["crm"].edit(external_id, **edit)
+        world.conductor.poll("crm.customer")
+        world.run()
+        with database.read() as c:
+            record = CATALOGUES["customer"].read(c, [key])[key]
+        assert (record["name"], record["city"]) == (name, "Paris")
+    assert [kind for kind, _ in world.systems["crm"].writes()] == ["create"], "nothing echoes"

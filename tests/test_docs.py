@@ -28,7 +28,7 @@ from models.schema import migrate
 from models.session import Database
 from settings import VAR, Settings
 from subscribers.base import REGISTRY, connect
-from subscribers.mapping import nest
+from subscribers.paths import nest
 from tests.fakes import Ears, World
 from tests.test_layers import MAY_IMPORT
 

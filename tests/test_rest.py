@@ -19,7 +19,8 @@ from models.catalogues import CATALOGUES
 from settings import SettingsError
 from subscribers.base import External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Mapper, nest
+from subscribers.mapping import Mapper
+from subscribers.paths import nest
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 
 ANNA = {"name": "Anna", "email": "anna@example.org", "phone": None, "notes": "ring twice"}

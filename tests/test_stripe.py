@@ -17,7 +17,7 @@ from demo.stripe import StripeLike
 from settings import SettingsError
 from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import nest
+from subscribers.paths import nest
 from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, form
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"

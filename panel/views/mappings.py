@@ -18,7 +18,8 @@ from panel import mapping_form
 from panel.mapping_form import Row
 from panel.views.base import LARGEST_ID, PanelView, action, done, page, refused
 from subscribers.base import Subscriber
-from subscribers.mapping import MISSING, Problem
+from subscribers.mapping import Problem
+from subscribers.paths import MISSING
 from subscribers.transforms import TRANSFORMS
 
 #: The choices of a row, with what they mean.
