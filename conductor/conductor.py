@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from conductor import overview as views
+from conductor.alike import Alike
 from conductor.applying import Applying
 from conductor.asking import Asking
 from conductor.backfill import Backfill
@@ -63,6 +64,7 @@ class Conductor:
         self.jobs = Jobs(self.hub)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
+        self.alike = Alike(self.hub, self.desk, self.tasks)
         self.resending = Resending(self.hub, self.mappings, self.relations, self.tasks)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
@@ -177,6 +179,10 @@ class Conductor:
     def settle_conflict(self, conflict_id: int, choice: Literal["ours", "theirs"], by: str) -> None:
         """Decide a conflict. See `Desk.settle_conflict`."""
         self.desk.settle_conflict(conflict_id, choice, by)
+
+    def settle_alike(self, subscriber: str, path: str, choice: Literal["ours", "theirs"], by: str) -> int:
+        """Decide all conflicts of one field alike, as a task. See `Alike.start`."""
+        return self.alike.start(subscriber, path, choice, by)
 
     def mapping(self, subscriber: str) -> tuple[Mapper, int]:
         """The mapping in force and its version. See `Mappings.current`."""

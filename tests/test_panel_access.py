@@ -87,7 +87,17 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/dead-letters/retry"): ("/dead-letters/retry", {"id": "1"}, OPERATE),
     ("POST", "/dead-letters/discard"): ("/dead-letters/discard", {"id": "1", "reason": "a test"}, OPERATE),
     ("GET", "/conflicts/"): ("/conflicts/", {}, VIEW),
-    ("POST", "/conflicts/<number:number>/settle"): ("/conflicts/{conflict}/settle", {"choice": "ours"}, OPERATE),
+    ("POST", "/conflicts/settle"): ("/conflicts/settle", {"number": "{conflict}", "all": "ours"}, OPERATE),
+    ("GET", "/conflicts/alike"): (
+        "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours",
+        {},
+        (303, 403, 200, 200),
+    ),
+    ("POST", "/conflicts/alike"): (
+        "/conflicts/alike",
+        {"subscriber": "shop.customer", "field": "email", "choice": "ours"},
+        OPERATE,
+    ),
     ("GET", "/changes/"): ("/changes/", {}, VIEW),
     ("GET", "/inbox/"): ("/inbox/", {}, VIEW),
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
@@ -100,6 +110,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/users/<number:number>/password"): ("/users/{viewer}/password", {}, ADMIN),
     ("POST", "/users/<number:number>/two-factor"): ("/users/{viewer}/two-factor", {}, ADMINISTER),
     ("GET", "/audit/"): ("/audit/", {}, ADMIN),
+    ("GET", "/audit/export"): ("/audit/export?who=admin@example.com", {}, ADMIN),
 }  # fmt: skip
 
 
@@ -127,6 +138,7 @@ def _path(w: World, path: str) -> str:
 def _ask(w: World, who: str | None, method: str, rule: str) -> int:
     path, data, _answers = ROUTES[method, rule]
     client, path = w.client(who), _path(w, path)
+    data = {name: _path(w, value) if "{" in value else value for name, value in data.items()}
     with client.get(path) if method == "GET" else post(client, path, **data) as answer:
         return int(answer.status_code)
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from models.base import utcnow
-from models.catalogues import Customer
 from models.ledger import (
     AuditEntry,
     Change,
@@ -22,14 +19,11 @@ from models.ledger import (
     Inbox,
     Link,
     System,
-    Unsubscription,
-    UnsubscriptionRecord,
 )
 from panel.paging import PAGE, STRETCH
 from panel.views.inbox import safe_headers
 from panel.views.systems import MASK, mask
-from panel.views.unsubscriptions import record_list
-from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world
+from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, post, world
 
 
 @pytest.fixture
@@ -92,7 +86,7 @@ def test_letters_are_grouped_by_kind_with_counts(w: World) -> None:
     assert "Retry all" not in page
 
 
-# --- systems, unsubscriptions, mappings --------------------------------------------------------------
+# --- systems -----------------------------------------------------------------------------------------
 
 
 def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
@@ -111,51 +105,6 @@ def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
 def test_poll_now(w: World) -> None:
     post(w.client("operator"), "/systems/poll/shop.customer")
     assert ("poll shop.customer", []) in w.announcer.heard
-
-
-def test_unsubscribing_some_records_and_lifting_it(w: World) -> None:
-    client = w.client("operator")
-    form = {"target": "shop.customer", "operation": "update", "scope": "records", "records": "1, 2;3\n3 4"}
-    answer = post(client, "/unsubscriptions/", **form, until="2099-01-02T03:04", reason="an audit")
-    assert answer.status_code == 303
-    rule = w.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
-    assert (rule.operation, rule.listed_only, rule.reason) == ("update", True, "an audit")
-    assert rule.until == datetime(2099, 1, 2, 3, 4, tzinfo=UTC)
-    records = w.rows(sa.select(UnsubscriptionRecord.record_id).where(UnsubscriptionRecord.unsubscription_id == rule.id))
-    assert {row.record_id for row in records} == {"1", "2", "3", "4"}
-    post(client, f"/unsubscriptions/{rule.id}/lift")
-    assert not w.rows(sa.select(Unsubscription.id).where(Unsubscription.id == rule.id))
-    assert post(client, f"/unsubscriptions/{rule.id}/lift").status_code == 404
-
-
-def test_lifting_brings_over_what_was_kept_back(w: World) -> None:
-    post(w.client("operator"), "/unsubscriptions/1/lift", bring="yes")
-    link = sa.select(Link.__table__).where(Link.subscriber == "crm.customer", Link.record_id == "2")
-    row = w.rows(link)[0]
-    assert row.owed_change > row.synced_change and row.unsubscription_id is None
-    w.sync()
-    assert w.rows(link)[0].external_id == "crm-2"
-
-
-@pytest.mark.parametrize(
-    ("form", "words"),
-    [
-        ({"target": "nobody"}, "Choose a system"),
-        ({"operation": "rename"}, "Choose what does not flow"),
-        ({"scope": "records", "records": " ,"}, "List at least one record"),
-        ({"until": "tomorrow"}, "no date and time"),
-        ({"until": "2001-01-01T00:00"}, "lies in the past"),
-        ({"reason": ""}, "Say why"),
-    ],
-)
-def test_a_wrong_unsubscription_is_refused_and_what_was_typed_kept(
-    sqlite: World, form: dict[str, str], words: str
-) -> None:
-    good = {"target": "shop", "operation": "", "scope": "all", "records": "77", "reason": "kept words"}
-    answer = post(sqlite.client("operator"), "/unsubscriptions/", **(good | form))
-    assert answer.status_code == 422
-    assert words in answer.text
-    assert form.get("reason", "kept words") in answer.text
 
 
 # --- finding and histories ---------------------------------------------------------------------------
@@ -359,29 +308,6 @@ def test_pages_stay_fast_with_a_long_history(sqlite: World) -> None:
         slow[path] = time.perf_counter() - began
     # Far above what it takes (some 10 ms), far below what a scan of all would on a large history.
     assert {path: taken for path, taken in slow.items() if taken > 0.5} == {}
-
-
-def test_record_lists() -> None:
-    assert record_list("1, 2;3\n\n3\t4") == ["1", "2", "3", "4"]
-    assert json.dumps(record_list("")) == "[]"
-
-
-def test_a_conflict_is_shown_side_by_side_and_settled(w: World) -> None:
-    number = add_conflict(w)
-    client = w.client("operator")
-    text = client.get("/conflicts/").text
-    for value in ("ada@base.example", "ada@ours.example", "ada@theirs.example"):
-        assert value in text
-    assert "Take theirs" not in w.client("viewer").get("/conflicts/").text
-    post(client, f"/conflicts/{number}/settle", choice="theirs")
-    (row,) = w.rows(sa.select(Customer.email).where(Customer.id == 1))
-    assert row.email == "ada@theirs.example"
-    assert "No conflicts." in client.get("/conflicts/").text
-    assert "operator@example.com" in client.get("/conflicts/?state=settled").text
-    again = post(client, f"/conflicts/{number}/settle", choice="theirs", back="/conflicts/")
-    assert "no open conflict" in client.get(again.headers["Location"]).text
-    assert post(client, f"/conflicts/{number}/settle", choice="neither").status_code == 400
-    assert post(client, "/conflicts/99999/settle", choice="ours").status_code == 404
 
 
 def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(w: World) -> None:
