@@ -215,6 +215,23 @@ def add_conflict(made: World, path: str = "email") -> int:
         return int(connection.execute(insert).scalar_one())
 
 
+def add_conflicts(w: World) -> list[int]:
+    """Of three customers the email, of the first the city too."""
+    with w.database.write() as connection:
+        fields = [("1", "email"), ("2", "email"), ("3", "email"), ("1", "address.city")]
+        rows = []
+        for record_id, path in fields:
+            of = (Link.subscriber == "shop.customer", Link.record_id == record_id)
+            connection.execute(sa.update(Link).where(*of).values(open_conflicts=2))
+            link = connection.execute(sa.select(Link.id).where(*of)).scalar_one()
+            versions = {"base": f"base{record_id}", "ours": f"ours{record_id}", "theirs": f"theirs{record_id}"}
+            rows.append(
+                {"link_id": link, "subscriber": "shop.customer", "record_id": record_id, "path": path} | versions
+            )
+        made = connection.execute(sa.insert(Conflict).returning(Conflict.id, sort_by_parameter_order=True), rows)
+        return list(made.scalars())
+
+
 def csrf(client: FlaskClient) -> str:
     """The token of this client's session: any form of it carries one."""
     page = client.get("/change", follow_redirects=True).text

@@ -16,7 +16,7 @@ from models.catalogues import Customer
 from models.ledger import AuditEntry, Conflict, Link, Unsubscription, UnsubscriptionRecord
 from panel.exports import safe
 from panel.record_lists import from_csv, split
-from tests.panel_world import World, add_conflict, post, world
+from tests.panel_world import World, add_conflicts, post, world
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_list_is_checked_before_and_who_is_unknown_is_pointed_out(w: World) ->
     file = io.BytesIO("name;email\nAda;ADA.Lovelace@example.com\nX;nobody@example.com\n".encode("utf-8-sig"))
     form = LIST | {"records": "3 3 99 007", "do": "preview"}
     page = post(client, "/unsubscriptions/", **form, file=(file, "list.csv")).text
-    assert "<strong>5 records</strong>: 1 by id, 1 by email, 1 named more than once" in page
+    assert "<strong>5 records</strong>: 1 known by id, 1 by email, 1 named more than once" in page
     assert "3 not known here" in page
     for entry in ("99", "007", "nobody@example.com"):
         assert f'<li class="mono">{entry}</li>' in page
@@ -156,31 +156,12 @@ def test_lists_from_csv_and_text() -> None:
 # --- conflicts ---------------------------------------------------------------------------------------
 
 
-def _more_conflicts(w: World) -> list[int]:
-    """Of three customers the email, of the first the city too."""
-    add_conflict(w)
-    with w.database.write() as connection:
-        connection.execute(sa.delete(Conflict))
-        fields = [("1", "email"), ("2", "email"), ("3", "email"), ("1", "address.city")]
-        rows = []
-        for record_id, path in fields:
-            of = (Link.subscriber == "shop.customer", Link.record_id == record_id)
-            connection.execute(sa.update(Link).where(*of).values(open_conflicts=2))
-            link = connection.execute(sa.select(Link.id).where(*of)).scalar_one()
-            versions = {"base": f"base{record_id}", "ours": f"ours{record_id}", "theirs": f"theirs{record_id}"}
-            rows.append(
-                {"link_id": link, "subscriber": "shop.customer", "record_id": record_id, "path": path} | versions
-            )
-        made = connection.execute(sa.insert(Conflict).returning(Conflict.id, sort_by_parameter_order=True), rows)
-        return list(made.scalars())
-
-
 def _people(w: World) -> dict[int, tuple[str | None, str | None]]:
     return {row.id: (row.email, row.city) for row in w.rows(sa.select(Customer.id, Customer.email, Customer.city))}
 
 
 def test_a_record_is_settled_field_by_field(w: World) -> None:
-    email, _two, _three, city = _more_conflicts(w)
+    email, _two, _three, city = add_conflicts(w)
     client = w.client("operator")
     page = client.get("/conflicts/").text
     for value in ("base1", "ours1", "theirs1", "Ada Lovelace", "Grace Hopper"):
@@ -197,7 +178,7 @@ def test_a_record_is_settled_field_by_field(w: World) -> None:
 
 
 def test_settling_needs_a_choice_that_is_one(sqlite: World) -> None:
-    (email, *_others) = _more_conflicts(sqlite)
+    (email, *_others) = add_conflicts(sqlite)
     client = sqlite.client("operator")
     assert post(client, "/conflicts/settle", number=str(email), all="neither").status_code == 400
     assert post(client, "/conflicts/settle", number="99999", all="ours").status_code == 404
@@ -208,7 +189,7 @@ def test_settling_needs_a_choice_that_is_one(sqlite: World) -> None:
 
 
 def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: World) -> None:
-    _one, two, _three, city = _more_conflicts(w)
+    _one, two, _three, city = add_conflicts(w)
     client = w.client("operator")
     form = {"subscriber": "shop.customer", "field": "email", "choice": "theirs"}
     asked = client.get("/conflicts/alike", query_string=form).text

@@ -60,6 +60,10 @@ class Draft:
                 places.setdefault(place, {}).setdefault(problem.cell, []).append(problem.reason)
         return places
 
+    def unplaced(self) -> list[str]:
+        """What is wrong with the mapping as a whole."""
+        return [problem for problem in self.problems if not isinstance(problem, Problem)]
+
 
 class Mappings(PanelView):
     title, path, icon = "Mappings", "/mappings", "mappings"
