@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from authlib.common.errors import AuthlibBaseError
-from authlib.integrations.flask_client import OAuth
+from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]
+from authlib.integrations.flask_client import OAuth  # type: ignore[import-untyped]
 from flask import Blueprint, Flask, abort, current_app, flash, redirect, request, session, url_for
 from flask_security.utils import login_user
 from joserfc.errors import JoseError

@@ -88,7 +88,7 @@ class Datastore(SQLAlchemySessionUserDatastore):
     def mf_delete_recovery_code(self, user: Any, idx: int) -> bool:
         # The original takes it out of the list in place, which nobody notices: the code would work again.
         user.mf_recovery_codes = [code for place, code in enumerate(user.mf_recovery_codes or []) if place != idx]
-        self.put(user)
+        self.db.session.add(user)
         return True
 
     def _end_reading(self) -> None:
@@ -109,7 +109,7 @@ class Throttled(LoginForm):
             return False
         if not super().validate(**kwargs):
             return False
-        second = offers_two_factor() and self.user.tf_primary_method
+        second = offers_two_factor() and self.user is not None and self.user.tf_primary_method
         brake.succeeded(attempt, "login.password" if second else "login")
         return True
 

@@ -31,7 +31,6 @@ class Account(PanelView):
         user = people.find_user(id=current_user.id)
         assert user is not None
         security.end_sessions(user)
-        people.put(user)
         security.add_audit(user.email, "sessions.end", user.email)
         people.db.session.commit()
         login_user(user, remember=False)
