@@ -17,7 +17,7 @@ from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
-from conductor.relations import Relations, related_flat
+from conductor.relations import Relations, our_side
 from conductor.settling import remove_here
 from models.capture import sync_context
 from models.catalogues import Record
@@ -145,7 +145,7 @@ class Applying:
         subscriber, mapper = incoming.subscriber, incoming.mapper
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
-        ours = related_flat(mapper, record, related)
+        ours, _ = our_side(subscriber, mapper, record, related)
         agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         result = merge(
             agreed=agreed,
@@ -160,7 +160,7 @@ class Applying:
             self._write_record(connection, subscriber, mapper, link.record_id, record, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
         related = self.relations.load(connection, subscriber, mapper, [now_here])
-        ours_now = related_flat(mapper, now_here, related)
+        ours_now, _ = our_side(subscriber, mapper, now_here, related)
         new_agreed, new_held = rebase(result, agreed, held, ours_now)
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
         if result.ask or link.open_conflicts:
@@ -397,7 +397,8 @@ class Applying:
         if agreed is None:
             theirs = mapper.theirs(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
-            ours = related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
+            related = self.relations.load(connection, subscriber, mapper, [record])
+            ours, _ = our_side(subscriber, mapper, record, related)
             # What only goes out, and is not so there yet, they are owed.
             keep = {p: v for p, v in theirs.items() if not mapper.comes_in(p) and not same(v, ours.get(p))}
             take = {p: v for p, v in theirs.items() if p not in keep}

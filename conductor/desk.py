@@ -18,7 +18,7 @@ from conductor.hub import Hub
 from conductor.letters import DISCARDED, Letters
 from conductor.mappings import Mappings
 from conductor.merge import Merge, rebase
-from conductor.relations import Relations, related_flat
+from conductor.relations import Relations, our_side
 from models.capture import sync_context
 from models.ledger import (
     Change,
@@ -295,7 +295,8 @@ class Desk:
         if record is None:
             raise ValueError("the record does not exist any more")
         mapper = self.mappings.current(connection, subscriber.name())[0]
-        return related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
+        related = self.relations.load(connection, subscriber, mapper, [record])
+        return our_side(subscriber, mapper, record, related)[0]
 
     # --- asking directly ----------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -112,11 +113,11 @@ class Plan:
         return self
 
 
-def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat: Flat) -> Item:
+def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
     """The record as a subscriber's methods are given it."""
     # The same creation, tried again, has the same key; an edited one must have another, since
     # systems refuse a key that comes with other data.
-    seed = [claim.link.subscriber, claim.record_id, claim.link.intent, flat]
+    seed = [claim.link.subscriber, claim.record_id, claim.link.intent, data]
     text = json.dumps(seed, sort_keys=True, default=str)
     return Item(
         record_id=claim.record_id,
@@ -126,3 +127,9 @@ def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat:
         external_id=claim.link.external_id if claim.linked else None,
         key=hashlib.sha256(text.encode()).hexdigest()[:40],
     )
+
+
+def changed(data: dict[str, Any], flat: Flat, differing: Iterable[str]) -> dict[str, Any]:
+    """What an update sends: top-level fields with something that differs, and what `before_send` added beside them."""
+    same = set(tops(flat)) - set(tops(differing))
+    return {top: value for top, value in data.items() if top not in same}

@@ -207,7 +207,8 @@ class Catalogue:
     def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
         """The present state of these records by id; one that does not exist is left out.
 
-        With `lock` the rows are locked until the transaction ends (PostgreSQL; SQLite's write
+        With `lock` the rows and their child rows are locked until the transaction ends (PostgreSQL, where
+        that keeps out new child rows as well if they refer to theirs by a foreign key; SQLite's write
         transaction excludes other writers anyway).
         """
         keys = [self.key_of(record_id) for record_id in record_ids]
@@ -219,6 +220,8 @@ class Catalogue:
             for record in records.values():
                 record[child.name] = []
             rows = sa.select(child.table).where(child.parent.in_(keys)).order_by(*child.table.primary_key)
+            if lock:
+                rows = rows.with_for_update()
             for row in connection.execute(rows).mappings():
                 if (owner := records.get(str(row[child.parent_key]))) is not None:
                     owner[child.name].append({name: row[name] for name in child.columns})

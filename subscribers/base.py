@@ -19,6 +19,8 @@ from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
 from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
+from subscribers.rates import Rate
+from subscribers.rules import Rules, check
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,21 @@ class System:
     concurrency: int | None = None
     delete_limit: int | None = 50
 
+    #: The `http.Http` of a system that is spoken to by it.
+    http: Any = None
+
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
         for limit in ("requests_per_second", "concurrency", "delete_limit"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)
+
+    @property
+    def rate(self) -> Rate | None:
+        """What its answers said last of the calls that are left; None where they say nothing."""
+        rate: Rate | None = self.http.rate if self.http is not None else None
+        return rate
 
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
@@ -163,7 +174,7 @@ class Subscriber:
     Class attributes an author sets: `system`, `catalogue`, `field_to_data`, and where wanted
     `match_on` (columns that identify a record on both sides before it is linked), `on_delete`
     (what happens there when the internal record is deleted), `on_gone` (what happens here when the
-    external record is deleted) and `poll_seconds`.
+    external record is deleted), `rules` (what the system takes, see `rules`) and `poll_seconds`.
     """
 
     system: ClassVar[str]
@@ -175,6 +186,8 @@ class Subscriber:
     match_on: ClassVar[Sequence[str]] = ()
     on_delete: ClassVar[Literal["delete", "archive", "unlink", "ignore"]] = "delete"
     on_gone: ClassVar[Literal["delete", "archive", "unlink", "recreate"]] = "unlink"
+    #: By path of what is sent: see `subscribers.rules`.
+    rules: ClassVar[Rules] = {}
     #: What is sent there, by path, where `on_delete` is `archive`.
     archive_data: ClassVar[Mapping[str, Any]] = {}
     #: How many records one call of `bulk_*` takes; 1 for a system without bulk calls.
@@ -209,7 +222,26 @@ class Subscriber:
         return True
 
     def validate(self, data: Mapping[str, Any]) -> None:
-        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway."""
+        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway: by `rules`."""
+        check(self.rules, data)
+
+    # --- what the mapping cannot say -----------------------------------------------------------------
+
+    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
+        """The data (nested) that shall be sent of this record, made from what the mapping says.
+
+        Called whenever our side is looked at, not only before a call, so it must come out the same for
+        the same record. What it adds beside the mapped fields goes along with each call, but is not
+        compared: a change of that alone is none.
+        """
+        return data
+
+    def after_receive(self, external: External) -> External:
+        """The record as it shall be taken, made from what the system said; `dataclasses.replace` makes one.
+
+        Called for every record with data that comes in: webhooks, polls, fetches and answers to writes.
+        """
+        return external
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -281,6 +313,16 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
         wrapped.__cause__ = error
         return wrapped
+
+
+def received(subscriber: Subscriber, external: External) -> External:
+    """What came in, as the subscriber's `after_receive` has it; without data there is nothing to change."""
+    if not external.data:
+        return external
+    made = subscriber.after_receive(external)
+    if not isinstance(made, External):
+        raise TypeError(f"after_receive of {subscriber.name()} returned a {type(made).__name__}, not an External")
+    return made
 
 
 #: Every subscriber class by name: the one table that answers "who is in the fan-out".

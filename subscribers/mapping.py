@@ -18,11 +18,11 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.catalogues import CATALOGUES, Catalogue, Children, Record, recognise
 from subscribers.errors import Reject, clean
+from subscribers.fitting import as_key, fit
 from subscribers.paths import MISSING, is_plain, nest, parts, pick, problem
 from subscribers.transforms import Transform, find
 
@@ -287,7 +287,7 @@ class Mapper:
             return {column: self._rows_in(column, value, keys, now)}
         names = parts(column)
         if not is_empty(value) and entry.link:
-            value = _key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
+            value = as_key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
         elif not is_empty(value) and transform is not None:
             if _becomes(transform, now, column, value):
                 return {name: now.get(name) for name in names}
@@ -303,7 +303,9 @@ class Mapper:
         here: list[Record] = now.get(column) or []
         # Columns of the record that a row's transform may depend on; a new row has no values of its own yet.
         around = {name: one for name, one in now.items() if name not in inner.catalogue.columns}
-        known = recognise([inner.outward({**around, **row}, strict=False) for row in here], theirs, same)
+        links = {(catalogue, ours): there for (catalogue, there), ours in keys.items()}
+        as_there = [inner.outward({**around, **row}, strict=False, links=links) for row in here]
+        known = recognise(as_there, theirs, same)
 
         def carry(pair: tuple[int, Flat]) -> Record:
             return inner.inward(pair[1], keys, {**around, **(here[pair[0]] if pair[0] >= 0 else {})})
@@ -462,26 +464,21 @@ def _columns_around(catalogue: Catalogue | Children) -> set[str]:
 
 
 def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
-    rows_in_it = row.rows or []
-    # An expression is read only, which the direction of the list decides.
-    given = [one.model_copy(update={"direction": row.direction}) for one in rows_in_it]
+    numbered = list(enumerate(row.rows or [], start=1))
     problems: list[str] = []
-    for count, _one, wrong in _check(list(enumerate(given, start=1)), child):
+    for count, _one, wrong in _check([pair for pair in numbered if is_plain(pair[1].path)], child):
         problems += [Problem(number, cell, reason, (row.column, count)) for cell, reason in wrong]
-    for count, one in enumerate(rows_in_it, start=1):
+    for count, one in numbered:
+        inside = (row.column, count)
+        if not is_plain(one.path):
+            says = f"{one.path!r} is no field name or dotted path, as the fields of child rows are"
+            problems.append(Problem(number, "path", says, inside))
         if one.direction != "both" or one.conflict != "newest":
             says = "child rows are sent and merged as a whole: direction and conflict belong to the list"
-            problems.append(Problem(number, "direction", says, (row.column, count)))
-    if not rows_in_it:
+            problems.append(Problem(number, "direction", says, inside))
+    if not numbered:
         problems.append(Problem(number, "column", "child rows need at least one field"))
     return problems
-
-
-def _key(column: sa.Column[Any], record_id: str | None) -> Any:
-    if record_id is None:
-        raise ValueError("points to a record that is not known here")
-    python_type = column.type.python_type
-    return record_id if python_type is str else python_type(record_id)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -523,45 +520,3 @@ def plain(value: Any) -> Any:
 def words(wrong: Mapping[str, str]) -> str:
     """Complaints per field as one sentence."""
     return "; ".join(f"{name}: {text}" for name, text in wrong.items())
-
-
-def fit(column: sa.Column[Any], value: Any) -> Any:
-    """A value as this column takes it.
-
-    Raises:
-      ValueError: it does not fit; the message says why.
-    """
-    if is_empty(value):
-        if not column.nullable:
-            raise ValueError(f"is empty, but {column.name} needs a value")
-        return None
-    expected = column.type.python_type
-    if expected is str:
-        return _fit_text(column, value)
-    if expected is date and isinstance(value, str):
-        return date.fromisoformat(value[:10])
-    if expected is date and isinstance(value, datetime):
-        return value.date()
-    if expected is datetime and isinstance(value, str):
-        return datetime.fromisoformat(value)
-    if expected in (Decimal, float) and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        return expected(str(value))
-    if expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if expected is int and isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{value} is too large for {column.name}")
-    if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
-        raise ValueError(f"{value!r} is no {expected.__name__}, as {column.name} needs")
-    return value
-
-
-def _fit_text(column: sa.Column[Any], value: Any) -> str:
-    if isinstance(value, dict | list):
-        raise ValueError(f"is a {type(value).__name__}, but {column.name} is text")
-    text = str(value)
-    length = getattr(column.type, "length", None)
-    if length is not None and len(text) > length:
-        raise ValueError(f"{len(text)} characters, but {column.name} holds {length}")
-    if "\x00" in text:
-        raise ValueError("holds a NUL character, which no text column takes")
-    return text

@@ -88,12 +88,12 @@ def _at(data: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}.
+def nest(flat: Mapping[str, Any], onto: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}; `onto` is added to.
 
     What an expression found is left out: nobody can say where it belongs.
     """
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = {} if onto is None else onto
     for path, value in flat.items():
         if not is_plain(path):
             continue
@@ -103,7 +103,9 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             *parents, last = name.split(".")
             place = nested
             for part in parents:
-                place = place.setdefault(part, {})
+                if not isinstance(place.get(part), dict):
+                    place[part] = {}
+                place = place[part]
             place[last] = one
     return nested
 

@@ -11,9 +11,10 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 import requests
 from pydantic import SecretStr
@@ -212,7 +213,8 @@ class RestSubscriber(Subscriber):
     def _write(self, method: str, path: str, data: dict[str, Any], **options: Any) -> External:
         response = self.client.http.call(method, path, json=data, **options)
         if response.status_code == 204 and method != "POST":
-            return External(path.rpartition("/")[2], {}, at=server_time(response))
+            request_id = self.client.http.request_id(response)
+            return External(unquote(path.rpartition("/")[2]), {}, at=server_time(response), request_id=request_id)
         try:
             return self._answered(response.json(), response)
         except ValueError:
@@ -222,7 +224,8 @@ class RestSubscriber(Subscriber):
     def _answered(self, body: Any, response: requests.Response) -> External:
         if not isinstance(body, dict) or body.get(self.id_field) is None:
             raise Retry(f"the answer is no record with {self.id_field!r}", maybe_done=True)
-        return self.external(body, at=iso_time(body.get(self.updated_field)) or server_time(response))
+        external = self.external(body, at=iso_time(body.get(self.updated_field)) or server_time(response))
+        return replace(external, request_id=self.client.http.request_id(response))
 
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
         found = body if self.list_field is None else body.get(self.list_field) if isinstance(body, dict) else None

@@ -182,20 +182,20 @@ def _exponent(currency: Value) -> int:
     return int(exponent)
 
 
-def _minor_units(arguments: str) -> Transform:
+def _minor_units(arguments: str, write: Callable[[Decimal], Value] = lambda amount: f"{amount:f}") -> Transform:
     word, equals, column = arguments.partition("=")
     if equals:
         if word != "column" or not column:
             raise ValueError("a currency such as EUR, or column= and the column that holds it, is needed")
-        return Transform(_unbound, _unbound, column, lambda currency: _minor_units(_text(currency)))
+        return Transform(_unbound, _unbound, column, lambda currency: _minor_units(_text(currency), write))
     exponent = _exponent(arguments) if arguments else 2
 
-    def forward(minor: Value) -> str:
+    def forward(minor: Value) -> Value:
         if isinstance(minor, bool) or not isinstance(minor, int):
             raise ValueError("expected a whole number of minor units")
         if abs(minor) >= 2**63:
             raise ValueError(f"too large: {minor}")
-        return f"{Decimal(minor).scaleb(-exponent):f}"
+        return write(Decimal(minor).scaleb(-exponent))
 
     def inverse(value: Value) -> int:
         # More digits than a 64-bit column holds would be rounded in silence; infinity and NaN are no amounts either.
@@ -387,6 +387,11 @@ TRANSFORMS: dict[str, Kind] = {
     "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), "without blanks around it"),
     "truncate": Kind(_truncate, "cut to so many characters there, whole here", "40"),
     "minor_units": Kind(_minor_units, "1250 cents here, 12.50 there", "[EUR or column=currency]"),
+    "amount": Kind(
+        lambda arguments: _minor_units(arguments, float),
+        "1250 cents here, the number 12.5 there",
+        "[EUR or column=currency]",
+    ),
     "date": _simple(_to_iso, _from_iso, "a date here, 2026-11-30 there"),
     "datetime": Kind(_datetime, "a time here, there as the clocks of a zone show it", "Europe/Berlin"),
     "unix": Kind(_unix, "a time or date here, seconds since 1970 there", "[seconds or milliseconds]"),

@@ -50,6 +50,15 @@ def test_only_the_mapped_fields_of_a_row_count() -> None:
     assert not same(MAPPER.theirs(theirs)["lines.data"], [*ours["lines.data"], POST_THERE])
 
 
+def test_rows_may_be_found_by_an_expression() -> None:
+    entry = rows("lines[?kind=='good'].item", {"description": "text"}, direction="in")
+    assert check_rows(Mapper(INVOICE, {"lines": entry}).rows(), INVOICE)[1] == []
+    theirs = {"lines": [{"kind": "good", "item": {"text": "tea"}}, {"kind": "tax", "item": {"text": "x"}}]}
+    mapper = Mapper(INVOICE, {"lines": entry})
+    assert mapper.inward(mapper.theirs(theirs)) == {"lines": [{"description": "tea"}]}
+    assert mapper.outward({"lines": [TEA]}) == {}
+
+
 def test_no_rows_and_no_word_of_rows_are_two_things() -> None:
     assert MAPPER.theirs({"number": "R1"}) == {"number": "R1"}
     assert MAPPER.theirs({"lines": None}) == MAPPER.theirs({"lines": {"data": None}}) == {"lines.data": []}
@@ -109,6 +118,7 @@ SOME = {"column": "quantity", "path": "count"}
         (_lines(SOME | {"transform": "eval"}), "row 1, lines 1: no transform 'eval'"),
         (_lines(SOME | {"direction": "out"}), "row 1, lines 1: child rows are sent and merged as a whole"),
         (_lines(SOME | {"rows": [SOME]}), "row 1, lines 1: 'quantity' is a plain column and takes no `rows`"),
+        (_lines(SOME | {"path": "a[0]"}), "row 1, lines 1: 'a[0]' is no field name or dotted path"),
         (_lines(), "child rows need at least one field"),
         (_lines(SOME, transform="text"), "have no transform, relation or default"),
         (_lines(SOME, link="product"), "have no transform, relation or default"),

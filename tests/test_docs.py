@@ -366,7 +366,7 @@ def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start:
         "number": "2026-1",
         "status": "draft",
         "due_on": "2026-12-24",
-        "lines": [{"product_id": None, "description": "Tea", "quantity": 2, "unit_price": 450}],
+        "lines": [{"text": "Tea", "quantity": 2, "price": "4.50"}],
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -100,6 +101,15 @@ def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
     post(client, "/systems/shop/resume")
     assert w.rows(sa.select(System.paused_at).where(System.name == "shop"))[0].paused_at is None
     assert post(client, "/systems/nobody/pause", reason="x").status_code == 404
+
+
+def test_the_calls_that_are_left_are_shown(w: World) -> None:
+    told = {"rate_remaining": 12, "rate_limit": 1000, "rate_seen_at": datetime(2026, 11, 22, 12, tzinfo=UTC)}
+    with w.database.write() as c:
+        c.execute(sa.update(System).where(System.name == "shop").values(**told))
+    assert "12 of 1,000" in w.client("viewer").get("/systems/").text
+    with w.database.write() as c:
+        c.execute(sa.update(System).where(System.name == "shop").values(dict.fromkeys(told)))
 
 
 def test_poll_now(w: World) -> None:
