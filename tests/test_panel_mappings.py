@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from conductor.previews import EXACT
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import Link, Mapping, Unsubscription
 from panel.mapping_form import parse_default, parsed, show_default, shown, typed
+from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping import Mapper, rows
 from tests.panel_world import World, post, world
@@ -223,6 +224,32 @@ def test_lists_of_child_rows_survive_the_form() -> None:
             form |= {f"{number}_{child}.{name}": str(inner[name]) for name in ("column", "path", "transform")}
     assert parsed(typed(form, invoice)) == mapper.rows()
     assert typed({"0_0.column": "x", "99999.column": "y", "1.unknown": "z"}, invoice) == []
+
+
+class ShopInvoice(Subscriber):
+    system, catalogue = "shop", "invoice"
+    field_to_data = {"number": "number", "lines": rows("items", {"quantity": "qty", "unit_price": "price"})}
+
+
+def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite: World) -> None:
+    shop = sqlite.conductor.systems["shop"]
+    cast(dict[str, Any], sqlite.conductor.hub.subscribers)["shop.invoice"] = ShopInvoice(shop)
+    client = sqlite.client("admin")
+    page = client.get("/mappings/shop.invoice").text
+    assert 'aria-label="External field of row 2, lines 1" ' in page and 'list="columns-lines"' in page
+    form = {"version": "0", "0.column": "number", "0.path": "number", "1.column": "lines", "1.path": "items"}
+    form |= {"1_0.column": "quantity", "1_0.path": "qty", "1_1.column": "description", "1_1.path": "a[0]"}
+    wrong = post(client, "/mappings/shop.invoice", **form, do="save")
+    assert wrong.status_code == 422 and 'id="why-1_1"' in wrong.text and ">Row 2, lines 2</a>" in wrong.text
+    assert 'name="1_2.column"' in post(client, "/mappings/shop.invoice", **form, do="add:1").text
+    assert 'name="1_1.column"' not in post(client, "/mappings/shop.invoice", **form, do="remove:1_0").text
+    assert post(client, "/mappings/shop.invoice", **(form | {"1_1.path": "text"}), do="save").status_code == 303
+    mapped = sqlite.conductor.mapping("shop.invoice")[0].fields["lines"].rows
+    assert mapped and {column: entry.path for column, entry in mapped.items()} == {
+        "quantity": "qty",
+        "description": "text",
+    }
+    assert "lines.unit_price" in client.get("/mappings/shop.invoice/versions/1").text
 
 
 def test_differences_name_child_rows() -> None:
