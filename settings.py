@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     #: Seconds a stopping process has for what is in hand.
     grace_seconds: float = Field(20.0, gt=0)
 
+    #: A file that declares systems and their subscribers (TOML); empty: those in the code only.
+    syncflow_systems: Path | None = None
+
     #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
     metrics_token: SecretStr | None = None
 
@@ -132,6 +135,13 @@ class Settings(BaseSettings):
             given = [bool(info.data["oidc_issuer"]), bool(info.data["oidc_client_id"]), value is not None]
             if any(given) and not all(given):
                 raise ValueError("OpenID Connect needs OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET: all or none")
+        return value
+
+    @field_validator("syncflow_systems")
+    @classmethod
+    def _syncflow_systems(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
         return value
 
     @property

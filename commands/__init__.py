@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from commands import demo, fleet, ledger, setup
+from commands import author, demo, fleet, ledger, setup, tasks
 from settings import SettingsError
 
 
@@ -38,6 +38,18 @@ COMMANDS = {
     "standalone": Command("run all four as threads of this process", fleet.standalone),
     "poll": Command("read now what changed in a system", ledger.poll, ledger.poll_arguments),
     "retry": Command("try dead letters again", ledger.retry, ledger.retry_arguments),
+    "backfill": Command(
+        "bring the records there are to a subscriber that is new", tasks.backfill, tasks.backfill_arguments
+    ),
+    "reconcile": Command(
+        "compare what a system holds with what is here, field by field", tasks.reconcile, tasks.reconcile_arguments
+    ),
+    "check": Command("prove login, permissions and mapped fields of a system", tasks.check, tasks.check_arguments),
+    "new-subscriber": Command(
+        "write a starting file and its test for another system",
+        author.new_subscriber,
+        author.new_subscriber_arguments,
+    ),
     "create-admin": Command(
         "make a person who may do everything in the panel", setup.create_admin, setup.create_admin_arguments
     ),

@@ -235,6 +235,8 @@ class Applying:
     def _deleted(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
         subscriber = incoming.subscriber
         policy = subscriber.on_gone
+        if moved := self._moved(connection, incoming, link):
+            return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
         values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None}
@@ -253,6 +255,15 @@ class Applying:
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"
         return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed="owed_change" in values)
+
+    def _moved(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied | None:
+        """Merged there into a record that nothing here is linked to: it lives on in that one."""
+        heir = incoming.external.merged_into
+        if heir is None or self._link(connection, Link.external_id == heir, incoming.subscriber) is not None:
+            return None
+        # What was agreed stays the base: what the other record has in its place comes in with it.
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir))
+        return self._note(connection, incoming, link, "applied", f"merged there into {heir}, which it is linked to now")
 
     # --- records nobody here knows ------------------------------------------------------------------------
 
@@ -379,7 +390,7 @@ class Applying:
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
                 values |= {
-                    "agreed": link.doubt or theirs,
+                    "agreed": doubt.created(link.doubt, theirs),
                     "owed_change": Link.owed_change + 1,
                     **self._owed_now(),
                 }

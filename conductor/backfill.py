@@ -23,7 +23,7 @@ from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
-from subscribers.base import External, Page, Subscriber
+from subscribers.base import External, Page, Subscriber, received
 from subscribers.errors import Reject, Retry, SyncError
 from subscribers.mapping import is_empty
 
@@ -146,7 +146,7 @@ class Backfill:
         where = conditions(subscriber.records, task.argument["where"])
         found = []
         for external in externals:
-            incoming = Incoming(subscriber, external, mapper)
+            incoming = Incoming(subscriber, received(subscriber, external), mapper)
             try:
                 with connection.begin_nested():
                     record_id = self.applying.adopt(connection, incoming, where)

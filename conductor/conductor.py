@@ -13,6 +13,7 @@ from conductor.alike import Alike
 from conductor.applying import Applying
 from conductor.asking import Asking
 from conductor.backfill import Backfill
+from conductor.checking import Checking, Finding
 from conductor.desk import Desk, LetterFilter
 from conductor.guard import Guard
 from conductor.health import Health
@@ -23,6 +24,7 @@ from conductor.limits import Limits
 from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
 from conductor.previews import Effect, Preview, Previews
+from conductor.reconcile import Reconcile
 from conductor.relations import Relations
 from conductor.resending import Resending
 from conductor.retrying import Retrying
@@ -68,6 +70,8 @@ class Conductor:
         self.resending = Resending(self.hub, self.mappings, self.relations, self.tasks)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
+        self.checking = Checking(self.hub, self.mappings)
+        self.comparing = Reconcile(self.hub, self.mappings, self.relations, self.inward, self.asking, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
@@ -118,6 +122,10 @@ class Conductor:
         """Verify and store a webhook; True if it is new. See `Inward.store_webhook`."""
         return self.inward.store_webhook(system, body, headers)
 
+    def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
+        """How a stored webhook is to be answered. See `Inward.acknowledgement`."""
+        return self.inward.acknowledgement(system, body)
+
     def receive(self, inbox_id: int) -> None:
         """Apply a stored webhook. See `Inward.receive`."""
         self.inward.receive(inbox_id)
@@ -139,6 +147,14 @@ class Conductor:
     def backfill(self, subscriber: str, by: str, where: Mapping[str, str] | None = None) -> int:
         """Bring the records there are to a subscriber, as a task; its id. See `Backfill.start`."""
         return self.filling.start(subscriber, by, where)
+
+    def reconcile(self, subscriber: str, by: str, *, repair: bool = False) -> int:
+        """Find (and repair) what drifted apart, as a task; its id. See `Reconcile.start`."""
+        return self.comparing.start(subscriber, by, repair=repair)
+
+    def check(self, system: str) -> dict[str, list[Finding]]:
+        """Whether a system lets its subscribers do their work. See `Checking.check`."""
+        return self.checking.check(system)
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""

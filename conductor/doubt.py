@@ -6,7 +6,17 @@ arrived must show as theirs, or sending ours again would undo it.
 
 from __future__ import annotations
 
-from subscribers.mapping import Flat, same
+from subscribers.mapping import Flat, is_empty, same
+
+
+def created(sent: Flat | None, theirs: Flat) -> Flat:
+    """The base of a record that a creation of ours had made, whose answer was lost.
+
+    A system whose creations take several calls does not mention what it had not come to; that is owed.
+    """
+    if not (sent and theirs):
+        return dict(sent or theirs)
+    return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
 
 
 def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[Flat, Flat]:

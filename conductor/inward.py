@@ -88,24 +88,27 @@ class Inward:
             raise UnknownSystem(system)
         lowered = {name.lower(): value for name, value in headers.items()}
         try:
-            event_id = client.verify(body, lowered)
+            events = client.unpack(body, lowered)
         except BadSignature:
             self._count_rejected(system)
             raise
-        values = {
+        shared = {
             "system": system,
-            "event_id": event_id if len(event_id) <= _LONGEST_EVENT_ID else _digest(event_id),
             "kind": "webhook",
-            "body": body.decode("utf-8", "replace"),
             "headers": {name: lowered[name] for name in _KEPT_HEADERS if name in lowered},
             "received_at": self.hub.clock(),
             "retry_at": self.hub.later(self.hub.policy.stale),
         }
         with self.hub.database.write() as connection:
-            inbox_id = self._store(connection, values)
-        if inbox_id is not None:
-            self._announce_inbox(system, [inbox_id])
-        return inbox_id is not None
+            stored = [self._store(connection, {**shared, **_event_values(*event)}) for event in events]
+        new = [inbox_id for inbox_id in stored if inbox_id is not None]
+        if new:
+            self._announce_inbox(system, new)
+        return bool(new)
+
+    def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which a stored webhook is to be answered; None where a 2xx is enough."""
+        return self.hub.systems[system].acknowledgement(body)
 
     def _store(self, connection: sa.Connection, values: dict[str, Any], *, reopen: bool = False) -> int | None:
         """The row's id; None if it is there already. `reopen`: one that is settled is looked at again."""
@@ -226,6 +229,9 @@ class Inward:
         if not gate.open:
             logger.info("%s is not polled: %s", name, gate.reason)
             return 0
+        if why := subscriber.client.wait_reason():
+            self.hub.database.transact(self._write_cursor, name, {"result": f"not polled: {why}"})
+            return 0
         with self.hub.database.read() as connection:
             position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
         count = 0
@@ -323,6 +329,17 @@ class Inward:
         self._announce_owed([applied.owed] if applied.owed else [])
         return applied
 
+    def look_again(self, subscriber: Subscriber, external_id: str) -> Applied:
+        """Fetch a linked record as it is now and apply that, as if it had been reported.
+
+        Raises:
+          Busy, Guarded, SyncError: it cannot be applied now.
+        """
+        try:
+            return self._apply_fetched(subscriber, External(external_id))
+        except _Closed as closed:
+            raise SystemDown(str(closed), after=closed.after) from None
+
     def _apply_one(
         self, connection: sa.Connection, /, subscriber: Subscriber, external: External, **more: Any
     ) -> Applied:
@@ -341,8 +358,9 @@ class Inward:
                 with self.limits.slot(subscriber.system):
                     subscriber.client.pace()
                     fresh = received(subscriber, subscriber.fetch(external.id))
-            except Gone:
-                fresh = replace(external, deleted=True, data={})
+            except Gone as gone:
+                heir = gone.merged_into or external.merged_into
+                fresh = replace(external, deleted=True, data={}, merged_into=heir)
             if gate.probing:
                 self.hub.database.transact(self.health.succeeded, subscriber.system)
             applied = self.hub.database.transact(self._apply_one, subscriber, fresh, newest=True, token=token)
@@ -387,6 +405,11 @@ class Inward:
                 self.hub.announcer.records(name, [record])
             except Exception:
                 logger.warning("%s %s could not be announced; the sweep will do it", name, record, exc_info=True)
+
+
+def _event_values(event_id: str, body: bytes) -> dict[str, str]:
+    name = event_id if len(event_id) <= _LONGEST_EVENT_ID else _digest(event_id)
+    return {"event_id": name, "body": body.decode("utf-8", "replace")}
 
 
 def _digest(text: str) -> str:

@@ -27,7 +27,7 @@ from conductor.relations import Relations, our_side
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
 from models.ledger import Conflict, Link
-from subscribers.base import External, Item, Subscriber, attempt, received
+from subscribers.base import External, Item, Subscriber, attempt, received, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, same
 from subscribers.paths import nest
@@ -72,7 +72,6 @@ class Outward:
         if subscriber is None:
             logger.info("%s is not configured here; what it is owed stays in the ledger", name)
             return
-        size = subscriber.bulk_size if subscriber.bulk_size > 1 else SINGLE_CHUNK
         waiting = list(dict.fromkeys(record_ids))
         began = time.monotonic()
         while waiting:
@@ -85,7 +84,8 @@ class Outward:
                     if not gate.open:
                         logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
                         return
-                    count = 1 if gate.probing else size
+                    lot = subscriber.lot_size(len(waiting))
+                    count = 1 if gate.probing else lot if lot > 1 else SINGLE_CHUNK
                     chunk, waiting = waiting[:count], waiting[count:]
                     called = self._deliver_chunk(subscriber, chunk)
                     if gate.probing and not called:
@@ -258,7 +258,8 @@ class Outward:
         for plan in plans:
             looks = plan.is_open and plan.operation != "none" and not (plan.claim.linked or plan.claim.fresh_intent)
             looks = looks or (plan.is_open and plan.operation == "update")
-            if looks and not self._still_ours([p for p in plans if p.is_open], batch.token):
+            short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
+            if looks and short and not self._still_ours([p for p in plans if p.is_open], batch.token):
                 self._lose(plans)
                 return
             if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
@@ -275,7 +276,7 @@ class Outward:
             ("delete", subscriber.bulk_delete),
         ):
             chosen = [p for p in plans if p.is_open and p.operation == operation]
-            size = max(subscriber.bulk_size, 1)
+            size = max(subscriber.lot_size(len(chosen)), 1)
             for start in range(0, len(chosen), size):
                 self._call_chunk(subscriber, call, chosen[start : start + size], plans, batch.token)
 
@@ -298,7 +299,8 @@ class Outward:
         if subscriber.bulk_size > 1:
             subscriber.client.pace()
         began = time.perf_counter()
-        outcomes = attempt(call, [plan.item for plan in chosen])
+        with renewed_by(lambda: self._still_ours(chosen, token)):
+            outcomes = attempt(call, [plan.item for plan in chosen])
         duration = (time.perf_counter() - began) * 1000
         if not isinstance(outcomes, SyncError) and len(outcomes) != len(chosen):
             outcomes = Retry(f"{len(outcomes)} outcomes for {len(chosen)} records", maybe_done=True)
@@ -367,7 +369,7 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        agreed = plan.claim.link.doubt or mapper.theirs(found.data)
+        agreed = doubt.created(plan.claim.link.doubt, mapper.theirs(found.data))
         plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)

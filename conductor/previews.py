@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
-from conductor.relations import Related, Relations
+from conductor.relations import Related, Relations, our_side
 from conductor.unsubscriptions import in_force
 from models.catalogues import Record
 from models.ledger import Link
@@ -114,6 +114,8 @@ class Previews:
                 return None
             related = self._related(connection, subscriber, (before, after), [record])
             notes = self._notes(connection, subscriber, record, record_id)
+        if isinstance(waits := attempt(self.relations.check, after, record, related), SyncError):
+            notes.append(f"Before it is sent, {waits}.")
         return Preview(
             record_id, _sent(subscriber, before, record, related), _sent(subscriber, after, record, related), notes
         )
@@ -251,13 +253,12 @@ def _mapper(subscriber: Subscriber, rows: list[dict[str, Any]]) -> Mapper:
 
 
 def _sent(subscriber: Subscriber, mapper: Mapper, record: Record, related: Related) -> Flat | SyncError:
-    flat: Any = attempt(lambda: mapper.outward(record, links=related.ids))
-    if isinstance(flat, dict):
-        refused = attempt(subscriber.validate, nest(flat))
-        if isinstance(refused, SyncError):
-            return refused
-    result: Flat | SyncError = flat
-    return result
+    ours: Any = attempt(lambda: our_side(subscriber, mapper, record, related, strict=True))
+    if isinstance(ours, SyncError):
+        return ours
+    flat, data = ours
+    refused = attempt(subscriber.validate, nest(flat, onto=data))
+    return refused if isinstance(refused, SyncError) else flat
 
 
 def _count(connection: sa.Connection, subscriber: Subscriber) -> int:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from conductor.hub import Hub
 from conductor.mappings import Mappings
-from conductor.relations import Relations
+from conductor.relations import Relations, our_side
 from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks
 from models.ledger import Link
@@ -87,10 +87,12 @@ class Resending:
             record = records.get(link.record_id)
             if record is None or attempt(subscriber.wants, record) is not True:
                 continue
-            flat: Any = attempt(lambda record=record: mapper.outward(record, links=related.ids))
+            ours: Any = attempt(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
             agreed = link.agreed or {}
             # What is refused becomes a dead letter by being tried: somebody has to see it.
-            if not isinstance(flat, dict) or any(p not in agreed or not same(v, agreed[p]) for p, v in flat.items()):
+            if not isinstance(ours, tuple) or any(
+                p not in agreed or not same(v, agreed[p]) for p, v in ours[0].items()
+            ):
                 found.append(link.id)
         return found
 

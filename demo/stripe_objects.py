@@ -25,6 +25,16 @@ class LocalStripe(NamedTuple):
     webhooks: ModuleType
 
 
+class Shown:
+    """A finished JSON object where localstripe expects one of its own."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._body = body
+
+    def _export(self) -> dict[str, Any]:
+        return dict(self._body)
+
+
 def load_localstripe() -> LocalStripe:
     """Import the package afresh. It keeps its data in module globals, so each system gets its own copy."""
     with _loading, warnings.catch_warnings():
@@ -43,9 +53,8 @@ def mend(resources: Any, publish: Callable[[Any], None], changed: Callable[[], N
     _mend_store(resources, changed)
     _mend_update(resources)
     _mend_export(resources)
-    for cls in (resources.Customer, resources.Product):
-        _mend_writes(resources, cls)
-    for cls in (resources.Customer, resources.Product, resources.Plan, resources.Event):
+    _mend_writes(resources, resources.Customer)
+    for cls in (resources.Customer, resources.Plan, resources.Event):
         _mend_list(resources, cls)
 
 
@@ -130,9 +139,9 @@ def _mend_writes(resources: Any, cls: Any) -> None:
         _check_email(resources, data)
         before = cls._api_retrieve(id)._export()
         obj = update(cls, id, **data)
-        if previous := _previous(before, obj._export()):
+        if earlier := previous(before, obj._export()):
             event = resources.Event(f"{kind}.updated", obj)
-            event.data["previous_attributes"] = previous
+            event.data["previous_attributes"] = earlier
             resources.schedule_webhook(event)
         return obj
 
@@ -141,8 +150,6 @@ def _mend_writes(resources: Any, cls: Any) -> None:
         gone = delete(cls, id)
         gone._created = obj.created
         resources.store[f"deleted_{kind}:{id}"] = gone
-        if kind == "product":  # for customers the original does it
-            resources.schedule_webhook(resources.Event("product.deleted", obj))
         return gone
 
     cls._api_create = classmethod(cast(Any, created))
@@ -161,15 +168,15 @@ def _without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in cut.items() if value != ""}
 
 
-def _previous(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def previous(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The earlier values of what changed; within a hash (metadata, address) only of the keys that changed."""
-    previous: dict[str, Any] = {}
+    earlier: dict[str, Any] = {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
         if old == new:
             continue
-        previous[key] = _previous(old, new) if isinstance(old, dict) and isinstance(new, dict) else old
-    return previous
+        earlier[key] = previous(old, new) if isinstance(old, dict) and isinstance(new, dict) else old
+    return earlier
 
 
 def _mend_export(resources: Any) -> None:
@@ -206,7 +213,7 @@ def _mend_list(resources: Any, cls: Any) -> None:
         page = original(cls, url, limit=size, **filters)
         if types is not None:
             page._list = [one for one in page._list if one.type in types]
-        newest_first = [one for one in reversed(page._list) if _created_fits(resources, one, created)]
+        newest_first = [one for one in reversed(page._list) if created_fits(resources, one.created, created)]
         page._list = _after(resources, cls, newest_first, starting_after)
         if ending_before:
             before = newest_first[: _position(resources, cls, newest_first, ending_before)]
@@ -225,11 +232,11 @@ def page_size(resources: Any, limit: Any) -> int:
     return size
 
 
-def _created_fits(resources: Any, obj: Any, created: Any) -> bool:
+def created_fits(resources: Any, at: int, created: Any) -> bool:
+    """Whether the second of a creation is in the range `created[gte]` and its like ask for."""
     if created is None:
         return True
     wanted = created if isinstance(created, dict) else {"gte": created, "lte": created}
-    at = obj.created
     tests: dict[str, Callable[[int], bool]] = {
         "gt": lambda t: at > t,
         "gte": lambda t: at >= t,

@@ -56,7 +56,7 @@ class WebhookSender:
 
     `find` gives an endpoint's address by its name (None: it was removed, its webhooks are let go);
     `sign` makes the headers from the secret and the exact bytes, afresh at every attempt, since
-    a receiver refuses an old signature.
+    a receiver refuses an old signature; `taken` says whether an answer means that it need not come again.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class WebhookSender:
         faults: Faults,
         find: Callable[[str], Endpoint | None],
         sign: Callable[[str, bytes], Mapping[str, str]],
+        taken: Callable[[requests.Response], bool] = lambda reply: 200 <= reply.status_code < 300,
     ) -> None:
         self.attempts: deque[Attempt] = deque(maxlen=1000)
-        self._faults, self._find, self._sign = faults, find, sign
+        self._faults, self._find, self._sign, self._taken = faults, find, sign, taken
         self._letters: list[_Letter] = []
         self._held: list[_Letter] = []
         self._under_way: _Letter | None = None
@@ -171,9 +172,10 @@ class WebhookSender:
         if endpoint is None:
             return False
         letter.attempts += 1
-        status, error = _post(session, endpoint.url, letter.body, self._sign(endpoint.secret, letter.body))
+        reply, error = _post(session, endpoint.url, letter.body, self._sign(endpoint.secret, letter.body))
+        status = None if reply is None else reply.status_code
         self.attempts.append(Attempt(time.time(), letter.endpoint, letter.event, letter.attempts, status, error))
-        if status is not None and 200 <= status < 300:
+        if reply is not None and self._taken(reply):
             return False
         if letter.attempts > len(BACKOFF):
             logger.warning("webhook %s to %s given up: %s", letter.event, endpoint.url, error or status)
@@ -184,10 +186,10 @@ class WebhookSender:
 
 def _post(
     session: requests.Session, url: str, body: bytes, signature: Mapping[str, str]
-) -> tuple[int | None, str | None]:
+) -> tuple[requests.Response | None, str | None]:
     headers = {"Content-Type": "application/json; charset=utf-8", **signature}
     try:
         reply = session.post(url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
         return None, str(error)
-    return reply.status_code, None
+    return reply, None

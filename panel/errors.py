@@ -80,5 +80,11 @@ def _unexpected(error: Exception) -> tuple[Response | str, int]:
 
 def _logged(error: Exception) -> str:
     error_id = secrets.token_hex(4)
-    logger.error("page failed, id %s: %s %s", error_id, request.method, request.path, exc_info=error)
+    logger.error("page failed, id %s: %s %s", error_id, request.method, _path(), exc_info=error)
     return error_id
+
+
+def _path() -> str:
+    """The path without the shared secret that a webhook's may end in."""
+    secret = (request.view_args or {}).get("secret")
+    return request.path.removesuffix(f"/{secret}") if secret else request.path

@@ -24,16 +24,21 @@ def init(csrf: CSRFProtect) -> None:
 
 
 @blueprint.post("/<system>")
-def receive(system: str) -> tuple[Response, int]:
+@blueprint.post("/<system>/<secret>")
+def receive(system: str, secret: str = "") -> tuple[Response, int]:
     """Store what a system reports, then acknowledge it. The work is done later, by a worker.
 
-    Systems send again what is not answered 2xx; one that we have already is acknowledged too.
+    Systems send again what is not answered 2xx; one that we have already is acknowledged too. A sender
+    that cannot set a header has the shared secret at the end of the address.
     """
     request.max_content_length = LARGEST_BODY
     body = request.get_data(cache=False)
     headers = {name.lower(): value for name, value in request.headers}
+    if secret:
+        headers["x-syncflow-secret"] = secret
+    conductor = current_app.extensions["syncflow"]
     try:
-        new = current_app.extensions["syncflow"].store_webhook(system, body, headers)
+        new = conductor.store_webhook(system, body, headers)
     except UnknownSystem:
         return jsonify(error="no such system is connected here"), 404
     except BadSignature as error:
@@ -42,4 +47,7 @@ def receive(system: str) -> tuple[Response, int]:
     except BadWebhook as error:
         logger.warning("webhook for %s cannot be read: %s", system, error)
         return jsonify(error=f"the body cannot be read: {error}"), 400
+    if acknowledgement := conductor.acknowledgement(system, body):
+        text, content_type = acknowledgement
+        return Response(text, content_type=content_type), 200
     return jsonify(status="stored" if new else "duplicate"), 202 if new else 200

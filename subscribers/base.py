@@ -7,6 +7,8 @@ conductor decides when they are called. Nothing here knows a broker or Flask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -29,7 +31,8 @@ class External:
 
     `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
     own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
-    where the record carries it.
+    where the record carries it. `merged_into`, of a deleted one, is the id of the record there that it
+    lives on in.
     """
 
     id: str
@@ -38,6 +41,7 @@ class External:
     deleted: bool = False
     record_id: str | None = None
     request_id: str | None = None
+    merged_into: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))
@@ -91,6 +95,37 @@ class Event:
     external: External
 
 
+@dataclass(frozen=True)
+class ExternalField:
+    """A field as a system describes it, or as one of its records shows it.
+
+    `kind` is text, number, boolean, date, datetime, list or object; empty where it cannot be told.
+    `length` is in characters. `required`: a record cannot be created without it.
+    """
+
+    kind: str = ""
+    length: int | None = None
+    writable: bool = True
+    required: bool = False
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in the words of `ExternalField`; empty for none."""
+    kinds = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "object"}
+    return kinds.get(type(value), "")
+
+
+def fields_of(data: Mapping[str, Any], parent: str = "") -> dict[str, ExternalField]:
+    """The fields that one record shows, by dotted path, objects and what is in them."""
+    found: dict[str, ExternalField] = {}
+    for name, value in data.items():
+        path = f"{parent}{name}"
+        found[path] = ExternalField(kind_of(value))
+        if isinstance(value, Mapping):
+            found |= fields_of(value, f"{path}.")
+    return found
+
+
 class Options(BaseModel):
     """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
 
@@ -110,6 +145,8 @@ class System:
     """One external system: its credentials and its client, shared by its subscribers."""
 
     Options: ClassVar[type[BaseModel]] = Options
+    #: Options that stand where the environment names others; a system that has some is always connected.
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     #: The limits where the environment names none; None for no limit.
     requests_per_second: float | None = None
@@ -135,6 +172,10 @@ class System:
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
+    def wait_reason(self) -> str | None:
+        """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
+        return None
+
     @classmethod
     def from_environment(cls, name: str) -> System | None:
         """The system as the environment configures it; None where it says nothing of it.
@@ -142,7 +183,7 @@ class System:
         Raises:
           SettingsError: it says something, but not enough, or something wrong.
         """
-        values = system_options(name)
+        values = {**cls.defaults, **system_options(name)}
         if not values:
             return None
         try:
@@ -159,9 +200,20 @@ class System:
         """
         raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
 
+    def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """(id, body) of each event in a webhook request, after checking who sent it; for systems that send several.
+
+        Raises as `verify` does.
+        """
+        return [(self.verify(body, headers), body)]
+
     def events(self, body: bytes) -> list[Event]:
         """What a verified webhook says happened."""
         raise NotImplementedError
+
+    def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
+        """(body, content type) with which this webhook request has to be answered; None where a 2xx is enough."""
+        return None
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Where a person sees this record in the system itself."""
@@ -199,6 +251,11 @@ class Subscriber:
         self.client: Any = client
         #: The mapping in force; the conductor puts a newer version here when a person saved one.
         self.mapper: Mapper = self.default_mapper
+
+    @classmethod
+    def connected(cls, client: Any) -> Subscriber | None:
+        """The subscriber at work for this client; None where the system's settings leave it out."""
+        return cls(client)
 
     @classmethod
     def name(cls) -> str:
@@ -261,6 +318,10 @@ class Subscriber:
         """The record as it is there now. Raises `Gone`."""
         raise NotImplementedError
 
+    def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
+        """One outcome an id, in order. Override where the system shows many in one call."""
+        return one_by_one(self.fetch, external_ids, self.client.pace)
+
     def find(self, item: Item) -> External | None:
         """Look for the record there by our id (or another sure mark) before it is created (again)."""
         return None
@@ -272,7 +333,29 @@ class Subscriber:
         """
         raise NotImplementedError
 
+    # --- what `./syncflow check` asks ---------------------------------------------------------------
+
+    def describe(self) -> Mapping[str, ExternalField] | None:
+        """The fields records have there, by dotted path; None where nothing can be told.
+
+        As one record shows them, unless the system can describe itself: then override it.
+        """
+        for page in self.changed_since(None):
+            for external in page.records:
+                if not external.deleted and external.data:
+                    return fields_of(external.data)
+            break
+        return None
+
+    def lacking(self) -> list[str]:
+        """What the login lacks, one sentence each; as far as can be seen without doing it."""
+        return []
+
     # --- bulk calls: what the conductor really calls -------------------------------------------------
+
+    def lot_size(self, waiting: int) -> int:
+        """How many of so many waiting records one call of `bulk_*` is given."""
+        return self.bulk_size
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """One outcome an item, in order. Override where the system takes many in one call."""
@@ -287,9 +370,7 @@ class Subscriber:
         return one_by_one(self.delete, items, self.client.pace)
 
 
-def one_by_one(
-    call: Callable[[Item], Any], items: Sequence[Item], pace: Callable[[], None] = lambda: None
-) -> list[Any]:
+def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[[], None] = lambda: None) -> list[Any]:
     """The outcome of `call` for each item. When the system is down the rest is not tried."""
     outcomes: list[Any] = []
     for item in items:
@@ -313,6 +394,24 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
         wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
         wrapped.__cause__ = error
         return wrapped
+
+
+_renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+
+
+def still_working() -> None:
+    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    _renew.get()()
+
+
+@contextmanager
+def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
+    """Have `still_working` call this meanwhile."""
+    token = _renew.set(renew)
+    try:
+        yield
+    finally:
+        _renew.reset(token)
 
 
 def received(subscriber: Subscriber, external: External) -> External:
@@ -371,8 +470,9 @@ def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str,
         if subscriber.system not in systems:
             systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
         client = systems[subscriber.system]
-        if client is not None:
-            subscribers[name] = subscriber(client)
+        at_work = subscriber.connected(client) if client is not None else None
+        if at_work is not None:
+            subscribers[name] = at_work
     return subscribers
 
 
@@ -380,6 +480,7 @@ __all__ = [
     "REGISTRY",
     "Event",
     "External",
+    "ExternalField",
     "Field",
     "Item",
     "Options",
@@ -391,4 +492,5 @@ __all__ = [
     "link_to",
     "register",
     "rows",
+    "still_working",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import requests
 from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
@@ -84,6 +85,8 @@ class Http:
         base_url: str,
         *,
         headers: Mapping[str, str] | None = None,
+        auth: AuthBase | None = None,
+        secret_headers: Sequence[str] = ("Authorization",),
         ca_bundle: str | None = None,
         describe: Callable[[requests.Response], tuple[str, dict[str, str]]] | None = None,
         classify: Callable[[requests.Response, bool], SyncError | None] | None = None,
@@ -93,6 +96,7 @@ class Http:
         """`statuses` is a vendor's own table of statuses, laid over `STATUSES`.
 
         `classify(response, writes)` decides before it, where more than the status counts; or answers None.
+        `secret_headers`: what these carry may be quoted back to us, but no message of ours repeats it.
         """
         self.base_url = base_url.rstrip("/")
         self._headers = dict(headers or {})
@@ -102,8 +106,10 @@ class Http:
         self._statuses = {**STATUSES, **(statuses or {})}
         #: What the last answer that told of a limit said of it.
         self.rate: Rate | None = None
-        # What an answer may quote back to us, but no message of ours may repeat.
-        self._secret = self._headers.get("Authorization", "").rpartition(" ")[2]
+        self._auth = auth
+        self._secret_headers = tuple(secret_headers)
+        # On its way to another host `requests` takes away this header, and no other that is a secret.
+        self._follows = {name.lower() for name in secret_headers} <= {"authorization"}
         self._request_id_header = request_id_header
         self._local = threading.local()
 
@@ -112,6 +118,7 @@ class Http:
         """This thread's session: they are not safe to share."""
         if not hasattr(self._local, "session"):
             self._local.session = new_session(self._ca_bundle, self._headers)
+            self._local.session.auth = self._auth
         session: requests.Session = self._local.session
         return session
 
@@ -132,7 +139,7 @@ class Http:
     def _send(self, method: str, url: str, writes: bool, options: dict[str, Any]) -> requests.Response:
         for again in (not writes, False):
             try:
-                return self.session.request(method, url, allow_redirects=not writes, **options)
+                return self.session.request(method, url, allow_redirects=self._follows and not writes, **options)
             except requests.RequestException as error:
                 # A kept connection may have been closed meanwhile. Only reading is safe to repeat unasked.
                 if again and is_cut(error):
@@ -172,11 +179,17 @@ class Http:
                 request_id=self.request_id(response),
                 table=self._statuses,
             )
-        if self._secret:  # an answer may quote it, whoever reads the answer
-            error.args = (str(error).replace(self._secret, "***"),)
+        for secret in self._secrets(response):  # an answer may quote them, whoever reads the answer
+            error.args = (str(error).replace(secret, "***"),)
             if isinstance(error, Reject):
-                error.fields = {name: text.replace(self._secret, "***") for name, text in error.fields.items()}
+                error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
         return error
+
+    def _secrets(self, response: requests.Response) -> Iterator[str]:
+        for sent in (*response.history, response):
+            for name in self._secret_headers:
+                if secret := (sent.request.headers.get(name) or "").rpartition(" ")[2]:
+                    yield secret
 
 
 #: HTTP status -> what to do next (RFC 9110, 15; RFC 6585). Of the others 5xx is `Retry` and the rest `Reject`.
@@ -286,24 +299,31 @@ def http_date(value: str) -> datetime | None:
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
 
 
-def describe_error(response: requests.Response) -> tuple[str, dict[str, str]]:
-    """(message, words per field) of the usual shapes of a JSON error body; else the start of the text."""
+def describe_error(
+    response: requests.Response, errors_in: Callable[[Any], Any] = lambda body: body.get("errors")
+) -> tuple[str, dict[str, str]]:
+    """(message, words per field) of the usual shapes of a JSON error body; else the start of the text.
+
+    `errors_in` finds the object of field names and their words.
+    """
     try:
         body = response.json()
     except ValueError:
         return _one_line(response.text), {}
     if not isinstance(body, dict):
         return _one_line(str(body)), {}
-    raw = body.get("errors")
-    fields = (
-        {str(k): "; ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in raw.items()}
-        if isinstance(raw, dict)
-        else {}
-    )
+    raw = errors_in(body)
+    fields = {str(name): _words(value) for name, value in raw.items()} if isinstance(raw, dict) else {}
     message = body.get("message") or body.get("error") or body.get("detail") or ""
     if fields:
         message = "; ".join(f"{name}: {text}" for name, text in fields.items())
     return _one_line(str(message or body)), fields
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(_words, value))
+    return str(value.get("message") or value) if isinstance(value, dict) else str(value)
 
 
 def _one_line(text: str) -> str:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from demo.salesforce import SalesforceSimulator
 from models.schema import migrate
 from models.session import Database
 from tests import services
+
+pytest.register_assert_rewrite("tests.contract")
 
 NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
 NOT_UNIT = ("services", "acceptance", "browser")
@@ -110,6 +113,24 @@ def rabbitmq_vhost(rabbitmq_server: str) -> Iterator[Callable[[], str]]:
     """Makes vhosts for a test that must have one to itself."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(services.fresh_vhost(rabbitmq_server))
+
+
+# --- a Salesforce org -----------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def salesforce_org(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SalesforceSimulator]:
+    """A simulated org that all tests of this run share; `org` gives it as new."""
+    with SalesforceSimulator(certs=tmp_path_factory.mktemp("certificates")) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def org(salesforce_org: SalesforceSimulator) -> SalesforceSimulator:
+    """A simulated Salesforce org, empty."""
+    salesforce_org.org.reset()
+    salesforce_org.clock.thaw()
+    return salesforce_org
 
 
 # --- the browser ----------------------------------------------------------------

@@ -263,11 +263,11 @@ def test_ids_that_are_wrong_or_unknown(sf: Salesforce) -> None:
 
 def test_a_parent_may_be_named_by_its_external_id(sf: Salesforce, org: SalesforceSimulator) -> None:
     account = sf.Account.create({"Name": "A", "Syncflow_Id__c": "7"})["id"]
-    invoice = sf.Invoice__c.create({"Account__r": {"Syncflow_Id__c": "7"}, "Total__c": 12.5})["id"]
+    invoice = sf.Invoice__c.create({"Customer__r": {"Syncflow_Id__c": "7"}, "Total__c": 12.5})["id"]
     record = org.store.get("Invoice__c", invoice)
-    assert (record["Account__c"], record["Total__c"], record["Name"]) == (account, 12.5, invoice)
+    assert (record["Customer__c"], record["Total__c"], record["Name"]) == (account, 12.5, invoice)
     with pytest.raises(SalesforceMalformedRequest, match="Foreign key external ID"):
-        sf.Invoice__c.create({"Account__r": {"Syncflow_Id__c": "8"}})
+        sf.Invoice__c.create({"Customer__r": {"Syncflow_Id__c": "8"}})
 
 
 def test_if_unmodified_since(sf: Salesforce, org: SalesforceSimulator, http: requests.Session) -> None:
@@ -484,10 +484,10 @@ def test_a_merge_leaves_a_deleted_record_that_points_to_the_winner(sf: Salesforc
 def test_deleting_a_parent_takes_or_frees_its_children(sf: Salesforce, org: SalesforceSimulator) -> None:
     account = org.add("Account", Name="A")
     contact = org.add("Contact", LastName="L", AccountId=account)
-    invoice = org.add("Invoice__c", Account__c=account)
+    invoice = org.add("Invoice__c", Customer__c=account)
     sf.Account.delete(account)
     assert org.store.get("Contact", contact, deleted_too=True)["IsDeleted"]
-    assert org.store.get("Invoice__c", invoice)["Account__c"] is None
+    assert org.store.get("Invoice__c", invoice)["Customer__c"] is None
 
 
 # --- collections and bulk -------------------------------------------------------------------
@@ -582,8 +582,8 @@ def test_describe_tells_what_a_connector_needs(sf: Salesforce) -> None:
     assert {one["name"] for one in sf.describe()["sobjects"]} == set(OBJECTS)
     fields = {one["name"]: one for one in sf.Invoice__c.describe()["fields"]}
     assert fields["Syncflow_Id__c"]["externalId"] and fields["Syncflow_Id__c"]["unique"]
-    assert fields["Account__c"]["referenceTo"] == ["Account"]
-    assert [one["value"] for one in fields["Status__c"]["picklistValues"]][:2] == ["Draft", "Open"]
+    assert fields["Customer__c"]["referenceTo"] == ["Account", "Contact"]
+    assert [one["value"] for one in fields["Status__c"]["picklistValues"]][:2] == ["draft", "open"]
     assert not sf.Account.describe()["fields"][0]["createable"]
 
 

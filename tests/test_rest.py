@@ -186,7 +186,7 @@ class SmallPages(ShopContact):
 
 
 class Counted(SmallPages):
-    next_field = None
+    pagination = "page"
 
 
 def read(contacts: RestSubscriber, position: dict[str, Any] | None = None) -> tuple[list[External], dict[str, Any]]:
@@ -247,8 +247,8 @@ class Unordered(ShopContact):
 class Bare(RestSubscriber):
     system, catalogue, path = "shop", "customer", "/things"
     id_field = "key"
-    list_field = None
-    next_field = None
+    list_field = "@"
+    pagination = "page"
 
 
 def test_where_the_order_is_unknown_only_the_last_page_moves_the_position(httpserver: HTTPServer) -> None:
@@ -367,7 +367,7 @@ def test_any_other_webhook_is_refused(offline: RestSystem, headers: dict[str, st
 
 
 def test_without_a_secret_every_webhook_is_refused() -> None:
-    system = RestSystem("shop", RestOptions(url="https://shop.example"))
+    system = RestSystem("shop", RestOptions(url="https://shop.example", token=SecretStr("t")))
     for secret in ("", " "):
         with pytest.raises(BadSignature):
             system.verify(body_of(), signature(body_of(), secret))

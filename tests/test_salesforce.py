@@ -3,7 +3,7 @@
 import json
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Field, Mapper
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
+from tests.salesforce_world import LOGINS, connect
 
 ANNA = {
     "name": "Anna",
@@ -32,32 +33,11 @@ ANNA = {
     "notes": "ring twice",
     "active": True,
 }
-LOGINS = {
-    "client_credentials": {"consumer_key": "demo-client-id", "consumer_secret": "demo-client-secret"},
-    "password": {
-        "username": "integration@syncflow.example",
-        "password": "demo-password",
-        "security_token": "demo-token",
-    },
-}
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("certificates")
-
-
-@pytest.fixture(scope="module")
-def server(certificates: Path) -> Iterator[SalesforceSimulator]:
-    with SalesforceSimulator(certs=certificates) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def org(server: SalesforceSimulator) -> SalesforceSimulator:
-    server.org.reset()
-    server.clock.thaw()
-    return server
+@pytest.fixture(scope="session")
+def certificates(salesforce_org: SalesforceSimulator) -> Path:
+    return Path(salesforce_org.ca_file).parent
 
 
 @pytest.fixture
@@ -68,11 +48,6 @@ def system(org: SalesforceSimulator) -> Salesforce:
 @pytest.fixture
 def accounts(system: Salesforce) -> SalesforceAccount:
     return SalesforceAccount(system)
-
-
-def connect(org: SalesforceSimulator, login: str = "client_credentials", **more: Any) -> Salesforce:
-    settings = {"instance_url": org.url, "ca_bundle": org.ca_file, "webhook_secret": "new old", **LOGINS.get(login, {})}
-    return Salesforce("salesforce", SalesforceOptions(**{**settings, **more}))
 
 
 def item(record: dict[str, Any], id: str = "7", external_id: str | None = None, changes: Any = None) -> Item:
@@ -412,7 +387,7 @@ def test_deletions_are_seen_at_once_and_again_from_the_list_of_the_deleted(
     org.remove("Account", id)
     found, after = read(accounts, position)
     assert [(one.id, one.deleted) for one in found] == [(id, True)]
-    org.clock.advance(120)
+    org.clock.advance(1000)
     # As if the recycle bin had been emptied: the query does not show it any more.
     later = {"modstamp": org.clock.now().isoformat(), "deleted": after["deleted"]}
     found, last = read(accounts, later)
@@ -424,7 +399,7 @@ def test_deletions_are_asked_for_from_where_the_last_answer_ended(
     org: SalesforceSimulator, accounts: SalesforceAccount
 ) -> None:
     _, position = read(accounts, None)
-    org.clock.advance(600)
+    org.clock.advance(1000)
     org.lag(300)
     _, position = read(accounts, position)
     assert org.clock.now() - datetime.fromisoformat(position["deleted"]) >= timedelta(seconds=300)
@@ -461,7 +436,7 @@ def offline() -> Salesforce:
 
 @pytest.mark.parametrize("secret", ["new", "old"])
 def test_a_callout_with_either_secret_is_taken(offline: Salesforce, secret: str) -> None:
-    assert offline.verify(callout(), {"x-syncflow-secret": secret}) == "e1"
+    assert offline.unpack(callout(), {"x-syncflow-secret": secret}) == [("e1", callout())]
     (one,) = offline.events(callout())
     assert (one.resource, one.external.record_id, one.external.deleted) == ("Account", "7", False)
     assert one.external.at == datetime(2026, 11, 22, 7, 6, 38, tzinfo=UTC)
@@ -474,20 +449,20 @@ def test_a_callout_with_either_secret_is_taken(offline: Salesforce, secret: str)
 )
 def test_any_other_callout_is_refused(offline: Salesforce, headers: dict[str, str]) -> None:
     with pytest.raises(BadSignature):
-        offline.verify(callout(), headers)
+        offline.unpack(callout(), headers)
 
 
 def test_without_a_secret_every_callout_is_refused(offline: Salesforce) -> None:
     offline.options.webhook_secret = SecretStr("")
     for secret in ("", " ", "new"):
         with pytest.raises(BadSignature):
-            offline.verify(callout(), {"x-syncflow-secret": secret})
+            offline.unpack(callout(), {"x-syncflow-secret": secret})
 
 
 @pytest.mark.parametrize("body", [b"nothing", b"[]", b"{}", callout(record={}), callout(sobject=1), callout(id="")])
 def test_a_callout_that_cannot_be_read_is_said_to_be_so(offline: Salesforce, body: bytes) -> None:
     with pytest.raises(BadWebhook):
-        offline.verify(body, {"x-syncflow-secret": "new"})
+        offline.unpack(body, {"x-syncflow-secret": "new"})
 
 
 def test_it_is_in_the_fan_out() -> None:
@@ -510,6 +485,10 @@ def test_the_page_in_lightning(offline: Salesforce) -> None:
         ({"password": "hush-1"}, "SALESFORCE_USERNAME"),
         ({"consumer_secret": "hush-1"}, "SALESFORCE_CONSUMER_KEY"),
         ({"consumer_secret": "hush-1", "consumer_key": "k"}, "SALESFORCE_INSTANCE_URL"),
+        ({"username": "u", "password": "p", "objects": "Account Lead"}, "SALESFORCE_OBJECTS: Lead is none of Account"),
+        ({"username": "u", "password": "p", "objects": "Account Contact"}, "SALESFORCE_OBJECTS: customers are kept as"),
+        ({"username": "u", "password": "p", "objects": "Account,Invoice__c"}, "SALESFORCE_OBJECTS: Invoice__c needs"),
+        ({"username": "u", "password": "p", "organization_id": "acme"}, "SALESFORCE_ORGANIZATION_ID"),
         ({"privatekey_file": "/no/such/file"}, "SALESFORCE_USERNAME, SALESFORCE_CONSUMER_KEY"),
         ({"privatekey_file": "/no/such/file", "username": "u", "consumer_key": "k"}, "SALESFORCE_PRIVATEKEY_FILE"),
     ],

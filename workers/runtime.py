@@ -24,6 +24,7 @@ from models.schema import is_current
 from models.session import Database
 from settings import Settings, SettingsError, get_settings
 from subscribers.base import connect
+from subscribers.declared import register_file
 from workers.actors import bind_queues
 from workers.senders import Senders
 
@@ -62,6 +63,8 @@ def build(settings: Settings | None = None) -> Runtime:
     database = Database(settings.database_url)
     if not is_current(database):
         raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
+    if settings.syncflow_systems:
+        register_file(settings.syncflow_systems)
     connected = connect()
     broker = make_broker(settings)
     senders = Senders(broker)

@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--certs", default="var/demo/certs", help="folder of the CA and the certificate")
     parser.add_argument("--daily-limit", type=int, default=100_000, help="API calls before it refuses them")
     parser.add_argument("--notify-url", default="", help="address that is told of every change")
+    parser.add_argument("--message-url", default="", help="address that outbound messages go to")
     parser.add_argument("--public-url", default="", help="address that a login tells its client to use")
     arguments = parser.parse_args()
     defaults = Credentials()
@@ -35,6 +36,10 @@ def main() -> None:
             daily_limit=arguments.daily_limit,
             notify_url=arguments.notify_url,
             public_url=arguments.public_url,
+            # The secret at its end is not for the list of processes.
+            message_url=f"{arguments.message_url}/{secret_from('DEMO_SALESFORCE_MESSAGE_SECRET')}"
+            if arguments.message_url
+            else "",
             notify_secret=secret_from("DEMO_SALESFORCE_NOTIFY_SECRET") if arguments.notify_url else "",
         )
     )

@@ -103,8 +103,8 @@ def _info(job: Job) -> dict[str, Any]:
         info["externalIdFieldName"] = job.external_id
     if job.error:
         info["errorMessage"] = job.error
-    processed = len(job.succeeded) + len(job.failed) if job.state == "JobComplete" else 0
-    failed = len(job.failed) if job.state == "JobComplete" else 0
+    over = job.state in _FINISHED
+    processed, failed = (len(job.succeeded) + len(job.failed), len(job.failed)) if over else (0, 0)
     return {**info, "numberRecordsProcessed": processed, "numberRecordsFailed": failed, "retries": 0}
 
 
@@ -136,24 +136,29 @@ def upload(org: Org, request: Request, job_id: str) -> Response:
 
 
 def successful_results(org: Org, request: Request, job_id: str) -> Response:
-    job = _completed(org, "ingest", job_id)
+    job = _ended(org, job_id)
     rows = [[*outcome, *row.values()] for outcome, row in job.succeeded]
     return csv_file(job.csv(["sf__Id", "sf__Created", *job.columns], rows))
 
 
 def failed_results(org: Org, request: Request, job_id: str) -> Response:
-    job = _completed(org, "ingest", job_id)
+    job = _ended(org, job_id)
     rows = [[outcome[1], outcome[0], *row.values()] for outcome, row in job.failed]
     return csv_file(job.csv(["sf__Id", "sf__Error", *job.columns], rows))
 
 
 def unprocessed_records(org: Org, request: Request, job_id: str) -> Response:
+    job = _ended(org, job_id)
+    if job.columns or not job.uploaded:
+        return csv_file(job.csv(job.columns, job.unprocessed) if job.columns else "")
+    return csv_file(job.uploaded)
+
+
+def _ended(org: Org, job_id: str) -> Job:
     job = _find(org, "ingest", job_id)
     if job.state not in _FINISHED:
         raise not_found()
-    if job.state == "JobComplete" or not job.uploaded:
-        return csv_file(job.csv(job.columns, []) if job.columns else "")
-    return csv_file(job.uploaded)
+    return job
 
 
 def _completed(org: Org, kind: str, job_id: str) -> Job:
@@ -172,9 +177,13 @@ def _ingest(org: Org, request: Request, job: Job) -> None:
         job.state, job.error = "Failed", f"InvalidBatch : {error}"
         return
     job.state = "UploadComplete"
+    if org.bulk_stops_after is not None:
+        rows, job.unprocessed = rows[: org.bulk_stops_after], rows[org.bulk_stops_after :]
     with org.store.transaction():
         for values in rows:
             _ingest_row(org, request, job, one, dict(zip(job.columns, values, strict=True)))
+    if job.unprocessed:
+        job.state, job.error = "Failed", "InternalServerError : the job was stopped"
 
 
 def _ingest_row(org: Org, request: Request, job: Job, one: SObject, row: dict[str, str]) -> None:
@@ -184,8 +193,8 @@ def _ingest_row(org: Org, request: Request, job: Job, one: SObject, row: dict[st
             org.faults.fail_item(request)
             record_id, created = _write_row(org, job, one, row)
     except SalesforceError as error:
-        fields = ",".join(error.fields or ()) or "--"
-        job.failed.append(((f"{error.code}:{error.message}:{fields}", record_id), row))
+        fields = "".join(f"{name} " for name in error.fields or ())
+        job.failed.append(((f"{error.code}:{error.message}:{fields}--", record_id), row))
     except SeveralMatch:
         message = f"DUPLICATE_EXTERNAL_ID:{job.external_id}: more than one record found:--"
         job.failed.append(((message, ""), row))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 
 from demo.faults import Faults
 from demo.webhooks import Endpoint, WebhookSender
 
+from .store import Change
 from .wire import to_json
 
 
@@ -26,18 +28,19 @@ class Callouts:
         endpoint = Endpoint(url, secret)
         self.sender = WebhookSender(self.faults, lambda _: endpoint, _sign)
 
-    def changed(self, operation: str, object_name: str, record_id: str, time: str, by: str) -> None:
-        """Called by the store after a change was committed."""
-        event_id = secrets.token_hex(12)
-        event = {
-            "id": event_id,
-            "sobject": object_name,
-            "record": {"Id": record_id, "SystemModstamp": time},
-            "deleted": operation == "deleted",
-            "operation": operation,
-            "by": by,
-        }
-        self.sender.send("hub", event_id, to_json(event))
+    def changed(self, changes: Sequence[Change]) -> None:
+        """Called by the store after a commit."""
+        for one in changes:
+            event_id = secrets.token_hex(12)
+            event = {
+                "id": event_id,
+                "sobject": one.object,
+                "record": {"Id": one.id, "SystemModstamp": one.time},
+                "deleted": one.operation == "deleted",
+                "operation": one.operation,
+                "by": one.by,
+            }
+            self.sender.send("hub", event_id, to_json(event))
 
 
 def _sign(secret: str, body: bytes) -> dict[str, str]:

@@ -47,10 +47,13 @@ def clock(org: Org, request: Request) -> Response:
     return reply({"now": org.clock.now().isoformat()})
 
 
+_SETTINGS = ("page_size", "daily_limit", "calls_used", "bulk_waits", "bulk_stops_after", "minute_resolution")
+
+
 def settings(org: Org, request: Request) -> Response:
-    """POST any of page_size, daily_limit, calls_used, bulk_waits and minute_resolution."""
+    """POST any of page_size, daily_limit, calls_used, bulk_waits, bulk_stops_after and minute_resolution."""
     for name, value in request.json_object().items():
-        if name not in ("page_size", "daily_limit", "calls_used", "bulk_waits", "minute_resolution"):
+        if name not in _SETTINGS:
             raise SalesforceError("INVALID_FIELD", f"there is no setting {name}")
         setattr(org, name, bool(value) if name == "minute_resolution" else int(_number(value)))
     return reply({})

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .schema import ID_KINDS, NUMBER_KINDS, OBJECTS, Field, SObject
 
@@ -31,7 +32,9 @@ class Database:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = NORMAL")
         self._depth = 0
-        self._after_commit: list[Callable[[], None]] = []
+        self._told: list[Any] = []
+        #: Called after every commit with all that was told in it.
+        self.on_commit: Callable[[list[Any]], None] = lambda told: None
         with self.transaction():
             self._create_tables()
 
@@ -43,25 +46,25 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing; may be nested, and then only the inner part is undone by an exception."""
         with self.lock:
-            name, planned = f"level_{self._depth}", len(self._after_commit)
+            name, planned = f"level_{self._depth}", len(self._told)
             self.connection.execute(f"SAVEPOINT {name}" if self._depth else "BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield self.connection
             except BaseException:
-                del self._after_commit[planned:]
+                del self._told[planned:]
                 self._leave(f"ROLLBACK TO {name}", f"RELEASE {name}", "ROLLBACK")
                 raise
             else:
                 self._leave(f"RELEASE {name}", "", "COMMIT")
                 if not self._depth:
-                    calls, self._after_commit = self._after_commit, []
-                    for call in calls:
-                        call()
+                    told, self._told = self._told, []
+                    if told:
+                        self.on_commit(told)
 
-    def after_commit(self, call: Callable[[], None]) -> None:
-        """Plan a call for when the transaction under way is committed; it is dropped if that is undone."""
-        self._after_commit.append(call)
+    def tell(self, what: Any) -> None:
+        """Something for `on_commit`; it is dropped if the transaction under way is undone."""
+        self._told.append(what)
 
     def _leave(self, inner: str, then: str, outermost: str) -> None:
         self._depth -= 1

@@ -98,7 +98,7 @@ def _field(field: Field) -> dict[str, Any]:
         "caseSensitive": False,
         "filterable": field.filterable,
         "sortable": field.filterable,
-        "referenceTo": [field.to] if field.to else [],
+        "referenceTo": list(field.to),
         "relationshipName": field.relationship or None,
         "restrictedPicklist": bool(field.values),
         "picklistValues": [_picklist_value(value, field.default) for value in field.values],

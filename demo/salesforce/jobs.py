@@ -33,6 +33,8 @@ class Job:
     #: (outcome, row as uploaded): for a success the outcome is (id, created), for a failure (message, id).
     succeeded: list[tuple[tuple[str, str], dict[str, str]]] = field(default_factory=list)
     failed: list[tuple[tuple[str, str], dict[str, str]]] = field(default_factory=list)
+    #: Rows of a job that broke off before it came to them.
+    unprocessed: list[list[str]] = field(default_factory=list)
     #: Columns of the uploaded file, or of the query's result.
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)

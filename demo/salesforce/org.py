@@ -62,6 +62,8 @@ class Org:
         self.jobs: dict[str, Job] = {}
         #: How many times a new bulk job is seen as InProgress before it is complete.
         self.bulk_waits = 0
+        #: After how many rows a bulk job breaks off as Failed; None for never.
+        self.bulk_stops_after: int | None = None
 
     def close(self) -> None:
         self.store.close()
@@ -114,3 +116,4 @@ class Org:
         self.cursors.clear()
         self.jobs.clear()
         self.calls_used = 0
+        self.bulk_stops_after = None

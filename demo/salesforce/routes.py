@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from collections.abc import Callable
 
-from . import bulk, collections, control, describe, login, sobjects, ui
+from . import bulk, collections, control, describe, graphs, login, sobjects, ui
 from .errors import SalesforceError, SeveralMatch, not_found
 from .faults import failure
 from .org import Org
@@ -42,6 +43,7 @@ API: tuple[tuple[str, str, Answer], ...] = (
     ("GET", "composite/sobjects/{}", collections.retrieve),
     ("POST", "composite/sobjects/{}", collections.retrieve),
     ("PATCH", "composite/sobjects/{}/{}", collections.upsert),
+    ("POST", "composite/graph", graphs.run),
     ("POST", "jobs/ingest", bulk.create_ingest),
     ("PUT", "jobs/ingest/{}/batches", bulk.upload),
     ("GET", "jobs/ingest/{}/successfulResults", bulk.successful_results),
@@ -129,6 +131,7 @@ def answer_api(org: Org, request: Request) -> Response:
     response = _guarded(org, request, lambda: _checked(org, request))
     if not request.path.startswith(("/services/Soap", "/services/oauth2")):
         response.headers.setdefault("Sforce-Limit-Info", org.limit_info)
+        response.headers.setdefault("X-Request-Id", secrets.token_hex(16))
     return response
 
 

@@ -23,7 +23,7 @@ ID_KINDS = frozenset(("id", "reference"))
 
 @dataclass(frozen=True)
 class Field:
-    """One field. `length` is in characters; `to` is the object a reference points to."""
+    """One field. `length` is in characters; `to` are the objects a reference may point to."""
 
     name: str
     kind: Kind = "string"
@@ -35,7 +35,7 @@ class Field:
     #: The only values a restricted picklist takes.
     values: tuple[str, ...] = ()
     default: Any = None
-    to: str = ""
+    to: tuple[str, ...] = ()
     #: What deleting the parent does to this record.
     on_parent_delete: Literal["clear", "cascade"] = "clear"
     #: Set by the system; a client that sends it is refused.
@@ -52,7 +52,7 @@ class Field:
 
     @property
     def relationship(self) -> str:
-        """The name that stands for the parent: `AccountId` -> `Account`, `Account__c` -> `Account__r`."""
+        """The name that stands for the parent: `AccountId` -> `Account`, `Customer__c` -> `Customer__r`."""
         if self.kind != "reference":
             return ""
         return f"{self.name[:-3]}__r" if self.custom else self.name.removesuffix("Id")
@@ -63,13 +63,13 @@ SYSTEM_FIELDS = (
     Field("Id", "id", 18, read_only=True),
     Field("IsDeleted", "boolean", read_only=True),
     Field("CreatedDate", "datetime", read_only=True),
-    Field("CreatedById", "reference", 18, to="User", read_only=True),
+    Field("CreatedById", "reference", 18, to=("User",), read_only=True),
     Field("LastModifiedDate", "datetime", read_only=True),
-    Field("LastModifiedById", "reference", 18, to="User", read_only=True),
+    Field("LastModifiedById", "reference", 18, to=("User",), read_only=True),
     Field("SystemModstamp", "datetime", read_only=True),
 )
 #: Only objects that can be merged have this one: set on the record that lost, to the id of the one that won.
-MASTER_RECORD = Field("MasterRecordId", "reference", 18, to="", read_only=True)
+MASTER_RECORD = Field("MasterRecordId", "reference", 18, read_only=True)
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,15 @@ class SObject:
 CURRENCIES = ("USD", "EUR", "GBP", "CHF", "JPY", "PLN", "SEK", "CAD", "AUD")
 CURRENCY = Field("CurrencyIsoCode", "picklist", 3, values=CURRENCIES, default="USD")
 HUB_ID = Field("Syncflow_Id__c", length=64, external_id=True, unique=True)
+#: An ISO code in a text field, for an org with one currency, which has no CurrencyIsoCode.
+OWN_CURRENCY = Field("Currency__c", length=3)
 
 
 def _text(name: str, length: int = 255, **rest: Any) -> Field:
     return Field(name, "string", length, **rest)
 
 
-def _parent(name: str, to: str, **rest: Any) -> Field:
+def _parent(name: str, *to: str, **rest: Any) -> Field:
     return Field(name, "reference", 18, to=to, **rest)
 
 
@@ -157,6 +159,12 @@ OBJECTS: dict[str, SObject] = {
                 _text("FirstName", 40),
                 Field("Email", "email", 80, external_id=True),  # an id lookup, but not unique
                 Field("Phone", "phone", 40),
+                _text("MailingStreet", 255),
+                _text("MailingCity", 40),
+                _text("MailingPostalCode", 20),
+                _text("MailingCountry", 80),
+                Field("Description", "textarea", 32000),
+                Field("Active__c", "boolean", default=True),
                 _parent("AccountId", "Account", on_parent_delete="cascade"),
                 CURRENCY,
                 HUB_ID,
@@ -173,6 +181,7 @@ OBJECTS: dict[str, SObject] = {
                 Field("IsActive", "boolean", default=False),
                 _text("StockKeepingUnit", 180),
                 Field("Price__c", "currency"),
+                OWN_CURRENCY,
                 CURRENCY,
                 HUB_ID,
             ),
@@ -182,13 +191,15 @@ OBJECTS: dict[str, SObject] = {
             (
                 _text("Name", 80),
                 _text("Number__c", 80),
-                Field("Status__c", "picklist", 40, values=("Draft", "Open", "Paid", "Void"), default="Draft"),
+                Field("Status__c", "picklist", 40, values=("draft", "open", "paid", "void"), default="draft"),
                 Field("Issue_Date__c", "date"),
                 Field("Due_Date__c", "date"),
                 Field("Paid_At__c", "datetime"),
                 Field("Total__c", "currency"),
                 Field("Notes__c", "textarea", 32768),
-                _parent("Account__c", "Account"),
+                # An org has the one or the other, whichever its customers are.
+                _parent("Customer__c", "Account", "Contact"),
+                OWN_CURRENCY,
                 CURRENCY,
                 HUB_ID,
             ),
@@ -229,5 +240,5 @@ def children_of(parent: SObject) -> Iterator[tuple[SObject, Field]]:
     """Every (object, reference field) that points to this object."""
     for child in OBJECTS.values():
         for one in child.own_fields:
-            if one.kind == "reference" and one.to == parent.name:
+            if one.kind == "reference" and parent.name in one.to:
                 yield child, one

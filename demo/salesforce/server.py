@@ -24,9 +24,10 @@ from demo.certificates import ensure_certificates
 from . import routes
 from .callouts import Callouts
 from .faults import Fault
+from .messages import OutboundMessages
 from .org import Org
 from .schema import object_of_id
-from .store import PERSON
+from .store import PERSON, Change
 from .times import to_wire
 from .wire import Request, Response
 
@@ -219,7 +220,8 @@ class SalesforceSimulator:
 
     `port` 0 takes a free one. `certs` is the folder of the CA and the certificate, made if need be; None
     makes them in a folder that goes away. `data` is an SQLite file; None keeps the records in memory.
-    With `notify_url`, every change is told to that address, signed with `notify_secret` (see `callouts`).
+    With `notify_url`, every change is told to that address, signed with `notify_secret` (see `callouts`); with
+    `message_url`, by outbound messages to that one (see `messages`).
     `public_url` is the address that a login tells its client to use, for an org behind a proxy.
     `options` go to `Org`: credentials, daily_limit, page_size, minute_resolution.
     """
@@ -232,6 +234,7 @@ class SalesforceSimulator:
         notify_url: str = "",
         notify_secret: str = "",
         public_url: str = "",
+        message_url: str = "",
         **options: Any,
     ) -> None:
         self._temporary = tempfile.TemporaryDirectory() if certs is None else None
@@ -243,8 +246,9 @@ class SalesforceSimulator:
         self.ca_file = str(files.ca)
         self.org = Org(data, **options)
         self.callouts = Callouts(notify_url, notify_secret) if notify_url else None
-        if self.callouts is not None:
-            self.org.store.on_change = self.callouts.changed
+        self.messages = OutboundMessages(message_url) if message_url else None
+        self._tellers = [one for one in (self.callouts, self.messages) if one is not None]
+        self.org.store.on_change = self._tell
         self._server = _Server(port, tls, self.org)
         self.port = int(self._server.server_address[1])
         self.url = f"https://127.0.0.1:{self.port}"
@@ -263,8 +267,8 @@ class SalesforceSimulator:
     def start(self) -> None:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="salesforce", daemon=True)
         self._thread.start()
-        if self.callouts is not None:
-            self.callouts.sender.start()
+        for teller in self._tellers:
+            teller.sender.start()
 
     def stop(self) -> None:
         """Close the port and every connection, and the data file."""
@@ -274,11 +278,15 @@ class SalesforceSimulator:
             self._thread = None
         self._server.server_close()
         self._server.cut_all()
-        if self.callouts is not None:
-            self.callouts.sender.close()
+        for teller in self._tellers:
+            teller.sender.close()
         self.org.close()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    def _tell(self, changes: list[Change]) -> None:
+        for teller in self._tellers:
+            teller.changed(changes)
 
     # --- what a test does to it ---
 

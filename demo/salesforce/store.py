@@ -7,9 +7,8 @@ call it directly. Salesforce object reference: "System Fields"; SOAP guide: `mer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .database import Database
 from .errors import SalesforceError, SeveralMatch, entity_is_deleted, malformed_id, not_found, not_in_the_body
@@ -25,6 +24,16 @@ API_USER = make_id("005", 1)
 PERSON = make_id("005", 2)
 
 
+class Change(NamedTuple):
+    """What became of one record, when (as the API writes times) and by which user."""
+
+    operation: str
+    object: str
+    id: str
+    time: str
+    by: str
+
+
 class Store:
     """All records of the org. `path` is the SQLite file; None keeps them in memory."""
 
@@ -32,8 +41,9 @@ class Store:
         self.clock = clock or Clock()
         self.database = Database(path)
         self.transaction = self.database.transaction
-        #: Called with (operation, object, id, time, user) after every committed change, in order.
-        self.on_change: Callable[[str, str, str, str, str], None] | None = None
+        #: Called after every commit with what changed in it, in order.
+        self.on_change: Callable[[list[Change]], None] | None = None
+        self.database.on_commit = lambda changes: self.on_change(changes) if self.on_change else None
 
     def close(self) -> None:
         self.database.close()
@@ -203,9 +213,8 @@ class Store:
         self._tell(operation, one, record_id, stamps)
 
     def _tell(self, operation: str, one: SObject, record_id: str, values: Mapping[str, Any]) -> None:
-        if self.on_change is not None:
-            stamps = (values["SystemModstamp"], values["LastModifiedById"])
-            self.database.after_commit(partial(self.on_change, operation, one.name, record_id, *stamps))
+        stamps = (values["SystemModstamp"], values["LastModifiedById"])
+        self.database.tell(Change(operation, one.name, record_id, *stamps))
 
     def _move_children(self, one: SObject, loser_id: str, master_id: str, by: str) -> None:
         for child, field in children_of(one):
@@ -234,17 +243,18 @@ class Store:
         if len(named) != 1:
             raise SalesforceError("INVALID_FIELD", f"one external id is needed to find the parent in {key}")
         ((parent_field, parent_value),) = named.items()
-        parent = self.by_external_id(reference.to, parent_field, parent_value)
+        parent = self.by_external_id(reference.to[0], parent_field, parent_value)
         if parent is None:
             raise SalesforceError(
                 "INVALID_FIELD",
-                f"Foreign key external ID: {parent_value} not found for field {parent_field} in entity {reference.to}",
+                f"Foreign key external ID: {parent_value} not found for field {parent_field} in entity "
+                f"{reference.to[0]}",
             )
         return reference, parent["Id"]
 
     def _refuse_bad_reference(self, field: Field, record_id: str) -> None:
-        target = OBJECTS[field.to]
-        if not record_id.startswith(target.prefix):
+        target = next((OBJECTS[name] for name in field.to if record_id.startswith(OBJECTS[name].prefix)), None)
+        if target is None:
             raise SalesforceError(
                 "FIELD_INTEGRITY_EXCEPTION",
                 f"{field.name}: id value of incorrect type: {record_id}",

@@ -1,0 +1,117 @@
+"""How a call says who we are: what `requests` asks to put on each request it sends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import requests
+from pydantic import SecretStr
+from requests.auth import AuthBase
+
+from subscribers.errors import SystemDown
+from subscribers.http import describe_error, network_error, new_session, retry_after
+
+#: A token is renewed this long before it expires, seconds (a tenth of its life if that is less).
+_MARGIN = 60.0
+
+
+class HeaderAuth(AuthBase):
+    """A header that stays the same; without a name none is sent (nor what a ~/.netrc says)."""
+
+    def __init__(self, name: str = "", value: str = "") -> None:
+        self.name, self.value = name, value
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self.name:
+            request.headers[self.name] = self.value
+        return request
+
+
+class ClientCredentials(AuthBase):
+    """OAuth 2.0 client credentials (RFC 6749, section 4.4).
+
+    One token a process: fetched with the first call, renewed before it expires, and once more where
+    a call is answered 401. That call is repeated with the new one: a 401 says that nothing was done.
+    """
+
+    def __init__(
+        self,
+        token_url: str,
+        client_id: str,
+        client_secret: SecretStr,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        in_body: bool = False,
+        ca_bundle: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`parameters` go along (`scope`, `audience`); `in_body`: so do id and secret, instead of as Basic."""
+        self._url = token_url
+        self._login = (client_id, client_secret)
+        self._parameters = {"grant_type": "client_credentials", **(parameters or {})}
+        self._in_body = in_body
+        self._ca_bundle = ca_bundle
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._token = ""
+        self._renew_at = 0.0
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._header()
+        request.hooks["response"].append(self._answered)
+        return request
+
+    def _answered(self, response: requests.Response, **options: Any) -> requests.Response:
+        refused = response.request.headers.get("Authorization")
+        if response.status_code != 401 or refused is None:  # none: it was sent on to another host
+            return response
+        _ = response.content  # read, so that the connection can be used again
+        request = response.request.copy()
+        request.headers["Authorization"] = self._header(instead_of=refused)
+        again: requests.Response = response.connection.send(request, **options)
+        again.history.append(response)
+        return again
+
+    def _header(self, instead_of: str | None = None) -> str:
+        with self._lock:
+            if not self._token or self._clock() >= self._renew_at or f"Bearer {self._token}" == instead_of:
+                self._fetch()
+            return f"Bearer {self._token}"
+
+    def _fetch(self) -> None:
+        name, secret = self._login[0], self._login[1].get_secret_value()
+        body, login = dict(self._parameters), None
+        if self._in_body:
+            body |= {"client_id": name, "client_secret": secret}
+        else:
+            login = (name, secret)
+        self._token = ""
+        asked_at = self._clock()
+        try:
+            with new_session(self._ca_bundle) as session:
+                response = session.post(self._url, data=body, auth=login, allow_redirects=False)
+        except requests.RequestException as error:
+            raise SystemDown(f"no token: {network_error(error, writes=False)}") from None
+        if response.status_code != 200:
+            words = describe_error(response)[0].replace(secret, "***")
+            raise SystemDown(f"no token ({response.status_code}: {words})", after=retry_after(response))
+        self._token, life = _token_in(response)
+        self._renew_at = asked_at + life - min(_MARGIN, life / 10)
+
+
+def _token_in(response: requests.Response) -> tuple[str, float]:
+    """The token and how many seconds it lives; without a word of that, until it is refused."""
+    try:
+        body = response.json()
+        token, life = body["access_token"], float(body.get("expires_in") or "inf")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise SystemDown("no token: the answer holds no access_token") from None
+    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
+        raise SystemDown("no token: the access_token is no text that a header carries")
+    return token, life
+
+
+__all__ = ["ClientCredentials", "HeaderAuth"]

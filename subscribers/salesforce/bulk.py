@@ -1,0 +1,155 @@
+"""Bulk API 2.0: thousands of records as one file, each with its own outcome.
+
+Bulk API 2.0 developer guide: "Create a Job", "Upload Job Data", "Upload Complete", "Get Job Info", "Get Job
+Successful Record Results", "Get Job Failed Record Results", "Get Job Unprocessed Record Results".
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+from subscribers.base import still_working
+from subscribers.errors import Retry, SyncError
+from subscribers.salesforce.failures import by_code
+from subscribers.salesforce.system import Salesforce
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+#: The record's id there and the org's time, or what went wrong.
+Outcome = tuple[str, datetime] | SyncError
+
+#: What stands for null in a file; an empty value means "leave as it is".
+NULL = "#N/A"
+#: Bytes of a file; what is uploaded may grow by half on its way, to 150 MB at most.
+LARGEST_FILE = 90_000_000
+#: Seconds between two looks at a job, growing; and until it is given up.
+FIRST_LOOK, LONGEST_LOOK, PATIENCE = 0.25, 10.0, 900.0
+
+_ENDED = ("JobComplete", "Failed", "Aborted")
+
+
+def can_carry(rows: Sequence[Row]) -> bool:
+    """Whether a file can hold these: not the text that stands for null."""
+    return not any(value == NULL for row in rows for value in row.values())
+
+
+def ingest(
+    org: Salesforce, sobject: str, operation: Literal["upsert", "update"], key: str, rows: Sequence[Row]
+) -> list[Outcome]:
+    """Write these records in one job; one outcome a row, in order. Each row has a value of its own in field `key`."""
+    content = _file(rows)
+    if len(content) > LARGEST_FILE and len(rows) > 1:
+        half = len(rows) // 2
+        return [
+            *ingest(org, sobject, operation, key, rows[:half]),
+            *ingest(org, sobject, operation, key, rows[half:]),
+        ]
+    asked = {"object": sobject, "operation": operation, "contentType": "CSV", "lineEnding": "LF"}
+    if operation == "upsert":
+        asked["externalIdFieldName"] = key
+    try:
+        job, _ = _json(org, "POST", "jobs/ingest", asked)
+        path = f"jobs/ingest/{job['id']}"
+        _text(org, "PUT", f"{path}/batches", data=content, headers={"Content-Type": "text/csv; charset=UTF-8"})
+        ended, at = _run(org, path)
+        how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
+        by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
+    except SyncError as error:
+        return [error] * len(rows)
+    lost = Retry(f"{how} and says nothing of this record", maybe_done=True)
+    return [by_key.get(str(row[key]), lost) for row in rows]
+
+
+def _file(rows: Sequence[Row]) -> bytes:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(columns)
+    writer.writerows([_cell(row[name]) if name in row else "" for name in columns] for row in rows)
+    return out.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return NULL
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
+    """Start the job and wait for its end; the job then, and the org's time. From here on it may have taken effect."""
+    deadline = time.monotonic() + PATIENCE
+    _json(org, "PATCH", path, {"state": "UploadComplete"}, writes=True)
+    pause = FIRST_LOOK
+    while True:
+        job, at = _surely(lambda: _json(org, "GET", path), deadline)
+        if job["state"] in _ENDED:
+            return job, at
+        if time.monotonic() > deadline:
+            raise Retry(f"the job is {job['state']} still after {PATIENCE:.0f} s", maybe_done=True)
+        time.sleep(pause)
+        still_working()
+        pause = min(pause * 2, LONGEST_LOOK)
+
+
+def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: Retry) -> dict[str, Outcome]:
+    """What became of each record, by its key."""
+    deadline = time.monotonic() + PATIENCE
+    found: dict[str, Outcome] = {}
+    for kind in ("successfulResults", "failedResults", "unprocessedrecords"):
+        text = _surely(partial(_text, org, "GET", f"{path}/{kind}"), deadline)
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            if kind == "successfulResults":
+                found[row[key]] = (row["sf__Id"], at)
+            elif kind == "failedResults":
+                found[row[key]] = by_code([_error(row["sf__Error"])])
+            else:
+                found[row[key]] = unprocessed
+    return found
+
+
+def _error(text: str) -> dict[str, Any]:
+    """`CODE:message:Field --` as in the replies of single calls."""
+    code, _, rest = text.partition(":")
+    message, _, fields = rest.rpartition(":")
+    names = fields.replace("--", " ").replace(",", " ").split()
+    return {"statusCode": code.strip(), "message": message or rest, "fields": names}
+
+
+def _surely(ask: Callable[[], T], deadline: float) -> T:
+    """The answer to a question about work that is done: asked again until there is one, or until `deadline`."""
+    pause = FIRST_LOOK
+    while True:
+        try:
+            return ask()
+        except SyncError as error:
+            if time.monotonic() + pause > deadline:
+                raise Retry(f"nobody learned how the job ended: {error}", maybe_done=True) from error
+        time.sleep(pause)
+        still_working()
+        pause = min(pause * 2, LONGEST_LOOK)
+
+
+def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool) -> tuple[dict[str, Any], datetime]:
+    """What is said of a job, and the org's time."""
+    info, at = org.call(lambda it: it.restful(path, method=method, json=body), **how)
+    if not isinstance(info, dict) or "id" not in info or "state" not in info:
+        raise Retry("the answer is no job")
+    return info, at
+
+
+def _text(org: Salesforce, method: str, path: str, **options: Any) -> str:
+    """A call whose answer is no JSON."""
+
+    def call(it: Any) -> str:
+        response = it._call_salesforce(method, it.base_url + path, name=path, **options)
+        response.encoding = "utf-8"
+        return str(response.text)
+
+    text, _ = org.call(call)
+    return text

@@ -1,0 +1,137 @@
+"""errorCode -> what to do next. The code decides, not the status: a 403 may be a limit that passes, or a right
+that somebody has to give.
+
+SOAP API developer guide, "StatusCode" and "ExceptionCode"; REST API guide, "Status Codes and Error Responses".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import requests
+from simple_salesforce.exceptions import SalesforceError
+
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.http import retry_after, status_error
+
+Errors = Sequence[Mapping[str, Any]]
+
+#: Pauses, seconds: when the day's calls are used up, and when too many are under way at once.
+LIMIT_PAUSE, BUSY_PAUSE = 900.0, 10.0
+
+
+class Expired(Exception):
+    """The session is not valid any more."""
+
+
+class Unclear(Retry):
+    """It may have taken effect, or not."""
+
+
+#: The one table of codes. One that is not in it is judged by the status: see `by_code`.
+TABLE: Mapping[str, type[SyncError]] = {
+    # The org takes nothing now, from anybody with this login.
+    "REQUEST_LIMIT_EXCEEDED": SystemDown,
+    "SERVER_UNAVAILABLE": SystemDown,
+    "API_CURRENTLY_DISABLED": SystemDown,
+    "API_DISABLED_FOR_ORG": SystemDown,
+    "FUNCTIONALITY_NOT_ENABLED": SystemDown,
+    "INSUFFICIENT_ACCESS": SystemDown,
+    "INVALID_SESSION_ID": SystemDown,  # of a whole call it is renewed first, see `refusal`
+    "ORG_LOCKED": SystemDown,
+    "PASSWORD_LOCKOUT": SystemDown,
+    "STORAGE_LIMIT_EXCEEDED": SystemDown,
+    # This record, later.
+    "UNABLE_TO_LOCK_ROW": Retry,
+    "INVALID_QUERY_LOCATOR": Retry,
+    "QUERY_TIMEOUT": Retry,
+    "REQUEST_RUNNING_TOO_LONG": Retry,
+    "PRECONDITION_FAILED": Retry,
+    "ALL_OR_NONE_OPERATION_ROLLED_BACK": Retry,
+    "PROCESSING_HALTED": Retry,
+    # The org's own trouble, in the middle of it.
+    "UNKNOWN_EXCEPTION": Unclear,
+    "INTERNAL_ERROR": Unclear,
+    "GACK": Unclear,
+    # The record is not there any more.
+    "ENTITY_IS_DELETED": Gone,
+    "NOT_FOUND": Gone,
+    # The data, or what this login may do with it.
+    "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY": Reject,
+    "DELETE_FAILED": Reject,
+    "DUPLICATES_DETECTED": Reject,
+    "DUPLICATE_EXTERNAL_ID": Reject,
+    "DUPLICATE_VALUE": Reject,
+    "FIELD_CUSTOM_VALIDATION_EXCEPTION": Reject,
+    "FIELD_FILTER_VALIDATION_EXCEPTION": Reject,
+    "FIELD_INTEGRITY_EXCEPTION": Reject,
+    "INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY": Reject,
+    "INSUFFICIENT_ACCESS_OR_READONLY": Reject,
+    "INVALID_CROSS_REFERENCE_KEY": Reject,  # unless it is the record's own id, see `by_code`
+    "INVALID_EMAIL_ADDRESS": Reject,
+    "INVALID_FIELD": Reject,
+    "INVALID_FIELD_FOR_INSERT_UPDATE": Reject,
+    "INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST": Reject,
+    "INVALID_TYPE": Reject,
+    "JSON_PARSER_ERROR": Reject,
+    "MALFORMED_ID": Reject,
+    "NUMBER_OUTSIDE_VALID_RANGE": Reject,
+    "REQUIRED_FIELD_MISSING": Reject,
+    "STRING_TOO_LONG": Reject,
+}
+
+
+def by_code(
+    errors: Errors,
+    *,
+    status: int | None = None,
+    after: float | None = None,
+    writes: bool = True,
+    request_id: str | None = None,
+) -> SyncError:
+    """What the errors of one record, or of a whole call with its HTTP `status`, mean.
+
+    `errors` as in the API's replies: `[{"errorCode" or "statusCode", "message", "fields"}]`.
+    """
+    first = errors[0] if errors else {}
+    code = str(first.get("errorCode") or first.get("statusCode") or "UNKNOWN_EXCEPTION")
+    text = "; ".join(f"{one.get('errorCode') or one.get('statusCode')}: {one.get('message')}" for one in errors) or code
+    fields = {str(name): str(one.get("message")) for one in errors for name in one.get("fields") or ()}
+    kind = TABLE.get(code) or _by_status(status)
+    if code == "INVALID_CROSS_REFERENCE_KEY" and set(fields) <= {"Id", "id"}:
+        kind = Gone
+    if code == "REQUEST_LIMIT_EXCEEDED":
+        after = after or (BUSY_PAUSE if "concurrent" in text.lower() else LIMIT_PAUSE)
+    if kind is Unclear:
+        return status_error(status or 500, text, after=after, writes=writes, request_id=request_id)
+    if kind is SystemDown:
+        return SystemDown(text, after=after, request_id=request_id)
+    if kind is Retry:
+        return Retry(text, after=after, request_id=request_id)
+    if kind is Gone:
+        return Gone(text, request_id=request_id)
+    return Reject(text, fields=fields, request_id=request_id)
+
+
+def _by_status(status: int | None) -> type[SyncError]:
+    """A code of tomorrow: a right that the login lacks, the org's own trouble, or else the data."""
+    if status in (401, 403):
+        return SystemDown
+    return Unclear if status is not None and status >= 429 else Reject
+
+
+def refusal(error: SalesforceError, response: requests.Response | None, writes: bool) -> Exception:
+    """What a refused call means; the library's own words would repeat the address and the query."""
+    after = None if response is None else retry_after(response)
+    errors: Any = error.content
+    if isinstance(errors, list) and errors and isinstance(errors[0], dict):
+        if errors[0].get("errorCode") == "INVALID_SESSION_ID":
+            return Expired()
+        return by_code(errors, status=error.status, after=after, writes=writes)
+    if error.status == 300:
+        return Reject("several records there carry this External ID", fields={})
+    if error.status == 503 or error.status < 500:
+        # A page instead of JSON comes from something in front of Salesforce, and says nothing of the record.
+        return SystemDown(f"{error.status} without Salesforce's JSON", after=after)
+    return Retry(f"{error.status} without Salesforce's JSON", after=after, maybe_done=writes)

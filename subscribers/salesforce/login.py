@@ -1,0 +1,110 @@
+"""The three ways to a session: user name and password (SOAP), client credentials and JWT bearer (OAuth 2.0)."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from xml.parsers.expat import ExpatError
+
+import jwt
+import requests
+from simple_salesforce.exceptions import SalesforceAuthenticationFailed
+from simple_salesforce.login import SalesforceLogin, token_login
+
+from subscribers.errors import SystemDown
+from subscribers.http import network_error, new_session, retry_after
+from subscribers.salesforce.options import SalesforceOptions, is_set
+
+#: Pause after a refused login, seconds: many tries in a row lock the user.
+LOGIN_PAUSE = 300.0
+
+
+def log_in(options: SalesforceOptions) -> tuple[str, str]:
+    """(session id, host) of a fresh session.
+
+    Raises:
+      SystemDown: there is none to be had now.
+    """
+    answers: list[requests.Response] = []
+    try:
+        with new_session(options.ca_bundle or None) as session:
+            session.hooks["response"].append(lambda response, **_: answers.append(response))
+            token, host = LOGIN_CALLS[options.login_kind()](options, session)
+    except SalesforceAuthenticationFailed as error:
+        _raise_trouble(answers, in_words=isinstance(error.code, str))
+        text = _one_line(f"{error.code}: {error.auth_message}", options)
+        raise SystemDown(f"the login is refused ({text})", after=LOGIN_PAUSE) from None
+    except requests.RequestException as error:
+        raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
+    except (AttributeError, ValueError, ExpatError, OSError) as error:
+        # The library reads the answer without looking: a page of a proxy ends in any of these.
+        _raise_trouble(answers, in_words=False)
+        raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE) from None
+    return token, host.rstrip("/")
+
+
+def _raise_trouble(answers: Sequence[requests.Response], *, in_words: bool) -> None:
+    """Say so where the login was not refused but met a passing trouble: it may be tried again soon.
+
+    A refusal is in Salesforce's own words. Its status does not tell: SOAP says with a 500 that a password is
+    wrong, and an answer cut in its headers has a status and no body.
+    """
+    status = answers[-1].status_code if answers else 0
+    if answers and (not in_words or status == 429 or status > 500):
+        raise SystemDown(f"cannot log in: {status} without a login", after=retry_after(answers[-1])) from None
+
+
+def _password_login(options: SalesforceOptions, session: requests.Session) -> tuple[str, str]:
+    return SalesforceLogin(
+        username=options.username,
+        password=options.password.get_secret_value(),
+        security_token=options.security_token.get_secret_value(),
+        domain=options.domain,
+        scratch_url=options.instance_url,
+        sf_version=options.api_version,
+        session=session,
+    )
+
+
+def _client_credentials_login(options: SalesforceOptions, session: requests.Session) -> tuple[str, str]:
+    pair = f"{options.consumer_key}:{options.consumer_secret.get_secret_value()}"
+    headers = {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
+    return _token(options, {"grant_type": "client_credentials"}, headers, session)
+
+
+def _jwt_login(options: SalesforceOptions, session: requests.Session) -> tuple[str, str]:
+    audience = "test" if options.domain == "test" else "login"
+    claims = {
+        "iss": options.consumer_key,
+        "sub": options.username,
+        "aud": f"https://{audience}.salesforce.com",
+        "exp": int(time.time()) + 180,
+    }
+    assertion = jwt.encode(claims, Path(options.privatekey_file).read_bytes(), algorithm="RS256")
+    grant = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+    return _token(options, {"grant_type": grant, "assertion": assertion}, None, session)
+
+
+def _token(
+    options: SalesforceOptions, data: dict[str, str], headers: dict[str, str] | None, session: requests.Session
+) -> tuple[str, str]:
+    host = options.instance_url or f"https://{options.domain}.salesforce.com"
+    url = f"{host}/services/oauth2/token"
+    return token_login(url, data, options.domain, options.consumer_key, headers, None, session)
+
+
+LOGIN_CALLS: Mapping[str, Callable[[SalesforceOptions, requests.Session], tuple[str, str]]] = {
+    "password": _password_login,
+    "client_credentials": _client_credentials_login,
+    "jwt": _jwt_login,
+}
+
+
+def _one_line(text: str, options: SalesforceOptions) -> str:
+    """A message of the login's, without what it may quote of it."""
+    for secret in (options.password, options.security_token, options.consumer_secret):
+        if is_set(secret):
+            text = text.replace(secret.get_secret_value(), "***")
+    return " ".join(text.split())[:300]

@@ -1,0 +1,210 @@
+"""One Salesforce org: its session, its daily calls, and what it sends by itself."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import requests
+from simple_salesforce.api import Salesforce as Client
+from simple_salesforce.exceptions import SalesforceError
+
+from subscribers.base import Event, External, System
+from subscribers.errors import BadSignature, Retry, SyncError, SystemDown
+from subscribers.http import iso_time, network_error, new_session, same_secret, secrets_of, server_time
+from subscribers.rates import Rate
+from subscribers.salesforce import incoming
+from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
+from subscribers.salesforce.login import LOGIN_PAUSE, log_in
+from subscribers.salesforce.options import SalesforceOptions
+
+T = TypeVar("T")
+
+_USAGE = re.compile(r"(?:^|[\s;,])api-usage=(\d+)/(\d+)")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How many API calls of the last 24 hours the org has used, as a reply of it said (`Sforce-Limit-Info`).
+
+    `read_at` is the monotonic time of that reply.
+    """
+
+    used: int
+    limit: int
+    read_at: float
+
+    @property
+    def left(self) -> int:
+        """Calls that are left."""
+        return max(self.limit - self.used, 0)
+
+    @property
+    def fresh_for(self) -> float:
+        """Seconds until it is worth asking again: the limit covers 24 hours that move on."""
+        return max(self.read_at + LIMIT_PAUSE - time.monotonic(), 0.0)
+
+
+class Salesforce(System):
+    """One Salesforce org.
+
+    The login is shared by all threads; each has its own simple-salesforce client, since sessions are
+    not safe to share. The clients are given a session id and so never log in by themselves: that
+    library's own second login does not end while the org goes on refusing.
+    """
+
+    Options = SalesforceOptions
+
+    def __init__(self, name: str, options: SalesforceOptions) -> None:
+        super().__init__(name, options)
+        self._login_lock = threading.Lock()
+        self._login: tuple[str, str] | None = None
+        self._local = threading.local()
+        #: None until the first reply.
+        self.usage: Usage | None = None
+
+    def call(self, action: Callable[[Client], T], *, writes: bool = False) -> tuple[T, datetime]:
+        """The result of `action` with a client that is logged in, and the org's time of the answer.
+
+        Raises:
+          SyncError: by the table of error codes. An expired session is renewed once.
+        """
+        self._keep_reserve()
+        return self._call(action, writes)
+
+    @property
+    def rate(self) -> Rate | None:
+        """The daily calls, for people to see."""
+        return Rate(self.usage.left, self.usage.limit) if self.usage is not None else None
+
+    @property
+    def request_id(self) -> str | None:
+        """The org's name of this thread's last call."""
+        response: requests.Response | None = getattr(self._local, "response", None)
+        return None if response is None else response.headers.get("X-Request-Id")
+
+    def wait_reason(self) -> str | None:
+        """Polls and backfills stop at twice the reserve, so that changes have the rest."""
+        return self._short_of(2 * self.options.api_reserve)
+
+    def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+        """Each event of a callout (JSON) or an outbound message (SOAP), once the shared secret fits."""
+        given = headers.get("x-syncflow-secret", "")
+        if not any([same_secret(given, secret) for secret in secrets_of(self.options.webhook_secret)]):
+            raise BadSignature(f"{self.name}: the shared secret does not fit")
+        return incoming.unpack(body, self.options.organization_id)
+
+    def events(self, body: bytes) -> list[Event]:
+        """The one record that an event is about: `{"id", "sobject", "record": {...}, "deleted"}`."""
+        event = incoming.callout(body)
+        return [Event(event["sobject"], self.external(event["record"], deleted=event.get("deleted") is True))]
+
+    def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
+        """The SOAP answer without which Salesforce sends an outbound message again; None for a callout."""
+        return incoming.ACKNOWLEDGEMENT if incoming.is_soap(body) else None
+
+    def external(self, record: Mapping[str, Any], *, deleted: bool = False) -> External:
+        """A record of the org's as the hub knows it."""
+        data = {name: value for name, value in record.items() if name != "attributes"}
+        return External(
+            id=str(record["Id"]),
+            data=data,
+            at=iso_time(record.get("SystemModstamp")),
+            deleted=deleted or record.get("IsDeleted") is True,
+            record_id=record.get(self.options.external_id_field) or None,
+            merged_into=record.get("MasterRecordId") or None,
+        )
+
+    def page_url(self, resource: str, external_id: str) -> str | None:
+        """The record's page in Lightning."""
+        host = f"https://{self._login[1]}" if self._login else self.options.instance_url
+        return f"{host}/lightning/r/{resource}/{quote(external_id, safe='')}/view" if host else None
+
+    # --- the daily calls ----------------------------------------------------------------------------
+
+    def _keep_reserve(self) -> None:
+        """Leave the last calls of the day to others.
+
+        Raises:
+          SystemDown: there are no more than the reserve. Every LIMIT_PAUSE the org is asked again.
+        """
+        reserve = self.options.api_reserve
+        if self.usage is None or self.usage.left > reserve:
+            return
+        if not self.usage.fresh_for:
+            self._call(lambda org: org.limits(), writes=False)
+        if why := self._short_of(reserve):
+            raise SystemDown(why, after=self.usage.fresh_for)
+
+    def _short_of(self, kept: int) -> str | None:
+        usage = self.usage
+        if usage is None or usage.left > kept or not usage.fresh_for:
+            return None
+        return (
+            f"{usage.left} of the org's {usage.limit} daily API calls are left, and SALESFORCE_API_RESERVE keeps "
+            f"{self.options.api_reserve} for others; it goes on when older calls are a day old"
+        )
+
+    # --- the session --------------------------------------------------------------------------------
+
+    def _call(self, action: Callable[[Client], T], writes: bool) -> tuple[T, datetime]:
+        login = self._logged_in(None)
+        try:
+            return self._attempt(action, login, writes)
+        except Expired:
+            login = self._logged_in(login)
+        try:
+            return self._attempt(action, login, writes)
+        except Expired:
+            raise SystemDown("the login is refused: a fresh session is not valid", after=LOGIN_PAUSE) from None
+
+    def _attempt(self, action: Callable[[Client], T], login: tuple[str, str], writes: bool) -> tuple[T, datetime]:
+        client = self._client(login)
+        self._local.response = None
+        try:
+            result = action(client)
+        except SalesforceError as error:
+            meaning = refusal(error, self._local.response, writes)
+            if isinstance(meaning, SyncError):
+                meaning.request_id = self.request_id
+            raise meaning from None
+        except ValueError:
+            raise Retry("the answer is no readable JSON", maybe_done=writes) from None
+        except requests.RequestException as error:
+            raise network_error(error, writes=writes) from error
+        at = server_time(self._local.response) if self._local.response is not None else None
+        return result, at or datetime.now(UTC)
+
+    def _client(self, login: tuple[str, str]) -> Client:
+        if getattr(self._local, "login", None) != login:
+            session = new_session(self.options.ca_bundle or None)
+            # Its methods return the parsed body alone; the headers, with the org's clock, are kept here.
+            session.hooks["response"].append(self._keep)
+            self._local.client = Client(
+                session_id=login[0],
+                instance_url=f"https://{login[1]}",
+                version=self.options.api_version,
+                session=session,
+            )
+            self._local.login = login
+        client: Client = self._local.client
+        return client
+
+    def _keep(self, response: requests.Response, **_: Any) -> None:
+        self._local.response = response
+        if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
+            self.usage = Usage(int(found[1]), int(found[2]), time.monotonic())
+
+    def _logged_in(self, expired: tuple[str, str] | None) -> tuple[str, str]:
+        """A login that is not the `expired` one: of several threads that find it expired, one renews it."""
+        with self._login_lock:
+            if self._login is None or self._login == expired:
+                self._login = None
+                self._login = log_in(self.options)
+            return self._login

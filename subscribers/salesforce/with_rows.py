@@ -1,0 +1,282 @@
+"""Records with child rows, such as invoices and their lines: two objects there, one record here.
+
+A record and its rows are written as a whole or not at all (REST API developer guide, "Composite Graph"), so that
+half of them is never read back. Each row is upserted under an External ID made from the record's and its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from simple_salesforce.format import format_soql
+
+from subscribers.base import External, ExternalField, Item, Page
+from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.http import iso_time
+from subscribers.paths import tops
+from subscribers.salesforce import describing
+from subscribers.salesforce.failures import by_code
+from subscribers.salesforce.subscriber import COLLECTION, SETTLING, SalesforceSubscriber, earlier, not_before, wire
+
+#: What one call takes: graphs, and records in all of them.
+MOST_GRAPHS, MOST_NODES = 75, 500
+#: Records whose rows are asked for in one query: its address must not get too long.
+ASKED_AT_ONCE = 300
+
+Json = dict[str, Any]
+#: A record and what has to be written for it.
+Graph = tuple[Item, list[Json]]
+
+
+class SalesforceWithRows(SalesforceSubscriber):
+    """`row_sobject` holds the rows, `row_parent` is its field that points to the record, `row_place` the number of the
+    row in the record, from 1. The mapping has one list, by `rows(...)`.
+    """
+
+    row_sobject: ClassVar[str]
+    row_parent: ClassVar[str]
+    row_place: ClassVar[str]
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def lot_size(self, waiting: int) -> int:
+        """Bulk API 2.0 writes one object at a time, so it is not for these."""
+        return COLLECTION
+
+    def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
+        """Those with rows as a whole each; the others as any record."""
+        return self._divided(
+            items, [bool(item.data.get(self.rows_path)) for item in items], self._create_whole, super().bulk_create
+        )
+
+    def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
+        """Those whose rows changed as a whole each; the others as any record."""
+        return self._divided(
+            items, [self.rows_path in item.changes for item in items], self._update_whole, super().bulk_update
+        )
+
+    def describe(self) -> Mapping[str, ExternalField]:
+        """The object's fields, and its rows as one list."""
+        return {**super().describe(), self.rows_path: ExternalField("list")}
+
+    def lacking(self) -> list[str]:
+        """Beside the object's own, the rows' fields."""
+        inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
+        names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
+        return super().lacking() + describing.lacking(self.client, self.row_sobject, names)
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.
+
+        Position: as for any record, and `"rows"`, a time likewise.
+        """
+        position = dict(position or {})
+        since = iso_time(position.get("rows"))
+        if since is None:
+            _, now = self.client.call(lambda org: org.query(f"SELECT Id FROM {self.row_sobject} LIMIT 1"))
+            position["rows"] = wire(earlier(now, SETTLING))
+        else:
+            yield from self._with_changed_rows(position, since)
+        yield from super().changed_since(position)
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def rows_path(self) -> str:
+        """Where the mapping in force has the rows; empty where it has none."""
+        return next((entry.path for entry in self.mapper.fields.values() if entry.rows is not None), "")
+
+    def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Without the rows, which are records of their own there."""
+        return {name: value for name, value in data.items() if name != self.rows_path}
+
+    def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
+        """With their rows; they were changed when the last of these was."""
+        found = super()._externals(records)
+        if not self.rows_path:
+            return found
+        rows = self._rows([one.id for one in found if not one.deleted])
+        return [one if one.deleted else self._whole(one, rows.get(one.id, [])) for one in found]
+
+    def _whole(self, one: External, rows: Sequence[Json]) -> External:
+        times = [one.at, *(iso_time(row["SystemModstamp"]) for row in rows)]
+        there = [row for row in rows if not row["IsDeleted"]]
+        return replace(one, data={**one.data, self.rows_path: there}, at=max((t for t in times if t), default=None))
+
+    def _rows(self, ids: Sequence[str]) -> dict[str, list[Json]]:
+        """The rows of these records, in order, deleted ones too: they tell when the record last changed."""
+        entry = next(entry for entry in self.mapper.fields.values() if entry.rows is not None)
+        own = ["Id", "IsDeleted", "SystemModstamp", self.external_id_field, self.row_parent, self.row_place]
+        fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
+        found: dict[str, list[Json]] = {}
+        for start in range(0, len(ids), ASKED_AT_ONCE):
+            query = format_soql(
+                f"SELECT {', '.join(fields)} FROM {self.row_sobject} WHERE {self.row_parent} IN {{}} "
+                f"ORDER BY {self.row_place} NULLS LAST, CreatedDate, Id",
+                list(ids[start : start + ASKED_AT_ONCE]),
+            )
+            for row in self._all(query):
+                found.setdefault(row[self.row_parent], []).append(row)
+        return found
+
+    def _with_changed_rows(self, position: dict[str, Any], since: datetime) -> Iterator[Page]:
+        where = format_soql("WHERE SystemModstamp >= {}", since)
+        query = f"SELECT SystemModstamp, {self.row_parent} FROM {self.row_sobject} {where} ORDER BY SystemModstamp"
+        found, now = self.client.call(lambda org: org.query(query, include_deleted=True))
+        changed = [*found["records"], *self._more(found)]
+        ids = list(dict.fromkeys(row[self.row_parent] for row in changed if row[self.row_parent]))
+        newest = changed[-1]["SystemModstamp"] if changed else position["rows"]
+        reached = not_before(position["rows"], newest, now)
+        for start in range(0, len(ids), ASKED_AT_ONCE):
+            select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
+            records = list(self._all(format_soql(select, ids[start : start + ASKED_AT_ONCE])))
+            yield Page(self._externals(records), dict(position))
+        position["rows"] = reached
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _divided(items: Sequence[Item], whole: Sequence[bool], graphs: Any, plain: Any) -> list[Any]:
+        """The outcomes of these items, in order, of which some are written by one way and some by the other."""
+        outcomes: dict[str, Any] = {}
+        for is_whole, write in ((True, graphs), (False, plain)):
+            chosen = [item for item, one in zip(items, whole, strict=True) if one is is_whole]
+            if chosen:
+                outcomes |= dict(zip((item.record_id for item in chosen), write(chosen), strict=True))
+        return [outcomes[item.record_id] for item in items]
+
+    def _create_whole(self, items: Sequence[Item]) -> list[External | SyncError]:
+        key = self.external_id_field
+        graphs = []
+        for item in items:
+            body = self.own(item.data)
+            address = f"{self.sobject}/{key}/{quote(item.record_id, safe='')}"
+            parent = self._node("PATCH", address, "record", body)
+            graphs.append((item, [parent, *self._row_nodes(item, "@{record.id}")]))
+        outcomes = self._written(graphs)
+        # One that was there may have rows of before, which go.
+        there = [
+            replace(item, external_id=one.id, changes={self.rows_path: item.data[self.rows_path]})
+            for item, one in zip(items, outcomes, strict=True)
+            if isinstance(one, _Existing)
+        ]
+        tidied = dict(zip((item.record_id for item in there), self._update_whole(there), strict=True))
+        return [tidied.get(item.record_id, one) for item, one in zip(items, outcomes, strict=True)]
+
+    def _update_whole(self, items: Sequence[Item]) -> list[External | SyncError]:
+        if not items:
+            return []
+        try:
+            present = self._rows([item.linked_id for item in items])
+        except SyncError as error:
+            return [error] * len(items)
+        graphs = []
+        for item in items:
+            body = {**self.own(item.changes), self.external_id_field: item.record_id}
+            nodes = [
+                self._node("PATCH", f"{self.sobject}/{quote(item.linked_id, safe='')}", "record", body),
+                *self._row_nodes(item, item.linked_id),
+            ]
+            kept = {self._row_key(item, place) for place in range(1, len(nodes))}
+            surplus = [
+                row["Id"]
+                for row in present.get(item.linked_id, [])
+                if not row["IsDeleted"] and row[self.external_id_field] not in kept
+            ]
+            nodes += [
+                self._node("DELETE", f"{self.row_sobject}/{row_id}", f"gone{number}")
+                for number, row_id in enumerate(surplus)
+            ]
+            graphs.append((item, nodes))
+        return self._written(graphs)
+
+    def _row_nodes(self, item: Item, parent: str) -> list[Json]:
+        return [
+            self._node(
+                "PATCH",
+                f"{self.row_sobject}/{self.external_id_field}/{quote(self._row_key(item, place), safe='')}",
+                f"row{place}",
+                {**row, self.row_parent: parent, self.row_place: place},
+            )
+            for place, row in enumerate(item.data[self.rows_path] or [], start=1)
+        ]
+
+    @staticmethod
+    def _row_key(item: Item, place: int) -> str:
+        return f"{item.record_id}-{place}"
+
+    def _node(self, method: str, address: str, name: str, body: Json | None = None) -> Json:
+        url = f"/services/data/v{self.client.options.api_version}/sobjects/{address}"
+        return {"method": method, "url": url, "referenceId": name} | ({} if body is None else {"body": body})
+
+    def _written(self, graphs: Sequence[Graph]) -> list[External | SyncError]:
+        outcomes: dict[str, External | SyncError] = {}
+        for some in _payloads(graphs):
+            if len(some[0][1]) > MOST_NODES:
+                item, nodes = some[0]
+                outcomes[item.record_id] = Reject(f"{len(nodes) - 1} rows, but Salesforce takes {MOST_NODES - 1}")
+                continue
+            outcomes |= zip((item.record_id for item, _ in some), self._call_graphs(some), strict=True)
+        return [outcomes[item.record_id] for item, _ in graphs]
+
+    def _call_graphs(self, some: Sequence[Graph]) -> list[External | SyncError]:
+        graphs = [{"graphId": str(number), "compositeRequest": nodes} for number, (_, nodes) in enumerate(some)]
+        try:
+            reply, at = self.client.call(
+                lambda org: org.restful("composite/graph", method="POST", json={"graphs": graphs}), writes=True
+            )
+            answers = {one["graphId"]: one for one in reply["graphs"]}
+            if set(answers) != {graph["graphId"] for graph in graphs}:
+                raise Retry("the answer does not say what became of each record", maybe_done=True)
+        except SyncError as error:
+            return [error] * len(some)
+        return [self._outcome(item, answers[str(number)], at) for number, (item, _) in enumerate(some)]
+
+    def _outcome(self, item: Item, answer: Json, at: datetime) -> External | SyncError:
+        answers = answer["graphResponse"]["compositeResponse"]
+        if answer["isSuccessful"]:
+            body = answers[0]["body"] or {}
+            kind = _Existing if body.get("created") is False else External
+            there = str(body.get("id") or item.linked_id)
+            return kind(there, item.data, at=at, record_id=item.record_id, request_id=self.client.request_id)
+        place, errors = next(
+            (number, one["body"])
+            for number, one in enumerate(answers)
+            if one["httpStatusCode"] >= 300 and not _is_halted(one["body"])
+        )
+        if not all(isinstance(one, dict) for one in errors):
+            return Reject("several records there carry this External ID")
+        error = by_code(errors, request_id=self.client.request_id)
+        if place == 0:
+            return self.of_gone(item, error) if isinstance(error, Gone) else error
+        if isinstance(error, Gone):
+            return Retry(f"row {place}, or a record that it points to, was deleted there: {error}")
+        if isinstance(error, Reject):
+            where = f"{self.rows_path}[{place - 1}]"
+            return Reject(f"{where}: {error}", fields={f"{where}.{name}": text for name, text in error.fields.items()})
+        return error
+
+
+class _Existing(External):
+    """Of a record that was there before it was created."""
+
+
+def _is_halted(errors: Any) -> bool:
+    """Whether this only failed because another one did."""
+    return bool(errors) and isinstance(errors[0], dict) and errors[0].get("errorCode") == "PROCESSING_HALTED"
+
+
+def _payloads(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
+    """As many in one call as it takes."""
+    some: list[Graph] = []
+    for graph in graphs:
+        if some and (len(some) == MOST_GRAPHS or sum(len(nodes) for _, nodes in [*some, graph]) > MOST_NODES):
+            yield some
+            some = []
+        some.append(graph)
+    if some:
+        yield some

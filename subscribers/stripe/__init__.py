@@ -1,0 +1,30 @@
+"""Stripe, over its REST API with form bodies.
+
+| file       | what it holds                                                          |
+|------------|------------------------------------------------------------------------|
+| `client`   | `Stripe`: the account's settings, calls, webhooks                      |
+| `failures` | Stripe's errors -> what to do next                                     |
+| `objects`  | `StripeSubscriber`: what subscribers of all kinds of objects share     |
+| the others | one file a catalogue                                                   |
+
+API reference: "Errors", "Idempotent requests", "Events", and the page of each object; guide "Receive
+Stripe events in your webhook endpoint".
+"""
+
+from subscribers.stripe.client import RECORD_ID_KEY, Stripe, StripeOptions, form
+from subscribers.stripe.customer import StripeCustomer
+from subscribers.stripe.invoice import StripeInvoice
+from subscribers.stripe.objects import STRETCH, StripeSubscriber
+from subscribers.stripe.product import StripeProduct
+
+__all__ = [
+    "RECORD_ID_KEY",
+    "STRETCH",
+    "Stripe",
+    "StripeCustomer",
+    "StripeInvoice",
+    "StripeOptions",
+    "StripeProduct",
+    "StripeSubscriber",
+    "form",
+]

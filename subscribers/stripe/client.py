@@ -1,0 +1,185 @@
+"""One Stripe account: its settings, its calls, its webhooks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from pydantic import Field, SecretStr
+
+from subscribers import base
+from subscribers.base import Event, External, System
+from subscribers.errors import BadSignature, BadWebhook, Retry
+from subscribers.http import Http, Token, Url, iso_time, secrets_of
+from subscribers.stripe.failures import classify
+
+#: The shapes this package is written for; an account's own default may be older or newer.
+API_VERSION = "2024-06-20"
+#: The key under which an object's metadata carries our record's id.
+RECORD_ID_KEY = "syncflow_id"
+#: A webhook signed longer ago than this is refused, seconds: it may be a recorded one.
+TOLERANCE = 300
+#: Objects on a page: the most that Stripe gives.
+PAGE_SIZE = 100
+
+VERBS = ("created", "updated", "deleted")
+#: Objects whose events leave out some of what we map (a price's amount, lines after the tenth, and all
+#: of it in other versions of the API), so that what they are now is always fetched.
+_THIN = ("product", "invoice")
+#: What Stripe calls events that name an object without its data.
+_THIN_EVENT = "v2.core.event"
+
+
+class StripeOptions(base.Options):
+    """STRIPE_API_KEY: a secret or a restricted key. STRIPE_WEBHOOK_SECRET: the endpoint's signing secret,
+    several separated by blanks; while it is empty every webhook is refused. STRIPE_DAYS_UNTIL_DUE: the
+    time a customer has to pay an invoice that has no due date. STRIPE_API_BASE: another address than
+    Stripe's own, for tests.
+    """
+
+    api_key: Token
+    api_base: Url = "https://api.stripe.com"
+    webhook_secret: SecretStr = SecretStr("")
+    days_until_due: int = Field(30, ge=0, le=3650)
+
+
+class Stripe(System):
+    """One Stripe account."""
+
+    Options = StripeOptions
+
+    def __init__(self, name: str, options: StripeOptions) -> None:
+        super().__init__(name, options)
+        headers = {"Authorization": f"Bearer {options.api_key.get_secret_value()}", "Stripe-Version": API_VERSION}
+        self.http = Http(options.api_base, headers=headers, classify=classify, request_id_header="request-id")
+
+    def get(self, path: str, **parameters: Any) -> tuple[dict[str, Any], requests.Response]:
+        """Read one object or a list (`data` holds its objects, newest first; `has_more`)."""
+        return self._object(*self.http.json("GET", path, params=form(parameters)))
+
+    def walk(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """All objects of a list, newest first."""
+        after: dict[str, Any] = {}
+        while True:
+            body, _ = self.get(path, limit=PAGE_SIZE, **parameters, **after)
+            yield from body["data"]
+            if not body["has_more"]:
+                return
+            after = {"starting_after": body["data"][-1]["id"]}
+
+    def post(
+        self, path: str, data: Mapping[str, Any], key: str | None = None
+    ) -> tuple[dict[str, Any], requests.Response]:
+        """Create or change an object; what it is then. `key` is the Idempotency-Key."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._object(*self.http.json("POST", path, data=form(data), headers=headers))
+
+    def delete(self, path: str) -> None:
+        """Delete an object. Raises `Gone` where that has happened already."""
+        self.http.call("DELETE", path)
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        """The event's id, once Stripe's own check accepts the signature with one of the secrets."""
+        header = headers.get("stripe-signature", "")
+        if not any([_signed(body, header, secret) for secret in secrets_of(self.options.webhook_secret)]):
+            raise BadSignature(f"{self.name}: the signature does not fit, or is too old")
+        return str(_event(body)["id"])
+
+    def events(self, body: bytes) -> list[Event]:
+        """The one record that an event is about; nothing for an event of any other kind."""
+        told = told_by(_event(body))
+        return [told] if told else []
+
+    def page_url(self, resource: str, external_id: str) -> str | None:
+        """The object's page in the dashboard."""
+        if self.options.api_base != StripeOptions.model_fields["api_base"].default:
+            return None
+        test = "test/" if "_test_" in self.options.api_key.get_secret_value()[:8] else ""
+        return f"https://dashboard.stripe.com/{test}{resource}s/{quote(external_id, safe='')}"
+
+    @staticmethod
+    def _object(body: Any, response: requests.Response) -> tuple[dict[str, Any], requests.Response]:
+        if not isinstance(body, dict) or "object" not in body:
+            raise Retry("the answer is no Stripe object", maybe_done=response.request.method != "GET")
+        return body, response
+
+
+def form(data: Mapping[str, Any], parent: str = "") -> list[tuple[str, str]]:
+    """Nested data as Stripe's form fields: {"address": {"city": "Rome"}} -> [("address[city]", "Rome")].
+
+    None is an empty string, which unsets; an empty object or list too.
+    """
+    pairs: list[tuple[str, str]] = []
+    for name, value in data.items():
+        key = f"{parent}[{name}]" if parent else str(name)
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        if isinstance(value, Mapping) and value:
+            pairs += form(value, key)
+        elif isinstance(value, bool):
+            pairs.append((key, "true" if value else "false"))
+        else:
+            pairs.append((key, "" if value is None or isinstance(value, Mapping) else str(value)))
+    return pairs
+
+
+def external(
+    body: Mapping[str, Any], *, at: datetime | None, deleted: bool = False, request_id: str | None = None
+) -> External:
+    """One of Stripe's objects as the hub knows it."""
+    record_id = (body.get("metadata") or {}).get(RECORD_ID_KEY)
+    gone = deleted or body.get("deleted") is True
+    return External(str(body["id"]), body, at=at, deleted=gone, record_id=record_id, request_id=request_id)
+
+
+def told_by(event: Mapping[str, Any]) -> Event | None:
+    """The record an event is about, as it was then; without data where the event has not got all of it.
+
+    Event times are whole seconds. Every event of an invoice (finalized, paid, voided ...) and of its
+    items tells that the invoice may have changed.
+    """
+    if event["object"] == _THIN_EVENT:
+        named = event.get("related_object") or {}
+        if not (named.get("id") and named.get("type")):
+            return None
+        deleted = event["type"].endswith(".deleted")
+        return Event(str(named["type"]), External(str(named["id"]), at=iso_time(event["created"]), deleted=deleted))
+    at = datetime.fromtimestamp(event["created"], UTC)
+    body = event["data"]["object"]
+    resource, _, verb = event["type"].rpartition(".")
+    if resource == "invoiceitem":
+        return Event("invoice", External(body["invoice"], at=at)) if body.get("invoice") else None
+    if "id" not in body or (verb not in VERBS and resource != "invoice"):
+        return None
+    whole = external(body, at=at, deleted=verb == "deleted")
+    if resource in _THIN:
+        whole = External(whole.id, at=at, deleted=whole.deleted, record_id=whole.record_id)
+    return Event(resource, whole)
+
+
+def _signed(body: bytes, header: str, secret: str) -> bool:
+    # Imported here: the package takes a third of a second, and only who receives webhooks needs it.
+    from stripe import SignatureVerificationError, WebhookSignature  # noqa: PLC0415
+
+    try:
+        return bool(WebhookSignature.verify_header(body, header, secret, TOLERANCE))
+    except (SignatureVerificationError, ValueError, TypeError):
+        # The last two: a body that is not UTF-8, a header that is not ASCII.
+        return False
+
+
+def _event(body: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(body)
+        if event["object"] == _THIN_EVENT and event["id"] and event["type"] and iso_time(event["created"]):
+            return dict(event)
+        if event["object"] == "event" and event["id"] and event["data"]["object"] and event["type"]:
+            int(event["created"])
+            return dict(event)
+    except (ValueError, KeyError, TypeError):
+        raise BadWebhook("the body is not one of Stripe's events") from None
+    raise BadWebhook("the body is not one of Stripe's events")

@@ -1,0 +1,99 @@
+"""Stripe's errors -> what to do next. API reference: "Errors"; guides "Error codes", "Advanced error handling"."""
+
+from __future__ import annotations
+
+import re
+
+import requests
+
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.http import retry_after, status_error
+
+
+class KeySpent(Retry):
+    """An Idempotency-Key that Stripe answers for no new call any more: look first, then take another."""
+
+
+#: `code` of an error -> its class, where the code says more than the status.
+_BY_CODE: dict[str, type[SyncError]] = {
+    "lock_timeout": Retry,  # another call holds the object
+    "idempotency_key_in_use": Retry,  # our own first call is still under way
+    "rate_limit": SystemDown,
+    "api_key_expired": SystemDown,
+    "platform_api_key_expired": SystemDown,
+    "secret_key_required": SystemDown,
+    "testmode_charges_only": SystemDown,
+    "tls_version_unsupported": SystemDown,
+    "account_invalid": SystemDown,
+}
+
+#: `type` of an error -> its class, where neither code nor status said it.
+_BY_TYPE: dict[str, type[SyncError]] = {
+    "api_error": Retry,
+    "authentication_error": SystemDown,
+    "card_error": Reject,
+    "idempotency_error": KeySpent,
+    "invalid_request_error": Reject,
+    "rate_limit_error": SystemDown,
+}
+
+
+def classify(response: requests.Response, writes: bool) -> SyncError | None:
+    """An answer that is no success -> what to do next."""
+    request_id = response.headers.get("request-id")
+    try:
+        error = response.json()["error"]
+        kind, code, param = (str(error.get(name) or "") for name in ("type", "code", "param"))
+        message = str(error.get("message") or code or kind)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None if response.status_code != 404 else SystemDown("404 without Stripe's JSON: is the address right?")
+    status = response.status_code
+    text = f"{status}: {message}"
+    after = retry_after(response)
+    again = response.headers.get("Stripe-Should-Retry", "").lower()
+    if status == 403 and "permission" in message:
+        # Only this kind of object is closed to us: the others must go on.
+        return Reject(f"give the API key the permission it lacks ({text})", request_id=request_id)
+    if status in (401, 403):
+        return SystemDown(f"the API key is refused ({text})", request_id=request_id)
+    replayed = status >= 500 and ("Idempotent-Replayed" in response.headers or again == "false")
+    if replayed and writes:
+        return KeySpent(text, maybe_done=True, after=after, request_id=request_id)
+    found = _BY_CODE.get(code)
+    if found is SystemDown:
+        return SystemDown(text, after=after, request_id=request_id)
+    if found is Retry:
+        # A lock refused the call; behind a key in use a first call of ours may be done.
+        return Retry(text, after=after, maybe_done=writes and code != "lock_timeout", request_id=request_id)
+    if status == 409:
+        return Retry(text, after=after, maybe_done=writes, request_id=request_id)
+    if status == 404:
+        return _missing(text, response, request_id)
+    if status == 429 or status >= 500:
+        return status_error(status, text.partition(": ")[2], after=after, writes=writes, request_id=request_id)
+    if again == "true":
+        return Retry(text, after=after, maybe_done=writes, request_id=request_id)
+    return _by_type(kind, text, {_dotted(param): message} if param else {}, request_id)
+
+
+def _by_type(kind: str, text: str, fields: dict[str, str], request_id: str | None) -> SyncError:
+    found = _BY_TYPE.get(kind, Reject)
+    if found is Reject:
+        return Reject(text, fields=fields, request_id=request_id)
+    return found(text, maybe_done=found is KeySpent, request_id=request_id)
+
+
+def _missing(text: str, response: requests.Response, request_id: str | None) -> SyncError:
+    if "similar object exists in" in text:
+        # The object is well, in the other mode: the key is wrong, and nothing must be unlinked.
+        return SystemDown(f"the API key is of the wrong mode ({text})", request_id=request_id)
+    named = re.search(r"No such [\w ]+: '([^']+)'", text)
+    if named and named[1] not in str(response.request.path_url):
+        # Not the object the call was for, but one it points to.
+        return Reject(text, request_id=request_id)
+    return Gone(text, request_id=request_id)
+
+
+def _dotted(param: str) -> str:
+    """Stripe's name of a parameter as a path: address[city] -> address.city."""
+    return param.replace("[", ".").replace("]", "")

@@ -1,0 +1,333 @@
+"""Invoices with their lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime, time
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import requests
+
+from subscribers.base import External, Item, link_to, register, rows
+from subscribers.errors import Gone, Reject, Retry, Skip, SyncError
+from subscribers.mapping import Field, same, words
+from subscribers.rules import between, choices, length
+from subscribers.stripe.client import RECORD_ID_KEY
+from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
+
+#: Under this key an invoice's metadata says that a write of ours, of several calls, is not at its end.
+#: Until then its lines and status say nothing of what anybody wants.
+WRITING_KEY = "syncflow_writing"
+#: An item's place among the lines, and the product it is of: Stripe shows lines in an order of its own,
+#: and gives an item that is priced in place a product of its own.
+PLACE_KEY, PRODUCT_KEY = "syncflow_line", "syncflow_product"
+#: Stripe takes no more items on one invoice.
+MOST_LINES = 250
+
+#: (place, the line that is there, the line that shall be there)
+Edit = tuple[int, Body | None, Mapping[str, Any] | None]
+
+#: Stripe's status -> ours. What is written off may still be paid or voided.
+_STATUS: Mapping[str, str] = {"uncollectible": "open"}
+#: (its status, the one we want) -> the call that brings it nearer. Of these only.
+_MOVES: Mapping[tuple[str, str], str] = {
+    ("draft", "open"): "finalize",
+    ("draft", "paid"): "finalize",
+    ("draft", "void"): "finalize",
+    ("open", "paid"): "pay",
+    ("open", "void"): "void",
+}
+_MOVE_DATA: Mapping[str, Mapping[str, Any]] = {
+    "finalize": {"auto_advance": False},  # Stripe sends and collects nothing on its own
+    "pay": {"paid_out_of_band": True},  # it was paid elsewhere, or our record would not say so
+    "void": {},
+}
+
+
+@register
+class StripeInvoice(StripeSubscriber):
+    """Invoices as Stripe's invoices, their lines as invoice items. API reference: "Invoices", "Invoice Items".
+
+    Our `open` finalizes an invoice, `void` voids it, `paid` marks it paid out of band; that a customer
+    paid in Stripe comes in. A final invoice cannot be edited, and neither can a customer or currency.
+    """
+
+    catalogue = "invoice"
+    resource = "invoice"
+    path = "/v1/invoices"
+    match_on = ("number",)
+    find_by = ("customer",)
+    more_events: ClassVar[Sequence[str]] = (
+        *(f"invoice.{what}" for what in ("finalized", "paid", "payment_failed", "voided", "marked_uncollectible")),
+        *(f"invoiceitem.{what}" for what in ("created", "updated", "deleted")),
+    )
+    field_to_data = {
+        "customer_id": link_to("customer", "customer", required=True),
+        "number": "number",
+        "currency": "currency",
+        "due_date": "due_date",
+        # That it was paid or voided there is a fact.
+        "status": Field("status", conflict="external"),
+        "lines": rows(
+            "lines",
+            {
+                "product_id": link_to("product", "product"),
+                "description": "description",
+                "quantity": "quantity",
+                "unit_price": "unit_amount",
+            },
+        ),
+    }
+    rules = {
+        "status": [choices("draft", "open", "paid", "void")],
+        "lines": [length(max=MOST_LINES)],
+        "lines.quantity": [between(min=0)],
+    }
+
+    def present(self, body: Body) -> Mapping[str, Any]:
+        """Its status in our words, its due date as a day (UTC), its lines in our order.
+
+        Its id is its number as long as it has none. While a write of ours is not at its end, status and
+        lines are not shown.
+        """
+        shown = self._as_it_is(body)
+        if _is_unfinished(body):
+            del shown["status"], shown["lines"]
+        return shown
+
+    def _as_it_is(self, body: Body) -> dict[str, Any]:
+        return {
+            **body,
+            "number": body.get("number") or body["id"],
+            "status": _now(body),
+            "due_date": _day(body.get("due_date")),
+            "lines": [_line(line) for line in self._lines(body)],
+        }
+
+    # --- calls ---------------------------------------------------------------------------------------
+
+    def create(self, item: Item) -> External:
+        """Create a draft, its items, and bring it to its status. One that was cut short goes on as an update."""
+        status = item.data.get("status", "draft")
+        if status == "void":
+            raise Skip("it is void, and was never in Stripe")
+        data: dict[str, Any] = {name: item.data.get(name) for name in ("customer", "number", "currency")}
+        data |= {"collection_method": "send_invoice", "auto_advance": False, **self._due(item.data.get("due_date"))}
+        data["pending_invoice_items_behavior"] = "exclude"
+        if item.data.get("lines") or status != "draft":
+            data["metadata"] = {WRITING_KEY: "1"}
+        body, response = self._create(data, item)
+        with _begun():
+            return self._answer(*self._finish(body, response, item), item)
+
+    def update(self, item: Item) -> External:
+        """Bring the invoice to what the record is. Raises `Gone`; `Reject` where Stripe's rules forbid it."""
+        body, response = self._read(item.linked_id)
+        present = self._as_it_is(body)
+        changes = {name: v for name, v in item.changes.items() if not (name in present and same(v, present[name]))}
+        self._check_allowed(body, changes)
+        _check_reachable(_now(body), _target(body, item))
+        head = {"number": changes["number"]} if "number" in changes else {}
+        if "due_date" in changes:
+            head |= self._due(changes["due_date"])
+        steps = sum(map(_count_calls, self._edits(body, item))) + _count_moves(_now(body), _target(body, item))
+        if steps > 1 or (steps and head):
+            head["metadata"] = {WRITING_KEY: "1"}
+        if head:
+            body, response = self._send(item.linked_id, head, item)
+        with _begun():
+            return self._answer(*self._finish(body, response, item), item)
+
+    def delete(self, item: Item) -> None:
+        """Delete a draft; void what is final, since Stripe lets nobody delete that."""
+        body, _ = self._read(item.linked_id)
+        if body["status"] == "draft":
+            for line in self._lines(body):  # otherwise they would wait for the customer's next invoice
+                if line.get("invoice_item"):
+                    self._remove(line["invoice_item"])
+            super().delete(item)
+        elif body["status"] == "paid":
+            raise Reject("it is paid in Stripe, where nobody can delete or void it any more: refund it there")
+        elif body["status"] != "void":
+            self.client.post(self._address(item.linked_id, "/void"), {})
+
+    # --- the steps -----------------------------------------------------------------------------------
+
+    def _finish(self, body: Body, response: requests.Response, item: Item) -> tuple[Body, requests.Response]:
+        """Whatever is still to be done, in calls that may each be the last: lines, status, and the mark goes."""
+        edited = False
+        for edit in self._edits(body, item):
+            self._edit(body, item, edit)
+            edited = True
+        target = _target(body, item)
+        while (move := _MOVES.get((_now(body), target))) is not None:
+            body, response = self.client.post(self._address(body["id"], f"/{move}"), _MOVE_DATA[move])
+            edited = False
+        if _is_unfinished(body):
+            return self._send(body["id"], {"metadata": {WRITING_KEY: ""}}, item)
+        return self._read(body["id"]) if edited else (body, response)
+
+    def _edits(self, body: Body, item: Item) -> list[Edit]:
+        """Wherever the lines of a draft differ from what they shall be."""
+        if body["status"] != "draft" or not (_is_unfinished(body) or "lines" in item.changes):
+            return []
+        have, wanted = self._lines(body), item.data.get("lines") or []
+        if len(have) == len(wanted) and all(same(_line(h), _known(w)) for h, w in zip(have, wanted, strict=True)):
+            return []
+        both = min(len(have), len(wanted))
+        edits: list[Edit] = [(n, have[n], wanted[n]) for n in range(both) if not _stands(have[n], wanted[n], n)]
+        edits += [(n, have[n], None) for n in range(both, len(have))]
+        return edits + [(n, None, wanted[n]) for n in range(both, len(wanted))]
+
+    def _edit(self, body: Body, item: Item, edit: Edit) -> None:
+        place, have, want = edit
+        if have is not None and want is not None and _count_calls(edit) == 1:
+            address = f"/v1/invoiceitems/{quote(have['invoice_item'], safe='')}"
+            self.client.post(address, self._item_data(body, item, place, want))
+            return
+        if have is not None:
+            self._remove(have["invoice_item"])
+        if want is not None:
+            taken = {line.get("invoice_item") for line in self._lines(body)}
+            data = {"customer": body["customer"], "invoice": body["id"], **self._item_data(body, item, place, want)}
+            if "price_data" not in data:
+                data["currency"] = body["currency"]
+            self._create_part(
+                "/v1/invoiceitems",
+                data,
+                f"{item.key}-line-{place}",
+                lambda one: one["invoice"] == body["id"] and one["id"] not in taken,
+            )
+
+    def _item_data(self, body: Body, item: Item, place: int, want: Mapping[str, Any]) -> dict[str, Any]:
+        product, amount = want.get("product"), want.get("unit_amount") or 0
+        price: dict[str, Any] = {"unit_amount": amount}
+        if product:
+            price = {"price_data": {"product": product, "currency": body["currency"], "unit_amount": amount}}
+        marks = {PLACE_KEY: str(place), PRODUCT_KEY: product or ""}
+        data = {"description": want.get("description"), "quantity": want.get("quantity"), **price, "metadata": marks}
+        return with_record_id(data, item)
+
+    def _remove(self, item_id: str) -> None:
+        with suppress(Gone):  # somebody was faster
+            self.client.delete(f"/v1/invoiceitems/{quote(item_id, safe='')}")
+
+    def _check_allowed(self, body: Body, changes: Mapping[str, Any]) -> None:
+        wrong = {}
+        if body["status"] == "draft":
+            wrong = {name: "cannot be changed on an invoice in Stripe" for name in ("customer", "currency")}
+            if any(not line.get("invoice_item") for line in self._lines(body)):
+                wrong["lines"] = "come from a subscription, and are changed there"
+        else:
+            why = f"cannot be changed: the invoice is {body['status']} in Stripe, and final. Void it and write another"
+            wrong = {name: why for name in changes if name != "status"}
+        wrong = {name: text for name, text in wrong.items() if name in changes}
+        if wrong:
+            raise Reject(words(wrong), fields=wrong)
+
+    def _due(self, day: Any) -> dict[str, Any]:
+        """The end of that day (UTC), or the usual time from now."""
+        if not day:
+            return {"days_until_due": self.client.options.days_until_due}
+        end = datetime.combine(date.fromisoformat(str(day)), time(23, 59, 59), UTC)
+        return {"due_date": int(end.timestamp())}
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def _answer(self, body: Body, response: requests.Response, item: Item) -> External:
+        """What Stripe made of it. What it decided itself comes in with its event, as its own doing."""
+        found = self._as_external(body, response)
+        own = {
+            name
+            for name in ("status", "due_date")
+            if name in found.data and not same(found.data[name], item.data.get(name))
+        }
+        data = {name: value for name, value in found.data.items() if name not in own}
+        return External(found.id, data, at=found.at, record_id=found.record_id, request_id=found.request_id)
+
+    def _lines(self, body: Body) -> list[Body]:
+        """All its lines: ours in our order, then the others, oldest first."""
+        lines = body["lines"]["data"]
+        if body["lines"]["has_more"]:
+            lines = list(self.client.walk(self._address(body["id"], "/lines")))
+            body["lines"] = {**body["lines"], "data": lines, "has_more": False}
+        return sorted(reversed(lines), key=_place)
+
+
+@contextmanager
+def _begun() -> Iterator[None]:
+    """An error between the calls of one write: what was done so far is there."""
+    try:
+        yield
+    except Gone as error:
+        raise Retry(str(error), maybe_done=True, request_id=error.request_id) from error
+    except SyncError as error:
+        error.maybe_done = True
+        raise
+
+
+def _is_unfinished(body: Body) -> bool:
+    return bool((body.get("metadata") or {}).get(WRITING_KEY))
+
+
+def _now(body: Body) -> str:
+    """Its status, in our words."""
+    return _STATUS.get(body["status"], body["status"])
+
+
+def _target(body: Body, item: Item) -> str:
+    return str(item.data["status"]) if "status" in item.changes else _now(body)
+
+
+def _check_reachable(now: str, target: str) -> None:
+    if now == target or (now, target) in _MOVES:
+        return
+    why = "a final invoice never becomes a draft again" if now == "open" else f"what is {now} there stays so"
+    wrong = {"status": f"cannot become {target}: in Stripe it is {now}, and {why}"}
+    raise Reject(words(wrong), fields=wrong)
+
+
+def _count_moves(now: str, target: str) -> int:
+    if now == target:
+        return 0
+    return 2 if now == "draft" and target != "open" else 1
+
+
+def _count_calls(edit: Edit) -> int:
+    """A line of another product is another item: Stripe keeps an item's product."""
+    _, have, want = edit
+    both = have is not None and want is not None
+    return 2 if both and not same(_line(have).get("product"), want.get("product")) else 1  # type: ignore[arg-type, union-attr]
+
+
+def _line(line: Body) -> dict[str, Any]:
+    """A line as the mapping sees it. Its product is named where we know it for certain to be one of ours."""
+    marks, price = line.get("metadata") or {}, line.get("price") or {}
+    quantity = 1 if line.get("quantity") is None else line["quantity"]
+    unit = price.get("unit_amount")
+    if unit is None or unit * quantity != line["amount"]:  # tiers, fractions of a cent, proration
+        unit, rest = divmod(line["amount"], quantity or 1)
+        quantity, unit = (quantity, unit) if not rest and quantity else (1, line["amount"])
+    shown = {"description": line.get("description"), "quantity": quantity, "unit_amount": unit}
+    ours = price.get("product") if (price.get("metadata") or {}).get(RECORD_ID_KEY) else None
+    product = marks.get(PRODUCT_KEY, ours)
+    return {**shown, "product": product} if product else shown
+
+
+def _known(want: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: want.get(name) for name in ("description", "quantity", "unit_amount", "product")}
+
+
+def _stands(have: Body, want: Mapping[str, Any], place: int) -> bool:
+    return _place(have) == place and same(_line(have), _known(want))
+
+
+def _place(line: Body) -> int:
+    place = (line.get("metadata") or {}).get(PLACE_KEY, "")
+    return int(place) if place.isdecimal() else MOST_LINES
+
+
+def _day(timestamp: int | None) -> str | None:
+    return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC).date().isoformat()

@@ -1,0 +1,260 @@
+"""What subscribers of all kinds of Stripe's objects share: creating once, looking up, reading what changed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import requests
+
+from subscribers.base import External, Item, Page, Subscriber
+from subscribers.errors import Gone, Retry, SystemDown
+from subscribers.http import server_time
+from subscribers.stripe import client
+from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, external, told_by
+from subscribers.stripe.failures import KeySpent
+
+#: How many of the newest objects are searched for one that carries our id.
+FIND_AMONG = 1000
+#: Events are read in stretches of this many seconds, oldest first, so that a long outage fits in memory.
+STRETCH = 3600
+#: Events become visible in any order; this close to the present they are read again, seconds.
+SETTLING = 60
+#: Stripe keeps events for 30 days. From an older position everything is read again, a day before that, seconds.
+EVENTS_KEPT = 29 * 86_400
+
+#: One of Stripe's objects as it came.
+Body = dict[str, Any]
+
+
+class StripeSubscriber(Subscriber):
+    """Objects of one kind. `resource` is the prefix of their events' types, `path` the address of their list."""
+
+    system = "stripe"
+    system_class = Stripe
+    path: ClassVar[str]
+    #: References that are read with the object.
+    expand: ClassVar[Sequence[str]] = ()
+    #: Mapped fields by which the list can be filtered, tried first by `find`.
+    find_by: ClassVar[Sequence[str]] = ()
+    #: Further types of events that tell of a change.
+    more_events: ClassVar[Sequence[str]] = ()
+    #: Webhooks bring changes at once; the poll finds those that got lost.
+    poll_seconds = 300
+
+    # --- what the kinds differ in --------------------------------------------------------------------
+
+    def present(self, body: Body) -> Mapping[str, Any]:
+        """The object as its mapping sees it."""
+        return body
+
+    # --- calls ---------------------------------------------------------------------------------------
+
+    def create(self, item: Item) -> External:
+        """Create the object, with our id in its metadata."""
+        return self._as_external(*self._create(item.data, item))
+
+    def update(self, item: Item) -> External:
+        """Send what changed. Raises `Gone`."""
+        return self._as_external(*self._send(item.linked_id, item.changes, item))
+
+    def delete(self, item: Item) -> None:
+        """Delete the object, for good. Raises `Gone` where that has happened already."""
+        self.client.delete(self._address(item.linked_id))
+
+    def fetch(self, external_id: str) -> External:
+        """The object now. Raises `Gone`; of some kinds Stripe itself answers 200 for a deleted one."""
+        return self._as_external(*self._read(external_id))
+
+    def lacking(self) -> list[str]:
+        """What a restricted key was not given: to write these, which is asked of one that is not there, and events."""
+        kind = self.path.rpartition("/")[2]
+        nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
+        rights: dict[str, Callable[[], object]] = {
+            f"write {kind}": lambda: self.client.post(nobody, unset),
+            "read events, by which polls see updates": lambda: self.client.get("/v1/events", limit=1),
+        }
+        words = []
+        for right, ask in rights.items():
+            try:
+                ask()
+            except Gone:
+                continue  # it was looked for
+            except SystemDown as error:
+                words.append(f"this key may not {right}: {error}")
+        return words
+
+    def find(self, item: Item) -> External | None:
+        """The object whose metadata carries our id.
+
+        Lists are read, although there is a search: that one shows an object only a while after its
+        creation, and looked for is always one that was perhaps created a moment ago.
+        """
+        for name in self.find_by:
+            if (value := item.data.get(name)) and (found := self._find_in_list(item, {name: value})):
+                return found
+        return self._find_in_list(item, {})
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """All objects first, then what happened, by Stripe's events.
+
+        Position: `{"since": seconds of the epoch}`, and while the first reading goes on `after`, the
+        id of the last object read.
+        """
+        position = dict(position or {})
+        if "after" not in position and position.get("since", 0) < time.time() - EVENTS_KEPT:
+            position = {}  # of what happened since then some is forgotten
+        if "since" not in position or "after" in position:
+            for page in self._everything(position):
+                position = page.position
+                yield page
+        yield from self._happened(int(position["since"]))
+
+    # --- one object ----------------------------------------------------------------------------------
+
+    def _address(self, external_id: str, step: str = "") -> str:
+        return f"{self.path}/{quote(external_id, safe='')}{step}"
+
+    def _as_external(self, body: Body, response: requests.Response) -> External:
+        request_id = self.client.http.request_id(response)
+        return external(self.present(body), at=server_time(response), request_id=request_id)
+
+    def _read(self, external_id: str) -> tuple[Body, requests.Response]:
+        body, response = self.client.get(self._address(external_id), **self._expanding())
+        if body.get("deleted") is True:
+            raise Gone(f"{external_id} was deleted", request_id=self.client.http.request_id(response))
+        return body, response
+
+    def _expanding(self, within: str = "") -> dict[str, Any]:
+        return {"expand": [within + name for name in self.expand]} if self.expand else {}
+
+    def _create(self, data: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
+        """Create the object. An idempotency key that Stripe has used up on a failure is replaced by a fresh one."""
+        sent = {**without_empty(with_record_id(data, item)), **self._expanding()}
+        try:
+            answer: tuple[Body, requests.Response] = self.client.post(self.path, sent, item.key)
+        except KeySpent as spent:
+            # Stripe repeats its first answer for a day, a 500 as well, and refuses the key for other data. What
+            # that first call did is seen by looking; only where it did nothing may another key be taken.
+            if self.find(item) is not None:
+                raise Retry(str(spent), maybe_done=True, request_id=spent.request_id) from spent
+            answer = self.client.post(self.path, sent, _fresh(item.key))
+        return answer
+
+    def _send(self, external_id: str, changes: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
+        sent = {**with_record_id(changes, item), **self._expanding()}
+        body, response = self.client.post(self._address(external_id), sent)
+        if body.get("deleted") is True:
+            raise Gone(f"{external_id} was deleted", request_id=self.client.http.request_id(response))
+        return body, response
+
+    def _create_part(self, path: str, data: Mapping[str, Any], key: str, lives: Callable[[Body], bool]) -> Body:
+        """Create what belongs to an object (a price, an invoice's item), which was just looked for and is not there.
+
+        A repeated call is answered with what the first one made, even if that was deleted since: what
+        `lives` does not accept is made anew under another key.
+        """
+        data = without_empty(data)
+        try:
+            body, response = self.client.post(path, data, key)
+        except KeySpent:
+            body, response = self.client.post(path, data, _fresh(key))
+        if "Idempotent-Replayed" not in response.headers:
+            return dict(body)
+        try:
+            if lives(now := self.client.get(f"{path}/{quote(body['id'], safe='')}")[0]):
+                return dict(now)
+        except Gone:
+            pass  # deleted since: the key stands for what is no more
+        return dict(self.client.post(path, data, _fresh(key))[0])
+
+    # --- lists and events ----------------------------------------------------------------------------
+
+    def _find_in_list(self, item: Item, filters: Mapping[str, Any]) -> External | None:
+        after: dict[str, Any] = {}
+        for _ in range(FIND_AMONG // client.PAGE_SIZE):
+            body, response = self._page(**filters, **after)
+            for one in body["data"]:
+                if (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.record_id:
+                    return self._as_external(one, response)
+            if not body["has_more"]:
+                break
+            after = {"starting_after": body["data"][-1]["id"]}
+        return None
+
+    def _page(self, **parameters: Any) -> tuple[Body, requests.Response]:
+        page: tuple[Body, requests.Response] = self.client.get(
+            self.path, limit=client.PAGE_SIZE, **self._expanding("data."), **parameters
+        )
+        return page
+
+    def _everything(self, position: dict[str, Any]) -> Iterator[Page]:
+        """Newest first, as Stripe lists them; what changes meanwhile is among the events since the start."""
+        while True:
+            after = {"starting_after": position["after"]} if "after" in position else {}
+            body, response = self._page(**after)
+            at = server_time(response) or datetime.now(UTC)
+            since = position.get("since", int(at.timestamp()) - SETTLING)
+            position = {"since": since}
+            if body["has_more"]:
+                position["after"] = body["data"][-1]["id"]
+            yield Page([external(self.present(one), at=at) for one in body["data"]], position)
+            if not body["has_more"]:
+                return
+
+    def _happened(self, since: int) -> Iterator[Page]:
+        while True:
+            end = since + STRETCH
+            newest_by_id, now = self._stretch(since, end)
+            settled = max(since, min(end, now - SETTLING))
+            records = sorted(newest_by_id.values(), key=_seconds)
+            for start in range(0, len(records), client.PAGE_SIZE):
+                chunk = records[start : start + client.PAGE_SIZE]
+                # What a later stretch may tell of is not known yet.
+                yield Page(chunk, {"since": min(settled, max(since, _seconds(chunk[-1])))}, current=now < end)
+            yield Page([], {"since": settled})
+            if now < end:
+                return
+            since = end
+
+    def _stretch(self, start: int, end: int) -> tuple[dict[str, External], int]:
+        """The newest event of each object in this stretch of time, and Stripe's clock at the first call."""
+        types = [*(f"{self.resource}.{verb}" for verb in VERBS), *self.more_events]
+        newest: dict[str, External] = {}
+        now = 0
+        after: dict[str, Any] = {}
+        while True:
+            body, response = self.client.get(
+                "/v1/events", types=types, created={"gte": start, "lt": end}, limit=client.PAGE_SIZE, **after
+            )
+            at = server_time(response) or datetime.now(UTC)
+            now = now or int(at.timestamp())
+            for event in body["data"]:  # newest first
+                if (told := told_by(event)) is not None:
+                    newest.setdefault(told.external.id, told.external)
+            if not body["has_more"]:
+                return newest, now
+            after = {"starting_after": body["data"][-1]["id"]}
+
+
+def with_record_id(data: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    """The same, marked as ours."""
+    return {**data, "metadata": {**(data.get("metadata") or {}), RECORD_ID_KEY: item.record_id}}
+
+
+def without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Left out what is empty: at a creation there is nothing to unset, and Stripe may refuse the attempt."""
+    cut = {name: without_empty(value) if isinstance(value, Mapping) else value for name, value in data.items()}
+    return {name: value for name, value in cut.items() if value not in (None, "", {})}
+
+
+def _fresh(key: str) -> str:
+    return f"{key}-{uuid.uuid4().hex[:12]}"
+
+
+def _seconds(one: External) -> int:
+    return int(one.at.timestamp()) if one.at else 0

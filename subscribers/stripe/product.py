@@ -1,0 +1,129 @@
+"""Products with their price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from subscribers.base import External, Item, register
+from subscribers.errors import Gone
+from subscribers.rules import between
+from subscribers.stripe.client import RECORD_ID_KEY
+from subscribers.stripe.objects import Body, StripeSubscriber
+
+#: Under this key a product's metadata names the price that its default price has replaced, until that is
+#: archived: what says that a change of price is not at its end.
+REPLACED_KEY = "syncflow_replaced"
+
+
+@register
+class StripeProduct(StripeSubscriber):
+    """Products as Stripe's products, their price as the product's default price. API reference: "Products", "Prices".
+
+    Stripe's prices cannot change: another amount is a new price, which becomes the default, and the
+    old one is archived. A product whose default price is none, in tiers or in fractions of a cent has
+    no price to us, and keeps what it has until one is set here.
+    """
+
+    catalogue = "product"
+    resource = "product"
+    path = "/v1/products"
+    expand = ("default_price",)
+    match_on = ("sku",)
+    field_to_data = {
+        "sku": "metadata.sku",
+        "name": "name",
+        "description": "description",
+        "active": "active",
+        "price": "default_price.unit_amount",
+        "currency": "default_price.currency",
+    }
+    rules = {"default_price.unit_amount": [between(min=0)]}
+
+    def present(self, body: Body) -> Mapping[str, Any]:
+        """Its price as far as we have such prices; its id as sku, where it was given none."""
+        shown = {**body, "metadata": {"sku": body["id"], **(body.get("metadata") or {})}}
+        if not _is_flat(body.get("default_price")) or shown["metadata"].get(REPLACED_KEY):
+            shown.pop("default_price", None)
+        return shown
+
+    def create(self, item: Item) -> External:
+        """Create the product, and its price in the same call."""
+        data = dict(item.data)
+        price = data.pop("default_price", None) or {}
+        if price.get("unit_amount"):
+            data["default_price_data"] = _with_mark(price, item)
+        return self._as_external(*self._create(data, item))
+
+    def update(self, item: Item) -> External:
+        """Send what changed. A change of price takes several calls; each finds what those before it did."""
+        changes = dict(item.changes)
+        if changes.pop("default_price", None) is None:
+            return self._as_external(*self._send(item.linked_id, changes, item))
+        product, _ = self._read(item.linked_id)
+        if replaced := (product.get("metadata") or {}).get(REPLACED_KEY):
+            self._archive(replaced)
+        old, wanted = product.get("default_price"), item.data["default_price"]
+        if _fits(old, wanted) or (not _is_flat(old) and not wanted.get("unit_amount")):
+            marks = {REPLACED_KEY: ""} if replaced else {}
+            return self._as_external(*self._send(item.linked_id, _and_marks(changes, marks), item))
+        changes["default_price"] = self._price(item, wanted, old)["id"]
+        if old is None:
+            return self._as_external(*self._send(item.linked_id, changes, item))
+        self._send(item.linked_id, _and_marks(changes, {REPLACED_KEY: old["id"]}), item)
+        self._archive(old["id"])
+        return self._as_external(*self._send(item.linked_id, {"metadata": {REPLACED_KEY: ""}}, item))
+
+    def delete(self, item: Item) -> None:
+        """Delete the product; archive it where it has prices, which Stripe lets nobody delete."""
+        body, _ = self.client.get("/v1/prices", product=item.linked_id, limit=1)
+        if body["data"]:
+            self._send(item.linked_id, {"active": False}, item)
+        else:
+            super().delete(item)
+
+    def _price(self, item: Item, wanted: Mapping[str, Any], old: Body | None) -> Body:
+        """A price of the wanted amount that is not the default yet: one that an earlier attempt made, or a new one."""
+        kept = {name: old[name] for name in ("nickname", "recurring", "tax_behavior") if old.get(name)} if old else {}
+        if recurring := kept.get("recurring"):
+            kept["recurring"] = {name: recurring[name] for name in ("interval", "interval_count")}
+        if kept.get("tax_behavior") == "unspecified":
+            del kept["tax_behavior"]
+        for one in self.client.walk("/v1/prices", product=item.linked_id, active=True):
+            ours = (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.record_id
+            if ours and _fits(one, wanted) and bool(one.get("recurring")) is bool(recurring):
+                return dict(one)
+        data = {"product": item.linked_id, **kept, **_with_mark(wanted, item)}
+        key = f"{item.key}-price-{old['id'] if old else 'first'}"
+        return self._create_part("/v1/prices", data, key, lambda price: price["active"] is True)
+
+    def _archive(self, price_id: str) -> None:
+        with suppress(Gone):  # then it needs no archiving any more
+            self.client.post(f"/v1/prices/{price_id}", {"active": False})
+
+
+def _with_mark(price: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    """A price of a product of ours; a line of an invoice is known by it to be of that product."""
+    return {
+        "unit_amount": price.get("unit_amount") or 0,
+        "currency": price.get("currency"),
+        "metadata": {RECORD_ID_KEY: item.record_id},
+    }
+
+
+def _and_marks(changes: Mapping[str, Any], marks: Mapping[str, str]) -> dict[str, Any]:
+    return {**changes, "metadata": {**(changes.get("metadata") or {}), **marks}}
+
+
+def _is_flat(price: Any) -> bool:
+    return isinstance(price, Mapping) and isinstance(price.get("unit_amount"), int)
+
+
+def _fits(price: Any, wanted: Mapping[str, Any]) -> bool:
+    return (
+        _is_flat(price)
+        and price.get("active") is not False
+        and price["unit_amount"] == wanted.get("unit_amount")
+        and price["currency"] == str(wanted.get("currency")).lower()
+    )
