@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -76,6 +76,16 @@ class Settings(BaseSettings):
     #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
     metrics_token: SecretStr | None = None
 
+    #: Encrypts what two-factor login needs; set: the panel offers it.
+    totp_secret: SecretStr | None = Field(None, min_length=32)
+    #: Log in with OpenID Connect: the provider's address, and what it calls this client. All three or none.
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: SecretStr | None = Field(None, validate_default=True)
+    #: The claim that names a person's role (a name or a list of them), and the role of whom it names none for.
+    oidc_role_claim: str = ""
+    oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
+
     log_format: str = Field("console", pattern="^(console|json)$")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     #: Behind an HTTPS proxy: cookies are sent over HTTPS only and X-Forwarded-* is trusted.
@@ -111,6 +121,24 @@ class Settings(BaseSettings):
             raise ValueError(wrong)
         if parts.username is not None and parts.password is None:
             raise ValueError("a user without a password; " + wrong)
+        return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _oidc_issuer(cls, value: str) -> str:
+        parts = urlsplit(value)
+        on_this_machine = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
+        if value and not (parts.scheme == "https" and parts.hostname) and not on_this_machine:
+            raise ValueError("not the https address of an OpenID Connect provider, such as https://id.example.com")
+        return value.removesuffix("/")
+
+    @field_validator("oidc_client_secret")
+    @classmethod
+    def _oidc_is_complete(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if {"oidc_issuer", "oidc_client_id"} <= set(info.data):
+            given = [bool(info.data["oidc_issuer"]), bool(info.data["oidc_client_id"]), value is not None]
+            if any(given) and not all(given):
+                raise ValueError("OpenID Connect needs OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET: all or none")
         return value
 
     @field_validator("syncflow_systems")

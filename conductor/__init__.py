@@ -10,6 +10,7 @@ from conductor.hub import Announcer, Policy, QueueReport, QueueState
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
 from conductor.overview import Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
+from conductor.previews import Effect, Preview
 from conductor.throughput import SPANS, Series
 from subscribers.errors import BadSignature, BadWebhook
 
@@ -20,11 +21,13 @@ __all__ = [
     "BadSignature",
     "BadWebhook",
     "Conductor",
+    "Effect",
     "LetterFilter",
     "MappingConflict",
     "MappingRefused",
     "Overview",
     "Policy",
+    "Preview",
     "QueueReport",
     "QueueState",
     "Series",

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from conductor import overview as views
+from conductor.alike import Alike
 from conductor.applying import Applying
 from conductor.asking import Asking
 from conductor.backfill import Backfill
@@ -23,9 +24,11 @@ from conductor.letters import Letters
 from conductor.limits import Limits
 from conductor.mappings import MappingRefused, Mappings
 from conductor.outward import Outward
+from conductor.previews import Effect, Preview, Previews
 from conductor.reconcile import Reconcile
 from conductor.relations import Relations
 from conductor.replaying import Replaying
+from conductor.resending import Resending
 from conductor.retrying import Retrying
 from conductor.routing import Routing
 from conductor.schedule import Jobs
@@ -62,12 +65,15 @@ class Conductor:
         applying = Applying(self.hub, self.relations, self.guard)
         self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
         self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
+        self.previews = Previews(self.hub, self.mappings, self.relations)
         self.throughput = Counting(self.hub)
         self.jobs = Jobs(self.hub, self.throughput)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
         self.replaying = Replaying(self.hub, self.tasks)
         self.editing = Editing(self.hub)
+        self.alike = Alike(self.hub, self.desk, self.tasks)
+        self.resending = Resending(self.hub, self.mappings, self.relations, self.tasks)
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
         self.checking = Checking(self.hub, self.mappings)
@@ -196,6 +202,10 @@ class Conductor:
         """Decide a conflict. See `Desk.settle_conflict`."""
         self.desk.settle_conflict(conflict_id, choice, by)
 
+    def settle_alike(self, subscriber: str, path: str, choice: Literal["ours", "theirs"], by: str) -> int:
+        """Decide all conflicts of one field alike, as a task. See `Alike.start`."""
+        return self.alike.start(subscriber, path, choice, by)
+
     def mapping(self, subscriber: str) -> tuple[Mapper, int]:
         """The mapping in force and its version. See `Mappings.current`."""
         with self.database.read() as connection:
@@ -208,6 +218,18 @@ class Conductor:
     def save_mapping(self, subscriber: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
         """Save a mapping. See `Mappings.save`."""
         return self.mappings.save(subscriber, rows, by, expected_version)
+
+    def preview_mapping(self, subscriber: str, rows: list[dict[str, Any]], record_id: str) -> Preview | None:
+        """One record through a mapping that is not saved. See `Previews.record`."""
+        return self.previews.record(subscriber, rows, record_id)
+
+    def resend(self, subscriber: str, by: str) -> int:
+        """Send again what the mapping in force makes different, as a task. See `Resending.start`."""
+        return self.resending.start(subscriber, by)
+
+    def mapping_effect(self, subscriber: str, rows: list[dict[str, Any]]) -> Effect:
+        """How many records it would change. See `Previews.effect`."""
+        return self.previews.effect(subscriber, rows)
 
     def overview(self) -> views.Overview:
         """How everything stands. See `conductor.overview`."""

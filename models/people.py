@@ -53,4 +53,10 @@ class User(UserMixin, Base):
     tf_primary_method: Mapped[str | None] = mapped_column(sa.String(64))
     tf_totp_secret: Mapped[str | None] = mapped_column(sa.String(255))
     mf_recovery_codes: Mapped[list[str] | None] = mapped_column(Json)
+    #: The last code taken, so that it is not taken again (RFC 6238, 5.2).
+    tf_last_counter: Mapped[int | None] = mapped_column(sa.BigInteger)
+    #: The password was given by an admin and is good for one login.
+    must_change_password: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    #: Issuer and subject of the person at the OpenID Connect provider; none: logs in with a password only.
+    oidc_subject: Mapped[str | None] = mapped_column(sa.String(512), unique=True)
     roles: Mapped[list[Role]] = relationship(secondary=roles_users, lazy="selectin")  # type: ignore[assignment]

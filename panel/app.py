@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from flask import Flask, abort, current_app, redirect, request, session, url_for
+from flask import Flask, abort, current_app, flash, redirect, request, session, url_for
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from flask_admin import Admin
 from flask_admin.theme import Bootstrap4Theme
@@ -16,16 +16,29 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
-from panel import errors, health, security, views, webhooks, words
+from panel import errors, health, oidc, security, views, webhooks, words
 from panel.situation import Situation
 from panel.views.base import LARGEST_ID
 from settings import Settings
 
 #: What a stranger may ask for. Everything else needs a login, also what is added later.
-PUBLIC = {"static", "webhooks.receive", "health.healthz", "health.metrics", "security.login"}
+PUBLIC = {
+    "static", "webhooks.receive", "health.healthz", "health.metrics", "security.login",
+    # The second step of a login, and the way over another provider: each knows who may go on there.
+    "security.two_factor_token_validation", "security.mf_recovery", "oidc.begin", "oidc.back",
+}  # fmt: skip
+
+#: What a person may reach who has to choose a password first.
+_WITH_ONE_TIME_PASSWORD = {"security.change_password", "security.logout"}
+
+#: What makes no sense for a person who logs in over another provider.
+_NEEDS_A_PASSWORD = {
+    "security.change_password", "security.verify", "security.two_factor_setup",
+    "security.two_factor_setup_validate", "security.mf_recovery_codes",
+}  # fmt: skip
 
 #: Routes Flask-Security brings along that this panel has no use for.
-_UNUSED = {"security.static", "security.verify"}
+_UNUSED = {"security.static", "security.two_factor_rescue", "security.tf_select"}
 
 #: Only what this server itself serves may run, load or be sent to; nothing inline.
 _CONTENT_POLICY = "; ".join(
@@ -89,6 +102,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     csrf = CSRFProtect(app)
     errors.init(app)
     security.init(app, conductor.database, settings)
+    oidc.init(app, settings)
     webhooks.init(csrf)
     app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(health.blueprint)
@@ -126,6 +140,11 @@ def _ask_to_log_in() -> Response | None:
     if current_user.is_authenticated:
         if not session.permanent:
             session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
+        if current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
+            flash("Your password was good for one login. Choose your own.", "info")
+            return redirect(url_for("security.change_password"), code=303)
+        if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:
+            abort(404)
         return None
     if words.updating():
         abort(401)  # a login page has no place in the middle of another page

@@ -1,8 +1,4 @@
-"""Who may enter and do what: login with Flask-Security-Too, three roles, one table of permissions.
-
-Logins are slowed by counting recent failures in the audit trail, so that the brake holds over all
-web processes and restarts, and an admin sees who is trying.
-"""
+"""Who may enter and do what: login with Flask-Security-Too, three roles, one table of permissions."""
 
 from __future__ import annotations
 
@@ -10,8 +6,7 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
-import sqlalchemy as sa
-from flask import Flask, after_this_request, current_app, request
+from flask import Flask, current_app
 from flask_security import current_user
 from flask_security.core import Security
 from flask_security.datastore import SQLAlchemySessionUserDatastore
@@ -19,12 +14,12 @@ from flask_security.forms import LoginForm
 from flask_security.signals import password_changed
 from flask_security.utils import hash_password
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-from werkzeug import Response
 
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.people import Role, User
 from models.session import Database
+from panel import brake, twofactor
 from settings import Settings
 
 #: Every permission, in words.
@@ -60,13 +55,8 @@ PASSWORD_LENGTH = 12
 #: A person who has not used the panel for this long logs in again.
 SESSION_LIFETIME = timedelta(hours=12)
 
-#: The brake on guessing: failures within this time, of one account from one address, of one
-#: address, of one account from anywhere. The last is wide, so that a stranger cannot easily lock
-#: a person out.
-_WINDOW = timedelta(minutes=15)
-_FAILURES_PAIR, _FAILURES_ADDRESS, _FAILURES_ACCOUNT = 5, 20, 100
-_FAILED = "login.failed"
-TOO_MANY = "Too many failed logins. Wait 15 minutes, then try again."
+#: Changing how one logs in asks for the password again when it was given longer ago than this.
+FRESH = timedelta(minutes=30)
 
 
 def allowed(permission: str) -> bool:
@@ -100,6 +90,12 @@ class Datastore(SQLAlchemySessionUserDatastore):
         row: Role | None = found
         return row
 
+    def mf_delete_recovery_code(self, user: Any, idx: int) -> bool:
+        # The original takes it out of the list in place, which nobody notices: the code would work again.
+        user.mf_recovery_codes = [code for place, code in enumerate(user.mf_recovery_codes or []) if place != idx]
+        self.db.session.add(user)
+        return True
+
     def _end_reading(self) -> None:
         session = self.db.session
         if not (session.new or session.dirty or session.deleted):
@@ -112,76 +108,48 @@ class Throttled(LoginForm):
     remember = None  # type: ignore[assignment]
 
     def validate(self, **kwargs: Any) -> bool:
-        attempt = _begin_attempt(self.email.data or "", request.remote_addr or "")
+        attempt = brake.PASSWORDS.begin(self.email.data or "")
         if attempt is None:
-            self.form_errors.append(TOO_MANY)
-            after_this_request(_too_many)
+            self.form_errors.append(brake.TOO_MANY)
             return False
         if not super().validate(**kwargs):
             return False
-        _mark_success(attempt)
+        second = offers_two_factor() and self.user is not None and self.user.tf_primary_method
+        brake.succeeded(attempt, "login.password" if second else "login")
         return True
 
 
-def _too_many(response: Response) -> Response:
-    response.status_code = 429
-    response.headers["Retry-After"] = str(int(_WINDOW.total_seconds()))
-    return response
-
-
-def _begin_attempt(email: str, address: str) -> int | None:
-    """Write the attempt down as failed until it succeeds; None where there were too many already.
-
-    Written before the password is looked at, so that many attempts at once count too.
-    """
-    who = _name_for_trail(email)
-    trail = AuditEntry
-    recent = [trail.at > utcnow() - _WINDOW, trail.action == _FAILED]
-    counts = sa.select(
-        sa.func.count().filter(trail.who == who, trail.target == address),
-        sa.func.count().filter(trail.target == address),
-        sa.func.count().filter(trail.who == who),
-    ).where(*recent)
-    with _database().write() as connection:
-        pair, of_address, of_account = connection.execute(counts).one()
-        if pair >= _FAILURES_PAIR or of_address >= _FAILURES_ADDRESS or of_account >= _FAILURES_ACCOUNT:
-            return None
-        row = {"who": who, "action": _FAILED, "target": address}
-        return int(connection.execute(sa.insert(trail).values(**row).returning(trail.id)).scalar_one())
-
-
-def _name_for_trail(email: str) -> str:
-    # What is no address may be a password typed into the wrong field: it is not kept.
-    email = email.strip().lower()
-    return email[:255] if "@" in email and " " not in email else "(no email address)"
-
-
-def _mark_success(attempt: int) -> None:
-    trail = AuditEntry
-    with _database().write() as connection:
-        connection.execute(sa.update(trail).where(trail.id == attempt).values(action="login"))
-
-
-def _database() -> Database:
-    database: Database = current_app.extensions["syncflow_database"]
-    return database
+def offers_two_factor() -> bool:
+    """Whether TOTP_SECRET is set."""
+    return bool(current_app.config.get("SECURITY_TWO_FACTOR"))
 
 
 def init(app: Flask, database: Database, settings: Settings) -> scoped_session[Session]:
     """Set up login, sessions and roles on an app; returns the session people are read with."""
     app.extensions["syncflow_database"] = database
     app.config.update(_flask_security_settings(settings.secret(), settings.behind_proxy))
+    if settings.totp_secret is not None:
+        app.config.update(twofactor.settings(settings.totp_secret.get_secret_value()))
     session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
-    security = Security(app, Datastore(session, User, Role), login_form=Throttled)
+    security = Security(
+        app,
+        Datastore(session, User, Role),
+        login_form=Throttled,
+        two_factor_verify_code_form=twofactor.BrakedCode,
+        mf_recovery_form=twofactor.BrakedRecovery,
+        totp_cls=twofactor.OnceTotp,
+    )
     security.want_json(lambda _request: False)
     # Only sessions log in. The loader for tokens would read every request's body before its own route does.
     security.login_manager.request_loader(None)
-    password_changed.connect(_audit_password_change, app)
+    password_changed.connect(_password_changed, app)
+    twofactor.init(app, add_audit)
     app.teardown_appcontext(lambda _error: session.remove())
     return session
 
 
-def _audit_password_change(_app: Any, user: User, **_rest: Any) -> None:
+def _password_changed(_app: Any, user: User, **_rest: Any) -> None:
+    user.must_change_password = False
     add_audit(user.email, "password.change", user.email)
 
 
@@ -213,6 +181,13 @@ def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SECURITY_POST_CHANGE_VIEW": "/",
         "SECURITY_MSG_UNAUTHENTICATED": ("Log in to see this page.", "info"),
         "SECURITY_MSG_GENERIC_AUTHN_FAILED": ("Email or password is wrong.", "error"),
+        "SECURITY_FRESHNESS": FRESH,
+        "SECURITY_FRESHNESS_GRACE_PERIOD": timedelta(minutes=10),
+        "SECURITY_MSG_REAUTHENTICATION_REQUIRED": (
+            "Your password once more, since this changes how you log in.",
+            "info",
+        ),
+        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": ("Thank you. Go on.", "success"),
         "SECURITY_MSG_PASSWORD_CHANGE": ("Your password is changed; all other sessions have ended.", "success"),
         "SESSION_COOKIE_NAME": "syncflow",
         "SESSION_COOKIE_HTTPONLY": True,
@@ -246,8 +221,8 @@ def create_user(database: Database, email: str, password: str, role: str, by: st
             session.remove()
 
 
-def add_user(people: Datastore, email: str, password: str, role: str, by: str) -> None:
-    """Create a person, inside an app context.
+def add_user(people: Datastore, email: str, password: str, role: str, by: str, *, once: bool = False) -> None:
+    """Create a person, inside an app context. `once`: the password must be changed at the first login.
 
     Raises:
       ValueError: with words.
@@ -256,7 +231,13 @@ def add_user(people: Datastore, email: str, password: str, role: str, by: str) -
     hashed = checked_hash(password)
     if people.find_user(email=address, case_insensitive=True) is not None:
         raise ValueError(f"{address} has an account already")
-    people.create_user(email=address, password=hashed, roles=[find_role(people, role)], confirmed_at=utcnow())
+    people.create_user(
+        email=address,
+        password=hashed,
+        roles=[find_role(people, role)],
+        confirmed_at=utcnow(),
+        must_change_password=once,
+    )
     add_audit(by, "user.create", address, role=role)
     people.db.session.commit()
 
@@ -299,6 +280,12 @@ def checked_hash(password: str) -> str:
         raise ValueError(f"the password is too short: at least {PASSWORD_LENGTH} characters")
     hashed: str = hash_password(normal)
     return hashed
+
+
+def one_time_password() -> str:
+    """A password to tell somebody once: 16 letters and digits in groups, about 79 bits."""
+    letters = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+    return "-".join("".join(secrets.choice(letters) for _ in range(4)) for _ in range(4))
 
 
 def end_sessions(user: User) -> None:

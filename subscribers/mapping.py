@@ -84,6 +84,25 @@ def _entries(fields: Mapping[str, Field | str]) -> dict[str, Field]:
     return {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
 
 
+class Problem(str):
+    """One thing that is wrong with a mapping, as a sentence; with the place for who shows it there.
+
+    `row` counts from 1, `child` too within child rows (None: the row itself), `cell` is the name of a
+    field of `FieldRow`.
+    """
+
+    row: int
+    child: int | None
+    cell: str
+    reason: str
+
+    def __new__(cls, row: int, cell: str, reason: str, child: tuple[str, int] | None = None) -> Problem:
+        where = f"row {row}" + (f", {child[0]} {child[1]}" if child else "")
+        made = super().__new__(cls, f"{where}: {reason}")
+        made.row, made.child, made.cell, made.reason = row, child and child[1], cell, reason
+        return made
+
+
 class FieldRow(BaseModel):
     """A row of a mapping as the panel edits and the database keeps it."""
 
@@ -339,95 +358,100 @@ def entry_row(column: str, entry: Field) -> dict[str, Any]:
     return {"column": column, **vars(entry), "rows": inner}
 
 
+#: A cell of a row, and what is wrong with it.
+_Wrong = tuple[str, str]
+
+
 def check_rows(
     rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
 ) -> tuple[dict[str, Field], list[str]]:
-    """The mapping these rows make, and everything wrong with them, one sentence each naming the row."""
-    parsed: list[tuple[str, FieldRow]] = []
+    """The mapping these rows make, and everything wrong with them, one `Problem` each naming row and cell."""
+    parsed: list[tuple[int, FieldRow]] = []
     problems: list[str] = []
     for number, raw in enumerate(rows, start=1):
         try:
-            parsed.append((f"row {number}", FieldRow.model_validate(raw)))
+            parsed.append((number, FieldRow.model_validate(raw)))
         except ValidationError as error:
             for item in error.errors(include_url=False):
-                problems.append(f"row {number}: {'.'.join(map(str, item['loc']))}: {item['msg']}")
-    fields, wrong = _check(parsed, catalogue)
-    problems += wrong
+                place = ".".join(map(str, item["loc"]))
+                problems.append(Problem(number, place.partition(".")[0], f"{place}: {item['msg']}"))
+    fields: dict[str, Field] = {}
+    for number, row, wrong in _check(parsed, catalogue):
+        problems += [Problem(number, cell, reason) for cell, reason in wrong]
+        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
+            problems += _check_inner(number, row, child)
+        if not wrong:
+            fields[row.column] = row.field()
     if not fields and not problems:
         problems.append("a mapping needs at least one field")
     return fields, problems
 
 
-def _check(rows: list[tuple[str, FieldRow]], catalogue: Catalogue | Children) -> tuple[dict[str, Field], list[str]]:
-    fields: dict[str, Field] = {}
-    problems: list[str] = []
+def _check(
+    rows: list[tuple[int, FieldRow]], catalogue: Catalogue | Children
+) -> Iterator[tuple[int, FieldRow, list[_Wrong]]]:
     paths: set[str] = set()
     columns: set[str] = set()
-    for place, row in rows:
-        says = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
-        says += [f"the column {name!r} is mapped twice" for name in parts(row.column) if name in columns]
+    for number, row in rows:
+        wrong = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
+        wrong += [("column", f"the column {name!r} is mapped twice") for name in parts(row.column) if name in columns]
         own = parts(row.path) if is_plain(row.path) else [row.path]
         for path in own if is_plain(row.path) else ():
             if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
-                says.append(f"{path!r} is inside, or holds, another row's external field")
-        says += [f"the external field {path!r} is used twice" for path in own if path in paths]
-        problems += [f"{place}: {text}" for text in says]
-        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
-            problems += _check_inner(place, row, child)
-        if not says:
-            fields[row.column] = row.field()
+                wrong.append(("path", f"{path!r} is inside, or holds, another row's external field"))
+        wrong += [("path", f"the external field {path!r} is used twice") for path in own if path in paths]
         columns.update(parts(row.column))
         paths.update(own)
-    return fields, problems
+        yield number, row, wrong
 
 
 def _children(catalogue: Catalogue | Children) -> dict[str, Children]:
     return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}
 
 
-def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
+def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
     children = _children(catalogue)
     for column in parts(row.column):
         if column not in catalogue.columns:
-            yield f"{catalogue.name} has no column {column!r}; it has {', '.join(catalogue.columns)}"
+            yield "column", f"{catalogue.name} has no column {column!r}; it has {', '.join(catalogue.columns)}"
         elif column in children and (row.rows is None or column != row.column):
             columns = ", ".join(children[column].columns)
-            yield f"{column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
+            yield "column", f"{column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
         elif column not in children and row.rows is not None:
             known = f"has child rows {', '.join(children)}" if children else "has no child rows"
-            yield f"{column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+            yield "column", f"{column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
 
 
-def _check_path(row: FieldRow) -> Iterator[str]:
+def _check_path(row: FieldRow) -> Iterator[_Wrong]:
     if text := problem(row.path):
-        yield text
+        yield "path", text
     elif not is_plain(row.path) and row.direction != "in":
-        yield f"{row.path!r} is an expression, which can only be read: its direction must be `in`"
+        yield "path", f"{row.path!r} is an expression, which can only be read: its direction must be `in`"
 
 
-def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
+def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
-        yield "child rows as a whole have no transform, relation or default: their own fields have"
+        yield "transform", "child rows as a whole have no transform, relation or default: their own fields have"
     if row.link and row.link not in CATALOGUES:
-        yield f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
+        yield "link", f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
     transform = Transform(plain, plain)
     if row.transform:
         try:
             transform = find(row.transform)
         except ValueError as error:
-            yield str(error)
+            yield "transform", str(error)
             return
         if row.link:
-            yield "a relation takes no transform: the system's own id travels"
+            yield "transform", "a relation takes no transform: the system's own id travels"
     here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
     if row.rows is None and (here, there) != (transform.here, transform.there):
         takes = f"makes {transform.there} there of {transform.here} here"
         name = f"the transform {row.transform}" if row.transform else "without a transform a row"
-        yield f"{name} {takes}, but {row.column!r} and {row.path!r} are {here} and {there}"
+        yield "transform", f"{name} {takes}, but {row.column!r} and {row.path!r} are {here} and {there}"
     if there > 1 and row.default is not None:
-        yield "several external fields take no default"
+        yield "default", "several external fields take no default"
     if transform.column is not None and transform.column not in _columns_around(catalogue):
-        yield f"{row.transform}: {catalogue.name} has no column {transform.column!r}"
+        yield "transform", f"{row.transform}: {catalogue.name} has no column {transform.column!r}"
 
 
 def _columns_around(catalogue: Catalogue | Children) -> set[str]:
@@ -439,17 +463,21 @@ def _columns_around(catalogue: Catalogue | Children) -> set[str]:
     return around
 
 
-def _check_inner(place: str, row: FieldRow, child: Children) -> list[str]:
-    numbered = [(f"{place}, {row.column} {number}", one) for number, one in enumerate(row.rows or [], start=1)]
-    _, problems = _check([pair for pair in numbered if is_plain(pair[1].path)], child)
-    for inside, one in numbered:
+def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
+    numbered = list(enumerate(row.rows or [], start=1))
+    problems: list[str] = []
+    for count, _one, wrong in _check([pair for pair in numbered if is_plain(pair[1].path)], child):
+        problems += [Problem(number, cell, reason, (row.column, count)) for cell, reason in wrong]
+    for count, one in numbered:
+        inside = (row.column, count)
         if not is_plain(one.path):
-            problems.append(f"{inside}: {one.path!r} is no field name or dotted path, as the fields of child rows are")
+            says = f"{one.path!r} is no field name or dotted path, as the fields of child rows are"
+            problems.append(Problem(number, "path", says, inside))
         if one.direction != "both" or one.conflict != "newest":
             says = "child rows are sent and merged as a whole: direction and conflict belong to the list"
-            problems.append(f"{inside}: {says}")
+            problems.append(Problem(number, "direction", says, inside))
     if not numbered:
-        problems.append(f"{place}: child rows need at least one field")
+        problems.append(Problem(number, "column", "child rows need at least one field"))
     return problems
 
 

@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -96,15 +96,27 @@ class World:
     conductor: Conductor
     announcer: Ears
     app: Flask
+    #: Role -> its session's cookie, and what ends it: hashing a password is slow on purpose.
+    sessions: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def rows(self, statement: Any) -> list[Any]:
         with self.database.read() as connection:
             return list(connection.execute(statement).all())
 
     def client(self, role: str | None = None) -> FlaskClient:
+        """A browser of its own, logged in."""
         client = self.app.test_client()
-        if role:
-            log_in(client, f"{role}@example.com")
+        if role is None:
+            return client
+        email = f"{role}@example.com"
+        people = sa.select(models.people.User.fs_uniquifier).where(models.people.User.email == email)
+        lives = self.rows(people)[0].fs_uniquifier
+        cookie, of = self.sessions.get(role, ("", ""))
+        if of == lives:
+            client.set_cookie("syncflow", cookie)
+            return client
+        if log_in(client, email).headers.get("Location") == "/" and (kept := client.get_cookie("syncflow")):
+            self.sessions[role] = kept.value, lives
         return client
 
     def sync(self) -> None:
@@ -128,7 +140,8 @@ def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterato
     subscribers: dict[str, Subscriber] = {"shop.customer": ShopCustomer(shop), "crm.customer": CrmCustomer(crm)}
     conductor = Conductor(database, subscribers, announcer)
     conductor.prepare()
-    app = create_app(conductor, Settings(secret_key=SecretStr("k" * 32), **settings))
+    chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
+    app = create_app(conductor, Settings(**chosen))
     made = World(database, conductor, announcer, app)
     if seeded:
         seed(made)
@@ -200,6 +213,23 @@ def add_conflict(made: World, path: str = "email") -> int:
         row = {"link_id": link.id, "subscriber": "shop.customer", "record_id": "1", "path": path}
         insert = sa.insert(Conflict).values(**row, **versions).returning(Conflict.id)
         return int(connection.execute(insert).scalar_one())
+
+
+def add_conflicts(w: World) -> list[int]:
+    """Of three customers the email, of the first the city too."""
+    with w.database.write() as connection:
+        fields = [("1", "email"), ("2", "email"), ("3", "email"), ("1", "address.city")]
+        rows = []
+        for record_id, path in fields:
+            of = (Link.subscriber == "shop.customer", Link.record_id == record_id)
+            connection.execute(sa.update(Link).where(*of).values(open_conflicts=2))
+            link = connection.execute(sa.select(Link.id).where(*of)).scalar_one()
+            versions = {"base": f"base{record_id}", "ours": f"ours{record_id}", "theirs": f"theirs{record_id}"}
+            rows.append(
+                {"link_id": link, "subscriber": "shop.customer", "record_id": record_id, "path": path} | versions
+            )
+        made = connection.execute(sa.insert(Conflict).returning(Conflict.id, sort_by_parameter_order=True), rows)
+        return list(made.scalars())
 
 
 def csrf(client: FlaskClient) -> str:

@@ -40,6 +40,8 @@ ONLY_IN: dict[str, set[str]] = {
     "flask_security": {"panel", "models/people.py"},
     "flask_wtf": {"panel"},
     "werkzeug": {"panel", "commands"},
+    "authlib": {"panel"},
+    "qrcode": {"panel"},
     "alembic": {"migrations", "models/schema.py"},
     "psycopg": {"models", "chaos"},
     "sqlite3": {"models", "demo", "subscribers/filestate.py"},

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from models.ledger import AuditEntry, DeadLetter, Inbox
 from models.people import User
-from panel import security
+from panel import brake, security
 from panel.app import create_app
 from settings import Settings
 from tests.panel_world import PASSWORD, ROLES, World, add_conflict, csrf, log_in, post, world
@@ -33,8 +33,26 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/login"): ("/login", {}, (200, 302, 302, 302)),
     ("POST", "/login"): ("/login", {"email": "viewer@example.com", "password": PASSWORD}, (302, 302, 302, 302)),
     ("POST", "/logout"): ("/logout", {}, (303, 302, 302, 302)),
-    ("GET", "/verify"): ("/verify", {}, GONE),
-    ("POST", "/verify"): ("/verify", {}, GONE),
+    ("GET", "/verify"): ("/verify", {}, VIEW),
+    ("POST", "/verify"): ("/verify", {"password": "wrong"}, VIEW),
+    ("GET", "/tf-setup"): ("/tf-setup", {}, VIEW),
+    ("POST", "/tf-setup"): ("/tf-setup", {"setup": "authenticator"}, VIEW),
+    ("POST", "/tf-setup/<token>"): ("/tf-setup/nonsense", {"code": "123456"}, (303, 302, 302, 302)),
+    # Nobody is half way through a login here.
+    ("GET", "/tf-validate"): ("/tf-validate", {}, (302, 302, 302, 302)),
+    ("POST", "/tf-validate"): ("/tf-validate", {"code": "123456"}, (302, 302, 302, 302)),
+    ("GET", "/tf-select"): ("/tf-select", {}, GONE),
+    ("POST", "/tf-select"): ("/tf-select", {}, GONE),
+    ("GET", "/tf-rescue"): ("/tf-rescue", {}, GONE),
+    ("POST", "/tf-rescue"): ("/tf-rescue", {}, GONE),
+    ("GET", "/mf-recovery"): ("/mf-recovery", {}, (302, 302, 302, 302)),
+    ("POST", "/mf-recovery"): ("/mf-recovery", {"code": "x"}, (302, 302, 302, 302)),
+    ("GET", "/mf-recovery-codes"): ("/mf-recovery-codes", {}, VIEW),
+    ("POST", "/mf-recovery-codes"): ("/mf-recovery-codes", {}, VIEW),
+    ("GET", "/login/oidc/"): ("/login/oidc/", {}, GONE),  # not configured; else see test_panel_login
+    ("GET", "/login/oidc/return"): ("/login/oidc/return", {}, GONE),
+    ("GET", "/account/"): ("/account/", {}, VIEW),
+    ("POST", "/account/sessions"): ("/account/sessions", {}, (303, 303, 303, 303)),
     ("GET", "/change"): ("/change", {}, VIEW),
     ("POST", "/change"): ("/change", {"password": "wrong"}, VIEW),
     ("GET", "/healthz"): ("/healthz", {}, (200, 200, 200, 200)),
@@ -63,9 +81,16 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/mappings/<subscriber>"): ("/mappings/shop.customer", {}, VIEW),
     ("POST", "/mappings/<subscriber>"): (
         "/mappings/shop.customer",
-        {"0.column": "name", "0.path": "name", "0.direction": "both", "0.conflict": "newest"},
+        {"0.column": "name", "0.path": "name", "0.direction": "both", "0.conflict": "newest", "do": "save"},
         ADMINISTER,
     ),
+    ("GET", "/mappings/<subscriber>/versions/<number:number>"): ("/mappings/crm.customer/versions/1", {}, VIEW),
+    ("POST", "/mappings/<subscriber>/versions/<number:number>/revert"): (
+        "/mappings/crm.customer/versions/1/revert",
+        {"version": "1"},
+        ADMINISTER,
+    ),
+    ("POST", "/mappings/<subscriber>/send"): ("/mappings/shop.customer/send", {}, ADMINISTER),
     ("POST", "/mappings/<subscriber>/default"): ("/mappings/shop.customer/default", {"version": "1"}, ADMINISTER),
     ("GET", "/unsubscriptions/"): ("/unsubscriptions/", {}, VIEW),
     ("GET", "/unsubscriptions/<number:number>"): ("/unsubscriptions/1", {}, VIEW),
@@ -80,7 +105,17 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/dead-letters/retry"): ("/dead-letters/retry", {"id": "1"}, OPERATE),
     ("POST", "/dead-letters/discard"): ("/dead-letters/discard", {"id": "1", "reason": "a test"}, OPERATE),
     ("GET", "/conflicts/"): ("/conflicts/", {}, VIEW),
-    ("POST", "/conflicts/<number:number>/settle"): ("/conflicts/{conflict}/settle", {"choice": "ours"}, OPERATE),
+    ("POST", "/conflicts/settle"): ("/conflicts/settle", {"number": "{conflict}", "all": "ours"}, OPERATE),
+    ("GET", "/conflicts/alike"): (
+        "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours",
+        {},
+        (303, 403, 200, 200),
+    ),
+    ("POST", "/conflicts/alike"): (
+        "/conflicts/alike",
+        {"subscriber": "shop.customer", "field": "email", "choice": "ours"},
+        OPERATE,
+    ),
     ("GET", "/changes/"): ("/changes/", {}, VIEW),
     ("GET", "/inbox/"): ("/inbox/", {}, VIEW),
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
@@ -104,10 +139,11 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
         "/inbox/replay", {"system": "shop", "since": "2001-01-01T00:00", "until": "2099-01-01T00:00"}, OPERATE
     ),
     ("GET", "/users/"): ("/users/", {}, ADMIN),
-    ("POST", "/users/"): ("/users/", {"email": "new@example.com", "password": PASSWORD, "role": "viewer"}, ADMINISTER),
+    ("POST", "/users/"): ("/users/", {"email": "new@example.com", "role": "viewer"}, ADMIN),
     ("POST", "/users/<number:number>/role"): ("/users/{viewer}/role", {"role": "viewer"}, ADMINISTER),
     ("POST", "/users/<number:number>/active"): ("/users/{viewer}/active", {"active": "yes"}, ADMINISTER),
-    ("POST", "/users/<number:number>/password"): ("/users/{viewer}/password", {"password": PASSWORD}, ADMINISTER),
+    ("POST", "/users/<number:number>/password"): ("/users/{viewer}/password", {}, ADMIN),
+    ("POST", "/users/<number:number>/two-factor"): ("/users/{viewer}/two-factor", {}, ADMINISTER),
     ("GET", "/audit/"): ("/audit/", {}, ADMIN),
 }  # fmt: skip
 
@@ -145,7 +181,7 @@ def _settled_webhook(w: World) -> int:
 
 
 #: Whoever asks these is somebody else afterwards, or has to be nobody.
-OF_LOGIN = ("/login", "/logout", "/change", "/users")
+OF_LOGIN = ("/login", "/logout", "/change", "/users", "/account", "/tf", "/mf")
 
 
 def _ask(w: World, who: str | None, method: str, rule: str, shared: FlaskClient) -> int:
@@ -153,6 +189,7 @@ def _ask(w: World, who: str | None, method: str, rule: str, shared: FlaskClient)
     # One login for most: hashing a password is slow on purpose.
     client = w.client(who) if rule.startswith(OF_LOGIN) else shared
     path = _path(w, path)
+    data = {name: _path(w, value) if "{" in value else value for name, value in data.items()}
     with client.get(path) if method == "GET" else post(client, path, **data) as answer:
         return int(answer.status_code)
 
@@ -178,6 +215,7 @@ def test_every_route_answers_each_role_as_the_table_says(w: World, who: str | No
 def test_every_write_leaves_an_audit_row(w: World) -> None:
     changing = {asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)}
     writes = [asked for asked in ROUTES if asked in changing and asked[0] == "POST"]
+    writes += [("POST", "/users/"), ("POST", "/users/<number:number>/password"), ("POST", "/account/sessions")]
     assert len(writes) > 10
     shared = w.client("admin")
     for asked in writes:
@@ -227,7 +265,7 @@ def test_wrong_passwords_slow_down_and_leave_a_trail(w: World) -> None:
         assert "Email or password is wrong." in answer.text
     answer = log_in(client, "admin@example.com")
     assert answer.status_code == 429
-    assert security.TOO_MANY in answer.text
+    assert brake.TOO_MANY in answer.text
     assert log_in(w.client(), "viewer@example.com").status_code == 302
     failed = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "login.failed"))
     assert [row.who for row in failed] == ["admin@example.com"] * 5

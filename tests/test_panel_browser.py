@@ -9,19 +9,23 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from axe_playwright_python.sync_playwright import Axe
+from passlib.totp import TOTP  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from models.catalogues import Customer
 from models.ledger import DeadLetter, System
-from tests.panel_world import PASSWORD, World, served, world
+from tests.panel_world import PASSWORD, World, add_conflicts, served, world
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 PAGES = [
     "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
-    "/mappings/shop.customer", "/mappings/crm.customer", "/unsubscriptions/", "/unsubscriptions/1", "/links/",
-    "/links/1", "/conflicts/", "/conflicts/?state=settled", "/deliveries/", "/deliveries/1", "/changes/",
-    "/inbox/", "/inbox/1", "/record/customer/1", "/record/customer/4", "/record/?q=nobody", "/record/?q=zzz",
-    "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/", "/audit/", "/change",
+    "/mappings/shop.customer", "/mappings/crm.customer", "/mappings/crm.customer/versions/1", "/unsubscriptions/",
+    "/unsubscriptions/?record=2", "/unsubscriptions/1", "/links/", "/links/1",
+    "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours", "/conflicts/", "/conflicts/?state=settled",
+    "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1", "/record/customer/1", "/record/customer/4",
+    "/record/?q=nobody", "/record/?q=zzz", "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/",
+    "/audit/", "/change", "/account/", "/tf-setup", "/mf-recovery-codes",
 ]  # fmt: skip
 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
@@ -156,24 +160,130 @@ def test_pausing_a_system_takes_two_clicks(visit: Visit, w: World) -> None:
 def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: World, script: bool) -> None:
     with served(w.app) as base:
         visit = _visit(browser, base, script=script)
+        page = visit.page
         visit.log_in()
         visit.go("/mappings/shop.customer")
-        visit.page.get_by_role("button", name="Add a row").click()
-        visit.page.get_by_label("Internal column of row 5").select_option("phone")
-        visit.page.get_by_label("External field of row 5").fill("contact.phone")
-        visit.page.get_by_role("button", name="Remove row 2").click()
-        visit.page.get_by_role("button", name="Save as version 1").click()
+        page.get_by_role("button", name="Add a row").click()
+        page.get_by_label("Internal column of row 5").fill("phone")
+        page.get_by_label("External field of row 5").fill("contact.phone")
+        page.get_by_role("button", name="Remove row 2").click()
+        page.get_by_label("External field of row 3").fill("is_active")
+        page.get_by_role("button", name="Try it").last.click()
+        assert "5 records would change" in page.locator("#review").inner_text()
+        page.get_by_label("On which record?").fill("Grace Hopper")
+        page.get_by_role("button", name="Try on it").click()
+        assert (
+            "2" in page.get_by_label("On which record?").input_value()
+            or "Grace" in page.locator("#review").inner_text()
+        )
+        assert page.locator(".payload tr.differs").count() >= 3
+        page.get_by_role("button", name="Save as version 1").click()
         assert visit.said() == "Version 1 of shop.customer is in force."
-        visit.page.context.close()
+        page.context.close()
     assert visit.complaints == []
     fields = w.conductor.mapping("shop.customer")[0].fields
     assert {name: entry.path for name, entry in fields.items()} == {
         "name": "name",
         "city": "address.city",
-        "active": "active",
+        "active": "is_active",
         "phone": "contact.phone",
     }
     assert fields["name"].required
+
+
+def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, w: World) -> None:
+    with served(w.app) as base:
+        visit = _visit(browser, base, width=390, theme="dark")
+        visit.log_in()
+        visit.go("/mappings/shop.customer")
+        visit.page.get_by_label("External field of row 2").fill("not a path")
+        visit.page.get_by_label("Transform of row 2").fill("uper")
+        visit.page.get_by_role("button", name="Try it").last.click()
+        assert "no transform 'uper'" in visit.page.locator("#why-1").inner_text()
+        assert _faults(visit, "a wrong mapping") == []
+        visit.page.context.close()
+
+
+def test_holding_records_back_and_lifting_it(visit: Visit, w: World, tmp_path: Path) -> None:
+    page = visit.page
+    visit.go("/unsubscriptions/")
+    page.get_by_text("New unsubscription").click()
+    page.get_by_label("To whom").first.select_option("crm.customer")
+    page.get_by_label("only these:").check()
+    (tmp_path / "list.csv").write_text("email\nada.lovelace@example.com\nnobody@example.com\n")
+    page.get_by_label("Add a CSV file").set_input_files(tmp_path / "list.csv")
+    page.get_by_role("button", name="Check the list").click()
+    assert "nobody@example.com" in page.locator(".checked").inner_text()
+    assert _faults(visit, "a checked list") == []
+    page.get_by_label("Keep them in the list").check()
+    page.get_by_label("Why", exact=True).fill("an audit")
+    page.get_by_role("button", name="Unsubscribe", exact=True).click()
+    assert visit.said() == "Unsubscription #2 is in force."
+    page.get_by_label("Is a record held back?").fill("Grace Hopper")
+    page.get_by_role("button", name="Look").click()
+    page.locator("#held-back").get_by_role("link", name="#1").click()
+    page.get_by_role("button", name="Lift and bring 1 over").click()
+    assert visit.said() == "Unsubscription #1 is lifted; 1 records are on their way."
+
+
+def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, w: World) -> None:
+    page = visit.page
+    add_conflicts(w)
+    visit.go("/conflicts/")
+    assert _faults(visit, "conflicts") == []
+    page.get_by_label("Theirs for email of Ada Lovelace").check()
+    page.get_by_label("Ours for address.city of Ada Lovelace").check()
+    page.get_by_role("button", name="Settle Ada Lovelace as picked").click()
+    assert visit.said().startswith("Settled: ")
+    page.get_by_role("link", name="Take theirs in all 2 of email").click()
+    page.get_by_role("button", name="Take theirs in all 2").click()
+    while w.conductor.tasks.run_some():
+        pass
+    visit.go("/conflicts/")
+    assert page.get_by_text("No conflicts.").is_visible()
+    emails = [row.email for row in w.rows(sa.select(Customer.email).order_by(Customer.id).limit(3))]
+    assert emails == ["theirs1", "theirs2", "theirs3"]
+
+
+def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, w: World) -> None:
+    page = visit.page
+    page.get_by_label("Your account").click()
+    page.get_by_role("link", name="Your account").click()
+    page.get_by_role("link", name="Set up").click()
+    page.get_by_role("button", name="Set up").click()
+    assert page.get_by_role("img", name="QR code").locator("path").count() == 1
+    assert _faults(visit, "the QR code") == []
+    phone = TOTP(key=page.locator("code.key").inner_text().replace("-", ""), format="base32")
+    page.get_by_label("Type the code").fill(str(phone.generate().token))
+    page.get_by_role("button", name="Turn on").click()
+    page.get_by_role("link", name="Make them").click()
+    page.get_by_role("button", name="Make new codes").click()
+    code = page.locator(".codes code").first.inner_text()
+    page.get_by_label("Your account").click()
+    page.get_by_role("button", name="Log out").click()
+    visit.log_in()
+    assert _faults(visit, "the code") == []
+    page.get_by_role("link", name="Use a recovery code").click()
+    assert _faults(visit, "a recovery code") == []
+    page.get_by_label("One of the codes you kept").fill(code)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url(visit.base + "/")
+
+
+def test_a_new_user_is_told_a_password_for_one_login(visit: Visit, w: World) -> None:
+    page = visit.page
+    visit.go("/users/")
+    page.get_by_text("New user").click()
+    page.get_by_role("textbox", name="Email").fill("new@example.com")
+    page.get_by_role("button", name="Create user").click()
+    assert _faults(visit, "a password for one login") == []
+    password = page.locator("#password").inner_text()
+    page.get_by_label("Your account").click()
+    page.get_by_role("button", name="Log out").click()
+    page.get_by_label("Email").fill("new@example.com")
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Log in").click()
+    assert page.get_by_role("heading", level=1).inner_text() == "Change password"
 
 
 def test_the_theme_is_remembered(visit: Visit) -> None:
@@ -263,7 +373,8 @@ def test_times_are_the_readers_own(browser: Browser, w: World) -> None:
         visit.go("/audit/")
         time = visit.page.locator("time").first
         told = visit.page.evaluate(
-            "t => new Date(t).toLocaleString('en-GB', {dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
+            "t => new Date(t).toLocaleString("
+            "'en-GB', {dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
             time.get_attribute("datetime"),
         )
         assert time.inner_text() == told

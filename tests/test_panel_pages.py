@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import sqlalchemy as sa
 
 from conductor.redaction import MASK, safe_headers
 from models.base import utcnow
-from models.catalogues import CATALOGUES, Customer
 from models.ledger import (
     AuditEntry,
     Change,
@@ -23,15 +21,10 @@ from models.ledger import (
     Inbox,
     Link,
     System,
-    Unsubscription,
-    UnsubscriptionRecord,
 )
 from panel.paging import PAGE, STRETCH
-from panel.views.mappings import parse_default, parsed_row, show_default, shown_row
 from panel.views.systems import mask
-from panel.views.unsubscriptions import record_list
-from subscribers.mapping import Field, Mapper, check_rows, rows
-from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world
+from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, post, world
 
 
 @pytest.fixture
@@ -96,7 +89,7 @@ def test_letters_are_grouped_by_kind_with_counts(w: World) -> None:
     assert "3 kinds of error, 6 letters" in everything and "Retry all 3" in everything
 
 
-# --- systems, unsubscriptions, mappings --------------------------------------------------------------
+# --- systems -----------------------------------------------------------------------------------------
 
 
 def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
@@ -124,101 +117,6 @@ def test_the_calls_that_are_left_are_shown(w: World) -> None:
 def test_poll_now(w: World) -> None:
     post(w.client("operator"), "/systems/poll/shop.customer")
     assert ("poll shop.customer", []) in w.announcer.heard
-
-
-def test_unsubscribing_some_records_and_lifting_it(w: World) -> None:
-    client = w.client("operator")
-    form = {"target": "shop.customer", "operation": "update", "scope": "records", "records": "1, 2;3\n3 4"}
-    answer = post(client, "/unsubscriptions/", **form, until="2099-01-02T03:04", reason="an audit")
-    assert answer.status_code == 303
-    rule = w.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
-    assert (rule.operation, rule.listed_only, rule.reason) == ("update", True, "an audit")
-    assert rule.until == datetime(2099, 1, 2, 3, 4, tzinfo=UTC)
-    records = w.rows(sa.select(UnsubscriptionRecord.record_id).where(UnsubscriptionRecord.unsubscription_id == rule.id))
-    assert {row.record_id for row in records} == {"1", "2", "3", "4"}
-    post(client, f"/unsubscriptions/{rule.id}/lift")
-    assert not w.rows(sa.select(Unsubscription.id).where(Unsubscription.id == rule.id))
-    assert post(client, f"/unsubscriptions/{rule.id}/lift").status_code == 404
-
-
-def test_lifting_brings_over_what_was_kept_back(w: World) -> None:
-    post(w.client("operator"), "/unsubscriptions/1/lift", bring="yes")
-    link = sa.select(Link.__table__).where(Link.subscriber == "crm.customer", Link.record_id == "2")
-    row = w.rows(link)[0]
-    assert row.owed_change > row.synced_change and row.unsubscription_id is None
-    w.sync()
-    assert w.rows(link)[0].external_id == "crm-2"
-
-
-@pytest.mark.parametrize(
-    ("form", "words"),
-    [
-        ({"target": "nobody"}, "Choose a system"),
-        ({"operation": "rename"}, "Choose what does not flow"),
-        ({"scope": "records", "records": " ,"}, "List at least one record"),
-        ({"until": "tomorrow"}, "no date and time"),
-        ({"until": "2001-01-01T00:00"}, "lies in the past"),
-        ({"reason": ""}, "Say why"),
-    ],
-)
-def test_a_wrong_unsubscription_is_refused_and_what_was_typed_kept(
-    sqlite: World, form: dict[str, str], words: str
-) -> None:
-    good = {"target": "shop", "operation": "", "scope": "all", "records": "77", "reason": "kept words"}
-    answer = post(sqlite.client("operator"), "/unsubscriptions/", **(good | form))
-    assert answer.status_code == 422
-    assert words in answer.text
-    assert form.get("reason", "kept words") in answer.text
-
-
-def _mapping_form(*rows: tuple[str, str], version: int = 0, **more: str) -> dict[str, str]:
-    form = {"version": str(version), "do": "save"} | more
-    for number, (column, path) in enumerate(rows):
-        form |= {f"{number}.column": column, f"{number}.path": path}
-        form |= {f"{number}.direction": "both", f"{number}.conflict": "newest"}
-    return form
-
-
-def test_a_saved_mapping_is_in_force_at_once_and_goes_back(w: World) -> None:
-    client = w.client("admin")
-    assert post(client, "/mappings/shop.customer", **_mapping_form(("name", "title"))).status_code == 303
-    assert [e.path for e in w.conductor.mapping("shop.customer")[0].fields.values()] == ["title"]
-    post(client, "/mappings/shop.customer/default", version="1")
-    assert set(w.conductor.mapping("shop.customer")[0].fields) == {"name", "email", "city", "active"}
-    page = client.get("/mappings/shop.customer").text
-    assert "Version 1: 1 field" in page and "Version 2: the code's default" in page
-
-
-def test_the_form_carries_child_rows_along() -> None:
-    field = {"description": "text", "unit_price": Field("each", "minor_units")}
-    mapper = Mapper(CATALOGUES["invoice"], {"number": "n", "lines": rows("items", field, direction="out")})
-    assert [parsed_row(shown_row(row)) for row in mapper.rows()] == mapper.rows()
-    _, problems = check_rows([parsed_row({**shown_row(mapper.rows()[1]), "rows": "{no json"})], CATALOGUES["invoice"])
-    assert "row 1: rows: Input should be a valid list" in problems[0]
-
-
-def test_a_wrong_mapping_is_refused_with_its_problems(w: World) -> None:
-    rows = [("name", "a"), ("nonsense", "b"), ("email", "not a path"), ("name", "a")]
-    answer = post(w.client("admin"), "/mappings/shop.customer", **_mapping_form(*rows))
-    assert answer.status_code == 422
-    for words in ("row 2", "no column", "row 3", "no field name", "row 4", "mapped twice"):
-        assert words in answer.text
-    assert 'value="not a path"' in answer.text
-    assert w.conductor.mapping("shop.customer")[1] == 0
-
-
-def test_two_people_do_not_overwrite_each_other(w: World) -> None:
-    one, other = w.client("admin"), w.client("admin")
-    post(one, "/mappings/shop.customer", **_mapping_form(("name", "title")))
-    answer = post(other, "/mappings/shop.customer", **_mapping_form(("name", "label")))
-    assert answer.status_code == 409
-    assert "Somebody saved another version" in answer.text and 'value="label"' in answer.text
-    assert w.conductor.mapping("shop.customer")[1] == 1
-
-
-@pytest.mark.parametrize("value", [None, "plain", "12", "true", 12, 1.5, True, False, '"quoted"', "[1]", "null"])
-def test_defaults_survive_the_form(value: Any) -> None:
-    assert parse_default(show_default(value)) == value
 
 
 # --- finding and histories ---------------------------------------------------------------------------
@@ -422,29 +320,6 @@ def test_pages_stay_fast_with_a_long_history(sqlite: World) -> None:
         slow[path] = time.perf_counter() - began
     # Far above what it takes (some 10 ms), far below what a scan of all would on a large history.
     assert {path: taken for path, taken in slow.items() if taken > 0.5} == {}
-
-
-def test_record_lists() -> None:
-    assert record_list("1, 2;3\n\n3\t4") == ["1", "2", "3", "4"]
-    assert json.dumps(record_list("")) == "[]"
-
-
-def test_a_conflict_is_shown_side_by_side_and_settled(w: World) -> None:
-    number = add_conflict(w)
-    client = w.client("operator")
-    text = client.get("/conflicts/").text
-    for value in ("ada@base.example", "ada@ours.example", "ada@theirs.example"):
-        assert value in text
-    assert "Take theirs" not in w.client("viewer").get("/conflicts/").text
-    post(client, f"/conflicts/{number}/settle", choice="theirs")
-    (row,) = w.rows(sa.select(Customer.email).where(Customer.id == 1))
-    assert row.email == "ada@theirs.example"
-    assert "No conflicts." in client.get("/conflicts/").text
-    assert "operator@example.com" in client.get("/conflicts/?state=settled").text
-    again = post(client, f"/conflicts/{number}/settle", choice="theirs", back="/conflicts/")
-    assert "no open conflict" in client.get(again.headers["Location"]).text
-    assert post(client, f"/conflicts/{number}/settle", choice="neither").status_code == 400
-    assert post(client, "/conflicts/99999/settle", choice="ours").status_code == 404
 
 
 def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(w: World) -> None:

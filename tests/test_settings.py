@@ -74,6 +74,10 @@ WRONG = {
     "LOG_FORMAT": ["s3cret"],
     "LOG_LEVEL": ["s3cret"],
     "BEHIND_PROXY": ["s3cret"],
+    "TOTP_SECRET": ["s3cret, and too short"],
+    "OIDC_ISSUER": ["s3cret", "http://s3cret.example", "https://"],
+    "OIDC_CLIENT_SECRET": ["s3cret"],  # alone
+    "OIDC_DEFAULT_ROLE": ["s3cret"],
 }
 
 
@@ -87,7 +91,7 @@ def test_a_wrong_variable_is_named_and_its_value_never_shown(
 
 
 def test_every_setting_that_can_be_wrong_is_tried() -> None:
-    free_text = {"HOST", "SECRET_KEY", "METRICS_TOKEN"}
+    free_text = {"HOST", "SECRET_KEY", "METRICS_TOKEN", "OIDC_CLIENT_ID", "OIDC_ROLE_CLAIM"}
     assert {name.upper() for name in Settings.model_fields} - set(WRONG) == free_text
 
 

@@ -653,9 +653,13 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
+        sa.Column("tf_last_counter", sa.BigInteger(), nullable=True),
+        sa.Column("must_change_password", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("oidc_subject", sa.String(length=512), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user")),
         sa.UniqueConstraint("email", name=op.f("uq_user_email")),
         sa.UniqueConstraint("fs_uniquifier", name=op.f("uq_user_fs_uniquifier")),
+        sa.UniqueConstraint("oidc_subject", name=op.f("uq_user_oidc_subject")),
     )
     op.create_table(
         "invoice",

@@ -123,32 +123,61 @@
   const mapping = document.querySelector("form[data-mapping]");
   mapping?.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    const rows = mapping.querySelectorAll("[data-row]");
-    if (button?.matches("[data-remove]") && rows.length > 1) {
+    const rows = [...mapping.querySelectorAll("[data-row]:not([data-child])")];
+    const row = button?.closest("[data-row]");
+    if (button?.matches("[data-remove]") && (row.matches("[data-child]") || rows.length > 1)) {
       event.preventDefault();
-      button.closest("[data-row]").remove();
+      const gone = [row];
+      for (let next = row.nextElementSibling; next?.matches(".why, [data-child]"); next = next.nextElementSibling) {
+        if (row.matches("[data-child]") && next.matches("[data-child]")) break;
+        gone.push(next);
+      }
+      for (const one of gone) one.remove();
       number();
-    } else if (button?.matches("[data-add]") && rows.length) {
+    } else if (button?.matches("[data-add]") && rows.some((one) => !one.querySelector("[colspan]"))) {
       event.preventDefault();
-      const row = rows[rows.length - 1].cloneNode(true);
+      const row = rows.filter((one) => !one.querySelector("[colspan]")).pop().cloneNode(true);
       for (const input of row.querySelectorAll("input")) {
         if (input.type === "checkbox") input.checked = false;
         else input.value = "";
       }
       for (const select of row.querySelectorAll("select")) select.selectedIndex = 0;
-      rows[rows.length - 1].after(row);
+      for (const cell of row.querySelectorAll(".wrong")) cell.classList.remove("wrong");
+      row.removeAttribute("aria-describedby");
+      mapping.querySelector("tbody").append(row);
       number();
       row.querySelector("select").focus();
     }
   });
   const number = () => {
-    mapping.querySelectorAll("[data-row]").forEach((row, index) => {
+    let top = -1;
+    let child = -1;
+    for (const row of mapping.querySelectorAll("[data-row]")) {
+      const inner = row.matches("[data-child]");
+      if (inner) child += 1;
+      else [top, child] = [top + 1, -1];
+      const place = inner ? `${top}_${child}` : `${top}`;
+      row.id = `row-${place}`;
       for (const input of row.querySelectorAll("[name]")) {
-        input.name = input.name.replace(/^\d+\./, `${index}.`);
-        if (input.name === "do") input.value = `remove:${index}`;
+        input.name = input.name.replace(/^[\d_]+\./, `${place}.`);
+        if (input.name === "do") input.value = input.value.replace(/[\d_]+$/, place);
         const label = input.getAttribute("aria-label");
-        if (label) input.setAttribute("aria-label", label.replace(/([Rr]ow) \d+/, `$1 ${index + 1}`));
+        if (label) {
+          let said = label.replace(/([Rr]ow) \d+/, `$1 ${top + 1}`);
+          if (inner) said = said.replace(/ \d+(?=$| is required)/, ` ${child + 1}`);
+          input.setAttribute("aria-label", said);
+        }
       }
-    });
+    }
   };
+
+  // What was just tried, or found wrong, comes into view.
+  document.querySelector("#review, .why")?.scrollIntoView({ block: "nearest" });
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(document.querySelector(button.dataset.copy).textContent);
+      button.textContent = "Copied";
+    });
+  }
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from panel.views.account import Account
 from panel.views.audit import Audit
 from panel.views.base import PanelView
 from panel.views.changes import Changes
@@ -37,6 +38,7 @@ PAGES: list[type[PanelView]] = [
     Users,
     Audit,
     Records,
+    Account,
 ]
 
 

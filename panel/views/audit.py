@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from flask import Response
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from flask import Response, abort
 
 from models.ledger import AuditEntry
 from panel import exporting, paging
@@ -14,15 +17,40 @@ class Audit(PanelView):
 
     @page("/", needs="audit")
     def index(self) -> str:
-        filters = wanted("who", "action")
-        scanned = [getattr(AuditEntry, name) == value for name, value in filters.items()]
+        filters = wanted("who", "action", "what", "since", "until")
         with self.conductor.database.read() as connection:
-            listing = paging.newest(connection, AuditEntry, scanned=scanned, before=before())
+            listing = paging.newest(connection, AuditEntry, scanned=_conditions(filters), before=before())
         return self.render("panel/audit.html", listing=listing, filters=filters)
 
     @page("/export.csv", needs="audit")
     def export(self) -> Response:
-        filters = wanted("who", "action")
-        conditions = [getattr(AuditEntry, name) == value for name, value in filters.items()]
+        """All that match, newest first, as CSV."""
+        filters = wanted("who", "action", "what", "since", "until")
         columns = ("id", "at", "who", "action", "target", "details")
-        return exporting.download(self, AuditEntry, columns, conditions, **filters)
+        return exporting.download(self, AuditEntry, columns, _conditions(filters), **filters)
+
+
+def _conditions(filters: dict[str, str]) -> list[Any]:
+    trail = AuditEntry
+    conditions: list[Any] = []
+    if who := filters.get("who"):
+        conditions.append(trail.who == who.lower() if "@" in who else trail.who.startswith(who, autoescape=True))
+    if action := filters.get("action"):
+        conditions.append(trail.action.startswith(action, autoescape=True))
+    if what := filters.get("what"):
+        conditions.append(trail.target.contains(what, autoescape=True))
+    if since := filters.get("since"):
+        conditions.append(trail.at >= _day(since))
+    if until := filters.get("until"):
+        conditions.append(trail.at < _day(until) + timedelta(days=1))
+    return conditions
+
+
+def _day(text: str) -> datetime:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        abort(400, f"{text!r} is no day such as 2026-12-31.")
+    if not 1900 < day.year < 9999:
+        abort(400, f"{text} is too far away.")
+    return datetime.combine(day, time(), UTC)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from typing import Any, Literal
+
 import sqlalchemy as sa
-from flask import abort, url_for
+from flask import abort, request, url_for
 from werkzeug import Response
 
-from models.ledger import Conflict
+from models.ledger import Conflict, Task
 from panel import paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+
+Choice = Literal["ours", "theirs"]
+
+#: Kinds of conflict offered to be settled alike, and examples shown before.
+_KINDS = 12
+_EXAMPLES = 5
 
 
 class Conflicts(PanelView):
@@ -16,31 +25,114 @@ class Conflicts(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("subscriber", "state")
+        filters = wanted("subscriber", "field", "state")
         settled = filters.get("state") == "settled"
         state = Conflict.settled_at.is_not(None) if settled else Conflict.settled_at.is_(None)
-        subscriber = [Conflict.subscriber == filters["subscriber"]] if "subscriber" in filters else []
+        chosen = [Conflict.subscriber == filters["subscriber"]] if "subscriber" in filters else []
+        chosen += [Conflict.path == filters["field"]] if "field" in filters else []
         with self.conductor.database.read() as connection:
             # Open ones are few and have an index; settled ones are history.
             if settled:
-                listing = paging.newest(connection, Conflict, scanned=[state, *subscriber], before=before())
+                listing = paging.newest(connection, Conflict, scanned=[state, *chosen], before=before())
+                kinds: list[Any] = []
             else:
-                listing = paging.newest(connection, Conflict, [state, *subscriber], before=before())
+                listing = paging.newest(connection, Conflict, [state, *chosen], before=before())
+                kinds = self._kinds(connection)
+            running = sa.select(Task.__table__).where(Task.kind == "settle").order_by(Task.id.desc()).limit(1)
+            task = connection.execute(running).one_or_none()
+            names = self._names(connection, listing.rows)
+        # One record's fields stand together, the record with the newest of them first.
+        together = sorted(listing.rows, key=lambda row: (-self._newest(listing.rows, row.link_id), row.link_id, row.id))
+        records = [list(rows) for _link, rows in groupby(together, key=lambda row: row.link_id)]
         return self.render(
-            "panel/conflicts.html", listing=listing, filters=filters, subscribers=self.conductor.subscribers
+            "panel/conflicts.html",
+            listing=listing,
+            records=records,
+            names=names,
+            kinds=kinds,
+            task=task,
+            filters=filters,
+            subscribers=self.conductor.subscribers,
         )
 
-    @action("/<number:number>/settle", needs="settle")
-    def settle(self, number: int) -> Response:
+    @action("/settle", needs="settle")
+    def settle(self) -> Response:
+        """Settle some fields of one record: `choice.<number>` is ours or theirs; `all` is it for each `number`."""
+        everything = field("all")
+        numbers = [text for text in request.form.getlist("number") if text.isdigit()]
+        picked = {number: everything or field(f"choice.{number}") for number in numbers}
+        choices = {int(number): choice for number, choice in picked.items() if choice}
+        if not choices:
+            return refused("Choose ours or theirs first.", url_for("conflicts.index"))
+        for choice in choices.values():
+            _checked(choice)
         with self.conductor.database.read() as connection:
-            exists = connection.execute(sa.select(Conflict.id).where(Conflict.id == number)).scalar()
-        if exists is None:
+            known = connection.execute(sa.select(Conflict.id).where(Conflict.id.in_(choices))).scalars().all()
+        if set(known) != set(choices):
             abort(404)
-        choice = field("choice")
-        if choice not in ("ours", "theirs"):
-            abort(400, "Choose ours or theirs.")
-        try:
-            self.conductor.settle_conflict(number, "ours" if choice == "ours" else "theirs", self.who)
-        except ValueError as error:
-            return refused(f"Not settled: {error}.", url_for("conflicts.index"))
-        return done(f"Conflict #{number} is settled: {choice} it is.", url_for("conflicts.index"))
+        for number, choice in choices.items():
+            try:
+                self.conductor.settle_conflict(number, _checked(choice), self.who)
+            except ValueError as error:
+                return refused(f"Conflict #{number} is not settled: {error}.", url_for("conflicts.index"))
+        said = ", ".join(f"#{number} {choice}" for number, choice in choices.items())
+        return done(f"Settled: {said}.", url_for("conflicts.index"))
+
+    @page("/alike", needs="settle")
+    def alike(self) -> str:
+        """Before all of one field are settled alike: how many, and what it means for some of them."""
+        subscriber, path, choice = (request.args.get(name, "") for name in ("subscriber", "field", "choice"))
+        self._known(subscriber)
+        is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.settled_at.is_(None))
+        with self.conductor.database.read() as connection:
+            rows = connection.execute(
+                sa.select(Conflict.__table__).where(*is_open).order_by(Conflict.id.desc()).limit(_EXAMPLES)
+            ).all()
+            names = self._names(connection, rows)
+        return self.render(
+            "panel/conflicts_alike.html",
+            subscriber=subscriber,
+            path=path,
+            choice=_checked(choice),
+            count=self.conductor.alike.count(subscriber, path),
+            examples=rows,
+            names=names,
+        )
+
+    @action("/alike", needs="settle")
+    def settle_alike(self) -> Response:
+        self._known(field("subscriber"))
+        number = self.conductor.settle_alike(field("subscriber"), field("field"), _checked(field("choice")), self.who)
+        return done(f"Task #{number} settles them.", url_for("conflicts.index"))
+
+    def _known(self, subscriber: str) -> None:
+        if subscriber not in self.conductor.subscribers:
+            abort(404)
+
+    @staticmethod
+    def _kinds(connection: sa.Connection) -> list[Any]:
+        """Open conflicts by subscriber and field, the most first; the index of open ones bounds the work."""
+        count = sa.func.count().label("count")
+        statement = sa.select(Conflict.subscriber, Conflict.path, count).where(Conflict.settled_at.is_(None))
+        grouped = statement.group_by(Conflict.subscriber, Conflict.path).order_by(count.desc(), Conflict.path)
+        return list(connection.execute(grouped.limit(_KINDS)))
+
+    @staticmethod
+    def _newest(rows: list[Any], link_id: int) -> int:
+        return max(int(row.id) for row in rows if row.link_id == link_id)
+
+    def _names(self, connection: sa.Connection, rows: Any) -> dict[tuple[str, str], str]:
+        """(subscriber, record id) -> what people know the record by."""
+        names: dict[tuple[str, str], str] = {}
+        for subscriber in {row.subscriber for row in rows} & set(self.conductor.subscribers):
+            catalogue = self.conductor.subscribers[subscriber].records
+            ids = {row.record_id for row in rows if row.subscriber == subscriber}
+            for record_id, record in catalogue.read(connection, ids).items():
+                names[subscriber, record_id] = str(record.get(catalogue.label) or "")
+        return names
+
+
+def _checked(choice: str) -> Choice:
+    if choice not in ("ours", "theirs"):
+        abort(400, "Choose ours or theirs.")
+    return "ours" if choice == "ours" else "theirs"

@@ -1,28 +1,68 @@
-"""Mappings: which internal column is which external field, edited as a table, every version kept."""
+"""Mappings: which internal column is which external field, edited as a table, tried before it is saved,
+every version kept."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from flask import abort, flash, redirect, request, url_for
+from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import MappingConflict, MappingRefused
+from conductor import Effect, MappingConflict, MappingRefused, Preview
+from conductor.mapping_diff import CELLS, RowDiff, Together, bring_together, diff
 from models.catalogues import CATALOGUES
-from models.ledger import Mapping
-from panel.views.base import PanelView, action, done, page
+from models.ledger import Mapping, Task
+from panel import mapping_form
+from panel.mapping_form import Row
+from panel.views.base import LARGEST_ID, PanelView, action, done, page, refused
+from subscribers.base import Subscriber
+from subscribers.mapping import Problem
+from subscribers.paths import MISSING
 from subscribers.transforms import TRANSFORMS
-
-Row = dict[str, Any]
 
 #: The choices of a row, with what they mean.
 DIRECTIONS = {"both": "both ways", "out": "out only", "in": "in only"}
 CONFLICTS = {"newest": "newest wins", "internal": "internal wins", "external": "external wins", "ask": "ask a person"}
+#: What the cells are called.
+TITLES = {
+    "column": "Internal column", "path": "External field", "direction": "Direction", "transform": "Transform",
+    "link": "Points to", "conflict": "In conflict", "default": "Default", "required": "Required",
+}  # fmt: skip
 
 #: Longest history shown; versions are made by people, so there are few.
 _VERSIONS = 100
+
+
+@dataclass
+class Draft:
+    """What is being edited: the rows as typed, on which version they are based, and what is known of them."""
+
+    rows: list[Row]
+    version: int
+    problems: list[str] = field(default_factory=list)
+    diff: list[RowDiff] | None = None
+    effect: Effect | None = None
+    preview: Preview | None = None
+    record: str = ""
+    #: Somebody saved meanwhile: who, when, and what was brought together.
+    meanwhile: Any = None
+    together: Together | None = None
+    loaded: str = ""
+
+    def wrong(self) -> dict[tuple[int, int | None], dict[str, list[str]]]:
+        """(row, child row or None) from 0 -> cell -> what is wrong with it."""
+        places: dict[tuple[int, int | None], dict[str, list[str]]] = {}
+        for problem in self.problems:
+            if isinstance(problem, Problem):
+                place = problem.row - 1, None if problem.child is None else problem.child - 1
+                places.setdefault(place, {}).setdefault(problem.cell, []).append(problem.reason)
+        return places
+
+    def unplaced(self) -> list[str]:
+        """What is wrong with the mapping as a whole."""
+        return [problem for problem in self.problems if not isinstance(problem, Problem)]
 
 
 class Mappings(PanelView):
@@ -38,134 +78,207 @@ class Mappings(PanelView):
                           Mapping.fields.is_(None).label("is_default")).where(Mapping.id.in_(ids))
             )  # fmt: skip
             newest_of = {row.subscriber: row for row in saved}
-        mappings = [(name, *self.conductor.mapping(name)) for name in sorted(self.conductor.subscribers)]
-        return self.render("panel/mappings.html", mappings=mappings, newest_of=newest_of)
+        subscribers = self.conductor.subscribers
+        mappings = [(subscribers[name], *self.conductor.mapping(name)) for name in sorted(subscribers)]
+        changes = {
+            s.name(): len(diff(s.default_mapper.rows(), mapper.rows())) for s, mapper, version in mappings if version
+        }
+        return self.render("panel/mappings.html", mappings=mappings, newest_of=newest_of, changes=changes)
 
     @page("/<subscriber>")
     def edit(self, subscriber: str) -> str:
-        self._known(subscriber)
+        known = self._known(subscriber)
         mapper, version = self.conductor.mapping(subscriber)
-        return self._form(subscriber, [shown_row(row) for row in mapper.rows()], version)
+        rows, loaded = mapper.rows(), ""
+        if wanted := request.args.get("from", ""):
+            rows, loaded = self._rows_of(known, wanted), wanted
+        return self._form(known, Draft(mapping_form.shown(rows), version, loaded=loaded))
 
     @action("/<subscriber>", needs="mappings")
     def save(self, subscriber: str) -> Response | str | tuple[str, int]:
-        self._known(subscriber)
-        rows, expected = _rows_of_form(), request.form.get("version", 0, type=int)
-        pressed = field_pressed()
-        if pressed != "save":
-            return self._form(subscriber, _with_row_changed(rows, pressed), expected)
+        """Every button of the form: change the table, try it, or save it."""
+        known = self._known(subscriber)
+        pressed = request.form.get("do", "review")
+        draft = Draft(
+            mapping_form.typed(request.form, known.records),
+            request.form.get("version", 0, type=int),
+            record=request.form.get("record", "").strip(),
+        )
+        if pressed.partition(":")[0] in ("add", "remove"):
+            draft.rows = mapping_form.changed(draft.rows, pressed)
+            return self._form(known, draft)
+        rows = mapping_form.parsed(draft.rows)
+        if self.conductor.mapping(subscriber)[1] != draft.version:
+            return self._meanwhile(known, draft, rows)
         try:
-            version = self.conductor.save_mapping(subscriber, [parsed_row(row) for row in rows], self.who, expected)
+            if pressed not in ("save", "send"):
+                return self._form(known, self._tried(known, draft, rows))
+            version = self.conductor.save_mapping(subscriber, rows, self.who, draft.version)
         except MappingRefused as error:
-            return self._form(subscriber, rows, expected, error.problems), 422
+            draft.problems = error.problems
+            return self._form(known, draft), 422
         except MappingConflict:
-            return self._form(subscriber, rows, expected, [_CONFLICT], conflict=True), 409
-        return done(f"Version {version} of {subscriber} is in force.", url_for(".edit", subscriber=subscriber))
+            return self._meanwhile(known, draft, rows)
+        here = url_for(".edit", subscriber=subscriber)
+        if pressed == "send":
+            number = self.conductor.resend(subscriber, self.who)
+            return done(f"Version {version} of {subscriber} is in force; task #{number} sends what differs.", here)
+        return done(f"Version {version} of {subscriber} is in force.", here)
+
+    @page("/<subscriber>/versions/<number:number>")
+    def version(self, subscriber: str, number: int) -> str:
+        """One version beside the one before it, and beside the one in force."""
+        known = self._known(subscriber)
+        versions = self._versions(subscriber)
+        saved = next((row for row in versions if row.version == number), None)
+        if saved is None:
+            abort(404)
+        mapper, newest = self.conductor.mapping(subscriber)
+        rows = self._rows_of(known, str(number))
+        return self.render(
+            "panel/mapping_version.html",
+            subscriber=known,
+            saved=saved,
+            newest=newest,
+            since=diff(self._rows_of(known, str(number - 1)), rows),
+            until=diff(rows, mapper.rows()),
+            rows=mapping_form.shown(rows),
+            **self._words(),
+        )
 
     @action("/<subscriber>/default", needs="mappings")
     def default(self, subscriber: str) -> Response:
         self._known(subscriber)
-        expected = request.form.get("version", 0, type=int)
+        return self._put(subscriber, None, f"{subscriber} is back to the code's default")
+
+    @action("/<subscriber>/versions/<number:number>/revert", needs="mappings")
+    def revert(self, subscriber: str, number: int) -> Response:
+        """An old version in force again, as a new one."""
+        rows = self._rows_of(self._known(subscriber), str(number))
+        return self._put(subscriber, rows, f"{subscriber} is as it was in version {number}")
+
+    @action("/<subscriber>/send", needs="mappings")
+    def send(self, subscriber: str) -> Response:
+        """Send again what the mapping in force makes different."""
+        self._known(subscriber)
+        number = self.conductor.resend(subscriber, self.who)
+        return done(f"Task #{number} sends what differs.", url_for(".edit", subscriber=subscriber))
+
+    def _put(self, subscriber: str, rows: list[Row] | None, words: str) -> Response:
         here = url_for(".edit", subscriber=subscriber)
         try:
-            version = self.conductor.save_mapping(subscriber, None, self.who, expected)
+            version = self.conductor.save_mapping(subscriber, rows, self.who, request.form.get("version", 0, type=int))
         except (MappingConflict, MappingRefused) as error:
-            flash(str(error), "error")
-            return redirect(here, code=303)
-        return done(f"{subscriber} is back to the code's default, as version {version}.", here)
+            return refused(f"Not saved: {error}", here)
+        return done(f"{words}, as version {version}.", here)
 
-    def _form(
-        self, subscriber: str, rows: list[Row], version: int, problems: list[str] | None = None, conflict: bool = False
-    ) -> str:
+    def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
+        """What the draft would do, before anything is saved. Raises `MappingRefused`."""
+        name = subscriber.name()
+        draft.effect = self.conductor.mapping_effect(name, rows)
+        draft.diff = diff(self.conductor.mapping(name)[0].rows(), rows)
+        record_id = self._find(subscriber, draft.record) if draft.record else draft.effect.example
+        if record_id is None and not draft.record:
+            record_id = self._any_record(subscriber)
+        if record_id is not None:
+            draft.preview = self.conductor.preview_mapping(name, rows, record_id)
+        return draft
+
+    def _find(self, subscriber: Subscriber, text: str) -> str | None:
+        """A record by its id, or by the email or label people know it by."""
+        records = subscriber.records
         with self.conductor.database.read() as connection:
-            versions = connection.execute(
-                sa.select(Mapping.__table__)
-                .where(Mapping.subscriber == subscriber)
-                .order_by(Mapping.version.desc())
-                .limit(_VERSIONS)
-            ).all()
+            try:
+                key = records.key_of(text)
+                fits = not isinstance(key, int) or 0 < key <= LARGEST_ID
+                if fits and records.read(connection, [text]):
+                    return text
+            except (ValueError, ArithmeticError):
+                pass
+            for column in ("email", records.label):
+                if column in records.table.c and (found := records.find(connection, {column: text}, limit=1)):
+                    return found[0]
+        return None
+
+    def _any_record(self, subscriber: Subscriber) -> str | None:
+        with self.conductor.database.read() as connection:
+            found = connection.execute(sa.select(subscriber.records.key).limit(1)).scalar()
+        return None if found is None else str(found)
+
+    def _meanwhile(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> tuple[str, int]:
+        """Somebody saved another version: bring both edits together, and let the person look again."""
+        mapper, newest = self.conductor.mapping(subscriber.name())
+        base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
+        together = bring_together(base, rows, theirs)
+        draft.meanwhile = next((row for row in self._versions(subscriber.name()) if row.version == newest), None)
+        draft.rows, draft.version, draft.together = mapping_form.shown(together.rows), newest, together
+        draft.diff = diff(base, theirs)
+        return self._form(subscriber, draft), 409
+
+    def _rows_of(self, subscriber: Subscriber, version: str) -> list[Row]:
+        """A version's rows; 0, and one that went back to it, is the code's default."""
+        if version in ("default", "0"):
+            return subscriber.default_mapper.rows()  # with all there is to a row
+        number = int(version) if version.isdigit() and int(version) <= LARGEST_ID else -1
+        with self.conductor.database.read() as connection:
+            row = connection.execute(
+                sa.select(Mapping.fields).where(Mapping.subscriber == subscriber.name(), Mapping.version == number)
+            ).one_or_none()
+        if row is None:
+            abort(404)
+        rows = subscriber.default_mapper.rows() if row.fields is None else row.fields
+        # An old version may lack what rows have had since.
+        return mapping_form.parsed(mapping_form.shown(rows))
+
+    def _versions(self, subscriber: str) -> list[Any]:
+        saved = sa.select(Mapping.__table__).where(Mapping.subscriber == subscriber)
+        with self.conductor.database.read() as connection:
+            return list(connection.execute(saved.order_by(Mapping.version.desc()).limit(_VERSIONS)))
+
+    def _form(self, subscriber: Subscriber, draft: Draft) -> str:
+        name = subscriber.name()
+        resends = sa.select(Task.__table__).where(Task.kind == "resend", Task.subscriber == name)
+        with self.conductor.database.read() as connection:
+            task = connection.execute(resends.order_by(Task.id.desc()).limit(1)).one_or_none()
         return self.render(
             "panel/mapping.html",
-            subscriber=self.conductor.subscribers[subscriber],
-            rows=rows,
-            version=version,
-            versions=versions,
-            problems=problems or [],
-            conflict=conflict,
-            transforms=TRANSFORMS,
-            directions=DIRECTIONS,
-            conflicts=CONFLICTS,
-            links={"": "no relation"} | {name: f"a {name}" for name in CATALOGUES},
+            subscriber=subscriber,
+            draft=draft,
+            wrong=draft.wrong(),
+            versions=self._versions(name),
+            children={child.name: child for child in subscriber.records.children},
+            task=task,
+            label=subscriber.records.label,
+            **self._words(),
         )
 
-    def _known(self, subscriber: str) -> None:
+    @staticmethod
+    def _words() -> dict[str, Any]:
+        return {
+            "transforms": TRANSFORMS,
+            "directions": DIRECTIONS,
+            "conflicts": CONFLICTS,
+            "links": {"": "no relation"} | {name: f"a {name}" for name in CATALOGUES},
+            "titles": TITLES,
+            "cells": CELLS,
+            "cell": _cell,
+            "MISSING": MISSING,
+        }
+
+    def _known(self, subscriber: str) -> Subscriber:
         if subscriber not in self.conductor.subscribers:
             abort(404)
+        return self.conductor.subscribers[subscriber]
 
 
-_CONFLICT = (
-    "Somebody saved another version while you were editing. Nothing of yours is saved yet: "
-    "open the version in force in another tab, compare, and enter your changes there."
-)
-
-_COLUMNS = ("column", "path", "transform", "link", "direction", "conflict", "default", "required", "rows")
-
-
-def field_pressed() -> str:
-    """Which of the form's buttons was pressed: save, add or remove:<row>."""
-    return request.form.get("do", "save")
-
-
-def _rows_of_form() -> list[Row]:
-    """The table as typed: the fields of row 3 are called `3.column`, `3.path` and so on."""
-    numbers = sorted({int(name.partition(".")[0]) for name in request.form if name.partition(".")[0].isdigit()})
-    rows = [{name: request.form.get(f"{number}.{name}", "").strip() for name in _COLUMNS} for number in numbers]
-    return [{**row, "required": row["required"] == "yes"} for row in rows]
-
-
-def _with_row_changed(rows: list[Row], pressed: str) -> list[Row]:
-    what, _, number = pressed.partition(":")
-    if what == "add":
-        return [*rows, dict.fromkeys(_COLUMNS, "") | {"direction": "both", "conflict": "newest"}]
-    if what == "remove" and number.isdigit():
-        return [row for index, row in enumerate(rows) if index != int(number)]
-    return rows
-
-
-def parsed_row(row: Row) -> Row:
-    """A typed row as the conductor takes it."""
-    empty_is_none = {name: row[name] or None for name in ("transform", "link")}
-    return {**row, **empty_is_none, "default": parse_default(row["default"]), "rows": _parse_rows(row["rows"])}
-
-
-def _parse_rows(text: str) -> Any:
-    """The fields of child rows, which the form carries along as JSON; what is no JSON is refused as it is."""
-    try:
-        return json.loads(text) if text else None
-    except ValueError:
-        return text
-
-
-def parse_default(text: str) -> Any:
-    """What a typed default means: 12, true and "12" are JSON, nothing is none, all else is text."""
-    if not text:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, str | int | float | bool) else text
-
-
-def show_default(value: Any) -> str:
-    """The other way round: text that would be read as something else stands in quotes."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) and parse_default(value) == value else json.dumps(value)
-
-
-def shown_row(row: Row) -> Row:
-    """A row of a mapping as the form shows it."""
-    none_is_empty = {name: row[name] or "" for name in ("transform", "link")}
-    rows = json.dumps(row["rows"]) if row.get("rows") is not None else ""
-    return {**row, **none_is_empty, "default": show_default(row["default"]), "rows": rows}
+def _cell(name: str, value: Any) -> str:
+    """A cell of a version for reading."""
+    if name == "direction":
+        return DIRECTIONS.get(value, str(value))
+    if name == "conflict":
+        return CONFLICTS.get(value, str(value))
+    if name == "required":
+        return "required" if value else "not required"
+    if name == "default":
+        return mapping_form.show_default(value) or "none"
+    return str(value) if value else {"transform": "as it is", "link": "no relation"}.get(name, "")

@@ -7,9 +7,11 @@ from typing import Any
 from flask import abort, url_for
 from werkzeug import Response
 
+from conductor.alike import SETTLE
 from conductor.backfill import BACKFILL
 from conductor.reconcile import RECONCILE
 from conductor.replaying import KIND as REPLAY
+from conductor.resending import RESEND
 from conductor.retrying import RETRY
 from panel.views.base import PanelView, action, done, page, refused
 
@@ -89,6 +91,10 @@ def words_of(task: Any) -> str:
     if task.kind == REPLAY:
         since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
         return f"Replay webhooks of {task.argument['system']}, {since} to {until} UTC"
+    if task.kind == RESEND:
+        return f"Send again what the mapping of {task.subscriber} makes different"
+    if task.kind == SETTLE:
+        return f"Settle the conflicts of {task.subscriber} about {task.argument['path']}: {task.argument['choice']}"
     return f"{task.kind} {task.subscriber or ''}".strip()
 
 

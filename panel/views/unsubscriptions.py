@@ -1,17 +1,22 @@
-"""Unsubscriptions: what does not flow, to whom, until when and why."""
+"""Unsubscriptions: what does not flow, to whom, until when and why; and whether a record is held back."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
+from conductor.unsubscriptions import in_force
 from models.base import utcnow
-from models.ledger import Unsubscription, UnsubscriptionRecord
+from models.catalogues import Catalogue
+from models.ledger import Link, Unsubscription, UnsubscriptionRecord
+from panel import record_lists
 from panel.paging import PAGE
+from panel.record_lists import Found
 from panel.views.base import PanelView, action, before, done, field, page
 
 OPERATIONS = {"": "everything", "create": "create only", "update": "update only", "delete": "delete only"}
@@ -20,6 +25,19 @@ OPERATIONS = {"": "everything", "create": "create only", "update": "update only"
 _LONGEST_LIST = 100_000
 #: How many records of a list one page shows.
 _SHOWN = 500
+
+
+@dataclass(frozen=True)
+class Held:
+    """How one record stands with one subscriber: the rules that cover it, and whether something is kept back."""
+
+    subscriber: str
+    catalogue: str
+    record_id: str
+    label: str
+    #: (rule as a row, what of it does not flow)
+    rules: list[tuple[Any, str]]
+    kept_back: bool
 
 
 class Unsubscriptions(PanelView):
@@ -45,31 +63,63 @@ class Unsubscriptions(PanelView):
         if row is None:
             abort(404)
         return self.render(
-            "panel/unsubscription.html", row=row, records=listed[:_SHOWN], more=len(listed) > _SHOWN, now=utcnow()
+            "panel/unsubscription.html",
+            row=row,
+            records=listed[:_SHOWN],
+            more=len(listed) > _SHOWN,
+            now=utcnow(),
+            missed=self.conductor.missed(number),
+            operations=OPERATIONS,
         )
 
     @action("/", needs="unsubscribe")
-    def create(self) -> Response | tuple[str, int]:
+    def create(self) -> Response | str | tuple[str, int]:
+        """Create one; or, before that, add a record to the list, or say what the list comes to."""
         problems: list[str] = []
+        entries = record_lists.split(field("records"))
+        pressed = field("do") or "create"
+        if (upload := request.files.get("file")) and upload.filename:
+            try:
+                entries += record_lists.from_csv(upload.read())
+            except ValueError as error:
+                problems.append(f"{upload.filename} is not read: {error}.")
+        if len(entries) > _LONGEST_LIST:
+            problems.append(f"At most {_LONGEST_LIST:,} records fit one list; this one has {len(entries):,}.")
+            return self._page(problems, entries=entries), 422
         target = field("target")
         if target not in self._targets():
             problems.append("Choose a system or a subscriber.")
+            if pressed != "create":
+                return self._page(problems, entries=entries), 422
+        wants_list = field("scope") == "records"
+        catalogues = self._catalogues(target)
+        if pressed == "find":
+            entries += self._search(catalogues, field("find"), problems)
+        with self.conductor.database.read() as connection:
+            found = record_lists.look_up(connection, catalogues, entries)
+        if pressed in ("find", "preview") or (problems and upload):
+            return self._page(problems, entries=entries, found=found)
         operation = field("operation")
         if operation not in OPERATIONS:
             problems.append("Choose what does not flow.")
-        records = record_list(field("records"))
-        if field("scope") == "records" and not records:
+        if wants_list and not entries:
             problems.append("List at least one record, or choose all records.")
-        if len(records) > _LONGEST_LIST:
-            problems.append(f"At most {_LONGEST_LIST:,} records fit one list; this one has {len(records):,}.")
+        if entries and not wants_list:
+            problems.append("There is a list of records, but all records are chosen: empty it, or choose only these.")
         until = _until(problems)
         reason = field("reason")
         if not reason:
             problems.append("Say why: others will ask.")
+        if wants_list and found.unknown and field("unknown") != "yes":
+            problems.append("Some records of the list are not known here, see below.")
         if problems:
-            return self._page(problems), 422
-        listed = records if field("scope") == "records" else None
-        number = self.conductor.unsubscribe(target, operation or None, listed, until, reason, self.who)
+            return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
+        try:
+            number = self.conductor.unsubscribe(
+                target, operation or None, found.ids if wants_list else None, until, reason, self.who
+            )
+        except ValueError as error:
+            return self._page([f"{error}."], entries=entries, found=found), 422
         return done(f"Unsubscription #{number} is in force.", url_for(".index"))
 
     @action("/<number:number>/lift", needs="unsubscribe")
@@ -88,28 +138,90 @@ class Unsubscriptions(PanelView):
     def _targets(self) -> list[str]:
         return sorted(self.conductor.systems) + sorted(self.conductor.subscribers)
 
-    def _page(self, problems: list[str] | None = None) -> str:
+    def _catalogues(self, target: str) -> list[Catalogue]:
+        meant = [s.records for s in self.conductor.subscribers.values() if target in (s.system, s.name(), "")]
+        return list({catalogue.name: catalogue for catalogue in meant}.values())
+
+    def _search(self, catalogues: list[Catalogue], text: str, problems: list[str]) -> list[str]:
+        """The records that an id, an email or a name stands for."""
+        with self.conductor.database.read() as connection:
+            found = _candidates(connection, catalogues, text) if text else []
+        if not found:
+            problems.append(f"No record is found by {text!r}." if text else "Type an id, an email or a name.")
+        return [record_id for _catalogue, record_id, _label in found]
+
+    def _held(self, text: str) -> list[Held]:
+        """Which rules hold a record back, with each subscriber of its catalogue."""
+        held = []
+        with self.conductor.database.read() as connection:
+            for catalogue, record_id, label in _candidates(connection, self._catalogues(""), text):
+                for subscriber in self.conductor.hub.of_catalogue(catalogue.name):
+                    name = subscriber.name()
+                    rules = in_force(connection, (subscriber.system, name), [record_id], utcnow())
+                    covering = {
+                        rule.id: OPERATIONS[rule.operation or ""]
+                        for rule in rules
+                        if any(rule.covers(operation, record_id) for operation in ("create", "update", "delete"))
+                    }
+                    rows = sa.select(Unsubscription.__table__).where(Unsubscription.id.in_(covering))
+                    kept = sa.select(Link.id).where(
+                        Link.subscriber == name, Link.record_id == record_id, Link.unsubscription_id.is_not(None)
+                    )
+                    held.append(
+                        Held(
+                            name,
+                            catalogue.name,
+                            record_id,
+                            label,
+                            [(row, covering[row.id]) for row in connection.execute(rows.order_by(Unsubscription.id))],
+                            connection.execute(kept).first() is not None,
+                        )
+                    )
+        return held
+
+    def _page(
+        self, problems: list[str] | None = None, *, entries: list[str] | None = None, found: Found | None = None
+    ) -> str:
         rules = Unsubscription.__table__
         statement = sa.select(rules).order_by(rules.c.id.desc()).limit(PAGE + 1)
+        target = request.args.get("target", "").strip()
+        if target:
+            statement = statement.where(rules.c.target == target)
         if (start := before()) is not None:
             statement = statement.where(rules.c.id < start)
         with self.conductor.database.read() as connection:
-            rows = connection.execute(statement).all()
+            found_rows = connection.execute(statement).all()
+        asked = request.args.get("record", "").strip()
         return self.render(
             "panel/unsubscriptions.html",
-            rows=rows[:PAGE],
-            older=rows[PAGE - 1].id if len(rows) > PAGE else None,
+            rows=found_rows[:PAGE],
+            older=found_rows[PAGE - 1].id if len(found_rows) > PAGE else None,
             targets=self._targets(),
+            target=target,
             operations=OPERATIONS,
             problems=problems or [],
             form=request.form,
+            entries=entries or [],
+            found=found,
+            asked=asked,
+            held=self._held(asked) if asked else [],
             now=utcnow(),
         )
 
 
-def record_list(text: str) -> list[str]:
-    """The record ids of a pasted list, separated by anything that is not part of an id; each once."""
-    return list(dict.fromkeys(part for part in re.split(r"[\s,;]+", text) if part))
+def _candidates(connection: sa.Connection, catalogues: list[Catalogue], text: str) -> list[tuple[Catalogue, str, str]]:
+    """(catalogue, record id, label) of what an id, an email or a name stands for; a few at most."""
+    hits: list[tuple[Catalogue, str, str]] = []
+    for catalogue in catalogues:
+        ids = [text] if record_lists.key_of(catalogue, text) is not None else []
+        for column in dict.fromkeys(("email", catalogue.label)):
+            if column in catalogue.table.c:
+                ids += catalogue.find(connection, {column: text}, limit=5)
+        records = catalogue.read(connection, ids)
+        hits += [
+            (catalogue, record_id, str(record.get(catalogue.label) or "")) for record_id, record in records.items()
+        ]
+    return hits
 
 
 def _until(problems: list[str]) -> datetime | None:

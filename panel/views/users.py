@@ -23,12 +23,13 @@ class Users(PanelView):
         return self._page()
 
     @action("/", needs="users")
-    def create(self) -> Response | tuple[str, int]:
+    def create(self) -> str | tuple[str, int]:
+        password = security.one_time_password()
         try:
-            security.add_user(self._people, field("email"), request.form.get("password", ""), field("role"), self.who)
+            security.add_user(self._people, field("email"), password, field("role"), self.who, once=True)
         except ValueError as error:
             return self._page(str(error)), 422
-        return done(f"{field('email')} may log in as {field('role')}.", url_for(".index"))
+        return self._page(told=(field("email").lower(), password))
 
     @action("/<number:number>/role", needs="users")
     def role(self, number: int) -> Response:
@@ -51,14 +52,24 @@ class Users(PanelView):
         return done(f"{user.email} {words}.", url_for(".index"))
 
     @action("/<number:number>/password", needs="users")
-    def password(self, number: int) -> Response:
+    def password(self, number: int) -> str | Response:
         user = self._other(number)
-        try:
-            user.password = security.checked_hash(request.form.get("password", ""))
-        except ValueError as error:
-            return refused(f"Not changed: {error}.", url_for(".index"))
+        if user.password is None:
+            return refused(f"{user.email} logs in over the login provider, without a password here.", url_for(".index"))
+        password = security.one_time_password()
+        user.password = security.checked_hash(password)
+        user.must_change_password = True
         self._keep(user, "user.password")
-        return done(f"{user.email} has a new password and is logged out everywhere.", url_for(".index"))
+        return self._page(told=(user.email, password))
+
+    @action("/<number:number>/two-factor", needs="users")
+    def two_factor(self, number: int) -> Response:
+        user = self._other(number)
+        self._people.tf_reset(user)
+        user.mf_recovery_codes = None
+        self._keep(user, "user.two_factor_off")
+        return done(f"{user.email} logs in with the password alone now, and can set up two-factor login again.",
+                    url_for(".index"))  # fmt: skip
 
     @property
     def _people(self) -> security.Datastore:
@@ -84,6 +95,14 @@ class Users(PanelView):
         security.add_audit(self.who, action, user.email, **details)
         self._session.commit()
 
-    def _page(self, problem: str = "") -> str:
+    def _page(self, problem: str = "", told: tuple[str, str] | None = None) -> str:
         people = self._session.scalars(sa.select(User).order_by(User.email)).all()
-        return self.render("panel/users.html", people=people, roles=security.ROLES, problem=problem, form=request.form)
+        return self.render(
+            "panel/users.html",
+            people=people,
+            roles=security.ROLES,
+            permissions=security.PERMISSIONS,
+            problem=problem,
+            told=told,
+            form=request.form if told is None else {},
+        )
