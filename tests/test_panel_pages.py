@@ -271,9 +271,9 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
     def broken() -> None:
         raise ZeroDivisionError(f"with a secret: {TOKEN}")
 
-    monkeypatch.setattr(sqlite.conductor, "overview", broken)
+    monkeypatch.setattr(sqlite.conductor, "queues", broken)
     with caplog.at_level(logging.ERROR):
-        answer = client.get("/")
+        answer = client.get("/queues/")
     assert answer.status_code == 500
     assert TOKEN not in answer.text and "Traceback" not in answer.text
     error_id = answer.text.partition("<code>")[2].partition("</code>")[0]
