@@ -132,7 +132,7 @@ class Backfill:
     def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
         if reading is None or reached != position.get("at"):
-            reading = iter(subscriber.changed_since(position.get("at")))
+            reading = iter(subscriber.everything(position.get("at")))
         page = next(reading, None)
         if page is not None:
             self._readings[task.id] = (page.position, reading)
@@ -278,7 +278,8 @@ def _value(column: sa.Column[Any], text: str) -> Any:
 
 
 def _lists(subscriber: Subscriber) -> bool:
-    return type(subscriber).changed_since is not Subscriber.changed_since
+    kind = type(subscriber)
+    return kind.changed_since is not Subscriber.changed_since or kind.everything is not Subscriber.everything
 
 
 def _kept(position: dict[str, Any]) -> dict[str, Any]:

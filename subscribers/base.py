@@ -318,6 +318,13 @@ class Subscriber:
         """The record as it is there now. Raises `Gone`."""
         raise NotImplementedError
 
+    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """Pages of all records there, after a page's position; it changes nothing, here or there.
+
+        As a poll reads from the beginning. Override where that has effects of its own.
+        """
+        return self.changed_since(position)
+
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
         """One outcome an id, in order. Override where the system shows many in one call."""
         return one_by_one(self.fetch, external_ids, self.client.pace)
@@ -340,7 +347,7 @@ class Subscriber:
 
         As one record shows them, unless the system can describe itself: then override it.
         """
-        for page in self.changed_since(None):
+        for page in self.everything(None):
             for external in page.records:
                 if not external.deleted and external.data:
                     return fields_of(external.data)

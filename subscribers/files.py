@@ -255,6 +255,10 @@ class FileSubscriber(Subscriber):
         known = self._state.of_record(item.record_id)
         return External(known.key, nest(known.held), at=known.at, record_id=known.record_id) if known else None
 
+    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """Nothing: what their files said so far was taken in when these were read, and a file is read once."""
+        return iter(())
+
     # --- in -----------------------------------------------------------------------------------------
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:

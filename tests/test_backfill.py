@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from models.session import Database
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SystemDown
 from tests.fakes import World
+from tests.runtimes import Hub, until
+from workers.scheduler import work_off_tasks
 
 CUSTOMER = Customer.__table__
 
@@ -253,3 +256,19 @@ def test_after_an_hour_the_rest_is_left_to_its_own_attempts(world: World) -> Non
     work(world, 1)
     task = world.conductor.tasks.get(one)
     assert (task.state, task.words) == ("done", "6 sent, 0 were there already; 6 under way")
+
+
+def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER), [{"name": f"Ada {n:03}"} for n in range(300)])
+        c.execute(sa.update(Change).values(relayed_at=Change.at))
+    hub, stop = Hub(database, "crm"), threading.Event()
+    tasks = threading.Thread(target=work_off_tasks, args=(hub.conductor, stop))
+    with hub.relaying(), hub.working():
+        tasks.start()
+        one = hub.conductor.backfill("crm.customer", "ann")
+        until(lambda: hub.conductor.tasks.get(one).state == "done", "the backfill does not end")
+        stop.set()
+        tasks.join()
+    assert hub.held("crm") == [f"Ada {n:03}" for n in range(300)] and hub.outstanding() == 0
+    assert hub.conductor.tasks.get(one).good == 300

@@ -491,3 +491,22 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         rows.write(tmp_path / "out.csv", ["a"], [{"a": 1}])
     assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> None:
+    hub = start()
+    poll(hub)
+    folder.drop("a.csv", "number,name,mail\n7,Ada,ada@x.example\n")
+    poll(hub)
+    hub.add(name="Grace", email="grace@x.example")
+    folder.drop("b.csv", "number,name,mail\n8,Emmy,emmy@x.example\n")
+    hub.conductor.check("erp")
+    one = hub.conductor.backfill("erp.customer", "ann")
+    while hub.conductor.tasks.list(unfinished=True):
+        hub.conductor.tasks.run_some()
+        hub.conductor.sweep()
+        hub.run()
+    assert hub.conductor.tasks.get(one).words == "0 sent, 2 were there already", "a change was under way"
+    assert [path.name for path in (folder.top / "in").glob("*.csv")] == ["b.csv"], "it waits for the poll"
+    poll(hub)
+    assert customers(hub) == ["Ada", "Grace", "Emmy"]
