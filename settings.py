@@ -113,9 +113,12 @@ class Settings(BaseSettings):
     @field_validator("syncflow_systems")
     @classmethod
     def _syncflow_systems(cls, value: Path | None) -> Path | None:
-        if value is not None and not value.is_file():
+        if value is None:
+            return None
+        path = ROOT / value  # what stands in .env means a file beside it
+        if not path.is_file():
             raise ValueError("there is no such file")
-        return value
+        return path
 
     @field_validator("rabbitmq_management_url")
     @classmethod

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from commands import demo, fleet, ledger, setup, tasks
+from commands import author, demo, fleet, ledger, setup, tasks
 from settings import SettingsError
 
 
@@ -45,6 +45,11 @@ COMMANDS = {
         "compare what a system holds with what is here, field by field", tasks.reconcile, tasks.reconcile_arguments
     ),
     "check": Command("prove login, permissions and mapped fields of a system", tasks.check, tasks.check_arguments),
+    "new-subscriber": Command(
+        "write a starting file and its test for another system",
+        author.new_subscriber,
+        author.new_subscriber_arguments,
+    ),
     "create-admin": Command(
         "make a person who may do everything in the panel", setup.create_admin, setup.create_admin_arguments
     ),

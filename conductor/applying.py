@@ -17,7 +17,7 @@ from conductor import doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
-from conductor.relations import Relations, related_flat
+from conductor.relations import Relations, our_side
 from conductor.settling import remove_here
 from models.capture import sync_context
 from models.catalogues import Record
@@ -145,7 +145,7 @@ class Applying:
         subscriber, mapper = incoming.subscriber, incoming.mapper
         agreed, held = link.agreed or {}, link.held or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
-        ours = related_flat(mapper, record, related)
+        ours, _ = our_side(subscriber, mapper, record, related)
         agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         result = merge(
             agreed=agreed,
@@ -157,10 +157,10 @@ class Applying:
             righted=link.righted if _is_as_we_wrote(incoming.external.at, link) else None,
         )
         if result.take:
-            self._write_record(connection, subscriber, mapper, link.record_id, result.take)
+            self._write_record(connection, subscriber, mapper, link.record_id, record, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
         related = self.relations.load(connection, subscriber, mapper, [now_here])
-        ours_now = related_flat(mapper, now_here, related)
+        ours_now, _ = our_side(subscriber, mapper, now_here, related)
         new_agreed, new_held = rebase(result, agreed, held, ours_now)
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
         if result.ask or link.open_conflicts:
@@ -220,9 +220,15 @@ class Applying:
         return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
 
     def _write_record(
-        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, record_id: str, take: Flat
+        self,
+        connection: sa.Connection,
+        subscriber: Subscriber,
+        mapper: Mapper,
+        record_id: str,
+        record: Record,
+        take: Flat,
     ) -> None:
-        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take))
+        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take), record)
         with sync_context(connection, origin=subscriber.system):
             subscriber.records.update(connection, record_id, values)
 
@@ -362,7 +368,7 @@ class Applying:
     def _match_values(incoming: Incoming) -> Record:
         """Its values of the `match_on` columns; nothing where one of them is empty."""
         mapper = incoming.mapper
-        paths = [mapper.fields[column].path for column in incoming.subscriber.match_on if column in mapper.fields]
+        paths = [path for path in map(mapper.path_of, incoming.subscriber.match_on) if path is not None]
         theirs = mapper.theirs(incoming.external.data)
         if any(is_empty(theirs.get(path)) for path in paths):
             return {}
@@ -402,7 +408,8 @@ class Applying:
         if agreed is None:
             theirs = mapper.theirs(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
-            ours = related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
+            related = self.relations.load(connection, subscriber, mapper, [record])
+            ours, _ = our_side(subscriber, mapper, record, related)
             # What only goes out, and is not so there yet, they are owed.
             keep = {p: v for p, v in theirs.items() if not mapper.comes_in(p) and not same(v, ours.get(p))}
             take = {p: v for p, v in theirs.items() if p not in keep}

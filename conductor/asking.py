@@ -39,6 +39,8 @@ class Asking:
         gate = self.health.gate(system)
         if not gate.open:
             raise NotNow(gate.reason, gate.after)
+        if why := self.hub.systems[system].wait_reason():
+            raise NotNow(why, self.hub.policy.stale)
         try:
             with self.limits.slot(system):
                 self.hub.systems[system].pace()

@@ -23,7 +23,7 @@ from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
-from subscribers.base import External, Page, Subscriber
+from subscribers.base import External, Page, Subscriber, received
 from subscribers.errors import Reject, Retry, SyncError
 from subscribers.mapping import is_empty
 
@@ -132,7 +132,7 @@ class Backfill:
     def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
         if reading is None or reached != position.get("at"):
-            reading = iter(subscriber.changed_since(position.get("at")))
+            reading = iter(subscriber.everything(position.get("at")))
         page = next(reading, None)
         if page is not None:
             self._readings[task.id] = (page.position, reading)
@@ -146,7 +146,7 @@ class Backfill:
         where = conditions(subscriber.records, task.argument["where"])
         found = []
         for external in externals:
-            incoming = Incoming(subscriber, external, mapper)
+            incoming = Incoming(subscriber, received(subscriber, external), mapper)
             try:
                 with connection.begin_nested():
                     record_id = self.applying.adopt(connection, incoming, where)
@@ -274,7 +274,8 @@ def _value(column: sa.Column[Any], text: str) -> Any:
 
 
 def _lists(subscriber: Subscriber) -> bool:
-    return type(subscriber).changed_since is not Subscriber.changed_since
+    kind = type(subscriber)
+    return kind.changed_since is not Subscriber.changed_since or kind.everything is not Subscriber.everything
 
 
 def _kept(position: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,12 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
-import sqlalchemy as sa
-
 from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
 from subscribers.base import ExternalField, Subscriber, attempt, kind_of
 from subscribers.errors import SyncError, SystemDown
-from subscribers.mapping import Field, plain
-from subscribers.transforms import TRANSFORMS
+from subscribers.mapping import Field
+from subscribers.paths import is_plain, parts
 
 #: Values as a column of this type may hold them, to see what becomes of them on their way out.
 _SAMPLES: Mapping[type, Any] = {
@@ -80,9 +78,11 @@ class Checking:
         if fields is None:
             yield Finding("note", "it holds no record yet and does not describe its fields: they cannot be compared")
             return
+        sample = mapper.outward(_sample(subscriber), strict=False)
         for column, entry in mapper.fields.items():
-            yield _field(subscriber, column, entry, fields)
-        mapped = {entry.path for entry in mapper.fields.values() if entry.direction != "in"}
+            yield from _entry(subscriber, column, entry, fields, sample.get(entry.path))
+        outward = [one.path for one in mapper.fields.values() if one.direction != "in" and is_plain(one.path)]
+        mapped = {part for path in outward for part in parts(path)}
         for path, field in fields.items():
             if field.required and field.writable and path not in mapped:
                 yield Finding("wrong", f"{path} has to be filled there, and no column is mapped to it")
@@ -98,26 +98,44 @@ class Checking:
             yield Finding("note", f"{name} is empty, so every webhook is refused: {else_}")
 
 
-def _field(subscriber: Subscriber, column: str, entry: Field, fields: Mapping[str, ExternalField]) -> Finding:
+def _entry(
+    subscriber: Subscriber, column: str, entry: Field, fields: Mapping[str, ExternalField], sample: Any
+) -> Iterator[Finding]:
+    """`sample` is what such a record's value becomes on its way out; None where that cannot be told."""
     arrow = {"both": "<->", "out": "->", "in": "<-"}[entry.direction]
-    pair = f"{column} {arrow} {entry.path}"
-    there = fields.get(entry.path)
-    if there is None and _is_below_nothing(entry.path, fields):
+    if not is_plain(entry.path):
+        yield Finding("note", f"{column} {arrow} {entry.path}: an expression, which is not compared")
+        return
+    paths = parts(entry.path)
+    samples = sample if len(paths) > 1 and isinstance(sample, list) else [sample] * len(paths)
+    for path, value in zip(paths, samples, strict=False):
+        yield _field(subscriber, column, f"{column} {arrow} {path}", entry, fields, path, value)
+
+
+def _field(
+    subscriber: Subscriber,
+    column: str,
+    pair: str,
+    entry: Field,
+    fields: Mapping[str, ExternalField],
+    path: str,
+    sample: Any,
+) -> Finding:
+    there = fields.get(path)
+    if there is None and _is_below_nothing(path, fields):
         return Finding("note", f"{pair}: cannot be told, since nothing is filled in there")
     if there is None:
-        near = f"; it has {', '.join(sorted(fields)[:30])}"
-        return Finding("wrong", f"{pair}: there is no such field{near}")
+        return Finding("wrong", f"{pair}: there is no such field; it has {', '.join(sorted(fields)[:30])}")
     if entry.direction != "in" and not there.writable:
         return Finding("wrong", f"{pair}: this login may not write it (or nobody may; then map it with direction in)")
-    if column in subscriber.records.table.c and not entry.link:
-        sample = _sample(subscriber.records.table.c[column], entry)
-        if not _fits(sample, there.kind):
-            words = f"{pair}: we send {kind_of(sample) or 'a value'}, but it is {there.kind} there"
-            return Finding("wrong", f"{words}; a transform may help")
-        length = getattr(subscriber.records.table.c[column].type, "length", None)
-        if there.length and length and length > there.length and entry.direction != "in":
-            words = f"{pair}: holds {there.length} characters there and {length} here; a longer one is refused"
-            return Finding("note", words)
+    if entry.rows is None and not entry.link and not _fits(sample, there.kind):
+        words = f"{pair}: we send {kind_of(sample) or 'a value'}, but it is {there.kind} there"
+        return Finding("wrong", f"{words}; a transform may help")
+    ours = subscriber.records.table.c.get(column)
+    length = getattr(ours.type, "length", None) if ours is not None else None
+    if there.length and length and length > there.length and entry.direction != "in":
+        words = f"{pair}: holds {there.length} characters there and {length} here; a longer one is refused"
+        return Finding("note", words)
     size = f", {there.length} characters" if there.length else ""
     return Finding("ok", f"{pair} ({there.kind or 'empty there'}{size})")
 
@@ -128,15 +146,11 @@ def _is_below_nothing(path: str, fields: Mapping[str, ExternalField]) -> bool:
     return any((one := fields.get(".".join(parts[:n]))) is not None and not one.kind for n in range(1, len(parts)))
 
 
-def _sample(column: sa.Column[Any], entry: Field) -> Any:
-    """What such a column's values become on their way out; None where that cannot be told."""
-    value = _SAMPLES.get(column.type.python_type)
-    if value is None or entry.transform is None:
-        return plain(value)
-    try:
-        return plain(TRANSFORMS[entry.transform].forward(value))
-    except ValueError:
-        return None  # it wants text of some form
+def _sample(subscriber: Subscriber) -> dict[str, Any]:
+    """A record as it may be, to see what becomes of its values on their way out."""
+    table = subscriber.records.table
+    record = {column.name: _SAMPLES.get(column.type.python_type) for column in table.c}
+    return record | {name: "eur" for name in ("currency",) if name in record}
 
 
 def _fits(sample: Any, kind: str) -> bool:

@@ -18,7 +18,7 @@ from conductor.hub import Hub
 from conductor.letters import DISCARDED, Letters
 from conductor.mappings import Mappings
 from conductor.merge import Merge, rebase
-from conductor.relations import Relations, related_flat
+from conductor.relations import Relations, our_side
 from models.capture import sync_context
 from models.ledger import (
     Change,
@@ -278,8 +278,9 @@ class Desk:
         if choice == "theirs":
             mapper = self.mappings.current(connection, conflict.subscriber)[0]
             keys = self.relations.keys(connection, subscriber, mapper, result.take)
+            record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
             with sync_context(connection, origin=subscriber.system):
-                subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys))
+                subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys, record))
         ours = self._ours(connection, subscriber, link.record_id)
         agreed, held = rebase(result, link.agreed or {}, link.held or {}, ours)
         values: dict[str, Any] = {"agreed": agreed, "held": held or None, "open_conflicts": Link.open_conflicts - 1}
@@ -294,7 +295,8 @@ class Desk:
         if record is None:
             raise ValueError("the record does not exist any more")
         mapper = self.mappings.current(connection, subscriber.name())[0]
-        return related_flat(mapper, record, self.relations.load(connection, subscriber, mapper, [record]))
+        related = self.relations.load(connection, subscriber, mapper, [record])
+        return our_side(subscriber, mapper, record, related)[0]
 
     # --- asking directly ----------------------------------------------------------------------------
 

@@ -13,11 +13,14 @@ import sqlalchemy as sa
 from conductor.hub import Hub
 from models.ledger import System
 from subscribers.errors import SystemDown
+from subscribers.rates import Rate
 
 logger = logging.getLogger(__name__)
 
 #: A success is noted at most this often, seconds: it is for people, and costs a write.
 _NOTE_SUCCESS_EVERY = 5.0
+
+_MANY_CALLS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Health:
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
+        #: What this process wrote down last of each system's limit.
+        self._told: dict[str, Rate] = {}
 
     def ensure_rows(self) -> None:
         """Make sure each connected system has its row."""
@@ -87,6 +92,7 @@ class Health:
 
     def went_down(self, connection: sa.Connection, name: str, error: SystemDown) -> None:
         """Leave the system alone for a while; longer each time, or as long as it asked for."""
+        self._note_rate(connection, name)
         row = connection.execute(
             sa.select(System.probe_at, System.failures).where(System.name == name).with_for_update()
         ).one_or_none()
@@ -109,6 +115,7 @@ class Health:
 
     def succeeded(self, connection: sa.Connection, name: str) -> None:
         """A call worked: the system is up, whatever was thought before."""
+        self._note_rate(connection, name)
         now = self.hub.clock()
         came_back = connection.execute(
             sa.update(System)
@@ -128,4 +135,23 @@ class Health:
                 )
             )
             .values(last_success_at=now)
+        )
+
+    def _note_rate(self, connection: sa.Connection, name: str) -> None:
+        """Keep what the system's answers said of its limit, for people to see; the end of it at once."""
+        rate = self.hub.systems[name].rate if name in self.hub.systems else None
+        if rate is None or rate == self._told.get(name):
+            return
+        self._told[name] = rate
+        stale = sa.or_(System.rate_seen_at.is_(None), System.rate_seen_at < self.hub.later(-_NOTE_SUCCESS_EVERY))
+        connection.execute(
+            sa.update(System)
+            .where(System.name == name, sa.true() if rate.remaining == 0 else stale)
+            .values(
+                # A column holds 32 bits; who says more says "without limit".
+                rate_remaining=min(rate.remaining, _MANY_CALLS),
+                rate_limit=None if rate.limit is None else min(rate.limit, _MANY_CALLS),
+                rate_reset_at=rate.reset,
+                rate_seen_at=self.hub.clock(),
+            )
         )

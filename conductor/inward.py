@@ -24,7 +24,7 @@ from conductor.letters import Letters
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from models.ledger import Cursor, Inbox, Link, System
-from subscribers.base import External, Page, Subscriber
+from subscribers.base import External, Page, Subscriber, received
 from subscribers.errors import BadSignature, Gone, Retry, SyncError, SystemDown
 
 logger = logging.getLogger(__name__)
@@ -283,8 +283,8 @@ class Inward:
         mapper = self.mappings.current(connection, subscriber.name())[0]
         owed = []
         for external in page.records:
-            incoming = Incoming(subscriber, external, mapper, newest=False)
             try:
+                incoming = Incoming(subscriber, received(subscriber, external), mapper, newest=False)
                 with connection.begin_nested():  # one bad record must not take its page down
                     applied = self.applying.apply(connection, incoming, polled=page.current)
             except (Guarded, sa.exc.OperationalError):
@@ -321,6 +321,7 @@ class Inward:
 
     def take(self, subscriber: Subscriber, external: External) -> Applied:
         """Apply what a webhook said of one record, fetching the record where that is not safe."""
+        external = received(subscriber, external)
         try:
             applied = self.hub.database.transact(self._apply_one, subscriber, external)
         except NeedsFetch:
@@ -356,9 +357,10 @@ class Inward:
             try:
                 with self.limits.slot(subscriber.system):
                     subscriber.client.pace()
-                    fresh = subscriber.fetch(external.id)
-            except Gone:
-                fresh = replace(external, deleted=True, data={})
+                    fresh = received(subscriber, subscriber.fetch(external.id))
+            except Gone as gone:
+                heir = gone.merged_into or external.merged_into
+                fresh = replace(external, deleted=True, data={}, merged_into=heir)
             if gate.probing:
                 self.hub.database.transact(self.health.succeeded, subscriber.system)
             applied = self.hub.database.transact(self._apply_one, subscriber, fresh, newest=True, token=token)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -21,14 +22,15 @@ from conductor.health import Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
-from conductor.plans import Batch, Claim, Plan, make_item, tops
-from conductor.relations import Relations
+from conductor.plans import Batch, Claim, Plan, changed, make_item
+from conductor.relations import Relations, our_side
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
 from models.ledger import Conflict, Link
-from subscribers.base import Item, Subscriber, attempt, renewed_by
+from subscribers.base import External, Item, Subscriber, attempt, received, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Flat, Mapper, nest, same
+from subscribers.mapping import Flat, Mapper, same
+from subscribers.paths import nest
 
 logger = logging.getLogger(__name__)
 
@@ -211,15 +213,15 @@ class Outward:
             return
         plan.operation = "update" if claim.linked else "create"
         self.relations.check(mapper, claim.record, batch.related)
-        plan.flat = mapper.outward(claim.record, links=batch.related.ids)
+        plan.flat, data = our_side(subscriber, mapper, claim.record, batch.related, strict=True)
         _hold_asked(claim, plan.flat)
-        data = nest(plan.flat)
+        data = nest(plan.flat, onto=data)
         subscriber.validate(data)
         differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
         if claim.linked and not differing:
             plan.settle("unchanged", "the system holds all of it already")
-        changes = data if not claim.linked else {top: data[top] for top in tops(differing)}
-        plan.item = make_item(claim, data, changes, plan.flat)
+        changes = data if not claim.linked else changed(data, plan.flat, differing)
+        plan.item = make_item(claim, data, changes)
 
     def _choose_removal(self, subscriber: Subscriber, plan: Plan) -> None:
         claim = plan.claim
@@ -228,7 +230,7 @@ class Outward:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
                 return
             plan.operation = "delete"  # a create was begun: it may be there, see _resolve
-            plan.item = make_item(claim, {}, {}, {})
+            plan.item = make_item(claim, {}, {})
             return
         policy = subscriber.on_delete
         if policy == "ignore":
@@ -240,7 +242,7 @@ class Outward:
             plan.operation = policy
             plan.flat = dict(subscriber.archive_data) if policy == "archive" else {}
             data = nest(plan.flat)
-            plan.item = make_item(claim, data, data, plan.flat)
+            plan.item = make_item(claim, data, data)
 
     def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> None:
         deletes = [p for p in plans if p.is_open and p.operation in ("delete", "archive")]
@@ -256,7 +258,8 @@ class Outward:
         for plan in plans:
             looks = plan.is_open and plan.operation != "none" and not (plan.claim.linked or plan.claim.fresh_intent)
             looks = looks or (plan.is_open and plan.operation == "update")
-            if looks and not self._still_ours([p for p in plans if p.is_open], batch.token):
+            short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
+            if looks and short and not self._still_ours([p for p in plans if p.is_open], batch.token):
                 self._lose(plans)
                 return
             if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
@@ -310,7 +313,7 @@ class Outward:
             if isinstance(outcome, SyncError):
                 plan.fail(outcome)
             else:
-                plan.external = outcome
+                plan.external = outcome and _answered(subscriber, outcome)
                 plan.settle("delivered")
 
     def _write_ahead(self, plans: list[Plan], token: str) -> None:
@@ -357,7 +360,7 @@ class Outward:
         """A create was begun before and nobody knows how it ended: look before doing it again."""
         assert plan.item is not None
         subscriber.client.pace()
-        found = attempt(subscriber.find, plan.item)
+        found = attempt(_found, subscriber, plan.item)
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -372,7 +375,7 @@ class Outward:
             plan.item = replace(plan.item, external_id=found.id)
             return
         differing = _differing(plan.flat, agreed, {})
-        changes = {top: plan.item.data[top] for top in tops(differing)}
+        changes = changed(plan.item.data, plan.flat, differing)
         plan.item = replace(plan.item, external_id=found.id, changes=changes)
         plan.operation = "update"
         if not differing:
@@ -389,7 +392,7 @@ class Outward:
         claim, item = plan.claim, plan.item
         assert item is not None
         subscriber.client.pace()
-        found = attempt(subscriber.fetch, item.linked_id)
+        found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -397,7 +400,7 @@ class Outward:
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None)
         differing = _differing(plan.flat, agreed, claim.asked)
-        plan.item = replace(item, changes={top: item.data[top] for top in tops(differing)})
+        plan.item = replace(item, changes=changed(item.data, plan.flat, differing))
         if not differing:
             plan.operation = "match"
             plan.settle("delivered", "an earlier attempt had arrived")
@@ -415,7 +418,7 @@ class Outward:
         if not beside:
             return
         subscriber.client.pace()
-        found = attempt(subscriber.fetch, item.linked_id)
+        found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -427,8 +430,22 @@ class Outward:
         }
         if claim.beside:
             plan.flat = {**plan.flat, **claim.beside}
-            data = nest(plan.flat)
+            data = nest(claim.beside, onto=deepcopy(item.data))
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
+
+
+def _found(subscriber: Subscriber, item: Item) -> External | None:
+    external = subscriber.find(item)
+    return external and received(subscriber, external)
+
+
+def _answered(subscriber: Subscriber, external: External) -> External:
+    """The answer to a write. It is done: where `after_receive` fails the answer's data are not used, its id is."""
+    made = attempt(received, subscriber, external)
+    if isinstance(made, SyncError):
+        logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
+        return replace(external, data={})
+    return made  # type: ignore[no-any-return]
 
 
 def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> None:

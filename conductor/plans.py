@@ -15,6 +15,7 @@ from models.catalogues import Record
 from subscribers.base import External, Item
 from subscribers.errors import Retry, SyncError
 from subscribers.mapping import Flat, Mapper
+from subscribers.paths import tops
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Plan:
         """The fields that travel: with an update only what differs, by whole top-level objects."""
         if self.operation == "create" or self.item is None:
             return set(self.flat)
-        return {path for path in self.flat if path.split(".")[0] in self.item.changes}
+        return {path for path in self.flat if any(top in self.item.changes for top in tops([path]))}
 
     @property
     def ours(self) -> Flat:
@@ -112,11 +113,11 @@ class Plan:
         return self
 
 
-def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat: Flat) -> Item:
+def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
     """The record as a subscriber's methods are given it."""
     # The same creation, tried again, has the same key; an edited one must have another, since
     # systems refuse a key that comes with other data.
-    seed = [claim.link.subscriber, claim.record_id, claim.link.intent, flat]
+    seed = [claim.link.subscriber, claim.record_id, claim.link.intent, data]
     text = json.dumps(seed, sort_keys=True, default=str)
     return Item(
         record_id=claim.record_id,
@@ -128,6 +129,7 @@ def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], flat:
     )
 
 
-def tops(paths: Iterable[str]) -> list[str]:
-    """The top-level fields of these paths, each once."""
-    return list(dict.fromkeys(path.split(".")[0] for path in paths))
+def changed(data: dict[str, Any], flat: Flat, differing: Iterable[str]) -> dict[str, Any]:
+    """What an update sends: top-level fields with something that differs, and what `before_send` added beside them."""
+    same = set(tops(flat)) - set(tops(differing))
+    return {top: value for top, value in data.items() if top not in same}

@@ -21,11 +21,11 @@ from conductor.asking import Asking, NotNow
 from conductor.hub import Hub
 from conductor.inward import Inward
 from conductor.mappings import Mappings
-from conductor.relations import Relations, related_flat
+from conductor.relations import Relations, our_side
 from conductor.tasks import Step, Tasks
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import External, Subscriber, attempt
+from subscribers.base import External, Subscriber, attempt, received
 from subscribers.errors import Gone, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, same
 
@@ -135,7 +135,7 @@ class Reconcile:
             fresh = {link.id: link for link in connection.execute(now)}
             records = subscriber.records.read(connection, [link.record_id for link in links])
             related = self.relations.load(connection, subscriber, mapper, records.values())
-            flats = {key: related_flat(mapper, one, related) for key, one in records.items()}
+            flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
         drifts: list[tuple[Any, Drift | None]] = []
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
@@ -204,7 +204,7 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
     for one in found:
         if isinstance(one, SystemDown):
             raise one
-    return found
+    return [one if isinstance(one, SyncError) else attempt(received, subscriber, one) for one in found]
 
 
 def _moves(before: Any, link: Any) -> bool:

@@ -14,7 +14,8 @@ from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SyncError
-from subscribers.mapping import Flat, Mapper
+from subscribers.mapping import Flat, Mapper, plain
+from subscribers.paths import MISSING, nest, pick
 
 #: Links followed to find a cycle.
 _LONGEST_CHAIN = 20
@@ -161,6 +162,16 @@ class Relations:
         return [(row.subscriber, row.record_id) for row in connection.execute(statement)]
 
 
-def related_flat(mapper: Mapper, record: Record, related: Related) -> Flat:
-    """Our side of a record for a merge: what can be mapped, relations included."""
-    return mapper.outward(record, strict=False, links=related.ids)
+def our_side(
+    subscriber: Subscriber, mapper: Mapper, record: Record, related: Related, *, strict: bool = False
+) -> tuple[Flat, dict[str, Any]]:
+    """Our side of a record, flat and nested: as it is mapped, relations included, and as `before_send` has it then.
+
+    Without `strict`, for a merge, it is what can be mapped.
+    """
+    flat = mapper.outward(record, strict=strict, links=related.ids)
+    data = subscriber.before_send(nest(flat), record)
+    if not isinstance(data, dict):
+        raise TypeError(f"before_send of {subscriber.name()} returned a {type(data).__name__}, not a dict")
+    found = {path: pick(data, path) for path in flat}
+    return {path: plain(value) for path, value in found.items() if value is not MISSING}, data

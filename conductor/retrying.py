@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from conductor.desk import LetterFilter
 from conductor.hub import Hub
 from conductor.letters import DISCARDED, Letters
+from conductor.routing import SWEEP_BATCH
 from conductor.tasks import Step, Tasks
 from models.ledger import DeadLetter, Inbox, Link
 
@@ -20,7 +21,7 @@ RETRY = "retry"
 #: Letters tried again in one step.
 RETRY_BATCH = 500
 
-#: A subscriber that is owed so many records gets no more retries or backfilled records for now.
+#: A subscriber that is owed so many records (or as many as one call takes) gets no more that can wait.
 PLENTY = 1000
 
 #: Seconds until it is looked again whether there is room, or how those that were tried again fare.
@@ -33,9 +34,12 @@ _LONGEST = 3600
 def has_room(hub: Hub, connection: sa.Connection, subscribers: Iterable[str]) -> bool:
     """Whether these subscribers have worked off enough to be given more that can wait."""
     for name in subscribers:
+        subscriber = hub.subscribers.get(name)
+        # A system that takes many thousands in one job is to get them.
+        plenty = max(PLENTY, subscriber.lot_size(SWEEP_BATCH) if subscriber else 0)
         owed = (Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
-        some = sa.select(Link.id).where(*owed).limit(PLENTY).subquery()
-        if connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() >= PLENTY:
+        some = sa.select(Link.id).where(*owed).limit(plenty).subquery()
+        if connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() >= plenty:
             return False
     return True
 

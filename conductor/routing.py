@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 #: Changes taken in one transaction.
 RELAY_BATCH = 5000
 
-#: Records named by one message.
+#: Records named by one message; more only where a subscriber takes more in one call.
 MESSAGE_RECORDS = 200
 
-#: Links announced again by one sweep of one subscriber.
+#: Links announced again by one sweep of one subscriber; more only likewise.
 SWEEP_BATCH = 2000
 
 #: Links announced while a system is down: the first that needs a call is the probe.
@@ -228,7 +228,7 @@ class Routing:
             ).one_or_none()
         if system is not None and system.paused_at is not None:
             return 0
-        limit = SWEEP_BATCH
+        limit = max(SWEEP_BATCH, subscriber.lot_size(SWEEP_BATCH))
         first: Any = Link.id
         now = self.hub.clock()
         old = self.hub.later(-self.hub.policy.stale)
@@ -300,8 +300,9 @@ class Routing:
         for name, records in by_subscriber.items():
             if name not in self.hub.subscribers:
                 continue  # its system is not configured any more; it stays owed
-            for start in range(0, len(records), MESSAGE_RECORDS):
-                self.hub.announcer.records(name, records[start : start + MESSAGE_RECORDS], later=True)
+            size = max(MESSAGE_RECORDS, self.hub.subscribers[name].lot_size(len(records)))
+            for start in range(0, len(records), size):
+                self.hub.announcer.records(name, records[start : start + size], later=True)
 
 
 def _greatest(hub: Hub, *values: Any) -> Any:

@@ -62,17 +62,20 @@ def render_list(
     *,
     new_url: str | None = None,
     total: int | None = None,
+    others: Mapping[str, str] | None = None,
 ) -> str:
     """The HTML document listing `records`, one row each, with an Edit link.
 
     `columns` are keys of the records (a missing one shows empty); `edit_url` gives a record's form.
-    `new_url`, when given, is linked as "New"; `total` is how many there are if not all are shown.
+    `new_url`, when given, is linked as "New"; `total` is how many there are if not all are shown; `others`
+    are further lists, by title.
     """
+    links = "".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in (others or {}).items())
     new = f'<a href="{escape(new_url)}">New</a>' if new_url else ""
     body = _table(records, columns, edit_url) if records else '<p class="empty soft">Nothing here yet.</p>'
     return _document(
         title,
-        f'<header><h1>{escape(title)}</h1>{new}<a href="">Refresh</a></header>'
+        f'<header><h1>{escape(title)}</h1>{new}<a href="">Refresh</a>{links}</header>'
         f'<div class="card">{body}</div>'
         f'<footer class="soft"><p>{_counted(len(records), total)}</p></footer>',
     )

@@ -99,10 +99,12 @@ class Contacts:
         path: str | Path,
         *,
         unique_email: bool,
+        needs_email: bool,
         clock: Callable[[], datetime],
         changed: Callable[[str, Contact], None],
     ) -> None:
-        self._unique_email, self._clock, self._changed = unique_email, clock, changed
+        self._unique_email, self._needs_email = unique_email, needs_email
+        self._clock, self._changed = clock, changed
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._db.row_factory = sqlite3.Row
@@ -124,7 +126,7 @@ class Contacts:
 
     def create(self, data: Any) -> Contact:
         """Raises Refused 409, 422."""
-        values = {**dict.fromkeys(FIELDS), **_valid(data, complete=True)}
+        values = {**dict.fromkeys(FIELDS), **_valid(data, complete=True, needs_email=self._needs_email)}
         with self._lock:
             self._check_unique(values["email"], None)
             now = self._now()
@@ -138,7 +140,7 @@ class Contacts:
 
     def update(self, id: int, data: Any, *, replace: bool = False) -> Contact:
         """Raises Refused 404, 409, 422."""
-        values = _valid(data, complete=replace)
+        values = _valid(data, complete=replace, needs_email=self._needs_email)
         if replace:
             values = {**dict.fromkeys(FIELDS), **values}
         with self._lock:
@@ -213,6 +215,7 @@ class RestSystem:
         data: str | Path | None = None,
         token: str = DEMO_TOKEN,
         unique_email: bool = False,
+        needs_email: bool = True,
         webhook_url: str | None = None,
         webhook_secret: str | None = None,
         clock: Callable[[], datetime] = utc_now,
@@ -223,7 +226,7 @@ class RestSystem:
         self.journal, self.faults = Journal(), Faults()
         self._port, self._data = port, data
         self._endpoint = Endpoint(webhook_url, webhook_secret) if webhook_url and webhook_secret else None
-        self._unique_email, self._clock = unique_email, clock
+        self._unique_email, self._needs_email, self._clock = unique_email, needs_email, clock
         self.webhooks = WebhookSender(self.faults, lambda _: self._endpoint, _sign)
         self.control = Control(
             self.journal,
@@ -245,6 +248,7 @@ class RestSystem:
         self.contacts = Contacts(
             self._data or ":memory:",
             unique_email=self._unique_email,
+            needs_email=self._needs_email,
             clock=self._clock,
             changed=self._publish,
         )
@@ -469,12 +473,12 @@ def _id(text: str) -> int:
     return int(text)
 
 
-def _valid(data: Any, *, complete: bool) -> dict[str, Any]:
+def _valid(data: Any, *, complete: bool, needs_email: bool) -> dict[str, Any]:
     """The fields to store; Refused 422 with what is wrong with each."""
     if not isinstance(data, dict):
         raise Refused(422, {"errors": {"": ["must be a JSON object"]}})
     errors = {str(name): [problem] for name, value in data.items() if (problem := _problem(name, value))}
-    if not data.get("email") and (complete or "email" in data):
+    if needs_email and not data.get("email") and (complete or "email" in data):
         errors["email"] = ["is required"]
     if errors:
         raise Refused(422, {"errors": errors})

@@ -31,20 +31,15 @@ except ModuleNotFoundError as error:
 
 from demo import stripe_objects as objects
 from demo.faults import Control, Fault, Faults, Journal, own_origin
-from demo.pages import PAGE_HEADERS, render_form, render_list
 from demo.serve import secret_from, serve
 from demo.stripe_billing import API_VERSION, Billing
+from demo.stripe_pages import Pages
 from demo.webhooks import Endpoint, WebhookSender
 
 #: Stripe may forget an idempotency key after a day.
 KEY_LIFE_SECONDS = 24 * 3600
 #: At most this often is the data file written, in seconds; rarer when writing takes long.
 SAVE_EVERY = 1.0
-#: How many records a page shows.
-SHOWN = 200
-LIST_COLUMNS = ["id", "name", "email", "phone", "description", "metadata"]
-ADDRESS_COLUMNS = [f"address_{part}" for part in objects.ADDRESS_PARTS]
-FORM_COLUMNS = ["name", "email", "phone", "description", *ADDRESS_COLUMNS]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -86,6 +81,7 @@ class StripeLike:
         self.webhooks = WebhookSender(self.faults, self._endpoint, _sign)
         objects.mend(self._resources, self._publish, self._mark)
         self._billing = Billing(self._resources, self._publish_billing, self._mark)
+        self._pages = Pages(self._resources, self._billing, self._all_customers)
         if webhook_url and webhook_secret:
             self._local.webhooks.register_webhook("syncflow", webhook_url, webhook_secret, None)
 
@@ -208,7 +204,7 @@ class StripeLike:
             if request.path.startswith("/_control/"):
                 return await self._handle_control(request)
             if request.path == "/" or request.path.startswith("/ui/"):
-                return await self._page(request)
+                return await self._pages.answer(request)
             return await handler(request)
 
         return front
@@ -372,50 +368,7 @@ class StripeLike:
         hook = self._local.webhooks._webhooks.get(name)
         return Endpoint(hook.url, hook.secret) if hook else None
 
-    # --- pages and control ---------------------------------------------------------------------------------
-
-    async def _page(self, request: web.Request) -> web.Response:
-        parts = request.path.strip("/").split("/")
-        if request.path == "/":
-            return _html(self._list_page())
-        if len(parts) < 3 or parts[1] != "customers" or request.method not in ("GET", "HEAD", "POST"):
-            return web.Response(status=404, text="There is no such page.")
-        form = {key: str(value) for key, value in (await request.post()).items()}
-        try:
-            return self._customer_page(request.method, parts[2], parts[3:], form)
-        except self._resources.UserError as error:
-            message = error.body["error"].get("message", "Refused")
-            return _html(self._form_page(parts[2], form, message), error.code)
-
-    def _list_page(self) -> str:
-        everyone = self._all_customers()
-        return render_list(
-            "Customers in the Stripe-like system",
-            [one._export() for one in reversed(everyone[-SHOWN:])],
-            LIST_COLUMNS,
-            lambda record: f"/ui/customers/{record['id']}",
-            new_url="/ui/customers/new",
-            total=len(everyone),
-        )
-
-    def _customer_page(self, method: str, id: str, rest: list[str], form: Mapping[str, str]) -> web.Response:
-        customer = self._resources.Customer
-        before = {} if id == "new" else _flat(customer._api_retrieve(id)._export())
-        if method != "POST":
-            return _html(self._form_page(id, before))
-        if rest == ["delete"]:
-            customer._api_delete(id)
-        elif id == "new":
-            customer._api_create(**_edited({}, form))
-        elif edited := _edited(before, form):
-            customer._api_update(id, **edited)
-        return web.Response(status=303, headers={"Location": "/"})
-
-    def _form_page(self, id: str, record: Mapping[str, Any], error: str | None = None) -> str:
-        action = f"/ui/customers/{id}"
-        title = "New customer" if id == "new" else f"Customer {id}"
-        delete = None if id == "new" else f"{action}/delete"
-        return render_form(title, dict(record), FORM_COLUMNS, action, delete_action=delete, error=error)
+    # --- control ---------------------------------------------------------------------------------
 
     async def _handle_control(self, request: web.Request) -> web.Response:
         text = await request.text()
@@ -549,28 +502,6 @@ def _failure(fault: Fault) -> web.Response:
 def _message(reply: web.Response) -> str:
     body = json.loads(reply.text or "{}")
     return str(body.get("error", {}).get("message", ""))
-
-
-def _html(page: str, status: int = 200) -> web.Response:
-    return web.Response(text=page, status=status, headers=PAGE_HEADERS)
-
-
-def _flat(customer: Mapping[str, Any]) -> dict[str, Any]:
-    address = customer.get("address") or {}
-    return {**customer, **{f"address_{part}": address.get(part) for part in objects.ADDRESS_PARTS}}
-
-
-def _edited(before: Mapping[str, Any], form: Mapping[str, str]) -> dict[str, Any]:
-    """What the form changed, as parameters of a call: an emptied field is an empty string."""
-    changed: dict[str, Any] = {
-        column: form[column].strip()
-        for column in FORM_COLUMNS
-        if column in form and form[column].strip() != (before.get(column) or "")
-    }
-    if any(column in changed for column in ADDRESS_COLUMNS):
-        address = {part: form.get(f"address_{part}", "").strip() for part in objects.ADDRESS_PARTS}
-        changed["address"] = address if any(address.values()) else ""
-    return {column: value for column, value in changed.items() if column not in ADDRESS_COLUMNS}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,22 +9,21 @@ deleted; an invoice is edited, given items and deleted only as a draft; what is 
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from demo import stripe_objects as objects
+from demo.stripe_store import Body, Store
 
 #: The shapes shown here.
 API_VERSION = "2024-06-20"
 #: Lines that an invoice shows in itself; the others are read from its list of lines.
 LINES_SHOWN = 10
 
-Body = dict[str, Any]
 #: publish(type of event, the object as it is, its earlier values)
 Publish = Callable[[str, Body, Body | None], None]
 
 _KINDS = {"products": "product", "prices": "price", "invoices": "invoice", "invoiceitems": "invoiceitem"}
-_PREFIX = {"product": "prod_", "price": "price_", "invoice": "in_", "invoiceitem": "ii_"}
 _CREATES: dict[str, set[str]] = {
     "product": {"id", "name", "active", "description", "metadata", "default_price_data"},
     "price": {"product", "currency", "unit_amount", "active", "nickname", "metadata", "recurring", "tax_behavior"},
@@ -54,19 +53,17 @@ _FILTERS = {
 _LISTING = {"limit", "starting_after", "ending_before", "created"}
 
 
-class Billing:
-    """Holds the objects by id, in the order of their creation, and answers calls."""
+class Billing(Store):
+    """The objects and what may be done with them."""
 
     def __init__(self, resources: Any, publish: Publish, changed: Callable[[], None]) -> None:
-        self.objects: dict[str, Body] = {}
-        #: When what was deleted had been created: a list may go on from it.
-        self.gone: dict[str, int] = {}
-        self._resources, self._publish, self._changed = resources, publish, changed
+        super().__init__(resources)
+        self._publish, self._changed = publish, changed
 
     def answer(self, method: str, path: str, params: Mapping[str, Any]) -> Body | None:
         """What Stripe would answer; None for a path that is not served here. Raises localstripe's UserError."""
-        parts = path.strip("/").split("/")[1:]
-        kind = _KINDS.get(parts[0])
+        _, *parts = path.strip("/").split("/")
+        kind = _KINDS.get(parts[0]) if parts else None
         if kind is None or (parts[0] == "invoices" and parts[1:] == ["upcoming"]):
             return None
         given = dict(params)
@@ -75,11 +72,6 @@ class Billing:
         if body is not None and method != "GET":
             self._changed()
         return body and self._expanded(body, expand)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.objects.clear()
-        self.gone.clear()
 
     def _route(self, method: str, kind: str, rest: list[str], params: Body) -> Body | None:
         if not rest:
@@ -103,57 +95,14 @@ class Billing:
             return moves[rest[1]](body, params)
         return None
 
-    # --- refusals ------------------------------------------------------------------------------------------
-
-    def _refuse(self, message: str, code: str = "parameter_invalid", param: str = "", status: int = 400) -> Exception:
-        details = {"code": code, **({"param": param} if param else {})}
-        error: Exception = self._resources.UserError(status, message, details)
-        return error
-
-    def _check_known(self, params: Mapping[str, Any], known: set[str]) -> None:
-        for name in params:
-            if name not in known:
-                raise self._refuse(f"Received unknown parameter: {name}", "parameter_unknown", name)
-
-    def _find(self, kind: str, id: str) -> Body:
-        body = self.objects.get(id)
-        if body is None or body["object"] != kind:
-            raise self._refuse(f"No such {kind}: '{id}'", "resource_missing", "id", 404)
-        return body
-
-    def _referred(self, kind: str, id: Any, param: str) -> Body:
-        body = self.objects.get(str(id))
-        if body is None or body["object"] != kind:
-            raise self._refuse(f"No such {kind}: '{id}'", "resource_missing", param)
-        return body
-
-    def _whole(self, value: Any, param: str, least: int | None = None) -> int:
-        number = self._resources.try_convert_to_int(value)
-        if not isinstance(number, int) or (least is not None and number < least):
-            raise self._refuse(f"Invalid integer: {value}", "parameter_invalid_integer", param)
-        return number
-
-    def _metadata(self, old: Mapping[str, str], new: Any) -> dict[str, str]:
-        if new == "":
-            return {}
-        if not isinstance(new, Mapping):
-            raise self._refuse("Invalid hash", "parameter_invalid", "metadata")
-        return {key: value for key, value in {**old, **new}.items() if value != ""}
-
     # --- creating ------------------------------------------------------------------------------------------
-
-    def _add(self, kind: str, values: Body, id: str | None = None) -> Body:
-        id = id or _PREFIX[kind] + secrets.token_hex(7)
-        if id in self.objects:
-            raise self._refuse(f"{kind} already exists.", "resource_already_exists", "id")
-        self.objects[id] = {"id": id, "object": kind, "created": int(time.time()), "livemode": False, **values}
-        return self.objects[id]
 
     def _create_product(self, params: Body) -> Body:
         if not params.get("name"):
             raise self._refuse("Missing required param: name.", "parameter_missing", "name")
         price = params.pop("default_price_data", None)
-        self._price_values({**price, "product": "new"} if price else {"currency": "eur", "product": "new"})
+        if price:
+            self._price_values({**price, "product": "to be made"})  # refused before anything is made
         body = self._add(
             "product",
             {
@@ -225,7 +174,7 @@ class Billing:
         }
         body = self._add("invoice", values)
         if params.get("pending_invoice_items_behavior") == "include":
-            for item in self._of("invoiceitem"):
+            for item in self.of("invoiceitem"):
                 if item["invoice"] is None and item["customer"] == customer:
                     item["invoice"] = body["id"]
         self._tell("invoice.created", body)
@@ -239,7 +188,7 @@ class Billing:
     def _number(self, number: Any, but: str | None = None) -> str | None:
         if number in (None, ""):
             return None
-        if any(one["number"] == number and one["id"] != but for one in self._of("invoice")):
+        if any(one["number"] == number and one["id"] != but for one in self.of("invoice")):
             raise self._refuse(f"The invoice number {number} is already in use.", "parameter_invalid", "number")
         return str(number)
 
@@ -268,6 +217,8 @@ class Billing:
             "metadata": self._metadata({}, params.get("metadata", {})),
             **self._amounts(params, {"currency": invoice["currency"]} if invoice else {}),
         }
+        if not {"price", "price_data", "currency"} & params.keys():
+            raise self._refuse("Missing required param: currency.", "parameter_missing", "currency")
         body = self._add("invoiceitem", values)
         self._tell("invoiceitem.created", body)
         self._touched(body)
@@ -383,11 +334,11 @@ class Billing:
         self._publish(type, self._shown(body), {} if type.endswith(".updated") else None)
 
     def _delete(self, body: Body) -> Body:
-        if body["object"] == "product" and any(one["product"] == body["id"] for one in self._of("price")):
+        if body["object"] == "product" and any(one["product"] == body["id"] for one in self.of("price")):
             raise self._refuse("This product cannot be deleted because it has one or more user-created prices.")
         if body["object"] == "invoice":
             self._check_draft(body)
-            for item in self._of("invoiceitem"):
+            for item in self.of("invoiceitem"):
                 if item["invoice"] == body["id"]:
                     item["invoice"] = None  # it waits for the customer's next invoice
         if body["object"] == "invoiceitem" and body["invoice"]:
@@ -413,7 +364,7 @@ class Billing:
         self._check_known(params, {"auto_advance"})
         if invoice["status"] != "draft":
             raise self._refuse("This invoice is already finalized.", "invoice_not_editable")
-        taken = {one["number"] for one in self._of("invoice")}
+        taken = {one["number"] for one in self.of("invoice")}
         free = next(name for n in itertools.count(1) if (name := f"STRIPE-{n:04}") not in taken)
         number = invoice["number"] or free
         return self._move(invoice, "open", "finalized_at", "invoice.finalized", number=number)
@@ -446,11 +397,8 @@ class Billing:
 
     # --- showing -------------------------------------------------------------------------------------------
 
-    def _of(self, kind: str) -> Iterable[Body]:
-        return [one for one in self.objects.values() if one["object"] == kind]
-
     def _total(self, invoice: Body) -> int:
-        return sum(item["amount"] for item in self._of("invoiceitem") if item["invoice"] == invoice["id"])
+        return sum(item["amount"] for item in self.of("invoiceitem") if item["invoice"] == invoice["id"])
 
     def _shown(self, body: Body) -> Body:
         if body["object"] != "invoice":
@@ -475,7 +423,7 @@ class Billing:
 
     def _lines(self, invoice: Body) -> list[Body]:
         """Newest first, as Stripe shows them."""
-        items = [item for item in self._of("invoiceitem") if item["invoice"] == invoice["id"]]
+        items = [item for item in self.of("invoiceitem") if item["invoice"] == invoice["id"]]
         same = ("amount", "currency", "description", "livemode", "metadata", "price", "quantity")
         return [
             {
@@ -494,46 +442,15 @@ class Billing:
         found = self.objects.get(product)
         return found["name"] if found else None
 
-    def _expanded(self, body: Body, expand: Any) -> Body:
-        shown = dict(body)
-        for path in expand if isinstance(expand, list) else []:
-            top, _, rest = str(path).partition(".")
-            if top == "data" and shown.get("object") == "list":
-                shown["data"] = [self._expanded(one, [rest]) for one in shown["data"]]
-            elif top in shown and (shown[top] is None or shown[top] in self.objects):
-                shown[top] = shown[top] and dict(self.objects[shown[top]])
-            else:
-                raise self._refuse(f"This property cannot be expanded ({path}).", param="expand")
-        return shown
-
     def _listed(self, kind: str, params: Body) -> Body:
         wanted = {name: params[name] for name in _FILTERS[kind] & params.keys()}
         fitting = [
             one
-            for one in reversed(list(self._of(kind)))
+            for one in reversed(self.of(kind))
             if all(str(one[name]).lower() == str(value).lower() for name, value in wanted.items())
             and objects.created_fits(self._resources, one["created"], params.get("created"))
         ]
         return self._page(f"/v1/{kind}s", [self._shown(one) for one in fitting], params)
-
-    def _page(self, url: str, newest_first: list[Body], params: Mapping[str, Any]) -> Body:
-        size = objects.page_size(self._resources, params.get("limit"))
-        if after := params.get("starting_after"):
-            newest_first = newest_first[self._place(newest_first, after, "starting_after", 1) :]
-        if before := params.get("ending_before"):
-            earlier = newest_first[: self._place(newest_first, before, "ending_before", 0)]
-            page, more = earlier[-size:], len(earlier) > size
-        else:
-            page, more = newest_first[:size], len(newest_first) > size
-        return {"object": "list", "url": url, "data": page, "has_more": more}
-
-    def _place(self, bodies: list[Body], id: str, param: str, beyond: int) -> int:
-        for place, one in enumerate(bodies):
-            if one["id"] == id:
-                return place + beyond
-        if id not in self.gone:
-            raise self._refuse(f"No such object: '{id}'", "resource_missing", param)
-        return next((n for n, one in enumerate(bodies) if one["created"] <= self.gone[id]), len(bodies))
 
 
 def _yes(value: Any) -> bool:

@@ -7,7 +7,8 @@ application is declared the same way over `sqlalchemy.Table(..., autoload_with=e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -121,7 +122,7 @@ class Children:
         keys = list(self.table.primary_key)
         statement = sa.select(self.table).where(self.parent == parent).order_by(*keys)
         present = [dict(row) for row in connection.execute(statement).mappings()]
-        known = _recognise(present, rows)
+        known = recognise(present, rows)
         # Rows stand in the order of their keys: from the first that is new or has moved up, they are written anew.
         kept = list(itertools.takewhile(lambda pair: pair[0] < pair[1], itertools.pairwise([-1, *known])))
         for (_, index), new in zip(kept, rows, strict=False):
@@ -138,24 +139,29 @@ class Children:
         return [column == row[column.name] for column in self.table.primary_key]
 
 
-def _recognise(present: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def recognise(
+    present: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    same: Callable[[Any, Any], bool] = operator.eq,
+) -> list[int]:
     """For each of `rows` the place in `present` of the row that it is (changed, perhaps), or -1 for a new one."""
     free = dict.fromkeys(range(len(present)))
     known = [-1] * len(rows)
 
     def alike(place: int, index: int) -> int:
-        return sum(present[index][name] == value for name, value in rows[place].items())
+        return sum(same(present[index].get(name), value) for name, value in rows[place].items())
 
     for place, row in enumerate(rows):
         found = next((i for i in (place, *free) if i in free and alike(place, i) == len(row)), None)
         if found is not None:
             known[place] = found
             del free[found]
-    for place in (p for p, index in enumerate(known) if index < 0):
-        best = max(free, key=lambda i: (alike(place, i), i == place), default=-1)
-        if best == place or (best >= 0 and alike(place, best)):
-            known[place] = best
-            del free[best]
+    # The most alike find one another first, then those in the same place.
+    pairs = [(alike(place, i), i == place, place, i) for place, index in enumerate(known) if index < 0 for i in free]
+    for likeness, in_place, place, index in sorted(pairs, reverse=True):
+        if known[place] < 0 and index in free and (likeness or in_place):
+            known[place] = index
+            del free[index]
     return known
 
 
@@ -201,7 +207,8 @@ class Catalogue:
     def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
         """The present state of these records by id; one that does not exist is left out.
 
-        With `lock` the rows are locked until the transaction ends (PostgreSQL; SQLite's write
+        With `lock` the rows and their child rows are locked until the transaction ends (PostgreSQL, where
+        that keeps out new child rows as well if they refer to theirs by a foreign key; SQLite's write
         transaction excludes other writers anyway).
         """
         keys = [self.key_of(record_id) for record_id in record_ids]
@@ -213,6 +220,8 @@ class Catalogue:
             for record in records.values():
                 record[child.name] = []
             rows = sa.select(child.table).where(child.parent.in_(keys)).order_by(*child.table.primary_key)
+            if lock:
+                rows = rows.with_for_update()
             for row in connection.execute(rows).mappings():
                 if (owner := records.get(str(row[child.parent_key]))) is not None:
                     owner[child.name].append({name: row[name] for name in child.columns})

@@ -322,6 +322,11 @@ class System(Base):
     #: When it last came back or was resumed: what was announced before is announced again.
     up_since: Mapped[datetime | None]
     last_success_at: Mapped[datetime | None]
+    #: What its answers said last of their own limit: calls left, of how many, until when; and when they said so.
+    rate_remaining: Mapped[int | None]
+    rate_limit: Mapped[int | None]
+    rate_reset_at: Mapped[datetime | None]
+    rate_seen_at: Mapped[datetime | None]
     #: When the next call may begin, for a system with a rate limit; shared by all processes.
     next_call_at: Mapped[datetime | None]
     #: The mass-delete guard: deletes to and from it since the window began, and until when a person lets them flow.

@@ -71,7 +71,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
-    app.extensions["syncflow_situation"] = Situation(lambda: conductor.version(), lambda: conductor.overview())
+    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,

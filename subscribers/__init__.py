@@ -7,9 +7,10 @@ when it is called, and what follows from the outcome, others decide.
 | file         | what it holds                                                    |
 |--------------|------------------------------------------------------------------|
 | `base`       | `Subscriber`, `System`, `register`: what an author writes against |
-| `mapping`    | `field_to_data`, both ways; `transforms`: its named conversions   |
+| `mapping`    | `field_to_data`, both ways; `paths`: where a value stands there; `transforms`: its named conversions |
+| `rules`      | what a system takes, declared                                    |
 | `errors`     | failures, named by what to do next                               |
-| `http`       | the HTTP client the REST-like systems share                      |
+| `http`       | the HTTP client the REST-like systems share; `rates`: the calls that are left |
 | the others   | one file a system                                                |
 
 A new system is one file and one line here: importing its module registers its subscribers.

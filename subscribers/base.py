@@ -21,6 +21,8 @@ from models.catalogues import CATALOGUES, Catalogue, Record
 from settings import SettingsError, describe, system_options
 from subscribers.errors import Retry, Skip, SyncError, SystemDown, clean
 from subscribers.mapping import Field, Mapper, check_rows, entry_row, link_to, rows
+from subscribers.rates import Rate
+from subscribers.rules import Rules, check
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,21 @@ class System:
     concurrency: int | None = None
     delete_limit: int | None = 50
 
+    #: The `http.Http` of a system that is spoken to by it.
+    http: Any = None
+
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
         for limit in ("requests_per_second", "concurrency", "delete_limit"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)
+
+    @property
+    def rate(self) -> Rate | None:
+        """What its answers said last of the calls that are left; None where they say nothing."""
+        rate: Rate | None = self.http.rate if self.http is not None else None
+        return rate
 
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
@@ -215,7 +226,7 @@ class Subscriber:
     Class attributes an author sets: `system`, `catalogue`, `field_to_data`, and where wanted
     `match_on` (columns that identify a record on both sides before it is linked), `on_delete`
     (what happens there when the internal record is deleted), `on_gone` (what happens here when the
-    external record is deleted) and `poll_seconds`.
+    external record is deleted), `rules` (what the system takes, see `rules`) and `poll_seconds`.
     """
 
     system: ClassVar[str]
@@ -227,6 +238,8 @@ class Subscriber:
     match_on: ClassVar[Sequence[str]] = ()
     on_delete: ClassVar[Literal["delete", "archive", "unlink", "ignore"]] = "delete"
     on_gone: ClassVar[Literal["delete", "archive", "unlink", "recreate"]] = "unlink"
+    #: By path of what is sent: see `subscribers.rules`.
+    rules: ClassVar[Rules] = {}
     #: What is sent there, by path, where `on_delete` is `archive`.
     archive_data: ClassVar[Mapping[str, Any]] = {}
     #: How many records one call of `bulk_*` takes; 1 for a system without bulk calls.
@@ -266,7 +279,26 @@ class Subscriber:
         return True
 
     def validate(self, data: Mapping[str, Any]) -> None:
-        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway."""
+        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway: by `rules`."""
+        check(self.rules, data)
+
+    # --- what the mapping cannot say -----------------------------------------------------------------
+
+    def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
+        """The data (nested) that shall be sent of this record, made from what the mapping says.
+
+        Called whenever our side is looked at, not only before a call, so it must come out the same for
+        the same record. What it adds beside the mapped fields goes along with each call, but is not
+        compared: a change of that alone is none.
+        """
+        return data
+
+    def after_receive(self, external: External) -> External:
+        """The record as it shall be taken, made from what the system said; `dataclasses.replace` makes one.
+
+        Called for every record with data that comes in: webhooks, polls, fetches and answers to writes.
+        """
+        return external
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -285,6 +317,13 @@ class Subscriber:
     def fetch(self, external_id: str) -> External:
         """The record as it is there now. Raises `Gone`."""
         raise NotImplementedError
+
+    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """Pages of all records there, after a page's position; it changes nothing, here or there.
+
+        As a poll reads from the beginning. Override where that has effects of its own.
+        """
+        return self.changed_since(position)
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
         """One outcome an id, in order. Override where the system shows many in one call."""
@@ -308,7 +347,7 @@ class Subscriber:
 
         As one record shows them, unless the system can describe itself: then override it.
         """
-        for page in self.changed_since(None):
+        for page in self.everything(None):
             for external in page.records:
                 if not external.deleted and external.data:
                     return fields_of(external.data)
@@ -382,6 +421,16 @@ def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
         _renew.reset(token)
 
 
+def received(subscriber: Subscriber, external: External) -> External:
+    """What came in, as the subscriber's `after_receive` has it; without data there is nothing to change."""
+    if not external.data:
+        return external
+    made = subscriber.after_receive(external)
+    if not isinstance(made, External):
+        raise TypeError(f"after_receive of {subscriber.name()} returned a {type(made).__name__}, not an External")
+    return made
+
+
 #: Every subscriber class by name: the one table that answers "who is in the fan-out".
 REGISTRY: dict[str, type[Subscriber]] = {}
 
@@ -412,13 +461,8 @@ def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
     catalogue = CATALOGUES[subscriber.catalogue]
     entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
     _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
-    plain = [column.name for column in catalogue.table.c]
-    problems += [
-        f"match_on: {column!r} is no column of {catalogue.name}"
-        for column in subscriber.match_on
-        if column not in plain
-    ]
-    return problems
+    unknown = [column for column in subscriber.match_on if column not in catalogue.table.c]
+    return problems + [f"match_on: {catalogue.name} has no column {column!r}" for column in unknown]
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:

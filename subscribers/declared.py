@@ -8,6 +8,7 @@ its settings that are no secret; the environment wins over them. Secrets stay in
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,10 +20,12 @@ from pydantic import BaseModel, SecretStr, ValidationError, create_model
 
 from models.catalogues import CATALOGUES, Catalogue
 from settings import SettingsError
+from subscribers import files, rest
 from subscribers.base import REGISTRY, Subscriber, System, register
+from subscribers.files import FileSubscriber, FileSystem
 from subscribers.mapping import Field, check_rows
 from subscribers.options import lines, options_of
-from subscribers.rest import SUBSCRIBER_OPTIONS, SYSTEM_OPTIONS, RestSubscriber, RestSystem
+from subscribers.rest import RestSubscriber, RestSystem
 
 #: Part of queue names, addresses and variables.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
@@ -38,7 +41,10 @@ class Kind:
     subscriber_options: tuple[str, ...]
 
 
-KINDS = {"rest": Kind(RestSystem, SYSTEM_OPTIONS, RestSubscriber, SUBSCRIBER_OPTIONS)}
+KINDS = {
+    "rest": Kind(RestSystem, rest.SYSTEM_OPTIONS, RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+    "files": Kind(FileSystem, (), FileSubscriber, files.SUBSCRIBER_OPTIONS),
+}
 
 
 def register_file(path: Path) -> list[type[Subscriber]]:
@@ -57,7 +63,10 @@ def register_file(path: Path) -> list[type[Subscriber]]:
     found = reader.read(content)
     if reader.problems:
         raise SettingsError("\n".join(f"{path.name}: {problem}" for problem in reader.problems))
-    return [register(subscriber) for subscriber in found]
+    try:
+        return [register(subscriber) for subscriber in found]
+    except ValueError as error:
+        raise SettingsError(f"{path.name}: {error}") from None
 
 
 class _Reader:
@@ -147,8 +156,11 @@ class _Reader:
         try:
             checked = model.model_validate({key: value for key, value in given.items() if key not in secrets})
         except ValidationError as error:
-            wrong = error.errors(include_url=False, include_input=False)
-            self.problems += [f"{place}.{line}" for line in lines(wrong)]
+            for wrong in error.errors(include_url=False, include_input=False):
+                if wrong["type"] == "extra_forbidden":
+                    near = difflib.get_close_matches(str(wrong["loc"][0]), model.model_fields, 1)
+                    wrong["msg"] = "is no key that is known here" + (f"; {near[0]} is" if near else "")
+                self.problems += [f"{place}.{line}" for line in lines([wrong])]
             return {}
         return {key: getattr(checked, key) for key in checked.model_fields_set}
 

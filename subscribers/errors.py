@@ -89,7 +89,18 @@ class SystemDown(SyncError):
 
 
 class Gone(SyncError):
-    """The linked external record no longer exists there."""
+    """The linked external record no longer exists there. `merged_into`: the id of the one that it lives on in."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        merged_into: str | None = None,
+        request_id: str | None = None,
+        maybe_done: bool = False,
+    ) -> None:
+        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
+        self.merged_into = merged_into
 
 
 class Skip(SyncError):

@@ -14,9 +14,10 @@ import requests
 from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.rates import Rate, rate_of
 
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
@@ -89,10 +90,12 @@ class Http:
         ca_bundle: str | None = None,
         describe: Callable[[requests.Response], tuple[str, dict[str, str]]] | None = None,
         classify: Callable[[requests.Response, bool], SyncError | None] | None = None,
+        statuses: Mapping[int, type[SyncError]] | None = None,
         request_id_header: str = "x-request-id",
     ) -> None:
-        """`classify(response, writes)` is a vendor's own table of errors; where it answers None, the status decides.
+        """`statuses` is a vendor's own table of statuses, laid over `STATUSES`.
 
+        `classify(response, writes)` decides before it, where more than the status counts; or answers None.
         `secret_headers`: what these carry may be quoted back to us, but no message of ours repeats it.
         """
         self.base_url = base_url.rstrip("/")
@@ -100,6 +103,9 @@ class Http:
         self._ca_bundle = ca_bundle
         self._describe = describe or describe_error
         self._classify = classify
+        self._statuses = {**STATUSES, **(statuses or {})}
+        #: What the last answer that told of a limit said of it.
+        self.rate: Rate | None = None
         self._auth = auth
         self._secret_headers = tuple(secret_headers)
         # On its way to another host `requests` takes away this header, and no other that is a secret.
@@ -124,13 +130,22 @@ class Http:
         """
         url = path if path.startswith(("http://", "https://")) else self.base_url + path
         writes = method not in ("GET", "HEAD")
-        try:
-            response = self.session.request(method, url, allow_redirects=self._follows and not writes, **options)
-        except requests.RequestException as error:
-            raise network_error(error, writes=writes) from error
+        response = self._send(method, url, writes, options)
+        self.rate = rate_of(response.headers, response.status_code) or self.rate
         if response.status_code >= 300:
             raise self._error(response, writes=writes)
         return response
+
+    def _send(self, method: str, url: str, writes: bool, options: dict[str, Any]) -> requests.Response:
+        for again in (not writes, False):
+            try:
+                return self.session.request(method, url, allow_redirects=self._follows and not writes, **options)
+            except requests.RequestException as error:
+                # A kept connection may have been closed meanwhile. Only reading is safe to repeat unasked.
+                if again and is_cut(error):
+                    continue
+                raise network_error(error, writes=writes) from error
+        raise AssertionError("the second try answers or raises")
 
     def json(self, method: str, path: str, **options: Any) -> tuple[Any, requests.Response]:
         """One call whose answer must be JSON, and the answer itself.
@@ -153,26 +168,43 @@ class Http:
 
     def _error(self, response: requests.Response, *, writes: bool) -> SyncError:
         error = self._classify(response, writes) if self._classify else None
-        if error is not None:
-            return error
-        message, fields = self._describe(response)
-        for secret in self._secrets(response):
-            message = message.replace(secret, "***")
-            fields = {name: text.replace(secret, "***") for name, text in fields.items()}
-        return status_error(
-            response.status_code,
-            message,
-            fields=fields,
-            after=retry_after(response),
-            writes=writes,
-            request_id=self.request_id(response),
-        )
+        if error is None:
+            message, fields = self._describe(response)
+            error = status_error(
+                response.status_code,
+                message,
+                fields=fields,
+                after=retry_after(response),
+                writes=writes,
+                request_id=self.request_id(response),
+                table=self._statuses,
+            )
+        for secret in self._secrets(response):  # an answer may quote them, whoever reads the answer
+            error.args = (str(error).replace(secret, "***"),)
+            if isinstance(error, Reject):
+                error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
+        return error
 
     def _secrets(self, response: requests.Response) -> Iterator[str]:
         for sent in (*response.history, response):
             for name in self._secret_headers:
                 if secret := (sent.request.headers.get(name) or "").rpartition(" ")[2]:
                     yield secret
+
+
+#: HTTP status -> what to do next (RFC 9110, 15; RFC 6585). Of the others 5xx is `Retry` and the rest `Reject`.
+STATUSES: Mapping[int, type[SyncError]] = {
+    401: SystemDown,
+    403: SystemDown,
+    404: Gone,
+    408: Retry,
+    410: Gone,
+    412: Retry,
+    423: Retry,
+    425: Retry,
+    429: SystemDown,
+    503: SystemDown,
+}
 
 
 def status_error(
@@ -183,29 +215,38 @@ def status_error(
     after: float | None = None,
     writes: bool = True,
     request_id: str | None = None,
+    table: Mapping[int, type[SyncError]] = STATUSES,
 ) -> SyncError:
-    """HTTP status -> what to do next; a vendor's own table comes before this one."""
+    """HTTP status -> what to do next, by `table`."""
     text = f"{status}: {message}" if message else str(status)
-    if status in (404, 410):
-        return Gone(text, request_id=request_id)
-    if status in (401, 403):
-        return SystemDown(f"the login is refused ({text})", request_id=request_id)
-    if status in (429, 503):
-        return SystemDown(text, after=after, request_id=request_id)
-    if status in (408, 412, 423, 425):
-        return Retry(text, after=after, request_id=request_id)
-    if status >= 500:
-        return Retry(text, after=after, maybe_done=writes, request_id=request_id)
-    return Reject(text, fields=fields, request_id=request_id)
+    kind = table.get(status, Retry if status >= 500 else Reject)
+    if issubclass(kind, SystemDown):
+        text = f"the login is refused ({text})" if status in (401, 403) else text
+        return kind(text, after=after, request_id=request_id)
+    if issubclass(kind, Retry):
+        return kind(text, after=after, maybe_done=writes and status >= 500, request_id=request_id)
+    if issubclass(kind, Reject):
+        return kind(text, fields=fields, request_id=request_id)
+    return kind(text, request_id=request_id)
+
+
+def is_cut(error: requests.RequestException) -> bool:
+    """Whether the connection was made and broke before the answer."""
+    slow = isinstance(error, requests.Timeout) or isinstance(error.args[0] if error.args else None, ReadTimeoutError)
+    if slow or isinstance(error, requests.exceptions.SSLError):
+        return False
+    return isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError) and not _unsent(error)
+
+
+def _unsent(error: requests.RequestException) -> bool:
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    refused = isinstance(reason, NewConnectionError | ConnectTimeoutError)
+    return refused or isinstance(error, requests.ConnectTimeout)
 
 
 def network_error(error: requests.RequestException, *, writes: bool) -> SyncError:
     """A failed call without an answer -> what to do next. The URL's query, which may hold secrets, is left out."""
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    never_sent = isinstance(reason, NewConnectionError | ConnectTimeoutError) or isinstance(
-        error, requests.ConnectTimeout
-    )
-    if never_sent:
+    if _unsent(error):
         return SystemDown("cannot connect")
     if isinstance(error, requests.exceptions.SSLError):
         return SystemDown("the TLS certificate is not trusted (or the connection is not TLS)")

@@ -2,26 +2,29 @@
 
 Two shapes of a record's external side are used throughout: *nested*, as the system's JSON has it
 (`{"address": {"city": "Rome"}}`), and *flat*, one entry a mapped field keyed by its dotted path
-(`{"address.city": "Rome"}`). Comparisons and the ledger use the flat one. Child rows are one field
+(`{"address.city": "Rome"}`; see `paths`). Comparisons and the ledger use the flat one. Child rows are one field
 there, whose value is the list of rows, each nested and with its mapped fields only.
+
+Several columns may make one field and one column several, with a transform for it: their names are
+joined by a plus: `{"name": Field("FirstName+LastName", "split_name")}`.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from models.catalogues import CATALOGUES, Catalogue, Children, Record
+from models.catalogues import CATALOGUES, Catalogue, Children, Record, recognise
 from subscribers.errors import Reject, clean
-from subscribers.transforms import TRANSFORMS
+from subscribers.fitting import as_key, fit
+from subscribers.paths import MISSING, is_plain, nest, parts, pick, problem
+from subscribers.transforms import Transform, find
 
 Flat = dict[str, Any]
 #: (catalogue, id on one side) -> id on the other side.
@@ -29,14 +32,13 @@ Links = Mapping[tuple[str, str], str]
 Direction = Literal["both", "out", "in"]
 Conflict = Literal["internal", "external", "newest", "ask"]
 
-_PATH = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*)*")
-
 
 @dataclass(frozen=True)
 class Field:
     """One entry of `field_to_data`; a plain string is short for `Field(path)`.
 
-    `default` is sent where the internal value is empty. `conflict` says who wins where both sides
+    `path` is one of the forms in `paths`; `transform` a name of `transforms.TRANSFORMS`, with its
+    arguments. `default` is sent where the internal value is empty. `conflict` says who wins where both sides
     changed the field since they last agreed: `internal`, `external`, `newest`, or `ask`: a person
     settles it, and until then neither side is written. `link` names the catalogue whose record the
     column points to: the other system's id of that record travels, see :func:`link_to`. `rows` maps
@@ -111,6 +113,9 @@ class Mapper:
         self.catalogue = catalogue
         self.fields = _entries(fields)
         self._column_of = {entry.path: column for column, entry in self.fields.items()}
+        self._transforms = {
+            column: find(entry.transform) for column, entry in self.fields.items() if entry.transform is not None
+        }
         self._inner = {
             column: Mapper(_children(catalogue)[column], entry.rows)
             for column, entry in self.fields.items()
@@ -120,6 +125,15 @@ class Mapper:
     def rows(self) -> list[dict[str, Any]]:
         """The mapping as rows for the panel and the database."""
         return [entry_row(column, entry) for column, entry in self.fields.items()]
+
+    def path_of(self, column: str) -> str | None:
+        """The path of the field that a column goes to, alone or with others; None if it is not mapped."""
+        return next((entry.path for name, entry in self.fields.items() if column in parts(name)), None)
+
+    def paths(self) -> list[str]:
+        """The plain dotted path of every mapped field there is, those of child rows left out."""
+        plain_ones = [entry.path for entry in self.fields.values() if is_plain(entry.path) and entry.rows is None]
+        return list(dict.fromkeys(part for path in plain_ones for part in parts(path)))
 
     def relations(self) -> set[str]:
         """The catalogues to whose records these point."""
@@ -165,7 +179,7 @@ class Mapper:
             if entry.direction == "in":
                 continue
             try:
-                value = self._value_out(column, record.get(column), links or {})
+                value = self._value_out(column, record, links or {})
                 if entry.required and is_empty(value):
                     wrong[entry.path] = f"is required, but {column} is empty"
                 flat[entry.path] = plain(value)
@@ -179,17 +193,19 @@ class Mapper:
             raise Reject(words(wrong), fields=wrong)
         return flat
 
-    def _value_out(self, column: str, value: Any, links: Links) -> Any:
-        entry = self.fields[column]
+    def _value_out(self, column: str, record: Record, links: Links) -> Any:
+        entry, value = self.fields[column], _value_of(record, column)
         if (inner := self._inner.get(column)) is not None:
-            return _each_row(entry.path, value or [], lambda row: nest(inner._whole(row, links)))
+            return _each_row(entry.path, value or [], lambda row: nest(inner._whole({**record, **row}, links)))
         if is_empty(value):
             return entry.default
         if entry.link:
             if (entry.link, str(value)) not in links:
                 raise _Unknown
             return links[entry.link, str(value)]
-        return TRANSFORMS[entry.transform].forward(value) if entry.transform else value
+        if column in self._transforms:
+            return self._transforms[column].of(record).forward(value)
+        return value
 
     def _whole(self, row: Record, links: Links) -> Flat:
         """A child row outward. Raises `_Unknown` where a relation's id is not known: half a row is none."""
@@ -217,39 +233,82 @@ class Mapper:
         """The mapping entry of an external field."""
         return self.fields[self._column_of[path]]
 
-    def inward(self, flat: Mapping[str, Any], keys: Links | None = None) -> Record:
+    def inward(self, flat: Mapping[str, Any], keys: Links | None = None, record: Record | None = None) -> Record:
         """Internal column values for these external fields.
 
-        `keys` gives our id of each related record, by (catalogue, the system's id).
+        `keys` gives our id of each related record, by (catalogue, the system's id). `record` is the
+        record as it is here now: what a transform loses on the way out (the end of a text that is cut,
+        the form of a phone number) stays as it is where they hold just what it becomes there.
 
         Raises:
           Reject: with the words per field, where a value does not fit its column.
         """
-        record: Record = {}
+        values: Record = {}
         wrong: dict[str, str] = {}
-        for path, value in flat.items():
+        # What depends on another column comes after it, and rows after their record.
+        for path, value in sorted(flat.items(), key=lambda item: self._turn(self._column_of[item[0]])):
             column = self._column_of[path]
             try:
-                record[column] = self._value_in(column, value, keys or {})
+                values |= self._values_in(column, value, keys or {}, {**(record or {}), **values})
             except Reject as error:
                 wrong |= error.fields
             except ValueError as error:
                 wrong[path] = str(error)
         if wrong:
             raise Reject(words(wrong), fields=wrong)
-        return record
+        return values
 
-    def _value_in(self, column: str, value: Any, keys: Links) -> Any:
-        entry = self.fields[column]
-        if (inner := self._inner.get(column)) is not None:
-            if not (is_empty(value) or _is_rows(value)):
-                raise ValueError("is no list of objects, as child rows are")
-            return _each_row(entry.path, value or [], lambda row: inner.inward(inner.theirs(row), keys))
+    def _turn(self, column: str) -> int:
+        depends = column in self._transforms and self._transforms[column].column is not None
+        return 2 if column in self._inner else int(depends)
+
+    def _values_in(self, column: str, value: Any, keys: Links, now: Record) -> Record:
+        entry, transform = self.fields[column], self._transforms.get(column)
+        if column in self._inner:
+            return {column: self._rows_in(column, value, keys, now)}
+        names = parts(column)
         if not is_empty(value) and entry.link:
-            value = _key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
-        elif not is_empty(value) and entry.transform:
-            value = TRANSFORMS[entry.transform].inverse(value)
-        return fit(self.catalogue.table.c[column], value)
+            value = as_key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
+        elif not is_empty(value) and transform is not None:
+            if _becomes(transform, now, column, value):
+                return {name: now.get(name) for name in names}
+            value = transform.of(now).inverse(value)
+        values = [value] if len(names) == 1 else value or [None] * len(names)
+        return {name: fit(self.catalogue.table.c[name], one) for name, one in zip(names, values, strict=True)}
+
+    def _rows_in(self, column: str, value: Any, keys: Links, now: Record) -> list[Record]:
+        inner = self._inner[column]
+        if not (is_empty(value) or _is_rows(value)):
+            raise ValueError("is no list of objects, as child rows are")
+        theirs = [inner.theirs(row) for row in value or []]
+        here: list[Record] = now.get(column) or []
+        # Columns of the record that a row's transform may depend on; a new row has no values of its own yet.
+        around = {name: one for name, one in now.items() if name not in inner.catalogue.columns}
+        links = {(catalogue, ours): there for (catalogue, there), ours in keys.items()}
+        as_there = [inner.outward({**around, **row}, strict=False, links=links) for row in here]
+        known = recognise(as_there, theirs, same)
+
+        def carry(pair: tuple[int, Flat]) -> Record:
+            return inner.inward(pair[1], keys, {**around, **(here[pair[0]] if pair[0] >= 0 else {})})
+
+        return _each_row(self.fields[column].path, zip(known, theirs, strict=True), carry)
+
+
+def _value_of(record: Record, column: str) -> Any:
+    """A column's value; of several columns the list of them, None if all are empty."""
+    if "+" not in column:
+        return record.get(column)
+    values = [record.get(name) for name in parts(column)]
+    return None if all(map(is_empty, values)) else values
+
+
+def _becomes(transform: Transform, record: Record, column: str, theirs: Any) -> bool:
+    """Whether what is here becomes just what they hold."""
+    value = _value_of(record, column)
+    try:
+        return not is_empty(value) and same(plain(transform.of(record).forward(value)), theirs)
+    except ValueError:
+        return False
 
 
 class _Unknown(Exception):
@@ -303,22 +362,22 @@ def _check(rows: list[tuple[str, FieldRow]], catalogue: Catalogue | Children) ->
     fields: dict[str, Field] = {}
     problems: list[str] = []
     paths: set[str] = set()
+    columns: set[str] = set()
     for place, row in rows:
-        says = [*_check_column(row, catalogue), *_check_names(row)]
-        if row.column in fields:
-            says.append(f"the column {row.column!r} is mapped twice")
-        if any(row.path.startswith(f"{p}.") or p.startswith(f"{row.path}.") for p in paths):
-            says.append(f"{row.path!r} is inside, or holds, another row's external field")
-        if row.path in paths:
-            says.append(f"the external field {row.path!r} is used twice")
+        says = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
+        says += [f"the column {name!r} is mapped twice" for name in parts(row.column) if name in columns]
+        own = parts(row.path) if is_plain(row.path) else [row.path]
+        for path in own if is_plain(row.path) else ():
+            if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
+                says.append(f"{path!r} is inside, or holds, another row's external field")
+        says += [f"the external field {path!r} is used twice" for path in own if path in paths]
         problems += [f"{place}: {text}" for text in says]
         if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
-            inner = [(f"{place}, {row.column} {number}", one) for number, one in enumerate(row.rows, start=1)]
-            problems += _check(inner, child)[1] + [text for where, one in inner for text in _check_inner(where, one)]
-            if not row.rows:
-                problems.append(f"{place}: child rows need at least one field")
-        fields[row.column] = row.field()
-        paths.add(row.path)
+            problems += _check_inner(place, row, child)
+        if not says:
+            fields[row.column] = row.field()
+        columns.update(parts(row.column))
+        paths.update(own)
     return fields, problems
 
 
@@ -328,71 +387,70 @@ def _children(catalogue: Catalogue | Children) -> dict[str, Children]:
 
 def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
     children = _children(catalogue)
-    if row.column not in catalogue.columns:
-        yield f"{catalogue.name} has no column {row.column!r}; it has {', '.join(catalogue.columns)}"
-    elif row.column in children and row.rows is None:
-        columns = ", ".join(children[row.column].columns)
-        yield f"{row.column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
-    elif row.column not in children and row.rows is not None:
-        known = f"has child rows {', '.join(children)}" if children else "has no child rows"
-        yield f"{row.column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+    for column in parts(row.column):
+        if column not in catalogue.columns:
+            yield f"{catalogue.name} has no column {column!r}; it has {', '.join(catalogue.columns)}"
+        elif column in children and (row.rows is None or column != row.column):
+            columns = ", ".join(children[column].columns)
+            yield f"{column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
+        elif column not in children and row.rows is not None:
+            known = f"has child rows {', '.join(children)}" if children else "has no child rows"
+            yield f"{column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+
+
+def _check_path(row: FieldRow) -> Iterator[str]:
+    if text := problem(row.path):
+        yield text
+    elif not is_plain(row.path) and row.direction != "in":
+        yield f"{row.path!r} is an expression, which can only be read: its direction must be `in`"
+
+
+def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[str]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
         yield "child rows as a whole have no transform, relation or default: their own fields have"
-
-
-def _check_names(row: FieldRow) -> Iterator[str]:
-    if not _PATH.fullmatch(row.path):
-        yield f"{row.path!r} is no field name or dotted path such as address.city"
     if row.link and row.link not in CATALOGUES:
         yield f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
-    if row.transform and row.transform not in TRANSFORMS:
-        yield f"no transform {row.transform!r}; there are {', '.join(TRANSFORMS)}"
+    transform = Transform(plain, plain)
+    if row.transform:
+        try:
+            transform = find(row.transform)
+        except ValueError as error:
+            yield str(error)
+            return
+        if row.link:
+            yield "a relation takes no transform: the system's own id travels"
+    here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
+    if row.rows is None and (here, there) != (transform.here, transform.there):
+        takes = f"makes {transform.there} there of {transform.here} here"
+        name = f"the transform {row.transform}" if row.transform else "without a transform a row"
+        yield f"{name} {takes}, but {row.column!r} and {row.path!r} are {here} and {there}"
+    if there > 1 and row.default is not None:
+        yield "several external fields take no default"
+    if transform.column is not None and transform.column not in _columns_around(catalogue):
+        yield f"{row.transform}: {catalogue.name} has no column {transform.column!r}"
 
 
-def _check_inner(place: str, row: FieldRow) -> Iterator[str]:
-    if row.direction != "both" or row.conflict != "newest":
-        yield f"{place}: child rows are sent and merged as a whole: direction and conflict belong to the list"
+def _columns_around(catalogue: Catalogue | Children) -> set[str]:
+    """The columns a transform may depend on: the record's own, for a child row those of its record too."""
+    around = {column.name for column in catalogue.table.c}
+    for parent in CATALOGUES.values():
+        if catalogue in parent.children:
+            around |= {column.name for column in parent.table.c}
+    return around
 
 
-def _key(column: sa.Column[Any], record_id: str | None) -> Any:
-    if record_id is None:
-        raise ValueError("points to a record that is not known here")
-    python_type = column.type.python_type
-    return record_id if python_type is str else python_type(record_id)
-
-
-class _Missing:
-    """Stands for "the system did not mention this field", which is not the same as empty."""
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
-
-
-def pick(data: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of nested data, or MISSING. Below an empty parent everything is empty."""
-    value: Any = data
-    for part in path.split("."):
-        if value is None:
-            return None
-        if not isinstance(value, Mapping) or part not in value:
-            return MISSING
-        value = value[part]
-    return value
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}."""
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split(".")
-        place = nested
-        for part in parents:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return nested
+def _check_inner(place: str, row: FieldRow, child: Children) -> list[str]:
+    numbered = [(f"{place}, {row.column} {number}", one) for number, one in enumerate(row.rows or [], start=1)]
+    _, problems = _check([pair for pair in numbered if is_plain(pair[1].path)], child)
+    for inside, one in numbered:
+        if not is_plain(one.path):
+            problems.append(f"{inside}: {one.path!r} is no field name or dotted path, as the fields of child rows are")
+        if one.direction != "both" or one.conflict != "newest":
+            says = "child rows are sent and merged as a whole: direction and conflict belong to the list"
+            problems.append(f"{inside}: {says}")
+    if not numbered:
+        problems.append(f"{place}: child rows need at least one field")
+    return problems
 
 
 def same(one: Any, other: Any) -> bool:
@@ -434,41 +492,3 @@ def plain(value: Any) -> Any:
 def words(wrong: Mapping[str, str]) -> str:
     """Complaints per field as one sentence."""
     return "; ".join(f"{name}: {text}" for name, text in wrong.items())
-
-
-def fit(column: sa.Column[Any], value: Any) -> Any:
-    """A value as this column takes it.
-
-    Raises:
-      ValueError: it does not fit; the message says why.
-    """
-    if is_empty(value):
-        if not column.nullable:
-            raise ValueError(f"is empty, but {column.name} needs a value")
-        return None
-    expected = column.type.python_type
-    if expected is str:
-        return _fit_text(column, value)
-    if expected is date and isinstance(value, str):
-        return date.fromisoformat(value[:10])
-    if expected is datetime and isinstance(value, str):
-        return datetime.fromisoformat(value)
-    if expected is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if expected is int and isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{value} is too large for {column.name}")
-    if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
-        raise ValueError(f"{value!r} is no {expected.__name__}, as {column.name} needs")
-    return value
-
-
-def _fit_text(column: sa.Column[Any], value: Any) -> str:
-    if isinstance(value, dict | list):
-        raise ValueError(f"is a {type(value).__name__}, but {column.name} is text")
-    text = str(value)
-    length = getattr(column.type, "length", None)
-    if length is not None and len(text) > length:
-        raise ValueError(f"{len(text)} characters, but {column.name} holds {length}")
-    if "\x00" in text:
-        raise ValueError("holds a NUL character, which no text column takes")
-    return text

@@ -74,7 +74,11 @@ def check_options(cls: type, base: type, names: tuple[str, ...]) -> None:
 
 def lines(errors: Iterable[Any]) -> list[str]:
     """`where: what is wrong`, one line each, without the values."""
-    return [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in errors]
+    said = {"missing": "is missing"}
+    return [
+        f"{'.'.join(map(str, e['loc']))}: {said.get(e['type']) or e['msg'].removeprefix('Value error, ')}"
+        for e in errors
+    ]
 
 
 __all__ = ["FOR_ALL", "Where", "check_options", "lines", "look", "options_of", "own_options"]

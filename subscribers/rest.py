@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urljoin, urlsplit
@@ -25,9 +26,12 @@ from subscribers.auth import ClientCredentials, HeaderAuth
 from subscribers.base import Event, External, Item, Page, Subscriber, System
 from subscribers.errors import BadSignature, BadWebhook, Retry
 from subscribers.http import Http, Token, Url, describe_error, iso_time, server_time
-from subscribers.mapping import nest
 from subscribers.options import FOR_ALL, Where, check_options, look, own_options
+from subscribers.paths import nest
 from subscribers.signatures import Scheme, Signature
+
+#: Pages of a list that are looked through for one record.
+_FIND_PAGES = 10
 
 
 class RestOptions(base.Options):
@@ -293,13 +297,21 @@ class RestSubscriber(Subscriber):
         """The record that carries our id; None where there is none, or no field for it."""
         if not self.record_id_field:
             return None
+        limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
         asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", item.record_id)}
-        body, response = self.client.http.json("GET", self.list_path or self.path, params=asked)
-        for data in self._records(body, response):
-            # A system that does not know the parameter answers with everything.
-            if str(data.get(self.record_id_field)) == item.record_id:
-                return self.external(data, at=self.time(look(self.updated_field, data)))
-        return None
+        step = _Step(self.list_path or self.path, {**limit, **asked})
+        for _ in range(_FIND_PAGES):
+            body, response = self.client.http.json("GET", step.url, params=step.parameters)
+            records = self._records(body, response)
+            for data in records:
+                # A system that does not know the parameter answers with everything.
+                if str(data.get(self.record_id_field)) == item.record_id and not self._deleted(data):
+                    return self.external(data, at=self.time(look(self.updated_field, data)))
+            following = self._following(step, body, response, len(records), moved=True)
+            if following is None:
+                return None
+            step = following
+        raise Retry(f"asked for one record, {self.path} lists {_FIND_PAGES} pages without it: is find_parameter right?")
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Pages of what changed at or after `{"since": a time as the system writes it}`, and the newest one seen."""
@@ -314,6 +326,8 @@ class RestSubscriber(Subscriber):
             stamps = [look(self.updated_field, one) for one in records]
             newest = self._newest([newest, *stamps])
             following = self._following(step, body, response, len(records), newest != since)
+            if following is not None and self.oldest_first:
+                self._check_order(stamps)
             reached = newest if self.oldest_first or following is None else since
             pairs = zip(records, stamps, strict=True)
             externals = [self.external(one, at=self.time(stamp), deleted=self._deleted(one)) for one, stamp in pairs]
@@ -357,7 +371,8 @@ class RestSubscriber(Subscriber):
         body = {self.body_field: data} if self.body_field else data
         response = self.client.http.call(method, path, json=body, **options)
         if response.status_code == 204 and item.external_id is not None:
-            return External(item.external_id, {}, at=server_time(response))
+            request_id = self.client.http.request_id(response)
+            return External(item.external_id, {}, at=server_time(response), request_id=request_id)
         try:
             return self._answered(response.json(), response)
         except ValueError:
@@ -368,7 +383,8 @@ class RestSubscriber(Subscriber):
         record = look(self.record_field, body)
         if not isinstance(record, dict) or look(self.id_field, record) is None:
             raise Retry(f"the answer is no record with {self.id_field!r}", maybe_done=True)
-        return self.external(record, at=self.time(look(self.updated_field, record)) or server_time(response))
+        external = self.external(record, at=self.time(look(self.updated_field, record)) or server_time(response))
+        return replace(external, request_id=self.client.http.request_id(response))
 
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
         found = look(self.list_field, body)
@@ -380,6 +396,15 @@ class RestSubscriber(Subscriber):
 
     def _deleted(self, record: Mapping[str, Any]) -> bool:
         return bool(look(self.deleted_field, record))
+
+    def _check_order(self, stamps: list[Any]) -> None:
+        """What stands on a later page, but is older than what was read, would never be asked for again."""
+        times = [when for stamp in stamps if (when := self.time(stamp)) is not None]
+        if self.since_parameter and times != sorted(times):
+            raise Retry(
+                f"the list is not in order of {self.updated_field}: ask for it by list_parameters, "
+                "or say oldest_first = false"
+            )
 
     def _newest(self, stamps: list[Any]) -> str | None:
         times = {when: str(stamp) for stamp in stamps if (when := self.time(stamp)) is not None}

@@ -12,6 +12,8 @@ from models.schema import migrate
 from models.session import Database
 from tests import services
 
+pytest.register_assert_rewrite("tests.contract")
+
 NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
 NOT_UNIT = ("services", "acceptance", "browser")
 

@@ -13,7 +13,7 @@ from models.base import utcnow
 from models.session import Database
 from subscribers.base import Event, External, Item, Options, Page, Subscriber, System, link_to
 from subscribers.errors import BadSignature, Gone, SyncError
-from subscribers.mapping import nest, pick
+from subscribers.paths import nest, pick
 
 
 class Clock:

@@ -131,9 +131,7 @@ def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterato
     conductor.prepare()
     app = create_app(conductor, Settings(secret_key=SecretStr("k" * 32), **settings))
     # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
-    app.extensions["syncflow_situation"] = Situation(
-        lambda: conductor.version(), lambda: conductor.overview(), clock=lambda: 0.0
-    )
+    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview, clock=lambda: 0.0)
     made = World(database, conductor, announcer, app)
     if seeded:
         seed(made)

@@ -41,6 +41,11 @@ class MortalStripe(Stripe):
 
     dies_after = 0
     writes = 0
+    #: How often a call was waited for.
+    paces = 0
+
+    def pace(self) -> None:
+        self.paces += 1
 
     def post(self, path: str, data: Mapping[str, Any], key: str | None = None) -> Any:
         answer = super().post(path, data, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from models.session import Database
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SystemDown
 from tests.fakes import World
+from tests.runtimes import Hub, until
+from workers.scheduler import work_off_tasks
 
 CUSTOMER = Customer.__table__
 
@@ -134,8 +137,13 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
         world.clock.tick(2)
     task = world.conductor.tasks.get(one)
     assert (task.done, task.words) == (2, "waits: crm has plenty to do")
+    monkeypatch.setattr(type(world.conductor.subscribers["crm.customer"]), "lot_size", lambda self, waiting: 4)
+    for _ in range(3):  # as many as one call takes
+        world.conductor.tasks.run_some()
+        world.clock.tick(2)
+    assert world.conductor.tasks.get(one).done == 4
     world.conductor.sweep()
-    assert world.ears.later == [("crm.customer", ["1", "2"])] == world.ears.heard
+    assert world.ears.later == [("crm.customer", ["1", "2", "3", "4"])] == world.ears.heard
     work(world)
     assert world.conductor.tasks.get(one).good == 6
 
@@ -248,3 +256,19 @@ def test_after_an_hour_the_rest_is_left_to_its_own_attempts(world: World) -> Non
     work(world, 1)
     task = world.conductor.tasks.get(one)
     assert (task.state, task.words) == ("done", "6 sent, 0 were there already; 6 under way")
+
+
+def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER), [{"name": f"Ada {n:03}"} for n in range(300)])
+        c.execute(sa.update(Change).values(relayed_at=Change.at))
+    hub, stop = Hub(database, "crm"), threading.Event()
+    tasks = threading.Thread(target=work_off_tasks, args=(hub.conductor, stop))
+    with hub.relaying(), hub.working():
+        tasks.start()
+        one = hub.conductor.backfill("crm.customer", "ann")
+        until(lambda: hub.conductor.tasks.get(one).state == "done", "the backfill does not end")
+        stop.set()
+        tasks.join()
+    assert hub.held("crm") == [f"Ada {n:03}" for n in range(300)] and hub.outstanding() == 0
+    assert hub.conductor.tasks.get(one).good == 300

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from conductor.checking import Finding
+from demo.simulators import SalesforceSimulator, Simulator, StripeSimulator
 from models.session import Database
-from subscribers.base import ExternalField
-from subscribers.errors import SystemDown
+from subscribers.base import ExternalField, Subscriber
+from subscribers.errors import Gone, SystemDown
 from subscribers.mapping import Field
+from subscribers.salesforce import SalesforceAccount
+from subscribers.stripe import StripeCustomer
 from tests.fakes import World
 
 TEXT = ExternalField("text")
@@ -122,3 +125,47 @@ def test_a_login_that_does_not_work_is_said_first_and_alone(database: Database) 
 def test_a_system_nobody_knows(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
         World(database, "crm").conductor.check("crn")
+
+
+# --- the systems that ship ------------------------------------------------------------------------------
+
+
+def at_work(kind: type[Subscriber], simulator: Simulator) -> Any:
+    return kind(kind.system_class(kind.system, kind.system_class.Options(**simulator.options())))
+
+
+def test_salesforce_describes_its_fields_and_says_what_a_login_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SalesforceSimulator() as org:
+        accounts = at_work(SalesforceAccount, org)
+        fields = accounts.describe()
+        assert fields["Name"] == ExternalField("text", 255, writable=True, required=True)
+        assert fields["Active__c"].kind == "boolean" and not fields["SystemModstamp"].writable
+        assert accounts.lacking() == []
+        monkeypatch.setattr("demo.salesforce.describe._ABILITIES", ("queryable", "createable"))
+        accounts.client.options.external_id_field = "Other__c"
+        assert accounts.lacking() == [
+            "this login may not edit records of Account: give it that object permission",
+            "this login may not delete records of Account: give it that object permission",
+            "Account has no field Other__c, or this login may not see it: create it, or give the field permission",
+        ]
+        accounts.sobject = "Nothing__c"
+        assert "this login sees no object Nothing__c" in accounts.lacking()[0]
+
+
+def test_salesforce_shows_many_records_in_one_call() -> None:
+    with SalesforceSimulator() as org:
+        accounts = at_work(SalesforceAccount, org)
+        ids = [org.add({"Name": f"A{n}"}) for n in range(3)]
+        org.remove(ids[1])
+        one, two, three = accounts.bulk_fetch(ids)
+        assert (one.data["Name"], three.data["Name"]) == ("A0", "A2") and isinstance(two, Gone)
+        assert len(org.org.journal.calls(path="/query")) == 1
+
+
+def test_stripe_says_what_a_restricted_key_lacks() -> None:
+    with StripeSimulator() as stripe:
+        customers = at_work(StripeCustomer, stripe)
+        assert customers.lacking() == [] and stripe.ids() == []
+        stripe.stripe.faults.fail(403, method="POST")
+        (words,) = customers.lacking()
+        assert words.startswith("this key may not write customers: the API key is refused (403")

@@ -12,7 +12,8 @@ from models.ledger import Change, DeadLetter, Link
 from models.session import Database
 from subscribers.base import link_to
 from subscribers.errors import Reject
-from subscribers.mapping import Field, Mapper, check_rows, nest, rows, same
+from subscribers.mapping import Field, Mapper, check_rows, rows, same
+from subscribers.paths import nest
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 
 INVOICE = CATALOGUES["invoice"]
@@ -47,6 +48,15 @@ def test_only_the_mapped_fields_of_a_row_count() -> None:
     ours = MAPPER.outward({"lines": [TEA]}, links=LINKS)
     assert same(MAPPER.theirs(theirs)["lines.data"], ours["lines.data"])
     assert not same(MAPPER.theirs(theirs)["lines.data"], [*ours["lines.data"], POST_THERE])
+
+
+def test_rows_may_be_found_by_an_expression() -> None:
+    entry = rows("lines[?kind=='good'].item", {"description": "text"}, direction="in")
+    assert check_rows(Mapper(INVOICE, {"lines": entry}).rows(), INVOICE)[1] == []
+    theirs = {"lines": [{"kind": "good", "item": {"text": "tea"}}, {"kind": "tax", "item": {"text": "x"}}]}
+    mapper = Mapper(INVOICE, {"lines": entry})
+    assert mapper.inward(mapper.theirs(theirs)) == {"lines": [{"description": "tea"}]}
+    assert mapper.outward({"lines": [TEA]}) == {}
 
 
 def test_no_rows_and_no_word_of_rows_are_two_things() -> None:
@@ -108,6 +118,7 @@ SOME = {"column": "quantity", "path": "count"}
         (_lines(SOME | {"transform": "eval"}), "row 1, lines 1: no transform 'eval'"),
         (_lines(SOME | {"direction": "out"}), "row 1, lines 1: child rows are sent and merged as a whole"),
         (_lines(SOME | {"rows": [SOME]}), "row 1, lines 1: 'quantity' is a plain column and takes no `rows`"),
+        (_lines(SOME | {"path": "a[0]"}), "row 1, lines 1: 'a[0]' is no field name or dotted path"),
         (_lines(), "child rows need at least one field"),
         (_lines(SOME, transform="text"), "have no transform, relation or default"),
         (_lines(SOME, link="product"), "have no transform, relation or default"),
@@ -118,6 +129,20 @@ SOME = {"column": "quantity", "path": "count"}
 def test_what_is_wrong_with_a_mapping_of_rows(row: dict[str, Any], says: str) -> None:
     _, problems = check_rows([row], INVOICE)
     assert any(says in problem for problem in problems), problems
+
+
+def test_a_row_keeps_what_its_transform_loses_and_knows_its_invoices_currency() -> None:
+    line = {"description": Field("text", "truncate:4"), "unit_price": Field("each", "minor_units:column=currency")}
+    mapper = Mapper(INVOICE, {"currency": "currency", "lines": rows("lines", line)})
+    one, two = {"description": "green tea", "unit_price": 5}, {"description": "postage", "unit_price": 3}
+    here = {"currency": "jpy", "lines": [one, two]}
+    flat = mapper.outward(here)
+    assert flat["lines"] == [{"text": "gree", "each": "5"}, {"text": "post", "each": "3"}]
+    flat["lines"] = [{"text": "new", "each": "7"}, {"text": "gree", "each": "6"}, {"text": "post", "each": "3"}]
+    new = {"description": "new", "unit_price": 7}
+    assert mapper.inward(flat, record=here)["lines"] == [new, {**one, "unit_price": 6}, two]
+    assert mapper.inward({**flat, "currency": "eur"})["lines"][0] == {"description": "new", "unit_price": 700}
+    assert check_rows(mapper.rows(), INVOICE)[1] == []
 
 
 # --- writing child rows -------------------------------------------------------------------------------

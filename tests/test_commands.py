@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import pytest
 import sqlalchemy as sa
 
 from commands import COMMANDS, main
+from conductor.tasks import Tasks
+from demo.simulators import StripeSimulator
 from models import capture
+from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.schema import is_current, migrate
 from models.session import Database
@@ -309,3 +313,106 @@ def test_a_system_configured_in_part(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("status", STRIPE_API_BASE="http://127.0.0.1:9")
     assert done.returncode == 2 and done.stderr.startswith("STRIPE_API_KEY: missing")
+
+
+# --- bringing records together -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stripe() -> Iterator[StripeSimulator]:
+    with StripeSimulator() as stripe:
+        yield stripe
+
+
+def settings(stripe: StripeSimulator) -> dict[str, str]:
+    return {"STRIPE_API_KEY": stripe.KEY, "STRIPE_API_BASE": stripe.stripe.url}
+
+
+def customers(url: str, *names: str) -> None:
+    """Customers that were there before anybody followed them."""
+    migrate(url)
+    database = Database(url)
+    with database.write() as c:
+        c.execute(sa.insert(Customer.__table__), [{"name": name, "email": f"{name}@x.example"} for name in names])
+        c.execute(sa.delete(Change))
+    database.close()
+
+
+def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    customers(sqlite_url, "ada", "grace")
+    for name in ("ada", "grace"):
+        stripe.add({"name": name, "email": f"{name}@x.example"})
+    done = run("backfill", "stripe.customer", **settings(stripe))
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        "No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.",
+        "0 sent, 2 were there already",
+    ]
+    done = run("reconcile", "stripe.customer", **settings(stripe))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no drift")
+    stripe.edit(stripe.ids()[0], {"name": "Ada Lovelace"})
+    done = run("reconcile", "stripe.customer", **settings(stripe))
+    assert done.returncode == 1 and done.stdout.splitlines()[-2:] == [
+        f"record 1, there {stripe.ids()[0]}: name: here 'ada', there 'Ada Lovelace'",
+        "1 record differs: name 1",
+    ]
+
+
+def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
+    run: Run, sqlite_url: str, stripe: StripeSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customers(sqlite_url, "ada")
+    with monkeypatch.context() as patch:
+
+        def interrupted(self: Tasks) -> bool:
+            raise KeyboardInterrupt
+
+        patch.setattr(Tasks, "run_some", interrupted)
+        done = run("backfill", "stripe.customer", "--where", "name=ada", **settings(stripe))
+    assert done.returncode == 130 and "stopped at 0 of 1; the same command goes on from there" in done.stdout
+    done = run("backfill", "stripe.customer", "--where", "name=ada", "--background", **settings(stripe))
+    assert (done.returncode, done.stdout) == (0, "task #1 is begun\n")
+
+
+def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    migrate(sqlite_url)
+    for arguments, words in (
+        (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),
+        (("backfill", "stripe.customer", "--where", "land=DE"), "customer has no column 'land'"),
+        (("backfill", "stripe.customer", "--where", "country"), "give COLUMN=VALUE, each column once"),
+        (("reconcile", "stripe.thing"), "no subscriber 'stripe.thing'"),
+        (("check", "stipe"), "no system 'stipe'; there are: stripe"),
+    ):
+        done = run(*arguments, **settings(stripe))
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_check_says_what_is_missing(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    migrate(sqlite_url)
+    stripe.add({"name": "Ada", "email": "ada@x.example"})
+    done = run("check", "stripe", **settings(stripe))
+    assert done.returncode == 0 and "  ok    name <-> name (text)" in done.stdout.splitlines()
+    assert "STRIPE_WEBHOOK_SECRET is empty" in done.stdout
+    stripe.fail(401, times=50)
+    done = run("check", **settings(stripe))
+    assert done.returncode == 1 and "  wrong the login does not work" in done.stdout
+    assert "to be mended" in done.stdout.splitlines()[-1] and stripe.KEY not in done.stdout
+
+
+def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("subscribers", "tests"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
+    monkeypatch.setattr("commands.author.ROOT", tmp_path)
+    done = run("new-subscriber", "acme.product", "--own")
+    assert done.returncode == 0 and "wrote subscribers/acme.py" in done.stdout
+    assert (tmp_path / "tests/test_acme.py").exists()
+    assert len((tmp_path / "subscribers/acme.py").read_text().splitlines()) <= 100
+    for name, words in (
+        ("acme.customer", "subscribers/acme.py is there already"),
+        ("Acme", "give system and catalogue in lower case"),
+        ("../x.customer", "give system and catalogue in lower case"),
+        ("acme.thing", "no catalogue 'thing'; there are customer"),
+        ("books.invoice", "invoice needs customer_id"),
+    ):
+        done = run("new-subscriber", name)
+        assert done.returncode == 2 and words in done.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,12 +12,13 @@ import sqlalchemy as sa
 
 from conductor import LetterFilter, Policy
 from models.capture import sync_context
-from models.catalogues import Customer
-from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link
+from models.catalogues import CATALOGUES, Customer
+from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
 from subscribers.base import External
 from subscribers.errors import BadSignature, Gone, Reject, Retry, SystemDown
 from subscribers.mapping import Field
+from subscribers.rates import Rate
 from tests.fakes import World
 
 CUSTOMER = Customer.__table__
@@ -672,3 +675,50 @@ def test_a_thin_event_is_fetched(world: World) -> None:
     subscriber = world.conductor.subscribers["crm.customer"]
     world.conductor.inward.take(subscriber, External("crm_1", {"id": "crm_1"}, at=world.clock()))
     assert record(world, one).email == "2@x.org"
+
+
+def test_a_text_cut_there_is_not_cut_here(database: Database) -> None:
+    cut = {"name": Field("name", transform="truncate:5"), "city": "city"}
+    world = World(database, "crm", field_to_data=cut)
+    with database.write() as c:
+        key = CATALOGUES["customer"].insert(c, {"name": "Annabella", "city": "Rome"})
+    world.run()
+    (external_id,) = world.systems["crm"].store
+    for edit, name in (({"city": "Paris"}, "Annabella"), ({"name": "Berta"}, "Berta")):
+        world.clock.tick()
+        world.systems["crm"].edit(external_id, **edit)
+        world.conductor.poll("crm.customer")
+        world.run()
+        with database.read() as c:
+            record = CATALOGUES["customer"].read(c, [key])[key]
+        assert (record["name"], record["city"]) == (name, "Paris")
+    assert [kind for kind, _ in world.systems["crm"].writes()] == ["create"], "nothing echoes"
+
+
+def test_what_a_system_says_of_its_limit_is_kept_for_people(database: Database) -> None:
+    world = World(database, "crm")
+    reset = world.clock() + timedelta(minutes=1)
+
+    def told() -> tuple[Any, ...]:
+        world.run()
+        with database.read() as c:
+            row = c.execute(sa.select(System.__table__)).one()
+        return row.rate_remaining, row.rate_limit, row.rate_reset_at
+
+    def edit(rate: Rate | None) -> None:
+        world.clock.tick()
+        world.systems["crm"].http = SimpleNamespace(rate=rate)
+        with database.write() as c:
+            CATALOGUES["customer"].insert(c, {"name": "Anna"})
+
+    edit(None)
+    assert told() == (None, None, None)
+    edit(Rate(50, 100, reset))
+    assert told() == (50, 100, reset)
+    edit(Rate(49, 100, reset))
+    assert told() == (50, 100, reset), "not with every batch"
+    edit(Rate(0, 100, reset))
+    assert told() == (0, 100, reset), "but the end at once"
+    world.clock.tick(60)
+    edit(Rate(10**12))
+    assert told() == (2**31 - 1, None, None)

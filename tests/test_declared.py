@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from settings import SettingsError
+from settings import Settings, SettingsError
+from subscribers import files, rest
 from subscribers.base import REGISTRY, connect
 from subscribers.declared import register_file
+from subscribers.files import FileSubscriber
 from subscribers.mapping import Field
+from subscribers.rest import RestSubscriber, RestSystem
+from tests.test_docs import marked, table
+from workers.runtime import build
 
 FINE = """
 [systems.crm]
@@ -67,7 +73,7 @@ def test_what_is_declared_is_connected(declare: Any, monkeypatch: pytest.MonkeyP
     assert customer.client is invoice.client
     assert (customer.client.delete_limit, customer.client.concurrency) == (3, 2)
     assert customer.field_to_data["email"] == Field("mail", transform="lower", conflict="external")
-    assert invoice.default_mapper.relations() == {"customer_id": "customer"}
+    assert invoice.default_mapper.relations() == {"customer"}
     assert declare(FINE), "the same file may be read again"
 
 
@@ -87,7 +93,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
     [
         ('auth = "none"', 'auth = "digest"', "systems.crm.auth: Input should be 'bearer'"),
         ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret: set CRM_TOKEN in the environment"),
-        ('auth = "none"', 'aut = "none"', "systems.crm.aut: Extra inputs are not permitted"),
+        ('auth = "none"', 'aut = "none"', "systems.crm.aut: is no key that is known here; auth is"),
         ('"https://crm.example"', '"crm.example"', "systems.crm.url: an address starting with http"),
         ("delete_limit = 3", "delete_limit = -3", "systems.crm.delete_limit: Input should be greater than or equal"),
         ('auth = "none"', 'kind = "soap"', "systems.crm.kind: there are rest"),
@@ -99,7 +105,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
             "subscribers.bill",
             "systems.crm.subscribers.bill: no such catalogue; there are",
         ),
-        ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: Field required"),
+        ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: is missing"),
         ('path = "/contacts"', "path = 7", "systems.crm.subscribers.customer.path: Input should be a valid string"),
         ('["email"]', '["phone"]', "systems.crm.subscribers.customer.match_on: 'phone' is not in field_to_data"),
         ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: no transform 'shout'"),
@@ -129,9 +135,61 @@ def test_a_file_that_is_no_declaration(declare: Any, text: str, said: str) -> No
     assert complaints(declare, text)[0].startswith(said)
 
 
+def test_a_process_starts_with_what_is_declared(
+    tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systems.toml").write_text(FINE)
+    monkeypatch.setenv("SYNCFLOW_SYSTEMS", str(tmp_path / "systems.toml"))
+    shutil.copy(migrated_sqlite, tmp_path / "hub.db")
+    runtime = build(Settings(_env_file=None, database_url=f"sqlite:///{tmp_path / 'hub.db'}"))
+    try:
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.conductor.subscribers)
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.broker.get_declared_queues())
+    finally:
+        runtime.close()
+
+
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("# Zoë".encode("latin-1"))
     with pytest.raises(SettingsError, match=r"latin\.toml: is no TOML"):
         register_file(tmp_path / "latin.toml")
     with pytest.raises(SettingsError, match=r"SYNCFLOW_SYSTEMS: .* cannot be read"):
         register_file(tmp_path)
+
+
+# --- the pages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "block", "base", "names"),
+    [
+        ("docs/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
+        ("docs/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+        ("docs/files.md", "checked: files subscriber", FileSubscriber, files.SUBSCRIBER_OPTIONS),
+    ],
+)
+def test_the_tables_of_options_are_complete(page: str, block: str, base: type, names: tuple[str, ...]) -> None:
+    def shown(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else "" if not value else str(value)
+
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table(block, page)}
+    assert rows == {name: shown(getattr(base, name, None)) for name in names}
+
+
+def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> None:
+    (tmp_path / "customers").mkdir()
+    declare(marked("runs: files", "docs/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
+    declared = connect({"erp.customer": REGISTRY.pop("erp.customer")})["erp.customer"]
+    exec(compile(marked("runs: files-code", "docs/files.md"), "example", "exec", dont_inherit=True), {"__name__": "x"})  # noqa: S102 - it is our own documentation
+    code = REGISTRY["erp.customer"]
+    assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
+    assert {n: getattr(declared, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
+        n: getattr(code, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")
+    }
+    assert list(declared.changed_since({"begun": ""})) == [] and (tmp_path / "customers" / "in").is_dir()
+
+
+@pytest.mark.parametrize("block", ["runs: pocketbase", "runs: kinto", "runs: files"])
+def test_a_declared_subscriber_takes_at_most_30_lines(block: str) -> None:
+    page = "docs/files.md" if block == "runs: files" else "docs/rest.md"
+    assert len(marked(block, page, "toml").strip().splitlines()) <= 30

@@ -338,6 +338,96 @@ def test_products_have_events_too(client: official.StripeClient, receiver: Recei
     assert kinds == ["product.created", "product.updated", "product.deleted"]
 
 
+# --- products, prices, invoices ----------------------------------------------------------------------------
+
+
+def code_of(refuse: Any, *given: Any) -> tuple[int | None, str | None]:
+    with pytest.raises(official.StripeError) as refused:
+        refuse(*given)
+    return refused.value.http_status, refused.value.code
+
+
+def test_prices_cannot_change_and_a_default_price_cannot_be_archived(client: official.StripeClient) -> None:
+    product = client.v1.products.create(
+        {"name": "Lamp", "default_price_data": {"currency": "eur", "unit_amount": 900}, "expand": ["default_price"]}
+    )
+    old: Any = product.default_price
+    assert (old.unit_amount, old.product, old.active) == (900, product.id, True)
+    assert code_of(client.v1.prices.update, old.id, {"unit_amount": 950}) == (400, "parameter_unknown")
+    assert code_of(client.v1.prices.update, old.id, {"active": False})[0] == 400
+    new = client.v1.prices.create({"product": product.id, "currency": "eur", "unit_amount": 950})
+    assert client.v1.products.update(product.id, {"default_price": new.id}).default_price == new.id
+    assert client.v1.prices.update(old.id, {"active": False}).active is False
+    assert [one.id for one in client.v1.prices.list({"product": product.id, "active": True}).data] == [new.id]
+    assert code_of(client.v1.products.delete, product.id)[0] == 400
+    event = client.v1.events.list({"type": "product.updated"}).data[0]
+    assert plain(event.data.previous_attributes)["default_price"] == old.id
+
+
+def draft_of(client: official.StripeClient, *lines: Any, **values: Any) -> str:
+    """An invoice with lines of (description, unit amount in cents)."""
+    customer = client.v1.customers.create({"name": "Ada"}).id
+    given: Any = {"customer": customer, "currency": "eur", "collection_method": "send_invoice", "days_until_due": 9}
+    invoice = client.v1.invoices.create(given | values)
+    for description, amount in lines:
+        item: Any = {"customer": customer, "invoice": invoice.id, "description": description, "unit_amount": amount}
+        client.v1.invoice_items.create(item | {"quantity": 2, "currency": "eur"})
+    return invoice.id
+
+
+def test_an_invoice_lives(client: official.StripeClient) -> None:
+    id = draft_of(client, ("work", 500), ("travel", 20))
+    seen = client.v1.invoices.retrieve(id)
+    assert [(line.description, line.amount) for line in seen.lines.data] == [("travel", 40), ("work", 1000)]
+    assert (seen.status, seen.number, seen.total) == ("draft", None, 1040)
+    final = client.v1.invoices.finalize_invoice(id)
+    assert (final.status, final.number) == ("open", "STRIPE-0001")
+    assert code_of(client.v1.invoices.pay, id) == (402, "invoice_payment_intent_requires_action")
+    assert client.v1.invoices.pay(id, {"paid_out_of_band": True}).status == "paid"
+    types = [event.type for event in client.v1.events.list({"limit": 20}).data]
+    assert types[:5] == [
+        "invoice.updated",
+        "invoice.paid",
+        "invoice.payment_failed",
+        "invoice.updated",
+        "invoice.finalized",
+    ]
+
+
+def test_a_final_invoice_is_not_edited(client: official.StripeClient) -> None:
+    id = draft_of(client, ("work", 500))
+    item = client.v1.invoice_items.list({"invoice": id}).data[0].id
+    client.v1.invoices.finalize_invoice(id)
+    refused = (400, "invoice_not_editable")
+    assert code_of(client.v1.invoices.update, id, {"number": "R-1"}) == refused
+    assert code_of(client.v1.invoice_items.update, item, {"quantity": 1}) == refused
+    assert code_of(client.v1.invoice_items.delete, item) == refused
+    assert code_of(client.v1.invoices.delete, id) == refused
+    assert plain(client.v1.invoices.update(id, {"metadata": {"a": "1"}}).metadata) == {"a": "1"}
+    assert client.v1.invoices.void_invoice(id).status == "void"
+    assert code_of(client.v1.invoices.void_invoice, id) == refused
+
+
+def test_the_items_of_a_deleted_draft_wait_for_the_next_invoice(client: official.StripeClient) -> None:
+    id = draft_of(client, ("work", 500))
+    client.v1.invoices.delete(id)
+    assert code_of(client.v1.invoices.retrieve, id) == (404, "resource_missing")
+    assert [one.invoice for one in client.v1.invoice_items.list().data] == [None]
+
+
+def test_an_invoice_is_refused_what_it_cannot_be(client: official.StripeClient) -> None:
+    customer = client.v1.customers.create({"name": "Ada"}).id
+    refuse = client.v1.invoices.create
+    assert code_of(refuse, {"customer": "cus_nobody"}) == (400, "resource_missing")
+    assert code_of(refuse, {"customer": customer, "collection_method": "send_invoice"})[0] == 400
+    past = {"customer": customer, "collection_method": "send_invoice", "due_date": 1}
+    assert code_of(refuse, past)[0] == 400
+    draft_of(client, number="R-1")
+    assert code_of(refuse, {"customer": customer, "number": "R-1"})[0] == 400
+    dollars = {"customer": customer, "invoice": draft_of(client), "currency": "usd", "amount": 1}
+    assert code_of(client.v1.invoice_items.create, dollars)[0] == 400
+
+
 # --- faults ------------------------------------------------------------------------------------------------
 
 
@@ -483,6 +573,29 @@ def test_the_page_creates_refuses_and_deletes(system: StripeLike) -> None:
     assert requests.get(f"{system.url}/ui/customers/{made['id']}", timeout=5).status_code == 404
 
 
+def test_products_and_invoices_are_edited_on_their_pages(system: StripeLike) -> None:
+    def post(path: str, **form: str) -> requests.Response:
+        return requests.post(f"{system.url}/ui/{path}", form, timeout=5)
+
+    assert "Lamp" in post("products/new", name="Lamp", price="900", currency="eur").text
+    (lamp,) = api(system, "GET", "/v1/products").json()["data"]
+    post(f"products/{lamp['id']}", name="Lamp", price="950", currency="eur", active="True")
+    prices = api(system, "GET", "/v1/prices").json()["data"]
+    assert [(one["unit_amount"], one["active"]) for one in prices] == [(950, True), (900, False)]
+    assert post(f"products/{lamp['id']}/delete").status_code == 400
+
+    customer = system.create_customer(name="Ada")["id"]
+    assert post("invoices/new", customer="nobody").status_code == 400
+    post("invoices/new", customer=customer, currency="eur", line="work", amount="500")
+    (invoice,) = api(system, "GET", "/v1/invoices").json()["data"]
+    page = f"invoices/{invoice['id']}"
+    post(page, number="R-1", status="open")
+    assert "paid" in post(page, number="R-1", status="paid").text
+    assert post(page, number="R-2", status="paid").status_code == 400
+    seen = api(system, "GET", f"/v1/{page}").json()
+    assert (seen["number"], seen["status"], seen["total"], seen["paid_out_of_band"]) == ("R-1", "paid", 500, False)
+
+
 # --- stopping and starting ---------------------------------------------------------------------------------
 
 
@@ -500,11 +613,13 @@ def test_a_restart_carries_on(tmp_path: Path) -> None:
         )
         gone = client.v1.customers.create({"name": "Eve"})
         client.v1.customers.delete(gone.id)
+        lamp = client.v1.products.create({"name": "Lamp"}).id
     with StripeLike(data=data) as system:
         client = client_of(system.url)
         assert plain(client.v1.customers.retrieve(kept.id).metadata) == {"$ref": "x"}
         assert client.v1.customers.retrieve(gone.id).deleted
-        assert len(client.v1.events.list().data) == 3
+        assert len(client.v1.events.list().data) == 4
+        assert client.v1.products.retrieve(lamp).name == "Lamp"
         replayed = api(
             system,
             "POST",

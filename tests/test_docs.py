@@ -7,6 +7,7 @@ import hmac
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic import BaseModel, SecretStr
 
 import subscribers as shipped
 from broker import fanout_message
+from commands.author import write
 from conductor import Conductor
 from demo.rest import DEMO_TOKEN
 from demo.rest import RestSystem as ShopLike
@@ -28,7 +30,7 @@ from models.schema import migrate
 from models.session import Database
 from settings import VAR, Settings
 from subscribers.base import REGISTRY, connect
-from subscribers.mapping import nest
+from subscribers.paths import nest
 from tests.fakes import Ears, World
 from tests.test_layers import MAY_IMPORT
 
@@ -40,7 +42,7 @@ TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE))
 #: Pictures that `make screenshots` takes: they may be missing for as long as there is no such target.
 SCREENSHOTS = {"docs/images/overview-light.png", "docs/images/overview-dark.png"}
 #: Files that a reader is told to make.
-READERS_OWN = {"subscribers/shop.py"}
+READERS_OWN = {"subscribers/shop.py", "tests/test_shop.py"}
 
 CUSTOMER = Customer.__table__
 
@@ -204,9 +206,15 @@ def test_the_quoted_declaration_is_in_the_code() -> None:
 
 
 def test_the_quoted_mappings_are_the_shipped_ones() -> None:
-    for page, name in (("docs/stripe.md", "stripe.customer"), ("docs/salesforce.md", "salesforce.customer")):
+    for page, names in (
+        ("docs/stripe.md", ("stripe.customer", "stripe.product", "stripe.invoice")),
+        ("docs/salesforce.md", ("salesforce.customer",)),
+    ):
         section = (ROOT / page).read_text().split("## What is mapped")[1].split("##")[0]
-        assert dict(re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)`", section)) == REGISTRY[name].field_to_data
+        tables = [re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)`", part) for part in section.split("|---|---|")[1:]]
+        for table, name in zip(tables, names, strict=True):
+            fields = REGISTRY[name].field_to_data.items()
+            assert dict(table) == {column: f if isinstance(f, str) else f.path for column, f in fields}
 
 
 # --- what runs ------------------------------------------------------------------------------------------
@@ -351,6 +359,7 @@ def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callab
 
 def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Hub]) -> None:
     monkeypatch.setenv("BOOKS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BOOKS_TOKEN", "t")
     hub = start(marked("runs: invoice", "docs/add-a-catalogue.md"))
     customer = hub.add(name="Ada")
     invoice = {"customer_id": customer, "number": "2026-1", "due_date": sa.func.date("2026-12-24")}
@@ -366,8 +375,67 @@ def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start:
         "number": "2026-1",
         "status": "draft",
         "due_on": "2026-12-24",
-        "lines": [{"product_id": None, "description": "Tea", "quantity": 2, "unit_price": 450}],
+        "lines": [{"text": "Tea", "quantity": 2, "price": "4.50"}],
     }
+
+
+def test_the_pages_first_file_is_what_the_command_writes(tmp_path: Path) -> None:
+    for folder in ("subscribers", "tests"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
+    source, test = write(tmp_path, "shop.customer")
+    assert source.read_text() == marked("runs: configured", "docs/add-a-subscriber.md")
+    assert test.read_text() == marked("runs: configured-test", "docs/add-a-subscriber.md")
+    assert "\nimport subscribers.shop\n" in (tmp_path / "subscribers/__init__.py").read_text()
+
+
+@pytest.mark.parametrize("name, most", [("runs: configured", 30), ("runs: own-class", 100)])
+def test_a_subscriber_is_short(name: str, most: int) -> None:
+    assert len(marked(name, "docs/add-a-subscriber.md").strip().splitlines()) <= most
+
+
+def test_the_simulators_example_runs() -> None:
+    exec(marked("runs: simulator", "docs/add-a-subscriber.md"), {})  # noqa: S102
+
+
+def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
+    shop: ShopLike, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.contacts, "_needs_email", False)
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+
+    def theirs(statement: str) -> None:
+        with database.engine.connect() as connection, connection.begin():
+            connection.exec_driver_sql(statement)
+
+    theirs(
+        "CREATE TABLE shop_article (article_no varchar(32) PRIMARY KEY, title varchar(200) NOT NULL, price_cents int)"
+    )
+    theirs("INSERT INTO shop_article VALUES ('A-1', 'Teapot', 1250), ('A-2', 'Cup', 300), ('A-3', 'Spoon', NULL)")
+    exec(marked("runs: existing-table", "docs/add-a-catalogue.md"), {})  # noqa: S102
+    with database.write() as connection:
+        capture.install(connection)
+    exec(marked("runs: existing-subscriber", "docs/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
+    shop.contacts.create({"name": "Cup", "company": "A-2"})
+    hub = Hub(database, {"shop.article"})
+    hub.conductor.backfill("shop.article", "ann")
+    while hub.conductor.tasks.list(unfinished=True):
+        hub.conductor.tasks.run_some()
+        hub.conductor.sweep()
+        hub.run()
+    found = {one["company"]: (one["name"], one["note"]) for one in shop.contacts.newest(9)[0]}
+    assert found == {"A-1": ("Teapot", "12.50"), "A-2": ("Cup", "3.00"), "A-3": ("Spoon", None)}
+    theirs("UPDATE shop_article SET title = 'Big teapot' WHERE article_no = 'A-1'")
+    hub.run()
+    (contact,) = [one for one in shop.contacts.newest(9)[0] if one["company"] == "A-1"]
+    assert contact["name"] == "Big teapot"
+    shop.contacts.update(contact["id"], {"note": "13.00"})
+    hub.poll("shop.article")
+    with database.read() as connection:
+        row = connection.exec_driver_sql("SELECT price_cents FROM shop_article WHERE article_no = 'A-1'").one()
+    database.close()
+    assert row == (1300,)
 
 
 def test_the_existing_table_of_another_application_is_captured(database: Database) -> None:

@@ -4,7 +4,7 @@ import logging
 import socket
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from threading import Thread
@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr, ValidationError
 from pytest_httpserver import HTTPServer
+from requests.structures import CaseInsensitiveDict
 from werkzeug import Request, Response
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.http import Http, Token, Url, iso_time, same_secret, secrets_of
+from subscribers.rates import Rate, rate_of
 
 SECRET = "sk-very-secret-1234567890"
 
@@ -177,6 +179,128 @@ def test_a_vendors_table_comes_first(httpserver: HTTPServer) -> None:
     http = Http(httpserver.url_for(""), classify=classify)
     assert isinstance(failure(http), Gone)
     assert isinstance(failure(http, "GET"), Reject)
+
+
+def test_a_vendors_table_of_statuses_is_laid_over_the_usual_one(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/things").respond_with_data("busy", status=409)
+    http = Http(httpserver.url_for(""), statuses={409: Retry})
+    assert type(failure(http)) is Retry
+    assert type(failure(Http(httpserver.url_for("")))) is Reject
+
+
+def test_a_vendors_words_repeat_no_secret_either(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/things").respond_with_data("", status=400)
+    told = Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1")
+    http = Http(
+        httpserver.url_for(""), headers={"Authorization": f"Bearer {SECRET}"}, classify=lambda response, writes: told
+    )
+    error = failure(http)
+    assert isinstance(error, Reject) and error.request_id == "r1"
+    assert str(error) == "bad key ***" and error.fields == {"key": "*** is wrong"}
+
+
+@contextmanager
+def cutting_server() -> Iterator[tuple[str, list[bytes]]]:
+    """Closes its first connection after the request, and answers on the next one; as a load balancer does."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        seen: list[bytes] = []
+
+        def serve() -> None:
+            for answer in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"):
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    seen.append(connection.recv(65536).split(b" ")[0])
+                    connection.sendall(answer)
+
+        thread = Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", seen
+        with suppress(OSError):
+            socket.create_connection(server.getsockname(), timeout=1).close()
+        thread.join()
+
+
+def test_only_reading_is_repeated_unasked() -> None:
+    with cutting_server() as (url, seen):
+        assert Http(url).json("GET", "/things")[0] == {}
+        assert seen == [b"GET", b"GET"]
+    with cutting_server() as (url, seen):
+        error = failure(Http(url))
+        assert isinstance(error, Retry) and error.maybe_done
+        assert seen == [b"POST"]
+
+
+def test_each_thread_has_its_own_session(http: Http) -> None:
+    sessions = []
+    threads = [Thread(target=lambda: sessions.append((http.session, http.session))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (one, again), (other, _) = sessions
+    assert one is again and one is not other
+    assert all(session.verify is True for session in (one, other))
+
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "rate"),
+    [
+        (200, {}, None),
+        (200, {"X-RateLimit-Remaining": "5"}, Rate(5)),
+        (200, {"X-RateLimit-Remaining": "lots"}, None),
+        (
+            200,
+            {"RateLimit-Remaining": "5", "RateLimit-Limit": "100, 100;w=60", "RateLimit-Reset": "30"},
+            Rate(5, 100, NOW + timedelta(seconds=30)),
+        ),
+        (
+            200,
+            {"X-Rate-Limit-Remaining": "0", "X-Rate-Limit-Reset": str(int(NOW.timestamp()) + 60)},
+            Rate(0, None, NOW + timedelta(seconds=60)),
+        ),
+        (
+            200,
+            {"X-RateLimit-Remaining": "7.0", "X-RateLimit-Reset": f"{int(NOW.timestamp()) + 60}000"},
+            Rate(7, None, NOW + timedelta(seconds=60)),
+        ),
+        (
+            200,
+            {
+                "RateLimit": '"day";r=900;t=4000, "burst";r=3;t=10',
+                "RateLimit-Policy": '"burst";q=10;w=10,"day";q=1000;w=86400',
+            },
+            Rate(3, 10, NOW + timedelta(seconds=10)),
+        ),
+        (429, {}, Rate(0)),
+        (429, {"Retry-After": "20", "X-RateLimit-Limit": "9"}, Rate(0, None, NOW + timedelta(seconds=20))),
+        (429, {"X-RateLimit-Limit": "9", "X-RateLimit-Remaining": "1"}, Rate(0, 9)),
+        (200, {"X-RateLimit-Remaining": "5", "X-RateLimit-Reset": "9" * 15}, Rate(5)),
+    ],
+)
+def test_what_an_answer_says_of_its_limit(status: int, headers: dict[str, str], rate: Rate | None) -> None:
+    assert rate_of(CaseInsensitiveDict(headers), status, NOW) == rate
+
+
+@given(st.dictionaries(st.sampled_from(["RateLimit", "RateLimit-Policy", "X-RateLimit-Remaining", "X-RateLimit-Reset"]),
+                       st.one_of(st.text(), st.text("0123456789;,=rqtw\"")), max_size=4))  # fmt: skip
+def test_no_header_of_a_stranger_breaks_the_reading(headers: dict[str, str]) -> None:
+    rate_of(headers, 200, NOW)
+
+
+def test_the_last_word_on_the_limit_is_kept(httpserver: HTTPServer, http: Http) -> None:
+    assert http.rate is None
+    httpserver.expect_request("/api/one").respond_with_json({}, headers={"X-RateLimit-Remaining": "4"})
+    httpserver.expect_request("/api/two").respond_with_json({})
+    http.json("GET", "/one")
+    http.json("GET", "/two")
+    assert http.rate == Rate(4)
 
 
 class Example(BaseModel):

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogues import CATALOGUES
+from subscribers.base import Subscriber, register
 from subscribers.errors import Reject
-from subscribers.mapping import MISSING, Field, Mapper, check_rows, nest, pick, same
+from subscribers.mapping import Field, Mapper, check_rows, same
+from subscribers.paths import MISSING, nest, pick, tops
 
 CUSTOMER = CATALOGUES["customer"]
 FIELDS: dict[str, Field | str] = {
@@ -146,3 +148,95 @@ def test_rows_of_a_mapping_come_back_as_they_were() -> None:
 def test_what_is_wrong_with_a_mapping_is_said_by_row(rows: list[dict[str, Any]], says: str) -> None:
     _, problems = check_rows(rows, CUSTOMER)
     assert any(says in problem for problem in problems)
+
+
+# --- several fields, expressions, and what a transform loses ---------------------------------------------
+
+
+def test_one_column_may_be_several_fields() -> None:
+    mapper = Mapper(CUSTOMER, {"name": Field("person.first+person.last", "split_name"), "email": "email"})
+    flat = mapper.outward({"name": "Anna van der Berg", "email": "a@example.org"})
+    assert nest(flat) == {"person": {"first": "Anna", "last": "van der Berg"}, "email": "a@example.org"}
+    assert mapper.theirs(nest(flat)) == flat
+    assert mapper.inward({"person.first+person.last": ["Anna", "Rossi"]}) == {"name": "Anna Rossi"}
+    assert mapper.paths() == ["person.first", "person.last", "email"]
+    assert mapper.path_of("name") == "person.first+person.last"
+    assert tops(flat) == ["person", "email"]
+    assert mapper.theirs({"person": {"last": "Rossi"}}) == {}, "half of it is not a name"
+    assert mapper.theirs({"person": {"first": None, "last": ""}}) == {"person.first+person.last": None}
+    assert nest(mapper.outward({"name": None})) == {"person": {"first": None, "last": None}, "email": None}
+
+
+def test_several_columns_may_be_one_field() -> None:
+    mapper = Mapper(CUSTOMER, {"street+city": Field("label", "join_name")})
+    assert mapper.outward({"street": "Anna", "city": "Rossi"}) == {"label": "Anna Rossi"}
+    assert mapper.outward({"street": None, "city": ""}) == {"label": None}
+    assert mapper.inward({"label": "Anna Rossi"}) == {"street": "Anna", "city": "Rossi"}
+    assert mapper.inward({"label": None}) == {"street": None, "city": None}
+    assert mapper.path_of("city") == "label"
+
+
+def test_an_expression_reads_and_never_writes() -> None:
+    where = "emails[?primary].value | [0]"
+    mapper = Mapper(CUSTOMER, {"name": "name", "email": Field(where, direction="in")})
+    theirs = mapper.theirs({"emails": [{"value": "a"}, {"value": "b", "primary": True}]})
+    assert theirs == {where: "b"} and mapper.inward(theirs) == {"email": "b"}
+    assert mapper.outward({"name": "Anna", "email": "a"}) == {"name": "Anna"}
+    assert mapper.theirs({"name": "Anna"}) == {"name": "Anna"}, "not a word of it is not an empty one"
+    assert mapper.theirs({"emails": []}) == {where: None}
+    assert nest({"name": "Anna", **theirs}) == {"name": "Anna"}
+    assert mapper.paths() == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("data", "found"), [({"a": "x"}, "x"), ({"b": 1}, None), ({"a": 7}, MISSING), ({"c": 1}, MISSING)]
+)
+def test_an_expression_that_cannot_be_read_finds_nothing(data: dict[str, Any], found: Any) -> None:
+    assert pick(data, "(a && join('', [a])) || b.c") == found
+
+
+def test_what_a_transform_loses_stays_where_they_hold_just_that() -> None:
+    long = "a long text that they cut"
+    mapper = Mapper(CUSTOMER, {"notes": Field("note", "truncate:10"), "phone": Field("tel", "phone:DE")})
+    here = {"notes": long, "phone": "030 123456"}
+    flat = mapper.outward(here)
+    assert flat == {"note": long[:10], "tel": "+4930123456"}
+    assert mapper.inward(flat, record=here) == here
+    assert mapper.inward({"note": "another", "tel": "+4930999999"}, record=here) == {
+        "notes": "another",
+        "phone": "+4930999999",
+    }
+
+
+def test_an_amount_in_the_currency_beside_it() -> None:
+    mapper = Mapper(CATALOGUES["product"], {"price": Field("price", "minor_units:column=currency"), "currency": "unit"})
+    assert mapper.outward({"price": 1250, "currency": "jpy"}) == {"price": "1250", "unit": "jpy"}
+    assert mapper.inward({"price": "1250", "unit": "jpy"}) == {"price": 1250, "currency": "jpy"}
+    assert mapper.inward({"price": "1.5"}, record={"price": 1, "currency": "kwd"}) == {"price": 1500}
+    with pytest.raises(Reject, match="depends on currency"):
+        mapper.inward({"price": "1.5"})
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"column": "name", "path": "a[0]"}, "can only be read: its direction must be `in`"),
+        ({"column": "name", "path": "a[", "direction": "in"}, "no JMESPath expression"),
+        ({"column": "name", "path": "a+b"}, "without a transform a row makes 1 there of 1 here"),
+        ({"column": "name", "path": "a", "transform": "split_name"}, "makes 2 there of 1 here"),
+        ({"column": "name+city", "path": "a+b", "transform": "join_name"}, "makes 1 there of 2 here"),
+        ({"column": "name", "path": "a+b", "transform": "split_name", "default": "x"}, "take no default"),
+        ({"column": "name+town", "path": "a", "transform": "join_name"}, "no column 'town'"),
+        ({"column": "name", "path": "a", "transform": "map:a=x,b=x"}, "'x' stands there for two values"),
+        ({"column": "name", "path": "a", "transform": "minor_units:column=colour"}, "no column 'colour'"),
+        ({"column": "id", "path": "a", "transform": "text", "link": "product"}, "a relation takes no transform"),
+    ],
+)
+def test_what_is_wrong_with_a_row_of_the_more_artful_kind(row: dict[str, Any], says: str) -> None:
+    _, problems = check_rows([row], CUSTOMER)
+    assert any(says in text for text in problems), problems
+
+
+def test_a_class_whose_mapping_is_wrong_is_refused_where_it_is_written() -> None:
+    with pytest.raises(ValueError, match="Wrong: field_to_data: row 1: customer has no column 'nmae'"):
+        register(type("Wrong", (Subscriber,), {"system": "x", "catalogue": "customer", "field_to_data": {"nmae": "n"}}))

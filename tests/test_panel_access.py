@@ -38,6 +38,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/healthz"): ("/healthz", {}, (200, 200, 200, 200)),
     ("GET", "/metrics"): ("/metrics", {}, (401, 200, 200, 200)),
     ("POST", "/webhooks/<system>"): ("/webhooks/nobody", {}, GONE),
+    ("POST", "/webhooks/<system>/<secret>"): ("/webhooks/nobody/secret", {}, GONE),
     ("GET", "/"): ("/", {}, VIEW),
     ("GET", "/systems/"): ("/systems/", {}, VIEW),
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),

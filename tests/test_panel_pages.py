@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from models.base import utcnow
-from models.catalogues import Customer
+from models.catalogues import CATALOGUES, Customer
 from models.ledger import (
     AuditEntry,
     Change,
@@ -27,9 +27,10 @@ from models.ledger import (
 )
 from panel.paging import PAGE, STRETCH
 from panel.views.inbox import safe_headers
-from panel.views.mappings import parse_default, show_default
+from panel.views.mappings import parse_default, parsed_row, show_default, shown_row
 from panel.views.systems import MASK, mask
 from panel.views.unsubscriptions import record_list
+from subscribers.mapping import Field, Mapper, check_rows, rows
 from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, add_conflict, post, world
 
 
@@ -109,6 +110,15 @@ def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
     assert post(client, "/systems/nobody/pause", reason="x").status_code == 404
 
 
+def test_the_calls_that_are_left_are_shown(w: World) -> None:
+    told = {"rate_remaining": 12, "rate_limit": 1000, "rate_seen_at": datetime(2026, 11, 22, 12, tzinfo=UTC)}
+    with w.database.write() as c:
+        c.execute(sa.update(System).where(System.name == "shop").values(**told))
+    assert "12 of 1,000" in w.client("viewer").get("/systems/").text
+    with w.database.write() as c:
+        c.execute(sa.update(System).where(System.name == "shop").values(dict.fromkeys(told)))
+
+
 def test_poll_now(w: World) -> None:
     post(w.client("operator"), "/systems/poll/shop.customer")
     assert ("poll shop.customer", []) in w.announcer.heard
@@ -175,6 +185,14 @@ def test_a_saved_mapping_is_in_force_at_once_and_goes_back(w: World) -> None:
     assert set(w.conductor.mapping("shop.customer")[0].fields) == {"name", "email", "city", "active"}
     page = client.get("/mappings/shop.customer").text
     assert "Version 1: 1 field" in page and "Version 2: the code's default" in page
+
+
+def test_the_form_carries_child_rows_along() -> None:
+    field = {"description": "text", "unit_price": Field("each", "minor_units")}
+    mapper = Mapper(CATALOGUES["invoice"], {"number": "n", "lines": rows("items", field, direction="out")})
+    assert [parsed_row(shown_row(row)) for row in mapper.rows()] == mapper.rows()
+    _, problems = check_rows([parsed_row({**shown_row(mapper.rows()[1]), "rows": "{no json"})], CATALOGUES["invoice"])
+    assert "row 1: rows: Input should be a valid list" in problems[0]
 
 
 def test_a_wrong_mapping_is_refused_with_its_problems(w: World) -> None:
@@ -350,10 +368,10 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
 ) -> None:
     client = sqlite.client("viewer")
 
-    def broken() -> None:
+    def broken(*_arguments: object) -> None:
         raise ZeroDivisionError(f"with a secret: {TOKEN}")
 
-    monkeypatch.setattr(sqlite.conductor, "overview", broken)
+    monkeypatch.setattr(sqlite.conductor.throughput, "by_subscriber", broken)
     with caplog.at_level(logging.ERROR):
         answer = client.get("/")
     assert answer.status_code == 500

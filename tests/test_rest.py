@@ -19,7 +19,9 @@ from models.catalogues import CATALOGUES
 from settings import SettingsError
 from subscribers.base import External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Mapper, nest
+from subscribers.mapping import Mapper
+from subscribers.paths import nest
+from subscribers.rates import Rate
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 
 ANNA = {"name": "Anna", "email": "anna@example.org", "phone": None, "notes": "ring twice"}
@@ -258,6 +260,17 @@ def test_where_the_order_is_unknown_only_the_last_page_moves_the_position(httpse
     )
     pages = list(Unordered(connect(httpserver.url_for(""))).changed_since({"since": oldest}))
     assert [page.position for page in pages] == [{"since": oldest}, {"since": newest}]
+
+
+def test_the_name_of_a_call_and_the_limit_it_tells_of_are_kept(httpserver: HTTPServer) -> None:
+    told = {"X-Request-Id": "req-9", "RateLimit-Remaining": "41"}
+    contacts = ShopContact(connect(httpserver.url_for("")))
+    httpserver.expect_request("/contacts", method="POST").respond_with_json({"id": "c 1"}, headers=told)
+    httpserver.expect_request("/contacts/c 1", method="PATCH").respond_with_data("", status=204, headers=told)
+    made = contacts.create(item())
+    changed = contacts.update(item(external_id=made.id))
+    assert (made.id, changed.id, made.request_id, changed.request_id) == ("c 1", "c 1", "req-9", "req-9")
+    assert contacts.client.rate == Rate(41)
 
 
 def test_a_bare_list(httpserver: HTTPServer) -> None:

@@ -296,6 +296,32 @@ def test_a_list_that_knows_no_pages_is_not_read_for_ever(make: Any, httpserver: 
         list(make(pagination="page", page_limit=2).changed_since({"since": NEWEST}))
 
 
+def test_a_list_that_does_not_select_is_not_taken_for_the_answer(make: Any, httpserver: HTTPServer) -> None:
+    pages(httpserver, 5)
+    contact = make(record_id_field="id", page_limit=2)
+    found = contact.find(Item("4", {}, {}, {}, None, "key"))
+    assert found is not None and found.id == "4", "on the third page"
+    assert contact.find(Item("9", {}, {}, {}, None, "key")) is None
+    httpserver.clear()
+    pages(httpserver, 1000)
+    with pytest.raises(Retry, match="is find_parameter right"):
+        contact.find(Item("900", {}, {}, {}, None, "key"))
+    assert len(httpserver.log) == 10
+
+
+@pytest.mark.parametrize("chosen", [{}, {"oldest_first": False}, {"since_parameter": ""}])
+def test_a_list_in_another_order_is_not_half_read_in_silence(make: Any, httpserver: HTTPServer, chosen: Any) -> None:
+    old = "2026-11-22T11:00:00Z"
+    newest_first = {"items": [record(1), record(2, updated_at=old)], "next": "?page=2"}
+    httpserver.expect_request("/api/contacts", query_string="page=2").respond_with_json({"items": []})
+    httpserver.expect_request("/api/contacts").respond_with_json(newest_first)
+    if chosen:
+        assert len(list(make(**chosen).changed_since(None))) == 2
+    else:
+        with pytest.raises(Retry, match=r"not in order of updated_at: .* oldest_first = false"):
+            list(make().changed_since(None))
+
+
 @pytest.mark.parametrize(
     ("chosen", "stamps", "since"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from werkzeug import Request, Response
 from models.catalogues import Customer
 from models.ledger import DeadLetter
 from models.session import Database
-from subscribers.base import REGISTRY
+from subscribers.base import REGISTRY, Item
 from subscribers.declared import register_file
 from subscribers.mapping import pick
 from tests import rest_servers
@@ -138,6 +138,16 @@ def test_what_changes_there_comes_here(name: str, declare: Any, request: pytest.
     hub.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == known).values(phone="7"))
     hub.run()
     assert next(one for one in server.all() if one["id"] == same)["syncflow_id"] == str(known), "marked as ours"
+
+
+@both
+def test_a_create_whose_answer_was_lost_is_found(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
+    subscriber = declare(name, request.getfixturevalue(name)).conductor.subscribers[f"{name}.customer"]
+    sent = Item("17", {}, {"name": "Ada"}, {"name": "Ada"}, None, "key")
+    made = subscriber.create(sent)
+    found = subscriber.find(sent)
+    assert found is not None and (found.id, found.record_id) == (made.id, "17")
+    assert subscriber.find(replace(sent, record_id="1")) is None
 
 
 def test_kintos_lists_tell_of_deletions(declare: Any, kinto: Server) -> None:

@@ -1,5 +1,6 @@
 """Contacts, products and invoices with their lines, through the real conductor against the simulated org."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from datetime import date
@@ -10,6 +11,9 @@ import pytest
 
 from demo.salesforce import SalesforceSimulator
 from models.session import Database
+from settings import ROOT
+from subscribers.base import Field, Subscriber
+from subscribers.salesforce import SalesforceInvoice, SalesforceProduct
 from tests.salesforce_world import SalesforceWorld
 
 LINES = [
@@ -104,6 +108,20 @@ def test_a_name_that_does_not_fit_a_contact_is_said_before(database: Database, o
 def test_only_the_objects_that_are_set_up_are_kept(database: Database, org: SalesforceSimulator) -> None:
     world = SalesforceWorld(database, org, objects="Product2, Account")
     assert sorted(world.conductor.subscribers) == ["salesforce.customer", "salesforce.product"]
+
+
+@pytest.mark.parametrize(
+    ("heading", "subscriber"),
+    [("### Products", SalesforceProduct), ("### Invoices", SalesforceInvoice)],
+)
+def test_the_documented_mappings_are_the_shipped_ones(heading: str, subscriber: type[Subscriber]) -> None:
+    section = (ROOT / "docs" / "salesforce.md").read_text().split(f"{heading}\n")[1]
+    entries: dict[str, Field | str] = dict(subscriber.field_to_data)
+    lines = entries.get("lines")
+    if isinstance(lines, Field):
+        entries |= lines.rows or {}
+    mapped = {column: entry if isinstance(entry, str) else entry.path for column, entry in entries.items()}
+    assert dict(re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)` \|$", section.split("\n#")[0])) == mapped
 
 
 # --- invoices out -----------------------------------------------------------------------------------

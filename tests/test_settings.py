@@ -68,6 +68,7 @@ WRONG = {
     "PROBE_FIRST_SECONDS": ["0"],
     "PROBE_LONGEST_SECONDS": ["0"],
     "GRACE_SECONDS": ["0"],
+    "SYNCFLOW_SYSTEMS": ["s3cret", "/"],
     "LOG_FORMAT": ["s3cret"],
     "LOG_LEVEL": ["s3cret"],
     "BEHIND_PROXY": ["s3cret"],

@@ -17,8 +17,9 @@ from demo.stripe import StripeLike
 from settings import SettingsError
 from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import nest
-from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, form
+from subscribers.paths import nest
+from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
+from subscribers.stripe.failures import KeySpent
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 SECRETS = "whsec_new whsec_old"
@@ -229,6 +230,42 @@ def test_a_key_of_the_other_mode_unlinks_nothing(httpserver: Any) -> None:
     assert isinstance(refused(lambda: customers.fetch("cus_2")), SystemDown)
 
 
+def test_a_permission_that_lacks_closes_one_kind_of_object_and_not_the_system(httpserver: Any) -> None:
+    message = "The provided key 'rk_test_***' does not have the required permissions for this endpoint."
+    error = {"type": "invalid_request_error", "message": message}
+    httpserver.expect_request("/v1/products/prod_1").respond_with_json({"error": error}, status=403)
+    refusal = refused(lambda: StripeProduct(Stripe("stripe", options(httpserver.url_for("")))).fetch("prod_1"))
+    assert isinstance(refusal, Reject) and "give the API key the permission" in str(refusal)
+
+
+def test_what_an_object_points_to_is_missing_but_the_object_is_not_gone(httpserver: Any) -> None:
+    error = {"type": "invalid_request_error", "code": "resource_missing", "message": "No such customer: 'cus_9'"}
+    httpserver.expect_request("/v1/invoices/in_1").respond_with_json({"error": error}, status=404)
+    assert isinstance(
+        refused(lambda: Stripe("stripe", options(httpserver.url_for(""))).get("/v1/invoices/in_1")), Reject
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "again", "expected", "maybe_done"),
+    [
+        (400, "true", Retry, True),
+        (400, "false", Reject, False),
+        (500, "true", Retry, True),
+        (500, "false", KeySpent, True),
+        (429, "true", SystemDown, False),
+    ],
+)
+def test_stripe_says_itself_whether_to_try_again(
+    httpserver: Any, status: int, again: str, expected: type[SyncError], maybe_done: bool
+) -> None:
+    error = {"type": "api_error" if status >= 500 else "invalid_request_error", "message": "no"}
+    headers = {"Stripe-Should-Retry": again, "Request-Id": "req_1"}
+    httpserver.expect_request("/v1/customers").respond_with_json({"error": error}, status=status, headers=headers)
+    failure = refused(lambda: Stripe("stripe", options(httpserver.url_for(""))).post("/v1/customers", {}, "key"))
+    assert (type(failure), failure.maybe_done, failure.request_id) == (expected, maybe_done, "req_1")
+
+
 # --- what changed -------------------------------------------------------------------------------------
 
 
@@ -365,6 +402,50 @@ def test_a_signed_webhook_that_is_no_event_is_said_to_be_none(body: bytes) -> No
 def test_only_what_happens_to_a_record_is_an_event(type: str, deleted: list[bool]) -> None:
     found = Stripe("stripe", options()).events(json.dumps(event(type=type)).encode())
     assert [one.external.deleted for one in found] == deleted
+
+
+def about(kind: str, **values: Any) -> dict[str, Any]:
+    return {"object": {"id": f"{kind}_1", "object": kind, "metadata": {"syncflow_id": "7"}, **values}}
+
+
+@pytest.mark.parametrize(
+    ("type", "data", "told"),
+    [
+        ("product.updated", about("product", name="Lamp"), ("product", "product_1", False, False)),
+        ("product.deleted", about("product"), ("product", "product_1", False, True)),
+        ("invoice.finalized", about("invoice", number="R"), ("invoice", "invoice_1", False, False)),
+        ("invoice.payment_failed", about("invoice"), ("invoice", "invoice_1", False, False)),
+        ("invoice.deleted", about("invoice"), ("invoice", "invoice_1", False, True)),
+        ("invoiceitem.deleted", about("invoiceitem", invoice="in_2"), ("invoice", "in_2", False, False)),
+        ("invoiceitem.created", about("invoiceitem", invoice=None), None),
+        ("invoice.upcoming", {"object": {"object": "invoice"}}, None),
+        ("customer.discount.created", about("discount"), ("customer.discount", "discount_1", True, False)),
+    ],
+)
+def test_which_record_an_event_tells_of(type: str, data: Any, told: Any) -> None:
+    """Objects of which an event may lack something are named without their data, so that they are fetched."""
+    found = Stripe("stripe", options()).events(json.dumps(event(type=type, data=data)).encode())
+    if told is None:
+        assert found == []
+        return
+    (one,) = found
+    assert (one.resource, one.external.id, bool(one.external.data), one.external.deleted) == told
+
+
+def test_a_thin_event_names_the_object() -> None:
+    thin = {
+        "id": "evt_2",
+        "object": "v2.core.event",
+        "type": "v1.customer.deleted",
+        "created": "2026-11-22T07:06:38.000Z",
+        "related_object": {"id": "cus_1", "type": "customer", "url": "/v1/customers/cus_1"},
+    }
+    system, body = Stripe("stripe", options()), json.dumps(thin).encode()
+    assert system.verify(body, signed(body)) == "evt_2"
+    (one,) = system.events(body)
+    assert (one.resource, one.external.id, one.external.deleted) == ("customer", "cus_1", True)
+    assert one.external.at == datetime(2026, 11, 22, 7, 6, 38, tzinfo=UTC) and not one.external.data
+    assert system.events(json.dumps({**thin, "related_object": None}).encode()) == []
 
 
 # --- the rest ---------------------------------------------------------------------------------------------

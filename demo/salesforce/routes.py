@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from collections.abc import Callable
 
 from . import bulk, collections, control, describe, graphs, login, sobjects, ui
@@ -130,6 +131,7 @@ def answer_api(org: Org, request: Request) -> Response:
     response = _guarded(org, request, lambda: _checked(org, request))
     if not request.path.startswith(("/services/Soap", "/services/oauth2")):
         response.headers.setdefault("Sforce-Limit-Info", org.limit_info)
+        response.headers.setdefault("X-Request-Id", secrets.token_hex(16))
     return response
 
 

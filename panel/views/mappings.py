@@ -45,7 +45,7 @@ class Mappings(PanelView):
     def edit(self, subscriber: str) -> str:
         self._known(subscriber)
         mapper, version = self.conductor.mapping(subscriber)
-        return self._form(subscriber, [_shown(row) for row in mapper.rows()], version)
+        return self._form(subscriber, [shown_row(row) for row in mapper.rows()], version)
 
     @action("/<subscriber>", needs="mappings")
     def save(self, subscriber: str) -> Response | str | tuple[str, int]:
@@ -55,7 +55,7 @@ class Mappings(PanelView):
         if pressed != "save":
             return self._form(subscriber, _with_row_changed(rows, pressed), expected)
         try:
-            version = self.conductor.save_mapping(subscriber, [_parsed(row) for row in rows], self.who, expected)
+            version = self.conductor.save_mapping(subscriber, [parsed_row(row) for row in rows], self.who, expected)
         except MappingRefused as error:
             return self._form(subscriber, rows, expected, error.problems), 422
         except MappingConflict:
@@ -132,7 +132,7 @@ def _with_row_changed(rows: list[Row], pressed: str) -> list[Row]:
     return rows
 
 
-def _parsed(row: Row) -> Row:
+def parsed_row(row: Row) -> Row:
     """A typed row as the conductor takes it."""
     empty_is_none = {name: row[name] or None for name in ("transform", "link")}
     return {**row, **empty_is_none, "default": parse_default(row["default"]), "rows": _parse_rows(row["rows"])}
@@ -164,7 +164,8 @@ def show_default(value: Any) -> str:
     return value if isinstance(value, str) and parse_default(value) == value else json.dumps(value)
 
 
-def _shown(row: Row) -> Row:
+def shown_row(row: Row) -> Row:
+    """A row of a mapping as the form shows it."""
     none_is_empty = {name: row[name] or "" for name in ("transform", "link")}
     rows = json.dumps(row["rows"]) if row.get("rows") is not None else ""
     return {**row, **none_is_empty, "default": show_default(row["default"]), "rows": rows}

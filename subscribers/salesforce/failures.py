@@ -82,7 +82,14 @@ TABLE: Mapping[str, type[SyncError]] = {
 }
 
 
-def by_code(errors: Errors, *, status: int | None = None, after: float | None = None, writes: bool = True) -> SyncError:
+def by_code(
+    errors: Errors,
+    *,
+    status: int | None = None,
+    after: float | None = None,
+    writes: bool = True,
+    request_id: str | None = None,
+) -> SyncError:
     """What the errors of one record, or of a whole call with its HTTP `status`, mean.
 
     `errors` as in the API's replies: `[{"errorCode" or "statusCode", "message", "fields"}]`.
@@ -93,16 +100,18 @@ def by_code(errors: Errors, *, status: int | None = None, after: float | None = 
     fields = {str(name): str(one.get("message")) for one in errors for name in one.get("fields") or ()}
     kind = TABLE.get(code) or _by_status(status)
     if code == "INVALID_CROSS_REFERENCE_KEY" and set(fields) <= {"Id", "id"}:
-        return Gone(text)
+        kind = Gone
     if code == "REQUEST_LIMIT_EXCEEDED":
         after = after or (BUSY_PAUSE if "concurrent" in text.lower() else LIMIT_PAUSE)
     if kind is Unclear:
-        return status_error(status or 500, text, after=after, writes=writes)
+        return status_error(status or 500, text, after=after, writes=writes, request_id=request_id)
     if kind is SystemDown:
-        return SystemDown(text, after=after)
+        return SystemDown(text, after=after, request_id=request_id)
     if kind is Retry:
-        return Retry(text, after=after)
-    return Gone(text) if kind is Gone else Reject(text, fields=fields)
+        return Retry(text, after=after, request_id=request_id)
+    if kind is Gone:
+        return Gone(text, request_id=request_id)
+    return Reject(text, fields=fields, request_id=request_id)
 
 
 def _by_status(status: int | None) -> type[SyncError]:

@@ -4,11 +4,11 @@ objects and fields of your own, see docs/salesforce.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from subscribers.base import register
 from subscribers.mapping import Field, link_to, rows
+from subscribers.rules import length, required
 from subscribers.salesforce.subscriber import SalesforceSubscriber
 from subscribers.salesforce.with_rows import SalesforceWithRows
 
@@ -32,28 +32,29 @@ class SalesforceAccount(SalesforceSubscriber):
         "notes": "Description",
         "active": "Active__c",
     }
-    lengths = {"Email__c": 80, "BillingCity": 40, "Description": 32_000}
-    required = ("Name",)
+    #: The object's limits where our own columns are wider.
+    rules = {
+        "Name": [required()],
+        "Email__c": [length(max=80)],
+        "BillingCity": [length(max=40)],
+        "Description": [length(max=32_000)],
+    }
 
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
         """One of the two: both would be one subscriber of one catalogue."""
-        return SalesforceContact(client) if "Contact" in client.options.objects else super().connected(client)
+        return SalesforceContact(client) if client.options.keeps("Contact") else super().connected(client)
 
 
 class SalesforceContact(SalesforceSubscriber):
-    """Customers as contacts, for those who sell to persons: `salesforce.customer` in place of accounts.
-
-    A contact's Name cannot be written: it is put together from FirstName and LastName, and so is taken
-    apart at its last blank.
-    """
+    """Customers as contacts, for those who sell to persons: `salesforce.customer` in place of accounts."""
 
     catalogue = "customer"
     sobject = resource = "Contact"
     mergeable = True
     match_on = ("email",)
     field_to_data = {
-        "name": "Name",
+        "name": Field("FirstName+LastName", "split_name"),
         "email": "Email",
         "phone": "Phone",
         "street": "MailingStreet",
@@ -63,22 +64,13 @@ class SalesforceContact(SalesforceSubscriber):
         "notes": "Description",
         "active": "Active__c",
     }
-    lengths = {"Email": 80, "MailingCity": 40, "Description": 32_000}
-    required = ("Name",)
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Beside the rest, that both parts of the name fit."""
-        super().validate(data)
-        if "Name" in data:
-            self.refuse({"FirstName": 40, "LastName": 80}, self.outgoing(data))
-
-    def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """With both parts of the name in place of the whole."""
-        parts = dict(data)
-        if "Name" in parts:
-            first, _, last = " ".join((parts.pop("Name") or "").split()).rpartition(" ")
-            parts |= {"FirstName": first or None, "LastName": last or None}
-        return parts
+    rules = {
+        "FirstName": [length(max=40)],
+        "LastName": [required(), length(max=80)],
+        "Email": [length(max=80)],
+        "MailingCity": [length(max=40)],
+        "Description": [length(max=32_000)],
+    }
 
 
 @register
@@ -92,12 +84,11 @@ class SalesforceProduct(SalesforceSubscriber):
         "sku": "ProductCode",
         "name": "Name",
         "description": "Description",
-        "price": Field("Price__c", transform="amount"),
+        "price": Field("Price__c", transform="amount:column=currency"),
         "currency": Field("Currency__c", transform="upper"),
         "active": "IsActive",
     }
-    lengths = {"Description": 4000}
-    required = ("Name",)
+    rules = {"Name": [required()], "Description": [length(max=4000)]}
     poll_seconds = 300
 
 
@@ -121,8 +112,7 @@ class SalesforceInvoice(SalesforceWithRows):
                 "product_id": link_to("product", "Product__c"),
                 "description": "Description__c",
                 "quantity": "Quantity__c",
-                "unit_price": Field("Unit_Price__c", transform="amount"),
+                "unit_price": Field("Unit_Price__c", transform="amount:column=currency"),
             },
         ),
     }
-    required = ("Name",)

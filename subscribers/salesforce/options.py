@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from subscribers import base
 from subscribers.http import Url
@@ -15,14 +15,17 @@ from subscribers.http import Url
 SHIPPED = ("Account", "Contact", "Product2", "Invoice__c")
 
 
-def _names(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    names = tuple(value.replace(",", " ").split())
+def _names(value: str) -> str:
+    names = value.replace(",", " ").split()
     wrong = [name for name in names if name not in SHIPPED]
     if wrong or not names:
         raise ValueError(f"{wrong[0] if wrong else 'nothing'} is none of {', '.join(SHIPPED)}")
-    return names
+    customers = {"Account", "Contact"} & set(names)
+    if len(customers) > 1:
+        raise ValueError("customers are kept as Account or as Contact, not as both")
+    if "Invoice__c" in names and not (customers and "Product2" in names):
+        raise ValueError("Invoice__c needs Product2, and Account or Contact beside it")
+    return " ".join(names)
 
 
 class SalesforceOptions(base.Options):
@@ -52,7 +55,7 @@ class SalesforceOptions(base.Options):
     domain: str = "login"
     instance_url: Url | None = None
     ca_bundle: str = ""
-    objects: Annotated[tuple[str, ...], BeforeValidator(_names)] = ("Account", "Product2", "Invoice__c")
+    objects: Annotated[str, AfterValidator(_names)] = "Account Product2 Invoice__c"
     external_id_field: str = Field("Syncflow_Id__c", pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     webhook_secret: SecretStr = SecretStr("")
     organization_id: str = Field("", pattern=r"^(00D[A-Za-z0-9]{12}([A-Za-z0-9]{3})?)?$")
@@ -72,16 +75,9 @@ class SalesforceOptions(base.Options):
             raise ValueError("SALESFORCE_PRIVATEKEY_FILE is no file")
         return self
 
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if {"Account", "Contact"} <= set(self.objects):
-            raise ValueError("SALESFORCE_OBJECTS: customers are kept as Account or as Contact, not as both")
-        customers = {"Account", "Contact"} & set(self.objects)
-        if "Invoice__c" in self.objects and not (customers and "Product2" in self.objects):
-            raise ValueError(
-                "SALESFORCE_OBJECTS: Invoice__c needs Product2, and Account or Contact, which it points to"
-            )
-        return self
+    def keeps(self, sobject: str) -> bool:
+        """Whether this object is kept: of those that ship, the chosen ones."""
+        return sobject in self.objects.split() or sobject not in SHIPPED
 
     def login_kind(self) -> str:
         """Which login is meant: client_credentials, jwt or password."""

@@ -12,13 +12,11 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_external_id, format_soql
 
-from subscribers.base import External, Item, Page, Subscriber
+from subscribers.base import External, ExternalField, Item, Page, Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
-from subscribers.mapping import words
-from subscribers.salesforce import bulk
+from subscribers.salesforce import bulk, describing
 from subscribers.salesforce.failures import by_code
-from subscribers.salesforce.options import SHIPPED
 from subscribers.salesforce.system import Salesforce
 
 #: Records may become visible later than their SystemModstamp says; this close to the present they are
@@ -45,29 +43,13 @@ class SalesforceSubscriber(Subscriber):
     system_class = Salesforce
     sobject: ClassVar[str]
     mergeable: ClassVar[bool] = False
-    #: The object's limits, in characters, where our own columns are wider; and what it does not take empty.
-    lengths: ClassVar[Mapping[str, int]] = {}
-    required: ClassVar[Sequence[str]] = ()
     bulk_size = COLLECTION
     poll_seconds = 60
 
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
         """Of the objects that ship, only those in SALESFORCE_OBJECTS are kept."""
-        return cls(client) if cls.sobject in client.options.objects or cls.sobject not in SHIPPED else None
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Salesforce would refuse, all at once."""
-        self.refuse(self.lengths, data)
-
-    def refuse(self, lengths: Mapping[str, int], data: Mapping[str, Any]) -> None:
-        """Raise `Reject` for what is longer than these lengths, or required and empty."""
-        wrong = {
-            name: f"longer than {most} characters" for name, most in lengths.items() if utf16(data.get(name)) > most
-        }
-        wrong |= {name: "is required" for name in self.required if name in data and not data[name]}
-        if wrong:
-            raise Reject(words(wrong), fields=wrong)
+        return cls(client) if client.options.keeps(cls.sobject) else None
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -107,7 +89,10 @@ class SalesforceSubscriber(Subscriber):
 
     def fetch(self, external_id: str) -> External:
         """The record now. Raises `Gone`."""
-        return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
+        try:
+            return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
+        except Gone as gone:
+            raise self._with_heir(external_id, gone) from None
 
     def find(self, item: Item) -> External | None:
         """The record whose External ID is ours."""
@@ -117,6 +102,23 @@ class SalesforceSubscriber(Subscriber):
         except Gone:
             return None
 
+    def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
+        """Those that are not in the recycle bin, a collection a query."""
+        found: dict[str, External] = {}
+        select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
+        for start in range(0, len(external_ids), COLLECTION):
+            records = list(self._all(format_soql(select, list(external_ids[start : start + COLLECTION]))))
+            found |= {one.id: one for one in self._externals(records) if not one.deleted}
+        return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
+
+    def describe(self) -> Mapping[str, ExternalField]:
+        """The object's fields."""
+        return describing.fields(describing.describe(self.client, self.sobject))
+
+    def lacking(self) -> list[str]:
+        """Rights on the object, and the External ID field."""
+        return describing.lacking(self.client, self.sobject, [self.external_id_field])
+
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Changed and deleted records by SystemModstamp, then what left the recycle bin as well.
 
@@ -124,7 +126,8 @@ class SalesforceSubscriber(Subscriber):
         """
         position = dict(position or {})
         since = position.get("modstamp")
-        found, now = self.client.call(lambda org: org.query(self._query(since), include_deleted=bool(since)))
+        again = "deleted" in position
+        found, now = self.client.call(lambda org: org.query(self._query(since), include_deleted=again))
         position.setdefault("deleted", wire(now))
         while True:
             records = found["records"]
@@ -145,34 +148,48 @@ class SalesforceSubscriber(Subscriber):
 
     def fields(self) -> list[str]:
         """What is read of each record; without repetition, which SOQL refuses."""
-        mapped = [field.path for field in self.mapper.fields.values() if field.rows is None]
+        mapped = self.mapper.paths()
         own = ["Id", "SystemModstamp", "IsDeleted", self.external_id_field]
         return [*dict.fromkeys([*own, *(["MasterRecordId"] if self.mergeable else []), *mapped])]
 
-    def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Mapped fields as the object takes them."""
+    def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the data is of the record itself."""
         return dict(data)
 
     def of_gone(self, item: Item, gone: Gone) -> SyncError:
-        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to."""
+        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to.
+
+        One that was merged into another waits until a poll has told of it, and is then linked to that.
+        """
         points = any(self.mapper.points_to(item.record))
         if item.external_id is None:
             # An upsert by the External ID creates what is gone: so it is another record, or the address.
             return Retry(f"a record that it points to is deleted there: {gone}") if points else Reject(str(gone))
-        if not points:
-            return gone
         try:
-            self.fetch(item.external_id)
+            if points:
+                self.fetch(item.external_id)
+                return Retry(f"a record that it points to is deleted there: {gone}")
+            gone = self._with_heir(item.external_id, gone)
+        except Gone as error:
+            gone = error
         except SyncError as error:
             return error
-        return Retry(f"a record that it points to is deleted there: {gone}")
+        if gone.merged_into is None:
+            return gone
+        return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
+
+    def _with_heir(self, external_id: str, gone: Gone) -> Gone:
+        """The same, with the record that it lives on in, if it was merged."""
+        query = format_soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
+        found = next(self._all(query), None) if self.mergeable else None
+        return Gone(str(gone), merged_into=found["MasterRecordId"] or None) if found else gone
 
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
         return [self.of_gone(item, one) if isinstance(one, Gone) else one for item, one in pairs]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
-        return {**self.outgoing(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
+        return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
 
     def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
         """Losers of a merge before the others: one of those is what they live on in."""
@@ -230,10 +247,11 @@ class SalesforceSubscriber(Subscriber):
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
         except SyncError as error:
             return [error] * len(items)
+        call = self.client.request_id
         return [
-            External(str(result["id"]), item.data, at=at, record_id=item.record_id)
+            External(str(result["id"]), item.data, at=at, record_id=item.record_id, request_id=call)
             if result.get("success")
-            else by_code(result.get("errors") or [])
+            else by_code(result.get("errors") or [], request_id=call)
             for item, result in zip(items, results, strict=True)
         ]
 
@@ -256,11 +274,6 @@ class SalesforceSubscriber(Subscriber):
             External(one["id"], {}, at=iso_time(one["deletedDate"]), deleted=True) for one in found["deletedRecords"]
         ]
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
-
-
-def utf16(value: Any) -> int:
-    """Characters as Salesforce counts them: an emoji is two."""
-    return len(str(value or "").encode("utf-16-le", "replace")) // 2
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

@@ -16,8 +16,9 @@ from simple_salesforce.api import Salesforce as Client
 from simple_salesforce.exceptions import SalesforceError
 
 from subscribers.base import Event, External, System
-from subscribers.errors import BadSignature, Retry, SystemDown
+from subscribers.errors import BadSignature, Retry, SyncError, SystemDown
 from subscribers.http import iso_time, network_error, new_session, same_secret, secrets_of, server_time
+from subscribers.rates import Rate
 from subscribers.salesforce import incoming
 from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
 from subscribers.salesforce.login import LOGIN_PAUSE, log_in
@@ -76,6 +77,17 @@ class Salesforce(System):
         """
         self._keep_reserve()
         return self._call(action, writes)
+
+    @property
+    def rate(self) -> Rate | None:
+        """The daily calls, for people to see."""
+        return Rate(self.usage.left, self.usage.limit) if self.usage is not None else None
+
+    @property
+    def request_id(self) -> str | None:
+        """The org's name of this thread's last call."""
+        response: requests.Response | None = getattr(self._local, "response", None)
+        return None if response is None else response.headers.get("X-Request-Id")
 
     def wait_reason(self) -> str | None:
         """Polls and backfills stop at twice the reserve, so that changes have the rest."""
@@ -158,7 +170,10 @@ class Salesforce(System):
         try:
             result = action(client)
         except SalesforceError as error:
-            raise refusal(error, self._local.response, writes) from None
+            meaning = refusal(error, self._local.response, writes)
+            if isinstance(meaning, SyncError):
+                meaning.request_id = self.request_id
+            raise meaning from None
         except ValueError:
             raise Retry("the answer is no readable JSON", maybe_done=writes) from None
         except requests.RequestException as error:

@@ -14,9 +14,11 @@ from urllib.parse import quote
 
 from simple_salesforce.format import format_soql
 
-from subscribers.base import External, Item, Page
+from subscribers.base import External, ExternalField, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
+from subscribers.paths import tops
+from subscribers.salesforce import describing
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import COLLECTION, SETTLING, SalesforceSubscriber, earlier, not_before, wire
 
@@ -57,6 +59,16 @@ class SalesforceWithRows(SalesforceSubscriber):
             items, [self.rows_path in item.changes for item in items], self._update_whole, super().bulk_update
         )
 
+    def describe(self) -> Mapping[str, ExternalField]:
+        """The object's fields, and its rows as one list."""
+        return {**super().describe(), self.rows_path: ExternalField("list")}
+
+    def lacking(self) -> list[str]:
+        """Beside the object's own, the rows' fields."""
+        inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
+        names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
+        return super().lacking() + describing.lacking(self.client, self.row_sobject, names)
+
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.
 
@@ -78,7 +90,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         """Where the mapping in force has the rows; empty where it has none."""
         return next((entry.path for entry in self.mapper.fields.values() if entry.rows is not None), "")
 
-    def outgoing(self, data: Mapping[str, Any]) -> dict[str, Any]:
+    def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Without the rows, which are records of their own there."""
         return {name: value for name, value in data.items() if name != self.rows_path}
 
@@ -99,7 +111,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         """The rows of these records, in order, deleted ones too: they tell when the record last changed."""
         entry = next(entry for entry in self.mapper.fields.values() if entry.rows is not None)
         own = ["Id", "IsDeleted", "SystemModstamp", self.external_id_field, self.row_parent, self.row_place]
-        fields = dict.fromkeys([*own, *(inner.path for inner in (entry.rows or {}).values())])
+        fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
         found: dict[str, list[Json]] = {}
         for start in range(0, len(ids), ASKED_AT_ONCE):
             query = format_soql(
@@ -141,7 +153,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         key = self.external_id_field
         graphs = []
         for item in items:
-            body = self.outgoing(item.data)
+            body = self.own(item.data)
             address = f"{self.sobject}/{key}/{quote(item.record_id, safe='')}"
             parent = self._node("PATCH", address, "record", body)
             graphs.append((item, [parent, *self._row_nodes(item, "@{record.id}")]))
@@ -164,7 +176,7 @@ class SalesforceWithRows(SalesforceSubscriber):
             return [error] * len(items)
         graphs = []
         for item in items:
-            body = {**self.outgoing(item.changes), self.external_id_field: item.record_id}
+            body = {**self.own(item.changes), self.external_id_field: item.record_id}
             nodes = [
                 self._node("PATCH", f"{self.sobject}/{quote(item.linked_id, safe='')}", "record", body),
                 *self._row_nodes(item, item.linked_id),
@@ -229,7 +241,8 @@ class SalesforceWithRows(SalesforceSubscriber):
         if answer["isSuccessful"]:
             body = answers[0]["body"] or {}
             kind = _Existing if body.get("created") is False else External
-            return kind(str(body.get("id") or item.linked_id), item.data, at=at, record_id=item.record_id)
+            there = str(body.get("id") or item.linked_id)
+            return kind(there, item.data, at=at, record_id=item.record_id, request_id=self.client.request_id)
         place, errors = next(
             (number, one["body"])
             for number, one in enumerate(answers)
@@ -237,7 +250,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         )
         if not all(isinstance(one, dict) for one in errors):
             return Reject("several records there carry this External ID")
-        error = by_code(errors)
+        error = by_code(errors, request_id=self.client.request_id)
         if place == 0:
             return self.of_gone(item, error) if isinstance(error, Gone) else error
         if isinstance(error, Gone):

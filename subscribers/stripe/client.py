@@ -62,9 +62,10 @@ class Stripe(System):
         return self._object(*self.http.json("GET", path, params=form(parameters)))
 
     def walk(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """All objects of a list, newest first."""
+        """All objects of a list, newest first; paced, for it is never the first call for a record."""
         after: dict[str, Any] = {}
         while True:
+            self.pace()
             body, _ = self.get(path, limit=PAGE_SIZE, **parameters, **after)
             yield from body["data"]
             if not body["has_more"]:

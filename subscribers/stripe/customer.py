@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from subscribers.base import register
-from subscribers.errors import Reject
-from subscribers.mapping import words
+from subscribers.rules import length
 from subscribers.stripe.objects import StripeSubscriber
 
 
@@ -31,13 +27,5 @@ class StripeCustomer(StripeSubscriber):
         "notes": "description",
     }
 
-    #: Stripe's limits, in characters, where our own columns are wider.
-    lengths = {"phone": 20, "description": 5000}
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Stripe would refuse, all at once."""
-        wrong = {
-            name: f"longer than {n} characters" for name, n in self.lengths.items() if len(data.get(name) or "") > n
-        }
-        if wrong:
-            raise Reject(words(wrong), fields=wrong)
+    #: Stripe's limits where our own columns are wider.
+    rules = {"phone": [length(max=20)], "description": [length(max=5000)]}

@@ -13,6 +13,7 @@ import requests
 from subscribers.base import External, Item, link_to, register, rows
 from subscribers.errors import Gone, Reject, Retry, Skip, SyncError
 from subscribers.mapping import Field, same, words
+from subscribers.rules import between, choices, length
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
 
@@ -79,21 +80,11 @@ class StripeInvoice(StripeSubscriber):
             },
         ),
     }
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Stripe would refuse."""
-        lines = data.get("lines") or []
-        wrong = {
-            f"lines[{n}].quantity": "is negative; Stripe wants the price negative instead"
-            for n, line in enumerate(lines)
-            if (line.get("quantity") or 0) < 0
-        }
-        if len(lines) > MOST_LINES:
-            wrong["lines"] = f"are {len(lines)}; Stripe takes {MOST_LINES} on an invoice"
-        if "status" in data and data["status"] not in {"draft", "open", "paid", "void"}:
-            wrong["status"] = f"is {data['status']!r}, but Stripe knows draft, open, paid and void"
-        if wrong:
-            raise Reject(words(wrong), fields=wrong)
+    rules = {
+        "status": [choices("draft", "open", "paid", "void")],
+        "lines": [length(max=MOST_LINES)],
+        "lines.quantity": [between(min=0)],
+    }
 
     def present(self, body: Body) -> Mapping[str, Any]:
         """Its status in our words, its due date as a day (UTC), its lines in our order.
@@ -145,7 +136,7 @@ class StripeInvoice(StripeSubscriber):
         if steps > 1 or (steps and head):
             head["metadata"] = {WRITING_KEY: "1"}
         if head:
-            body, response = self._send(item.linked_id, head, item)
+            body, response = self._send_next(item.linked_id, head, item)
         with _begun():
             return self._answer(*self._finish(body, response, item), item)
 
@@ -156,10 +147,12 @@ class StripeInvoice(StripeSubscriber):
             for line in self._lines(body):  # otherwise they would wait for the customer's next invoice
                 if line.get("invoice_item"):
                     self._remove(line["invoice_item"])
+            self.client.pace()
             super().delete(item)
         elif body["status"] == "paid":
             raise Reject("it is paid in Stripe, where nobody can delete or void it any more: refund it there")
         elif body["status"] != "void":
+            self.client.pace()
             self.client.post(self._address(item.linked_id, "/void"), {})
 
     # --- the steps -----------------------------------------------------------------------------------
@@ -172,11 +165,15 @@ class StripeInvoice(StripeSubscriber):
             edited = True
         target = _target(body, item)
         while (move := _MOVES.get((_now(body), target))) is not None:
+            self.client.pace()
             body, response = self.client.post(self._address(body["id"], f"/{move}"), _MOVE_DATA[move])
             edited = False
         if _is_unfinished(body):
-            return self._send(body["id"], {"metadata": {WRITING_KEY: ""}}, item)
-        return self._read(body["id"]) if edited else (body, response)
+            return self._send_next(body["id"], {"metadata": {WRITING_KEY: ""}}, item)
+        if not edited:
+            return body, response
+        self.client.pace()
+        return self._read(body["id"])
 
     def _edits(self, body: Body, item: Item) -> list[Edit]:
         """Wherever the lines of a draft differ from what they shall be."""
@@ -194,6 +191,7 @@ class StripeInvoice(StripeSubscriber):
         place, have, want = edit
         if have is not None and want is not None and _count_calls(edit) == 1:
             address = f"/v1/invoiceitems/{quote(have['invoice_item'], safe='')}"
+            self.client.pace()
             self.client.post(address, self._item_data(body, item, place, want))
             return
         if have is not None:
@@ -201,6 +199,8 @@ class StripeInvoice(StripeSubscriber):
         if want is not None:
             taken = {line.get("invoice_item") for line in self._lines(body)}
             data = {"customer": body["customer"], "invoice": body["id"], **self._item_data(body, item, place, want)}
+            if "price_data" not in data:
+                data["currency"] = body["currency"]
             self._create_part(
                 "/v1/invoiceitems",
                 data,
@@ -218,6 +218,7 @@ class StripeInvoice(StripeSubscriber):
         return with_record_id(data, item)
 
     def _remove(self, item_id: str) -> None:
+        self.client.pace()
         with suppress(Gone):  # somebody was faster
             self.client.delete(f"/v1/invoiceitems/{quote(item_id, safe='')}")
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import requests
 
 from subscribers.base import External, Item, Page, Subscriber
-from subscribers.errors import Gone, Retry
+from subscribers.errors import Gone, Retry, SystemDown
 from subscribers.http import server_time
 from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, external, told_by
@@ -70,6 +70,24 @@ class StripeSubscriber(Subscriber):
         """The object now. Raises `Gone`; of some kinds Stripe itself answers 200 for a deleted one."""
         return self._as_external(*self._read(external_id))
 
+    def lacking(self) -> list[str]:
+        """What a restricted key was not given: to write these, which is asked of one that is not there, and events."""
+        kind = self.path.rpartition("/")[2]
+        nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
+        rights: dict[str, Callable[[], object]] = {
+            f"write {kind}": lambda: self.client.post(nobody, unset),
+            "read events, by which polls see updates": lambda: self.client.get("/v1/events", limit=1),
+        }
+        words = []
+        for right, ask in rights.items():
+            try:
+                ask()
+            except Gone:
+                continue  # it was looked for
+            except SystemDown as error:
+                words.append(f"this key may not {right}: {error}")
+        return words
+
     def find(self, item: Item) -> External | None:
         """The object whose metadata carries our id.
 
@@ -122,8 +140,10 @@ class StripeSubscriber(Subscriber):
         except KeySpent as spent:
             # Stripe repeats its first answer for a day, a 500 as well, and refuses the key for other data. What
             # that first call did is seen by looking; only where it did nothing may another key be taken.
+            self.client.pace()
             if self.find(item) is not None:
                 raise Retry(str(spent), maybe_done=True, request_id=spent.request_id) from spent
+            self.client.pace()
             answer = self.client.post(self.path, sent, _fresh(item.key))
         return answer
 
@@ -134,6 +154,11 @@ class StripeSubscriber(Subscriber):
             raise Gone(f"{external_id} was deleted", request_id=self.client.http.request_id(response))
         return body, response
 
+    def _send_next(self, external_id: str, changes: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
+        """The same, as a further call for the record: the conductor has paced the first one only."""
+        self.client.pace()
+        return self._send(external_id, changes, item)
+
     def _create_part(self, path: str, data: Mapping[str, Any], key: str, lives: Callable[[Body], bool]) -> Body:
         """Create what belongs to an object (a price, an invoice's item), which was just looked for and is not there.
 
@@ -141,17 +166,21 @@ class StripeSubscriber(Subscriber):
         `lives` does not accept is made anew under another key.
         """
         data = without_empty(data)
+        self.client.pace()
         try:
             body, response = self.client.post(path, data, key)
         except KeySpent:
+            self.client.pace()
             body, response = self.client.post(path, data, _fresh(key))
         if "Idempotent-Replayed" not in response.headers:
             return dict(body)
+        self.client.pace()
         try:
             if lives(now := self.client.get(f"{path}/{quote(body['id'], safe='')}")[0]):
                 return dict(now)
         except Gone:
             pass  # deleted since: the key stands for what is no more
+        self.client.pace()
         return dict(self.client.post(path, data, _fresh(key))[0])
 
     # --- lists and events ----------------------------------------------------------------------------
@@ -165,6 +194,7 @@ class StripeSubscriber(Subscriber):
                     return self._as_external(one, response)
             if not body["has_more"]:
                 break
+            self.client.pace()
             after = {"starting_after": body["data"][-1]["id"]}
         return None
 
@@ -220,6 +250,7 @@ class StripeSubscriber(Subscriber):
                     newest.setdefault(told.external.id, told.external)
             if not body["has_more"]:
                 return newest, now
+            self.client.pace()
             after = {"starting_after": body["data"][-1]["id"]}
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 from subscribers.base import External, Item, register
-from subscribers.errors import Gone, Reject
-from subscribers.mapping import words
+from subscribers.errors import Gone
+from subscribers.rules import between
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber
 
@@ -39,12 +39,7 @@ class StripeProduct(StripeSubscriber):
         "price": "default_price.unit_amount",
         "currency": "default_price.currency",
     }
-
-    def validate(self, data: Mapping[str, Any]) -> None:
-        """Say what Stripe would refuse."""
-        if ((data.get("default_price") or {}).get("unit_amount") or 0) < 0:
-            wrong = {"default_price.unit_amount": "is negative, and Stripe has no such prices"}
-            raise Reject(words(wrong), fields=wrong)
+    rules = {"default_price.unit_amount": [between(min=0)]}
 
     def present(self, body: Body) -> Mapping[str, Any]:
         """Its price as far as we have such prices; its id as sku, where it was given none."""
@@ -72,20 +67,21 @@ class StripeProduct(StripeSubscriber):
         old, wanted = product.get("default_price"), item.data["default_price"]
         if _fits(old, wanted) or (not _is_flat(old) and not wanted.get("unit_amount")):
             marks = {REPLACED_KEY: ""} if replaced else {}
-            return self._as_external(*self._send(item.linked_id, _and_marks(changes, marks), item))
+            return self._as_external(*self._send_next(item.linked_id, _and_marks(changes, marks), item))
         changes["default_price"] = self._price(item, wanted, old)["id"]
         if old is None:
-            return self._as_external(*self._send(item.linked_id, changes, item))
-        self._send(item.linked_id, _and_marks(changes, {REPLACED_KEY: old["id"]}), item)
+            return self._as_external(*self._send_next(item.linked_id, changes, item))
+        self._send_next(item.linked_id, _and_marks(changes, {REPLACED_KEY: old["id"]}), item)
         self._archive(old["id"])
-        return self._as_external(*self._send(item.linked_id, {"metadata": {REPLACED_KEY: ""}}, item))
+        return self._as_external(*self._send_next(item.linked_id, {"metadata": {REPLACED_KEY: ""}}, item))
 
     def delete(self, item: Item) -> None:
         """Delete the product; archive it where it has prices, which Stripe lets nobody delete."""
         body, _ = self.client.get("/v1/prices", product=item.linked_id, limit=1)
         if body["data"]:
-            self._send(item.linked_id, {"active": False}, item)
+            self._send_next(item.linked_id, {"active": False}, item)
         else:
+            self.client.pace()
             super().delete(item)
 
     def _price(self, item: Item, wanted: Mapping[str, Any], old: Body | None) -> Body:
@@ -104,6 +100,7 @@ class StripeProduct(StripeSubscriber):
         return self._create_part("/v1/prices", data, key, lambda price: price["active"] is True)
 
     def _archive(self, price_id: str) -> None:
+        self.client.pace()
         with suppress(Gone):  # then it needs no archiving any more
             self.client.post(f"/v1/prices/{price_id}", {"active": False})
 

@@ -1,0 +1,512 @@
+"""Files as a system: a folder into which others drop rows, and one into which ours are written.
+
+    FOLDER/customers/in/       dropped here: .csv, .tsv, .txt, .jsonl, .ndjson
+    FOLDER/customers/done/     read, every row of it
+    FOLDER/customers/failed/   not all of it could be; beside it the rows that could not, and why
+    FOLDER/customers/out/      what we have to say: whole files, to be applied in the order of their names
+
+A row is known by its key column. What a file merely repeats is no change: only columns that differ
+from the last row of the same key count, so that a file written before our own export reached its
+author undoes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import sqlalchemy as sa
+from pydantic import Field
+
+from subscribers import base, rows
+from subscribers.base import External, Item, Page, Subscriber, System
+from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
+from subscribers.filestate import FileState
+from subscribers.mapping import Field as Entry
+from subscribers.mapping import Flat, is_empty, same
+from subscribers.options import FOR_ALL, check_options, own_options
+from subscribers.paths import MISSING, is_plain, nest, parts, pick
+from subscribers.rows import BadFile, Reading, Row
+from subscribers.transforms import find
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a file's name that are kept when the time is put before it.
+_LONGEST_NAME = 150
+#: Rows that a snapshot lacks, in one transaction: so many that the mass-delete guard sees them together.
+_DELETED_AT_ONCE = 5_000
+#: Names of files that somebody is still writing.
+_UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload", "~")
+
+_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+class FileOptions(base.Options):
+    """The settings of a system of files, by the example of one named `erp`.
+
+    ERP_FOLDER: the folder, which must exist; all worker processes need to reach it.
+    """
+
+    folder: str
+
+
+class FileSystem(System):
+    """One folder, with a folder in it for each subscriber."""
+
+    Options = FileOptions
+
+    def folder(self, path: str, *parts: str) -> Path:
+        """A folder below the system's, which is made; the system's own is not: it may be a disk that is missing.
+
+        Raises:
+          SystemDown: it cannot be reached.
+        """
+        top = Path(self.options.folder)
+        if not top.is_dir():
+            raise SystemDown(f"there is no folder {top}")
+        folder = top.joinpath(path, *parts)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _down(error) from error
+        return folder
+
+
+class FileSubscriber(Subscriber):
+    """Rows of one kind."""
+
+    system_class = FileSystem
+    bulk_size = 1000
+
+    #: The folder's name below the system's.
+    path: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
+    #: The column a row is known by. Where it is not mapped, a record of ours gets `new_key`.
+    key_field: ClassVar[str] = "id"
+    new_key: ClassVar[str] = "{id}"
+    #: The column with our record's id, written and read; empty: none.
+    record_id_field: ClassVar[str] = ""
+    #: The column that says `true` of a row that is deleted; empty: deletions are neither read nor written.
+    deleted_field: ClassVar[str] = "deleted"
+    #: Each file that is dropped has all rows there are: one that is missing was deleted.
+    snapshot: ClassVar[bool] = False
+    #: What we write.
+    format: ClassVar[Literal["csv", "jsonl"]] = "csv"
+    #: Between the cells; empty: a comma in ours, in theirs whatever the header has.
+    delimiter: ClassVar[Annotated[str, Field(max_length=1)]] = ""
+    #: Of theirs without a byte order mark; ours are UTF-8.
+    encoding: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]] = "utf-8"
+    #: A column's name in the files -> in the mapping, where they differ.
+    columns: ClassVar[Mapping[str, str]] = {}
+    #: Texts that a spreadsheet would take for formulas are written, and read, with a ' before them.
+    for_spreadsheets: ClassVar[bool] = False
+    #: A file is read when nobody has written to it for so long.
+    quiet_seconds: ClassVar[Annotated[float, Field(ge=0)]] = 5.0
+    page_size: ClassVar[Annotated[int, Field(ge=1, le=5000)]] = 500
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check_options(cls, FileSubscriber, SUBSCRIBER_OPTIONS)
+
+    def _folder(self, *parts: str) -> Path:
+        folder: Path = self.client.folder(self.path, *parts)
+        return folder
+
+    @property
+    def _state(self) -> FileState:
+        return FileState(self._folder() / ".syncflow.sqlite3")
+
+    # --- out ------------------------------------------------------------------------------------------
+
+    def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
+        """A file with these rows."""
+        return self._export(items)
+
+    def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
+        """A file with these rows, each of them whole."""
+        return list(self._export(items))
+
+    def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
+        """A file that says of these that they are deleted."""
+        if not self.deleted_field:
+            return [Skip("these files have no column that tells of deletions")] * len(items)
+        keys = [item.linked_id for item in items]
+        try:
+            self._write([self._farewell(key) for key in keys])
+            self._state.gone(keys, _now())
+            self._state.said([(key, None) for key in keys])
+        except SystemDown as error:
+            return [error] * len(items)
+        return [None] * len(items)
+
+    def create(self, item: Item) -> External:
+        """As `bulk_create`, of one."""
+        made: External = _one(self.bulk_create([item]))
+        return made
+
+    def update(self, item: Item) -> External:
+        """As `bulk_update`, of one."""
+        made: External = _one(self.bulk_update([item]))
+        return made
+
+    def delete(self, item: Item) -> None:
+        """As `bulk_delete`, of one."""
+        _one(self.bulk_delete([item]))
+
+    def _export(self, items: Sequence[Item]) -> list[External | SyncError]:
+        try:
+            return self._exported(items)
+        except SystemDown as error:
+            return [error] * len(items)
+
+    def _exported(self, items: Sequence[Item]) -> list[External | SyncError]:
+        keys = [self._key_of(item) for item in items]
+        known = self._state.get(keys)
+        outcomes: list[External | SyncError] = []
+        written: list[Mapping[str, Any]] = []
+        held: list[tuple[str, Flat, datetime, str | None]] = []
+        left: list[str] = []
+        now = _now()
+        for item, key in zip(items, keys, strict=True):
+            there = known.get(key)
+            if not key:
+                outcomes.append(self._refuse("is empty, but rows are known by it"))
+                continue
+            if there is not None and not there.deleted and self._is_anothers(there.record_id, item, key):
+                outcomes.append(self._refuse(f"{key} is the key of another row"))
+                continue
+            if item.external_id not in (None, key):
+                left.append(item.linked_id)
+                written.append(self._farewell(item.linked_id))
+            flat = self.mapper.theirs(item.data)
+            flat = {**(there.held if there and not there.deleted else {}), **flat}
+            ours = {self.record_id_field: item.record_id} if self.record_id_field else {}
+            # What is held besides: an archived record is sent with what makes it so alone.
+            written.append({**nest(flat), **item.data, **nest({self.key_field: key}), **ours})
+            held.append((key, flat, now, item.record_id))
+            outcomes.append(External(key, {}, at=now))
+        if written:
+            self._write(written)
+            self._state.hold(held)
+            # A file of theirs that was written before they read ours repeats what we told them first.
+            first = [(key, flat) for key, flat, _, _ in held if key not in known or known[key].said is None]
+            self._state.said(first)
+            self._state.gone(left, now)
+            self._state.said([(key, None) for key in left])
+        return outcomes
+
+    def _key_of(self, item: Item) -> str:
+        value = pick(item.data, self.key_field)
+        if value is not MISSING:
+            return "" if is_empty(value) else str(value)
+        return item.external_id or self.new_key.replace("{id}", item.record_id)
+
+    def _is_anothers(self, record_id: str | None, item: Item, key: str) -> bool:
+        if record_id is not None:
+            return record_id != item.record_id
+        # A row of theirs, which we would overwrite if our numbers happened to be the same.
+        return item.external_id != key and pick(item.data, self.key_field) is MISSING
+
+    def _refuse(self, why: str) -> Reject:
+        return Reject(f"{self.key_field}: {why}", fields={self.key_field: why})
+
+    def _farewell(self, key: str) -> dict[str, Any]:
+        return {self.key_field: key, self.deleted_field: True} if self.deleted_field else {self.key_field: key}
+
+    def _write(self, written: Sequence[Mapping[str, Any]]) -> None:
+        """One file: complete under its name, and never two of one name. Raises `SystemDown`."""
+        name = {path: column for column, path in self.columns.items()}
+        out = self._folder("out") / f"{_stamp()}-{uuid.uuid4().hex[:8]}.{self.format}"
+        try:
+            if self.format == "csv":
+                flat = [{name.get(path, path): value for path, value in _leaves(one)} for one in written]
+                sent = [entry for entry in self.mapper.fields.values() if entry.direction != "in" and not entry.rows]
+                mapped = [path for entry in sent if is_plain(entry.path) for path in parts(entry.path)]
+                first = [name.get(path, path) for path in (self.key_field, *mapped)]
+                last = [name.get(path, path) for path in (self.record_id_field, self.deleted_field) if path]
+                columns = dict.fromkeys([*first, *last, *(column for one in flat for column in one)])
+                rows.write(out, list(columns), flat, delimiter=self.delimiter, mask=self.for_spreadsheets)
+            else:
+                rows.write(out, [], [{name.get(top, top): value for top, value in one.items()} for one in written])
+        except OSError as error:
+            raise _down(error) from error
+
+    # --- what they hold ---------------------------------------------------------------------------------
+
+    def fetch(self, external_id: str) -> External:
+        """What their last row said, and our exports since. Raises `Gone`."""
+        known = self._state.get([external_id]).get(external_id)
+        if known is None:
+            return External(external_id)
+        if known.deleted:
+            raise Gone(f"{external_id} was deleted there")
+        return External(external_id, nest(known.held), at=known.at, record_id=known.record_id)
+
+    def find(self, item: Item) -> External | None:
+        """The row that an export of this record made."""
+        known = self._state.of_record(item.record_id)
+        return External(known.key, nest(known.held), at=known.at, record_id=known.record_id) if known else None
+
+    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """Nothing: what their files said so far was taken in when these were read, and a file is read once."""
+        return iter(())
+
+    # --- in -----------------------------------------------------------------------------------------
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        """What the files say that wait to be read. The position only tells that this hub has read before."""
+        with self._alone() as mine:
+            if not mine:
+                return  # another process reads
+            if not position:
+                self._state.clear()  # left by another hub: it must not keep this one from learning
+                position = {"begun": _now().isoformat()}
+                yield Page([], position)
+            stuck = []
+            for path in self._ready():
+                try:
+                    yield from self._read(path, position)
+                except FileNotFoundError:
+                    logger.info("%s: %s was taken away before it was read", self.name(), path)
+                except OSError as error:  # of this file; the others are read nevertheless
+                    stuck.append(f"{path}: {error.strerror}")
+            if stuck:
+                raise Retry("; ".join(stuck))
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        with (self._folder() / ".syncflow.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _ready(self) -> list[Path]:
+        """Complete files, the oldest first."""
+        for name in ("done", "failed"):
+            self._folder(name)
+        found = []
+        try:
+            for entry in os.scandir(self._folder("in")):
+                name = entry.name.lower()
+                if name.startswith(".") or name.endswith(_UNFINISHED) or not entry.is_file(follow_symlinks=False):
+                    continue
+                stat = entry.stat()
+                # A copy may keep the time of its original; the time of the last change it cannot.
+                if time.time() - max(stat.st_mtime, stat.st_ctime) >= self.quiet_seconds:
+                    found.append((stat.st_mtime_ns, entry.name, Path(entry.path)))
+        except OSError as error:
+            raise _down(error) from error
+        return [path for _, _, path in sorted(found)]
+
+    def _read(self, path: Path, position: dict[str, Any]) -> Iterator[Page]:
+        reading = Reading(path, path.stat())
+        yield from self._pages(reading, position)
+        if not reading.changed():  # else it is read again once it is quiet
+            self._put_away(reading)
+
+    def _pages(self, reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
+        found = rows.read(reading.path, encoding=self.encoding, delimiter=self.delimiter, unmask=self.for_spreadsheets)
+        try:
+            for batch in self._batches(found):
+                reading.seen += len(batch)
+                yield from self._batch(batch, reading, position)
+        except BadFile as error:
+            reading.fail(Row(0, {}), str(error))
+        if not self.snapshot or reading.changed():
+            return
+        if reading.failed or not reading.seen:
+            reason = "rows of it failed" if reading.failed else "it has no rows"
+            reading.fail(Row(0, {}), f"nothing was taken for deleted, because {reason}")
+            return
+        while keys := self._state.missing_in(reading.name, _DELETED_AT_ONCE):
+            now = _now()
+            self._state.gone(keys, now)
+            yield Page([External(key, at=now, deleted=True) for key in keys], position)
+            self._state.said([(key, None) for key in keys])
+
+    def _batches(self, found: Iterator[Row]) -> Iterator[list[Row]]:
+        batch: list[Row] = []
+        try:
+            for row in found:
+                batch.append(row)
+                if len(batch) == self.page_size:
+                    yield batch
+                    batch = []
+        except BadFile:
+            if batch:
+                yield batch  # what stands before the place that cannot be read
+            raise
+        if batch:
+            yield batch
+
+    def _batch(self, batch: list[Row], reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
+        """What is new in these rows. It is noted as said when it is applied: as soon as we are asked for more."""
+        csv = rows.FORMATS[reading.path.suffix.lower()] == "csv"
+        last: dict[str, _Said] = {}
+        for row in batch:
+            try:
+                said = self._understood(row, csv)
+            except Reject as error:
+                reading.fail(row, str(error))
+                continue
+            last.pop(said.key, None)  # of rows with one key the last counts
+            last[said.key] = said
+        known = self._state.get(list(last))
+        fresh, changed, gone, now = [], [], [], _now()
+        for number, said in enumerate(last.values()):
+            before = known.get(said.key)
+            at = now + timedelta(microseconds=number)
+            if said.deleted:
+                gone.append(said.key)
+                changed.append(External(said.key, at=at, deleted=True))
+            elif before is None or before.said is None or before.deleted:
+                fresh.append(External(said.key, nest(said.flat), at=at, record_id=said.record_id))
+            else:
+                was = before.said
+                flat = {path: v for path, v in said.flat.items() if path not in was or not same(v, was[path])}
+                if flat:
+                    changed.append(External(said.key, nest(flat), at=at, record_id=said.record_id))
+        new = [last[one.id] for one in (*fresh, *changed) if not one.deleted]
+        held = {key: one.held for key, one in known.items() if not one.deleted}
+        self._state.hold(
+            # What a row merely repeats does not undo our exports since.
+            (one.id, {**held.get(one.id, {}), **self.mapper.theirs(one.data)}, now, one.record_id)
+            for one in (*fresh, *changed)
+            if not one.deleted
+        )
+        self._state.gone(gone, now)
+        if fresh:
+            yield Page(fresh, position)
+        if changed:
+            yield Page(changed, position, current=False)  # only what differs: whoever knows no link has to fetch
+        before_that = {key: one.said or {} for key, one in known.items() if not one.deleted}
+        self._state.said([(said.key, {**before_that.get(said.key, {}), **said.flat}) for said in new])
+        self._state.said([(key, None) for key in gone])
+        if self.snapshot:
+            self._state.in_file(last, reading.name)
+
+    def _understood(self, row: Row, csv: bool) -> _Said:
+        """Raises `Reject`, with words for whoever wrote the file."""
+        if row.wrong:
+            raise Reject(row.wrong)
+        named = {self.columns.get(name, name): value for name, value in row.values.items()}
+        data = nest(named) if csv else named
+        if any(not is_plain(entry.path) for entry in self.mapper.fields.values()):
+            raise Reject("the mapping has an expression; from files only names and dotted paths are read")
+        key = pick(data, self.key_field)
+        if key is MISSING or is_empty(key) or isinstance(key, dict | list | bool):
+            raise Reject(f"has no {self.key_field}")
+        ours = pick(data, self.record_id_field) if self.record_id_field else None
+        record_id = None if ours is MISSING or is_empty(ours) else str(ours)
+        if self.deleted_field and _yes(pick(data, self.deleted_field)):
+            return _Said(str(key), {}, record_id, deleted=True)
+        flat = self.mapper.theirs(data)
+        if csv:
+            flat = {path: self._typed(path, cell) for path, cell in flat.items() if not self._is_left_open(path, cell)}
+        # Tried here, where it can be told to whoever wrote the file.
+        self.mapper.inward({path: value for path, value in flat.items() if _stands_alone(self.mapper.entry(path))})
+        return _Said(str(key), flat, record_id)
+
+    def _column(self, path: str) -> sa.Column[Any] | None:
+        """Our column of a field; None where several make one, or it is child rows."""
+        entry = self.mapper.entry(path)
+        return self.records.table.c.get(next(name for name, other in self.mapper.fields.items() if other is entry))
+
+    def _is_left_open(self, path: str, cell: Any) -> bool:
+        """Whether an empty cell says nothing: our column cannot be empty, and has a value of its own."""
+        column = self._column(path)
+        return is_empty(cell) and column is not None and not column.nullable and column.server_default is not None
+
+    def _typed(self, path: str, cell: Any) -> Any:
+        """A cell as JSON would have it: numbers and truth where the column of ours is such."""
+        entry, column = self.mapper.entry(path), self._column(path)
+        if column is None or entry.transform or entry.link or not isinstance(cell, str) or is_empty(cell):
+            return cell
+        read = _READERS.get(column.type.python_type)
+        try:
+            return read(cell.strip()) if read else cell
+        except (ValueError, KeyError):
+            raise Reject(f"{path}: {cell!r} does not fit {column.name}") from None
+
+    def _put_away(self, reading: Reading) -> None:
+        name = f"{_stamp()}-{reading.path.name[-_LONGEST_NAME:]}"
+        if reading.failures:
+            folder = self._folder("failed")
+            told = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]
+            if reading.failed > len(told):
+                told.append({"line": None, "why": f"and {reading.failed - len(told)} rows more"})
+            columns = list(dict.fromkeys(name for one in told for name in one))
+            suffix = reading.path.suffix.lower()
+            suffix = suffix if suffix in rows.FORMATS else ".csv"
+            rejected = folder / f"{name}.rejected{suffix}"
+            rows.write(rejected, columns, told, mask=self.for_spreadsheets)
+            logger.warning("%s: %d rows of %s failed; %s says why", self.name(), reading.failed, name, rejected)
+        reading.path.replace(self._folder("failed" if reading.failures else "done") / name)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A row, understood."""
+
+    key: str
+    flat: Flat
+    record_id: str | None
+    deleted: bool = False
+
+
+#: How a cell is read, by the type of our column.
+_READERS: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: _WORDS[text.lower()]}
+
+
+def _leaves(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested data by dotted paths, as a table has it."""
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
+def _stands_alone(entry: Entry) -> bool:
+    """Whether a value can be tried without the record it belongs to."""
+    depends = entry.transform is not None and find(entry.transform).column is not None
+    return entry.direction != "out" and entry.link is None and entry.rows is None and not depends
+
+
+def _yes(value: Any) -> bool:
+    return value is True or (value is not MISSING and _WORDS.get(str(value).strip().lower()) is True)
+
+
+def _one(outcomes: Sequence[Any]) -> Any:
+    if isinstance(outcomes[0], SyncError):
+        raise outcomes[0]
+    return outcomes[0]
+
+
+def _down(error: OSError) -> SystemDown:
+    return SystemDown(f"{error.filename or 'the folder'}: {error.strerror}")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _stamp() -> str:
+    return f"{_now():%Y%m%dT%H%M%S.%fZ}"
+
+
+#: What may be chosen, in code and in a file.
+SUBSCRIBER_OPTIONS = (*FOR_ALL, *own_options(FileSubscriber))
+
+__all__ = ["SUBSCRIBER_OPTIONS", "FileOptions", "FileSubscriber", "FileSystem"]

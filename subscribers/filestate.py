@@ -1,0 +1,124 @@
+"""What is known of the other side of a folder of files: a small SQLite file beside them.
+
+A file cannot be asked what the other side holds. So the last row it sent of each key is kept, to
+tell what changed from what it merely repeats (of a row that we made: our first export of it), and so
+is what it holds since our last export.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from subscribers.errors import SystemDown
+
+Flat = dict[str, Any]
+
+_TABLE = """
+PRAGMA synchronous = NORMAL;
+CREATE TABLE IF NOT EXISTS row (
+    key TEXT PRIMARY KEY, said TEXT, held TEXT NOT NULL, at TEXT NOT NULL,
+    record_id TEXT, deleted INTEGER NOT NULL DEFAULT 0, file TEXT
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS row_record ON row (record_id);
+"""
+#: Seconds to wait for another process that writes.
+_PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """One key: the last row they `said` (None: that it is deleted), what they hold by now, and our record's id."""
+
+    key: str
+    said: Flat | None
+    held: Flat
+    at: datetime
+    record_id: str | None
+    deleted: bool
+
+
+class FileState:
+    """The keys of one folder. Short transactions, so that several processes may use it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as connection:
+                connection.executescript(_TABLE)
+                with connection:
+                    yield connection
+        except sqlite3.Error as error:
+            raise SystemDown(f"{self.path.name}: {error}", maybe_done=True) from error
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._open() as connection:
+            connection.execute("DELETE FROM row")
+
+    def get(self, keys: Sequence[str]) -> dict[str, Known]:
+        """What is known of these keys."""
+        marks = ",".join("?" * len(keys))
+        return {known.key: known for known in self._select(f"key IN ({marks})", keys)}
+
+    def of_record(self, record_id: str) -> Known | None:
+        """The key under which a record of ours is known there."""
+        return next(iter(self._select("record_id = ? AND NOT deleted", [record_id])), None)
+
+    def _select(self, condition: str, values: Sequence[str]) -> list[Known]:
+        query = f"SELECT key, said, held, at, record_id, deleted FROM row WHERE {condition}"
+        with self._open() as connection:
+            return [
+                Known(
+                    k, json.loads(said) if said else None, json.loads(held), datetime.fromisoformat(at), r, bool(gone)
+                )
+                for k, said, held, at, r, gone in connection.execute(query, values)
+            ]
+
+    def hold(self, rows: Iterable[tuple[str, Flat, datetime, str | None]]) -> None:
+        """They hold this from now on; where no record id is given the known one stays."""
+        with self._open() as connection:
+            connection.executemany(
+                "INSERT INTO row (key, held, at, record_id) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                "held = excluded.held, at = excluded.at, deleted = 0, "
+                "record_id = coalesce(excluded.record_id, record_id)",
+                [(key, json.dumps(held), at.isoformat(), record_id) for key, held, at, record_id in rows],
+            )
+
+    def said(self, rows: Iterable[tuple[str, Flat | None]]) -> None:
+        """They said this (None: that it is deleted), and it has been applied."""
+        values = [(None if flat is None else json.dumps(flat), key) for key, flat in rows]
+        with self._open() as connection:
+            connection.executemany("UPDATE row SET said = ? WHERE key = ?", values)
+
+    def gone(self, keys: Iterable[str], at: datetime) -> None:
+        """These are deleted there; what they said of them stays until that is applied."""
+        with self._open() as connection:
+            connection.executemany(
+                "INSERT INTO row (key, held, at, deleted) VALUES (?, '{}', ?, 1) ON CONFLICT (key) DO UPDATE SET "
+                "held = '{}', at = excluded.at, deleted = 1, record_id = NULL",
+                [(key, at.isoformat()) for key in keys],
+            )
+
+    def in_file(self, keys: Iterable[str], file: str) -> None:
+        """These keys stand in this file."""
+        with self._open() as connection:
+            connection.executemany("UPDATE row SET file = ? WHERE key = ?", [(file, key) for key in keys])
+
+    def missing_in(self, file: str, limit: int) -> list[str]:
+        """Keys that stood in an earlier file, are not said to be deleted, and do not stand in this one."""
+        query = "SELECT key FROM row WHERE said IS NOT NULL AND file IS NOT NULL AND file <> ? ORDER BY key LIMIT ?"
+        with self._open() as connection:
+            return [key for (key,) in connection.execute(query, (file, limit))]
+
+
+__all__ = ["FileState", "Known"]

@@ -1,0 +1,197 @@
+"""Rows of CSV and JSON-lines files: read one by one however large the file is, and written at one stroke."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+Format = Literal["csv", "jsonl"]
+
+#: By the end of a file's name.
+FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+
+_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_DELIMITERS = ",;\t|"
+#: Characters of one cell; Python's own limit is 131,072.
+_LONGEST_CELL = 10_000_000
+#: What a spreadsheet would take for a formula (OWASP, "CSV Injection"), with the marks put before it already.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+#: Rows of a file that are told why they failed; of more only the first ones are.
+_MOST_FAILURES = 10_000
+
+
+class BadFile(Exception):
+    """A file that cannot be read at all, or no further."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: the line it ends on and its values by column; or, where it is none, `wrong` says why."""
+
+    line: int
+    values: dict[str, Any]
+    wrong: str = ""
+
+
+@dataclass
+class Reading:
+    """A file that is being read, and what became of its rows."""
+
+    path: Path
+    before: os.stat_result
+    seen: int = 0
+    failed: int = 0
+    failures: list[Row] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """It with this content."""
+        return f"{self.path.name} {self.before.st_mtime_ns} {self.before.st_size}"
+
+    def fail(self, row: Row, why: str) -> None:
+        """Note that a row could not be applied."""
+        self.failed += 1
+        if len(self.failures) < _MOST_FAILURES:
+            self.failures.append(Row(row.line, row.values, why))
+
+    def changed(self) -> bool:
+        """Whether somebody wrote to it meanwhile (or took it away)."""
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return True
+        return (now.st_size, now.st_mtime_ns) != (self.before.st_size, self.before.st_mtime_ns)
+
+
+def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bool = False) -> Iterator[Row]:
+    """The rows of a file, streamed. A byte order mark wins over `encoding`; no `delimiter`: the header's tells.
+
+    Raises:
+      BadFile: where it cannot be read any further; the rows before have been given by then.
+    """
+    format = FORMATS.get(path.suffix.lower())
+    if format is None:
+        raise BadFile(f"is none of {', '.join(FORMATS)}")
+    with path.open("rb") as raw:
+        start = raw.read(4)
+    encoding = next((name for mark, name in _BOMS if start.startswith(mark)), encoding)
+    try:
+        # Bytes that are no text are marked, so that they cost their row and not the file.
+        with path.open(encoding=encoding, errors="surrogateescape", newline="" if format == "csv" else None) as file:
+            for row in _csv(file, delimiter, unmask) if format == "csv" else _json_lines(file):
+                yield _checked(row, encoding)
+    except UnicodeError:
+        raise BadFile(f"is not written in {encoding}") from None
+
+
+def _csv(file: IO[str], delimiter: str, unmask: bool) -> Iterator[Row]:
+    csv.field_size_limit(_LONGEST_CELL)
+    first = file.readline()
+    file.seek(0)
+    reader = csv.reader(file, delimiter=delimiter or max(_DELIMITERS, key=first.count), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        if not any(header):
+            raise BadFile("has no header")
+        if doubled := {name for name in header if name and header.count(name) > 1}:
+            raise BadFile(f"has the column {', '.join(sorted(doubled))} twice")
+        for cells in reader:
+            if not cells:
+                continue
+            values = {n: unmasked(cell) if unmask else cell for n, cell in zip(header, cells, strict=False) if n}
+            wrong = "" if len(cells) == len(header) else f"has {len(cells)} cells, the header {len(header)}"
+            yield Row(reader.line_num, values, wrong)
+    except csv.Error as error:
+        raise BadFile(f"cannot be read from line {reader.line_num} on: {error}") from None
+
+
+def _json_lines(file: IO[str]) -> Iterator[Row]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            yield Row(number, {"row": line.strip()[:2000]}, f"is no JSON: {error}")
+            continue
+        if isinstance(values, dict):
+            yield Row(number, values)
+        else:
+            yield Row(number, {"row": line.strip()[:2000]}, "is no JSON object")
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _checked(row: Row, encoding: str) -> Row:
+    texts = [value for value in row.values.values() if isinstance(value, str)]
+    if any("\udc80" <= character <= "\udcff" for text in texts if not text.isascii() for character in text):
+        shown = {name: _shown(value) for name, value in row.values.items()}
+        return Row(row.line, shown, f"holds bytes that are not {encoding}")
+    return row
+
+
+def _shown(value: Any) -> Any:
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(value, str) else value
+
+
+def write(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, delimiter: str = ",", mask: bool = False
+) -> None:
+    """A whole file at once: under its name it is complete and on disk, or not there.
+
+    Raises:
+      OSError: nothing was written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            if FORMATS[path.suffix] == "csv":
+                writer = csv.writer(file, delimiter=delimiter or ",")
+                writer.writerow(columns)
+                writer.writerows([_cell(row.get(name), mask) for name in columns] for row in rows)
+            else:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _cell(value: Any, mask: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    return masked(text) if mask else text
+
+
+def masked(text: str) -> str:
+    """Text that no spreadsheet takes for a formula; `unmasked` takes the mark away."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unmasked(text: str) -> str:
+    """The text as it was before `masked`."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+__all__ = ["FORMATS", "BadFile", "Format", "Reading", "Row", "masked", "read", "unmasked", "write"]
