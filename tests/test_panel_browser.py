@@ -263,7 +263,8 @@ def test_times_are_the_readers_own(browser: Browser, w: World) -> None:
         visit.go("/audit/")
         time = visit.page.locator("time").first
         told = visit.page.evaluate(
-            "t => new Date(t).toLocaleString('en-GB', {dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
+            "t => new Date(t).toLocaleString('en-GB', "
+            "{dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
             time.get_attribute("datetime"),
         )
         assert time.inner_text() == told
