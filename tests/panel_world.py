@@ -27,6 +27,7 @@ from models.ledger import Conflict, Cursor, Link, Process
 from models.session import Database
 from panel.app import create_app
 from panel.security import create_user
+from panel.situation import Situation
 from settings import Settings
 from subscribers.base import External, Field, Item, Options, Subscriber, System
 from subscribers.errors import BadSignature, BadWebhook, Reject
@@ -142,6 +143,8 @@ def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterato
     conductor.prepare()
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
+    # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
+    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview, clock=lambda: 0.0)
     made = World(database, conductor, announcer, app)
     if seeded:
         seed(made)

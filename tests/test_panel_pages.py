@@ -268,7 +268,7 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
 ) -> None:
     client = sqlite.client("viewer")
 
-    def broken() -> None:
+    def broken(*_arguments: object) -> None:
         raise ZeroDivisionError(f"with a secret: {TOKEN}")
 
     monkeypatch.setattr(sqlite.conductor, "queues", broken)

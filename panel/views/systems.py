@@ -33,8 +33,11 @@ class Systems(PanelView):
         queues = self.conductor.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
         version, overview = self.situation()
+        with self.conductor.database.read() as connection:
+            left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
         seen = (
             version,
+            left,
             sorted(queues.queues.items()),
             queues.error,
             [tuple(row) for row in tasks],
