@@ -20,7 +20,7 @@ from panel.security import allowed
 #: The colour a word of state is shown in: good, busy, bad or quiet.
 TONES = {
     "ok": "good", "delivered": "good", "applied": "good", "up to date": "good", "done": "good", "in force": "good",
-    "on": "good", "flows": "good", "held back": "busy",
+    "on": "good", "flows": "good", "held back": "busy", "verified": "good",
     "waiting": "busy", "owed": "busy", "failed": "busy", "paused": "busy", "trying again": "busy",
     "running": "good", "stopping": "busy", "silent": "bad", "nobody reads it": "bad", "wrong": "bad", "late": "busy",
     "failing": "bad", "down": "bad", "dead": "bad", "dead letter": "bad", "conflict": "bad",

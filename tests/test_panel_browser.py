@@ -13,7 +13,7 @@ from passlib.totp import TOTP  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from models.catalogues import Customer
-from models.ledger import DeadLetter, System
+from models.ledger import DeadLetter, System, Task
 from tests.panel_world import PASSWORD, World, add_conflicts, served, world
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
@@ -24,7 +24,9 @@ PAGES = [
     "/unsubscriptions/?record=2", "/unsubscriptions/1", "/links/", "/links/1",
     "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours", "/conflicts/", "/conflicts/?state=settled",
     "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1", "/record/customer/1", "/record/customer/4",
-    "/record/?q=nobody", "/record/?q=zzz", "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/",
+    "/record/?q=nobody", "/record/?q=zzz",
+    "/record/customer/4/edit", "/inbox/refused", "/inbox/?system=shop&since=2026-01-01T00:00&until=2099-01-01T00:00",
+    "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/",
     "/audit/", "/change", "/account/", "/tf-setup", "/mf-recovery-codes",
 ]  # fmt: skip
 
@@ -126,15 +128,22 @@ def test_finding_out_why_a_record_did_not_sync(visit: Visit) -> None:
     visit.page.keyboard.press("Enter")
     visit.page.wait_for_url("**/record/customer/4")
     assert visit.page.get_by_role("heading", level=1).inner_text() == "Nobody One"
-    assert "Nowhere is no city" in visit.page.get_by_role("table").inner_text()
+    stands = visit.page.get_by_role("region", name="In every system").get_by_role("listitem")
+    assert "Nowhere is no city" in stands.filter(has_text="shop.customer").inner_text()
 
 
 def test_retrying_all_that_match_takes_two_clicks(visit: Visit, w: World) -> None:
     visit.go("/dead-letters/")
     visit.page.locator(".kinds a").first.click()
     visit.page.get_by_role("button", name="Retry all 2 that match").click()
-    assert visit.said() == "2 dead letters go again."
+    assert visit.said() == "2 dead letters are tried again, in the background."
+    task = w.rows(sa.select(Task.id).where(Task.kind == "retry"))[0].id
+    while not w.rows(sa.select(Task.id).where(Task.id == task, Task.done == 2)):
+        assert w.conductor.tasks.run_some()
+    visit.page.reload()
     assert visit.page.get_by_text("trying again", exact=True).count() == 2
+    visit.page.get_by_role("button", name=f"Stop task {task}").click()
+    assert w.rows(sa.select(Task.state).where(Task.id == task)) == [("stopped",)]
 
 
 def test_discarding_with_a_reason(visit: Visit, w: World) -> None:
