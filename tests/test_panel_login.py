@@ -290,6 +290,17 @@ def test_an_account_is_joined_by_a_checked_address_only(o: World, provider: Prov
     assert "Another person" in _words(client, answer)
 
 
+def test_who_comes_over_the_provider_need_not_change_a_password(o: World, provider: Provider) -> None:
+    provider.person = {"sub": "v", "email": "viewer@example.com", "email_verified": True}
+    with o.database.write() as connection:
+        connection.execute(sa.update(User).values(must_change_password=True))
+    client, _answer = _come_in(o, provider)
+    assert client.get("/links/").status_code == 200
+    by_password = o.client()
+    log_in(by_password, "viewer@example.com")
+    assert by_password.get("/links/").headers["Location"] == "/change"
+
+
 def test_a_disabled_person_does_not_come_in(o: World, provider: Provider) -> None:
     _come_in(o, provider)
     with o.database.write() as connection:
