@@ -140,7 +140,8 @@ def _ask_to_log_in() -> Response | None:
     if current_user.is_authenticated:
         if not session.permanent:
             session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
-        if current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
+        with_password = session.get("oidc_user") != current_user.fs_uniquifier
+        if with_password and current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
             flash("Your password was good for one login. Choose your own.", "info")
             return redirect(url_for("security.change_password"), code=303)
         if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:

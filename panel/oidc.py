@@ -78,6 +78,7 @@ def back() -> Response:
     except Refused as refusal:
         return _failed(None, str(refusal))
     login_user(user, remember=False, authn_via=["oidc"])
+    session["oidc_user"] = user.fs_uniquifier
     security.add_audit(user.email, "login", request.remote_addr or "", by="OpenID Connect")
     _people().db.session.commit()
     return redirect(_next(session.pop("oidc_next", "")), code=303)

@@ -49,7 +49,7 @@ def _actions(w: World, who: str) -> list[str]:
 
 def test_a_new_user_chooses_a_password_before_anything_else(w: World) -> None:
     page = post(w.client("admin"), "/users/", email="New@Example.com", role="operator")
-    given = re.search(r'id="password">([^<]+)<', page.text)
+    given = re.search(r'id="password"[^>]*>([^<]+)<', page.text)
     assert given and "no-store" in page.headers["Cache-Control"]
     client = w.client()
     assert log_in(client, "new@example.com", given[1]).status_code == 302
@@ -65,7 +65,7 @@ def test_a_new_user_chooses_a_password_before_anything_else(w: World) -> None:
 def test_a_reset_password_ends_all_sessions_and_is_told_once(w: World) -> None:
     viewer, admin = w.client("viewer"), w.client("admin")
     page = post(admin, f"/users/{_user(w).id}/password").text
-    given = re.search(r'id="password">([^<]+)<', page)
+    given = re.search(r'id="password"[^>]*>([^<]+)<', page)
     assert given and given[1] not in admin.get("/users/").text
     assert given[1] not in str(w.rows(sa.select(AuditEntry.details)))
     assert viewer.get("/").status_code == 303
@@ -288,6 +288,17 @@ def test_an_account_is_joined_by_a_checked_address_only(o: World, provider: Prov
     provider.person["sub"] = "another"
     client, answer = _come_in(o, provider)
     assert "Another person" in _words(client, answer)
+
+
+def test_who_comes_over_the_provider_need_not_change_a_password(o: World, provider: Provider) -> None:
+    provider.person = {"sub": "v", "email": "viewer@example.com", "email_verified": True}
+    with o.database.write() as connection:
+        connection.execute(sa.update(User).values(must_change_password=True))
+    client, _answer = _come_in(o, provider)
+    assert client.get("/links/").status_code == 200
+    by_password = o.client()
+    log_in(by_password, "viewer@example.com")
+    assert by_password.get("/links/").headers["Location"] == "/change"
 
 
 def test_a_disabled_person_does_not_come_in(o: World, provider: Provider) -> None:

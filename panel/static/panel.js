@@ -173,11 +173,4 @@
 
   // What was just tried, or found wrong, comes into view.
   document.querySelector("#review, .why")?.scrollIntoView({ block: "nearest" });
-
-  for (const button of document.querySelectorAll("[data-copy]")) {
-    button.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(document.querySelector(button.dataset.copy).textContent);
-      button.textContent = "Copied";
-    });
-  }
 })();
