@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import requests
 
@@ -178,7 +179,9 @@ class WebhookSender:
         if reply is not None and self._taken(reply):
             return False
         if letter.attempts > len(BACKOFF):
-            logger.warning("webhook %s to %s given up: %s", letter.event, endpoint.url, error or status)
+            # Not the whole address: a secret may be part of it.
+            host = urlsplit(endpoint.url).netloc
+            logger.warning("webhook %s to %s given up: %s", letter.event, host, error or status)
             return False
         letter.due = time.monotonic() + BACKOFF[letter.attempts - 1]
         return True
@@ -191,5 +194,5 @@ def _post(
     try:
         reply = session.post(url, data=body, headers=headers, timeout=TIMEOUT, allow_redirects=False)
     except requests.RequestException as error:
-        return None, str(error)
+        return None, type(error).__name__
     return reply, None

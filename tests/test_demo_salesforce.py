@@ -550,6 +550,25 @@ def test_all_or_none_undoes_everything(sf: Salesforce, org: SalesforceSimulator)
     assert org.store.count("Account") == 0
 
 
+def test_each_graph_is_written_as_a_whole_or_not_at_all(sf: Salesforce, org: SalesforceSimulator) -> None:
+    def graph(name: str, line: dict[str, Any]) -> dict[str, Any]:
+        base = "/services/data/v59.0/sobjects"
+        parent = {"method": "PATCH", "url": f"{base}/Invoice__c/Syncflow_Id__c/{name}", "body": {"Name": name}}
+        child = {"method": "POST", "url": f"{base}/Invoice_Line__c", "body": {"Invoice__c": "@{parent.id}", **line}}
+        return {"graphId": name, "compositeRequest": [parent | {"referenceId": "parent"}, child | {"referenceId": "l"}]}
+
+    body = {"graphs": [graph("good", {"Quantity__c": 1}), graph("bad", {"Nothing__c": 1})]}
+    good, bad = sf.restful("composite/graph", method="POST", json=body)["graphs"]
+    (invoice,), (line,) = org.store.all("Invoice__c"), org.store.all("Invoice_Line__c")
+    assert (good["isSuccessful"], invoice["Name"], line["Invoice__c"]) == (True, "good", invoice["Id"])
+    answers = bad["graphResponse"]["compositeResponse"]
+    codes = [(one["httpStatusCode"], one["body"][0]["errorCode"]) for one in answers]
+    assert (bad["isSuccessful"], codes) == (False, [(400, "PROCESSING_HALTED"), (400, "INVALID_FIELD")])
+    with pytest.raises(SalesforceMalformedRequest) as refused:
+        sf.restful("composite/graph", method="POST", json={"graphs": [graph("x", {})] * 76})
+    assert code_of(refused) == "LIMIT_EXCEEDED"
+
+
 def test_bulk_ingest_of_every_kind(sf: Salesforce, org: SalesforceSimulator) -> None:
     bulk = sf.bulk2.Account
     rows = [{"Name": 'A, "quoted"\nline', "Syncflow_Id__c": "1"}, {"Name": "", "Syncflow_Id__c": "2"}]

@@ -20,6 +20,7 @@ from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Field, Mapper
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
+from subscribers.salesforce.login import audience as audience_of
 from tests.salesforce_world import LOGINS, connect
 
 ANNA = {
@@ -93,6 +94,21 @@ def test_a_login_by_certificate(certificates: Path, tmp_path: Path) -> None:
         who = {"username": "integration@syncflow.example", "consumer_key": "demo-client-id"}
         accounts = SalesforceAccount(connect(org, "jwt", **who, privatekey_file=str(pem)))
         made(accounts.bulk_create([item(ANNA)])[0])
+
+
+@pytest.mark.parametrize(
+    ("where", "audience"),
+    [
+        ({}, "login"),
+        ({"domain": "acme.my"}, "login"),
+        ({"domain": "test"}, "test"),
+        ({"domain": "acme--dev.sandbox.my"}, "test"),
+        ({"instance_url": "https://acme--dev.sandbox.my.salesforce.com"}, "test"),
+    ],
+)
+def test_a_certificate_is_shown_to_the_right_login(where: dict[str, Any], audience: str) -> None:
+    options = SalesforceOptions(username="u", password=SecretStr("p"), **where)
+    assert audience_of(options) == f"https://{audience}.salesforce.com"
 
 
 def test_200_records_are_one_call_each_with_its_own_outcome(
@@ -187,6 +203,14 @@ def test_a_call_that_fails_fails_for_each_of_its_records(
     for error in outcomes:
         assert type(error) is expected and error.maybe_done is maybe_done
         assert code in str(error) and "words" in str(error)
+
+
+def test_an_address_that_the_org_lacks_is_no_record_that_is_gone(
+    org: SalesforceSimulator, accounts: SalesforceAccount
+) -> None:
+    org.fail(status=404, code="NOT_FOUND", message="The requested resource does not exist", path="composite")
+    outcomes = accounts.bulk_update([item(ANNA, "7", org.add("Account", Name="Anna"), {"Phone": "1"})])
+    assert isinstance(outcomes[0], Reject) and "composite/sobjects" in str(outcomes[0])
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,16 @@ def test_an_invoice_whose_answer_was_lost_is_there_once(world: SalesforceWorld, 
     assert link.owed_change == link.synced_change
 
 
+def test_an_org_without_the_object_unlinks_nothing(world: SalesforceWorld) -> None:
+    one = invoice(world)
+    message = "The requested resource does not exist"
+    world.org.fail(status=404, code="NOT_FOUND", message=message, path="composite/graph")
+    world.edit("invoice", one, lines=LINES[:1])
+    world.run()
+    link = world.link("invoice", one)
+    assert link.gone_at is None and link.dead_at is not None
+
+
 def test_creating_what_is_there_already_takes_its_lines_over(world: SalesforceWorld) -> None:
     there = world.org.add("Invoice__c", Name="R-1", Syncflow_Id__c="1")
     world.org.add("Invoice_Line__c", Invoice__c=there, Description__c="Of before")

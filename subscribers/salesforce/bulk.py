@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from subscribers.base import still_working
-from subscribers.errors import Retry, SyncError
+from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce
 
@@ -60,6 +60,8 @@ def ingest(
         ended, at = _run(org, path)
         how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
+    except Gone as error:  # the object or the field of the job's address, and no record of it
+        return [Reject(f"jobs/ingest: {error}", request_id=error.request_id)] * len(rows)
     except SyncError as error:
         return [error] * len(rows)
     lost = Retry(f"{how} and says nothing of this record", maybe_done=True)

@@ -75,16 +75,21 @@ def _client_credentials_login(options: SalesforceOptions, session: requests.Sess
 
 
 def _jwt_login(options: SalesforceOptions, session: requests.Session) -> tuple[str, str]:
-    audience = "test" if options.domain == "test" else "login"
     claims = {
         "iss": options.consumer_key,
         "sub": options.username,
-        "aud": f"https://{audience}.salesforce.com",
+        "aud": audience(options),
         "exp": int(time.time()) + 180,
     }
     assertion = jwt.encode(claims, Path(options.privatekey_file).read_bytes(), algorithm="RS256")
     grant = "urn:ietf:params:oauth:grant-type:jwt-bearer"
     return _token(options, {"grant_type": grant, "assertion": assertion}, None, session)
+
+
+def audience(options: SalesforceOptions) -> str:
+    """Whom a JWT is meant for: one address for all sandboxes, one for all other orgs."""
+    is_sandbox = options.domain == "test" or ".sandbox." in f"{options.domain}. {options.instance_url}"
+    return f"https://{'test' if is_sandbox else 'login'}.salesforce.com"
 
 
 def _token(

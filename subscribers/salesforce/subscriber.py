@@ -163,8 +163,9 @@ class SalesforceSubscriber(Subscriber):
         """
         points = any(self.mapper.points_to(item.record))
         if item.external_id is None:
-            # An upsert by the External ID creates what is gone: so it is another record, or the address.
-            return Retry(f"a record that it points to is deleted there: {gone}") if points else Reject(str(gone))
+            # An upsert by the External ID creates what is gone: so it is another record, or no record at all.
+            deleted = points and "ENTITY_IS_DELETED" in str(gone)
+            return Retry(f"a record that it points to is deleted there: {gone}") if deleted else Reject(str(gone))
         try:
             if points:
                 self.fetch(item.external_id)
@@ -245,6 +246,8 @@ class SalesforceSubscriber(Subscriber):
             results, at = self.client.call(lambda org: org.restful(path, method=method, **body), writes=True)
             if not isinstance(results, list) or len(results) != len(items):
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
+        except Gone as error:
+            return [no_address(path, error)] * len(items)
         except SyncError as error:
             return [error] * len(items)
         call = self.client.request_id
@@ -274,6 +277,11 @@ class SalesforceSubscriber(Subscriber):
             External(one["id"], {}, at=iso_time(one["deletedDate"]), deleted=True) for one in found["deletedRecords"]
         ]
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
+
+
+def no_address(path: str, error: Gone) -> Reject:
+    """A whole call whose address is unknown: an object or a field that the org lacks, and no record that is gone."""
+    return Reject(f"{path}: {error}", request_id=error.request_id)
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

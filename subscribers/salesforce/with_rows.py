@@ -20,7 +20,15 @@ from subscribers.http import iso_time
 from subscribers.paths import tops
 from subscribers.salesforce import describing
 from subscribers.salesforce.failures import by_code
-from subscribers.salesforce.subscriber import COLLECTION, SETTLING, SalesforceSubscriber, earlier, not_before, wire
+from subscribers.salesforce.subscriber import (
+    COLLECTION,
+    SETTLING,
+    SalesforceSubscriber,
+    earlier,
+    no_address,
+    not_before,
+    wire,
+)
 
 #: What one call takes: graphs, and records in all of them.
 MOST_GRAPHS, MOST_NODES = 75, 500
@@ -232,6 +240,8 @@ class SalesforceWithRows(SalesforceSubscriber):
             answers = {one["graphId"]: one for one in reply["graphs"]}
             if set(answers) != {graph["graphId"] for graph in graphs}:
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
+        except Gone as error:
+            return [no_address("composite/graph", error)] * len(some)
         except SyncError as error:
             return [error] * len(some)
         return [self._outcome(item, answers[str(number)], at) for number, (item, _) in enumerate(some)]
