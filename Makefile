@@ -15,7 +15,7 @@ help: ## list the targets
 
 .PHONY: run
 run: setup ## set up and start Syncflow with its demo systems (Ctrl-C stops it)
-	@PATH="$(CURDIR)/.venv/bin:$$PATH" ./syncflow demo $(ARGS)
+	@exec env PATH="$(CURDIR)/.venv/bin:$$PATH" ./syncflow demo $(ARGS)
 
 .PHONY: setup
 setup: ## create .venv with what Syncflow and its demo need to run
