@@ -29,7 +29,7 @@ setup-dev: ## the same, with what the tests and checks need
 
 .PHONY: test
 test: services chromium ## run all tests, with real PostgreSQL, RabbitMQ and browser (ARGS="-k name")
-	@SYNCFLOW_REQUIRE_SERVICES=1 $(PY) -m pytest $(ARGS)
+	@SYNCFLOW_REQUIRE_SERVICES=1 $(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 .PHONY: unit
 unit: setup-dev ## run the fast tests, which need no services

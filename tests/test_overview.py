@@ -190,7 +190,7 @@ def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, da
     assert series.counts["failed"][minute : minute + 3] == [0, 1, 0]
 
 
-@pytest.mark.parametrize("database", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True)
+@pytest.mark.parametrize("migrated_url", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True)
 def test_a_row_that_appears_late_is_counted(hub: Conductor, database: Database, clock: Clock) -> None:
     """A transaction took its id first and commits last; and by then another one is under way."""
     row = sa.insert(Delivery).values(**DELIVERY, outcome="delivered", at=clock())
