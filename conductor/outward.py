@@ -221,7 +221,8 @@ class Outward:
         data = nest(plan.flat, onto=data)
         subscriber.validate(data)
         differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
-        if claim.linked and not differing:
+        # What is in doubt may have arrived: it is looked at, also where ours is what it was before that.
+        if claim.linked and not differing and claim.link.doubt is None:
             plan.settle("unchanged", "the system holds all of it already")
         changes = data if not claim.linked else changed(data, plan.flat, differing)
         plan.item = make_item(claim, data, changes)

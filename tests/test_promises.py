@@ -777,3 +777,17 @@ def test_what_looking_up_a_create_in_doubt_showed_is_known_after_the_next_lost_a
     again(world)
     assert (record(world, one).name, record(world, one).phone) == ("1", "theirs, not seen here yet")
     assert (crm.store["crm_1"]["name"], crm.store["crm_1"]["phone"]) == ("1", "theirs, not seen here yet")
+
+
+def test_an_edit_taken_back_while_it_was_in_doubt_is_taken_back_there(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    edit(world, one, notes="0")  # what was agreed before, and is not what they hold
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
