@@ -136,12 +136,13 @@ class Settling:
             "owed_since": now if plan.owed_now > link.owed_change else None,
             "attempts": 0,
             "retry_at": None,
-            "doubt": None,
             "waits_for": None,
             "unsubscription_id": unsubscription,
             # A create that was never begun, or that is done, leaves no question open.
             "intent": _unbegun(plan) if plan.outcome == "skipped" else None,
         }
+        if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
+            values["doubt"] = None
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(connection, plan, mapper, now)
         self._close_letter(connection, plan)
@@ -268,6 +269,7 @@ class Settling:
             "gone_there": True,
             "agreed": None,
             "held": None,
+            "doubt": None,
             "synced_change": plan.claim.link.owed_change,
             "owed_since": self.hub.clock() if plan.owed_now > plan.claim.link.owed_change else None,
             "attempts": 0,

@@ -791,3 +791,21 @@ def test_an_edit_taken_back_while_it_was_in_doubt_is_taken_back_there(database: 
     webhook(world, "crm", "e1", "crm_1")
     world.run()
     assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
+
+
+def test_what_is_in_doubt_stays_so_while_its_record_is_skipped(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    rule = world.conductor.unsubscribe("crm", None, [one], None, "freeze", by="ann")
+    again(world)
+    assert link(world, "crm").doubt == {"notes": "1"}
+    edit(world, one, notes="0")
+    world.run()
+    world.conductor.lift(rule, by="ann", bring=True)
+    again(world)
+    assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
+    assert link(world, "crm").doubt is None
