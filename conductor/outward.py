@@ -330,15 +330,24 @@ class Outward:
         try:
             self.hub.database.transact(_write_doubts, plans, token)
             return
-        except sa.exc.IntegrityError:
-            logger.warning("the links of a batch could not be written down; one by one")
+        except sa.exc.OperationalError:
+            raise
+        except Exception:
+            # One of them cannot be written down (an id that is taken, a number no column holds): only that one fails.
+            logger.warning("the links of a batch could not be written down; one by one", exc_info=True)
         for plan in plans:
             try:
                 self.hub.database.transact(_write_doubts, [plan], token)
             except sa.exc.IntegrityError:
                 found = plan.claim.link.external_id
                 plan.claim.now_with(external_id=None)
+                plan.claim.told = False
                 plan.fail(Reject(f"{found} was found for it, which is linked to another record already"))
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:
+                plan.claim.told, plan.flat, plan.item = False, {}, None
+                plan.fail(Reject(f"what is to be sent cannot be written down: {type(error).__name__}"))
 
     @staticmethod
     def _lose(plans: list[Plan]) -> None:

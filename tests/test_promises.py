@@ -809,3 +809,14 @@ def test_what_is_in_doubt_stays_so_while_its_record_is_skipped(database: Databas
     again(world)
     assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
     assert link(world, "crm").doubt is None
+
+
+def test_a_record_that_cannot_be_written_down_before_its_call_leaves_its_neighbours_alone(database: Database) -> None:
+    fields = {"name": "name", "phone": Field("phone", transform="text_number")}
+    world = World(database, "crm", field_to_data=fields)
+    bad = add(world, name="more than 64 bits", phone="9" * 20)
+    add(world, name="good", phone="4")
+    world.run()
+    assert [data["name"] for data in world.shown("crm")] == ["good"]
+    assert "cannot be written down" in rows(world, DeadLetter, DeadLetter.record_id == bad)[0].message
+    assert link(world, "crm", bad).dead_at is not None and link(world, "crm", bad).lease_owner is None
