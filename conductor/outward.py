@@ -135,8 +135,11 @@ class Outward:
             except sa.exc.OperationalError:
                 raise
             except Exception as error:
+                unwritten = Reject(f"what came of it cannot be written down: {type(error).__name__}")
+                # A create that was done is looked up when it is tried again, or there would be two.
+                unwritten.maybe_done = plan.error is None or plan.error.maybe_done
                 plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
-                plan.fail(Reject(f"what came of it cannot be written down: {type(error).__name__}"))
+                plan.fail(unwritten)
                 one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
             settled.again += one.again
             settled.announce += one.announce

@@ -820,3 +820,18 @@ def test_a_record_that_cannot_be_written_down_before_its_call_leaves_its_neighbo
     assert [data["name"] for data in world.shown("crm")] == ["good"]
     assert "cannot be written down" in rows(world, DeadLetter, DeadLetter.record_id == bad)[0].message
     assert link(world, "crm", bad).dead_at is not None and link(world, "crm", bad).lease_owner is None
+
+
+def test_a_create_whose_answer_cannot_be_written_down_is_not_done_twice(database: Database) -> None:
+    class Huge(FakeSubscriber):
+        def create(self, item: Item) -> External:
+            made = super().create(item)
+            return External(made.id, {**made.data, "notes": 10**30}, at=made.at)
+
+    world = World(database, "crm", kinds=(Huge,))
+    one = add(world, notes="1")
+    world.run()
+    assert link(world, "crm").dead_at is not None
+    edit(world, one, notes="2")
+    again(world)
+    assert [data["notes"] for data in world.shown("crm")] == ["2"]
