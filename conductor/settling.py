@@ -57,8 +57,12 @@ class Settling:
             link_id = plan.claim.link.id
             plan.owed_now = owed.get(link_id, plan.claim.link.owed_change)
             waits = isinstance(plan.error, WaitsFor)
-            values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
-            if link_id in owed:  # else somebody else has it by now
+            if link_id not in owed:
+                # Somebody else has it by now: what follows, such as a dead letter, is theirs to write.
+                if plan.outcome is None:
+                    plan.settle("waiting" if plan.duration is None else "failed", f"too late: {plan.error}")
+            else:
+                values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
                 row = {"id": link_id, "lease_owner": None, "lease_until": None, **values}
                 links[tuple(values)].append(row)
                 if waits:  # whether the next one closes a circle is told by what this one waits for

@@ -835,3 +835,25 @@ def test_a_create_whose_answer_cannot_be_written_down_is_not_done_twice(database
     edit(world, one, notes="2")
     again(world)
     assert [data["notes"] for data in world.shown("crm")] == ["2"]
+
+
+def test_a_call_that_outlived_its_lease_writes_no_dead_letter_of_its_own(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    crm = world.systems["crm"]
+
+    def slow(kind: str, what: str) -> None:
+        crm.on_call = lambda kind, what: None
+        world.clock.tick(100)
+        with database.write() as c:  # another worker has it
+            c.execute(sa.update(Link).values(lease_owner="another", lease_until=world.clock.now))
+
+    crm.on_call = slow
+    crm.fail(Reject("no"), times=2)
+    world.run()
+    assert not rows(world, DeadLetter) and rows(world, Delivery)[-1].outcome == "failed"
+    again(world)
+    (letter,) = rows(world, DeadLetter)
+    assert link(world, "crm").dead_letter_id == letter.id and link(world, "crm").dead_at is not None
