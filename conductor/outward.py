@@ -414,7 +414,7 @@ class Outward:
             return
         theirs = mapper.theirs(found.data)
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
-        claim.now_with(agreed=agreed, held=held or None)
+        claim.now_with(agreed=agreed, held=held or None, alongside=doubt.ended(claim.link.alongside, found.at))
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes=changed(item.data, plan.flat, differing))
         if not differing:

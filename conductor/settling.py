@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.health import Health
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
@@ -175,7 +176,7 @@ class Settling:
         values["open_conflicts"] = self._close_conflicts(connection, plan)
         if plan.outcome == "delivered" and plan.operation != "match":
             values["wrote_at"] = wrote
-            values["alongside"] = {**link.alongside, "until": wrote.isoformat()} if link.alongside else None
+        values["alongside"] = doubt.ended(link.alongside, wrote)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values

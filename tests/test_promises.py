@@ -857,3 +857,34 @@ def test_a_call_that_outlived_its_lease_writes_no_dead_letter_of_its_own(databas
     again(world)
     (letter,) = rows(world, DeadLetter)
     assert link(world, "crm").dead_letter_id == letter.id and link(world, "crm").dead_at is not None
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_edit_after_our_write_was_not_undone_by_it_however_often_it_is_told(
+    database: Database, silent: bool
+) -> None:
+    class Maybe(FakeSubscriber):
+        def update(self, item: Item) -> External | None:  # type: ignore[override]
+            made = super().update(item)
+            return None if silent else made
+
+    fields = {"name": "name", "street": "address.line1", "city": "address.city"}
+    world = World(database, "crm", kinds=(Maybe,), field_to_data=fields)
+    one = add(world, street="0", city="0")
+    world.run()
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.clock.tick()
+    edit(world, one, street="1")  # the city goes along
+    world.run()
+    told = []
+    for city in ("theirs", "0"):  # and is edited there, and put back
+        world.clock.tick()
+        told.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
+        world.conductor.inward.take(subscriber, told[-1])
+        world.run()
+    world.clock.tick()
+    edit(world, one, name="without the address")
+    world.run()
+    world.conductor.inward.take(subscriber, told[0])  # a poll reads overlapping stretches
+    world.run()
+    assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "0"
