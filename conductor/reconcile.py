@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +142,7 @@ class Reconcile:
             drift: Drift | None = Drift(before.record_id, before.external_id)
             if isinstance(external, SyncError) and not isinstance(external, Gone):
                 drift = None
-            elif link is not None and not _moves(before, link):
+            elif link is not None and not _moves(before, link) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
             drifts.append((before, drift))
         return drifts
@@ -211,6 +211,12 @@ def _moves(before: Any, link: Any) -> bool:
     """Something is on its way, or was while we asked: that is no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
     return not same_link or link.owed_change > link.synced_change or link.lease_owner is not None
+
+
+def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:
+    """It is deleted here, and stays there as `on_delete` says; an archived one has nothing agreed any more."""
+    stays = subscriber.on_delete == "ignore" or (subscriber.on_delete == "archive" and link.agreed is None)
+    return stays and link.record_id not in records
 
 
 def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Record | None, ours: Flat) -> Drift:
