@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -49,6 +49,7 @@ class Settling:
     def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
         """Write down the whole batch and give the leases back."""
         settled = Settled()
+        plans = [replace(plan) for plan in plans]  # what is decided here is decided anew should it lose a race
         self._note_health(connection, subscriber, plans)
         deliveries = []
         told_down = False

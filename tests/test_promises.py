@@ -888,3 +888,20 @@ def test_an_edit_after_our_write_was_not_undone_by_it_however_often_it_is_told(
     world.conductor.inward.take(subscriber, told[0])  # a poll reads overlapping stretches
     world.run()
     assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "0"
+
+
+def test_what_a_record_waits_for_is_known_also_where_its_batch_is_written_one_by_one(database: Database) -> None:
+    class Huge(FakeInvoice):
+        def create(self, item: Item) -> External:
+            made = super().create(item)
+            return External(made.id, {**made.data, "number": 10**30}, at=made.at)
+
+    world = World(database, "crm", kinds=(FakeSubscriber, Huge))
+    kept, sent = add(world), add(world)
+    rule = world.conductor.unsubscribe("crm.customer", None, [kept], None, "freeze", by="ann")
+    world.run()
+    add_invoice(world, kept, "R-1")
+    add_invoice(world, sent, "R-2")
+    world.run()
+    assert invoice_link(world, "2").dead_at is not None  # its answer cannot be written down
+    assert invoice_link(world, "1").unsubscription_id == rule
