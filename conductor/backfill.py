@@ -117,6 +117,8 @@ class Backfill:
         if page is None:
             return self._on(task, {"phase": "bring", "found": position.get("found", 0)})
         found: list[str] = []
+        # Put back with the page's effects: where those are lost, it is read again, also if the next has its position.
+        reading = self._readings.pop(task.id)
 
         def effect(connection: sa.Connection) -> None:
             found[:] = self._adopt(connection, task, subscriber, page.records)
@@ -125,6 +127,7 @@ class Backfill:
                 .where(Link.subscriber == subscriber.name(), Link.record_id.in_(found))
                 .values(announced_at=None)
             )
+            self._readings[task.id] = reading
 
         reached = {**position, "at": page.position, "read": read}
         return self._on(task, reached, effect, words=f"{read} records read there, to find those that are here too")
