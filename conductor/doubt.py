@@ -36,8 +36,12 @@ def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[F
     """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
     agreed, held = dict(agreed), dict(held)
     for path, value in (sent or {}).items():
-        did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
-        if path in theirs and not did_not_arrive:
+        if path not in theirs:
+            continue
+        # Of a field that was never agreed nobody knows what they held before: nothing but ours itself tells.
+        was = held.get(path, agreed.get(path))
+        arrived = not same(theirs[path], was) if path in agreed else same(theirs[path], value)
+        if arrived:
             agreed[path] = value  # what differs from it now is an edit of theirs
             held.pop(path, None)
     return agreed, held

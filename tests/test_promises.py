@@ -905,3 +905,20 @@ def test_what_a_record_waits_for_is_known_also_where_its_batch_is_written_one_by
     world.run()
     assert invoice_link(world, "2").dead_at is not None  # its answer cannot be written down
     assert invoice_link(world, "1").unsubscription_id == rule
+
+
+def test_a_field_never_agreed_did_not_arrive_unless_it_is_there(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name"})
+    one = add(world, notes="1")
+    world.run()
+    crm = world.systems["crm"]
+    crm.edit("crm_1", notes=None)  # a field of theirs, which is mapped from now on
+    mapped = [{"column": name, "path": name} for name in ("name", "notes")]
+    world.conductor.save_mapping("crm.customer", mapped, "ann", 0)
+    edit(world, one, name="new")
+    cut(world, after=False)
+    world.run()
+    again(world)
+    world.conductor.poll("crm.customer")
+    again(world)
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "1"
