@@ -162,6 +162,12 @@ class Backfill:
             except SyncError as error:
                 self._doubt(connection, subscriber, incoming, error, where)
                 continue
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:  # it must not hold up those after it for ever
+                unwritten = Reject(f"{incoming.external.id} cannot be taken: {type(error).__name__}")
+                self._doubt(connection, subscriber, incoming, unwritten, where)
+                continue
             if record_id is not None:
                 found.append(record_id)
         return found

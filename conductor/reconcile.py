@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from conductor.applying import Busy, Guarded
@@ -159,8 +160,10 @@ class Reconcile:
                 return  # it is being delivered, which brings it together as well
             except SystemDown as error:
                 raise NotNow(str(error), error.after or self.hub.policy.probe_first) from None
-            except SyncError as error:
-                logger.warning("%s %s cannot be repaired: %s", subscriber.name(), link.external_id, error)
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:  # this one's: the others go on
+                logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
         still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.gone_at.is_(None))
         values: dict[str, Any] = {"owed_change": Link.owed_change + 1, "announced_at": None}
@@ -186,12 +189,21 @@ class _Report:
         for path, (ours, theirs) in drift.fields.items():
             self.fields[path] += 1
             if len(self.examples) < EXAMPLES:
-                self.examples.append([drift.record_id, drift.external_id, path, ours, theirs])
+                self.examples.append([drift.record_id, drift.external_id, path, _kept(ours), _kept(theirs)])
         return int(bool(drift.fields))
 
     def position(self) -> dict[str, Any]:
         found = {"fields": dict(self.fields), "examples": self.examples, "unread": self.unread}
         return {"after": self.after, **found}
+
+
+def _kept(value: Any) -> Any:
+    """A value as the database keeps it: systems do send numbers of any length."""
+    try:
+        orjson.dumps(value, default=str)
+    except TypeError:
+        return str(value)
+    return value
 
 
 def _linked(name: str) -> tuple[Any, ...]:

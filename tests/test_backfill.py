@@ -15,6 +15,7 @@ from models.ledger import Change, DeadLetter, Link
 from models.session import Database
 from subscribers.base import Page, Subscriber
 from subscribers.errors import Reject, Retry, SystemDown
+from subscribers.mapping import Field, Mapper
 from tests.fakes import World
 from tests.runtimes import Hub, until
 from workers.scheduler import work_off_tasks
@@ -294,3 +295,14 @@ def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_p
     world.clock.tick(100)
     work(world)
     assert held(world) == [f"Ada {n}" for n in range(6)]
+
+
+def test_a_record_there_that_cannot_be_written_down_ends_no_backfill(world: World, database: Database) -> None:
+    subscriber = world.conductor.subscribers["crm.customer"]
+    fields = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
+    subscriber.mapper = subscriber.default_mapper = Mapper(subscriber.records, fields)
+    world.systems["crm"].add(name="Ada 0", email="ada0@x.org", notes=10**30)
+    one = world.conductor.backfill("crm.customer", "ann")
+    work(world)
+    assert world.conductor.tasks.get(one).state == "done"
+    assert [record_id for record_id, _ in bad_letters(world)] == ["1"] and len(held(world)) == 6

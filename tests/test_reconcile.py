@@ -172,3 +172,10 @@ def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database
     writes = len(world.systems["crm"].writes())
     task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
     assert (task.words, len(world.systems["crm"].writes())) == ("no drift", writes)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_number_no_column_holds_is_told_like_any_other(world: World, repair: bool) -> None:
+    world.systems["crm"].edit("crm_1", phone=10**30)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=repair))
+    assert (task.state, task.done, task.bad) == ("done", 5, 1)
