@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -922,3 +923,28 @@ def test_a_field_never_agreed_did_not_arrive_unless_it_is_there(database: Databa
     world.conductor.poll("crm.customer")
     again(world)
     assert record(world, one).notes == crm.store["crm_1"]["notes"] == "1"
+
+
+def test_a_polled_record_that_was_set_aside_is_what_after_receive_makes_of_it(database: Database) -> None:
+    class Shouting(FakeSubscriber):
+        def after_receive(self, external: External) -> External:
+            address = external.data.get("address") or {}
+            quiet = {name: value and value.lower() for name, value in address.items()}
+            return External(external.id, {**external.data, "address": quiet}, at=external.at)
+
+    fields = {"name": "name", "street": "address.line1", "city": "address.city"}
+    world = World(database, "crm", kinds=(Shouting,), field_to_data=fields)
+    one = add(world, street="a", city="rome")
+    world.run()
+    crm = world.systems["crm"]
+    crm.store["crm_1"]["address"]["city"] = "ROME"  # as they keep it
+    world.clock.tick()
+    edit(world, one, street="b")  # the city goes along
+    world.run()
+    crm.store["crm_1"]["address"]["city"] = "ROME"
+    with database.write() as c:
+        c.execute(sa.update(Link).values(lease_owner="another", lease_until=world.clock.now + timedelta(seconds=9)))
+    world.conductor.poll("crm.customer")
+    assert [row.kind for row in rows(world, Inbox)] == ["poll"]
+    again(world)
+    assert record(world, one).city == "rome"
