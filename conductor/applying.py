@@ -176,8 +176,8 @@ class Applying:
         new_agreed |= {path: _stood(link)[path] for path in undone}
         new_held = {path: value for path, value in new_held.items() if path not in undone}
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
-        if undone:
-            values["alongside"] = None
+        if link.doubt is not None:
+            values["alongside"] = doubt.ended(link.alongside, incoming.external.at)
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
@@ -185,6 +185,8 @@ class Applying:
             values["righted"] = {**(link.righted or {}), **one_way}
         if incoming.external.at is not None:
             values |= {"seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
+        if undone:
+            values["alongside"] = None
         owed = bool(result.keep or undone) or _unsent(ours_now, new_agreed)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
@@ -197,7 +199,8 @@ class Applying:
     def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:
         """When our last write was, by their clock, at the latest: a fetch that came after it tells."""
         if incoming.newest and link.wrote_at is not None and link.wrote_at >= UNKNOWN_TIME:
-            return {"wrote_at": incoming.external.at}
+            # What is edited from now on is after it, and was not undone by it.
+            return {"wrote_at": incoming.external.at, "alongside": None}
         return {}
 
     def _owed_now(self) -> dict[str, Any]:

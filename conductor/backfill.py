@@ -117,6 +117,8 @@ class Backfill:
         if page is None:
             return self._on(task, {"phase": "bring", "found": position.get("found", 0)})
         found: list[str] = []
+        # Put back with the page's effects: where those are lost, it is read again, also if the next has its position.
+        reading = self._readings.pop(task.id)
 
         def effect(connection: sa.Connection) -> None:
             found[:] = self._adopt(connection, task, subscriber, page.records)
@@ -125,6 +127,7 @@ class Backfill:
                 .where(Link.subscriber == subscriber.name(), Link.record_id.in_(found))
                 .values(announced_at=None)
             )
+            self._readings[task.id] = reading
 
         reached = {**position, "at": page.position, "read": read}
         return self._on(task, reached, effect, words=f"{read} records read there, to find those that are here too")
@@ -158,6 +161,12 @@ class Backfill:
                 continue  # it is being delivered, so somebody changed it just now
             except SyncError as error:
                 self._doubt(connection, subscriber, incoming, error, where)
+                continue
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:  # it must not hold up those after it for ever
+                unwritten = Reject(f"{incoming.external.id} cannot be taken: {type(error).__name__}")
+                self._doubt(connection, subscriber, incoming, unwritten, where)
                 continue
             if record_id is not None:
                 found.append(record_id)

@@ -6,6 +6,9 @@ arrived must show as theirs, or sending ours again would undo it.
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 from subscribers.mapping import Flat, is_empty, same
 
 
@@ -19,12 +22,26 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
     return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
 
 
+def ended(alongside: dict[str, Any] | None, at: datetime | None) -> dict[str, Any] | None:
+    """`Link.alongside` once its write is known to be over, at `at` by their clock; of an earlier write it stays.
+
+    An edit made there after the write was not undone by it, however often it is told of.
+    """
+    if not alongside or "until" in alongside:
+        return alongside
+    return None if at is None else {**alongside, "until": at.isoformat()}
+
+
 def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[Flat, Flat]:
     """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
     agreed, held = dict(agreed), dict(held)
     for path, value in (sent or {}).items():
-        did_not_arrive = path in agreed and same(theirs.get(path), held.get(path, agreed[path]))
-        if path in theirs and not did_not_arrive:
+        if path not in theirs:
+            continue
+        # Of a field that was never agreed nobody knows what they held before: nothing but ours itself tells.
+        was = held.get(path, agreed.get(path))
+        arrived = not same(theirs[path], was) if path in agreed else same(theirs[path], value)
+        if arrived:
             agreed[path] = value  # what differs from it now is an edit of theirs
             held.pop(path, None)
     return agreed, held

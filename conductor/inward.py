@@ -25,7 +25,7 @@ from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
 from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
-from subscribers.base import External, Page, Subscriber, received
+from subscribers.base import External, Page, Subscriber, attempt, received
 from subscribers.base import System as Client
 from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
 
@@ -193,7 +193,11 @@ class Inward:
     def _receive(self, row: Any) -> list[str]:
         if row.kind == POLLED:
             subscriber = self.hub.subscribers[row.subscriber]
-            return [self._apply_fetched(subscriber, _load(row.body), row.id).words]
+            polled = _load(row.body)
+            made = attempt(received, subscriber, polled)
+            # What cannot be used says only which record it is: that one is fetched.
+            event = replace(polled, data={}) if isinstance(made, SyncError) else made
+            return [self._apply_fetched(subscriber, event, row.id).words]
         words = []
         client = self.hub.systems.get(row.system)
         if client is None:

@@ -135,8 +135,11 @@ class Outward:
             except sa.exc.OperationalError:
                 raise
             except Exception as error:
+                unwritten = Reject(f"what came of it cannot be written down: {type(error).__name__}")
+                # A create that was done is looked up when it is tried again, or there would be two.
+                unwritten.maybe_done = plan.error is None or plan.error.maybe_done
                 plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
-                plan.fail(Reject(f"what came of it cannot be written down: {type(error).__name__}"))
+                plan.fail(unwritten)
                 one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
             settled.again += one.again
             settled.announce += one.announce
@@ -221,7 +224,8 @@ class Outward:
         data = nest(plan.flat, onto=data)
         subscriber.validate(data)
         differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
-        if claim.linked and not differing:
+        # What is in doubt may have arrived: it is looked at, also where ours is what it was before that.
+        if claim.linked and not differing and claim.link.doubt is None:
             plan.settle("unchanged", "the system holds all of it already")
         changes = data if not claim.linked else changed(data, plan.flat, differing)
         plan.item = make_item(claim, data, changes)
@@ -329,15 +333,24 @@ class Outward:
         try:
             self.hub.database.transact(_write_doubts, plans, token)
             return
-        except sa.exc.IntegrityError:
-            logger.warning("the links of a batch could not be written down; one by one")
+        except sa.exc.OperationalError:
+            raise
+        except Exception:
+            # One of them cannot be written down (an id that is taken, a number no column holds): only that one fails.
+            logger.warning("the links of a batch could not be written down; one by one", exc_info=True)
         for plan in plans:
             try:
                 self.hub.database.transact(_write_doubts, [plan], token)
             except sa.exc.IntegrityError:
                 found = plan.claim.link.external_id
                 plan.claim.now_with(external_id=None)
+                plan.claim.told = False
                 plan.fail(Reject(f"{found} was found for it, which is linked to another record already"))
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:
+                plan.claim.told, plan.flat, plan.item = False, {}, None
+                plan.fail(Reject(f"what is to be sent cannot be written down: {type(error).__name__}"))
 
     @staticmethod
     def _lose(plans: list[Plan]) -> None:
@@ -401,7 +414,7 @@ class Outward:
             return
         theirs = mapper.theirs(found.data)
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
-        claim.now_with(agreed=agreed, held=held or None)
+        claim.now_with(agreed=agreed, held=held or None, alongside=doubt.ended(claim.link.alongside, found.at))
         differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes=changed(item.data, plan.flat, differing))
         if not differing:

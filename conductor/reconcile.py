@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 
 from conductor.applying import Busy, Guarded
@@ -142,7 +143,7 @@ class Reconcile:
             drift: Drift | None = Drift(before.record_id, before.external_id)
             if isinstance(external, SyncError) and not isinstance(external, Gone):
                 drift = None
-            elif link is not None and not _moves(before, link):
+            elif link is not None and not _moves(before, link) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
             drifts.append((before, drift))
         return drifts
@@ -159,8 +160,10 @@ class Reconcile:
                 return  # it is being delivered, which brings it together as well
             except SystemDown as error:
                 raise NotNow(str(error), error.after or self.hub.policy.probe_first) from None
-            except SyncError as error:
-                logger.warning("%s %s cannot be repaired: %s", subscriber.name(), link.external_id, error)
+            except sa.exc.OperationalError:
+                raise
+            except Exception as error:  # this one's: the others go on
+                logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
         still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.gone_at.is_(None))
         values: dict[str, Any] = {"owed_change": Link.owed_change + 1, "announced_at": None}
@@ -186,12 +189,21 @@ class _Report:
         for path, (ours, theirs) in drift.fields.items():
             self.fields[path] += 1
             if len(self.examples) < EXAMPLES:
-                self.examples.append([drift.record_id, drift.external_id, path, ours, theirs])
+                self.examples.append([drift.record_id, drift.external_id, path, _kept(ours), _kept(theirs)])
         return int(bool(drift.fields))
 
     def position(self) -> dict[str, Any]:
         found = {"fields": dict(self.fields), "examples": self.examples, "unread": self.unread}
         return {"after": self.after, **found}
+
+
+def _kept(value: Any) -> Any:
+    """A value as the database keeps it: systems do send numbers of any length."""
+    try:
+        orjson.dumps(value, default=str)
+    except TypeError:
+        return str(value)
+    return value
 
 
 def _linked(name: str) -> tuple[Any, ...]:
@@ -211,6 +223,12 @@ def _moves(before: Any, link: Any) -> bool:
     """Something is on its way, or was while we asked: that is no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
     return not same_link or link.owed_change > link.synced_change or link.lease_owner is not None
+
+
+def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:
+    """It is deleted here, and stays there as `on_delete` says; an archived one has nothing agreed any more."""
+    stays = subscriber.on_delete == "ignore" or (subscriber.on_delete == "archive" and link.agreed is None)
+    return stays and link.record_id not in records
 
 
 def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Record | None, ours: Flat) -> Drift:

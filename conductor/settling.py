@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from conductor import doubt
 from conductor.health import Health
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
@@ -48,6 +49,7 @@ class Settling:
     def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
         """Write down the whole batch and give the leases back."""
         settled = Settled()
+        plans = [replace(plan) for plan in plans]  # what is decided here is decided anew should it lose a race
         self._note_health(connection, subscriber, plans)
         deliveries = []
         told_down = False
@@ -57,8 +59,12 @@ class Settling:
             link_id = plan.claim.link.id
             plan.owed_now = owed.get(link_id, plan.claim.link.owed_change)
             waits = isinstance(plan.error, WaitsFor)
-            values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
-            if link_id in owed:  # else somebody else has it by now
+            if link_id not in owed:
+                # Somebody else has it by now: what follows, such as a dead letter, is theirs to write.
+                if plan.outcome is None:
+                    plan.settle("waiting" if plan.duration is None else "failed", f"too late: {plan.error}")
+            else:
+                values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
                 row = {"id": link_id, "lease_owner": None, "lease_until": None, **values}
                 links[tuple(values)].append(row)
                 if waits:  # whether the next one closes a circle is told by what this one waits for
@@ -136,12 +142,13 @@ class Settling:
             "owed_since": now if plan.owed_now > link.owed_change else None,
             "attempts": 0,
             "retry_at": None,
-            "doubt": None,
             "waits_for": None,
             "unsubscription_id": unsubscription,
             # A create that was never begun, or that is done, leaves no question open.
             "intent": _unbegun(plan) if plan.outcome == "skipped" else None,
         }
+        if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
+            values["doubt"] = None
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(connection, plan, mapper, now)
         self._close_letter(connection, plan)
@@ -170,7 +177,7 @@ class Settling:
         values["open_conflicts"] = self._close_conflicts(connection, plan)
         if plan.outcome == "delivered" and plan.operation != "match":
             values["wrote_at"] = wrote
-            values["alongside"] = {**link.alongside, "until": wrote.isoformat()} if link.alongside else None
+        values["alongside"] = doubt.ended(link.alongside, wrote)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values
@@ -268,6 +275,7 @@ class Settling:
             "gone_there": True,
             "agreed": None,
             "held": None,
+            "doubt": None,
             "synced_change": plan.claim.link.owed_change,
             "owed_since": self.hub.clock() if plan.owed_now > plan.claim.link.owed_change else None,
             "attempts": 0,

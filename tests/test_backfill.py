@@ -13,8 +13,9 @@ from conductor import LetterFilter
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.session import Database
-from subscribers.base import Subscriber
+from subscribers.base import Page, Subscriber
 from subscribers.errors import Reject, Retry, SystemDown
+from subscribers.mapping import Field, Mapper
 from tests.fakes import World
 from tests.runtimes import Hub, until
 from workers.scheduler import work_off_tasks
@@ -272,3 +273,36 @@ def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
         tasks.join()
     assert hub.held("crm") == [f"Ada {n:03}" for n in range(300)] and hub.outstanding() == 0
     assert hub.conductor.tasks.get(one).good == 300
+
+
+def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_position(
+    database: Database, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed_since(self: Any, position: Any) -> Any:  # records of one second, several pages of them
+        for key in list(self.client.store):
+            yield Page([self.client.external(key)], {"since": "the same"})
+
+    crm, subscriber = world.systems["crm"], type(world.conductor.subscribers["crm.customer"])
+    monkeypatch.setattr(subscriber, "changed_since", changed_since)
+    for n in range(3):
+        crm.add(name=f"Ada {n}", email=f"ada{n}@x.org")
+    world.conductor.backfill("crm.customer", "ann")
+    world.conductor.tasks.run_some()
+    away = sa.exc.OperationalError("COMMIT", None, Exception("the database is away"))
+    with monkeypatch.context() as patch, pytest.raises(sa.exc.OperationalError):
+        patch.setattr(world.conductor.tasks, "_commit", lambda *_: (_ for _ in ()).throw(away))
+        world.conductor.tasks.run_some()
+    world.clock.tick(100)
+    work(world)
+    assert held(world) == [f"Ada {n}" for n in range(6)]
+
+
+def test_a_record_there_that_cannot_be_written_down_ends_no_backfill(world: World, database: Database) -> None:
+    subscriber = world.conductor.subscribers["crm.customer"]
+    fields = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
+    subscriber.mapper = subscriber.default_mapper = Mapper(subscriber.records, fields)
+    world.systems["crm"].add(name="Ada 0", email="ada0@x.org", notes=10**30)
+    one = world.conductor.backfill("crm.customer", "ann")
+    work(world)
+    assert world.conductor.tasks.get(one).state == "done"
+    assert [record_id for record_id, _ in bad_letters(world)] == ["1"] and len(held(world)) == 6

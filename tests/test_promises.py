@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -777,3 +778,173 @@ def test_what_looking_up_a_create_in_doubt_showed_is_known_after_the_next_lost_a
     again(world)
     assert (record(world, one).name, record(world, one).phone) == ("1", "theirs, not seen here yet")
     assert (crm.store["crm_1"]["name"], crm.store["crm_1"]["phone"]) == ("1", "theirs, not seen here yet")
+
+
+def test_an_edit_taken_back_while_it_was_in_doubt_is_taken_back_there(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    edit(world, one, notes="0")  # what was agreed before, and is not what they hold
+    again(world)
+    webhook(world, "crm", "e1", "crm_1")
+    world.run()
+    assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
+
+
+def test_what_is_in_doubt_stays_so_while_its_record_is_skipped(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    cut(world, after=True)
+    world.run()
+    rule = world.conductor.unsubscribe("crm", None, [one], None, "freeze", by="ann")
+    again(world)
+    assert link(world, "crm").doubt == {"notes": "1"}
+    edit(world, one, notes="0")
+    world.run()
+    world.conductor.lift(rule, by="ann", bring=True)
+    again(world)
+    assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
+    assert link(world, "crm").doubt is None
+
+
+def test_a_record_that_cannot_be_written_down_before_its_call_leaves_its_neighbours_alone(database: Database) -> None:
+    fields = {"name": "name", "phone": Field("phone", transform="text_number")}
+    world = World(database, "crm", field_to_data=fields)
+    bad = add(world, name="more than 64 bits", phone="9" * 20)
+    add(world, name="good", phone="4")
+    world.run()
+    assert [data["name"] for data in world.shown("crm")] == ["good"]
+    assert "cannot be written down" in rows(world, DeadLetter, DeadLetter.record_id == bad)[0].message
+    assert link(world, "crm", bad).dead_at is not None and link(world, "crm", bad).lease_owner is None
+
+
+def test_a_create_whose_answer_cannot_be_written_down_is_not_done_twice(database: Database) -> None:
+    class Huge(FakeSubscriber):
+        def create(self, item: Item) -> External:
+            made = super().create(item)
+            return External(made.id, {**made.data, "notes": 10**30}, at=made.at)
+
+    world = World(database, "crm", kinds=(Huge,))
+    one = add(world, notes="1")
+    world.run()
+    assert link(world, "crm").dead_at is not None
+    edit(world, one, notes="2")
+    again(world)
+    assert [data["notes"] for data in world.shown("crm")] == ["2"]
+
+
+def test_a_call_that_outlived_its_lease_writes_no_dead_letter_of_its_own(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    crm = world.systems["crm"]
+
+    def slow(kind: str, what: str) -> None:
+        crm.on_call = lambda kind, what: None
+        world.clock.tick(100)
+        with database.write() as c:  # another worker has it
+            c.execute(sa.update(Link).values(lease_owner="another", lease_until=world.clock.now))
+
+    crm.on_call = slow
+    crm.fail(Reject("no"), times=2)
+    world.run()
+    assert not rows(world, DeadLetter) and rows(world, Delivery)[-1].outcome == "failed"
+    again(world)
+    (letter,) = rows(world, DeadLetter)
+    assert link(world, "crm").dead_letter_id == letter.id and link(world, "crm").dead_at is not None
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_an_edit_after_our_write_was_not_undone_by_it_however_often_it_is_told(
+    database: Database, silent: bool
+) -> None:
+    class Maybe(FakeSubscriber):
+        def update(self, item: Item) -> External | None:  # type: ignore[override]
+            made = super().update(item)
+            return None if silent else made
+
+    fields = {"name": "name", "street": "address.line1", "city": "address.city"}
+    world = World(database, "crm", kinds=(Maybe,), field_to_data=fields)
+    one = add(world, street="0", city="0")
+    world.run()
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.clock.tick()
+    edit(world, one, street="1")  # the city goes along
+    world.run()
+    told = []
+    for city in ("theirs", "0"):  # and is edited there, and put back
+        world.clock.tick()
+        told.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
+        world.conductor.inward.take(subscriber, told[-1])
+        world.run()
+    world.clock.tick()
+    edit(world, one, name="without the address")
+    world.run()
+    world.conductor.inward.take(subscriber, told[0])  # a poll reads overlapping stretches
+    world.run()
+    assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "0"
+
+
+def test_what_a_record_waits_for_is_known_also_where_its_batch_is_written_one_by_one(database: Database) -> None:
+    class Huge(FakeInvoice):
+        def create(self, item: Item) -> External:
+            made = super().create(item)
+            return External(made.id, {**made.data, "number": 10**30}, at=made.at)
+
+    world = World(database, "crm", kinds=(FakeSubscriber, Huge))
+    kept, sent = add(world), add(world)
+    rule = world.conductor.unsubscribe("crm.customer", None, [kept], None, "freeze", by="ann")
+    world.run()
+    add_invoice(world, kept, "R-1")
+    add_invoice(world, sent, "R-2")
+    world.run()
+    assert invoice_link(world, "2").dead_at is not None  # its answer cannot be written down
+    assert invoice_link(world, "1").unsubscription_id == rule
+
+
+def test_a_field_never_agreed_did_not_arrive_unless_it_is_there(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name"})
+    one = add(world, notes="1")
+    world.run()
+    crm = world.systems["crm"]
+    crm.edit("crm_1", notes=None)  # a field of theirs, which is mapped from now on
+    mapped = [{"column": name, "path": name} for name in ("name", "notes")]
+    world.conductor.save_mapping("crm.customer", mapped, "ann", 0)
+    edit(world, one, name="new")
+    cut(world, after=False)
+    world.run()
+    again(world)
+    world.conductor.poll("crm.customer")
+    again(world)
+    assert record(world, one).notes == crm.store["crm_1"]["notes"] == "1"
+
+
+def test_a_polled_record_that_was_set_aside_is_what_after_receive_makes_of_it(database: Database) -> None:
+    class Shouting(FakeSubscriber):
+        def after_receive(self, external: External) -> External:
+            address = external.data.get("address") or {}
+            quiet = {name: value and value.lower() for name, value in address.items()}
+            return External(external.id, {**external.data, "address": quiet}, at=external.at)
+
+    fields = {"name": "name", "street": "address.line1", "city": "address.city"}
+    world = World(database, "crm", kinds=(Shouting,), field_to_data=fields)
+    one = add(world, street="a", city="rome")
+    world.run()
+    crm = world.systems["crm"]
+    crm.store["crm_1"]["address"]["city"] = "ROME"  # as they keep it
+    world.clock.tick()
+    edit(world, one, street="b")  # the city goes along
+    world.run()
+    crm.store["crm_1"]["address"]["city"] = "ROME"
+    with database.write() as c:
+        c.execute(sa.update(Link).values(lease_owner="another", lease_until=world.clock.now + timedelta(seconds=9)))
+    world.conductor.poll("crm.customer")
+    assert [row.kind for row in rows(world, Inbox)] == ["poll"]
+    again(world)
+    assert record(world, one).city == "rome"

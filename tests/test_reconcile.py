@@ -157,3 +157,25 @@ def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.M
 def test_of_nobody_we_know(world: World) -> None:
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
         world.conductor.reconcile("crm.thing", "ann")
+
+
+@pytest.mark.parametrize("policy", ["archive", "ignore"])
+def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database: Database, policy: str) -> None:
+    world = World(database, "crm", on_delete=policy, archive_data={"notes": "archived"})
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER).values(name="Ada"))
+    world.run()
+    with database.write() as c:
+        c.execute(sa.delete(CUSTOMER))
+    world.run()
+    world.clock.tick(60)
+    writes = len(world.systems["crm"].writes())
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
+    assert (task.words, len(world.systems["crm"].writes())) == ("no drift", writes)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_number_no_column_holds_is_told_like_any_other(world: World, repair: bool) -> None:
+    world.systems["crm"].edit("crm_1", phone=10**30)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=repair))
+    assert (task.state, task.done, task.bad) == ("done", 5, 1)
