@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
-from subscribers.base import ExternalField, Subscriber, attempt, kind_of
+from subscribers.base import REGISTRY, ExternalField, Subscriber, attempt, kind_of
 from subscribers.errors import SyncError, SystemDown
 from subscribers.mapping import Field
 from subscribers.paths import is_plain, parts
@@ -49,6 +49,9 @@ class Checking:
           ValueError: there is no such system.
         """
         subscribers = [s for s in self.hub.of_system(system)]
+        if not subscribers and any(one.system == system for one in REGISTRY.values()):
+            prefix = system.upper().replace("-", "_")
+            raise ValueError(f"{system} is not configured: set {prefix}_... in the environment or .env")
         if not subscribers:
             known = ", ".join(sorted(self.hub.systems)) or "none is configured"
             raise ValueError(f"no system {system!r}; there are: {known}")

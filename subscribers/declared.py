@@ -124,7 +124,7 @@ class _Reader:
         before = len(self.problems)
         values = self._checked(place, model, given, {})
         for column in values.get("match_on", ()):
-            if column not in fields:
+            if fields and column not in fields:  # without any, it was said already what is wrong with them
                 self.problems.append(f"{place}.match_on: {column!r} is not in field_to_data")
         if len(self.problems) > before or not fields:
             return None

@@ -259,6 +259,10 @@ class FileSubscriber(Subscriber):
         """Nothing: what their files said so far was taken in when these were read, and a file is read once."""
         return iter(())
 
+    def describe(self) -> None:
+        """Nothing: a folder does not tell what columns its files will have. Raises `SystemDown` where it is missing."""
+        self.client.folder("")
+
     # --- in -----------------------------------------------------------------------------------------
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:

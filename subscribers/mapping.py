@@ -11,6 +11,7 @@ joined by a plus: `{"name": Field("FirstName+LastName", "split_name")}`.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -374,7 +375,11 @@ def check_rows(
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 place = ".".join(map(str, item["loc"]))
-                problems.append(Problem(number, place.partition(".")[0], f"{place}: {item['msg']}"))
+                words = item["msg"]
+                if item["type"] == "extra_forbidden":
+                    near = difflib.get_close_matches(place, FieldRow.model_fields, 1)
+                    words = "is no key that is known here" + (f"; {near[0]} is" if near else "")
+                problems.append(Problem(number, place.partition(".")[0], f"{place}: {words}"))
     fields: dict[str, Field] = {}
     for number, row, wrong in _check(parsed, catalogue):
         problems += [Problem(number, cell, reason) for cell, reason in wrong]

@@ -127,6 +127,11 @@ def test_a_system_nobody_knows(database: Database) -> None:
         World(database, "crm").conductor.check("crn")
 
 
+def test_a_system_that_is_known_and_not_configured(database: Database) -> None:
+    with pytest.raises(ValueError, match=r"^stripe is not configured: set STRIPE_\.\.\. in the environment or \.env$"):
+        World(database, "crm").conductor.check("stripe")
+
+
 # --- the systems that ship ------------------------------------------------------------------------------
 
 

@@ -114,11 +114,21 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
             'title = "t"',
             "systems.crm.subscribers.customer.field_to_data.title: customer has no",
         ),
+        (
+            'transform = "lower"',
+            'transfrom = "lower"',
+            "systems.crm.subscribers.customer.field_to_data.email: transfrom: is no key that is known here",
+        ),
         ("field_to_data = {", "fields = {", "systems.crm.subscribers.invoice.field_to_data: is missing"),
     ],
 )
 def test_a_mistake_is_said_with_its_place(declare: Any, old: str, new: str, said: str) -> None:
     assert any(line.startswith(said) for line in complaints(declare, FINE.replace(old, new)))
+
+
+def test_a_mistake_in_the_mapping_is_not_said_again_of_what_rests_on_it(declare: Any) -> None:
+    (said,) = complaints(declare, FINE.replace('"lower"', '"shout"'))
+    assert said.startswith("systems.crm.subscribers.customer.field_to_data.email: ")
 
 
 @pytest.mark.parametrize(

@@ -493,6 +493,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["out.csv"]
 
 
+def test_a_folder_that_is_missing_is_found_before_the_first_record(start: Any, folder: Folder) -> None:
+    hub = start()
+    hub.conductor.check("erp")
+    assert os.listdir(folder.top.parent) == [], "nothing is changed by looking"
+    folder.top.parent.rmdir()
+    (finding,) = hub.conductor.check("erp")["erp.customer"]
+    assert finding.state == "wrong" and f"there is no folder {folder.top.parent}" in finding.words
+
+
 def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> None:
     hub = start()
     poll(hub)
