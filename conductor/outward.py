@@ -275,6 +275,11 @@ class Outward:
                 self._look_again(subscriber, plan, batch.mapper)
             if plan.is_open and plan.operation == "update" and batch.mapper is not None:
                 self._spare(subscriber, plan, batch.mapper)
+            if isinstance(down := plan.error, SystemDown):
+                for other in plans:  # said once for the batch: the others need not find out by themselves
+                    if other.is_open:
+                        other.fail(SystemDown(str(down), after=down.after))
+                return
         self._write_ahead([p for p in plans if p.is_open and p.operation in ("create", "update")], batch.token)
         for operation, call in (
             ("create", subscriber.bulk_create),

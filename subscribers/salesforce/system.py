@@ -21,7 +21,7 @@ from subscribers.http import iso_time, network_error, new_session, same_secret, 
 from subscribers.rates import Rate
 from subscribers.salesforce import incoming
 from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
-from subscribers.salesforce.login import LOGIN_PAUSE, log_in
+from subscribers.salesforce.login import log_in
 from subscribers.salesforce.options import SalesforceOptions
 
 T = TypeVar("T")
@@ -162,7 +162,8 @@ class Salesforce(System):
         try:
             return self._attempt(action, login, writes)
         except Expired:
-            raise SystemDown("the login is refused: a fresh session is not valid", after=LOGIN_PAUSE) from None
+            # Logging in itself works, so trying again soon locks nobody out: it may have ended just then.
+            raise SystemDown("the login is refused: a fresh session is not valid") from None
 
     def _attempt(self, action: Callable[[Client], T], login: tuple[str, str], writes: bool) -> tuple[T, datetime]:
         client = self._client(login)
