@@ -948,3 +948,17 @@ def test_a_polled_record_that_was_set_aside_is_what_after_receive_makes_of_it(da
     assert [row.kind for row in rows(world, Inbox)] == ["poll"]
     again(world)
     assert record(world, one).city == "rome"
+
+
+def test_an_old_event_of_an_unknown_record_leads_to_what_the_record_is_now(database: Database) -> None:
+    world = World(database, "crm")
+    crm = world.systems["crm"]
+    told = crm.add(name="as it was")
+    world.clock.tick()
+    crm.edit("crm_1", name="as it is")
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], told)
+    assert [row.name for row in rows(world, Customer)] == ["as it is"]
+    gone = crm.add(name="gone since")
+    crm.remove("crm_2")
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], gone)
+    assert [row.name for row in rows(world, Customer)] == ["as it is"]
