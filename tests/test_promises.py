@@ -962,3 +962,31 @@ def test_an_old_event_of_an_unknown_record_leads_to_what_the_record_is_now(datab
     crm.remove("crm_2")
     world.conductor.inward.take(world.conductor.subscribers["crm.customer"], gone)
     assert [row.name for row in rows(world, Customer)] == ["as it is"]
+
+
+def test_the_event_of_our_own_creation_links_it_when_the_answer_was_lost(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world)
+    cut(world, after=True)
+    world.run()
+    assert link(world, "crm").external_id is None
+    crm = world.systems["crm"]
+    world.clock.tick()
+    edited = crm.edit("crm_1", phone="theirs, over what we had created")
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], edited)
+    assert [row.id for row in rows(world, Customer)] == [int(one)] and link(world, "crm").external_id == "crm_1"
+    again(world)
+    assert record(world, one).phone == crm.store["crm_1"]["phone"] == "theirs, over what we had created"
+
+
+def test_an_edit_told_after_the_deletion_that_followed_it_changes_nothing(database: Database) -> None:
+    world = World(database, "crm", on_gone="archive")
+    one = add(world)
+    world.run()
+    world.clock.tick()
+    crm, follows = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.conductor.inward.take(follows, crm.remove("crm_1"))
+    assert record(world, one).active is False
+    edit(world, one, active=True)  # a person wants it all the same
+    world.conductor.inward.take(follows, External("crm_1"))
+    assert record(world, one).active is True and link(world, "crm").gone_at is not None
