@@ -440,8 +440,9 @@ class World:
             self.do_hook_old(s, len(system.log) - 1)
             mine = [message for message in self.queue.messages if message[0] == "inbox"]
             for message in mine:
-                self.queue.messages.remove(message)
-                self._consume(message)
+                if message in self.queue.messages:  # else what came in between has taken it
+                    self.queue.messages.remove(message)
+                    self._consume(message)
 
     def do_hook_old(self, s: int, number: int) -> None:
         """A webhook arrives that may have been dropped, or worked off long ago."""
