@@ -92,6 +92,16 @@ def database(migrated_url: str) -> Iterator[Database]:
     database.close()
 
 
+@pytest.fixture
+def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
+    """The same on SQLite only, for what does not differ by the database."""
+    path = tmp_path / "syncflow.db"
+    shutil.copy(migrated_sqlite, path)
+    database = Database(f"sqlite:///{path}")
+    yield database
+    database.close()
+
+
 # --- RabbitMQ -------------------------------------------------------------------
 
 

@@ -1,9 +1,6 @@
 """How many calls Salesforce is asked for, and which are left to others: collections, bulk jobs, the daily reserve."""
 
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -22,17 +19,8 @@ JOB = "jobs/ingest"
 
 
 @pytest.fixture
-def database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "syncflow.db"
-    shutil.copy(migrated_sqlite, path)
-    database = Database(f"sqlite:///{path}")
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def world(database: Database, org: SalesforceSimulator) -> SalesforceWorld:
-    return SalesforceWorld(database, org, bulk_threshold=250)
+def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
+    return SalesforceWorld(sqlite_database, org, bulk_threshold=250)
 
 
 @pytest.fixture
@@ -246,8 +234,8 @@ def test_polls_stop_first_then_changes_wait(world: SalesforceWorld, monkeypatch:
     assert phones(world.org) == {"2"} and system(world).down_since is None
 
 
-def test_without_a_reserve_the_last_call_is_used(database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(database, org, api_reserve=0)
+def test_without_a_reserve_the_last_call_is_used(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org, api_reserve=0)
     used(world, 1)
     many(world, 1)
     world.run()

@@ -2,9 +2,6 @@
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,17 +23,8 @@ IDS = ("001000000000001AAA", "001000000000002AAA")
 
 
 @pytest.fixture
-def database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "syncflow.db"
-    shutil.copy(migrated_sqlite, path)
-    database = Database(f"sqlite:///{path}")
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def world(database: Database, org: SalesforceSimulator) -> SalesforceWorld:
-    return SalesforceWorld(database, org, organization_id=ORG_ID[:15])
+def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
+    return SalesforceWorld(sqlite_database, org, organization_id=ORG_ID[:15])
 
 
 @pytest.fixture
@@ -144,8 +132,8 @@ def test_any_other_message_is_refused(world: SalesforceWorld, http: FlaskClient,
     assert world.inbox() == []
 
 
-def test_messages_need_the_org_to_be_named(database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(database, org)
+def test_messages_need_the_org_to_be_named(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org)
     http = create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
     answer = http.post(ADDRESS, data=message(*IDS))
     assert answer.status_code == 400 and "SALESFORCE_ORGANIZATION_ID" in answer.get_json()["error"]

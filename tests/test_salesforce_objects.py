@@ -1,10 +1,7 @@
 """Contacts, products and invoices with their lines, through the real conductor against the simulated org."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,17 +20,8 @@ LINES = [
 
 
 @pytest.fixture
-def database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "syncflow.db"
-    shutil.copy(migrated_sqlite, path)
-    database = Database(f"sqlite:///{path}")
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def world(database: Database, org: SalesforceSimulator) -> SalesforceWorld:
-    return SalesforceWorld(database, org)
+def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
+    return SalesforceWorld(sqlite_database, org)
 
 
 def invoice(world: SalesforceWorld, lines: list[dict[str, Any]] = LINES, number: str = "R-1") -> str:
@@ -79,8 +67,8 @@ def test_a_product_goes_out_and_its_price_comes_back(world: SalesforceWorld) -> 
     assert world.writes() == before
 
 
-def test_customers_may_be_contacts(database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(database, org, objects="Contact")
+def test_customers_may_be_contacts(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org, objects="Contact")
     assert list(world.conductor.subscribers) == ["salesforce.customer"]
     ada = world.add("customer", name="Ada  King Lovelace", email="ada@x.org", city="London")
     cher = world.add("customer", name="Cher")
@@ -97,16 +85,16 @@ def test_customers_may_be_contacts(database: Database, org: SalesforceSimulator)
     assert len(world.writes()) == 1
 
 
-def test_a_name_that_does_not_fit_a_contact_is_said_before(database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(database, org, objects="Contact")
+def test_a_name_that_does_not_fit_a_contact_is_said_before(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org, objects="Contact")
     world.add("customer", name="x" * 81)
     world.run()
     (dead,) = world.deliveries(outcome="dead")
     assert "LastName: longer than 80 characters" in dead.reason and world.writes() == []
 
 
-def test_only_the_objects_that_are_set_up_are_kept(database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(database, org, objects="Product2, Account")
+def test_only_the_objects_that_are_set_up_are_kept(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org, objects="Product2, Account")
     assert sorted(world.conductor.subscribers) == ["salesforce.customer", "salesforce.product"]
 
 
