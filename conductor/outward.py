@@ -474,8 +474,8 @@ def _answered(subscriber: Subscriber, external: External) -> External:
 
 def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> None:
     rows = []
-    # In one order in every process, so that relays and workers do not deadlock.
-    for plan in sorted(plans, key=lambda p: p.claim.record_id):
+    # A relay may mark the same links at this moment, in another order: who loses that race begins again.
+    for plan in plans:
         plan.claim.now_with(doubt=plan.ours)
         plan.claim.told = True
         known = {name: getattr(plan.claim.link, name) for name in _KNOWN}
