@@ -46,6 +46,16 @@ _PUBLISH_TRIES = 3
 _CONNECTION_ERRORS = (pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
 
 
+#: What pika wraps -> what it means.
+_CAUSES = {
+    "ConnectionRefusedError": "nothing listens there",
+    "gaierror": "there is no such host",
+    "Timeout": "no answer in time",
+    "StreamLostError": "the connection was cut",
+    "ConnectionResetError": "the connection was cut",
+}
+
+
 class BrokerUnreachable(Exception):
     """The broker does not answer; what was to be announced is still owed in the ledger."""
 
@@ -131,7 +141,19 @@ class RabbitmqFanout(RabbitmqBroker):
                 self.queues_pending.add(queue_name)
                 self._ensure_queue(queue_name)
         except (ConnectionClosed, *_CONNECTION_ERRORS) as error:
-            raise BrokerUnreachable(f"RabbitMQ does not answer: {error!r}") from None
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: BaseException) -> BrokerUnreachable:
+        """What stands in the way, in words; never the login."""
+        parameters = pika.URLParameters(self.url)
+        where, said = f"{parameters.host}:{parameters.port}", repr(error)
+        if "ProbableAuthenticationError" in said:
+            return BrokerUnreachable(f"RabbitMQ at {where} refuses the login; see BROKER_URL")
+        if "ProbableAccessDeniedError" in said or "NOT_ALLOWED" in said:
+            lacking = f"no virtual host {parameters.virtual_host!r} for this login"
+            return BrokerUnreachable(f"RabbitMQ at {where} has {lacking}; see BROKER_URL")
+        why = next((words for name, words in _CAUSES.items() if name in said), None)
+        return BrokerUnreachable(f"RabbitMQ does not answer at {where}: {why or type(error).__name__}")
 
     def publish_change(self, catalogue: str, record_ids: Sequence[str]) -> None:
         """Publish to the exchange and wait until RabbitMQ has it on disk.
@@ -148,7 +170,7 @@ class RabbitmqFanout(RabbitmqBroker):
             except _CONNECTION_ERRORS as error:
                 del self.connection
                 if attempt == _PUBLISH_TRIES:
-                    raise BrokerUnreachable(f"RabbitMQ does not answer: {error!r}") from None
+                    raise self._unreachable(error) from None
                 if isinstance(error, pika.exceptions.AMQPChannelError):
                     self.ensure()  # the exchange or all queues are gone: wiped, or never there
 
@@ -191,7 +213,7 @@ class RabbitmqFanout(RabbitmqBroker):
                     except pika.exceptions.ChannelClosedByBroker:  # no such queue
                         channel = connection.channel()
         except (OSError, *_CONNECTION_ERRORS) as error:
-            raise BrokerUnreachable(f"RabbitMQ does not answer: {type(error).__name__}") from None
+            raise self._unreachable(error) from None
         return found
 
 

@@ -148,7 +148,7 @@ class Settings(BaseSettings):
             return None
         path = ROOT / value  # what stands in .env means a file beside it
         if not path.is_file():
-            raise ValueError("there is no such file")
+            raise ValueError(f"there is no such file; a path that does not begin with / is taken from {ROOT}")
         return path
 
     @field_validator("rabbitmq_management_url")
@@ -230,6 +230,11 @@ def get_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         raise SettingsError(describe(error)) from None
+
+
+def names_in_file() -> list[str]:
+    """All names that stand in `.env`, settings or not."""
+    return list(dotenv_values(Settings.model_config.get("env_file") or ""))  # type: ignore[arg-type]
 
 
 def system_options(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from commands import author, demo, fleet, ledger, setup, tasks
+from commands import author, beside, demo, fleet, ledger, setup, tasks
 from settings import SettingsError
 
 
@@ -21,10 +21,12 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int]
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    #: Whether it looks at a hub that runs: then beside a demo it goes with that demo's settings.
+    beside_a_demo: bool = False
 
 
 COMMANDS = {
-    "status": Command("say whether everything is in sync, and what is not", ledger.status),
+    "status": Command("say whether everything is in sync, and what is not", ledger.status, beside_a_demo=True),
     "migrate": Command(
         "bring the database's tables and triggers up to date", setup.migrate_command, setup.migrate_arguments
     ),
@@ -36,24 +38,35 @@ COMMANDS = {
     "scheduler": Command("run the scheduler: the tick of every minute", fleet.scheduler),
     "web": Command("run the panel and the webhook routes", fleet.web),
     "standalone": Command("run all four as threads of this process", fleet.standalone),
-    "poll": Command("read now what changed in a system", ledger.poll, ledger.poll_arguments),
-    "retry": Command("try dead letters again", ledger.retry, ledger.retry_arguments),
+    "poll": Command("read now what changed in a system", ledger.poll, ledger.poll_arguments, beside_a_demo=True),
+    "retry": Command("try dead letters again", ledger.retry, ledger.retry_arguments, beside_a_demo=True),
     "backfill": Command(
-        "bring the records there are to a subscriber that is new", tasks.backfill, tasks.backfill_arguments
+        "bring the records there are to a subscriber that is new",
+        tasks.backfill,
+        tasks.backfill_arguments,
+        beside_a_demo=True,
     ),
     "reconcile": Command(
-        "compare what a system holds with what is here, field by field", tasks.reconcile, tasks.reconcile_arguments
+        "compare what a system holds with what is here, field by field",
+        tasks.reconcile,
+        tasks.reconcile_arguments,
+        beside_a_demo=True,
     ),
-    "check": Command("prove login, permissions and mapped fields of a system", tasks.check, tasks.check_arguments),
+    "check": Command(
+        "prove login, permissions and mapped fields of a system", tasks.check, tasks.check_arguments, beside_a_demo=True
+    ),
     "new-subscriber": Command(
         "write a starting file and its test for another system",
         author.new_subscriber,
         author.new_subscriber_arguments,
     ),
     "create-admin": Command(
-        "make a person who may do everything in the panel", setup.create_admin, setup.create_admin_arguments
+        "make a person who may do everything in the panel",
+        setup.create_admin,
+        setup.create_admin_arguments,
+        beside_a_demo=True,
     ),
-    "demo": Command("run Syncflow with demo systems and sample customers", demo.run, demo.arguments),
+    "demo": Command("run Syncflow with demo systems and sample records", demo.run, demo.arguments),
 }
 
 
@@ -69,8 +82,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status. What a person can mend is said without a traceback."""
     chosen = parser().parse_args(arguments)
+    command = COMMANDS[chosen.command]
+    if command.beside_a_demo:
+        beside.join()
     try:
-        return COMMANDS[chosen.command].run(chosen)
+        return command.run(chosen)
     except SettingsError as error:
         print(f"{error}", file=sys.stderr)
         return 2

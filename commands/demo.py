@@ -1,4 +1,4 @@
-"""`./syncflow demo`: Syncflow with a Stripe-like and a Salesforce-like system, sample customers and a login."""
+"""`./syncflow demo`: Syncflow with a Stripe-like and a Salesforce-like system, sample records and a login."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import requests
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-from models.catalogues import Customer
+from commands import beside
+from models.base import utcnow
+from models.catalogues import CATALOGUES, Customer
 from models.ledger import Process, Schedule
-from models.people import User
 from models.schema import migrate
 from models.session import Database
-from panel.security import create_user
 from settings import ROOT, VAR, SettingsError, get_settings, system_options
 from workers.runtime import build
 
@@ -39,6 +40,7 @@ STRIPE_PORT, SALESFORCE_PORT = 8420, 8443
 #: How often the demo polls Salesforce, seconds: nobody likes to wait a minute for a first impression.
 POLL_SECONDS = 5
 
+#: Of customers.
 SAMPLES = [
     ("Ada Lovelace", "ada@analytical.example", "+44 20 7946 0018", "12 St James's Square", "London", "SW1Y 4JH", "GB"),
     ("Grace Hopper", "grace@cobol.example", "+1 202 555 0142", "1 Navy Yard", "Washington", "20374", "US"),
@@ -48,6 +50,23 @@ SAMPLES = [
     ("Rosalind Franklin", "rosalind@helix.example", "+44 20 7946 0199", "Drayton Gardens", "London", "SW10 9QS", "GB"),
     ("Hedy Lamarr", "hedy@hopping.example", "+43 1 555 0107", "Peter-Jordan-Strasse 12", "Vienna", "1190", "AT"),
     ("Katherine Johnson", "katherine@orbit.example", "+1 757 555 0163", "1 NASA Drive", "Hampton", "23666", "US"),
+]
+
+
+#: sku -> the other columns; prices in cents.
+PRODUCTS = {
+    "LOOM-1": ("Jacquard loom, hand-threaded", 129_900),
+    "CARD-100": ("Punched cards, 100 pieces", 1_450),
+    "ABACUS": ("Abacus of walnut", 8_900),
+    "VISIT": ("A visit, by the hour", 12_000),
+}
+
+#: Number, the customer's place among the samples, status, days until it is due, and (sku, quantity) of its lines.
+INVOICES = [
+    ("R-1001", 0, "paid", 7, [("LOOM-1", 1), ("CARD-100", 5)]),
+    ("R-1002", 1, "open", 14, [("VISIT", 3)]),
+    ("R-1003", 4, "open", 30, [("ABACUS", 2), ("CARD-100", 1), ("VISIT", 1)]),
+    ("R-1004", 0, "draft", 30, [("CARD-100", 20)]),
 ]
 
 
@@ -77,10 +96,12 @@ def run(chosen: argparse.Namespace) -> int:
         password = _prepare()
         command = ["standalone"] if settings.standalone else None
         hub = _start_hub(command)
+        where = {"DATABASE_URL": settings.database_url, "BROKER_URL": settings.broker_url}
         try:
-            if _wait_until_healthy(hub, settings.port, asked):
-                _say(settings.port, environment, password)
-            return _wait(hub, asked)
+            with beside.published(environment | where):
+                if _wait_until_healthy(hub, settings.port, asked):
+                    _say(settings.port, environment, password)
+                return _wait(hub, asked)
         finally:
             _stop([hub])
     finally:
@@ -194,13 +215,12 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _prepare() -> str | None:
-    """Sample customers, the poll's pace and the first admin; returns the password if one was made."""
+    """Sample records, the poll's pace and the first admin; returns the password if one was made."""
     runtime = build()
     database = runtime.database
     with database.write() as connection:
         if connection.execute(sa.select(sa.func.count()).select_from(Customer)).scalar() == 0:
-            columns = ("name", "email", "phone", "street", "city", "postal_code", "country")
-            connection.execute(sa.insert(Customer), [dict(zip(columns, sample, strict=True)) for sample in SAMPLES])
+            _write_samples(connection)
         connection.execute(
             sa.update(Schedule).where(Schedule.job == "poll salesforce.customer").values(every_seconds=POLL_SECONDS)
         )
@@ -209,7 +229,40 @@ def _prepare() -> str | None:
     return password
 
 
+def _write_samples(connection: sa.Connection) -> None:
+    """Customers, products, and invoices that point to both."""
+    columns = ("name", "email", "phone", "street", "city", "postal_code", "country")
+    customers, products, invoices = (CATALOGUES[name] for name in ("customer", "product", "invoice"))
+    buyers = [customers.insert(connection, dict(zip(columns, sample, strict=True))) for sample in SAMPLES]
+    goods = {
+        sku: int(products.insert(connection, {"sku": sku, "name": name, "price": price}))
+        for sku, (name, price) in PRODUCTS.items()
+    }
+    for number, buyer, status, days, lines in INVOICES:
+        invoices.insert(
+            connection,
+            {
+                "number": number,
+                "customer_id": int(buyers[buyer]),
+                "status": status,
+                "due_date": utcnow().date() + timedelta(days=days),
+                "lines": [
+                    {
+                        "product_id": goods[sku],
+                        "description": PRODUCTS[sku][0],
+                        "quantity": quantity,
+                        "unit_price": PRODUCTS[sku][1],
+                    }
+                    for sku, quantity in lines
+                ],
+            },
+        )
+
+
 def _first_admin(database: Database) -> str | None:
+    from models.people import User  # noqa: PLC0415 - workers and the relay need no Flask
+    from panel.security import create_user  # noqa: PLC0415
+
     with database.read() as connection:
         if connection.execute(sa.select(User.id).limit(1)).first() is not None:
             return None
@@ -265,6 +318,7 @@ def _say(port: int, environment: Mapping[str, str], password: str | None) -> Non
     3. Change one in Salesforce (open {salesforce}):
        a poll brings it to the database and to Stripe within {POLL_SECONDS} seconds.
 
+  Beside it, in another terminal: ./syncflow status, ./syncflow --help
   Ctrl-C stops everything; started again, it carries on where it stopped.
 """,
         flush=True,

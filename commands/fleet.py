@@ -1,4 +1,7 @@
-"""Commands that run: the fleet's four processes, or all of them as threads of one."""
+"""Commands that run: the fleet's four processes, or all of them as threads of one.
+
+What only the web needs (Flask, 20 MB) is loaded where it is needed, not by the others.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,20 @@ import threading
 from types import FrameType
 from typing import Any
 
-from werkzeug.serving import WSGIRequestHandler, make_server
-
-from panel.app import create_app
 from settings import ROOT, SettingsError, get_settings
+from subscribers.names import strange_names
 from workers.actors import register
 from workers.fleet import Fleet, wait_for_broker
 from workers.relay import Relay
-from workers.runtime import Heartbeat, Runtime, build, build_when_up, configure_logging, stop_on_signals
+from workers.runtime import (
+    Heartbeat,
+    Runtime,
+    build,
+    build_when_up,
+    configure_logging,
+    prepare_for_work,
+    stop_on_signals,
+)
 from workers.scheduler import TickScheduler, work_off_tasks
 
 logger = logging.getLogger(__name__)
@@ -34,8 +43,11 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
             "with memory:// run ./syncflow standalone"
         )
     runtime = build_when_up(settings)
+    for words in strange_names():
+        logger.warning(words)
     stop = threading.Event()
     stop_on_signals(stop)
+    prepare_for_work()
     return runtime, stop, Heartbeat(runtime.database, kind).start()
 
 
@@ -53,10 +65,11 @@ def worker(_arguments: argparse.Namespace) -> int:
     """Work off the queues until stopped."""
     runtime, stop, heartbeat = _start("worker")
     wait_for_broker(runtime, stop)
-    fleet = Fleet(runtime)
-    fleet.start()
-    stop.wait()
-    fleet.stop()
+    if not stop.is_set():  # it may have been told to stop before there was a broker
+        fleet = Fleet(runtime)
+        fleet.start()
+        stop.wait()
+        fleet.stop()
     heartbeat.stop()
     runtime.close()
     return 0
@@ -94,6 +107,10 @@ def web(_arguments: argparse.Namespace) -> int:
     settings = get_settings()
     configure_logging(settings)
     build_when_up(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
+    if settings.standalone:
+        logger.warning("BROKER_URL is memory://, so web alone delivers and polls nothing: run ./syncflow standalone")
+    for words in strange_names():
+        logger.warning(words)
     gunicorn = [
         sys.executable, "-m", "gunicorn", "commands.fleet:application()",
         "--bind", f"{settings.host}:{settings.port}",
@@ -109,6 +126,8 @@ def web(_arguments: argparse.Namespace) -> int:
 
 def application() -> Any:
     """What gunicorn serves; called in each of its workers."""
+    from panel.app import create_app  # noqa: PLC0415
+
     settings = get_settings()
     configure_logging(settings)
     runtime = build_when_up(settings)
@@ -117,11 +136,13 @@ def application() -> Any:
     return create_app(runtime.conductor, settings)
 
 
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
+def _web_server(runtime: Runtime) -> Any:
+    """The panel and the webhook routes, for a thread of this process."""
+    from panel.app import create_app  # noqa: PLC0415
+    from panel.serving import threaded_server  # noqa: PLC0415
 
-    def log_request(self, *_arguments: Any) -> None:
-        """Requests are not worth a line each."""
+    settings = runtime.settings
+    return threaded_server(create_app(runtime.conductor, settings), settings.host, settings.port)
 
 
 def standalone(_arguments: argparse.Namespace) -> int:
@@ -129,11 +150,12 @@ def standalone(_arguments: argparse.Namespace) -> int:
     settings = get_settings()
     configure_logging(settings)
     runtime = build(settings)
+    for words in strange_names():
+        logger.warning(words)
     stop = threading.Event()
     heartbeat = Heartbeat(runtime.database, "standalone").start()
-    server = make_server(
-        settings.host, settings.port, create_app(runtime.conductor, settings), threaded=True, request_handler=_Quiet
-    )
+    server = _web_server(runtime)
+    prepare_for_work()
     fleet = Fleet(runtime)
     fleet.start()
     threads = [

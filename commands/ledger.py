@@ -12,12 +12,15 @@ from conductor import LetterFilter
 from models.ledger import System
 from models.session import Database
 from subscribers.errors import SyncError
+from subscribers.names import strange_names
 from workers.runtime import build
 
 
 def status(_arguments: argparse.Namespace) -> int:
     """One line a system and subscriber; exit status 1 if something needs a person."""
     runtime = build()
+    for words in strange_names():
+        print(words, file=sys.stderr)
     overview = runtime.conductor.overview()
     systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
@@ -26,6 +29,8 @@ def status(_arguments: argparse.Namespace) -> int:
         print("No external system is configured. See .env.example, or run: ./syncflow demo")
     for system in systems:
         print(f"{system.name:<14} {system.state:<8} {system.words}")
+        if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
+            print(f"{'':<23} mended? ./syncflow poll {system.name} looks at once")
         for subscriber in system.subscribers:
             print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
     if waiting.changes or waiting.inbox:
@@ -56,6 +61,7 @@ def poll(arguments: argparse.Namespace) -> int:
         return 2
     failed = False
     for name in names:
+        runtime.conductor.health.probe_again(runtime.conductor.subscribers[name].system)  # a person asks: not later
         try:
             count = runtime.conductor.poll(name)
             print(f"{name}: {count} record{'' if count == 1 else 's'}")

@@ -10,7 +10,6 @@ import sys
 from models import capture
 from models.schema import UnknownRevision, is_current, migrate
 from models.session import Database
-from panel.security import create_user
 from settings import SettingsError, get_settings
 
 
@@ -59,6 +58,8 @@ def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
 
 def create_admin(arguments: argparse.Namespace) -> int:
     """Make an admin. The password never stands on the command line, where other users could read it."""
+    from panel.security import create_user  # noqa: PLC0415 - workers and the relay need no Flask
+
     settings = get_settings()
     password = os.environ.get("SYNCFLOW_PASSWORD")
     if not password:

@@ -54,16 +54,20 @@ def reconcile(arguments: argparse.Namespace) -> int:
         runtime,
         arguments,
         lambda by: runtime.conductor.reconcile(arguments.subscriber, by, repair=arguments.repair),
+        sends=arguments.repair,
     )
 
 
-def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any) -> int:
+def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any, *, sends: bool = True) -> int:
+    """Begin a task and follow it; `sends`: what it finds is then sent by a worker."""
     by = f"{getpass.getuser()} (command line)"
     try:
         task_id = start(by)
         if arguments.background:
             print(f"task #{task_id} is begun")
             return 0
+        if sends and not _is_alive(runtime):
+            print("No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.")
         return _follow(runtime, task_id, by)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -76,8 +80,6 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
     """Work along and show how far it is, until it has ended."""
     tasks = runtime.conductor.tasks
     task = tasks.get(task_id)
-    if not _is_alive(runtime):
-        print("No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.")
     pause = threading.Event()
     try:
         with tqdm(total=task.total, initial=task.done, unit="", disable=not sys.stderr.isatty()) as bar:

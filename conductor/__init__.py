@@ -9,19 +9,22 @@ from conductor.guard import GUARD
 from conductor.hub import Announcer, Policy, QueueReport, QueueState
 from conductor.inward import UnknownSystem
 from conductor.mappings import MappingConflict, MappingRefused
-from conductor.overview import Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
+from conductor.overview import Glance, Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
 from conductor.previews import Effect, Preview
+from conductor.routing import RELAY_BATCH
 from conductor.throughput import SPANS, Series
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
     "GUARD",
+    "RELAY_BATCH",
     "SPANS",
     "Announcer",
     "BadSignature",
     "BadWebhook",
     "Conductor",
     "Effect",
+    "Glance",
     "LetterFilter",
     "MappingConflict",
     "MappingRefused",

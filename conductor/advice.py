@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from language import mark
+
 #: Where it is mended.
 RECORD, MAPPING, SYSTEM, CODE = "record", "mapping", "system", "code"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do, and where: record, mapping, system or code."""
+    """What to do, and where: record, mapping, system or code. `words` are English, to be said by whoever shows them."""
 
     where: str
     words: str
@@ -25,61 +27,75 @@ _KNOWN = [
     (
         r"the mapping of .* does not fit",
         MAPPING,
-        "The table has changed since the mapping was saved. Save the mapping anew, then retry.",
+        mark("The table has changed since the mapping was saved. Save the mapping anew, then retry."),
     ),
     (
         r"REQUIRED_FIELD_MISSING|parameter_missing|is required|cannot be (null|empty)|is empty, but|would be empty",
         RECORD,
-        "A field that is needed there is empty. Fill it in the record, or give it a default in the mapping and retry.",
+        mark(
+            "A field that is needed there is empty. "
+            "Fill it in the record, or give it a default in the mapping and retry."
+        ),
     ),
     (
         r"STRING_TOO_LONG|longer than|too long|characters, but",
         RECORD,
-        "A value is too long for the other side. Shorten it in the record.",
+        mark("A value is too long for the other side. Shorten it in the record."),
     ),
-    (r"INVALID_EMAIL_ADDRESS|email_invalid|invalid email", RECORD, "Correct the email address in the record."),
+    (r"INVALID_EMAIL_ADDRESS|email_invalid|invalid email", RECORD, mark("Correct the email address in the record.")),
     (
         r"RESTRICTED_PICKLIST|picklist",
         RECORD,
-        "The value is not on the system's list. Use one that is, add it there, or translate it in the mapping.",
+        mark("The value is not on the system's list. Use one that is, add it there, or translate it in the mapping."),
     ),
     (
         r"DUPLICATE|already exists|already in use|resource_already_exists",
         SYSTEM,
-        "The system has another record with this value. Merge or correct the two there, then retry.",
+        mark("The system has another record with this value. Merge or correct the two there, then retry."),
     ),
     (
         r"INVALID_FIELD|No such column|parameter_unknown|unknown (field|parameter)",
         MAPPING,
-        "The mapping names a field the system does not have, or does not show to this login. Correct it, then retry.",
+        mark(
+            "The mapping names a field the system does not have, or does not show to this login. "
+            "Correct it, then retry."
+        ),
     ),
     (
         r"INSUFFICIENT_ACCESS|CANNOT_INSERT_UPDATE|INVALID_FIELD_FOR_INSERT_UPDATE|permission",
         SYSTEM,
-        "The login may not write this. Give it the right there, or map the field inwards only, then retry.",
+        mark("The login may not write this. Give it the right there, or map the field inwards only, then retry."),
     ),
     (
         r"FIELD_CUSTOM_VALIDATION|CANNOT_EXECUTE_FLOW|validation rule",
         RECORD,
-        "A rule of the system's own refuses it; its words say which. Mend the record, or have the rule changed there.",
+        mark(
+            "A rule of the system's own refuses it; its words say which. "
+            "Mend the record, or have the rule changed there."
+        ),
     ),
-    (r"INVALID_CROSS_REFERENCE|points to a record|MALFORMED_ID", RECORD, "It points to a record that is not there."),
+    (
+        r"INVALID_CROSS_REFERENCE|points to a record|MALFORMED_ID",
+        RECORD,
+        mark("It points to a record that is not there."),
+    ),
     (
         r"several records|linked to another|which is it\?|is linked to",
         SYSTEM,
-        "More than one record claims to be this one. Keep one of them, then retry.",
+        mark("More than one record claims to be this one. Keep one of them, then retry."),
     ),
 ]
 
 _BY_CLASS = {
     "Reject": Advice(
-        RECORD, "The system refuses the data. Edit the record, which sends it again; or mend the mapping and retry."
+        RECORD,
+        mark("The system refuses the data. Edit the record, which sends it again; or mend the mapping and retry."),
     ),
-    "Gone": Advice(SYSTEM, "The record is gone there. Restore it and retry, or discard this."),
-    "WaitsFor": Advice(RECORD, "A record it points to has to be there first. Mend that one, then retry."),
+    "Gone": Advice(SYSTEM, mark("The record is gone there. Restore it and retry, or discard this.")),
+    "WaitsFor": Advice(RECORD, mark("A record it points to has to be there first. Mend that one, then retry.")),
 }
-_TRIED = Advice(SYSTEM, "All attempts failed. Look whether the system takes this record now, then retry.")
-_BUG = Advice(CODE, "The subscriber's code broke. Show the traceback to a developer; retry when it is mended.")
+_TRIED = Advice(SYSTEM, mark("All attempts failed. Look whether the system takes this record now, then retry."))
+_BUG = Advice(CODE, mark("The subscriber's code broke. Show the traceback to a developer; retry when it is mended."))
 
 
 def advice(error: str, message: str, *, has_traceback: bool = False) -> Advice:

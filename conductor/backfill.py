@@ -21,6 +21,7 @@ from conductor.letters import Letters
 from conductor.mappings import Mappings
 from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks
+from language import say
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
 from subscribers.base import External, Page, Subscriber, attempt, received
@@ -75,17 +76,20 @@ class Backfill:
         """
         subscriber = self.hub.subscribers.get(name)
         if subscriber is None:
-            known = ", ".join(sorted(self.hub.subscribers)) or "none is configured"
-            raise ValueError(f"no subscriber {name!r}; there are: {known}")
+            known = ", ".join(sorted(self.hub.subscribers)) or say("none is configured")
+            raise ValueError(say("no subscriber {name!r}; there are: {known}", name=name, known=known))
         if subscriber.match_on and not _lists(subscriber):
             raise ValueError(
-                f"{name} has match_on but no changed_since: what it holds already cannot be read, and would be "
-                "created a second time"
+                say(
+                    "{name} has match_on but no changed_since: what it holds already cannot be read, and would be "
+                    "created a second time",
+                    name=name,
+                )
             )
         where = dict(where or {})
         chosen = conditions(subscriber.records, where)
         argument = {"where": where}
-        for task in self.tasks.list(kind=BACKFILL):
+        for task in self.tasks.list(BACKFILL):
             if task.subscriber == name and task.argument == argument and task.state != "done":
                 if task.state in ("stopped", "failed"):
                     self.tasks.resume(task.id, by)

@@ -48,17 +48,26 @@ class Checking:
         Raises:
           ValueError: there is no such system.
         """
-        subscribers = [s for s in self.hub.of_system(system)]
-        if not subscribers and any(one.system == system for one in REGISTRY.values()):
+        return {name: self.subscriber(name) for name in self.subscribers(system)}
+
+    def subscribers(self, system: str) -> list[str]:
+        """Whom a system is looked at through.
+
+        Raises:
+          ValueError: there is no such system.
+        """
+        names = sorted(one.name() for one in self.hub.of_system(system))
+        if not names and any(one.system == system for one in REGISTRY.values()):
             prefix = system.upper().replace("-", "_")
             raise ValueError(f"{system} is not configured: set {prefix}_... in the environment or .env")
-        if not subscribers:
+        if not names:
             known = ", ".join(sorted(self.hub.systems)) or "none is configured"
             raise ValueError(f"no system {system!r}; there are: {known}")
-        found: dict[str, list[Finding]] = {}
-        for subscriber in sorted(subscribers, key=lambda s: s.name()):
-            found[subscriber.name()] = list(self._subscriber(subscriber))
-        return found
+        return names
+
+    def subscriber(self, name: str) -> list[Finding]:
+        """What was found through one subscriber."""
+        return list(self._subscriber(self.hub.subscribers[name]))
 
     def _subscriber(self, subscriber: Subscriber) -> Iterator[Finding]:
         try:
@@ -94,7 +103,7 @@ class Checking:
     def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:
         options = subscriber.client.options
         secret = getattr(options, "webhook_secret", None)
-        if secret is not None and not secret.get_secret_value():
+        if secret is not None and not secret:  # SecretStr, or plain text where its author chose so
             name = f"{subscriber.system}_webhook_secret".upper()
             polled = subscriber.poll_seconds
             else_ = f"changes are only seen by the poll every {polled} s" if polled else "no change there is seen"

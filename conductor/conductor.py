@@ -14,7 +14,9 @@ from conductor.applying import Applying
 from conductor.asking import Asking
 from conductor.backfill import Backfill
 from conductor.checking import Checking, Finding
+from conductor.connection import Connection
 from conductor.desk import Desk, LetterFilter
+from conductor.discarding import Discarding
 from conductor.editing import Editing
 from conductor.guard import Guard
 from conductor.health import Health
@@ -70,6 +72,7 @@ class Conductor:
         self.jobs = Jobs(self.hub, self.throughput)
         self.tasks = Tasks(self.hub)
         self.retrying = Retrying(self.hub, self.letters, self.tasks)
+        self.discarding = Discarding(self.hub, self.desk, self.tasks)
         self.replaying = Replaying(self.hub, self.tasks)
         self.editing = Editing(self.hub)
         self.alike = Alike(self.hub, self.desk, self.tasks)
@@ -77,6 +80,7 @@ class Conductor:
         self.asking = Asking(self.hub, self.health, self.limits)
         self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
         self.checking = Checking(self.hub, self.mappings)
+        self.connection = Connection(self.hub, self.checking, self.tasks)
         self.comparing = Reconcile(self.hub, self.mappings, self.relations, self.inward, self.asking, self.tasks)
 
     def prepare(self) -> None:
@@ -166,6 +170,10 @@ class Conductor:
         """Close dead letters unsent. See `Desk.discard`."""
         return self.desk.discard(letters, by, reason)
 
+    def discard_many(self, letters: LetterFilter, by: str, reason: str) -> int:
+        """Close dead letters unsent as a task, a few hundred at a time; its id. See `Discarding.start`."""
+        return self.discarding.start(letters, by, reason)
+
     def pause(self, system: str, by: str, reason: str) -> None:
         """Stop a system. See `Desk.pause`."""
         self.desk.pause(system, by, reason)
@@ -231,16 +239,16 @@ class Conductor:
         """How many records it would change. See `Previews.effect`."""
         return self.previews.effect(subscriber, rows)
 
-    def overview(self) -> views.Overview:
-        """How everything stands. See `conductor.overview`."""
-        with self.database.read() as connection:
-            return views.overview(self.hub, connection)
+    def glance(self) -> views.Glance:
+        """Whether the overview may be another; much cheaper than it. See `conductor.overview`."""
+        with self.database.look() as connection:
+            return views.glance(self.hub, connection)
+
+    def overview(self, seen: views.Glance | None = None) -> views.Overview:
+        """How everything stands, for somebody who may have glanced at it. See `conductor.overview`."""
+        with self.database.look() as connection:
+            return views.overview(self.hub, connection, seen or views.glance(self.hub, connection))
 
     def queues(self) -> QueueReport:
         """The broker's queues. See `Announcer.queues`."""
         return self.hub.announcer.queues()
-
-    def version(self) -> str:
-        """Another text whenever the overview may be another; much cheaper than it. See `conductor.overview`."""
-        with self.database.read() as connection:
-            return views.version(self.hub, connection)

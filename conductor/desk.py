@@ -18,7 +18,9 @@ from conductor.hub import Hub
 from conductor.letters import DISCARDED, Letters
 from conductor.mappings import Mappings
 from conductor.merge import Merge, rebase
+from conductor.overview import COUNT_LIMIT
 from conductor.relations import Relations, our_side
+from language import say
 from models.capture import sync_context
 from models.ledger import (
     Change,
@@ -59,10 +61,13 @@ class LetterFilter:
                 conditions.append(getattr(DeadLetter, name) == value)
         return conditions
 
+    def chosen(self) -> dict[str, Any]:
+        """What matters, by name: the argument of a task about these letters."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
     def words(self) -> str:
         """For the audit."""
-        chosen = {k: v for k, v in vars(self).items() if v is not None}
-        return ", ".join(f"{name} {value}" for name, value in chosen.items()) or "all"
+        return ", ".join(f"{name} {value}" for name, value in self.chosen().items()) or "all"
 
 
 class Desk:
@@ -83,15 +88,25 @@ class Desk:
 
     def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
         """Close letters without sending: what they are about counts as settled until the next change."""
-        if not reason.strip():
-            raise ValueError("say why: a discarded dead letter needs a reason")
+        reason = self.reason_of(reason)
         return self._each_batch(
             letters,
-            lambda c, rows: self._settle(c, rows, f"{DISCARDED} {by}: {reason}"),
+            lambda c, rows: self.discard_rows(c, rows, by, reason),
             by,
             "dead_letter.discard",
             reason=reason,
         )
+
+    @staticmethod
+    def reason_of(text: str) -> str:
+        """A reason without blanks around it.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if not text.strip():
+            raise ValueError(say("say why: a discarded dead letter needs a reason"))
+        return text.strip()
 
     def _each_batch(self, letters: LetterFilter, work: Any, by: str, action: str, **details: object) -> int:
         done = 0
@@ -112,14 +127,18 @@ class Desk:
                     self.hub.audit(connection, by, action, letters.words(), count=done, **details)
                     return done
 
-    def _settle(self, connection: sa.Connection, rows: Iterable[Any], resolution: str) -> None:
+    def discard_rows(self, connection: sa.Connection, rows: Iterable[Any], by: str, reason: str) -> None:
+        """Close these letters (rows with `id`, `link_id`) in the caller's transaction, which writes the audit row."""
+        letters = [row.id for row in rows]
         links = [row.link_id for row in rows if row.link_id is not None]
+        # One that was edited since is sent; one that has another letter by now waits for a person to see that.
+        same = (Link.id.in_(links), Link.dead_at.is_not(None), Link.dead_letter_id.in_(letters))
         connection.execute(
             sa.update(Link)
-            .where(Link.id.in_(links), Link.dead_at.is_not(None))  # one that was edited since is sent
+            .where(*same)
             .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
         )
-        self.letters.close(connection, [row.id for row in rows], resolution)
+        self.letters.close(connection, letters, f"{DISCARDED} {by}: {reason}")
 
     # --- systems ------------------------------------------------------------------------------------
 
@@ -155,11 +174,12 @@ class Desk:
             self.hub.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
 
     def poll_soon(self, subscriber: str, by: str) -> None:
-        """Have a subscriber polled now."""
+        """Have a subscriber polled now; a system that is down is asked too."""
         if subscriber not in self.hub.subscribers:
             raise KeyError(subscriber)
         with self.hub.database.write() as connection:
             self.hub.audit(connection, by, "subscriber.poll", subscriber)
+        self.health.probe_again(self.hub.subscribers[subscriber].system)
         self.hub.announcer.poll(subscriber)
 
     def _update_system(self, connection: sa.Connection, system: str, values: dict[str, Any]) -> None:
@@ -168,8 +188,8 @@ class Desk:
 
     def _require_system(self, system: str) -> None:
         if system not in self.hub.systems:
-            known = ", ".join(sorted(self.hub.systems)) or "none is configured"
-            raise ValueError(f"no system {system!r}; there are: {known}")
+            known = ", ".join(sorted(self.hub.systems)) or say("none is configured")
+            raise ValueError(say("no system {name!r}; there are: {known}", name=system, known=known))
 
     # --- unsubscriptions ----------------------------------------------------------------------------
 
@@ -189,15 +209,18 @@ class Desk:
         """
         targets = set(self.hub.subscribers) | set(self.hub.systems)
         if target not in targets:
-            raise ValueError(f"no system or subscriber {target!r}; there are: {', '.join(sorted(targets))}")
+            known = ", ".join(sorted(targets))
+            raise ValueError(say("no system or subscriber {name!r}; there are: {known}", name=target, known=known))
         if operation not in (None, "create", "update", "delete"):
-            raise ValueError(f"no operation {operation!r}; there are create, update and delete")
+            raise ValueError(
+                say("no operation {operation!r}; there are create, update and delete", operation=operation)
+            )
         if record_ids is not None and not record_ids:
-            raise ValueError("the list of records is empty")
+            raise ValueError(say("the list of records is empty"))
         if record_ids is not None and (long := next((r for r in record_ids if len(r) > 64), None)):
-            raise ValueError(f"{long[:20]}... is too long for a record's id")
+            raise ValueError(say("{start}... is too long for a record's id", start=long[:20]))
         if until is not None and until <= self.hub.clock():
-            raise ValueError("the end lies in the past")
+            raise ValueError(say("the end lies in the past"))
         with self.hub.database.write() as connection:
             rule = connection.execute(
                 sa.insert(Unsubscription)
@@ -220,10 +243,11 @@ class Desk:
         return int(rule)
 
     def missed(self, unsubscription_id: int) -> int:
-        """How many records a rule has kept back: what lifting it could bring over."""
+        """How many records a rule has kept back: what lifting it could bring over. Stops at COUNT_LIMIT."""
         with self.hub.database.read() as connection:
-            kept = sa.select(sa.func.count(Link.id)).where(Link.unsubscription_id == unsubscription_id)
-            return int(connection.execute(kept).scalar_one())
+            kept = sa.select(Link.unsubscription_id).where(Link.unsubscription_id == unsubscription_id)
+            some = kept.limit(COUNT_LIMIT).subquery()
+            return int(connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
 
     def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
         """Remove a rule. With `bring` the records it kept back are owed at once, else with their next change.
@@ -234,7 +258,7 @@ class Desk:
             rule = Unsubscription.id == unsubscription_id
             target = connection.execute(sa.delete(Unsubscription).where(rule).returning(Unsubscription.target)).scalar()
             if target is None:
-                raise ValueError(f"there is no unsubscription #{unsubscription_id}")
+                raise ValueError(say("there is no unsubscription #{number}", number=unsubscription_id))
             values: dict[str, Any] = {"unsubscription_id": None}
             if bring:
                 now = self.hub.clock()
@@ -257,11 +281,11 @@ class Desk:
             is_open = sa.and_(Conflict.id == conflict_id, Conflict.settled_at.is_(None))
             conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()
             if conflict is None:
-                raise ValueError(f"there is no open conflict #{conflict_id}")
+                raise ValueError(say("there is no open conflict #{number}", number=conflict_id))
             held = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
             link = connection.execute(held).one()
             if link.lease_until is not None and link.lease_until > self.hub.clock():
-                raise ValueError("the record is being delivered at this moment; try again")
+                raise ValueError(say("the record is being delivered at this moment; try again"))
             values = self._settled_values(connection, conflict, link, choice)
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             closed = {"settled_at": self.hub.clock(), "settled_by": by, "choice": choice}
@@ -293,7 +317,7 @@ class Desk:
     def _ours(self, connection: sa.Connection, subscriber: Subscriber, record_id: str) -> Flat:
         record = subscriber.records.read(connection, [record_id]).get(record_id)
         if record is None:
-            raise ValueError("the record does not exist any more")
+            raise ValueError(say("the record does not exist any more"))
         mapper = self.mappings.current(connection, subscriber.name())[0]
         related = self.relations.load(connection, subscriber, mapper, [record])
         return our_side(subscriber, mapper, record, related)[0]

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from language import say
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
 from subscribers.fitting import fit
@@ -59,7 +60,7 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
         try:
             return fit(column, kind(text))
         except ValueError:
-            raise ValueError(f"{text!r} is no number") from None
+            raise ValueError(say("{value!r} is no number", value=text)) from None
     return fit(column, text)
 
 
@@ -84,7 +85,7 @@ class Editing:
         with self.hub.database.write() as connection:
             record = about.read(connection, [record_id], lock=True).get(record_id)
             if record is None:
-                raise ValueError(f"there is no {catalogue} {record_id}")
+                raise ValueError(say("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
             values = self._values(columns, record, typed, seen)
             if values:
                 before = {name: record[name] for name in values}
@@ -104,7 +105,7 @@ class Editing:
             exists = record_id in CATALOGUES[catalogue].read(connection, [record_id])
             linked = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.like(f"%.{catalogue}"))
             if not exists and connection.execute(linked.limit(1)).first() is None:
-                raise ValueError(f"there is no {catalogue} {record_id}")
+                raise ValueError(say("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
             change = {"catalogue": catalogue, "record_id": record_id, "operation": "updated", "at": self.hub.clock()}
             connection.execute(sa.insert(Change).values(**change))
             self.hub.audit(connection, by, "record.sync", f"{catalogue} {record_id}")
@@ -131,7 +132,8 @@ class Editing:
         if wrong:
             raise EditRefused(wrong)
         if moved:
-            raise EditConflict(f"somebody changed {', '.join(moved)} meanwhile; look at it and edit again")
+            names = ", ".join(moved)
+            raise EditConflict(say("somebody changed {names} meanwhile; look at it and edit again", names=names))
         return values
 
 

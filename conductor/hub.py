@@ -36,13 +36,15 @@ class QueueState:
 class QueueReport:
     """The queues as they were at one moment, or why they could not be read.
 
-    `source` says who told: memory, broker (passive declares) or management (its HTTP API).
+    `source` says who told: memory, broker (passive declares) or management (its HTTP API); `note` why it was not
+    the management, although one is configured.
     """
 
     source: str
     at: datetime | None = None
     queues: dict[str, QueueState] = field(default_factory=dict)
     error: str | None = None
+    note: str | None = None
 
 
 class Announcer(Protocol):

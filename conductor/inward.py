@@ -160,7 +160,7 @@ class Inward:
 
     def receive(self, inbox_id: int) -> None:
         """Apply one inbox row and write down what it led to."""
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             row = connection.execute(
                 sa.select(Inbox.__table__).where(Inbox.id == inbox_id, Inbox.state == "waiting")
             ).one_or_none()
@@ -256,7 +256,7 @@ class Inward:
         if why := subscriber.client.wait_reason():
             self.hub.database.transact(self._write_cursor, name, {"result": f"not polled: {why}"})
             return 0
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
         count = 0
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from language import say
 from models.ledger import Mapping
 from subscribers.mapping import Mapper, check_rows
 
@@ -30,9 +31,13 @@ class Mappings:
         self.hub = hub
         self._cache: dict[str, tuple[int, Mapper]] = {}
 
-    def current(self, connection: sa.Connection, name: str) -> tuple[Mapper, int]:
-        """The mapping of a subscriber and its version; version 0 is the code's own, never edited."""
-        version = self.version(connection, name)
+    def current(self, connection: sa.Connection, name: str, version: int | None = None) -> tuple[Mapper, int]:
+        """The mapping of a subscriber and its version; version 0 is the code's own, never edited.
+
+        Who has read the newest `version` already gives it.
+        """
+        if version is None:
+            version = self.version(connection, name)
         cached = self._cache.get(name)
         if cached is None or cached[0] != version:
             cached = self._cache[name] = (version, self._load(connection, name, version))
@@ -57,7 +62,17 @@ class Mappings:
         fields, problems = check_rows(rows, subscriber.records)
         if problems:
             # It was right when it was saved; the table or the code has changed since.
-            raise MappingRefused([f"version {version} of the mapping of {name}: {text}" for text in problems])
+            raise MappingRefused(
+                [
+                    say(
+                        "version {version} of the mapping of {name}: {problem}",
+                        version=version,
+                        name=name,
+                        problem=text,
+                    )
+                    for text in problems
+                ]
+            )
         return Mapper(subscriber.records, fields)
 
     def save(self, name: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
@@ -75,7 +90,9 @@ class Mappings:
         try:
             with self.hub.database.write() as connection:
                 if self.version(connection, name) != expected_version:
-                    raise MappingConflict(f"{name}: version {expected_version} is not the newest any more")
+                    raise MappingConflict(
+                        say("{name}: version {version} is not the newest any more", name=name, version=expected_version)
+                    )
                 saved = (Mapping.subscriber == name, Mapping.version == expected_version)
                 before = connection.execute(sa.select(Mapping.fields).where(*saved)).scalar()
                 connection.execute(
@@ -90,5 +107,7 @@ class Mappings:
                 default = subscriber.default_mapper.rows()
                 self.hub.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
         except sa.exc.IntegrityError:
-            raise MappingConflict(f"{name}: somebody saved version {expected_version + 1} first") from None
+            raise MappingConflict(
+                say("{name}: somebody saved version {version} first", name=name, version=expected_version + 1)
+            ) from None
         return expected_version + 1

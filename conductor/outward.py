@@ -1,8 +1,9 @@
 """Outward delivery: bring records of one subscriber up to date with the internal database.
 
-The way of a batch: claim the links under a lease and read the records' present state (one
-transaction); plan without touching anything; call the system; write link, delivery and dead
-letter for the whole batch (one transaction). A process that dies anywhere leaves the links owed.
+The way of a batch: read the links and the records' present state; plan without touching anything;
+claim the links that are still as they were read, under a lease, with what is about to be sent (one
+transaction); call the system; write link, delivery and dead letter for the whole batch (one
+transaction). A process that dies anywhere leaves the links owed.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from conductor import doubt
 from conductor.guard import Guard
-from conductor.health import Health
+from conductor.health import GATE, Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
-from conductor.plans import Batch, Claim, Plan, changed, make_item
+from conductor.plans import Batch, Claim, Plan, changed, make_claim, make_item
 from conductor.relations import Relations, our_side
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
-from models.bulk import update_many
-from models.ledger import Conflict, Link
+from models.base import UtcDateTime
+from models.bulk import ROW_VERSION, as_list, listed, update_if, update_many, version_of
+from models.ledger import Conflict, Link, Mapping, System, Unsubscription
 from subscribers.base import External, Item, Subscriber, attempt, received, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Flat, Mapper, same
@@ -37,8 +40,9 @@ _LINK: Any = Link.__table__
 
 logger = logging.getLogger(__name__)
 
-#: Records claimed at once for a system without bulk calls: their calls must fit into the lease.
-SINGLE_CHUNK = 20
+#: Records claimed at once for a system without bulk calls, before it is known how long its calls take: these must fit
+#: into the lease. Then as many as take this long, so that all workers who are free have some of a burst to do.
+SINGLE_CHUNK, SMALLEST_CHUNK, LARGEST_CHUNK, CHUNK_SECONDS = 20, 4, 200, 0.4
 
 #: Seconds one message may keep a worker busy; what is left by then goes back into the queue, so
 #: that a slow system neither runs into RabbitMQ's consumer timeout nor holds up a stop.
@@ -68,6 +72,8 @@ class Outward:
         self.settling = settling
         self.limits = limits
         self.guard = guard
+        #: Subscriber -> how long its last calls took, each.
+        self._seconds: dict[str, float] = {}
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
@@ -83,52 +89,79 @@ class Outward:
                 return
             try:
                 with self.limits.slot(subscriber.system):
-                    gate = self.health.gate(subscriber.system)
-                    if not gate.open:
-                        logger.info("%s: %d records wait: %s", name, len(waiting), gate.reason)
-                        return
-                    lot = subscriber.lot_size(len(waiting))
-                    count = 1 if gate.probing else lot if lot > 1 else SINGLE_CHUNK
-                    chunk, waiting = waiting[:count], waiting[count:]
-                    called = self._deliver_chunk(subscriber, chunk)
-                    if gate.probing and not called:
-                        self.health.probe_again(subscriber.system)  # there was nothing to ask it
+                    waiting = self._deliver_some(subscriber, waiting)
             except Stopping:
                 continue  # the next look at `stopping` hands the rest back
 
-    def _deliver_chunk(self, subscriber: Subscriber, record_ids: list[str]) -> bool:
-        """Deliver these; True if the system was called."""
+    def _deliver_some(self, subscriber: Subscriber, waiting: list[str]) -> list[str]:
+        """Deliver as many of these as fit into one batch; the others."""
+        name = subscriber.name()
+        lot = subscriber.lot_size(len(waiting))
+        count = lot if lot > 1 else self._single_chunk(name)
+        chunk, rest = waiting[:count], waiting[count:]
+        batch = self._look_up(subscriber, chunk)
+        if not batch.gate.open:
+            logger.info("%s: %d records wait: %s", name, len(waiting), batch.gate.reason)
+            return []
+        if batch.gate.probing and (lot == 1 or batch.gate.alone):
+            # One of them shows whether the system is back: the first named, which is another one each time.
+            place = {record_id: number for number, record_id in enumerate(chunk)}
+            batch.claims.sort(key=lambda claim: place[claim.record_id])
+            rest = [claim.record_id for claim in batch.claims[1:]] + rest
+            batch.claims = batch.claims[:1]
+        elif lot == 1 and not batch.gate.probing:
+            # A call a record: whoever is free makes them at the same time.
+            for start in range(0, len(rest), count):
+                self.hub.announcer.records(name, rest[start : start + count])
+            rest = []
+        called = self._work_off(subscriber, batch)
+        if batch.gate.probing and not called:
+            self.health.nothing_asked(subscriber.system)
+        return rest
+
+    def _single_chunk(self, name: str) -> int:
+        seconds = self._seconds.get(name)
+        fit = SINGLE_CHUNK if seconds is None else int(CHUNK_SECONDS / max(seconds, 1e-6))
+        return min(max(fit, SMALLEST_CHUNK), LARGEST_CHUNK)
+
+    def _work_off(self, subscriber: Subscriber, batch: Batch) -> bool:
+        """Deliver this batch, and again what changes meanwhile; True if the system was called."""
         called = False
         for _ in range(_ROUNDS):
-            record_ids, calls = self._round(subscriber, record_ids)
+            again, calls = self._round(subscriber, batch)
             called = called or calls
-            if not record_ids:
+            if not again:
                 return called
-        self.hub.announcer.records(subscriber.name(), record_ids)
+            batch = self._look_up(subscriber, again, probe=False)
+            if not batch.gate.open:
+                return called  # they stay owed, and are announced when the system is back
+        self.hub.announcer.records(subscriber.name(), again)
         return called
 
-    def _round(self, subscriber: Subscriber, record_ids: list[str]) -> tuple[list[str], bool]:
+    def _round(self, subscriber: Subscriber, batch: Batch) -> tuple[list[str], bool]:
         """One pass over these records; those that are owed something again, and whether the system was called."""
-        batch = self.hub.database.transact(self._claim, subscriber, record_ids)
         if not batch.claims:
             return [], False
         plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
+        plans, moved = self._claim(plans, batch.token)
         self._hold_deletes(subscriber, plans)
         self._call(subscriber, plans, batch)
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
             self.hub.announcer.records(name, [record_id])
-        return settled.again, any(p.duration is not None or p.error is not None for p in plans)
+        return settled.again + moved, any(p.duration is not None or p.error is not None for p in plans)
 
     def _settle(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
+        plans, settled = self.settling.write_at_once(subscriber, plans, batch)
+        if not plans:
+            return settled
         try:
-            return self.hub.database.transact(self.settling.write, subscriber, plans, batch)
+            return settled.and_then(self.hub.database.transact(self.settling.write, subscriber, plans, batch))
         except sa.exc.OperationalError:
             raise
         except Exception:
             # One of them cannot be written down: it must not take its neighbours with it.
             logger.exception("%s: a batch could not be written down; one by one", subscriber.name())
-        settled = Settled()
         for plan in plans:
             try:
                 one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
@@ -141,51 +174,80 @@ class Outward:
                 plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
                 plan.fail(unwritten)
                 one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
-            settled.again += one.again
-            settled.announce += one.announce
+            settled = settled.and_then(one)
         return settled
 
-    # --- claim --------------------------------------------------------------------------------------
+    # --- read and claim -----------------------------------------------------------------------------
 
-    def _claim(self, connection: sa.Connection, subscriber: Subscriber, record_ids: list[str]) -> Batch:
-        now = self.hub.clock()
-        batch = Batch(new_token())
-        mine = (
-            sa.select(Link.id)
-            .where(Link.subscriber == subscriber.name(), Link.record_id.in_(record_ids))
-            .where(Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
-            .where(sa.or_(Link.retry_at.is_(None), Link.retry_at <= now))
-            .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
-            .order_by(Link.record_id)
-            .with_for_update(skip_locked=True)
-        )
-        creating = sa.or_(Link.external_id.is_(None), Link.gone_at.is_not(None))
-        rows = connection.execute(
-            sa.update(Link)
-            .where(Link.id.in_(mine))
-            .values(
-                lease_owner=batch.token,
-                lease_until=self.hub.later(self.hub.policy.lease),
-                # The intent to create is on disk before the call that creates.
-                intent=sa.case((creating, sa.func.coalesce(Link.intent, batch.token)), else_=Link.intent),
-            )
-            .returning(Link.__table__)
-        ).all()
+    def _look_up(self, subscriber: Subscriber, record_ids: list[str], *, probe: bool = True) -> Batch:
+        """Whether the system may be called, and then all that is needed to plan for these records.
+
+        Without `probe` it may not while it is down.
+        """
+        with self.hub.database.look() as connection:
+            return self._read(connection, subscriber, record_ids, probe)
+
+    def _read(self, connection: sa.Connection, subscriber: Subscriber, record_ids: list[str], probe: bool) -> Batch:
+        """Those of these links that are owed something and free, with what is needed to plan for them."""
+        name, now, dialect = subscriber.name(), self.hub.clock(), connection.dialect.name
+        asked_for = {"name": name, "system": subscriber.system, "ids": as_list(dialect, record_ids), "now": now}
+        rows = connection.execute(_free_links(dialect), asked_for).all()
+        batch = Batch(new_token(), Gate(open=True))
         if not rows:
             return batch
+        batch.gate = self.health.judge(subscriber.system, rows[0], probe=probe)
+        if not batch.gate.open:
+            return batch
         ids = [row.record_id for row in rows]
-        # Read after the claim: whatever was committed before its change was routed is seen.
+        # Read after the links: whatever was committed before its change was routed is seen.
         records = subscriber.records.read(connection, ids)
-        batch.rules = in_force(connection, (subscriber.system, subscriber.name()), ids, now)
+        if rows[0].unsubscribed:
+            batch.rules = in_force(connection, (subscriber.system, name), ids, now)
         asked = _asked(connection, [row.id for row in rows if row.open_conflicts])
-        batch.claims = [
-            Claim(row, records.get(row.record_id), row.intent == batch.token, asked.get(row.id, {})) for row in rows
-        ]
-        mapper = attempt(lambda: self.mappings.current(connection, subscriber.name())[0])
+        batch.claims = [make_claim(row, records.get(row.record_id), batch.token, asked.get(row.id, {})) for row in rows]
+        mapper = attempt(lambda: self.mappings.current(connection, name, rows[0].mapping_version)[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
         return batch
+
+    def _claim(self, plans: list[Plan], token: str) -> tuple[list[Plan], list[str]]:
+        """Lease the links that nobody touched since they were read; these, and the records of the others.
+
+        The intent to create, and where nothing has to be looked up before what is about to be sent, are on disk
+        with it, before the call.
+        """
+        telling = {p.claim.link.id for p in plans if p.is_open and p.operation in _TOLD and not _needs_look(p)}
+        try:
+            taken = self.hub.database.at_once(self._lease, plans, token, telling)
+        except sa.exc.OperationalError:
+            raise
+        except Exception:
+            # What one of them is about to be sent cannot be written down: `_write_ahead` finds out which.
+            logger.warning("a batch could not be claimed with what is to be sent; without", exc_info=True)
+            telling = set()
+            taken = self.hub.database.at_once(self._lease, plans, token, telling)
+        mine = []
+        for plan in plans:
+            if (leased := taken.get(plan.claim.link.id)) is not None:
+                plan.claim.now_with(**leased)
+                plan.claim.told = plan.claim.link.id in telling
+                mine.append(plan)
+        return mine, [plan.claim.record_id for plan in plans if plan.claim.link.id not in taken]
+
+    def _lease(
+        self, connection: sa.Connection, plans: list[Plan], token: str, telling: set[int]
+    ) -> dict[int, dict[str, Any]]:
+        until = self.hub.later(self.hub.policy.lease)
+        rows = []
+        for plan in plans:
+            link = plan.claim.link
+            doubt = plan.ours if link.id in telling else link.doubt
+            rows.append(
+                {"id": link.id, "lease_owner": token, "lease_until": until, "intent": link.intent, "doubt": doubt}
+            )
+        taken = update_if(connection, _LINK, rows, [{ROW_VERSION: plan.claim.version} for plan in plans])
+        return {row["id"]: row for row in rows if row["id"] in taken}
 
     # --- plan ---------------------------------------------------------------------------------------
 
@@ -220,14 +282,15 @@ class Outward:
         plan.operation = "update" if claim.linked else "create"
         self.relations.check(mapper, claim.record, batch.related)
         plan.flat, data = our_side(subscriber, mapper, claim.record, batch.related, strict=True)
-        _hold_asked(claim, plan.flat)
-        data = nest(plan.flat, onto=data)
+        if claim.asked:
+            _hold_asked(claim, plan.flat)
+            data = nest(plan.flat, onto=data)
         subscriber.validate(data)
-        differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
+        plan.differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
         # What is in doubt may have arrived: it is looked at, also where ours is what it was before that.
-        if claim.linked and not differing and claim.link.doubt is None:
+        if claim.linked and not plan.differing and claim.link.doubt is None:
             plan.settle("unchanged", "the system holds all of it already")
-        changes = data if not claim.linked else changed(data, plan.flat, differing)
+        changes = data if not claim.linked else changed(data, plan.flat, plan.differing)
         plan.item = make_item(claim, data, changes)
 
     def _choose_removal(self, subscriber: Subscriber, plan: Plan) -> None:
@@ -263,24 +326,17 @@ class Outward:
 
     def _call(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> None:
         for plan in plans:
-            looks = plan.is_open and plan.operation != "none" and not (plan.claim.linked or plan.claim.fresh_intent)
-            looks = looks or (plan.is_open and plan.operation == "update")
-            short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
-            if looks and short and not self._still_ours([p for p in plans if p.is_open], batch.token):
-                self._lose(plans)
+            if plan.is_open and plan.operation != "none" and batch.mapper is not None and _needs_look(plan):
+                short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
+                if short and not self._still_ours([p for p in plans if p.is_open], batch.token):
+                    self._lose(plans)
+                    return
+                self._look(subscriber, plan, batch.mapper)
+            if isinstance(plan.error, SystemDown):
+                _spare_the_others(plans, plan.error)
                 return
-            if plan.is_open and not plan.claim.linked and not plan.claim.fresh_intent and batch.mapper is not None:
-                self._resolve(subscriber, plan, batch.mapper)
-            if plan.is_open and plan.operation == "update" and plan.claim.link.doubt is not None and batch.mapper:
-                self._look_again(subscriber, plan, batch.mapper)
-            if plan.is_open and plan.operation == "update" and batch.mapper is not None:
-                self._spare(subscriber, plan, batch.mapper)
-            if isinstance(down := plan.error, SystemDown):
-                for other in plans:  # said once for the batch: the others need not find out by themselves
-                    if other.is_open:
-                        other.fail(SystemDown(str(down), after=down.after))
-                return
-        self._write_ahead([p for p in plans if p.is_open and p.operation in ("create", "update")], batch.token)
+        untold = [p for p in plans if p.is_open and p.operation in _TOLD and not p.claim.told]
+        self._write_ahead(untold, batch.token)
         for operation, call in (
             ("create", subscriber.bulk_create),
             ("update", subscriber.bulk_update),
@@ -290,21 +346,15 @@ class Outward:
             chosen = [p for p in plans if p.is_open and p.operation == operation]
             size = max(subscriber.lot_size(len(chosen)), 1)
             for start in range(0, len(chosen), size):
-                self._call_chunk(subscriber, call, chosen[start : start + size], plans, batch.token)
+                some = chosen[start : start + size]
+                self._call_chunk(subscriber, call, some, batch.token)
+                if (down := next((p.error for p in some if isinstance(p.error, SystemDown)), None)) is not None:
+                    _spare_the_others(plans, down)
+                    return
 
     def _call_chunk(
-        self,
-        subscriber: Subscriber,
-        call: Callable[[list[Item]], list[Any]],
-        chosen: list[Plan],
-        plans: list[Plan],
-        token: str,
+        self, subscriber: Subscriber, call: Callable[[list[Item]], list[Any]], chosen: list[Plan], token: str
     ) -> None:
-        down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
-        if down is not None:  # said once for the batch: the others need not find out by themselves
-            for plan in chosen:
-                plan.fail(SystemDown(str(down), after=down.after))
-            return
         if not self._still_ours(chosen, token):
             self._lose(chosen)
             return
@@ -314,6 +364,7 @@ class Outward:
         with renewed_by(lambda: self._still_ours(chosen, token)):
             outcomes = attempt(call, [plan.item for plan in chosen])
         duration = (time.perf_counter() - began) * 1000
+        self._seconds[subscriber.name()] = duration / 1000 / len(chosen)
         if not isinstance(outcomes, SyncError) and len(outcomes) != len(chosen):
             outcomes = Retry(f"{len(outcomes)} outcomes for {len(chosen)} records", maybe_done=True)
         if isinstance(outcomes, SyncError):
@@ -377,6 +428,15 @@ class Outward:
             plan.claim.now_with(lease_until=renewed)
         return bool(rows == len(ids))
 
+    def _look(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+        """Learn what has to be known before this is sent: what the system has."""
+        if not plan.claim.linked:
+            self._resolve(subscriber, plan, mapper)
+        if plan.is_open and plan.operation == "update" and plan.claim.link.doubt is not None:
+            self._look_again(subscriber, plan, mapper)
+        if plan.is_open and plan.operation == "update":
+            self._spare(subscriber, plan, mapper)
+
     def _resolve(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
         """A create was begun before and nobody knows how it ended: look before doing it again."""
         assert plan.item is not None
@@ -395,11 +455,11 @@ class Outward:
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
-        differing = _differing(plan.flat, agreed, {})
-        changes = changed(plan.item.data, plan.flat, differing)
+        plan.differing = _differing(plan.flat, agreed, {})
+        changes = changed(plan.item.data, plan.flat, plan.differing)
         plan.item = replace(plan.item, external_id=found.id, changes=changes)
         plan.operation = "update"
-        if not differing:
+        if not plan.differing:
             plan.operation = "match"
             plan.external = found
             plan.settle("delivered", "an earlier attempt had created it")
@@ -420,9 +480,9 @@ class Outward:
         theirs = mapper.theirs(found.data)
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None, alongside=doubt.ended(claim.link.alongside, found.at))
-        differing = _differing(plan.flat, agreed, claim.asked)
-        plan.item = replace(item, changes=changed(item.data, plan.flat, differing))
-        if not differing:
+        plan.differing = _differing(plan.flat, agreed, claim.asked)
+        plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing))
+        if not plan.differing:
             plan.operation = "match"
             plan.settle("delivered", "an earlier attempt had arrived")
 
@@ -435,7 +495,7 @@ class Outward:
         claim, item = plan.claim, plan.item
         assert item is not None
         agreed, held = claim.link.agreed or {}, claim.link.held or {}
-        beside = plan.sent - set(_differing(plan.flat, agreed, claim.asked)) - set(claim.asked)
+        beside = plan.beside
         if not beside:
             return
         subscriber.client.pace()
@@ -454,8 +514,59 @@ class Outward:
             plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
 
 
+@lru_cache
+def _free_links(dialect: str) -> sa.Select[Any]:
+    """Those of the records `ids` that are owed something and free, each with what holds for all of them.
+
+    That is whether the `system` may be called, the version of the mapping, and whether any unsubscription is in force:
+    of the same moment as the links. Built once, since that costs more than running it.
+    """
+    name, system = sa.bindparam("name", type_=sa.Text), sa.bindparam("system", type_=sa.Text)
+    now = sa.bindparam("now", type_=UtcDateTime)
+    version = sa.select(sa.func.coalesce(sa.func.max(Mapping.version), 0)).where(Mapping.subscriber == name)
+    in_force = sa.or_(Unsubscription.until.is_(None), Unsubscription.until > now)
+    unsubscribed = sa.exists().where(sa.or_(Unsubscription.target == system, Unsubscription.target == name), in_force)
+    return (
+        sa.select(
+            _LINK,
+            *version_of(dialect, _LINK),
+            *GATE,
+            version.scalar_subquery().label("mapping_version"),
+            unsubscribed.label("unsubscribed"),
+        )
+        .select_from(sa.outerjoin(_LINK, System, System.name == system))
+        .where(Link.subscriber == name, listed(dialect, Link.record_id, "ids"))
+        # Said as a difference: by the index over all that is owed PostgreSQL would look through a whole backlog.
+        .where(Link.owed_change - Link.synced_change > 0, Link.dead_at.is_(None))
+        .where(sa.or_(Link.retry_at.is_(None), Link.retry_at <= now))
+        .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
+        .order_by(Link.record_id)
+    )
+
+
 #: What a call is told against when nobody learned how it ended.
 _KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside")
+
+
+#: Operations whose outcome can be in doubt in a way that matters later.
+_TOLD = ("create", "update")
+
+
+def _spare_the_others(plans: list[Plan], down: SystemDown) -> None:
+    """Said once for the batch: those still to be called about need not find out by themselves."""
+    for plan in plans:
+        if plan.is_open:
+            plan.fail(SystemDown(str(down), after=down.after))
+
+
+def _needs_look(plan: Plan) -> bool:
+    """Whether the system has to be asked something before this is sent."""
+    claim = plan.claim
+    if claim.told:
+        return False
+    if not claim.linked:
+        return not claim.fresh_intent
+    return plan.operation == "update" and (claim.link.doubt is not None or bool(plan.beside))
 
 
 def _found(subscriber: Subscriber, item: Item) -> External | None:

@@ -9,13 +9,19 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import orjson
+
+from conductor.health import Gate
 from conductor.relations import Related
 from conductor.unsubscriptions import Rule
 from models.catalogues import Record
+from models.ledger import Link
 from subscribers.base import External, Item
 from subscribers.errors import Retry, SyncError
 from subscribers.mapping import Flat, Mapper
-from subscribers.paths import tops
+from subscribers.paths import tops, tops_of
+
+_LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 
 
 @dataclass
@@ -23,6 +29,8 @@ class Claim:
     """A link under our lease, with the record as it is now (None: it does not exist)."""
 
     link: Any
+    #: The link's version when it was read: it is ours only if nobody touched it until it is claimed.
+    version: str
     record: Record | None
     #: True: nobody has begun to create it before.
     fresh_intent: bool
@@ -46,8 +54,7 @@ class Claim:
 
     def now_with(self, **values: Any) -> None:
         """Go on as if the link had these values."""
-        current = dict(self.link._mapping) if hasattr(self.link, "_mapping") else vars(self.link)
-        self.link = SimpleNamespace(**{**current, **values})
+        self.link = SimpleNamespace(**{**vars(self.link), **values})
 
 
 @dataclass
@@ -55,6 +62,8 @@ class Batch:
     """Records of one subscriber under one lease, and what is needed to plan for them."""
 
     token: str
+    #: Whether the system may be called, as of when the links were read.
+    gate: Gate
     claims: list[Claim] = field(default_factory=list)
     #: None: the mapping saved in the panel does not fit its table any more.
     mapper: Mapper | None = None
@@ -71,6 +80,8 @@ class Plan:
     operation: str = "none"
     item: Item | None = None
     flat: Flat = field(default_factory=dict)
+    #: The fields of an update in which ours differs from what the system is known to hold.
+    differing: list[str] = field(default_factory=list)
     #: delivered, unchanged, skipped, failed, dead or waiting; None until it is known.
     outcome: str | None = None
     reason: str | None = None
@@ -81,6 +92,8 @@ class Plan:
     owed_now: int = 0
     #: Milliseconds of the call.
     duration: float | None = None
+    #: What `sent` was made of, and what it came to.
+    _sent: tuple[tuple[Any, ...], set[str]] | None = field(default=None, init=False, repr=False)
 
     @property
     def is_open(self) -> bool:
@@ -90,9 +103,21 @@ class Plan:
     @property
     def sent(self) -> set[str]:
         """The fields that travel: with an update only what differs, by whole top-level objects."""
+        made_of = (self.operation, self.item, self.flat)
+        if self._sent is None or any(now is not then for now, then in zip(made_of, self._sent[0], strict=True)):
+            self._sent = made_of, self._travelling()
+        return self._sent[1]
+
+    def _travelling(self) -> set[str]:
         if self.operation == "create" or self.item is None:
             return set(self.flat)
-        return {path for path in self.flat if any(top in self.item.changes for top in tops([path]))}
+        travels = self.item.changes.keys()
+        return {path for path in self.flat if not travels.isdisjoint(tops_of(path))}
+
+    @property
+    def beside(self) -> set[str]:
+        """Of an update, the fields that only travel because they lie in one object with one that differs."""
+        return self.sent.difference(self.differing, self.claim.asked)
 
     @property
     def ours(self) -> Flat:
@@ -115,20 +140,37 @@ class Plan:
         return self
 
 
+def make_claim(row: Any, record: Record | None, token: str, asked: Flat) -> Claim:
+    """A link that was read, its columns first, as it will be under the lease of this name."""
+    link = SimpleNamespace(**dict(zip(_LINK_COLUMNS, row, strict=False)))
+    creates = link.external_id is None or link.gone_at is not None
+    fresh_intent = creates and link.intent is None
+    if fresh_intent:
+        # The intent to create is on disk before the call that creates.
+        link.intent = token
+    return Claim(link, row.row_version, record, fresh_intent, asked)
+
+
 def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
     """The record as a subscriber's methods are given it."""
     # The same creation, tried again, has the same key; an edited one must have another, since
     # systems refuse a key that comes with other data.
     seed = [claim.link.subscriber, claim.record_id, claim.link.intent, data]
-    text = json.dumps(seed, sort_keys=True, default=str)
     return Item(
         record_id=claim.record_id,
         record=claim.record or {},
         data=data,
         changes=changes,
         external_id=claim.link.external_id if claim.linked else None,
-        key=hashlib.sha256(text.encode()).hexdigest()[:40],
+        key=hashlib.sha256(_canonical(seed)).hexdigest()[:40],
     )
+
+
+def _canonical(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError):  # a number of more than 64 bits, half a character
+        return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def changed(data: dict[str, Any], flat: Flat, differing: Iterable[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
 from conductor.relations import Related, Relations, our_side
 from conductor.unsubscriptions import in_force
+from language import say
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, attempt
@@ -115,7 +116,7 @@ class Previews:
             related = self._related(connection, subscriber, (before, after), [record])
             notes = self._notes(connection, subscriber, record, record_id)
         if isinstance(waits := attempt(self.relations.check, after, record, related), SyncError):
-            notes.append(f"Before it is sent, {waits}.")
+            notes.append(say("Before it is sent, {waits}.", waits=waits))
         return Preview(
             record_id, _sent(subscriber, before, record, related), _sent(subscriber, after, record, related), notes
         )
@@ -164,9 +165,10 @@ class Previews:
         linked = sa.select(Link.external_id, Link.gone_at).where(Link.subscriber == name, Link.record_id == record_id)
         link = connection.execute(linked).one_or_none()
         if attempt(subscriber.wants, record) is not True:
-            notes.append(f"{name} does not want this record: nothing of it is sent.")
+            notes.append(say("{name} does not want this record: nothing of it is sent.", name=name))
         elif link is None or link.external_id is None or link.gone_at is not None:
-            notes.append(f"It is not in {subscriber.system} so far: it would be created with all of this.")
+            words = say("It is not in {system} so far: it would be created with all of this.", system=subscriber.system)
+            notes.append(words)
         targets = (subscriber.system, name)
         for rule in in_force(connection, targets, [record_id], self.hub.clock()):
             if rule.covers("update", record_id) or rule.covers("create", record_id):

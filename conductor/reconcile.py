@@ -84,7 +84,7 @@ class Reconcile:
           ValueError: there is no such subscriber.
         """
         argument = {"repair": repair}
-        for task in self.tasks.list(kind=RECONCILE):
+        for task in self.tasks.list(RECONCILE):
             if task.subscriber == name and task.argument == argument and task.state != "done":
                 if task.state in ("stopped", "failed"):
                     self.tasks.resume(task.id, by)

@@ -47,6 +47,8 @@ def is_secret(name: str) -> bool:
 
 def redact(value: Any, depth: int = 0) -> Any:
     """JSON-like data with the values of secret names hidden, and what lies too deep left out."""
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
     if isinstance(value, Mapping):
         if depth == _DEEPEST:
             return "…"

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from language import say
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
@@ -33,14 +34,14 @@ class WaitsFor(SyncError):
     """The record cannot be sent before a related one; costs no attempt. See `Relations.judge`."""
 
     def __init__(self, catalogue: str, record_id: str) -> None:
-        super().__init__(f"it waits for its {catalogue} {record_id}")
+        super().__init__(say("it waits for its {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
         self.catalogue = catalogue
         self.record_id = record_id
 
 
 @dataclass
 class Verdict:
-    """What becomes of a record that waits: `error` ends it, else it waits for the link `parent`."""
+    """What becomes of a record that waits: `error` ends it, else it waits for the link `parent`; or for none."""
 
     error: SyncError | None = None
     skip: str | None = None
@@ -122,7 +123,7 @@ class Relations:
             skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
         if parent.external_id is not None and parent.gone_at is None:
-            return Verdict(parent=parent.id, announce=(subscriber.name(), link.record_id))  # it came meanwhile
+            return Verdict(announce=(subscriber.name(), link.record_id))  # it came meanwhile
         return Verdict(Reject(f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"), parent=parent.id)
 
     def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> Any:
@@ -148,12 +149,15 @@ class Relations:
             waits_for = connection.execute(sa.select(Link.waits_for).where(Link.id == waits_for)).scalar()
         return True
 
+    def are_waited_for(self, subscriber: Subscriber) -> bool:
+        """Whether records of other catalogues point to its records."""
+        return any(subscriber.catalogue in s.mapper.relations() for s in self.hub.of_system(subscriber.system))
+
     def wake(
         self, connection: sa.Connection, subscriber: Subscriber, delivered: list[int], ended: list[int]
     ) -> list[tuple[str, str]]:
         """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
-        others = self.hub.of_system(subscriber.system)
-        if not any(subscriber.catalogue in s.mapper.relations() for s in others):
+        if not self.are_waited_for(subscriber):
             return []
         now = self.hub.clock()
         values = {"waits_for": None, "retry_at": None, "announced_at": now, "dead_at": None}
@@ -170,8 +174,11 @@ def our_side(
     Without `strict`, for a merge, it is what can be mapped.
     """
     flat = mapper.outward(record, strict=strict, links=related.ids)
+    if mapper.is_level and type(subscriber).before_send is Subscriber.before_send:
+        return flat, nest(flat)
     data = subscriber.before_send(nest(flat), record)
     if not isinstance(data, dict):
         raise TypeError(f"before_send of {subscriber.name()} returned a {type(data).__name__}, not a dict")
     found = {path: pick(data, path) for path in flat}
-    return {path: plain(value) for path, value in found.items() if value is not MISSING}, data
+    flat = {path: plain(value) for path, value in found.items() if value is not MISSING}
+    return flat, nest(flat, onto=data)

@@ -15,6 +15,8 @@ from conductor.history import first_since
 from conductor.hub import Hub
 from conductor.inward import POLLED
 from conductor.tasks import Step, Tasks
+from language import say
+from models.indexes import unindexed
 from models.ledger import Inbox
 
 KIND = "replay"
@@ -57,14 +59,14 @@ class Replaying:
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
-                raise ValueError(f"inbox #{inbox_id} waits already, or there is none")
+                raise ValueError(say("inbox #{number} waits already, or there is none", number=inbox_id))
             self.hub.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
 
-    def count(self, window: Window) -> int:
-        """How many events a window holds; stops at COUNT_LIMIT."""
+    def count(self, window: Window, limit: int = COUNT_LIMIT) -> int:
+        """How many events a window holds; stops at `limit`."""
         with self.hub.database.read() as connection:
             first, end = self._range(connection, window)
-            limited = sa.select(Inbox.id).where(*_of(window, first, end)).limit(COUNT_LIMIT).subquery()
+            limited = sa.select(Inbox.id).where(*_of(window, first, end)).limit(limit).subquery()
             return int(connection.execute(sa.select(sa.func.count()).select_from(limited)).scalar_one())
 
     def start(self, window: Window, by: str) -> int:
@@ -74,12 +76,12 @@ class Replaying:
           ValueError: there is no such system, or nothing in the window.
         """
         if window.system not in self.hub.systems:
-            raise ValueError(f"no system {window.system!r}")
+            raise ValueError(say("no system {name!r}", name=window.system))
         if window.since >= window.until:
-            raise ValueError("the window ends before it begins")
+            raise ValueError(say("the window ends before it begins"))
         total = self.count(window)
         if not total:
-            raise ValueError(f"{window.system} sent nothing in that time")
+            raise ValueError(say("{system} sent nothing in that time", system=window.system))
         argument = {
             "system": window.system,
             "since": window.since.isoformat(),
@@ -122,4 +124,4 @@ class Replaying:
 
 
 def _of(window: Window, first: int, end: int) -> tuple[Any, ...]:
-    return Inbox.id >= first, Inbox.id < end, Inbox.system == window.system, Inbox.kind != POLLED
+    return Inbox.id >= first, Inbox.id < end, unindexed(Inbox.system == window.system), Inbox.kind != POLLED

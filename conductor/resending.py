@@ -47,7 +47,7 @@ class Resending:
         Raises:
           ValueError: no such subscriber.
         """
-        for task in self.tasks.list(kind=RESEND, unfinished=True):
+        for task in self.tasks.list(RESEND, unfinished=True):
             if task.subscriber == name and task.state == "running":
                 self.tasks.stop(task.id, by)
         with self.hub.database.read() as connection:

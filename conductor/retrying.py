@@ -13,6 +13,7 @@ from conductor.hub import Hub
 from conductor.letters import DISCARDED, Letters
 from conductor.routing import SWEEP_BATCH
 from conductor.tasks import Step, Tasks
+from models.indexes import along
 from models.ledger import DeadLetter, Inbox, Link
 
 #: The kind of these tasks.
@@ -37,8 +38,8 @@ def has_room(hub: Hub, connection: sa.Connection, subscribers: Iterable[str]) ->
         subscriber = hub.subscribers.get(name)
         # A system that takes many thousands in one job is to get them.
         plenty = max(PLENTY, subscriber.lot_size(SWEEP_BATCH) if subscriber else 0)
-        owed = (Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
-        some = sa.select(Link.id).where(*owed).limit(plenty).subquery()
+        owed = (along(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+        some = sa.select(Link.id).where(*owed).order_by(Link.subscriber, Link.id).limit(plenty).subquery()
         if connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() >= plenty:
             return False
     return True
@@ -55,11 +56,10 @@ class Retrying:
 
     def start(self, letters: LetterFilter, by: str) -> int:
         """Begin to try these letters again; returns the task's id."""
-        argument = {name: value for name, value in vars(letters).items() if value is not None}
         with self.hub.database.read() as connection:
             count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
             total = connection.execute(count).scalar_one()
-        return self.tasks.start(RETRY, by, subscriber=None, argument=argument, total=total)
+        return self.tasks.start(RETRY, by, argument=letters.chosen(), total=total)
 
     def step(self, task: Any) -> Step:
         """Try the next letters again; after the last one, count how they ended."""

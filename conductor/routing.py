@@ -14,19 +14,22 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.hub import Hub
 from conductor.unsubscriptions import names
+from models.bulk import among, upsert_many
+from models.indexes import along, unindexed
 from models.ledger import Change, Delivery, Inbox, Link, SyncContext, System
 from subscribers.base import Subscriber
 
 logger = logging.getLogger(__name__)
 
-#: Changes taken in one transaction.
-RELAY_BATCH = 5000
+#: Changes taken in one transaction: the first of a burst are under way while the others are routed.
+RELAY_BATCH = 1000
 
 #: Records named by one message; more only where a subscriber takes more in one call.
 MESSAGE_RECORDS = 200
@@ -34,11 +37,33 @@ MESSAGE_RECORDS = 200
 #: Links announced again by one sweep of one subscriber; more only likewise.
 SWEEP_BATCH = 2000
 
-#: Links announced while a system is down: the first that needs a call is the probe.
+#: Links announced while a system is down: the first that needs a call is the probe. Of a system whose calls take many,
+#: as many as one takes.
 PROBE_BATCH = 20
 
-#: Bound parameters of one statement (SQLite's default limit is 32,766).
-_IN_LIST = 10_000
+_LINK: Any = Link.__table__
+
+#: The next changes to be routed. In order, or statistics of a time with much to do could make PostgreSQL read the whole
+#: table for one of them.
+_WAITING = (
+    sa.select(Change.id)
+    .where(Change.relayed_at.is_(None))
+    .order_by(Change.id)
+    .limit(sa.bindparam("limit", type_=sa.Integer))
+    .with_for_update(skip_locked=True)
+)
+
+
+@lru_cache
+def _take(dialect: str) -> sa.UpdateBase:
+    """Mark them as relayed, and read them."""
+    if dialect == "postgresql":
+        # As a list: of a subquery it would not know that there are few.
+        chosen: Any = Change.id == sa.any_(sa.func.array(_WAITING.scalar_subquery()))
+    else:
+        chosen = Change.id.in_(_WAITING)
+    change: Any = Change.__table__
+    return sa.update(change).where(chosen).values(relayed_at=sa.bindparam("now")).returning(*change.c)
 
 
 @dataclass
@@ -66,14 +91,15 @@ class Routing:
     # --- captured changes -------------------------------------------------------------------------
 
     def relay(self, limit: int = RELAY_BATCH) -> int:
-        """Route the next waiting changes and announce them; returns how many there were.
+        """Route the next waiting changes and announce them; returns how many there were, all of them if below `limit`.
 
         Raises whatever the announcer raises: the marks are committed by then, so nothing is lost.
         """
-        with self.hub.database.read() as connection:
-            # Nearly always there is nothing, and looking must not cost the single writer's place on SQLite.
-            if connection.execute(sa.select(Change.id).where(Change.relayed_at.is_(None)).limit(1)).first() is None:
-                return 0
+        if self.hub.database.is_sqlite:
+            # Often there is nothing, and looking must not cost the single writer's place.
+            with self.hub.database.look() as connection:
+                if connection.execute(_WAITING, {"limit": 1}).first() is None:
+                    return 0
         batch = self.hub.database.transact(self.route, limit)
         self.announce(batch)
         return batch.changes
@@ -83,13 +109,8 @@ class Routing:
 
         Several relays may run: each takes rows nobody else holds.
         """
-        rows = connection.execute(
-            sa.select(Change.__table__)
-            .where(Change.relayed_at.is_(None))
-            .order_by(Change.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        ).all()
+        taken = connection.execute(_take(connection.dialect.name), {"limit": limit, "now": self.hub.clock()})
+        rows = sorted(taken, key=lambda row: row.id)
         if not rows:
             return Batch()
         owed: dict[tuple[str, str], _Owed] = {}
@@ -108,13 +129,6 @@ class Routing:
         self._mark(connection, owed)
         if skips:
             connection.execute(sa.insert(Delivery), skips)
-        ids = [row.id for row in rows]
-        for start in range(0, len(ids), _IN_LIST):
-            connection.execute(
-                sa.update(Change)
-                .where(Change.id.in_(ids[start : start + _IN_LIST]))
-                .values(relayed_at=self.hub.clock())
-            )
         return Batch(len(rows), {catalogue: list(records) for catalogue, records in news.items()})
 
     def announce(self, batch: Batch) -> None:
@@ -146,21 +160,6 @@ class Routing:
     def _mark(self, connection: sa.Connection, owed: dict[tuple[str, str], _Owed]) -> None:
         if not owed:
             return
-        insert = self.hub.database.insert(Link)
-        statement = insert.on_conflict_do_update(
-            index_elements=["subscriber", "record_id"],
-            set_={
-                # Always growing: two transactions may commit in another order than they took their
-                # change ids, and a delivery under way must not settle what it has not seen.
-                "owed_change": _greatest(self.hub, insert.excluded.owed_change, Link.owed_change + 1),
-                "owed_since": sa.func.coalesce(Link.owed_since, insert.excluded.owed_since),
-                "announced_at": insert.excluded.announced_at,
-                # The edit may be what mends it.
-                "attempts": 0,
-                "retry_at": None,
-                "dead_at": None,
-            },
-        )
         now = self.hub.clock()
         # In one order in every process, so that relays and workers do not deadlock.
         marks = [
@@ -173,7 +172,19 @@ class Routing:
             }
             for (subscriber, record), mark in sorted(owed.items())
         ]
-        connection.execute(statement, marks)
+        greatest = "max" if self.hub.database.is_sqlite else "greatest"
+        changes = {
+            # Always growing: two transactions may commit in another order than they took their
+            # change ids, and a delivery under way must not settle what it has not seen.
+            "owed_change": f"{greatest}(excluded.owed_change, link.owed_change + 1)",
+            "owed_since": "coalesce(link.owed_since, excluded.owed_since)",
+            "announced_at": "excluded.announced_at",
+            # The edit may be what mends it.
+            "attempts": "0",
+            "retry_at": "NULL",
+            "dead_at": "NULL",
+        }
+        upsert_many(connection, _LINK, marks, ("subscriber", "record_id"), changes)
 
     # --- what is owed and does not move -------------------------------------------------------------
 
@@ -197,7 +208,7 @@ class Routing:
         """
         if not self.hub.database.is_sqlite:
             return
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             leaked = connection.execute(sa.select(SyncContext.origin, SyncContext.unsubscribe)).first()
         if leaked is not None:
             logger.warning("a writer has committed inside its sync context (%s); it is forgotten now", leaked)
@@ -206,7 +217,7 @@ class Routing:
 
     def _due_retries(self) -> int:
         now = self.hub.clock()
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             if connection.execute(sa.select(Link.id).where(Link.retry_at <= now).limit(1)).first() is None:
                 return 0
         due = sa.select(Link.id).where(Link.retry_at <= now).order_by(Link.subscriber, Link.record_id)
@@ -222,7 +233,7 @@ class Routing:
 
     def _stalled(self, name: str, everything: bool) -> int:
         subscriber = self.hub.subscribers[name]
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             system = connection.execute(
                 sa.select(System.__table__).where(System.name == subscriber.system)
             ).one_or_none()
@@ -236,16 +247,16 @@ class Routing:
             if system.probe_at is not None and system.probe_at > now:
                 return 0
             # The first of these few that needs a call is the probe.
-            limit, old, first = PROBE_BATCH, now, Link.announced_at
+            limit, old, first = max(PROBE_BATCH, subscriber.lot_size(PROBE_BATCH)), now, Link.announced_at
         elif system is not None and system.up_since is not None:
             old = max(old, system.up_since)
         ids = self._stalled_ids(name, now if everything else old, now, limit, first)
-        statement = sa.update(Link).where(Link.id.in_(ids)).values(announced_at=now).returning(Link.record_id)
         if not ids:
             return 0
-        rows = self.hub.database.transact(lambda c: c.execute(statement).all())
+        told = sa.update(Link).values(announced_at=now).returning(Link.record_id)
+        rows = self.hub.database.transact(lambda c: c.execute(told.where(among(c, Link.id, ids))).all())
         records = [row.record_id for row in rows]
-        if limit == PROBE_BATCH:
+        if first is Link.announced_at:
             random.shuffle(records)  # another one each time: it may be the record that is answered so
         self._tell((name, record) for record in records)
         return len(rows)
@@ -254,7 +265,7 @@ class Routing:
         # A read first: nearly always there is nothing, and that must not cost a write transaction.
         statement = (
             sa.select(Link.id)
-            .where(Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+            .where(along(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
             .where(Link.retry_at.is_(None))
             .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
             .where(
@@ -264,10 +275,10 @@ class Routing:
                     Link.lease_until.is_not(None),  # its worker died
                 )
             )
-            .order_by(first)
+            .order_by(Link.subscriber, first)
             .limit(limit)
         )
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             return list(connection.execute(statement).scalars())
 
     def _waiting_inbox(self) -> int:
@@ -275,10 +286,10 @@ class Routing:
         # Written out: an index over what waits is not used for a value that comes as a parameter.
         waits = Inbox.state == sa.literal_column("'waiting'")
         due = sa.select(Inbox.id, Inbox.system).where(waits, Inbox.retry_at <= now)
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             paused = set(connection.execute(sa.select(System.name).where(System.paused_at.is_not(None))).scalars())
             idle = [s for s in self.hub.systems if s not in paused and not self.hub.announcer.inbox_depth(s)]
-            due = due.where(Inbox.system.in_(idle)).order_by(Inbox.id)
+            due = due.where(unindexed(Inbox.system.in_(idle))).order_by(Inbox.id)
             rows = connection.execute(due.limit(SWEEP_BATCH)).all()
         if not rows:
             return 0
@@ -305,7 +316,3 @@ class Routing:
             size = max(MESSAGE_RECORDS, self.hub.subscribers[name].lot_size(len(records)))
             for start in range(0, len(records), size):
                 self.hub.announcer.records(name, records[start : start + size], later=True)
-
-
-def _greatest(hub: Hub, *values: Any) -> Any:
-    return sa.func.max(*values) if hub.database.is_sqlite else sa.func.greatest(*values)

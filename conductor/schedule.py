@@ -18,6 +18,7 @@ from conductor.history import bounds, first_since
 from conductor.hub import Hub
 from conductor.tasks import OPEN
 from conductor.throughput import Counting
+from language import say
 from models.ledger import (
     AuditEntry,
     Change,
@@ -83,8 +84,8 @@ class Jobs:
     def words(self, job: str) -> str:
         """What a job does, for people."""
         if job == TIDY:
-            return f"Removes settled history older than {self.hub.policy.history_days} days"
-        return f"Reads from {job.removeprefix(POLL)} what changed there"
+            return say("Removes settled history older than {n} days", n=self.hub.policy.history_days)
+        return say("Reads from {subscriber} what changed there", subscriber=job.removeprefix(POLL))
 
     def next_run(self, row: Any) -> datetime | None:
         """When a job (a row of `schedule`) is due next; None while it is paused or its system is not configured."""
@@ -137,7 +138,7 @@ class Jobs:
             row = connection.execute(sa.select(Schedule.__table__).where(Schedule.job == job)).one()
             if not job.startswith(POLL):
                 if row.paused_at is not None:
-                    raise ValueError(f"{job} is paused: resume it first")
+                    raise ValueError(say("{job} is paused: resume it first", job=job))
                 # Given back: the next tick claims it again.
                 slot = _slots(self.hub.clock(), max(row.every_seconds, 1))[0]
                 connection.execute(sa.delete(JobRun).where(JobRun.job == job, JobRun.slot == slot))
@@ -226,12 +227,12 @@ class Jobs:
 
     def _passed(self) -> datetime:
         """No job's running slot began before this: one that is forgotten would be claimed again."""
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             longest = connection.execute(sa.select(sa.func.max(Schedule.every_seconds))).scalar() or 0
         return self.hub.clock() - timedelta(seconds=max(longest, 24 * 3600))
 
     def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
-        with self.hub.database.read() as connection:
+        with self.hub.database.look() as connection:
             start, end = bounds(connection, table)
             if at not in _ENDS:
                 end = first_since(connection, table, at, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,17 +12,20 @@ import sqlalchemy as sa
 
 from conductor import doubt
 from conductor.health import Health
+from conductor.history import newest_delivery
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
 from conductor.plans import Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
 from conductor.relations import Relations, WaitsFor
-from models.bulk import insert_many, update_many
+from models.bulk import among, insert_many, update_if, update_many
 from models.capture import sync_context
 from models.ledger import Conflict, Delivery, Link, System
 from subscribers.base import Subscriber
 from subscribers.errors import Gone, Retry, Skip, SyncError, SystemDown
 from subscribers.mapping import Mapper, same
+
+logger = logging.getLogger(__name__)
 
 _LINK: Any = Link.__table__
 _DELIVERY: Any = Delivery.__table__
@@ -33,6 +37,10 @@ class Settled:
 
     again: list[str] = field(default_factory=list)
     announce: list[tuple[str, str]] = field(default_factory=list)
+
+    def and_then(self, other: Settled) -> Settled:
+        """This and what follows from more records."""
+        return Settled(self.again + other.again, self.announce + other.announce)
 
 
 class Settling:
@@ -48,7 +56,7 @@ class Settling:
 
     def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
         """Write down the whole batch and give the leases back."""
-        settled = Settled()
+        settled, now = Settled(), self.hub.clock()
         plans = [replace(plan) for plan in plans]  # what is decided here is decided anew should it lose a race
         self._note_health(connection, subscriber, plans)
         deliveries = []
@@ -64,9 +72,8 @@ class Settling:
                 if plan.outcome is None:
                     plan.settle("waiting" if plan.duration is None else "failed", f"too late: {plan.error}")
             else:
-                values = self._link_values(connection, subscriber, plan, batch.mapper, settled)
-                row = {"id": link_id, "lease_owner": None, "lease_until": None, **values}
-                links[tuple(values)].append(row)
+                row = self._freed(plan, self._link_values(connection, subscriber, plan, batch.mapper, settled))
+                links[tuple(row)].append(row)
                 if waits:  # whether the next one closes a circle is told by what this one waits for
                     update_many(connection, _LINK, [row])
                 if _is_owed_again(plan):
@@ -75,12 +82,47 @@ class Settling:
                 if told_down or plan.error is None:
                     continue  # one row tells it for all that wait
                 told_down = not isinstance(plan.error, WaitsFor)
-            deliveries.append(self._delivery(subscriber, plan))
+            deliveries.append(self._delivery(subscriber, plan, now))
         for rows in links.values():
             update_many(connection, _LINK, rows)
         insert_many(connection, _DELIVERY, deliveries)
         settled.announce += self._wake(connection, subscriber, plans)
         return settled
+
+    def write_at_once(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> tuple[list[Plan], Settled]:
+        """Write down what simply ended, where nothing new is owed meanwhile; the plans that `write` has to see to.
+
+        Nearly all simply end, and need not be locked and read again before.
+        """
+        now = self.hub.clock()
+        alike: defaultdict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+        for plan in plans:
+            if not _is_plain(plan):
+                continue
+            try:
+                values = self._ended(plan, batch.mapper, plan.rule.id if plan.rule else None, now)
+                link = self._freed(plan, values)
+                alike[tuple(link)].append((link, self._delivery(subscriber, plan, now)))
+            except Exception:
+                logger.debug("%s: `write` tells what is wrong with %s", subscriber.name(), plan.claim.record_id)
+        written = set[int]()
+        for pairs in alike.values():
+            links, deliveries = [link for link, _ in pairs], [delivery for _, delivery in pairs]
+            was = [{"lease_owner": batch.token, "owed_change": link["synced_change"]} for link in links]
+            try:
+                written |= self.hub.database.at_once(update_if, _LINK, links, was, (_DELIVERY, deliveries))
+            except sa.exc.OperationalError:
+                raise
+            except Exception:
+                logger.debug("%s: `write` finds out which of them cannot be written", subscriber.name(), exc_info=True)
+        settled = Settled()
+        ended = [plan for plan in plans if plan.claim.link.id in written]
+        to_note = not batch.gate.noted or self.health.has_news(subscriber.system)
+        if to_note and any(plan.was_answered for plan in ended):
+            self.hub.database.transact(self.health.succeeded, subscriber.system)
+        if ended and self.relations.are_waited_for(subscriber):
+            settled.announce = self.hub.database.transact(self._wake, subscriber, ended)
+        return [plan for plan in plans if plan.claim.link.id not in written], settled
 
     def _note_health(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
         down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
@@ -97,11 +139,18 @@ class Settling:
     @staticmethod
     def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, int]:
         """Link -> what it is owed now, of the links that are still ours; nobody changes these until the commit."""
+        if not plans:
+            return {}
         ids = [plan.claim.link.id for plan in plans]
-        mine = sa.select(Link.id, Link.owed_change).where(Link.id.in_(ids), Link.lease_owner == token)
+        mine = sa.select(Link.id, Link.owed_change).where(among(connection, Link.id, ids), Link.lease_owner == token)
         # In one order in every process, so that relays and workers do not deadlock.
         rows = connection.execute(mine.order_by(Link.record_id).with_for_update())
         return {row.id: row.owed_change for row in rows}
+
+    @staticmethod
+    def _freed(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
+        """The row of a link with these values, its lease given back."""
+        return {"id": plan.claim.link.id, "lease_owner": None, "lease_until": None, **values}
 
     def _link_values(
         self,
@@ -111,7 +160,6 @@ class Settling:
         mapper: Mapper | None,
         settled: Settled,
     ) -> dict[str, Any]:
-        now = self.hub.clock()
         link = plan.claim.link
         unsubscription = plan.rule.id if plan.rule else None
         if isinstance(plan.error, WaitsFor):
@@ -127,8 +175,10 @@ class Settling:
                 return self._after_error(connection, subscriber, plan) | {"waits_for": verdict.parent}  # type: ignore[operator]
             else:
                 plan.settle("waiting", str(plan.error))
-                # Woken when the parent is through; the time is the net below that.
-                retry_at = _unless_newer(plan, self.hub.later(self.hub.policy.stale))
+                # Woken when the parent is through; the time is the net below that. A parent that came meanwhile
+                # wakes nobody any more: then it is announced, and no time may keep that from being heard.
+                net = self.hub.later(self.hub.policy.stale) if verdict.parent is not None else None
+                retry_at = _unless_newer(plan, net)
                 return {"waits_for": verdict.parent, "retry_at": retry_at, "intent": _unbegun(plan)}
         if plan.error is not None:
             values = self._after_error(connection, subscriber, plan)
@@ -136,6 +186,14 @@ class Settling:
                 return values
         if plan.outcome == "waiting":
             return {"intent": _unbegun(plan)}
+        values = self._ended(plan, mapper, unsubscription, self.hub.clock())
+        self._close_conflicts(connection, plan, values)
+        self._close_letter(connection, plan)
+        return values
+
+    def _ended(self, plan: Plan, mapper: Mapper | None, unsubscription: int | None, now: datetime) -> dict[str, Any]:
+        """The link's values when it is up to date, or nothing is to be sent."""
+        link = plan.claim.link
         values = {
             "synced_change": link.owed_change,
             # Changes that arrived meanwhile are owed since about now.
@@ -150,8 +208,7 @@ class Settling:
         if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
             values["doubt"] = None
         if plan.outcome in ("delivered", "unchanged"):
-            values |= self._agreement(connection, plan, mapper, now)
-        self._close_letter(connection, plan)
+            values |= self._agreement(plan, mapper, now)
         return values
 
     def _close_letter(self, connection: sa.Connection, plan: Plan) -> None:
@@ -159,7 +216,7 @@ class Settling:
             words = f"{plan.outcome}: {plan.reason}" if plan.outcome == "skipped" else str(plan.outcome)
             self.letters.close(connection, [letter], words)
 
-    def _agreement(self, connection: sa.Connection, plan: Plan, mapper: Mapper | None, now: datetime) -> dict[str, Any]:
+    def _agreement(self, plan: Plan, mapper: Mapper | None, now: datetime) -> dict[str, Any]:
         """What hub and system agree on from now on."""
         link, external = plan.claim.link, plan.external
         # Without a time of theirs nothing can be told newer than our write: events are fetched until one is seen.
@@ -174,7 +231,7 @@ class Settling:
         if plan.operation not in ("create", "update", "match"):
             return values
         values |= self._bases(plan, mapper) | {"gone_at": None, "gone_there": False}
-        values["open_conflicts"] = self._close_conflicts(connection, plan)
+        values["open_conflicts"] = len(plan.claim.asked)
         if plan.outcome == "delivered" and plan.operation != "match":
             values["wrote_at"] = wrote
         values["alongside"] = doubt.ended(link.alongside, wrote)
@@ -196,18 +253,16 @@ class Settling:
         kept = {p: v for p, v in old.items() if p not in ours}
         return {"agreed": {**kept, **ours}, "held": held or None}
 
-    def _close_conflicts(self, connection: sa.Connection, plan: Plan) -> int:
-        """Conflicts that settled themselves, because ours was edited to what they hold; how many stay open."""
+    def _close_conflicts(self, connection: sa.Connection, plan: Plan, values: dict[str, Any]) -> None:
+        """Those that settled themselves, because ours was edited to what they hold."""
         link = plan.claim.link
-        if link.open_conflicts == len(plan.claim.asked):
-            return int(link.open_conflicts)
-        connection.execute(
-            sa.update(Conflict)
-            .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
-            .where(Conflict.path.not_in(list(plan.claim.asked)))
-            .values(settled_at=self.hub.clock(), choice="agreed")
-        )
-        return len(plan.claim.asked)
+        if values.get("open_conflicts", link.open_conflicts) != link.open_conflicts:
+            connection.execute(
+                sa.update(Conflict)
+                .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+                .where(Conflict.path.not_in(list(plan.claim.asked)))
+                .values(settled_at=self.hub.clock(), choice="agreed")
+            )
 
     # --- failures -----------------------------------------------------------------------------------
 
@@ -252,10 +307,8 @@ class Settling:
             return False
         system = sa.select(System.last_success_at).where(System.name == subscriber.system)
         answered = connection.execute(system).scalar()
-        tries = (Delivery.subscriber == link.subscriber, Delivery.record_id == link.record_id)
-        newest = sa.select(Delivery.at).where(*tries, Delivery.outcome == "failed").order_by(Delivery.id.desc())
-        before = connection.execute(newest.limit(1)).scalar()
-        return answered is None or (before is not None and answered < before)
+        before = newest_delivery(connection, link.record_id, link.subscriber, "failed")
+        return answered is None or (before is not None and answered < before.at)
 
     def _after_gone(self, connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> dict[str, Any] | None:
         if plan.operation == "delete":
@@ -282,7 +335,7 @@ class Settling:
             "attempts": 0,
         }
 
-    def _delivery(self, subscriber: Subscriber, plan: Plan) -> dict[str, Any]:
+    def _delivery(self, subscriber: Subscriber, plan: Plan, now: datetime) -> dict[str, Any]:
         link, external = plan.claim.link, plan.external
         request_id = plan.error.request_id if plan.error else external.request_id if external else None
         payload = {path: plan.flat[path] for path in sorted(plan.sent)}
@@ -299,7 +352,7 @@ class Settling:
             "reply": self._reply(subscriber, plan),
             "attempt": link.attempts + 1,
             "request_id": request_id,
-            "at": self.hub.clock(),
+            "at": now,
             "duration": plan.duration,
         }
 
@@ -324,6 +377,13 @@ def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: st
             catalogue.update(connection, record_id, catalogue.archive)
 
 
+def _is_plain(plan: Plan) -> bool:
+    """It ended, and only its link and its delivery have to be written for that."""
+    link = plan.claim.link
+    ended = plan.error is None and plan.outcome in ("delivered", "unchanged", "skipped")
+    return ended and link.dead_letter_id is None and link.open_conflicts == len(plan.claim.asked)
+
+
 def _unbegun(plan: Plan) -> str | None:
     """The intent after a create that this batch did not begin: an older question stays open."""
     return None if plan.claim.fresh_intent else plan.claim.link.intent
@@ -344,7 +404,7 @@ def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
     return {"doubt": None} if plan.claim.told and not was_sent else {}
 
 
-def _unless_newer(plan: Plan, when: datetime) -> datetime | None:
+def _unless_newer(plan: Plan, when: datetime | None) -> datetime | None:
     """`when`, or nothing if a newer change is owed by now: the edit may be what mends it."""
     return None if plan.owed_now > plan.claim.link.owed_change else when
 

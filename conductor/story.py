@@ -12,8 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.history import newest_delivery, waiting_since
 from conductor.hub import Hub
 from conductor.unsubscriptions import Rule, in_force
+from language import plural, say
 from models.ledger import Change, Conflict, DeadLetter, Delivery, Link, System, Unsubscription
 from subscribers.base import Subscriber
 from subscribers.mapping import same
@@ -21,6 +23,9 @@ from subscribers.mapping import same
 #: Lines of a timeline on one page, and how many deliveries before it are read for what was there before.
 PAGE = 60
 _BEFORE = 40
+
+#: Stands in a sentence for a time, which is shown in the reader's own zone.
+_TIME = "\N{WATCH}"
 
 #: What happened without anything to tell.
 _NOISE = {"echo", "unchanged"}
@@ -95,8 +100,7 @@ def standings(hub: Hub, connection: sa.Connection, catalogue: str, record_id: st
     names = [s.name() for s in subscribers]
     links = {row.subscriber: row for row in _rows(connection, Link, Link.subscriber.in_(names), _of(Link, record_id))}
     systems = {row.name: row for row in connection.execute(sa.select(System.__table__))}
-    captured = (Change.catalogue == catalogue, Change.record_id == record_id, Change.relayed_at.is_(None))
-    waiting = connection.execute(sa.select(Change.at).where(*captured).order_by(Change.id).limit(1)).scalar()
+    waiting = waiting_since(connection, catalogue, record_id)
     return [
         _standing(hub, connection, s, record_id, links.get(s.name()), systems.get(s.system), waiting, exists)
         for s in subscribers
@@ -123,37 +127,47 @@ def _standing(
     if link is not None and link.dead_at is not None:
         letter = _letter(connection, link)
         words = f": {letter.message}" if letter is not None else ""
-        return stands("dead letter", "not sent since ", link.dead_at, words, letter=letter)
+        return stands(
+            "dead letter", *_timed(say("not sent since {time}", time=_TIME), link.dead_at), words, letter=letter
+        )
     if link is not None and link.owed_change > link.synced_change:
         if rule is not None:
-            return stands("skipped", f"not sent: {rule.words}", rule=rule.id)
+            return stands("skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
         return _owed(hub, connection, link, system, title, stands)
     if captured is not None:
-        return stands("waiting", "changed here at ", captured, "; the relay has not looked at it yet")
+        words = say("changed here at {time}; the relay has not looked at it yet", time=_TIME)
+        return stands("waiting", *_timed(words, captured))
     if link is None:
         return _never(connection, subscriber, record_id, rule, stands)
     if link.open_conflicts:
-        fields = "1 field waits" if link.open_conflicts == 1 else f"{link.open_conflicts} fields wait"
-        return stands("conflict", f"{fields} for a person to decide; the rest is up to date")
+        words = plural(
+            "1 field waits for a person to decide; the rest is up to date",
+            "{n} fields wait for a person to decide; the rest is up to date",
+            link.open_conflicts,
+        )
+        return stands("conflict", words)
     if link.gone_at is not None:
-        who = f"deleted in {title}" if link.gone_there else "deleted or detached there by us"
-        return stands("gone", f"{who} at ", link.gone_at, "; nothing is sent any more" if exists else "")
+        words = (
+            say("deleted in {system} at {time}", system=title, time=_TIME)
+            if link.gone_there
+            else say("deleted or detached there by us at {time}", time=_TIME)
+        )
+        return stands("gone", *_timed(words, link.gone_at), say("; nothing is sent any more") if exists else "")
     if link.unsubscription_id is not None:
         if rule is not None:
-            return stands("skipped", f"not sent: {rule.words}", rule=rule.id)
-        over = f"not sent: unsubscription #{link.unsubscription_id} covered it; that is over, and it flows with its"
+            return stands("skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
+        words = say(
+            "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
+            number=link.unsubscription_id,
+        )
         there = _is_there(connection, link.unsubscription_id)
-        return stands("skipped", f"{over} next change", rule=link.unsubscription_id if there else None)
+        return stands("skipped", words, rule=link.unsubscription_id if there else None)
     if link.synced_at is not None:
+        since = _timed(say("up to date since {time}", time=_TIME), link.synced_at)
         if rule is not None:
-            return stands(
-                "up to date",
-                "up to date since ",
-                link.synced_at,
-                f"; what changes from now on is not sent: {rule.words}",
-                rule=rule.id,
-            )
-        return stands("up to date", "up to date since ", link.synced_at)
+            words = say("; what changes from now on is not sent: {why}", why=rule.words)
+            return stands("up to date", *since, words, rule=rule.id)
+        return stands("up to date", *since)
     return _never(connection, subscriber, record_id, rule, stands)
 
 
@@ -161,38 +175,61 @@ def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: st
     now = hub.clock()
     if system is not None and system.paused_at is not None:
         why = f" ({system.pause_reason})" if system.pause_reason else ""
-        who = f" by {system.paused_by}" if system.paused_by else ""
-        return _said(stands, "waiting", f"waiting, {title} is paused{who} since ", system.paused_at, why)
+        words = (
+            say("waiting, {system} is paused by {who} since {time}", system=title, who=system.paused_by, time=_TIME)
+            if system.paused_by
+            else say("waiting, {system} is paused since {time}", system=title, time=_TIME)
+        )
+        return _stands(stands, "waiting", *_timed(words, system.paused_at), why)
     if system is not None and system.down_since is not None:
         # While a system is down only probes are made, and none of them counts against its records.
-        saved = f", {system.failures} attempt{'' if system.failures == 1 else 's'} saved" if system.failures else ""
+        saved = plural(", {n} attempt saved", ", {n} attempts saved", system.failures) if system.failures else ""
         why = f": {system.down_reason}" if system.down_reason else ""
-        return _said(stands, "waiting", f"waiting, {title} is down since ", system.down_since, f"{saved}{why}")
+        words = say("waiting, {system} is down since {time}", system=title, time=_TIME)
+        return _stands(stands, "waiting", *_timed(words, system.down_since), f"{saved}{why}")
     if link.waits_for is not None:
         parent = connection.execute(
             sa.select(Link.subscriber, Link.record_id).where(Link.id == link.waits_for)
         ).one_or_none()
         if parent is not None:
             catalogue = parent.subscriber.partition(".")[2]
-            return _said(
+            return _stands(
                 stands,
                 "waiting",
-                f"waiting for {catalogue} {parent.record_id}, which has to be in {title} first",
+                say(
+                    "waiting for {catalogue} {record_id}, which has to be in {system} first",
+                    catalogue=catalogue,
+                    record_id=parent.record_id,
+                    system=title,
+                ),
                 waits_for=(catalogue, parent.record_id),
             )
     if link.lease_until is not None and link.lease_until > now:
-        return _said(stands, "waiting", "being sent at this moment")
+        return _stands(stands, "waiting", say("being sent at this moment"))
     if link.attempts and link.retry_at is not None:
-        of = f"attempt {link.attempts} of {hub.policy.max_attempts} failed"
+        words = say(
+            "attempt {number} of {most} failed, next at {time}",
+            number=link.attempts,
+            most=hub.policy.max_attempts,
+            time=_TIME,
+        )
         last = _last_words(connection, link)
-        return _said(stands, "trying again", f"{of}, next at ", link.retry_at, f": {last}" if last else "")
-    since = [" since ", link.owed_since] if link.owed_since is not None else []
-    return _said(stands, "waiting", "owed", *since, "; it waits for its turn")
+        return _stands(stands, "trying again", *_timed(words, link.retry_at), f": {last}" if last else "")
+    if link.owed_since is None:
+        return _stands(stands, "waiting", say("owed; it waits for its turn"))
+    words = say("owed since {time}; it waits for its turn", time=_TIME)
+    return _stands(stands, "waiting", *_timed(words, link.owed_since))
 
 
-def _said(stands: Any, word: str, *sentence: str | datetime, **more: Any) -> Standing:
+def _stands(stands: Any, word: str, *sentence: str | datetime, **more: Any) -> Standing:
     standing: Standing = stands(word, *sentence, **more)
     return standing
+
+
+def _timed(words: str, time: datetime) -> list[str | datetime]:
+    """A text with the time put where `_TIME` stands in it."""
+    before, _, after = words.partition(_TIME)
+    return [before, time, after]
 
 
 def _never(
@@ -200,13 +237,11 @@ def _never(
 ) -> Standing:
     """Nothing was ever sent: the newest skip tells why, if anything does."""
     if rule is not None:
-        return _said(stands, "skipped", f"not sent: {rule.words}", rule=rule.id)
-    mine = (Delivery.record_id == record_id, Delivery.subscriber == subscriber.name(), Delivery.outcome == "skipped")
-    newest = sa.select(Delivery.reason).where(*mine).order_by(Delivery.id.desc()).limit(1)
-    reason = connection.execute(newest).scalar()
-    if reason:
-        return _said(stands, "skipped", f"not sent: {reason}")
-    return _said(stands, "never sent", "nothing was owed to it yet: it is sent with its next change")
+        return _stands(stands, "skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
+    skip = newest_delivery(connection, record_id, subscriber.name(), "skipped")
+    if skip is not None and skip.reason:
+        return _stands(stands, "skipped", say("not sent: {why}", why=skip.reason))
+    return _stands(stands, "never sent", say("nothing was owed to it yet: it is sent with its next change"))
 
 
 def _rule(
@@ -229,11 +264,8 @@ def _is_there(connection: sa.Connection, rule: int) -> bool:
 
 
 def _last_words(connection: sa.Connection, link: Any) -> str | None:
-    mine = (Delivery.record_id == link.record_id, Delivery.subscriber == link.subscriber, Delivery.outcome == "failed")
-    words: str | None = connection.execute(
-        sa.select(Delivery.reason).where(*mine).order_by(Delivery.id.desc()).limit(1)
-    ).scalar()
-    return words
+    failed = newest_delivery(connection, link.record_id, link.subscriber, "failed")
+    return failed.reason if failed is not None else None
 
 
 # --- what happened --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub, new_token
+from language import say
 from models.ledger import Task
 
 logger = logging.getLogger(__name__)
@@ -75,10 +76,12 @@ class Tasks:
           ValueError: nobody knows how to do this kind, or there is no such subscriber.
         """
         if kind not in self._kinds:
-            raise ValueError(f"no kind of task {kind!r}; there are: {', '.join(sorted(self._kinds))}")
+            raise ValueError(
+                say("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self._kinds)))
+            )
         if subscriber is not None and subscriber not in self.hub.subscribers:
-            known = ", ".join(sorted(self.hub.subscribers)) or "none is configured"
-            raise ValueError(f"no subscriber {subscriber!r}; there are: {known}")
+            known = ", ".join(sorted(self.hub.subscribers)) or say("none is configured")
+            raise ValueError(say("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
         values = {"kind": kind, "subscriber": subscriber, "argument": argument or {}, "total": total, "by": by}
         with self.hub.database.write() as connection:
             insert = sa.insert(Task).values(**values, state="running", created_at=self.hub.clock())
@@ -116,7 +119,11 @@ class Tasks:
             row = connection.execute(statement.returning(Task.kind, Task.done, Task.total)).one_or_none()
             if row is None:
                 state = connection.execute(sa.select(Task.state).where(Task.id == task_id)).scalar()
-                raise ValueError(f"task #{task_id} is {state}" if state else f"there is no task #{task_id}")
+                raise ValueError(
+                    say("task #{number} is {state}", number=task_id, state=say(state))
+                    if state
+                    else say("there is no task #{number}", number=task_id)
+                )
             self.hub.audit(connection, by, action, f"#{task_id} {row.kind}", done=row.done, total=row.total)
 
     def get(self, task_id: int) -> Any:
@@ -124,11 +131,11 @@ class Tasks:
         with self.hub.database.read() as connection:
             return connection.execute(sa.select(Task.__table__).where(Task.id == task_id)).one_or_none()
 
-    def list(self, *, kind: str | None = None, unfinished: bool = False, limit: int = 50) -> Sequence[Any]:
-        """The newest tasks as rows, newest first."""
+    def list(self, *kinds: str, unfinished: bool = False, limit: int = 50) -> Sequence[Any]:
+        """The newest tasks (of these kinds) as rows, newest first."""
         statement = sa.select(Task.__table__).order_by(Task.id.desc()).limit(limit)
-        if kind is not None:
-            statement = statement.where(Task.kind == kind)
+        if kinds:
+            statement = statement.where(Task.kind.in_(kinds))
         if unfinished:
             statement = statement.where(Task.state.in_(OPEN))
         with self.hub.database.read() as connection:

@@ -7,6 +7,7 @@ reads some hundred rows, however many deliveries there were.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -166,36 +167,53 @@ class Counting:
 
     def series(self, connection: sa.Connection, span: Span, subscriber: str | None = None) -> Series:
         """The counts of a span that ends with the last full step, of one subscriber or of all."""
-        found = self._rows(connection, span, [Throughput.subscriber == subscriber] if subscriber else [])
-        series = _empty(self._begin(span), span)
-        for row in found:
-            _put(series, row)
+        statement = _OF_ALL if subscriber is None else _OF_ALL.where(Throughput.subscriber == subscriber)
+        begin = self._begin(span)
+        series = _empty(begin, span)
+        for at, *counts in connection.execute(statement, _within(begin, span)):
+            _put(series, at, counts)
         return series
 
     def by_subscriber(self, connection: sa.Connection, span: Span) -> dict[str, Series]:
         """The same of each subscriber that had any."""
         begin = self._begin(span)
         all_series: dict[str, Series] = {}
-        for row in self._rows(connection, span, [], Throughput.subscriber):
-            if row.subscriber not in all_series:
-                all_series[row.subscriber] = _empty(begin, span)
-            _put(all_series[row.subscriber], row)
+        for subscriber, at, *counts in connection.execute(_OF_EACH, _within(begin, span)):
+            if subscriber not in all_series:
+                all_series[subscriber] = _empty(begin, span)
+            _put(all_series[subscriber], at, counts)
         return all_series
+
+    def version(self, connection: sa.Connection, span: Span) -> tuple[Any, ...]:
+        """Another one whenever `series` of all is another; a single row, where that reads some hundred.
+
+        Counts only grow, and only the oldest are forgotten.
+        """
+        begin = self._begin(span)
+        return begin, *connection.execute(_SUM, _within(begin, span)).one()
 
     def _begin(self, span: Span) -> int:
         end = int(self.hub.clock().timestamp()) // span.step * span.step
         return end - span.length
 
-    def _rows(self, connection: sa.Connection, span: Span, conditions: list[Any], *by: Any) -> Any:
-        begin = self._begin(span)
-        sums = [sa.func.sum(getattr(Throughput, name)).label(name) for name in COLUMNS]
-        return connection.execute(
-            sa.select(Throughput.at, *by, *sums)
-            .where(Throughput.seconds == span.row, *conditions)
-            .where(Throughput.at >= datetime.fromtimestamp(begin, UTC))
-            .where(Throughput.at < datetime.fromtimestamp(begin + span.length, UTC))
-            .group_by(Throughput.at, *by)
-        )
+
+# Statements are built once: building one costs as much as a small one takes.
+_COUNTS = [getattr(Throughput, name) for name in COLUMNS]
+_IN_SPAN = (
+    Throughput.seconds == sa.bindparam("row"),
+    Throughput.at >= sa.bindparam("begin"),
+    Throughput.at < sa.bindparam("end"),
+)
+#: In seconds since 1970: hundreds of times need not become Python's, to be made numbers of again.
+_AT = sa.cast(sa.extract("epoch", Throughput.at), sa.BigInteger)
+_OF_ALL = sa.select(_AT, *map(sa.func.sum, _COUNTS)).where(*_IN_SPAN).group_by(Throughput.at)
+_OF_EACH = sa.select(Throughput.subscriber, _AT, *_COUNTS).where(*_IN_SPAN)
+_SUM = sa.select(sa.func.min(Throughput.at), sa.func.sum(sum(_COUNTS[1:], _COUNTS[0]))).where(*_IN_SPAN)
+
+
+def _within(begin: int, span: Span) -> dict[str, Any]:
+    first, end = (datetime.fromtimestamp(at, UTC) for at in (begin, begin + span.length))
+    return {"row": span.row, "begin": first, "end": end}
 
 
 def _column(direction: str, outcome: str) -> str | None:
@@ -210,7 +228,7 @@ def _empty(begin: int, span: Span) -> Series:
     return Series(span.step, at, {name: [0] * len(at) for name in COLUMNS})
 
 
-def _put(series: Series, row: Any) -> None:
-    place = (int(row.at.timestamp()) - series.at[0]) // series.step
-    for name in COLUMNS:
-        series.counts[name][place] += int(getattr(row, name))
+def _put(series: Series, at: int, counts: Sequence[int]) -> None:
+    place = (at - series.at[0]) // series.step
+    for of_column, count in zip(series.counts.values(), counts, strict=True):
+        of_column[place] += count

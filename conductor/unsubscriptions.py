@@ -8,6 +8,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
+from language import say
 from models.ledger import Unsubscription, UnsubscriptionRecord
 
 
@@ -51,8 +52,11 @@ def in_force(connection: sa.Connection, targets: Iterable[str], record_ids: Iter
 
 
 def _words(row: sa.Row[tuple[object, ...]]) -> str:
-    inside = [part for part in (row.reason, f"until {row.until:%Y-%m-%d %H:%M} UTC" if row.until else "") if part]
-    return f"unsubscription #{row.id}" + (f" ({', '.join(inside)})" if inside else "") + " covers it"
+    until = say("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
+    inside = ", ".join(part for part in (row.reason, until) if part)
+    if inside:
+        return say("unsubscription #{number} ({inside}) covers it", number=row.id, inside=inside)
+    return say("unsubscription #{number} covers it", number=row.id)
 
 
 def names(text: str | None) -> set[str]:

@@ -35,6 +35,10 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
             raise ValueError("a time without a zone cannot be stored; use an aware datetime")
         return value.astimezone(UTC)
 
+    def result_processor(self, dialect: Any, coltype: Any) -> Any:
+        """None where nothing is to be done: PostgreSQL's driver reads aware times, in UTC as our sessions are."""
+        return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
+
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
         """Read SQLite's zoneless text back as UTC."""
         if value is None:

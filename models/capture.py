@@ -210,9 +210,11 @@ def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
 # --- PostgreSQL -----------------------------------------------------------------------------------
 
 # SECURITY DEFINER: an application that may write its table need not be let into our ledger.
+# No jit: that the rows of a statement were joined is cheap, the planner takes it for dear, and compiling it costs more
+# than the join.
 _PG_FUNCTION = """
 CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path FROM CURRENT AS $$
+SET search_path FROM CURRENT SET jit = off AS $$
 BEGIN
     INSERT INTO change (catalogue, record_id, operation, origin, unsubscribe, at)
     SELECT '{catalogue}', captured.record, captured.operation,
@@ -233,23 +235,23 @@ def _postgresql(catalogue: Catalogue, quote: Any) -> Iterator[str]:
         record, primary = quote(key), quote(next(iter(table.primary_key)).name)
         created, updated, deleted = ("updated",) * 3 if is_child else ("created", "updated", "deleted")
         differs = " OR ".join(_differs(table.c[c], quote) for c in columns)
-        # A child row may move from one parent to another: both have changed.
-        moved = f"""
-            UNION
-            SELECT o.{record}::text, '{updated}' FROM new_rows n JOIN old_rows o USING ({primary})
-            WHERE n.{record} IS DISTINCT FROM o.{record}
-        """
-        # A changed key is one record gone and another one come.
-        update = f"""
-            SELECT n.{record}::text, '{updated}' FROM new_rows n JOIN old_rows o USING ({primary}) WHERE {differs}
-            {moved if is_child else ""}
-            UNION ALL
-            SELECT o.{record}::text, '{deleted}' FROM old_rows o
-            WHERE NOT EXISTS (SELECT FROM new_rows n WHERE n.{primary} = o.{primary})
-            UNION ALL
-            SELECT n.{record}::text, '{created}' FROM new_rows n
-            WHERE NOT EXISTS (SELECT FROM old_rows o WHERE o.{primary} = n.{primary})
-        """
+        # A row without its counterpart is one whose key was changed: one record gone and another one come. A FULL
+        # JOIN is hashed or merged, never a nested loop: PostgreSQL keeps a session's first plan, which may have been
+        # made for a single row, and 10,000 rows joined by that plan would take half a minute.
+        pairs = f"old_rows o FULL JOIN new_rows n USING ({primary})"
+        if is_child:  # it may have moved from one parent to another: both have changed
+            update = f"""
+                SELECT DISTINCT of_either.parent::text, '{updated}'
+                FROM {pairs} CROSS JOIN LATERAL (VALUES (o.{record}), (n.{record})) AS of_either (parent)
+                WHERE {differs}
+            """
+        else:
+            update = f"""
+                SELECT coalesce(n.{record}, o.{record})::text,
+                    CASE WHEN o.{primary} IS NULL THEN '{created}' WHEN n.{primary} IS NULL THEN '{deleted}'
+                    ELSE '{updated}' END
+                FROM {pairs} WHERE {differs}
+            """
         distinct = "DISTINCT " if is_child else ""
         insert = f"SELECT {distinct}{record}::text, '{created}' FROM new_rows"
         delete = f"SELECT {distinct}{record}::text, '{deleted}' FROM old_rows"

@@ -11,12 +11,14 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, BigId, utcnow
+from models.bulk import as_list, is_list, listed
 
 Record = dict[str, Any]
 
@@ -165,6 +167,30 @@ def recognise(
     return known
 
 
+def _read_by(
+    connection: sa.Connection, table: sa.Table, column: sa.Column[Any], values: list[Any], lock: bool
+) -> list[Record]:
+    """All rows with one of these values in a column, in the order of their keys."""
+    dialect = connection.dialect.name
+    if is_list(dialect, values):
+        result = connection.execute(_reading(dialect, table, column, lock), {"values": as_list(dialect, values)})
+    else:
+        result = connection.execute(_select(table, lock).where(column.in_(values)))
+    names = list(result.keys())
+    return [dict(zip(names, row, strict=True)) for row in result]
+
+
+def _select(table: sa.Table, lock: bool) -> sa.Select[Any]:
+    statement = sa.select(table).order_by(*table.primary_key)
+    return statement.with_for_update() if lock else statement
+
+
+@lru_cache
+def _reading(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
+    """Built once: building it anew for each batch costs more than running it."""
+    return _select(table, lock).where(listed(dialect, column, "values"))
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """An internal table kept in sync, identified by one key column.
@@ -219,17 +245,12 @@ class Catalogue:
         transaction excludes other writers anyway).
         """
         keys = [self.key_of(record_id) for record_id in record_ids]
-        statement = sa.select(self.table).where(self.key.in_(keys)).order_by(self.key)
-        if lock:
-            statement = statement.with_for_update()
-        records = {str(row[self.key.name]): dict(row) for row in connection.execute(statement).mappings()}
+        rows = _read_by(connection, self.table, self.key, keys, lock)
+        records = {str(row[self.key.name]): row for row in rows}
         for child in self.children:
             for record in records.values():
                 record[child.name] = []
-            rows = sa.select(child.table).where(child.parent.in_(keys)).order_by(*child.table.primary_key)
-            if lock:
-                rows = rows.with_for_update()
-            for row in connection.execute(rows).mappings():
+            for row in _read_by(connection, child.table, child.parent, keys, lock):
                 if (owner := records.get(str(row[child.parent_key]))) is not None:
                     owner[child.name].append({name: row[name] for name in child.columns})
         return records

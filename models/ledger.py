@@ -62,8 +62,10 @@ class Link(Base):
 
     __tablename__ = "link"
     __table_args__ = (
-        sa.UniqueConstraint("subscriber", "record_id"),
-        sa.UniqueConstraint("subscriber", "external_id"),
+        # Each of these is written with every delivery, so they serve both questions: one subscriber's link of a
+        # record (of an external one), and all links of it.
+        sa.UniqueConstraint("record_id", "subscriber"),
+        sa.UniqueConstraint("external_id", "subscriber"),
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
         _where("ix_link_owed_since", "subscriber", "owed_since", condition=_OWED),
         _where("ix_link_failing", "subscriber", "owed_since", condition="attempts > 0 AND dead_at IS NULL"),
@@ -71,8 +73,6 @@ class Link(Base):
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
         _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),
         _where("ix_link_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
-        sa.Index("ix_link_record", "record_id"),
-        sa.Index("ix_link_external", "external_id"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -278,6 +278,7 @@ class Inbox(Base):
     __table_args__ = (
         sa.UniqueConstraint("system", "event_id"),
         _where("ix_inbox_waiting", "id", condition="state = 'waiting'"),
+        _where("ix_inbox_dead", "id", condition="state = 'dead'"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

@@ -59,4 +59,6 @@ class User(UserMixin, Base):
     must_change_password: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     #: Issuer and subject of the person at the OpenID Connect provider; none: logs in with a password only.
     oidc_subject: Mapped[str | None] = mapped_column(sa.String(512), unique=True)
+    #: The language the panel speaks to this person, such as de; none: the browser's.
+    language: Mapped[str | None] = mapped_column(sa.String(16))
     roles: Mapped[list[Role]] = relationship(secondary=roles_users, lazy="selectin")  # type: ignore[assignment]

@@ -22,6 +22,9 @@ _WORD = re.compile(r"[^\W_]+")
 #: More words than these tell no more.
 _MOST_WORDS = 8
 
+#: Records with the words of a text that are looked through for those that are called exactly so.
+_MOST_ALIKE = 2000
+
 
 def ours(catalogue: Catalogue) -> bool:
     """Whether its table is one of Syncflow's own, with a key that can number an index's rows."""
@@ -78,6 +81,36 @@ def find(connection: sa.Connection, catalogue: Catalogue, text: str, limit: int)
         statement = f'SELECT "{key}" FROM "{table}" WHERE {_words_of(catalogue)} @@ {_QUERY} LIMIT :most'
         query = " ".join(words)
     return list(connection.execute(sa.text(statement), {"words": query, "most": limit}).scalars())
+
+
+def exactly(
+    connection: sa.Connection, catalogue: Catalogue, text: str, columns: Iterable[str], limit: int
+) -> list[str]:
+    """Ids of records where one of these columns is this text; without an index of its own, by the index of words.
+
+    Where very many records have its words, only some of them are looked at.
+    """
+    ids: list[str] = []
+    alike: list[Any] | None = None
+    for name in columns:
+        if name not in catalogue.table.c:
+            continue
+        column = catalogue.table.c[name]
+        if has_index(column) or name not in catalogue.search_columns or not installed(connection, catalogue):
+            ids += catalogue.find(connection, {name: text}, limit)
+            continue
+        if ids or not any(map(str.isalpha, text)):
+            continue  # found by what is surer; and a number is no name
+        alike = find(connection, catalogue, text, _MOST_ALIKE) if alike is None else alike
+        page = sa.select(catalogue.key).where(catalogue.key.in_(alike), column == text)
+        ids += [str(key) for key in connection.execute(page.order_by(catalogue.key).limit(limit)).scalars()]
+    return list(dict.fromkeys(ids))
+
+
+def has_index(column: sa.Column[Any]) -> bool:
+    """Whether an index begins with a column."""
+    indexes = getattr(column.table, "indexes", ())
+    return bool(column.unique) or any(next(iter(index.columns), None) is column for index in indexes)
 
 
 #: The words looked for, taken apart where the index takes the texts apart.

@@ -12,16 +12,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 #: Seconds a system may ask to be left alone; what asks for more is asked again after that.
 _LONGEST_PAUSE = 86_400.0
 
 _LONGEST_MESSAGE = 4000
 
+#: Characters of a failure's answer that are kept for the history.
+LONGEST_REPLY = 2000
+
 
 def clean(text: object) -> str:
     """Text as every database takes it: without NUL and halves of characters, which systems do send."""
-    return str(text).replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    said = str(text)
+    if said.isascii() and "\x00" not in said:
+        return said
+    return said.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def _within_reason(after: float | None) -> float | None:
@@ -43,6 +50,12 @@ class SyncError(Exception):
         super().__init__(clean(message)[:_LONGEST_MESSAGE] or type(self).__name__)
         self.maybe_done = maybe_done
         self.request_id = clean(request_id)[:128] if request_id else None
+
+    def with_reply(self, reply: str | None) -> Self:
+        """This error, with the beginning of the answer it was read from; one that has its answer keeps it."""
+        if reply and self.reply is None:
+            self.reply = clean(reply)[:LONGEST_REPLY]
+        return self
 
 
 class Retry(SyncError):

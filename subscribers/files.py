@@ -449,13 +449,15 @@ class FileSubscriber(Subscriber):
             folder = self._folder("failed")
             told = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]
             if reading.failed > len(told):
-                told.append({"line": None, "why": f"and {reading.failed - len(told)} rows more"})
+                more = reading.failed - len(told)
+                told.append({"line": None, "why": f"and {more} row{'' if more == 1 else 's'} more"})
             columns = list(dict.fromkeys(name for one in told for name in one))
             suffix = reading.path.suffix.lower()
             suffix = suffix if suffix in rows.FORMATS else ".csv"
             rejected = folder / f"{name}.rejected{suffix}"
             rows.write(rejected, columns, told, mask=self.for_spreadsheets)
-            logger.warning("%s: %d rows of %s failed; %s says why", self.name(), reading.failed, name, rejected)
+            failed = "1 row" if reading.failed == 1 else f"{reading.failed} rows"
+            logger.warning("%s: %s of %s failed; %s says why", self.name(), failed, name, rejected)
         reading.path.replace(self._folder("failed" if reading.failures else "done") / name)
 
 

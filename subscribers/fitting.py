@@ -8,6 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from language import say
+
 
 def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
     """The ledger's text id of a related record, as the column that points to it takes it.
@@ -16,7 +18,7 @@ def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
       ValueError: there is none.
     """
     if record_id is None:
-        raise ValueError("points to a record that is not known here")
+        raise ValueError(say("points to a record that is not known here"))
     python_type = column.type.python_type
     return record_id if python_type is str else python_type(record_id)
 
@@ -29,7 +31,7 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     """
     if value is None or value == "":
         if not column.nullable:
-            raise ValueError(f"is empty, but {column.name} needs a value")
+            raise ValueError(say("is empty, but {name} needs a value", name=column.name))
         return None
     expected = column.type.python_type
     if expected is str:
@@ -45,19 +47,21 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     if expected is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if expected is int and isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{value} is too large for {column.name}")
+        raise ValueError(say("{value} is too large for {name}", value=value, name=column.name))
     if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
-        raise ValueError(f"{value!r} is no {expected.__name__}, as {column.name} needs")
+        raise ValueError(
+            say("{value!r} is no {kind}, as {name} needs", value=value, kind=expected.__name__, name=column.name)
+        )
     return value
 
 
 def _fit_text(column: sa.Column[Any], value: Any) -> str:
     if isinstance(value, dict | list):
-        raise ValueError(f"is a {type(value).__name__}, but {column.name} is text")
+        raise ValueError(say("is a {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
     text = str(value)
     length = getattr(column.type, "length", None)
     if length is not None and len(text) > length:
-        raise ValueError(f"{len(text)} characters, but {column.name} holds {length}")
+        raise ValueError(say("{n} characters, but {name} holds {length}", n=len(text), name=column.name, length=length))
     if "\x00" in text:
-        raise ValueError("holds a NUL character, which no text column takes")
+        raise ValueError(say("holds a NUL character, which no text column takes"))
     return text

@@ -16,11 +16,8 @@ from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown, clean
+from subscribers.errors import LONGEST_REPLY, Gone, Reject, Retry, SyncError, SystemDown, clean
 from subscribers.rates import Rate, rate_of
-
-#: Characters of a failure's answer that are kept for the history.
-LONGEST_REPLY = 2000
 
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
@@ -188,8 +185,7 @@ class Http:
             reply = reply.replace(secret, "***")
             if isinstance(error, Reject):
                 error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
-        error.reply = reply[:LONGEST_REPLY]
-        return error
+        return error.with_reply(reply)
 
     def _secrets(self, response: requests.Response) -> Iterator[str]:
         for sent in (*response.history, response):
@@ -253,7 +249,7 @@ def _unsent(error: requests.RequestException) -> bool:
 def network_error(error: requests.RequestException, *, writes: bool) -> SyncError:
     """A failed call without an answer -> what to do next. The URL's query, which may hold secrets, is left out."""
     if _unsent(error):
-        return SystemDown("cannot connect")
+        return SystemDown(f"cannot connect{_where(error)}")
     if isinstance(error, requests.exceptions.SSLError):
         return SystemDown("the TLS certificate is not trusted (or the connection is not TLS)")
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
@@ -261,6 +257,17 @@ def network_error(error: requests.RequestException, *, writes: bool) -> SyncErro
     if isinstance(error, requests.Timeout):
         return Retry("no answer in time", maybe_done=writes, unanswered=True)
     return Retry("the connection was cut before the answer", maybe_done=writes, unanswered=True)
+
+
+def _where(error: requests.RequestException) -> str:
+    """To which host and port the call went, after a blank; nothing where that is not known."""
+    try:
+        parts = urlsplit((error.request and error.request.url) or "")
+        host = parts.hostname and (f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname)
+    except ValueError:
+        return ""
+    unknown = ": there is no such host" if "NameResolutionError" in repr(error) else ""
+    return f" to {host}{unknown}" if host else ""
 
 
 def secrets_of(setting: SecretStr) -> Iterator[str]:

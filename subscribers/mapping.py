@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from language import say
 from models.catalogues import CATALOGUES, Catalogue, Children, Record, recognise
 from subscribers.errors import Reject, clean
 from subscribers.fitting import as_key, fit
@@ -98,7 +99,9 @@ class Problem(str):
     reason: str
 
     def __new__(cls, row: int, cell: str, reason: str, child: tuple[str, int] | None = None) -> Problem:
-        where = f"row {row}" + (f", {child[0]} {child[1]}" if child else "")
+        where = say("row {n}", n=row)
+        if child:
+            where = say("row {n}, {column} {place}", n=row, column=child[0], place=child[1])
         made = super().__new__(cls, f"{where}: {reason}")
         made.row, made.child, made.cell, made.reason = row, child and child[1], cell, reason
         return made
@@ -141,6 +144,17 @@ class Mapper:
             for column, entry in self.fields.items()
             if entry.rows is not None
         }
+        self._sent = [(column, entry) for column, entry in self.fields.items() if entry.direction != "in"]
+        #: Columns that go out as they are.
+        self._direct = {
+            column
+            for column, entry in self._sent
+            if not (entry.transform or entry.link or entry.rows is not None or "+" in column)
+        }
+        #: Columns that hold a record's key, or child rows.
+        self._pointing = [(column, entry) for column, entry in self._sent if entry.link or entry.rows is not None]
+        #: Whether nested and flat say the same of what goes out: not where a value is made of several fields.
+        self.is_level = all("+" not in entry.path for _, entry in self._sent)
 
     def rows(self) -> list[dict[str, Any]]:
         """The mapping as rows for the panel and the database."""
@@ -162,9 +176,9 @@ class Mapper:
 
     def points_to(self, record: Record) -> Iterator[tuple[str, str]]:
         """(catalogue, record id) of each record this one, or a child row of it, points to outward."""
-        for column, entry in self.fields.items():
+        for column, entry in self._pointing:
             value = record.get(column)
-            if entry.direction == "in" or is_empty(value):
+            if is_empty(value):
                 continue
             if entry.link:
                 yield entry.link, str(value)
@@ -195,11 +209,13 @@ class Mapper:
         """
         flat: Flat = {}
         wrong: dict[str, str] = {}
-        for column, entry in self.fields.items():
-            if entry.direction == "in":
-                continue
+        for column, entry in self._sent:
             try:
-                value = self._value_out(column, record, links or {})
+                if column in self._direct:
+                    value = record.get(column)
+                    value = entry.default if is_empty(value) else value
+                else:
+                    value = self._value_out(column, record, links or {})
                 if entry.required and is_empty(value):
                     wrong[entry.path] = f"is required, but {column} is empty"
                 flat[entry.path] = plain(value)
@@ -235,7 +251,9 @@ class Mapper:
 
     def theirs(self, data: Mapping[str, Any]) -> Flat:
         """The mapped fields of an external record, by path; one that is not mentioned is left out."""
-        found = {}
+        found: Flat = {}
+        if not data:
+            return found
         for column, entry in self.fields.items():
             value = pick(data, entry.path)
             if value is MISSING:
@@ -378,7 +396,7 @@ def check_rows(
                 words = item["msg"]
                 if item["type"] == "extra_forbidden":
                     near = difflib.get_close_matches(place, FieldRow.model_fields, 1)
-                    words = "is no key that is known here" + (f"; {near[0]} is" if near else "")
+                    words = say("is no key that is known here") + (say("; {near} is", near=near[0]) if near else "")
                 problems.append(Problem(number, place.partition(".")[0], f"{place}: {words}"))
     fields: dict[str, Field] = {}
     for number, row, wrong in _check(parsed, catalogue):
@@ -388,7 +406,7 @@ def check_rows(
         if not wrong:
             fields[row.column] = row.field()
     if not fields and not problems:
-        problems.append("a mapping needs at least one field")
+        problems.append(say("a mapping needs at least one field"))
     return fields, problems
 
 
@@ -399,12 +417,15 @@ def _check(
     columns: set[str] = set()
     for number, row in rows:
         wrong = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
-        wrong += [("column", f"the column {name!r} is mapped twice") for name in parts(row.column) if name in columns]
+        twice = [name for name in parts(row.column) if name in columns]
+        wrong += [("column", say("the column {name!r} is mapped twice", name=name)) for name in twice]
         own = parts(row.path) if is_plain(row.path) else [row.path]
         for path in own if is_plain(row.path) else ():
             if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
-                wrong.append(("path", f"{path!r} is inside, or holds, another row's external field"))
-        wrong += [("path", f"the external field {path!r} is used twice") for path in own if path in paths]
+                wrong.append(("path", say("{path!r} is inside, or holds, another row's external field", path=path)))
+        wrong += [
+            ("path", say("the external field {path!r} is used twice", path=path)) for path in own if path in paths
+        ]
         columns.update(parts(row.column))
         paths.update(own)
         yield number, row, wrong
@@ -418,27 +439,48 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_W
     children = _children(catalogue)
     for column in parts(row.column):
         if column not in catalogue.columns:
-            yield "column", f"{catalogue.name} has no column {column!r}; it has {', '.join(catalogue.columns)}"
+            known = ", ".join(catalogue.columns)
+            words = say(
+                "{name} has no column {column!r}; it has {known}", name=catalogue.name, column=column, known=known
+            )
+            yield "column", words
         elif column in children and (row.rows is None or column != row.column):
             columns = ", ".join(children[column].columns)
-            yield "column", f"{column!r} are child rows: say in `rows` how their columns are mapped ({columns})"
+            words = say(
+                "{column!r} are child rows: say in `rows` how their columns are mapped ({columns})",
+                column=column,
+                columns=columns,
+            )
+            yield "column", words
         elif column not in children and row.rows is not None:
-            known = f"has child rows {', '.join(children)}" if children else "has no child rows"
-            yield "column", f"{column!r} is a plain column and takes no `rows`; {catalogue.name} {known}"
+            known = ", ".join(children)
+            there_are = (
+                say("{name} has child rows {known}", name=catalogue.name, known=known)
+                if children
+                else say("{name} has no child rows", name=catalogue.name)
+            )
+            plain_column = say("{column!r} is a plain column and takes no `rows`", column=column)
+            yield "column", f"{plain_column}; {there_are}"
 
 
 def _check_path(row: FieldRow) -> Iterator[_Wrong]:
     if text := problem(row.path):
         yield "path", text
     elif not is_plain(row.path) and row.direction != "in":
-        yield "path", f"{row.path!r} is an expression, which can only be read: its direction must be `in`"
+        yield (
+            "path",
+            say("{path!r} is an expression, which can only be read: its direction must be `in`", path=row.path),
+        )
 
 
 def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
-        yield "transform", "child rows as a whole have no transform, relation or default: their own fields have"
+        yield "transform", say("child rows as a whole have no transform, relation or default: their own fields have")
     if row.link and row.link not in CATALOGUES:
-        yield "link", f"no catalogue {row.link!r} to link to; there are {', '.join(CATALOGUES)}"
+        yield (
+            "link",
+            say("no catalogue {link!r} to link to; there are {known}", link=row.link, known=", ".join(CATALOGUES)),
+        )
     transform = Transform(plain, plain)
     if row.transform:
         try:
@@ -447,16 +489,42 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wr
             yield "transform", str(error)
             return
         if row.link:
-            yield "transform", "a relation takes no transform: the system's own id travels"
+            yield "transform", say("a relation takes no transform: the system's own id travels")
     here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
     if row.rows is None and (here, there) != (transform.here, transform.there):
-        takes = f"makes {transform.there} there of {transform.here} here"
-        name = f"the transform {row.transform}" if row.transform else "without a transform a row"
-        yield "transform", f"{name} {takes}, but {row.column!r} and {row.path!r} are {here} and {there}"
+        takes: dict[str, Any] = {"made": transform.there, "of": transform.here, "here": here, "there": there}
+        takes |= {"column": row.column, "path": row.path}
+        if row.transform:
+            yield (
+                "transform",
+                say(
+                    "the transform {name} makes {made} there of {of} here, "
+                    "but {column!r} and {path!r} are {here} and {there}",
+                    name=row.transform,
+                    **takes,
+                ),
+            )
+        else:
+            yield (
+                "transform",
+                say(
+                    "without a transform a row makes {made} there of {of} here, "
+                    "but {column!r} and {path!r} are {here} and {there}",
+                    **takes,
+                ),
+            )
     if there > 1 and row.default is not None:
-        yield "default", "several external fields take no default"
+        yield "default", say("several external fields take no default")
     if transform.column is not None and transform.column not in _columns_around(catalogue):
-        yield "transform", f"{row.transform}: {catalogue.name} has no column {transform.column!r}"
+        yield (
+            "transform",
+            say(
+                "{transform}: {name} has no column {column!r}",
+                transform=row.transform,
+                name=catalogue.name,
+                column=transform.column,
+            ),
+        )
 
 
 def _columns_around(catalogue: Catalogue | Children) -> set[str]:
@@ -476,14 +544,18 @@ def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
     for count, one in numbered:
         inside = (row.column, count)
         if not is_plain(one.path):
-            says = f"{one.path!r} is no field name or dotted path, as the fields of child rows are"
+            says = say("{path!r} is no field name or dotted path, as the fields of child rows are", path=one.path)
             problems.append(Problem(number, "path", says, inside))
         if one.direction != "both" or one.conflict != "newest":
-            says = "child rows are sent and merged as a whole: direction and conflict belong to the list"
+            says = say("child rows are sent and merged as a whole: direction and conflict belong to the list")
             problems.append(Problem(number, "direction", says, inside))
     if not numbered:
-        problems.append(Problem(number, "column", "child rows need at least one field"))
+        problems.append(Problem(number, "column", say("child rows need at least one field")))
     return problems
+
+
+#: Values that are compared, and written as JSON, as they stand: nearly all there are.
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
 
 
 def same(one: Any, other: Any) -> bool:
@@ -491,6 +563,8 @@ def same(one: Any, other: Any) -> bool:
 
     In lists and objects too; a key that is not there is an empty one.
     """
+    if type(one) is type(other) and type(one) in _SIMPLE:
+        return bool(one == other)
     if is_empty(one) and is_empty(other):
         return True
     if isinstance(one, list) and isinstance(other, list):
@@ -504,17 +578,22 @@ def same(one: Any, other: Any) -> bool:
 
 def is_empty(value: Any) -> bool:
     """None, empty text and a list without rows."""
-    return value is None or value in ("", [])
+    return not value and (value is None or value in ("", []))
 
 
 def plain(value: Any) -> Any:
     """A value as JSON can carry it, the same way each time."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() and "\x00" not in value else clean(value)
+    if kind in _SIMPLE:
+        return value
+    if isinstance(value, str):
+        return clean(value)
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    if isinstance(value, str):
-        return clean(value)
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

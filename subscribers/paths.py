@@ -35,6 +35,7 @@ class _Missing:
 MISSING = _Missing()
 
 
+@lru_cache(maxsize=4096)
 def is_plain(path: str) -> bool:
     """Whether there can be written too: it is no expression."""
     return _PATH.fullmatch(path) is not None
@@ -47,7 +48,13 @@ def parts(path: str) -> list[str]:
 
 def tops(paths: Iterable[str]) -> list[str]:
     """The top-level fields of these plain paths, each once."""
-    return list(dict.fromkeys(part.partition(".")[0] for path in paths for part in parts(path)))
+    return list(dict.fromkeys(top for path in paths for top in tops_of(path)))
+
+
+@lru_cache(maxsize=4096)
+def tops_of(path: str) -> tuple[str, ...]:
+    """The top-level fields of one plain path: more than one where several fields are one value."""
+    return tuple(dict.fromkeys(part.partition(".")[0] for part in parts(path)))
 
 
 def problem(path: str) -> str | None:
@@ -95,19 +102,32 @@ def nest(flat: Mapping[str, Any], onto: dict[str, Any] | None = None) -> dict[st
     """
     nested: dict[str, Any] = {} if onto is None else onto
     for path, value in flat.items():
-        if not is_plain(path):
-            continue
-        names = parts(path)
-        values = [value] if len(names) == 1 else value or [None] * len(names)
-        for name, one in zip(names, values, strict=True):
-            *parents, last = name.split(".")
-            place = nested
-            for part in parents:
-                if not isinstance(place.get(part), dict):
-                    place[part] = {}
-                place = place[part]
-            place[last] = one
+        places = _places(path)
+        if len(places) == 1:
+            _put(nested, *places[0], value)
+        else:  # several fields; an expression has no places
+            for (parents, last), one in zip(places, value or (None,) * len(places), strict=bool(places)):
+                _put(nested, parents, last, one)
     return nested
+
+
+def _put(nested: dict[str, Any], parents: tuple[str, ...], last: str, value: Any) -> None:
+    place = nested
+    for part in parents:
+        inner = place.get(part)
+        if not isinstance(inner, dict):
+            inner = place[part] = {}
+        place = inner
+    place[last] = value
+
+
+@lru_cache(maxsize=4096)
+def _places(path: str) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Where the values of a path are written: (objects it lies in, field) of each; nowhere for an expression."""
+    if not is_plain(path):
+        return ()
+    split = (part.split(".") for part in parts(path))
+    return tuple((tuple(parents), last) for *parents, last in split)
 
 
 def _search(data: Mapping[str, Any], path: str) -> Any:

@@ -2,6 +2,9 @@
 
 A closed registry: a mapping edited in the panel names one of these, with arguments after a colon
 (`phone:DE`), and can never run code. :func:`find` makes a transform of such words.
+
+The packages that know names, phone numbers and currencies are loaded by the first mapping that needs
+one: most processes never do, and together they take some megabytes.
 """
 
 from __future__ import annotations
@@ -15,10 +18,9 @@ from typing import Any
 from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
-import phonenumbers
 import pycountry
-from iso4217 import Currency
-from nameparser import HumanName
+
+from language import mark, say
 
 Value = Any
 
@@ -75,15 +77,18 @@ def _find(words: str) -> Transform:
     name, colon, arguments = words.partition(":")
     kind = TRANSFORMS.get(name)
     if kind is None:
-        raise ValueError(f"no transform {words!r}; there are {', '.join(TRANSFORMS)}")
+        raise ValueError(say("no transform {name!r}; there are {known}", name=words, known=", ".join(TRANSFORMS)))
     if colon and not kind.example:
-        raise ValueError(f"the transform {name} takes no arguments, but is given {arguments!r}")
+        words = say("the transform {name} takes no arguments, but is given {given!r}", name=name, given=arguments)
+        raise ValueError(words)
     if not arguments and kind.example and not kind.example.startswith("["):
-        raise ValueError(f"the transform {name} needs arguments, as in {name}:{kind.example}")
+        raise ValueError(
+            say("the transform {name} needs arguments, as in {name}:{example}", name=name, example=kind.example)
+        )
     try:
         return kind.make(arguments)
     except ValueError as error:
-        raise ValueError(f"the transform {words!r}: {error}") from None
+        raise ValueError(say("the transform {name!r}: {error}", name=words, error=error)) from None
 
 
 def _simple(forward: Callable[[Value], Value], inverse: Callable[[Value], Value], description: str) -> Kind:
@@ -104,6 +109,8 @@ def _split_name(value: Value) -> list[str | None]:
     words = _text(value).split()
     if not words:
         raise ValueError("expected a name, found blanks")
+    from nameparser import HumanName  # noqa: PLC0415
+
     name = HumanName(" ".join(words))
     # "van der Berg" is one last name; what a reader of names would put into another order stays in its own.
     given, family = f"{name.title} {name.first} {name.middle}".split(), f"{name.last} {name.suffix}".split()
@@ -125,6 +132,8 @@ def _join_name(value: Value) -> str:
 
 
 def _phone(region: str) -> Transform:
+    import phonenumbers  # noqa: PLC0415
+
     region = region.upper()
     if region and region not in phonenumbers.SUPPORTED_REGIONS:
         raise ValueError(f"{region!r} is no region; two letters such as DE are")
@@ -173,6 +182,8 @@ def _country(form: str) -> Transform:
 
 
 def _exponent(currency: Value) -> int:
+    from iso4217 import Currency  # noqa: PLC0415
+
     try:
         exponent = Currency(_text(currency).upper()).exponent
     except ValueError:
@@ -382,30 +393,34 @@ def _truncate(arguments: str) -> Transform:
 
 
 TRANSFORMS: dict[str, Kind] = {
-    "upper": _simple(lambda v: _text(v).upper(), lambda v: _text(v).lower(), "lower case here, UPPER CASE there"),
-    "lower": _simple(lambda v: _text(v).lower(), lambda v: _text(v).lower(), "lower case on both sides"),
-    "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), "without blanks around it"),
-    "truncate": Kind(_truncate, "cut to so many characters there, whole here", "40"),
-    "minor_units": Kind(_minor_units, "1250 cents here, 12.50 there", "[EUR or column=currency]"),
+    "upper": _simple(lambda v: _text(v).upper(), lambda v: _text(v).lower(), mark("lower case here, UPPER CASE there")),
+    "lower": _simple(lambda v: _text(v).lower(), lambda v: _text(v).lower(), mark("lower case on both sides")),
+    "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), mark("without blanks around it")),
+    "truncate": Kind(_truncate, mark("cut to so many characters there, whole here"), "40"),
+    "minor_units": Kind(_minor_units, mark("1250 cents here, 12.50 there"), "[EUR or column=currency]"),
     "amount": Kind(
         lambda arguments: _minor_units(arguments, float),
-        "1250 cents here, the number 12.5 there",
+        mark("1250 cents here, the number 12.5 there"),
         "[EUR or column=currency]",
     ),
-    "date": _simple(_to_iso, _from_iso, "a date here, 2026-11-30 there"),
-    "datetime": Kind(_datetime, "a time here, there as the clocks of a zone show it", "Europe/Berlin"),
-    "unix": Kind(_unix, "a time or date here, seconds since 1970 there", "[seconds or milliseconds]"),
-    "yes_no": Kind(lambda _: _bool("yes/no"), "true/false here, yes/no there"),
-    "bool": Kind(_bool, "true/false here, two words there", "Y/N"),
-    "not": _simple(_not, _not, "the opposite of true/false"),
-    "map": Kind(_map, "one word here, another there", "open=Open,paid=Paid"),
-    "text": _simple(str, _text, "anything as text"),
-    "number_text": _simple(_number_to_text, _text_to_number, "a number here, text there"),
-    "text_number": _simple(_digits_to_number, _number_to_digits, "the digits of a whole number here, a number there"),
-    "phone": Kind(_phone, "+4930123456 there (E.164); the region is that of numbers without +", "[DE]"),
-    "country": Kind(_country, "DE here, DEU or Germany there", "alpha-3 or name"),
-    "split_name": Kind(
-        lambda _: Transform(_split_name, _join_name, there=2), "a full name here, first+last name there"
+    "date": _simple(_to_iso, _from_iso, mark("a date here, 2026-11-30 there")),
+    "datetime": Kind(_datetime, mark("a time here, there as the clocks of a zone show it"), "Europe/Berlin"),
+    "unix": Kind(_unix, mark("a time or date here, seconds since 1970 there"), "[seconds or milliseconds]"),
+    "yes_no": Kind(lambda _: _bool("yes/no"), mark("true/false here, yes/no there")),
+    "bool": Kind(_bool, mark("true/false here, two words there"), "Y/N"),
+    "not": _simple(_not, _not, mark("the opposite of true/false")),
+    "map": Kind(_map, mark("one word here, another there"), "open=Open,paid=Paid"),
+    "text": _simple(str, _text, mark("anything as text")),
+    "number_text": _simple(_number_to_text, _text_to_number, mark("a number here, text there")),
+    "text_number": _simple(
+        _digits_to_number, _number_to_digits, mark("the digits of a whole number here, a number there")
     ),
-    "join_name": Kind(lambda _: Transform(_join_name, _split_name, here=2), "first+last name here, a full name there"),
+    "phone": Kind(_phone, mark("+4930123456 there (E.164); the region is that of numbers without +"), "[DE]"),
+    "country": Kind(_country, mark("DE here, DEU or Germany there"), "alpha-3 or name"),
+    "split_name": Kind(
+        lambda _: Transform(_split_name, _join_name, there=2), mark("a full name here, first+last name there")
+    ),
+    "join_name": Kind(
+        lambda _: Transform(_join_name, _split_name, here=2), mark("first+last name here, a full name there")
+    ),
 }

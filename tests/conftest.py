@@ -1,5 +1,6 @@
 """Fixtures every test may use. How the services behind them are found is in services.py."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,9 +18,32 @@ pytest.register_assert_rewrite("tests.contract")
 NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
 NOT_UNIT = ("services", "acceptance", "browser")
 
+#: The files that take longest, the longest first. With `--dist loadfile` a worker takes the next file when it is
+#: nearly done with its last; one of these begun last would keep one worker busy while all others have gone home.
+#: (`--no-loadscope-reorder` in pyproject.toml keeps the order; xdist would begin with the files of most tests.)
+LONGEST = (
+    "test_panel_browser.py",
+    "test_panel_access.py",
+    "test_panel_rows.py",
+    "test_chaos.py",
+    "test_fleet.py",
+    "test_bench.py",
+    "test_demo.py",
+    "test_model.py",
+    "test_workers.py",
+)
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark by what a test asks for, so that nobody has to remember to."""
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than processors: for a third of their time tests wait, for a browser, a process, a condition."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark by what a test asks for, so that nobody has to remember to; let workers begin with what takes longest."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
     for item in items:
         if NEEDS_SERVICES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")
@@ -80,7 +104,7 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{path}"
         return
     server, template = (request.getfixturevalue(name) for name in ("postgres_server", "migrated_postgres"))
-    with services.fresh_database(server, template) as url:
+    with services.fresh_database(server, template, wait=False) as url:
         yield url
 
 

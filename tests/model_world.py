@@ -613,20 +613,31 @@ class World:
         end = self.clock.now + (self.clock.now - self.clock.now.replace(minute=0)) / 60 if until % 2 else None
         end = end if end is not None and end > self.clock() else None
         records = [chosen] if chosen else None
-        rule = self.conductor.unsubscribe(target, kind, records, end, "", "ann")
-        self.rules.append(RuleMade(rule, [f"{system.name}.customer"], kind, records, end, self.number))
+        before = self._standing()
+        try:
+            self.conductor.unsubscribe(target, kind, records, end, "", "ann")
+        finally:  # it stands also where the process dies as soon as it is written down
+            for rule in self._standing() - before:
+                self.rules.append(RuleMade(rule, [f"{system.name}.customer"], kind, records, end, self.number))
 
     def do_lift(self, number: int) -> None:
         """A person lifts one."""
         if not self.rules:
             return
         rule = self.rules[number % len(self.rules)]
-        with self.engine_read() as connection:
-            there = connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == rule.id)).scalar()
-        if there:
-            self._excuse(rule)
-            self.rules.remove(rule)
+        if rule.id not in self._standing():
+            return
+        self._excuse(rule)
+        try:
             self.conductor.lift(rule.id, "ann")
+        finally:  # it still stands where the process dies before that is written down
+            if rule.id not in self._standing():
+                self.rules.remove(rule)
+
+    def _standing(self) -> set[int]:
+        """The unsubscriptions there are."""
+        with self.engine_read() as connection:
+            return set(connection.execute(sa.select(Unsubscription.id)).scalars())
 
     def _expire(self) -> None:
         for rule in [rule for rule in self.rules if not self._in_force(rule)]:

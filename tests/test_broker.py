@@ -460,3 +460,22 @@ def test_make_broker_follows_the_settings() -> None:
         assert remote.queue_type == "quorum" and dramatiq.get_broker() is remote
     finally:
         dramatiq.broker.global_broker = before
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("amqp://guest:s3cret@{where}/%2F", r"^RabbitMQ at {where} refuses the login; see BROKER_URL$"),
+        ("amqp://guest:guest@{where}/nowhere", r"^RabbitMQ at {where} has no virtual host 'nowhere' for this login"),
+        ("amqp://guest:guest@127.0.0.1:1/", r"^RabbitMQ does not answer at 127\.0\.0\.1:1: nothing listens there$"),
+        ("amqp://u:s3cret@nobody.invalid:5672/", r"^RabbitMQ does not answer at nobody.invalid:5672: there is no such"),
+    ],
+)
+def test_what_is_wrong_with_the_address_is_said_in_one_line(rabbitmq_url: str, url: str, words: str) -> None:
+    parts = urlsplit(rabbitmq_url)
+    where = f"{parts.hostname}:{parts.port or 5672}"
+    broker = RabbitmqFanout(url.format(where=where), "classic")
+    broker.bind("crm.customer", "customer")
+    for ask in (broker.ensure, lambda: broker.look(["crm.customer"], 5)):
+        with pytest.raises(BrokerUnreachable, match=words.format(where=where)):
+            ask()

@@ -247,6 +247,24 @@ def test_a_bulk_write_of_10000_rows_stays_cheap(postgres: Database) -> None:
     assert len(changes(postgres)) == 30_000
 
 
+def test_a_bulk_write_stays_cheap_on_a_connection_that_began_with_one_row(postgres: Database) -> None:
+    """PostgreSQL keeps the first plan of a trigger's statement: one made for one row must do for 5,000, too."""
+    run(postgres, "INSERT INTO customer (name) SELECT 'n' || i FROM generate_series(1, 5000) i")
+
+    def capturing(connection: sa.Connection, city: str) -> float:
+        plan = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) UPDATE customer SET city = '{city}'")
+        (trigger,) = [t for t in plan.scalar_one()[0]["Triggers"] if t["Trigger Name"].endswith("_update")]
+        return float(trigger["Time"])
+
+    with postgres.read() as fresh:
+        usual = capturing(fresh, "Rome")
+        fresh.invalidate()
+    with postgres.read() as used:
+        used.exec_driver_sql("UPDATE customer SET city = 'Oslo' WHERE id = 1")
+        after_one_row = capturing(used, "Bonn")
+    assert after_one_row < 20 * usual, "the rows are compared each with each"
+
+
 # --- child rows -------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -16,7 +17,7 @@ import dramatiq
 import pytest
 import sqlalchemy as sa
 
-from commands import COMMANDS, main
+from commands import COMMANDS, beside, main
 from conductor.tasks import Tasks
 from demo.simulators import StripeSimulator
 from models import capture
@@ -56,6 +57,7 @@ def run(
 
     def run(*arguments: str, **variables: str) -> Done:
         get_settings.cache_clear()
+        before = dict(os.environ)
         with monkeypatch.context() as patch:
             for name, value in {"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **variables}.items():
                 patch.setenv(name, value)
@@ -63,6 +65,8 @@ def run(
                 status = main(arguments)
             except SystemExit as ended:
                 status = int(ended.code or 0)
+        os.environ.clear()  # a command beside a demo takes that one's
+        os.environ.update(before)
         said = capsys.readouterr()
         return Done(status, said.out, said.err)
 
@@ -231,7 +235,7 @@ def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> Non
     migrate(sqlite_url)
     nobody = f"http://127.0.0.1:{closed_port()}"
     done = run("poll", "stripe", **{**STRIPE, "STRIPE_API_BASE": nobody})
-    assert done.returncode == 1 and "stripe.customer: cannot connect\n" in done.stderr
+    assert done.returncode == 1 and f"stripe.customer: cannot connect to {nobody[7:]}\n" in done.stderr
 
 
 def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
@@ -416,3 +420,94 @@ def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypa
     ):
         done = run("new-subscriber", name)
         assert done.returncode == 2 and words in done.stderr
+
+
+# --- beside a demo ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "FILE", tmp_path / "demo" / "running.json")
+
+
+@pytest.mark.usefixtures("beside_var")
+def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+    migrate(sqlite_url)
+    with StripeSimulator() as stripe:
+        options = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
+        with beside.published({"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **options}):
+            done = run("status")
+            assert "stripe" in done.stdout and "A demo is running here" in done.stderr
+            another = f"sqlite:///{tmp_path / 'another.db'}"
+            migrate(another)
+            done = run("status", DATABASE_URL=another)
+            assert "No external system is configured" in done.stdout and done.stderr == ""
+            # Their own account goes before the demo's.
+            assert run(
+                "check", "stripe", STRIPE_API_KEY="sk_test_mine", STRIPE_API_BASE="http://127.0.0.1:1"
+            ).returncode
+        assert "it is not configured here" in run("status").stdout
+        # One that was killed leaves its file, and no lock.
+        beside.FILE.write_text(json.dumps({"DATABASE_URL": sqlite_url, **options}))
+        assert "it is not configured here" in run("status").stdout
+
+
+# --- what is mistyped ---------------------------------------------------------------------------------------
+
+
+def test_names_in_env_that_nobody_reads_are_told(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+    migrate(sqlite_url)
+    lines = ["STRIPE_API_KEY=", "STRPE_API_KEY=sk", "LEASE_SECOND=1", "SYNCFLOW_VAR=x", "POSTGRES_PASSWORD=s3cret"]
+    tmp_path.joinpath(".env").write_text("\n".join(lines))
+    assert run("status").stderr.splitlines() == [
+        "STRPE_API_KEY: it stands in .env, but there is no such setting; was STRIPE_API_KEY meant?",
+        "LEASE_SECOND: it stands in .env, but there is no such setting; was LEASE_SECONDS meant?",
+        "SYNCFLOW_VAR: it is read from the environment only, not from .env",
+        "POSTGRES_PASSWORD: it stands in .env, but there is no such setting",
+    ]
+
+
+def test_a_file_of_systems_that_is_missing_says_where_it_was_looked_for(run: Run) -> None:
+    done = run("status", SYNCFLOW_SYSTEMS="nothing.toml")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"SYNCFLOW_SYSTEMS: there is no such file; a path that does not begin with / is taken from {ROOT}\n"
+    )
+
+
+#: A folder as a system.
+FOLDER = """
+[systems.erp]
+kind = "files"
+
+[systems.erp.subscribers.customer]
+path = "customers"
+key_field = "number"
+new_key = "S{id}"
+poll_seconds = 60
+
+[systems.erp.subscribers.customer.field_to_data]
+name = "name"
+"""
+
+
+def test_a_folder_that_was_mended_is_looked_at_at_once(sqlite_url: str, tmp_path: Path) -> None:
+    """Also while the hub would leave the system alone for a while."""
+    migrate(sqlite_url)
+    systems = tmp_path / "systems.toml"
+    systems.write_text(FOLDER)
+    variables = {"SYNCFLOW_SYSTEMS": str(systems), "ERP_FOLDER": str(tmp_path / "erp"), "DATABASE_URL": sqlite_url}
+    assert process("poll", "erp", **variables).returncode == 1
+    done = process("status", **variables)
+    assert done.returncode == 1 and "mended? ./syncflow poll erp looks at once" in done.stdout
+    tmp_path.joinpath("erp").mkdir()
+    assert process("poll", "erp", **variables).returncode == 0
+    assert process("status", **variables).returncode == 0
+
+
+def test_comparing_needs_no_worker(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    with StripeSimulator() as stripe:
+        variables = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
+        assert "No worker runs" not in run("reconcile", "stripe.customer", **variables).stdout
+        assert "No worker runs" in run("reconcile", "stripe.customer", "--repair", **variables).stdout

@@ -722,3 +722,14 @@ def test_what_a_system_says_of_its_limit_is_kept_for_people(database: Database) 
     world.clock.tick(60)
     edit(Rate(10**12))
     assert told() == (2**31 - 1, None, None)
+
+
+def test_a_poll_that_a_person_asks_for_asks_a_system_that_is_down_too(world: World) -> None:
+    conductor = world.conductor
+    with conductor.database.write() as c:
+        conductor.health.went_down(c, "crm", SystemDown("no folder"))
+    conductor.poll("crm.customer")
+    assert conductor.overview().systems[0].state == "down", "it is left alone for a while"
+    conductor.poll_soon("crm.customer", "ann")
+    conductor.poll("crm.customer")
+    assert conductor.overview().systems[0].state == "ok"

@@ -128,6 +128,22 @@ def test_a_system_that_asks_to_be_left_alone_for_ever_is_asked_tomorrow(database
     assert len(world.shown("crm")) == 1
 
 
+def test_a_system_that_stays_down_is_probed_less_and_less(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world)
+    pauses = []
+    for _ in range(7):
+        world.systems["crm"].fail(SystemDown("503"))
+        world.run() if not pauses else world.conductor.deliver("crm.customer", [one])
+        (system,) = rows(world, System, System.name == "crm")
+        pauses.append((system.probe_at - world.clock()).total_seconds())
+        world.clock.tick(pauses[-1])
+    assert pauses == [2, 4, 8, 16, 32, 60, 60]
+    world.conductor.deliver("crm.customer", [one])
+    (system,) = rows(world, System, System.name == "crm")
+    assert (system.down_since, system.failures) == (None, 0)
+
+
 def test_the_probe_is_another_record_each_time(database: Database) -> None:
     world = World(database, "crm")
     bad = add(world, name="Refused with a 403")

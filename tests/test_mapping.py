@@ -83,7 +83,7 @@ def test_below_an_empty_parent_everything_is_empty() -> None:
 PATHS = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(".".join)
 
 
-@given(st.dictionaries(PATHS, st.one_of(st.none(), st.integers(), st.text(max_size=5)), max_size=6))
+@given(st.dictionaries(PATHS, st.one_of(st.none(), st.integers(), st.text("aé\x00 ", max_size=5)), max_size=6))
 def test_nested_and_flat_say_the_same(flat: dict[str, Any]) -> None:
     leaves = {path: value for path, value in flat.items() if not any(other.startswith(f"{path}.") for other in flat)}
     nested = nest(leaves)

@@ -49,6 +49,13 @@ def revisions() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
+def test_files_begin_with_their_revision_and_stand_in_its_order() -> None:
+    """`is_current` goes by this, so that no process needs Alembic to be told what is the newest."""
+    folder = Path(str(alembic_config("sqlite://").get_main_option("script_location"))) / "versions"
+    names = sorted(path.name for path in folder.glob("*.py"))
+    assert [name.partition("_")[0] for name in names] == revisions()
+
+
 def tables(database: Database) -> set[str]:
     with database.read() as connection:
         found = set(sa.inspect(connection).get_table_names()) - {"alembic_version"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,27 @@ def test_a_related_record_goes_first_and_the_dependent_uses_up_no_attempt(billin
     billing.run()
     assert bills(billing) == [{"number": "R-1", "status": "draft", "customer": link(billing, "crm").external_id}]
     assert invoice_link(billing).attempts == 0 and invoice_link(billing).waits_for is None
+
+
+def test_a_related_record_that_came_while_it_was_looked_for_is_not_waited_for(
+    billing: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer = add(billing)
+    add_invoice(billing, customer)
+    billing.conductor.relay()
+    outward = billing.conductor.outward
+    call = outward._call
+
+    def slow(subscriber: Any, *arguments: Any) -> None:
+        if subscriber.name() == "crm.invoice":
+            billing.conductor.deliver("crm.customer", [customer])  # another worker was quicker
+        call(subscriber, *arguments)
+
+    monkeypatch.setattr(outward, "_call", slow)
+    billing.conductor.deliver("crm.invoice", ["1"])
+    monkeypatch.undo()
+    billing.run()  # and no time goes by
+    assert len(bills(billing)) == 1
 
 
 def test_a_related_record_nobody_was_owed_is_brought_over_for_the_dependent(billing: World) -> None:
@@ -369,6 +390,46 @@ def test_their_old_value_is_no_edit_even_where_they_always_win(database: Databas
     assert (record(world, one).email, record(world, one).phone) == ("b@x.org", "2")
 
 
+class Meanwhile(FakeSubscriber):
+    """Something else happens while a record is planned for, once each."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self.happens: list[Callable[[], object]] = []
+
+    def wants(self, record: Any) -> bool:
+        if self.happens:
+            self.happens.pop()()
+        return True
+
+
+def test_a_link_that_somebody_touched_while_it_was_planned_for_is_planned_for_anew(database: Database) -> None:
+    """Links are claimed as they were read: what came in meanwhile is neither overwritten nor sent back."""
+    world = World(database, "crm", kinds=(Meanwhile,))
+    subscriber: Any = world.conductor.subscribers["crm.customer"]
+    one = add(world, notes="0", city="Rome")
+    world.run()
+    edit(world, one, notes="ours")
+    world.clock.tick()
+    theirs = world.systems["crm"].edit("crm_1", address={"city": "Oslo"})
+    subscriber.happens.append(lambda: world.conductor.inward.take(subscriber, theirs))
+    world.run()
+    assert (world.shown("crm")[0]["notes"], world.shown("crm")[0]["address"]) == ("ours", {"city": "Oslo"})
+    assert (record(world, one).notes, record(world, one).city) == ("ours", "Oslo")
+
+
+def test_a_link_that_another_worker_delivered_while_it_was_planned_for_is_not_delivered_again(
+    database: Database,
+) -> None:
+    world = World(database, "crm", kinds=(Meanwhile,))
+    subscriber: Any = world.conductor.subscribers["crm.customer"]
+    one = add(world)
+    subscriber.happens.append(lambda: world.conductor.deliver("crm.customer", [one]))
+    world.run()
+    assert world.systems["crm"].writes() == [("create", one)]
+    assert [row.outcome for row in rows(world, Delivery)] == ["delivered"]
+
+
 class Tidy(FakeSubscriber):
     """A system that keeps emails in lower case, and takes many records in one call."""
 
@@ -399,15 +460,22 @@ def test_the_form_a_system_keeps_a_value_in_is_neither_edit_nor_difference(datab
     assert update.payload == {"notes": "n"}
 
 
-def test_a_system_that_was_down_is_probed_with_one_record(database: Database) -> None:
+def test_a_system_that_was_down_is_probed_with_one_call_and_each_third_time_with_one_record(database: Database) -> None:
     world = World(database, "crm", kinds=(Tidy,))
     ids = [add(world) for _ in range(10)]
-    world.systems["crm"].fail(SystemDown("503"))
-    world.run()
-    world.clock.tick(60)
-    world.conductor.deliver("crm.customer", ids)
-    bulk = [int(what) for kind, what in world.systems["crm"].calls if kind == "bulk"]
-    assert bulk == [10, 1, 9]
+
+    def calls_until_it_is_back(failures: int) -> list[int]:
+        world.systems["crm"].calls.clear()
+        for number in range(failures):
+            world.systems["crm"].fail(SystemDown("503"))
+            world.run() if number == 0 else world.conductor.deliver("crm.customer", ids)
+            world.clock.tick(61)
+        world.conductor.deliver("crm.customer", ids)
+        return [int(what) for kind, what in world.systems["crm"].calls if kind == "bulk"]
+
+    assert calls_until_it_is_back(1) == [10, 10]
+    ids = [add(world) for _ in range(10)]
+    assert calls_until_it_is_back(3) == [10, 10, 10, 1, 9]
 
 
 def test_a_context_that_its_writer_left_behind_does_not_swallow_later_changes(sqlite_world: World) -> None:
@@ -858,6 +926,26 @@ def test_a_call_that_outlived_its_lease_writes_no_dead_letter_of_its_own(databas
     again(world)
     (letter,) = rows(world, DeadLetter)
     assert link(world, "crm").dead_letter_id == letter.id and link(world, "crm").dead_at is not None
+
+
+def test_a_call_that_outlived_its_lease_settles_nothing(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world, notes="0")
+    world.run()
+    edit(world, one, notes="1")
+    crm, until = world.systems["crm"], world.clock.now + timedelta(seconds=200)
+
+    def slow(kind: str, what: str) -> None:
+        crm.on_call = lambda kind, what: None
+        world.clock.tick(100)
+        with database.write() as c:  # another worker has it
+            c.execute(sa.update(Link).values(lease_owner="another", lease_until=until))
+
+    crm.on_call = slow
+    world.run()
+    found = link(world, "crm")
+    assert (found.lease_owner, found.lease_until) == ("another", until) and found.owed_change > found.synced_change
+    assert [row.outcome for row in rows(world, Delivery)] == ["delivered", "delivered"], "it was called all the same"
 
 
 @pytest.mark.parametrize("silent", [False, True])

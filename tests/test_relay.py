@@ -32,15 +32,20 @@ class Wire(Ears):
     def __init__(self) -> None:
         super().__init__()
         self.trouble: BaseException | None = None
+        #: Its process is killed as it publishes a change, and says nothing more.
+        self.killed_by: BaseException | None = None
         self.tried = 0
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
+        if self.killed_by is not None:
+            raise self.killed_by
         self._try()
         super().changes(catalogue, record_ids)
 
     def records(self, subscriber: str, record_ids: Sequence[str], **more: Any) -> None:
         self._try()
-        super().records(subscriber, record_ids, **more)
+        if self.killed_by is None:
+            super().records(subscriber, record_ids, **more)
 
     def inbox_depth(self, system: str) -> int | None:
         return 0
@@ -140,7 +145,7 @@ def test_a_burst_is_few_messages(database: Database, running: Running) -> None:
 def test_killed_between_commit_and_publish_the_next_start_announces(database: Database, running: Running) -> None:
     add(database, "Ada")
     dying = Wire()
-    dying.trouble = Killed()
+    dying.killed_by = Killed()
     running.start(database, dying)
     until(lambda: running.deaths)
     assert waiting(database) == 0 and dying.announced() == []  # it was routed, and the news is lost

@@ -1,5 +1,6 @@
 """How many calls Salesforce is asked for, and which are left to others: collections, bulk jobs, the daily reserve."""
 
+import json
 import time
 
 import pytest
@@ -124,6 +125,7 @@ def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, acco
     org.remove("Account", made[1].id)
     changes = [item(int(one.record_id or 0), external_id=one.id, Phone=None) for one in made]
     updated = accounts.bulk_update(changes)
+    assert "ENTITY_IS_DELETED" in json.loads(updated[1].reply or "")["sf__Error"]
     assert isinstance(updated[1], Gone) and sum(isinstance(one, External) for one in updated) == 247
     there = org.store.get("Account", made[0].id)
     assert (there["Phone"], there["BillingCity"]) == (None, "Bonn"), "what did not change is left as it is"

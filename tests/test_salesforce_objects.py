@@ -1,5 +1,6 @@
 """Contacts, products and invoices with their lines, through the real conductor against the simulated org."""
 
+import json
 import re
 from datetime import date
 from typing import Any
@@ -186,6 +187,17 @@ def test_an_invoice_whose_answer_was_lost_is_there_once(world: SalesforceWorld, 
     assert lines_here(world, one) == [("Setup", 1, 9900), ("Hours", 3, 12050)]
     link = world.link("invoice", one)
     assert link.owed_change == link.synced_change
+
+
+def test_the_history_has_salesforces_own_answer(world: SalesforceWorld) -> None:
+    one = invoice(world)
+    world.org.fail_items(code="FIELD_CUSTOM_VALIDATION_EXCEPTION", message="no such day")
+    world.edit("invoice", one, lines=LINES[:1])
+    world.run()
+    delivery = world.deliveries(subscriber="salesforce.invoice")[-1]
+    assert delivery.error == "Reject"
+    answer = json.loads(delivery.reply)
+    assert answer["httpStatusCode"] == 400 and answer["body"][0]["message"] == "no such day"
 
 
 def test_an_org_without_the_object_unlinks_nothing(world: SalesforceWorld) -> None:

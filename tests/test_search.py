@@ -81,3 +81,13 @@ def test_finding_by_words_reads_no_whole_table(people: Database) -> None:
         explain = "EXPLAIN QUERY PLAN " if people.is_sqlite else "EXPLAIN "
         plan = str(connection.exec_driver_sql(explain + statement, values).all())
     assert ("VIRTUAL TABLE INDEX" if people.is_sqlite else "Bitmap Index Scan on words_of_customer") in plan, plan
+
+
+def test_exactly_is_the_whole_name(people: Database) -> None:
+    def exactly(text: str) -> list[str]:
+        with people.read() as connection:
+            return search.exactly(connection, CATALOGUES["customer"], text, ["email", "name", "no such column"], 5)
+
+    assert exactly("Ada Lovelace") == exactly("ada.lovelace@example.com") == ["1"]
+    assert exactly("Conan O'Brien") == ["3"]
+    assert exactly("Ada") == exactly("ada lovelace") == exactly("") == []

@@ -65,7 +65,7 @@ def test_a_task_is_done_step_by_step_and_says_how_far_it_is(world: World) -> Non
     task = tasks.get(one)
     assert (task.state, task.done, task.good, task.finished_at) == ("done", 5, 5, world.clock())
     assert written(world) == 5
-    assert [t.id for t in tasks.list(kind="count")] == [one] and tasks.list(unfinished=True) == []
+    assert [t.id for t in tasks.list("count")] == [one] and tasks.list(unfinished=True) == []
 
 
 def test_two_tasks_take_turns(world: World) -> None:
@@ -341,3 +341,75 @@ def test_what_does_not_come_to_an_end_is_counted_as_under_way(world: World) -> N
     world.conductor.tasks.run_some()
     task = world.conductor.tasks.get(one)
     assert (task.state, task.words) == ("done", "0 of 1 succeeded, 0 failed again, 1 under way")
+
+
+# --- many dead letters discarded ----------------------------------------------------------------------------
+
+
+def open_letters(world: World) -> int:
+    with world.conductor.database.read() as c:
+        return int(c.execute(sa.select(sa.func.count()).where(DeadLetter.closed_at.is_(None))).scalar_one())
+
+
+def test_all_that_match_are_discarded_with_the_reason_on_each(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conductor.discarding.DISCARD_BATCH", 3)
+    kill(world, 7)
+    one = world.conductor.discard_many(LetterFilter(error="Reject"), "ann", " test data ")
+    world.clock.tick()
+    kill(world, 1)  # a later one is not meant
+    work(world)
+    task = world.conductor.tasks.get(one)
+    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 7, 7, 7, 0)
+    assert task.words == "7 discarded: test data"
+    with world.conductor.database.read() as c:
+        closed = c.execute(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None))).scalars().all()
+        assert closed == ["discarded by ann: test data"] * 7
+        assert c.execute(sa.select(sa.func.count()).where(Link.owed_change > Link.synced_change)).scalar() == 1
+        audit = sa.select(AuditEntry.details).where(AuditEntry.action == "dead_letter.discard")
+        details = c.execute(audit.order_by(AuditEntry.id)).scalars().all()
+    assert details == [{"count": n, "reason": "test data", "task": one} for n in (3, 3, 1)]
+    assert open_letters(world) == 1 and world.systems["crm"].store == {}
+
+
+def test_discarding_can_be_stopped_and_outlives_the_process(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conductor.discarding.DISCARD_BATCH", 2)
+    kill(world, 5)
+    tasks = world.conductor.tasks
+    one = world.conductor.discard_many(LetterFilter(), "ann", "old")
+    tasks.run_some()
+    tasks.stop(one, "bob")
+    assert not tasks.run_some() and open_letters(world) == 3
+    tasks.resume(one, "ann")
+    tasks._take()  # and then the process died
+    world.clock.tick(61)
+    other = World(world.conductor.database, "crm")
+    other.clock.now = world.clock.now
+    while other.conductor.tasks.run_some():
+        pass
+    assert (tasks.get(one).state, tasks.get(one).done) == ("done", 5) and open_letters(world) == 0
+
+
+def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(world: World) -> None:
+    kill(world, 1)
+    old = world.conductor.database
+    with old.read() as c:
+        (row,) = c.execute(sa.select(DeadLetter.id, DeadLetter.link_id)).all()
+    world.conductor.retry(LetterFilter(), "bob")
+    world.conductor.sweep()
+    world.run()
+    assert open_letters(world) == 0
+    world.systems["crm"].fail(Reject("another no"))
+    with old.write() as c:
+        c.execute(sa.update(CUSTOMER).values(name="Grace"))
+    world.run()
+    with old.write() as c:
+        world.conductor.desk.discard_rows(c, [row], "ann", "read before")
+    with old.read() as c:
+        assert c.execute(sa.select(sa.func.count()).where(Link.dead_at.is_not(None))).scalar() == 1
+    assert open_letters(world) == 1
+
+
+def test_discarding_many_needs_a_reason(world: World) -> None:
+    with pytest.raises(ValueError, match="say why"):
+        world.conductor.discard_many(LetterFilter(), "ann", " ")
+    assert world.conductor.tasks.list() == []

@@ -232,10 +232,19 @@ def test_a_broker_that_is_not_there_yet_is_waited_for(
     migrate(sqlite_url)
     database = Database(sqlite_url)
     hub = Hub(database, "crm", broker=RabbitmqFanout("amqp://127.0.0.1:1/", "classic"))
+    asked, ensure = [0], hub.broker.ensure
+
+    def counted() -> None:
+        asked[0] += 1
+        ensure()
+
+    monkeypatch.setattr(hub.broker, "ensure", counted)
     stop = threading.Event()
     waiting = threading.Thread(target=wait_for_broker, args=(hub.runtime, stop))
     waiting.start()
-    until(lambda: caplog.text.count("waiting for the broker") > 1)
+    until(lambda: asked[0] > 3)
+    assert caplog.text.count("waiting for the broker") == 1, "said once, however long it takes"
+    assert "RabbitMQ does not answer at 127.0.0.1:1: nothing listens there" in caplog.text
     stop.set()
     waiting.join(30)
     assert not waiting.is_alive()

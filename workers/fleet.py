@@ -54,11 +54,14 @@ class Fleet:
 
 
 def wait_for_broker(runtime: Runtime, stop: threading.Event) -> None:
-    """Create what is missing in the broker; wait for one that is not there yet."""
+    """Create what is missing in the broker; wait for one that is not there yet. Why is said when it changes."""
+    said = ""
     while not stop.is_set():
         try:
             runtime.broker.ensure()
             return
         except BrokerUnreachable as error:
-            logger.warning("waiting for the broker: %s", error)
+            if str(error) != said:
+                said = str(error)
+                logger.warning("waiting for the broker: %s", said)
             stop.wait(_BROKER_PAUSE)

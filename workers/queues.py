@@ -61,11 +61,19 @@ class Management:
             # Its words would name the address, and with it perhaps a login.
             raise BrokerUnreachable(f"RabbitMQ's management does not answer: {type(error).__name__}") from None
         if answer.status_code != 200:
-            raise BrokerUnreachable(f"RabbitMQ's management answers {answer.status_code}")
+            raise BrokerUnreachable(f"RabbitMQ's management answers {answer.status_code}{_reason(answer)}")
         try:
             return {row["name"]: _state(row) for row in answer.json()}
         except (ValueError, KeyError, TypeError):
             raise BrokerUnreachable("RabbitMQ's management answers with something else than its queues") from None
+
+
+def _reason(answer: requests.Response) -> str:
+    """What it says of a refusal ("Login failed", "Not management user"), after a colon."""
+    try:
+        return f": {answer.json()['reason']}"[:200]
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _state(row: dict[str, object]) -> QueueState:
@@ -118,17 +126,20 @@ class Queues:
             self._report, self._read_at, self._reading = report, self.clock(), None
 
     def _look(self) -> QueueReport:
+        note = None
         if self.management is not None:
             try:
                 found = self.management.read()
             except BrokerUnreachable as error:
                 logger.info("the queues are counted by declares: %s", error)
+                note = str(error)
             else:
                 queues = {name: state for name, state in found.items() if name in self.names}
                 return QueueReport("management", utcnow(), queues)
         counts = self.broker.look(self.names, _TIMEOUT)
         queues = {name: QueueState(name, ready, None, consumers) for name, (ready, consumers) in counts.items()}
-        return QueueReport("memory" if isinstance(self.broker, LocalFanout) else "broker", utcnow(), queues)
+        source = "memory" if isinstance(self.broker, LocalFanout) else "broker"
+        return QueueReport(source, utcnow(), queues, note=note)
 
     @property
     def _source(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,13 @@ _DATABASE_PAUSE = 1.0
 
 #: Seconds between two heartbeats.
 HEARTBEAT_SECONDS = 5.0
+
+
+#: Objects made before the collector looks at the youngest, and how many such looks before it looks at older ones.
+_COLLECT_AFTER = (10_000, 10, 10)
+
+#: How long a thread may keep the interpreter while others wait.
+_SWITCH_SECONDS = 0.001
 
 
 @dataclass
@@ -160,6 +168,20 @@ class Heartbeat:
                 connection.execute(statement)
         except sa.exc.SQLAlchemyError as error:
             logger.warning("no heartbeat: the database does not answer: %s", str(error).split("\n", 1)[0])
+
+
+def prepare_for_work() -> None:
+    """Tune the interpreter for what these processes do, once all is loaded.
+
+    The garbage collector leaves alone what there is now, and looks for new garbage less often: a batch makes tens of
+    thousands of objects that end with it, and going over them, and over all that was loaded, again and again costs a
+    tenth of a delivery. A thread that has something to do, such as a change that just came, waits less for one that
+    works off a batch.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
+    sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def stop_on_signals(stop: threading.Event) -> None:

@@ -288,6 +288,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("inbox", schema=None) as batch_op:
         batch_op.create_index(
+            "ix_inbox_dead",
+            ["id"],
+            unique=False,
+            postgresql_where=sa.text("state = 'dead'"),
+            sqlite_where=sa.text("state = 'dead'"),
+        )
+        batch_op.create_index(
             "ix_inbox_waiting",
             ["id"],
             unique=False,
@@ -364,8 +371,8 @@ def upgrade() -> None:
         sa.Column("waits_for", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("open_conflicts", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_link")),
-        sa.UniqueConstraint("subscriber", "external_id", name=op.f("uq_link_subscriber_external_id")),
-        sa.UniqueConstraint("subscriber", "record_id", name=op.f("uq_link_subscriber_record_id")),
+        sa.UniqueConstraint("external_id", "subscriber", name=op.f("uq_link_external_id_subscriber")),
+        sa.UniqueConstraint("record_id", "subscriber", name=op.f("uq_link_record_id_subscriber")),
     )
     with op.batch_alter_table("link", schema=None) as batch_op:
         batch_op.create_index(
@@ -375,7 +382,6 @@ def upgrade() -> None:
             postgresql_where=sa.text("dead_letter_id IS NOT NULL"),
             sqlite_where=sa.text("dead_letter_id IS NOT NULL"),
         )
-        batch_op.create_index("ix_link_external", ["external_id"], unique=False)
         batch_op.create_index(
             "ix_link_failing",
             ["subscriber", "owed_since"],
@@ -397,7 +403,6 @@ def upgrade() -> None:
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
             sqlite_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
         )
-        batch_op.create_index("ix_link_record", ["record_id"], unique=False)
         batch_op.create_index(
             "ix_link_retry",
             ["retry_at"],
@@ -656,6 +661,7 @@ def upgrade() -> None:
         sa.Column("tf_last_counter", sa.BigInteger(), nullable=True),
         sa.Column("must_change_password", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("oidc_subject", sa.String(length=512), nullable=True),
+        sa.Column("language", sa.String(length=16), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user")),
         sa.UniqueConstraint("email", name=op.f("uq_user_email")),
         sa.UniqueConstraint("fs_uniquifier", name=op.f("uq_user_fs_uniquifier")),
@@ -774,7 +780,6 @@ def downgrade() -> None:
             postgresql_where=sa.text("retry_at IS NOT NULL"),
             sqlite_where=sa.text("retry_at IS NOT NULL"),
         )
-        batch_op.drop_index("ix_link_record")
         batch_op.drop_index(
             "ix_link_owed_since",
             postgresql_where=sa.text("owed_change > synced_change AND dead_at IS NULL"),
@@ -790,7 +795,6 @@ def downgrade() -> None:
             postgresql_where=sa.text("attempts > 0 AND dead_at IS NULL"),
             sqlite_where=sa.text("attempts > 0 AND dead_at IS NULL"),
         )
-        batch_op.drop_index("ix_link_external")
         batch_op.drop_index(
             "ix_link_dead_letter",
             postgresql_where=sa.text("dead_letter_id IS NOT NULL"),
@@ -802,6 +806,9 @@ def downgrade() -> None:
     with op.batch_alter_table("inbox", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_inbox_waiting", postgresql_where=sa.text("state = 'waiting'"), sqlite_where=sa.text("state = 'waiting'")
+        )
+        batch_op.drop_index(
+            "ix_inbox_dead", postgresql_where=sa.text("state = 'dead'"), sqlite_where=sa.text("state = 'dead'")
         )
 
     op.drop_table("inbox")

@@ -61,7 +61,7 @@ def ingest(
         how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
     except Gone as error:  # the object or the field of the job's address, and no record of it
-        return [Reject(f"jobs/ingest: {error}", request_id=error.request_id)] * len(rows)
+        return [Reject(f"jobs/ingest: {error}", request_id=error.request_id).with_reply(error.reply)] * len(rows)
     except SyncError as error:
         return [error] * len(rows)
     lost = Retry(f"{how} and says nothing of this record", maybe_done=True)
@@ -109,7 +109,7 @@ def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: R
             if kind == "successfulResults":
                 found[row[key]] = (row["sf__Id"], at)
             elif kind == "failedResults":
-                found[row[key]] = by_code([_error(row["sf__Error"])])
+                found[row[key]] = by_code([_error(row["sf__Error"])]).with_reply(org.quote(row))
             else:
                 found[row[key]] = unprocessed
     return found
@@ -131,7 +131,8 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
             return ask()
         except SyncError as error:
             if time.monotonic() + pause > deadline:
-                raise Retry(f"nobody learned how the job ended: {error}", maybe_done=True) from error
+                lost = Retry(f"nobody learned how the job ended: {error}", maybe_done=True)
+                raise lost.with_reply(error.reply) from error
         time.sleep(pause)
         still_working()
         pause = min(pause * 2, LONGEST_LOOK)

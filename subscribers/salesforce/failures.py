@@ -7,13 +7,15 @@ SOAP API developer guide, "StatusCode" and "ExceptionCode"; REST API guide, "Sta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
-from simple_salesforce.exceptions import SalesforceError
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.http import retry_after, status_error
+
+if TYPE_CHECKING:
+    from simple_salesforce.exceptions import SalesforceError
 
 Errors = Sequence[Mapping[str, Any]]
 

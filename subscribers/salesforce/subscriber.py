@@ -10,14 +10,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
-from simple_salesforce.format import format_external_id, format_soql
-
 from subscribers.base import External, ExternalField, Item, Page, Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
 from subscribers.salesforce import bulk, describing
 from subscribers.salesforce.failures import by_code
-from subscribers.salesforce.system import Salesforce
+from subscribers.salesforce.system import Salesforce, soql
 
 #: Records may become visible later than their SystemModstamp says; this close to the present they are
 #: read again, seconds.
@@ -96,6 +94,8 @@ class SalesforceSubscriber(Subscriber):
 
     def find(self, item: Item) -> External | None:
         """The record whose External ID is ours."""
+        from simple_salesforce.format import format_external_id  # noqa: PLC0415
+
         by_id = format_external_id(self.external_id_field, item.record_id)
         try:
             return self._read(f"sobjects/{self.sobject}/{by_id}")
@@ -107,7 +107,7 @@ class SalesforceSubscriber(Subscriber):
         found: dict[str, External] = {}
         select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
         for start in range(0, len(external_ids), COLLECTION):
-            records = list(self._all(format_soql(select, list(external_ids[start : start + COLLECTION]))))
+            records = list(self._all(soql(select, list(external_ids[start : start + COLLECTION]))))
             found |= {one.id: one for one in self._externals(records) if not one.deleted}
         return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
 
@@ -181,13 +181,13 @@ class SalesforceSubscriber(Subscriber):
 
     def _with_heir(self, external_id: str, gone: Gone) -> Gone:
         """The same, with the record that it lives on in, if it was merged."""
-        query = format_soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
+        query = soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
         found = next(self._all(query), None) if self.mergeable else None
         return Gone(str(gone), merged_into=found["MasterRecordId"] or None) if found else gone
 
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
-        return [self.of_gone(item, one) if isinstance(one, Gone) else one for item, one in pairs]
+        return [self.of_gone(item, one).with_reply(one.reply) if isinstance(one, Gone) else one for item, one in pairs]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
         return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
@@ -254,14 +254,14 @@ class SalesforceSubscriber(Subscriber):
         return [
             External(str(result["id"]), item.data, at=at, record_id=item.record_id, request_id=call)
             if result.get("success")
-            else by_code(result.get("errors") or [], request_id=call)
+            else by_code(result.get("errors") or [], request_id=call).with_reply(self.client.quote(result))
             for item, result in zip(items, results, strict=True)
         ]
 
     def _query(self, since: str | None) -> str:
         at = iso_time(since)
         # Records changed exactly then are read again: the times are whole seconds, and several share one.
-        where = format_soql(" WHERE SystemModstamp >= {}", at) if at else ""
+        where = soql(" WHERE SystemModstamp >= {}", at) if at else ""
         return f"SELECT {', '.join(self.fields())} FROM {self.sobject}{where} ORDER BY SystemModstamp, Id"
 
     def _deleted(self, position: dict[str, Any], now: datetime) -> Iterator[Page]:
@@ -281,7 +281,7 @@ class SalesforceSubscriber(Subscriber):
 
 def no_address(path: str, error: Gone) -> Reject:
     """A whole call whose address is unknown: an object or a field that the org lacks, and no record that is gone."""
-    return Reject(f"{path}: {error}", request_id=error.request_id)
+    return Reject(f"{path}: {error}", request_id=error.request_id).with_reply(error.reply)
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

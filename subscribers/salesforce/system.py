@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import requests
-from simple_salesforce.api import Salesforce as Client
-from simple_salesforce.exceptions import SalesforceError
 
 from subscribers.base import Event, External, System
-from subscribers.errors import BadSignature, Retry, SyncError, SystemDown
+from subscribers.errors import LONGEST_REPLY, BadSignature, Retry, SyncError, SystemDown
 from subscribers.http import iso_time, network_error, new_session, same_secret, secrets_of, server_time
 from subscribers.rates import Rate
 from subscribers.salesforce import incoming
 from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
-from subscribers.salesforce.login import log_in
 from subscribers.salesforce.options import SalesforceOptions
+
+if TYPE_CHECKING:
+    from simple_salesforce.api import Salesforce as Client
 
 T = TypeVar("T")
 
@@ -51,12 +52,20 @@ class Usage:
         return max(self.read_at + LIMIT_PAUSE - time.monotonic(), 0.0)
 
 
+def soql(query: str, *values: Any) -> str:
+    """A query with these values in place of its `{}`, each quoted as its type needs it."""
+    from simple_salesforce.format import format_soql  # noqa: PLC0415
+
+    return str(format_soql(query, *values))
+
+
 class Salesforce(System):
     """One Salesforce org.
 
     The login is shared by all threads; each has its own simple-salesforce client, since sessions are
     not safe to share. The clients are given a session id and so never log in by themselves: that
-    library's own second login does not end while the org goes on refusing.
+    library's own second login does not end while the org goes on refusing. The library is loaded with
+    the first call: it takes 10 MB, and a process that calls no org, such as the relay, need not have it.
     """
 
     Options = SalesforceOptions
@@ -88,6 +97,11 @@ class Salesforce(System):
         """The org's name of this thread's last call."""
         response: requests.Response | None = getattr(self._local, "response", None)
         return None if response is None else response.headers.get("X-Request-Id")
+
+    def quote(self, answer: Any) -> str:
+        """An answer, or a record's part of it, as the history keeps it: without our session, should it be echoed."""
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+        return text.replace(self._login[0], "***") if self._login else text
 
     def wait_reason(self) -> str | None:
         """Polls and backfills stop at twice the reserve, so that changes have the rest."""
@@ -151,6 +165,10 @@ class Salesforce(System):
             f"{self.options.api_reserve} for others; it goes on when older calls are a day old"
         )
 
+    def _last_answer(self) -> str | None:
+        response: requests.Response | None = getattr(self._local, "response", None)
+        return None if response is None else self.quote(response.text[: 2 * LONGEST_REPLY])
+
     # --- the session --------------------------------------------------------------------------------
 
     def _call(self, action: Callable[[Client], T], writes: bool) -> tuple[T, datetime]:
@@ -166,6 +184,8 @@ class Salesforce(System):
             raise SystemDown("the login is refused: a fresh session is not valid") from None
 
     def _attempt(self, action: Callable[[Client], T], login: tuple[str, str], writes: bool) -> tuple[T, datetime]:
+        from simple_salesforce.exceptions import SalesforceError  # noqa: PLC0415
+
         client = self._client(login)
         self._local.response = None
         try:
@@ -174,9 +194,11 @@ class Salesforce(System):
             meaning = refusal(error, self._local.response, writes)
             if isinstance(meaning, SyncError):
                 meaning.request_id = self.request_id
+                meaning.with_reply(self._last_answer())
             raise meaning from None
         except ValueError:
-            raise Retry("the answer is no readable JSON", maybe_done=writes) from None
+            unreadable = Retry("the answer is no readable JSON", maybe_done=writes)
+            raise unreadable.with_reply(self._last_answer()) from None
         except requests.RequestException as error:
             raise network_error(error, writes=writes) from error
         at = server_time(self._local.response) if self._local.response is not None else None
@@ -184,6 +206,8 @@ class Salesforce(System):
 
     def _client(self, login: tuple[str, str]) -> Client:
         if getattr(self._local, "login", None) != login:
+            from simple_salesforce.api import Salesforce as Client  # noqa: PLC0415
+
             session = new_session(self.options.ca_bundle or None)
             # Its methods return the parsed body alone; the headers, with the org's clock, are kept here.
             session.hooks["response"].append(self._keep)
@@ -206,6 +230,8 @@ class Salesforce(System):
         """A login that is not the `expired` one: of several threads that find it expired, one renews it."""
         with self._login_lock:
             if self._login is None or self._login == expired:
+                from subscribers.salesforce.login import log_in  # noqa: PLC0415
+
                 self._login = None
                 self._login = log_in(self.options)
             return self._login

@@ -12,8 +12,6 @@ from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from simple_salesforce.format import format_soql
-
 from subscribers.base import External, ExternalField, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http import iso_time
@@ -29,6 +27,7 @@ from subscribers.salesforce.subscriber import (
     not_before,
     wire,
 )
+from subscribers.salesforce.system import soql
 
 #: What one call takes: graphs, and records in all of them.
 MOST_GRAPHS, MOST_NODES = 75, 500
@@ -122,7 +121,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
         found: dict[str, list[Json]] = {}
         for start in range(0, len(ids), ASKED_AT_ONCE):
-            query = format_soql(
+            query = soql(
                 f"SELECT {', '.join(fields)} FROM {self.row_sobject} WHERE {self.row_parent} IN {{}} "
                 f"ORDER BY {self.row_place} NULLS LAST, CreatedDate, Id",
                 list(ids[start : start + ASKED_AT_ONCE]),
@@ -132,7 +131,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         return found
 
     def _with_changed_rows(self, position: dict[str, Any], since: datetime) -> Iterator[Page]:
-        where = format_soql("WHERE SystemModstamp >= {}", since)
+        where = soql("WHERE SystemModstamp >= {}", since)
         query = f"SELECT SystemModstamp, {self.row_parent} FROM {self.row_sobject} {where} ORDER BY SystemModstamp"
         found, now = self.client.call(lambda org: org.query(query, include_deleted=True))
         changed = [*found["records"], *self._more(found)]
@@ -141,7 +140,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         reached = not_before(position["rows"], newest, now)
         for start in range(0, len(ids), ASKED_AT_ONCE):
             select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
-            records = list(self._all(format_soql(select, ids[start : start + ASKED_AT_ONCE])))
+            records = list(self._all(soql(select, ids[start : start + ASKED_AT_ONCE])))
             yield Page(self._externals(records), dict(position))
         position["rows"] = reached
 
@@ -258,6 +257,10 @@ class SalesforceWithRows(SalesforceSubscriber):
             for number, one in enumerate(answers)
             if one["httpStatusCode"] >= 300 and not _is_halted(one["body"])
         )
+        return self._refused(item, place, errors).with_reply(self.client.quote(answers[place]))
+
+    def _refused(self, item: Item, place: int, errors: Sequence[Any]) -> SyncError:
+        """What it means that this place of the graph failed: the record is the first, its rows follow."""
         if not all(isinstance(one, dict) for one in errors):
             return Reject("several records there carry this External ID")
         error = by_code(errors, request_id=self.client.request_id)
