@@ -16,7 +16,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
-from panel import errors, health, oidc, security, views, webhooks, words
+from language import say
+from panel import errors, health, languages, oidc, security, views, webhooks, words
 from panel.situation import Situation
 from panel.views.base import LARGEST_ID
 from settings import Settings
@@ -84,24 +85,27 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
-    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview)
+    app.extensions["syncflow_situation"] = Situation(conductor.glance, conductor.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,
         SEND_FILE_MAX_AGE_DEFAULT=timedelta(days=30),
         METRICS_TOKEN=_metrics_token(settings),
         RABBITMQ_MANAGEMENT_URL=settings.management_page,
+        RABBITMQ_VHOST=settings.broker_vhost,
         HTTPS=settings.behind_proxy,
     )
     if settings.behind_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
     app.url_map.converters["number"] = Number
     app.session_interface = _Sessions()
+    languages.init(app, errors.for_program)
     # Before CSRFProtect, so that a stranger is asked to log in, whatever he sends.
     app.before_request(_ask_to_log_in)
     csrf = CSRFProtect(app)
     errors.init(app)
     security.init(app, conductor.database, settings)
+    languages.speak_at_login(app)
     oidc.init(app, settings)
     webhooks.init(csrf)
     app.register_blueprint(webhooks.blueprint)
@@ -142,7 +146,7 @@ def _ask_to_log_in() -> Response | None:
             session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
         with_password = session.get("oidc_user") != current_user.fs_uniquifier
         if with_password and current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
-            flash("Your password was good for one login. Choose your own.", "info")
+            flash(say("Your password was good for one login. Choose your own."), "info")
             return redirect(url_for("security.change_password"), code=303)
         if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:
             abort(404)

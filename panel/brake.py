@@ -13,12 +13,13 @@ import sqlalchemy as sa
 from flask import after_this_request, current_app, request
 from werkzeug import Response
 
+from language import mark
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
 
 _WINDOW = timedelta(minutes=15)
-TOO_MANY = "Too many failed logins. Wait 15 minutes, then try again."
+TOO_MANY = mark("Too many failed logins. Wait 15 minutes, then try again.")
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,28 @@ from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped]
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
+from language import mark, say
+
 logger = logging.getLogger(__name__)
 
 _TITLES = {
-    401: "A login is needed",
-    400: "That request cannot be read",
-    403: "You may not do that",
-    404: "There is no such page",
-    405: "That is not done this way",
-    413: "That is too large",
+    401: mark("A login is needed"),
+    400: mark("That request cannot be read"),
+    403: mark("You may not do that"),
+    404: mark("There is no such page"),
+    405: mark("That is not done this way"),
+    413: mark("That is too large"),
 }
 _WORDS = {
-    401: "Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ...",
-    403: "Your role does not include this. An admin can change it under Users.",
-    404: "It may have been removed, or the address has a typing error.",
+    401: mark("Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ..."),
+    403: mark("Your role does not include this. An admin can change it under Users."),
+    404: mark("It may have been removed, or the address has a typing error."),
 }
 
 #: Endpoints whose callers are programs.
 _FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "health.metrics"}
 
-DATABASE_AWAY = "The database does not answer"
+DATABASE_AWAY = mark("The database does not answer")
 
 
 def init(app: Flask) -> None:
@@ -46,38 +48,44 @@ def init(app: Flask) -> None:
     app.register_error_handler(Exception, _unexpected)
 
 
+def for_program() -> bool:
+    """Whether it is a program that asks."""
+    return request.endpoint in _FOR_PROGRAMS or request.path.startswith("/webhooks/")
+
+
 def answer(status: int, title: str, words: str, error_id: str | None = None) -> tuple[Response | str, int]:
     """The error as a page or, for programs, as JSON."""
-    if request.endpoint in _FOR_PROGRAMS or request.path.startswith("/webhooks/"):
+    if for_program():
         return jsonify(error=f"{title}. {words}".strip(), id=error_id), status
     page = render_template("panel/error.html", status=status, title=title, words=words, error_id=error_id)
     return page, status
 
 
 def _stale_form(_error: CSRFError) -> tuple[Response | str, int]:
-    return answer(400, "The form was out of date", "Go back, reload the page and send it again.")
+    return answer(400, say("The form was out of date"), say("Go back, reload the page and send it again."))
 
 
 def _http(error: HTTPException) -> tuple[Response | str, int] | HTTPException:
     status = error.code or 500
     if status < 400 or error.response is not None:
         return error
-    title = _TITLES.get(status, error.name)
-    return answer(status, title, _WORDS.get(status, error.description or ""))
+    title = say(_TITLES.get(status, error.name))
+    return answer(status, title, say(_WORDS.get(status, error.description or "")))
 
 
 def _database_away(error: Exception) -> tuple[Response | str, int]:
     error_id = _logged(error)
     # Rendering asks who is logged in, and that would ask the database again.
     g._login_user = current_app.login_manager.anonymous_user()  # type: ignore[attr-defined]
-    words = (
+    words = say(
         "Nothing is lost: what is owed is delivered when it is back. If Syncflow is new here, run ./syncflow migrate."
     )
-    return answer(503, DATABASE_AWAY, words, error_id)
+    return answer(503, say(DATABASE_AWAY), words, error_id)
 
 
 def _unexpected(error: Exception) -> tuple[Response | str, int]:
-    return answer(500, "Something went wrong here", "The log has the details under this id.", _logged(error))
+    title, words = say("Something went wrong here"), say("The log has the details under this id.")
+    return answer(500, title, words, _logged(error))
 
 
 def _logged(error: Exception) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from models.indexes import along, unindexed
+
 PAGE = 50
 
 #: How many rows one page may look through for a condition without an index.
@@ -34,17 +36,25 @@ def newest(
     indexed: Sequence[Any] = (),
     scanned: Sequence[Any] = (),
     before: int | None = None,
+    within: tuple[Any, str] | None = None,
 ) -> Listing:
-    """One page of `table` (a mapped class), of rows with an id below `before`."""
+    """One page of `table` (a mapped class), of rows with an id below `before`.
+
+    `within`: a column and its value, for conditions that an index over some rows serves, see `models.indexes.along`.
+    """
     rows_of = table.__table__
-    statement = sa.select(rows_of).where(*indexed).order_by(rows_of.c.id.desc()).limit(PAGE + 1)
+    statement = sa.select(rows_of).where(*indexed).limit(PAGE + 1)
+    if within is None:
+        statement = statement.order_by(rows_of.c.id.desc())
+    else:
+        statement = statement.where(along(*within)).order_by(within[0].desc(), rows_of.c.id.desc())
     if before is not None:
         statement = statement.where(rows_of.c.id < before)
     if not scanned:
         return _listing(connection.execute(statement).all())
     top = before if before is not None else _top(connection, rows_of)
     floor = max(top - STRETCH, 0)
-    rows = connection.execute(statement.where(rows_of.c.id >= floor, *scanned)).all()
+    rows = connection.execute(statement.where(rows_of.c.id >= floor, *map(unindexed, scanned))).all()
     listing = _listing(rows)
     if listing.older is None and floor > 0:
         return Listing(listing.rows, older=floor, searched=STRETCH)

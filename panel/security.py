@@ -15,6 +15,7 @@ from flask_security.signals import password_changed
 from flask_security.utils import hash_password
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from language import mark, say
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.people import Role, User
@@ -24,21 +25,21 @@ from settings import Settings
 
 #: Every permission, in words.
 PERMISSIONS = {
-    "view": "see all pages but users and audit",
-    "retry": "send dead letters again",
-    "discard": "close dead letters unsent",
-    "edit": "edit records",
-    "replay": "apply received webhooks again",
-    "export": "download lists",
-    "settle": "settle conflicts",
-    "pause": "pause and resume systems",
-    "poll": "have a system polled now, test its connection",
-    "schedules": "run, pause and resume schedules",
-    "tasks": "begin, stop and resume long work",
-    "unsubscribe": "create and lift unsubscriptions",
-    "mappings": "change mappings",
-    "users": "manage users",
-    "audit": "read the audit trail",
+    "view": mark("see all pages but users and audit"),
+    "retry": mark("send dead letters again"),
+    "discard": mark("close dead letters unsent"),
+    "edit": mark("edit records"),
+    "replay": mark("apply received webhooks again"),
+    "export": mark("download lists"),
+    "settle": mark("settle conflicts"),
+    "pause": mark("pause and resume systems"),
+    "poll": mark("have a system polled now, test its connection"),
+    "schedules": mark("run, pause and resume schedules"),
+    "tasks": mark("begin, stop and resume long work"),
+    "unsubscribe": mark("create and lift unsubscriptions"),
+    "mappings": mark("change mappings"),
+    "users": mark("manage users"),
+    "audit": mark("read the audit trail"),
 }
 
 _OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}
@@ -110,7 +111,7 @@ class Throttled(LoginForm):
     def validate(self, **kwargs: Any) -> bool:
         attempt = brake.PASSWORDS.begin(self.email.data or "")
         if attempt is None:
-            self.form_errors.append(brake.TOO_MANY)
+            self.form_errors.append(say(brake.TOO_MANY))
             return False
         if not super().validate(**kwargs):
             return False
@@ -179,16 +180,16 @@ def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SECURITY_POST_LOGIN_VIEW": "/",
         "SECURITY_POST_LOGOUT_VIEW": "/login",
         "SECURITY_POST_CHANGE_VIEW": "/",
-        "SECURITY_MSG_UNAUTHENTICATED": ("Log in to see this page.", "info"),
-        "SECURITY_MSG_GENERIC_AUTHN_FAILED": ("Email or password is wrong.", "error"),
+        "SECURITY_MSG_UNAUTHENTICATED": (mark("Log in to see this page."), "info"),
+        "SECURITY_MSG_GENERIC_AUTHN_FAILED": (mark("Email or password is wrong."), "error"),
         "SECURITY_FRESHNESS": FRESH,
         "SECURITY_FRESHNESS_GRACE_PERIOD": timedelta(minutes=10),
         "SECURITY_MSG_REAUTHENTICATION_REQUIRED": (
-            "Your password once more, since this changes how you log in.",
+            mark("Your password once more, since this changes how you log in."),
             "info",
         ),
-        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": ("Thank you. Go on.", "success"),
-        "SECURITY_MSG_PASSWORD_CHANGE": ("Your password is changed; all other sessions have ended.", "success"),
+        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (mark("Thank you. Go on."), "success"),
+        "SECURITY_MSG_PASSWORD_CHANGE": (mark("Your password is changed; all other sessions have ended."), "success"),
         "SESSION_COOKIE_NAME": "syncflow",
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",
@@ -230,7 +231,7 @@ def add_user(people: Datastore, email: str, password: str, role: str, by: str, *
     address = check_email(email)
     hashed = checked_hash(password)
     if people.find_user(email=address, case_insensitive=True) is not None:
-        raise ValueError(f"{address} has an account already")
+        raise ValueError(say("{address} has an account already", address=address))
     people.create_user(
         email=address,
         password=hashed,
@@ -249,7 +250,7 @@ def find_role(people: Datastore, name: str) -> Role:
       ValueError: there is no such role.
     """
     if name not in ROLES:
-        raise ValueError(f"there is no role {name!r}; there are {', '.join(ROLES)}")
+        raise ValueError(say("there is no role {name!r}; there are {roles}", name=name, roles=", ".join(ROLES)))
     role: Any = people.find_role(name) or people.create_role(name=name)
     role.permissions = sorted(ROLES[name])
     found: Role = role
@@ -265,7 +266,7 @@ def check_email(email: str) -> str:
     try:
         address: str = current_app.extensions["security"]._mail_util.validate(email.strip())
     except ValueError as error:
-        raise ValueError(f"{email!r} is no email address: {error}") from None
+        raise ValueError(say("{email!r} is no email address: {error}", email=email, error=error)) from None
     return address.lower()
 
 
@@ -277,7 +278,7 @@ def checked_hash(password: str) -> str:
     """
     problems, normal = current_app.extensions["security"]._password_util.validate(password, True)
     if problems:
-        raise ValueError(f"the password is too short: at least {PASSWORD_LENGTH} characters")
+        raise ValueError(say("the password is too short: at least {length} characters", length=PASSWORD_LENGTH))
     hashed: str = hash_password(normal)
     return hashed
 

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from conductor import Overview
+from conductor import Glance, Overview
+from language import chosen
 
 #: What making it may take of one core, however many pages are open and however large the ledger is.
 _SHARE = 0.01
@@ -20,28 +21,34 @@ class Situation:
 
     def __init__(
         self,
-        version: Callable[[], str],
-        overview: Callable[[], Overview],
+        glance: Callable[[], Glance],
+        overview: Callable[[Glance], Overview],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._version = version
+        self._glance = glance
         self._overview = overview
         self._clock = clock
         self._lock = threading.Lock()
-        self._known: tuple[str, Overview] | None = None
-        self._rest_until = 0.0
+        #: Language -> version and overview, with its sentences; and until when it will do for an open page.
+        self._known: dict[str, tuple[str, Overview]] = {}
+        self._rest_until: dict[str, float] = {}
 
     def now(self, *, fresh: bool) -> tuple[str, Overview]:
         """The version and the overview; without `fresh`, for a page that updates itself, perhaps somewhat old ones."""
         with self._lock:
-            known = self._known
-            if known is not None and not fresh and self._clock() < self._rest_until:
+            tag = chosen().tag
+            known = self._known.get(tag)
+            if known is not None and not fresh and self._clock() < self._rest_until[tag]:
                 return known
-            version = self._version()
-            if known is not None and known[0] == version:
+            seen = self._glance()
+            if known is not None and known[0] == seen.version:
                 return known
             began = self._clock()
-            self._known = version, self._overview()
+            made = self._known[tag] = seen.version, self._overview(seen)
             took = self._clock() - began
-            self._rest_until = self._clock() + (took / _SHARE if took > _CHEAP else 0.0)
-            return self._known
+            self._rest_until[tag] = self._clock() + (took / self._share() if took > _CHEAP else 0.0)
+            return made
+
+    def _share(self) -> float:
+        # One language leaves the other its part, so that all of them together cost no more.
+        return _SHARE / len(self._known)

@@ -5,53 +5,67 @@ from __future__ import annotations
 from typing import Any
 
 from conductor.story import Moment
+from language import mark, say
 
 #: (outcome) of an outward delivery -> its words and its colour; the system's name goes in.
 _OUT = {
-    "delivered": ("Sent to {}", "good"),
-    "unchanged": ("Nothing to send to {}", "quiet"),
-    "skipped": ("Not sent to {}", "quiet"),
-    "failed": ("An attempt to send to {} failed", "busy"),
-    "dead": ("Given up for {}: a person has to look", "bad"),
-    "waiting": ("Waits for {}", "busy"),
+    "delivered": (mark("Sent to {system}"), "good"),
+    "unchanged": (mark("Nothing to send to {system}"), "quiet"),
+    "skipped": (mark("Not sent to {system}"), "quiet"),
+    "failed": (mark("An attempt to send to {system} failed"), "busy"),
+    "dead": (mark("Given up for {system}: a person has to look"), "bad"),
+    "waiting": (mark("Waits for {system}"), "busy"),
 }
 _IN = {
-    "applied": ("Received from {}", "good"),
-    "kept": ("Received from {}, ours kept", "good"),
-    "echo": ("Echo from {}", "quiet"),
-    "skipped": ("Passed over from {}", "quiet"),
-    "dead": ("Could not be applied from {}", "bad"),
+    "applied": (mark("Received from {system}"), "good"),
+    "kept": (mark("Received from {system}, ours kept"), "good"),
+    "echo": (mark("Echo from {system}"), "quiet"),
+    "skipped": (mark("Passed over from {system}"), "quiet"),
+    "dead": (mark("Could not be applied from {system}"), "bad"),
 }
 _OPERATIONS = {
-    ("out", "delivered", "match"): "Found in {}, as it should be",
-    ("out", "delivered", "unlink"): "Detached from {}",
-    ("out", "delivered", "delete"): "Deleted in {}",
-    ("out", "delivered", "archive"): "Archived in {}",
-    ("out", "delivered", "create"): "Created in {}",
-    ("in", "applied", "create"): "Created here from {}",
-    ("in", "applied", "delete"): "Deleted in {}",
+    ("out", "delivered", "match"): mark("Found in {system}, as it should be"),
+    ("out", "delivered", "unlink"): mark("Detached from {system}"),
+    ("out", "delivered", "delete"): mark("Deleted in {system}"),
+    ("out", "delivered", "archive"): mark("Archived in {system}"),
+    ("out", "delivered", "create"): mark("Created in {system}"),
+    ("in", "applied", "create"): mark("Created here from {system}"),
+    ("in", "applied", "delete"): mark("Deleted in {system}"),
 }
+#: operation of a change here -> by whoever it was, and by a system.
+_CHANGES = {
+    "created": (mark("Created here by a person or a program"), mark("Created here by {system}")),
+    "updated": (mark("Updated here by a person or a program"), mark("Updated here by {system}")),
+    "deleted": (mark("Deleted here by a person or a program"), mark("Deleted here by {system}")),
+}
+_SETTLED = {
+    "ours": mark("Conflict settled: {path}, ours stays"),
+    "theirs": mark("Conflict settled: {path}, {system}'s is taken"),
+    "agreed": mark("Conflict settled: {path}, the sides agree"),
+}
+_DECIDED = mark("Conflict settled: {path}, decided")
 
 
 def told(moment: Moment) -> tuple[str, str]:
     """(what happened, colour) of one line."""
     row, kind = moment.row, moment.kind
     if kind == "change":
-        by = f"by {title(row.origin)}" if row.origin else "by a person or a program"
-        return f"{row.operation.capitalize()} here {by}", "here"
+        one, by_system = _CHANGES.get(row.operation, (row.operation, row.operation))
+        return (say(by_system, system=title(row.origin)) if row.origin else say(one)), "here"
     system = title(row.subscriber)
     if kind == "conflict":
-        return f"In conflict with {system}: {row.path}", "bad"
+        return say("In conflict with {system}: {path}", system=system, path=row.path), "bad"
     if kind == "settled":
-        whose = {"ours": "ours stays", "theirs": f"{system}'s is taken", "agreed": "the sides agree"}
-        who = f", by {row.settled_by}" if row.settled_by else ""
-        return f"Conflict settled: {row.path}, {whose.get(row.choice, 'decided')}{who}", "good"
+        whose = say(_SETTLED.get(row.choice, _DECIDED), path=row.path, system=system)
+        return whose + (say(", by {who}", who=row.settled_by) if row.settled_by else ""), "good"
     if kind == "closed":
-        return f"Dead letter #{row.id} of {system} closed", "good"
-    words, tone = (_OUT if kind == "out" else _IN).get(row.outcome, (f"{row.outcome.capitalize()}: {{}}", "quiet"))
+        return say("Dead letter #{number} of {system} closed", number=row.id, system=system), "good"
+    words, tone = (_OUT if kind == "out" else _IN).get(
+        row.outcome, (f"{row.outcome.capitalize()}: {{system}}", "quiet")
+    )
     if kind == "in" and row.outcome == "applied" and "ours kept" in (row.reason or ""):
-        words = "Merged with what came from {}"
-    return _OPERATIONS.get((kind, row.outcome, row.operation), words).format(system), tone
+        words = mark("Merged with what came from {system}")
+    return say(_OPERATIONS.get((kind, row.outcome, row.operation), words), system=system), tone
 
 
 def title(name: str) -> str:
@@ -62,8 +76,8 @@ def title(name: str) -> str:
 def short(value: Any, longest: int = 48) -> str:
     """A value in a few words."""
     if value is None or value == "":
-        return "nothing"
+        return say("nothing")
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return say("yes") if value else say("no")
     text = " ".join(str(value).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -14,17 +14,31 @@ from flask_admin.menu import MenuCategory
 from markupsafe import Markup
 
 from conductor.overview import COUNT_LIMIT
+from language import ENGLISH, chosen, mark, plural, say
 from models.base import utcnow
 from panel.security import allowed
 
 #: The colour a word of state is shown in: good, busy, bad or quiet.
 TONES = {
-    "ok": "good", "delivered": "good", "applied": "good", "up to date": "good", "done": "good", "in force": "good",
-    "on": "good", "flows": "good", "held back": "busy", "verified": "good",
-    "waiting": "busy", "owed": "busy", "failed": "busy", "paused": "busy", "trying again": "busy",
-    "running": "good", "stopping": "busy", "silent": "bad", "nobody reads it": "bad", "wrong": "bad", "late": "busy",
-    "failing": "bad", "down": "bad", "dead": "bad", "dead letter": "bad", "conflict": "bad",
+    mark("ok"): "good", mark("delivered"): "good", mark("applied"): "good", mark("up to date"): "good",
+    mark("done"): "good", mark("in force"): "good", mark("on"): "good", mark("flows"): "good",
+    mark("verified"): "good", mark("running"): "good",
+    mark("held back"): "busy", mark("waiting"): "busy", mark("owed"): "busy", mark("failed"): "busy",
+    mark("paused"): "busy", mark("trying again"): "busy", mark("stopping"): "busy", mark("late"): "busy",
+    mark("silent"): "bad", mark("nobody reads it"): "bad", mark("wrong"): "bad", mark("failing"): "bad",
+    mark("down"): "bad", mark("dead"): "bad", mark("dead letter"): "bad", mark("conflict"): "bad",
 }  # fmt: skip
+
+#: Other words that stand in the database or the code, and are said by a template: of state, and what happened.
+_SAID = (
+    mark("off"), mark("over"), mark("disabled"), mark("may log in"), mark("skipped"), mark("gone"),
+    mark("nothing owed"), mark("never sent"), mark("unchanged"), mark("kept"), mark("echo"), mark("stopped"),
+    mark("not configured"), mark("not run yet"), mark("note"), mark("settled"), mark("closed"), mark("open"),
+    mark("any"), mark("create"), mark("update"), mark("delete"), mark("archive"), mark("match"), mark("unlink"),
+    mark("created"), mark("updated"), mark("deleted"), mark("in"), mark("out"),
+    mark("ours"), mark("theirs"), mark("agreed"), mark("Ours"), mark("Theirs"),
+    mark("mend the record"), mark("mend the mapping"), mark("mend the system"), mark("mend the code"),
+)  # fmt: skip
 
 #: Pages of the menu -> the key that leads there, after g.
 KEYS = {
@@ -34,6 +48,21 @@ KEYS = {
 }  # fmt: skip
 
 
+#: (seconds, once in that time, once in several of them)
+_PACES = (
+    (86_400, mark("every day"), mark("every {n} days")),
+    (3600, mark("every hour"), mark("every {n} h")),
+    (60, mark("every minute"), mark("every {n} min")),
+)
+
+#: What the scripts in static/ say: they look it up in the page, by the English.
+IN_SCRIPTS = (
+    mark("{time} ago"), mark("in {time}"), mark("Copy"), mark("Copy {text}"), mark("Live"), mark("Not live"),
+    mark("Logged out: reload the page"), mark("No answer, trying again"),
+    mark("time"), mark("delivered"), mark("received"), mark("failed"), mark("dead"),
+)  # fmt: skip
+
+
 def init(app: Flask, admin: Admin) -> None:
     """Make the words known to all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
@@ -41,6 +70,8 @@ def init(app: Flask, admin: Admin) -> None:
         when=when, every=every, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
     )
     app.jinja_env.filters["clock"] = clock
+    app.jinja_env.filters["in_a_sentence"] = in_a_sentence
+    app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
     app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
@@ -48,6 +79,16 @@ def init(app: Flask, admin: Admin) -> None:
 def updating() -> bool:
     """Whether a live page asks for its content anew."""
     return request.headers.get("HX-Request") == "true"
+
+
+def in_a_sentence(words: str) -> str:
+    """A heading as it stands within a sentence: in English it begins small, elsewhere as its language has it."""
+    return words[:1].lower() + words[1:] if chosen() is ENGLISH else words
+
+
+def texts_in_scripts() -> dict[str, str]:
+    """What the scripts say in the language chosen, by the English; nothing in English."""
+    return {} if chosen() is ENGLISH else {text: say(text) for text in IN_SCRIPTS}
 
 
 def tone(word: str) -> str:
@@ -62,17 +103,17 @@ def number(value: int) -> str:
 
 def every(seconds: int) -> str:
     """How often, in words: every day, every 5 min, every 30 s."""
-    for size, one, many in ((86_400, "day", "days"), (3600, "hour", "h"), (60, "minute", "min")):
+    for size, one, many in _PACES:
         if seconds >= size and seconds % size == 0:
             count = seconds // size
-            return f"every {one}" if count == 1 else f"every {count} {many}"
-    return f"every {seconds} s"
+            return say(one) if count == 1 else say(many, n=count)
+    return say("every {n} s", n=seconds)
 
 
 def when(value: datetime | None) -> Markup:
     """A time: UTC without JavaScript, the reader's own zone with it, always with UTC on hover."""
     if value is None:
-        return Markup('<span class="none">never</span>')
+        return Markup('<span class="none">{0}</span>').format(say("never"))
     text = f"{value:%Y-%m-%d %H:%M:%S}"
     return Markup('<time datetime="{0}" title="{1} UTC">{1} UTC</time>').format(value.isoformat(), text)
 
@@ -86,15 +127,20 @@ def clock(value: datetime) -> Markup:
 def ago(value: datetime | None) -> Markup:
     """How long ago, in the largest unit that fits, with the exact time on hover."""
     if value is None:
-        return Markup('<span class="none">never</span>')
+        return Markup('<span class="none">{0}</span>').format(say("never"))
     seconds = (utcnow() - value).total_seconds()
-    words = f"{duration(abs(seconds))} ago" if seconds >= 0 else f"in {duration(abs(seconds))}"
+    time = duration(abs(seconds))
+    words = say("{time} ago", time=time) if seconds >= 0 else say("in {time}", time=time)
     return _time(value, words, "")
 
 
 def lasting(value: datetime | None) -> Markup:
     """For how long by now: 3 min."""
-    return _time(value, duration(abs((utcnow() - value).total_seconds())), "bare") if value else Markup("a moment")
+    return (
+        _time(value, duration(abs((utcnow() - value).total_seconds())), "bare")
+        if value
+        else Markup("{0}").format(say("a moment"))
+    )
 
 
 def _time(value: datetime, words: str, kind: str) -> Markup:
@@ -114,25 +160,32 @@ def duration(seconds: float) -> str:
 def link_state(link: Any) -> tuple[str, str]:
     """Where one record stands with one subscriber: a word, and a sentence."""
     if link.dead_at:
-        return "dead letter", f"not sent: a person has to look at it since {link.dead_at:%Y-%m-%d %H:%M} UTC"
+        return "dead letter", say(
+            "not sent: a person has to look at it since {time:%Y-%m-%d %H:%M} UTC", time=link.dead_at
+        )
     if link.owed_change > link.synced_change:
         if link.unsubscription_id:
-            return "skipped", f"not sent: unsubscription #{link.unsubscription_id} covers it"
+            return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
         if link.retry_at:
-            return "trying again", f"{link.attempts} attempts failed, next {_soon(link.retry_at)}"
-        return "owed", "waits for its turn"
+            return "trying again", plural(
+                "{n} attempt failed, next {soon}",
+                "{n} attempts failed, next {soon}",
+                link.attempts,
+                soon=_soon(link.retry_at),
+            )
+        return "owed", say("waits for its turn")
     if link.gone_at:
-        return "gone", "deleted or detached there"
+        return "gone", say("deleted or detached there")
     if link.unsubscription_id:
-        return "skipped", f"not sent: unsubscription #{link.unsubscription_id} covers it"
+        return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
     if link.synced_at:
-        return "up to date", f"since {link.synced_at:%Y-%m-%d %H:%M} UTC"
-    return "nothing owed", "never sent"
+        return "up to date", say("since {time:%Y-%m-%d %H:%M} UTC", time=link.synced_at)
+    return "nothing owed", say("never sent")
 
 
 def _soon(instant: datetime) -> str:
     seconds = (instant - utcnow()).total_seconds()
-    return f"in {duration(seconds)}" if seconds >= 1 else "at once"
+    return say("in {time}", time=duration(seconds)) if seconds >= 1 else say("at once")
 
 
 def pretty(value: Any) -> str:
@@ -172,7 +225,7 @@ def _menu(admin: Admin) -> list[dict[str, Any]]:
         if isinstance(item, MenuCategory):
             pages = [_page(child) for child in item.get_children()]
             if pages:
-                groups.append({"name": item.name, "pages": pages})
+                groups.append({"name": say(item.name), "pages": pages})
         elif item.is_visible() and item.is_accessible():
             groups[0]["pages"].append(_page(item))
     return groups
@@ -181,4 +234,10 @@ def _menu(admin: Admin) -> list[dict[str, Any]]:
 def _page(item: Any) -> dict[str, Any]:
     url = item.get_url()
     here = request.path == url if url == "/" else request.path.startswith(url)
-    return {"name": item.name, "url": url, "icon": item.get_icon_value(), "here": here, "key": KEYS.get(item.name)}
+    return {
+        "name": say(item.name),
+        "url": url,
+        "icon": item.get_icon_value(),
+        "here": here,
+        "key": KEYS.get(item.name),
+    }

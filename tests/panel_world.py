@@ -9,24 +9,25 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
 from pydantic import SecretStr
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 import models.people
 from conductor import Conductor
 from models import capture
 from models.base import Base, utcnow
 from models.catalogues import CATALOGUES, Customer
-from models.ledger import Conflict, Cursor, Link, Process
+from models.ledger import Conflict, Cursor, Delivery, Link, Process
 from models.session import Database
 from panel.app import create_app
 from panel.security import create_user
+from panel.serving import threaded_server
 from panel.situation import Situation
 from settings import Settings
 from subscribers.base import External, Field, Item, Options, Subscriber, System
@@ -91,14 +92,16 @@ def signature(body: bytes) -> str:
     return hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
 
 
+#: What ends a session, and what signs it -> its cookie: hashing a password is slow on purpose.
+_SESSIONS: dict[tuple[str, str], str] = {}
+
+
 @dataclass
 class World:
     database: Database
     conductor: Conductor
     announcer: Ears
     app: Flask
-    #: Role -> its session's cookie, and what ends it: hashing a password is slow on purpose.
-    sessions: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def rows(self, statement: Any) -> list[Any]:
         with self.database.read() as connection:
@@ -112,12 +115,11 @@ class World:
         email = f"{role}@example.com"
         people = sa.select(models.people.User.fs_uniquifier).where(models.people.User.email == email)
         lives = self.rows(people)[0].fs_uniquifier
-        cookie, of = self.sessions.get(role, ("", ""))
-        if of == lives:
-            client.set_cookie("syncflow", cookie)
-            return client
-        if log_in(client, email).headers.get("Location") == "/" and (kept := client.get_cookie("syncflow")):
-            self.sessions[role] = kept.value, lives
+        session = lives, str(self.app.secret_key)
+        if session in _SESSIONS:
+            client.set_cookie("syncflow", _SESSIONS[session])
+        elif log_in(client, email).headers.get("Location") == "/" and (kept := client.get_cookie("syncflow")):
+            _SESSIONS[session] = kept.value
         return client
 
     def sync(self) -> None:
@@ -130,21 +132,31 @@ class World:
 
 
 @contextmanager
-def world(database_url: str, *, seeded: bool = True, **settings: Any) -> Iterator[World]:
+def world(
+    database_url: str,
+    *,
+    seeded: bool = True,
+    shop: tuple[type[Shop], type[ShopCustomer]] | None = (Shop, ShopCustomer),
+    **settings: Any,
+) -> Iterator[World]:
+    """`shop`: a shop and its subscriber that do more than refuse and break."""
     database = Database(database_url)
     Base.metadata.create_all(database.engine)
     with database.write() as connection:
         capture.install(connection, [CATALOGUES["customer"]])
     _people(database)
-    shop, crm = Shop("shop", ShopOptions()), System("crm", Options())
-    announcer = Ears()
-    subscribers: dict[str, Subscriber] = {"shop.customer": ShopCustomer(shop), "crm.customer": CrmCustomer(crm)}
+    shop_class, customer_class = shop
+    crm, announcer = System("crm", Options()), Ears()
+    subscribers: dict[str, Subscriber] = {
+        "shop.customer": customer_class(shop_class("shop", ShopOptions())),
+        "crm.customer": CrmCustomer(crm),
+    }
     conductor = Conductor(database, subscribers, announcer)
     conductor.prepare()
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
     # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
-    app.extensions["syncflow_situation"] = Situation(conductor.version, conductor.overview, clock=lambda: 0.0)
+    app.extensions["syncflow_situation"] = Situation(conductor.glance, conductor.overview, clock=lambda: 0.0)
     made = World(database, conductor, announcer, app)
     if seeded:
         seed(made)
@@ -218,6 +230,13 @@ def add_conflict(made: World, path: str = "email") -> int:
         return int(connection.execute(insert).scalar_one())
 
 
+def add_delivery(w: World, at: datetime | None = None) -> None:
+    """Something was just delivered to the shop, or at some time."""
+    row = {"subscriber": "shop.customer", "record_id": "1", "direction": "out", "operation": "update"}
+    with w.database.write() as connection:
+        connection.execute(sa.insert(Delivery).values(**row, outcome="delivered", at=at or utcnow()))
+
+
 def add_conflicts(w: World) -> list[int]:
     """Of three customers the email, of the first the city too."""
     with w.database.write() as connection:
@@ -251,15 +270,12 @@ def post(client: FlaskClient, path: str, **data: Any) -> Any:
     return client.post(path, data={**data, "csrf_token": csrf(client)})
 
 
-class _Silent(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None: ...
-
-
 @contextmanager
 def served(app: Flask) -> Iterator[str]:
     """The app on a port of its own, for a browser."""
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Silent)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    server = threaded_server(app, "127.0.0.1", 0)
+    # How long `shutdown` waits is how often it looks.
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

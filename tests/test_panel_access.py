@@ -52,6 +52,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/login/oidc/"): ("/login/oidc/", {}, GONE),  # not configured; else see test_panel_login
     ("GET", "/login/oidc/return"): ("/login/oidc/return", {}, GONE),
     ("GET", "/account/"): ("/account/", {}, VIEW),
+    ("POST", "/account/language"): ("/account/language", {"language": "en"}, (303, 303, 303, 303)),
     ("POST", "/account/sessions"): ("/account/sessions", {}, (303, 303, 303, 303)),
     ("GET", "/change"): ("/change", {}, VIEW),
     ("POST", "/change"): ("/change", {"password": "wrong"}, VIEW),
@@ -63,7 +64,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/systems/"): ("/systems/", {}, VIEW),
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),
     ("POST", "/systems/<system>/resume"): ("/systems/shop/resume", {}, OPERATE),
-    ("POST", "/systems/<system>/check"): ("/systems/shop/check", {}, SHOWN),
+    ("POST", "/systems/<system>/check"): ("/systems/shop/check", {}, OPERATE),
     ("POST", "/systems/poll/<subscriber>"): ("/systems/poll/shop.customer", {}, OPERATE),
     ("POST", "/systems/backfill/<subscriber>"): ("/systems/backfill/crm.customer", {}, OPERATE),
     ("POST", "/systems/reconcile/<subscriber>"): ("/systems/reconcile/shop.customer", {}, OPERATE),
@@ -117,6 +118,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
         OPERATE,
     ),
     ("GET", "/changes/"): ("/changes/", {}, VIEW),
+    ("GET", "/tasks/<number:number>/line"): ("/tasks/1/line", {}, VIEW),
     ("GET", "/inbox/"): ("/inbox/", {}, VIEW),
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
     ("GET", "/record/"): ("/record/?q=a", {}, VIEW),
@@ -218,6 +220,7 @@ def test_every_write_leaves_an_audit_row(w: World) -> None:
     changing = {asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)}
     writes = [asked for asked in ROUTES if asked in changing and asked[0] == "POST"]
     writes += [("POST", "/users/"), ("POST", "/users/<number:number>/password"), ("POST", "/account/sessions")]
+    writes.append(("POST", "/account/language"))
     assert len(writes) > 10
     shared = w.client("admin")
     for asked in sorted(writes, key=lambda asked: asked[1].startswith(OF_LOGIN)):

@@ -204,8 +204,9 @@ def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: Wor
     assert [people[n][0] for n in (1, 2, 3)] == ["theirs1", "grace.hopper@example.com", "theirs3"]
     left = {row.id for row in w.rows(sa.select(Conflict.id).where(Conflict.settled_at.is_(None)))}
     assert left == {two, city}
-    (task,) = w.conductor.tasks.list(kind="settle")
+    (task,) = w.conductor.tasks.list("settle")
     assert (task.state, task.good, task.bad) == ("done", 2, 1)
+    assert f'href="/tasks/{task.id}"' in client.get("/conflicts/").text
     trail = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.settle"))
     assert [row.who for row in trail] == ["operator@example.com"] * 2
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from html import unescape
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from conductor.throughput import MINUTE
 from models.base import utcnow
-from models.ledger import Delivery, Process, Schedule, Task
+from models.ledger import Process, Schedule, Task, Throughput
 from subscribers.errors import SystemDown
-from tests.panel_world import World, post, world
+from tests.panel_world import World, add_delivery, post, world
 
 LIVE = ["/", "/systems/", "/schedules/", "/queues/", "/tasks/", "/tasks/1"]
 
@@ -28,6 +30,12 @@ def w(sqlite_url: str) -> Iterator[World]:
 def update(client: Any, path: str, etag: str = "") -> Any:
     """What htmx asks."""
     return client.get(path, headers={"HX-Request": "true", "If-None-Match": etag})
+
+
+def stand_still(w: World) -> None:
+    """No minute ends, and no half of one, between two questions: each makes pages anew by itself."""
+    now = utcnow()
+    w.conductor.hub.clock = lambda: now
 
 
 def change(w: World, table: Any, condition: Any, **values: Any) -> None:
@@ -52,6 +60,7 @@ def statements(w: World) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("path", LIVE)
 def test_an_unchanged_page_is_not_made_again(w: World, path: str) -> None:
+    stand_still(w)
     client = w.client("operator")
     whole = client.get(path)
     assert f"data-etag='{whole.headers['ETag']}'" in unescape(whole.text)
@@ -64,6 +73,7 @@ def test_an_unchanged_page_is_not_made_again(w: World, path: str) -> None:
 
 
 def test_an_unchanged_overview_costs_some_look_ups(w: World) -> None:
+    stand_still(w)
     client = w.client("viewer")
     etag = client.get("/").headers["ETag"]
     with statements(w) as seen:
@@ -91,10 +101,9 @@ def test_an_open_page_is_no_sign_of_a_person(w: World) -> None:
 
 
 def test_the_chart_has_the_span_that_is_asked_for(w: World) -> None:
-    with w.database.write() as connection:
-        row = {"subscriber": "shop.customer", "record_id": "1", "direction": "out", "operation": "update"}
-        connection.execute(sa.insert(Delivery).values(**row, outcome="delivered", at=utcnow()))
+    add_delivery(w)
     w.conductor.throughput.count()
+    stand_still(w)
     client = w.client("viewer")
     answer = client.get("/throughput.json?range=1h")
     assert [len(series) for series in answer.json] == [60] * 5
@@ -102,6 +111,30 @@ def test_the_chart_has_the_span_that_is_asked_for(w: World) -> None:
     assert len(client.get("/throughput.json?range=nonsense").json[0]) == 360
     page = client.get("/?range=7d").text
     assert 'aria-current="true">7d</a>' in page and "<svg" in page
+
+
+def test_the_chart_is_another_when_its_counts_are(w: World) -> None:
+    stand_still(w)
+    client, url = w.client("viewer"), "/throughput.json?range=24h"
+    first = client.get(url)
+    same = {"If-None-Match": first.headers["ETag"]}
+    add_delivery(w, at=utcnow() - timedelta(hours=2))
+    assert client.get(url, headers=same).status_code == 304  # it is not counted yet
+    w.conductor.throughput.count()
+    second = client.get(url, headers=same)
+    assert second.status_code == 200 and sum(second.json[1]) > sum(first.json[1])
+    assert client.get(url, headers={"If-None-Match": second.headers["ETag"]}).status_code == 304
+    with w.database.write() as connection:
+        oldest = sa.select(sa.func.min(Throughput.at)).where(Throughput.seconds == MINUTE).scalar_subquery()
+        connection.execute(sa.delete(Throughput).where(Throughput.seconds == MINUTE, Throughput.at == oldest))
+    assert client.get(url, headers={"If-None-Match": second.headers["ETag"]}).status_code == 200
+
+
+def test_an_update_brings_no_second_drawing_of_the_chart(w: World) -> None:
+    client = w.client("viewer")
+    assert 'class="chart"' in client.get("/").text
+    page = update(client, "/").text
+    assert 'class="chart"' not in page and "hx-preserve" in page
 
 
 def test_schedules_are_run_paused_and_resumed(w: World) -> None:
@@ -119,6 +152,14 @@ def test_schedules_are_run_paused_and_resumed(w: World) -> None:
     change(w, Schedule, Schedule.job == "tidy", finished_at=utcnow(), result="OSError: disk full", failed=True)
     page = client.get("/schedules/").text
     assert "failing" in page and "disk full" in page
+
+
+def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
+    settings = {"broker_url": "amqp://h/my%2Fhost", "rabbitmq_management_url": "http://rabbit.example:15672"}
+    with world(sqlite_url, **settings) as made:
+        made.announcer.depths["shop.customer"] = 7
+        page = made.client("viewer").get("/queues/").text
+    assert 'href="http://rabbit.example:15672/#/queues/my%2Fhost/shop.customer"' in page
 
 
 def test_a_broker_that_is_away_is_told_and_breaks_nothing(w: World) -> None:
@@ -171,17 +212,34 @@ def test_backfilling_what_could_be_created_twice_is_refused(w: World) -> None:
     assert post(client, "/systems/backfill/nobody.customer").status_code == 404
 
 
-def test_a_connection_is_tested(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_is_tested_as_a_task(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     client = w.client("operator")
-    page = post(client, "/systems/shop/check")
-    assert page.status_code == 200 and "Connection of shop" in page.text
+
+    def tested() -> str:
+        where = post(client, "/systems/shop/check").headers["Location"]
+        assert "Test the connection of shop" in client.get(where).text
+        while w.conductor.tasks.get(int(where.rpartition("/")[2])).state == "running":
+            w.conductor.tasks.run_some()
+        return client.get(where).text
+
+    assert "nothing was changed there" in tested()
+    assert "Last connection test" in client.get("/systems/").text
 
     def describe() -> None:
         raise SystemDown("401 Unauthorized")
 
     monkeypatch.setattr(w.conductor.subscribers["shop.customer"], "describe", describe)
-    assert "the login does not work: 401 Unauthorized" in post(client, "/systems/shop/check").text
+    page = tested()
+    assert "1 thing needs to be mended." in page and "the login does not work: 401 Unauthorized" in page
+    assert "1 thing needs to be mended" in w.client("viewer").get("/systems/").text
     assert post(client, "/systems/nobody/check").status_code == 404
+
+
+def test_a_task_that_nobody_works_at_says_so(w: World) -> None:
+    client = w.client("operator")
+    change(w, Process, Process.kind == "scheduler", seen_at=utcnow().replace(year=2025))
+    where = post(client, "/systems/shop/check").headers["Location"]
+    assert "No scheduler is running: no system is polled and no task goes on." in client.get(where).text
 
 
 def test_a_process_that_went_silent_is_trouble(w: World) -> None:

@@ -184,6 +184,7 @@ def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
     before = {row.record_id: row.owed_change for row in _links(w)}
     answer = post(w.client("admin"), PAGE, **_form(*DEFAULT, do="send") | {"3.transform": "yes_no"})
     assert answer.status_code == 303
+    assert 'data-line="/tasks/' in w.client("viewer").get(PAGE).text
     with w.database.write() as connection:
         # One that is up to date with the new mapping already.
         agreed = w.rows(sa.select(Link.agreed).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
@@ -193,7 +194,10 @@ def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
         )
     while w.conductor.tasks.run_some():
         pass
-    (task,) = w.conductor.tasks.list(kind="resend")
+    (task,) = w.conductor.tasks.list("resend")
+    assert f'href="/tasks/{task.id}"' in w.client("viewer").get(PAGE).text
+    line = w.client("viewer").get(f"/tasks/{task.id}/line").text
+    assert "<html" not in line and "2 differ and are sent again" in line and "data-line" not in line
     assert (task.state, task.done, task.total, task.good) == ("done", 3, 3, 2)
     owed = {row.record_id for row in _links(w) if row.owed_change > before[row.record_id]}
     assert owed == {"2", "3"}

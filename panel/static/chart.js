@@ -45,11 +45,11 @@
           { ...axis(), size: 46, values: (_chart, ticks) => ticks.map((tick) => number.format(tick)) },
         ],
         series: [
-          { label: "time", value: (_chart, at) => (at == null ? "–" : `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
-          series("delivered", "--accent", true),
-          series("received", "--good", false),
-          series("failed", "--busy", false),
-          series("dead", "--bad", false),
+          { label: say("time"), value: (_chart, at) => (at == null ? "–" : `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
+          series(say("delivered"), "--accent", true),
+          series(say("received"), "--good", false),
+          series(say("failed"), "--busy", false),
+          series(say("dead"), "--bad", false),
         ],
       },
       data,
@@ -84,6 +84,7 @@
     { attributeFilter: ["data-theme"] },
   );
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  document.addEventListener("live", refresh);
+  // What it shows is part of what the page shows: while that is the same, there is nothing to ask.
+  document.body.addEventListener("htmx:afterSwap", refresh);
   refresh();
 })();

@@ -9,8 +9,8 @@
   const words = choice.querySelector("[data-live-words]");
   let timer = 0;
 
-  const say = (text, state) => {
-    words.textContent = text;
+  const tell = (text, state) => {
+    words.textContent = say(text);
     choice.dataset.state = state;
   };
 
@@ -32,7 +32,7 @@
   const start = () => {
     clearInterval(timer);
     const seconds = Number(select.value);
-    say(seconds ? "Live" : "Not live", seconds ? "on" : "off");
+    tell(seconds ? "Live" : "Not live", seconds ? "on" : "off");
     if (seconds) timer = setInterval(update, seconds * 1000);
   };
 
@@ -70,11 +70,11 @@
     const status = event.detail.xhr.status;
     if (status === 401) {
       clearInterval(timer);
-      say("Logged out: reload the page", "bad");
+      tell("Logged out: reload the page", "bad");
     } else if (status === 200 || status === 304) {
-      say(Number(select.value) ? "Live" : "Not live", Number(select.value) ? "on" : "off");
+      tell(Number(select.value) ? "Live" : "Not live", Number(select.value) ? "on" : "off");
     } else {
-      say("No answer, trying again", "bad");
+      tell("No answer, trying again", "bad");
     }
   });
 

@@ -26,7 +26,7 @@
     for (const time of document.querySelectorAll("time[data-ago]")) {
       const seconds = (Date.now() - new Date(time.dateTime)) / 1000;
       const words = duration(Math.abs(seconds));
-      const text = time.dataset.ago === "bare" ? words : seconds >= 0 ? `${words} ago` : `in ${words}`;
+      const text = time.dataset.ago === "bare" ? words : say(seconds >= 0 ? "{time} ago" : "in {time}", { time: words });
       if (time.textContent !== text) time.textContent = text;
     }
   };
@@ -48,8 +48,8 @@
       id.dataset.copied = "";
       button.type = "button";
       button.className = "copy";
-      button.title = "Copy";
-      button.setAttribute("aria-label", `Copy ${id.textContent.trim()}`);
+      button.title = say("Copy");
+      button.setAttribute("aria-label", say("Copy {text}", { text: id.textContent.trim() }));
       button.addEventListener("click", async () => {
         await copy(id.textContent.trim());
         button.classList.add("done");
@@ -163,8 +163,9 @@
         if (input.name === "do") input.value = input.value.replace(/[\d_]+$/, place);
         const label = input.getAttribute("aria-label");
         if (label) {
-          let said = label.replace(/([Rr]ow) \d+/, `$1 ${top + 1}`);
-          if (inner) said = said.replace(/ \d+(?=$| is required)/, ` ${child + 1}`);
+          // In whatever language: the first number is the row's, the last that of a child row in it.
+          let said = label.replace(/\d+/, top + 1);
+          if (inner) said = said.replace(/\d+(?=\D*$)/, child + 1);
           input.setAttribute("aria-label", said);
         }
       }

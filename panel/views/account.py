@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from flask import current_app, flash, redirect, url_for
+from flask import abort, current_app, flash, redirect, url_for
 from flask_security import current_user
 from flask_security.utils import login_user
 from werkzeug import Response
 
-from panel import security
-from panel.views.base import PanelView, action, page
+from language import chosen, mark, say
+from panel import languages, security
+from panel.views.base import PanelView, action, done, field, page
 
 
 class Account(PanelView):
-    title, path = "Your account", "/account"
+    title, path = mark("Your account"), "/account"
     in_menu = False
 
     @page("/")
@@ -22,7 +23,23 @@ class Account(PanelView):
             permissions=security.PERMISSIONS,
             mine=security.permissions_of(current_user),
             two_factor=security.offers_two_factor(),
+            languages=languages.all_languages(),
         )
+
+    @action("/language", needs="view")
+    def speak(self) -> Response:
+        """Choose the language the panel speaks to this person; none: the browser's."""
+        tag = field("language")
+        if tag and tag not in languages.all_languages():
+            abort(400, say("There is no such language here."))
+        people: security.Datastore = current_app.extensions["security"].datastore
+        user = people.find_user(id=current_user.id)
+        assert user is not None
+        user.language = tag or None
+        security.add_audit(user.email, "user.language", user.email, language=tag or None)
+        people.db.session.commit()
+        languages.choose_for(user)
+        return done(say("The panel speaks {language} to you now.", language=chosen().name), url_for(".index"))
 
     @action("/sessions", needs="view")
     def end_sessions(self) -> Response:
@@ -35,5 +52,5 @@ class Account(PanelView):
         people.db.session.commit()
         login_user(user, remember=False)
         people.db.session.commit()
-        flash("All your other sessions have ended.", "success")
+        flash(say("All your other sessions have ended."), "success")
         return redirect(url_for(".index"), code=303)

@@ -7,13 +7,14 @@ from typing import Any
 
 from flask import Response, abort
 
+from language import mark, say
 from models.ledger import AuditEntry
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
 
 
 class Audit(PanelView):
-    title, path, icon, group, needs = "Audit", "/audit", "audit", "Administration", "audit"
+    title, path, icon, group, needs = mark("Audit"), "/audit", "audit", mark("Administration"), "audit"
 
     @page("/", needs="audit")
     def index(self) -> str:
@@ -50,7 +51,7 @@ def _day(text: str) -> datetime:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        abort(400, f"{text!r} is no day such as 2026-12-31.")
+        abort(400, say("{text!r} is no day such as 2026-12-31.", text=text))
     if not 1900 < day.year < 9999:
-        abort(400, f"{text} is too far away.")
+        abort(400, say("{text} is too far away.", text=text))
     return datetime.combine(day, time(), UTC)

@@ -12,6 +12,7 @@ from flask_security import current_user
 from werkzeug import Response
 
 from conductor import Conductor, Overview
+from language import chosen
 from panel.security import allowed, permissions_of
 from panel.situation import Situation
 from panel.words import updating
@@ -80,7 +81,7 @@ class PanelView(BaseView):  # type: ignore[misc]
 
         `version` has to differ (by its repr) whenever what `values` returns does; these are the template's.
         """
-        seen = (version, self.who, sorted(permissions_of(current_user)), request.full_path)
+        seen = (version, self.who, chosen().tag, sorted(permissions_of(current_user)), request.full_path)
         tag = hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
         if updating() and request.if_none_match.contains(tag):
             answer = Response(status=304)

@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response
 
+from language import mark
 from models.catalogues import CATALOGUES
 from models.ledger import Change
 from panel import exporting, paging
@@ -15,7 +16,7 @@ _COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubs
 
 
 class Changes(PanelView):
-    title, path, icon, group = "Changes", "/changes", "changes", "History"
+    title, path, icon, group = mark("Changes"), "/changes", "changes", mark("History")
 
     @page("/")
     def index(self) -> str:
@@ -41,4 +42,6 @@ class Changes(PanelView):
         for name, column in (("catalogue", Change.catalogue), ("record", Change.record_id)):
             if name in filters:
                 conditions.append(column == filters[name])
+        if "record" in filters and "catalogue" not in filters:
+            conditions.append(Change.catalogue.in_(list(CATALOGUES)))  # as the index of records begins
         return exporting.download(self, Change, _COLUMNS, conditions, **filters)

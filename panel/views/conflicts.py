@@ -9,9 +9,12 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from models.ledger import Conflict, Task
+from conductor.alike import SETTLE
+from language import mark, say
+from models.ledger import Conflict
 from panel import paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+from panel.views.tasks import is_current, shown
 
 Choice = Literal["ours", "theirs"]
 
@@ -21,7 +24,7 @@ _EXAMPLES = 5
 
 
 class Conflicts(PanelView):
-    title, path, icon = "Conflicts", "/conflicts", "conflicts"
+    title, path, icon = mark("Conflicts"), "/conflicts", "conflicts"
 
     @page("/")
     def index(self) -> str:
@@ -38,9 +41,8 @@ class Conflicts(PanelView):
             else:
                 listing = paging.newest(connection, Conflict, [state, *chosen], before=before())
                 kinds = self._kinds(connection)
-            running = sa.select(Task.__table__).where(Task.kind == "settle").order_by(Task.id.desc()).limit(1)
-            task = connection.execute(running).one_or_none()
             names = self._names(connection, listing.rows)
+        settling = [row for row in self.conductor.tasks.list(SETTLE, limit=1) if is_current(row)]
         # One record's fields stand together, the record with the newest of them first.
         together = sorted(listing.rows, key=lambda row: (-self._newest(listing.rows, row.link_id), row.link_id, row.id))
         records = [list(rows) for _link, rows in groupby(together, key=lambda row: row.link_id)]
@@ -50,7 +52,7 @@ class Conflicts(PanelView):
             records=records,
             names=names,
             kinds=kinds,
-            task=task,
+            task=shown(settling[0]) if settling else None,
             filters=filters,
             subscribers=self.conductor.subscribers,
         )
@@ -63,7 +65,7 @@ class Conflicts(PanelView):
         picked = {number: everything or field(f"choice.{number}") for number in numbers}
         choices = {int(number): choice for number, choice in picked.items() if choice}
         if not choices:
-            return refused("Choose ours or theirs first.", url_for("conflicts.index"))
+            return refused(say("Choose ours or theirs first."), url_for("conflicts.index"))
         for choice in choices.values():
             _checked(choice)
         with self.conductor.database.read() as connection:
@@ -74,9 +76,12 @@ class Conflicts(PanelView):
             try:
                 self.conductor.settle_conflict(number, _checked(choice), self.who)
             except ValueError as error:
-                return refused(f"Conflict #{number} is not settled: {error}.", url_for("conflicts.index"))
-        said = ", ".join(f"#{number} {choice}" for number, choice in choices.items())
-        return done(f"Settled: {said}.", url_for("conflicts.index"))
+                return refused(
+                    say("Conflict #{number} is not settled: {error}.", number=number, error=error),
+                    url_for("conflicts.index"),
+                )
+        settled = ", ".join(f"#{number} {say(choice)}" for number, choice in choices.items())
+        return done(say("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
 
     @page("/alike", needs="settle")
     def alike(self) -> str:
@@ -103,7 +108,7 @@ class Conflicts(PanelView):
     def settle_alike(self) -> Response:
         self._known(field("subscriber"))
         number = self.conductor.settle_alike(field("subscriber"), field("field"), _checked(field("choice")), self.who)
-        return done(f"Task #{number} settles them.", url_for("conflicts.index"))
+        return done(say("Task #{number} settles them.", number=number), url_for("conflicts.index"))
 
     def _known(self, subscriber: str) -> None:
         if subscriber not in self.conductor.subscribers:
@@ -134,5 +139,5 @@ class Conflicts(PanelView):
 
 def _checked(choice: str) -> Choice:
     if choice not in ("ours", "theirs"):
-        abort(400, "Choose ours or theirs.")
+        abort(400, say("Choose ours or theirs."))
     return "ours" if choice == "ours" else "theirs"

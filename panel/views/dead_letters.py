@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,13 +13,13 @@ from werkzeug import Response
 
 from conductor import LetterFilter
 from conductor.advice import Advice, advice
+from conductor.discarding import DISCARD
 from conductor.retrying import RETRY
-from conductor.tasks import OPEN
-from models.base import utcnow
+from language import mark, say
 from models.ledger import DeadLetter, Inbox, Link
 from panel import exporting, paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
-from panel.views.tasks import shown
+from panel.views.tasks import is_current, shown
 
 _FILTERS = ("subscriber", "error", "fingerprint")
 
@@ -31,8 +31,10 @@ _COLUMNS = (
 #: Kinds of error shown, the largest first: more than a person can read.
 KINDS = 200
 
-#: The newest retry tasks are shown beside the letters while they run, and a while after.
-_TASKS, _STAYS = 5, timedelta(minutes=10)
+#: So many of the newest tasks about letters are shown beside them.
+_TASKS = 5
+
+_DISCARDED = mark("1 dead letter is discarded."), mark("{count} dead letters are discarded.")
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Group:
 
 
 class DeadLetters(PanelView):
-    title, path, icon = "Dead letters", "/dead-letters", "dead-letters"
+    title, path, icon = mark("Dead letters"), "/dead-letters", "dead-letters"
 
     @page("/")
     def index(self) -> Response:
         filters = wanted(*_FILTERS, "state")
-        tasks = [row for row in self.conductor.tasks.list(limit=_TASKS, kind=RETRY) if _is_current(row)]
+        tasks = [row for row in self.conductor.tasks.list(RETRY, DISCARD, limit=_TASKS) if is_current(row)]
         with self.conductor.database.read() as connection:
             groups = open_groups(connection)
             listing = _find(connection, filters, groups)
@@ -109,9 +111,19 @@ class DeadLetters(PanelView):
         letters = _letters()
         if letters.ids is not None:
             count = self.conductor.retry(letters, self.who)
-            return done(_told(count, "goes again", "go again"), url_for(".index"))
+            return done(
+                _told(count, mark("1 dead letter goes again."), mark("{count} dead letters go again.")),
+                url_for(".index"),
+            )
         task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.who))
-        return done(_told(task.total, "is tried again", "are tried again, in the background"), url_for(".index"))
+        return done(
+            _told(
+                task.total,
+                mark("1 dead letter is tried again."),
+                mark("{count} dead letters are tried again, in the background."),
+            ),
+            url_for(".index"),
+        )
 
     @action("/try-one", needs="retry")
     def try_one(self) -> Response:
@@ -120,18 +132,24 @@ class DeadLetters(PanelView):
             newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
             number = connection.execute(newest).scalar()
         if number is None:
-            return refused("Nothing to try: those letters were closed already.", url_for(".index"))
+            return refused(say("Nothing to try: those letters were closed already."), url_for(".index"))
         self.conductor.retry(LetterFilter(ids=[number]), self.who)
-        flash("This one goes again; the page tells how it ends.", "success")
+        flash(say("This one goes again; the page tells how it ends."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
     def discard(self) -> Response:
+        """One letter is closed at once, all that match as a task, which shows how far it is and can be stopped."""
         reason = field("reason")
         if not reason:
-            return refused("Say why they need not be sent.", url_for(".index"))
-        count = self.conductor.discard(_letters(), self.who, reason)
-        return done(_told(count, "is discarded", "are discarded"), url_for(".index"))
+            return refused(say("Say why they need not be sent."), url_for(".index"))
+        letters = _letters()
+        if letters.ids is not None:
+            count = self.conductor.discard(letters, self.who, reason)
+            return done(_told(count, *_DISCARDED), url_for(".index"))
+        task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.who, reason))
+        many = mark("{count} dead letters are discarded, in the background.")
+        return done(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 
 
 def open_groups(connection: sa.Connection) -> list[Group]:
@@ -172,12 +190,9 @@ def _find(connection: sa.Connection, filters: dict[str, str], groups: list[Group
         paging.newest(
             connection,
             DeadLetter,
-            [
-                DeadLetter.closed_at.is_(None),
-                DeadLetter.subscriber == group.subscriber,
-                DeadLetter.fingerprint == group.fingerprint,
-            ],
+            [DeadLetter.closed_at.is_(None), DeadLetter.subscriber == group.subscriber],
             before=before(),
+            within=(DeadLetter.fingerprint, group.fingerprint),
         )
         for group in matching
     ]
@@ -205,15 +220,11 @@ def _letters() -> LetterFilter:
         fingerprint=field("fingerprint") or None,
     )
     if chosen == LetterFilter() and field("all") != "yes":
-        abort(400, "Nothing was chosen.")
+        abort(400, say("Nothing was chosen."))
     return chosen
-
-
-def _is_current(task: Any) -> bool:
-    return task.state in OPEN or (task.finished_at is not None and task.finished_at > utcnow() - _STAYS)
 
 
 def _told(count: int, one: str, many: str) -> str:
     if count == 0:
-        return "Nothing to do: those letters were closed already."
-    return f"1 dead letter {one}." if count == 1 else f"{count:,} dead letters {many}."
+        return say("Nothing to do: those letters were closed already.")
+    return say(one) if count == 1 else say(many, count=f"{count:,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
+from language import mark
 from models.ledger import Delivery
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
@@ -18,7 +19,7 @@ _COLUMNS = (
 
 
 class Deliveries(PanelView):
-    title, path, icon, group = "Deliveries", "/deliveries", "deliveries", "History"
+    title, path, icon, group = mark("Deliveries"), "/deliveries", "deliveries", mark("History")
 
     @page("/")
     def index(self) -> str:

@@ -12,8 +12,11 @@ from werkzeug import Response
 
 from conductor.history import first_since
 from conductor.inward import POLLED
+from conductor.overview import COUNT_LIMIT
 from conductor.redaction import safe_headers
 from conductor.replaying import Window
+from language import mark, say
+from models.indexes import unindexed
 from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
 from panel import exporting, paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
@@ -25,7 +28,7 @@ _MOST = 50
 
 
 class InboxPage(PanelView):
-    title, path, icon, group = "Inbox", "/inbox", "inbox", "History"
+    title, path, icon, group = mark("Inbox"), "/inbox", "inbox", mark("History")
 
     @page("/")
     def index(self) -> str:
@@ -34,7 +37,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
             listing = paging.newest(connection, Inbox, indexed, scanned, upto)
-        count = self.conductor.replaying.count(window) if window else None
+        count = self.conductor.replaying.count(window, COUNT_LIMIT) if window else None
         return self.render(
             "panel/inbox.html",
             listing=listing,
@@ -76,19 +79,19 @@ class InboxPage(PanelView):
         try:
             self.conductor.replaying.one(number, self.who)
         except ValueError as error:
-            return refused(f"Not replayed: {error}.", url_for(".one", number=number))
-        return done("It is applied once more; the page tells what comes of it.", url_for(".one", number=number))
+            return refused(say("Not replayed: {error}.", error=error), url_for(".one", number=number))
+        return done(say("It is applied once more; the page tells what comes of it."), url_for(".one", number=number))
 
     @action("/replay", needs="replay")
     def replay_window(self) -> Response:
         """All that a system sent in a stretch of time, as a task."""
         window = _window({name: field(name) for name in ("system", "since", "until")})
         if window is None:
-            return refused("Choose a system, and when the window begins and ends.", url_for(".index"))
+            return refused(say("Choose a system, and when the window begins and ends."), url_for(".index"))
         try:
             task = self.conductor.replaying.start(window, self.who)
         except ValueError as error:
-            return refused(f"Not replayed: {error}.", url_for(".index"))
+            return refused(say("Not replayed: {error}.", error=error), url_for(".index"))
         return redirect(url_for("tasks.one", number=task), code=303)
 
     @page("/export.csv", needs="export")
@@ -97,7 +100,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
         end = [Inbox.id < upto] if upto is not None else []
-        return exporting.download(self, Inbox, _COLUMNS, [*indexed, *scanned, *end], **filters)
+        return exporting.download(self, Inbox, _COLUMNS, [*indexed, *map(unindexed, scanned), *end], **filters)
 
     def _conditions(
         self, connection: sa.Connection, filters: dict[str, str]
@@ -111,8 +114,9 @@ class InboxPage(PanelView):
             indexed += [Inbox.system.in_(systems), Inbox.event_id == filters["event"]]
         elif "system" in filters:
             scanned.append(Inbox.system == filters["system"])
-        if filters.get("state") == "waiting":
-            indexed.append(Inbox.state == sa.literal_column("'waiting'"))
+        if filters.get("state") in ("waiting", "dead"):
+            # Written out: an index over some rows is not used for a value that comes as a parameter.
+            indexed.append(Inbox.state == sa.literal_column(f"'{filters['state']}'"))
         elif "state" in filters:
             scanned.append(Inbox.state == filters["state"])
         if since := instant(filters.get("since", "")):

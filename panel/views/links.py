@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
+from language import mark
 from models.ledger import Link
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
@@ -16,7 +17,7 @@ _COLUMNS = (
 
 
 class Links(PanelView):
-    title, path, icon, group = "Links", "/links", "links", "History"
+    title, path, icon, group = mark("Links"), "/links", "links", mark("History")
 
     @page("/")
     def index(self) -> str:
@@ -56,14 +57,17 @@ class Links(PanelView):
         owed = filters.get("state") == "owed"
         if owed:
             conditions += [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
-        if "subscriber" not in filters and not owed:
-            return paging.newest(connection, Link, conditions, before=before())
-        # What is owed is indexed per subscriber, so it is asked for per subscriber.
         names = [filters["subscriber"]] if "subscriber" in filters else list(self.conductor.subscribers)
-        if owed or conditions:
+        if owed:
+            # What is owed is indexed per subscriber, so it is asked for per subscriber.
             pages = [
-                paging.newest(connection, Link, [*conditions, Link.subscriber == name], before=before())
+                paging.newest(connection, Link, conditions, before=before(), within=(Link.subscriber, name))
                 for name in names
             ]
             return paging.merge(pages)
-        return paging.newest(connection, Link, scanned=[Link.subscriber == names[0]], before=before())
+        if "subscriber" not in filters:
+            return paging.newest(connection, Link, conditions, before=before())
+        mine = [Link.subscriber == names[0]]
+        if conditions:
+            return paging.newest(connection, Link, [*conditions, *mine], before=before())
+        return paging.newest(connection, Link, scanned=mine, before=before())

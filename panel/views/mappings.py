@@ -12,24 +12,38 @@ from werkzeug import Response
 
 from conductor import Effect, MappingConflict, MappingRefused, Preview
 from conductor.mapping_diff import CELLS, RowDiff, Together, bring_together, diff
+from conductor.resending import RESEND
+from language import mark, say
 from models.catalogues import CATALOGUES
-from models.ledger import Mapping, Task
+from models.ledger import Mapping
 from panel import mapping_form
 from panel.mapping_form import Row
 from panel.views.base import LARGEST_ID, PanelView, action, done, page, refused
+from panel.views.tasks import shown
 from subscribers.base import Subscriber
 from subscribers.mapping import Problem
 from subscribers.paths import MISSING
 from subscribers.transforms import TRANSFORMS
 
 #: The choices of a row, with what they mean.
-DIRECTIONS = {"both": "both ways", "out": "out only", "in": "in only"}
-CONFLICTS = {"newest": "newest wins", "internal": "internal wins", "external": "external wins", "ask": "ask a person"}
+DIRECTIONS = {"both": mark("both ways"), "out": mark("out only"), "in": mark("in only")}
+CONFLICTS = {
+    "newest": mark("newest wins"),
+    "internal": mark("internal wins"),
+    "external": mark("external wins"),
+    "ask": mark("ask a person"),
+}
 #: What the cells are called.
 TITLES = {
-    "column": "Internal column", "path": "External field", "direction": "Direction", "transform": "Transform",
-    "link": "Points to", "conflict": "In conflict", "default": "Default", "required": "Required",
-}  # fmt: skip
+    "column": mark("Internal column"),
+    "path": mark("External field"),
+    "direction": mark("Direction"),
+    "transform": mark("Transform"),
+    "link": mark("Points to"),
+    "conflict": mark("In conflict"),
+    "default": mark("Default"),
+    "required": mark("Required"),
+}
 
 #: Longest history shown; versions are made by people, so there are few.
 _VERSIONS = 100
@@ -66,7 +80,7 @@ class Draft:
 
 
 class Mappings(PanelView):
-    title, path, icon = "Mappings", "/mappings", "mappings"
+    title, path, icon = mark("Mappings"), "/mappings", "mappings"
 
     @page("/")
     def index(self) -> str:
@@ -122,8 +136,16 @@ class Mappings(PanelView):
         here = url_for(".edit", subscriber=subscriber)
         if pressed == "send":
             number = self.conductor.resend(subscriber, self.who)
-            return done(f"Version {version} of {subscriber} is in force; task #{number} sends what differs.", here)
-        return done(f"Version {version} of {subscriber} is in force.", here)
+            return done(
+                say(
+                    "Version {version} of {subscriber} is in force; task #{number} sends what differs.",
+                    version=version,
+                    subscriber=subscriber,
+                    number=number,
+                ),
+                here,
+            )
+        return done(say("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here)
 
     @page("/<subscriber>/versions/<number:number>")
     def version(self, subscriber: str, number: int) -> str:
@@ -149,28 +171,33 @@ class Mappings(PanelView):
     @action("/<subscriber>/default", needs="mappings")
     def default(self, subscriber: str) -> Response:
         self._known(subscriber)
-        return self._put(subscriber, None, f"{subscriber} is back to the code's default")
+        return self._put(subscriber, None, mark("{subscriber} is back to the code's default, as version {version}."))
 
     @action("/<subscriber>/versions/<number:number>/revert", needs="mappings")
     def revert(self, subscriber: str, number: int) -> Response:
         """An old version in force again, as a new one."""
         rows = self._rows_of(self._known(subscriber), str(number))
-        return self._put(subscriber, rows, f"{subscriber} is as it was in version {number}")
+        return self._put(
+            subscriber,
+            rows,
+            mark("{subscriber} is as it was in version {number}, as version {version}."),
+            number=number,
+        )
 
     @action("/<subscriber>/send", needs="mappings")
     def send(self, subscriber: str) -> Response:
         """Send again what the mapping in force makes different."""
         self._known(subscriber)
         number = self.conductor.resend(subscriber, self.who)
-        return done(f"Task #{number} sends what differs.", url_for(".edit", subscriber=subscriber))
+        return done(say("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber))
 
-    def _put(self, subscriber: str, rows: list[Row] | None, words: str) -> Response:
+    def _put(self, subscriber: str, rows: list[Row] | None, words: str, **values: Any) -> Response:
         here = url_for(".edit", subscriber=subscriber)
         try:
             version = self.conductor.save_mapping(subscriber, rows, self.who, request.form.get("version", 0, type=int))
         except (MappingConflict, MappingRefused) as error:
-            return refused(f"Not saved: {error}", here)
-        return done(f"{words}, as version {version}.", here)
+            return refused(say("Not saved: {error}", error=error), here)
+        return done(say(words, subscriber=subscriber, version=version, **values), here)
 
     def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
         """What the draft would do, before anything is saved. Raises `MappingRefused`."""
@@ -237,9 +264,7 @@ class Mappings(PanelView):
 
     def _form(self, subscriber: Subscriber, draft: Draft) -> str:
         name = subscriber.name()
-        resends = sa.select(Task.__table__).where(Task.kind == "resend", Task.subscriber == name)
-        with self.conductor.database.read() as connection:
-            task = connection.execute(resends.order_by(Task.id.desc()).limit(1)).one_or_none()
+        resend = next((row for row in self.conductor.tasks.list(RESEND) if row.subscriber == name), None)
         return self.render(
             "panel/mapping.html",
             subscriber=subscriber,
@@ -247,7 +272,7 @@ class Mappings(PanelView):
             wrong=draft.wrong(),
             versions=self._versions(name),
             children={child.name: child for child in subscriber.records.children},
-            task=task,
+            task=shown(resend) if resend else None,
             label=subscriber.records.label,
             **self._words(),
         )
@@ -256,10 +281,10 @@ class Mappings(PanelView):
     def _words() -> dict[str, Any]:
         return {
             "transforms": TRANSFORMS,
-            "directions": DIRECTIONS,
-            "conflicts": CONFLICTS,
-            "links": {"": "no relation"} | {name: f"a {name}" for name in CATALOGUES},
-            "titles": TITLES,
+            "directions": _said(DIRECTIONS),
+            "conflicts": _said(CONFLICTS),
+            "links": {"": say("no relation")} | {name: say("a {catalogue}", catalogue=name) for name in CATALOGUES},
+            "titles": _said(TITLES),
             "cells": CELLS,
             "cell": _cell,
             "MISSING": MISSING,
@@ -271,14 +296,18 @@ class Mappings(PanelView):
         return self.conductor.subscribers[subscriber]
 
 
+def _said(words: dict[str, str]) -> dict[str, str]:
+    return {key: say(text) for key, text in words.items()}
+
+
 def _cell(name: str, value: Any) -> str:
     """A cell of a version for reading."""
     if name == "direction":
-        return DIRECTIONS.get(value, str(value))
+        return say(DIRECTIONS.get(value, str(value)))
     if name == "conflict":
-        return CONFLICTS.get(value, str(value))
+        return say(CONFLICTS.get(value, str(value)))
     if name == "required":
-        return "required" if value else "not required"
+        return say("required") if value else say("not required")
     if name == "default":
-        return mapping_form.show_default(value) or "none"
-    return str(value) if value else {"transform": "as it is", "link": "no relation"}.get(name, "")
+        return mapping_form.show_default(value) or say("none")
+    return str(value) if value else {"transform": say("as it is"), "link": say("no relation")}.get(name, "")

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
+import sqlalchemy as sa
 from flask import Response as FlaskResponse
 from flask import jsonify, request
 from werkzeug import Response
 
 from conductor import SPANS, Series, is_alive
 from conductor import Overview as Standing
+from conductor.throughput import COLUMNS
+from language import mark, say
 from models.ledger import Delivery
-from panel import drawing, paging
+from panel import drawing
 from panel.views.base import PanelView, page
+from panel.words import updating
 
-#: The newest deliveries shown at home.
+#: The newest deliveries shown at home, and of each what is shown.
 _LATEST = 8
+_NEWEST = (
+    sa.select(Delivery.id, Delivery.at, Delivery.subscriber, Delivery.record_id, Delivery.outcome)
+    .order_by(Delivery.id.desc())
+    .limit(_LATEST)
+)
 
 #: The span the chart shows unless the URL says otherwise, and that of the small lines.
 _SPAN, _SMALL = "6h", "1h"
 
 
 class Overview(PanelView):
-    title, path, icon = "Overview", "/", "overview"
+    title, path, icon = mark("Overview"), "/", "overview"
 
     @page("/")
     def index(self) -> Response:
@@ -33,34 +43,33 @@ class Overview(PanelView):
     @page("/throughput.json")
     def throughput(self) -> Response:
         """The chart's numbers: the instants, then per minute delivered, received, failed and dead."""
-        series = self._series()
-        answer: FlaskResponse = jsonify(
-            [series.at, *(series.per_minute(name) for name in ("delivered", "received", "failed", "dead"))]
-        )
-        answer.add_etag()
-        answer.make_conditional(request)
+        counting, span = self.conductor.throughput, _span()
+        with self.conductor.database.look() as connection:
+            tag = hashlib.sha256(repr((span, counting.version(connection, SPANS[span]))).encode()).hexdigest()[:32]
+            if request.if_none_match.contains(tag):
+                answer = FlaskResponse(status=304)
+            else:
+                series = counting.series(connection, SPANS[span])
+                answer = jsonify([series.at, *map(series.per_minute, ("delivered", "received", "failed", "dead"))])
+        answer.set_etag(tag)
         return answer
 
-    def _series(self) -> Series:
-        with self.conductor.database.read() as connection:
-            return self.conductor.throughput.series(connection, SPANS[_span()])
-
     def _values(self, overview: Standing, broker_error: str | None) -> dict[str, Any]:
-        conductor = self.conductor
-        with conductor.database.read() as connection:
+        conductor, span = self.conductor, _span()
+        with conductor.database.look() as connection:
             small = conductor.throughput.by_subscriber(connection, SPANS[_SMALL])
-            series = conductor.throughput.series(connection, SPANS[_span()])
-            deliveries = paging.newest(connection, Delivery).rows[:_LATEST]
+            # An open page keeps the chart it has, and brings that up to date by its numbers.
+            series = None if updating() else conductor.throughput.series(connection, SPANS[span])
+            deliveries = connection.execute(_NEWEST).all()
         hour = {name: {column: sum(counts) for column, counts in s.counts.items()} for name, s in small.items()}
         return {
             "overview": overview,
             "hour": hour,
-            "lately": {column: sum(counts[column] for counts in hour.values()) for column in series.counts},
+            "lately": {column: sum(counts[column] for counts in hour.values()) for column in COLUMNS},
             "sparks": {name: _spark(name, s) for name, s in small.items()},
             "spans": list(SPANS),
-            "span": _span(),
-            "series": series,
-            "chart": drawing.chart(series, _words(series, _span())),
+            "span": span,
+            "chart": drawing.chart(series, _words(series, span)) if series else "",
             "deliveries": deliveries,
             "processes": _by_kind(overview.processes, lambda row: is_alive(conductor.hub, row)),
             "broker_error": broker_error,
@@ -74,16 +83,21 @@ def _span() -> str:
 
 def _spark(name: str, series: Series) -> Any:
     delivered = series.counts["delivered"]
-    return drawing.spark(delivered, f"{name}: {sum(delivered):,} delivered in the last hour")
+    return drawing.spark(
+        delivered, say("{name}: {count:,} delivered in the last hour", name=name, count=sum(delivered))
+    )
 
 
 def _words(series: Series, span: str) -> str:
     """The chart for whoever cannot see it."""
     totals = {name: sum(counts) for name, counts in series.counts.items()}
     most = max(series.per_minute("delivered"), default=0)
-    return (
-        f"In the last {span}: {totals['delivered']:,} delivered, at most {most:g} a minute; "
-        f"{totals['received']:,} received, {totals['failed']:,} failed, {totals['dead']:,} dead."
+    return say(
+        "In the last {span}: {delivered:,} delivered, at most {most:g} a minute; "
+        "{received:,} received, {failed:,} failed, {dead:,} dead.",
+        span=span,
+        most=most,
+        **totals,
     )
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
+from flask import current_app
 from werkzeug import Response
 
 from conductor import QueueReport, QueueState
+from language import mark, say
 from panel.views.base import PanelView, page
 
 
 class Queues(PanelView):
-    title, path, icon, group = "Queues", "/queues", "queues", "History"
+    title, path, icon, group = mark("Queues"), "/queues", "queues", mark("History")
 
     @page("/")
     def index(self) -> Response:
         report = self.conductor.queues()
-        version = (report.source, report.error, sorted(report.queues.items()))
+        version = (report.source, report.error, report.note, sorted(report.queues.items()))
         return self.live("panel/queues.html", version, lambda: self._values(report))
 
     def _values(self, report: QueueReport) -> dict[str, Any]:
@@ -28,15 +31,21 @@ class Queues(PanelView):
         base, _, last = name.rpartition(".")
         subscribers, systems = self.conductor.subscribers, self.conductor.systems
         if name in subscribers:
-            what = "Live changes"
+            what = say("Live changes")
         elif base in subscribers:
-            what = "Retries and repeated news, after live changes"
+            what = say("Retries and repeated news, after live changes")
         elif last == "inbox" and base in systems:
-            what = "Webhooks and polls"
+            what = say("Webhooks and polls")
         else:
-            what = "The tick of the schedules"
+            what = say("The tick of the schedules")
         subscriber = name if name in subscribers else base if base in subscribers else None
-        return {"queue": queue, "what": what, "subscriber": subscriber, "state": _state(queue)}
+        return {"queue": queue, "what": what, "subscriber": subscriber, "state": _state(queue), "page": _page_of(name)}
+
+
+def _page_of(name: str) -> str | None:
+    """The queue's own page in RabbitMQ's management, where that is configured."""
+    base, vhost = (current_app.config[key] for key in ("RABBITMQ_MANAGEMENT_URL", "RABBITMQ_VHOST"))
+    return f"{base.rstrip('/')}/#/queues/{quote(vhost, safe='')}/{quote(name, safe='')}" if base else None
 
 
 def _state(queue: QueueState) -> str:

@@ -11,6 +11,7 @@ from werkzeug import Response
 
 from conductor import story
 from conductor.editing import EditConflict, EditRefused, as_typed, editable
+from language import mark, say
 from models import search
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter, Link
@@ -33,7 +34,7 @@ class Hit:
 
 
 class Records(PanelView):
-    title, path = "Records", "/record"
+    title, path = mark("Records"), "/record"
     in_menu = False
 
     @page("/")
@@ -92,13 +93,13 @@ class Records(PanelView):
         except EditRefused as error:
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
-            flash(f"Nothing was saved: {error}.", "error")
+            flash(say("Nothing was saved: {error}.", error=error), "error")
             return redirect(url_for(".edit", catalogue=catalogue, record_id=record_id), code=303)
         except ValueError as error:
-            return refused(f"Nothing was saved: {error}.", here)
+            return refused(say("Nothing was saved: {error}.", error=error), here)
         if not count:
-            return done("Nothing was changed.", here)
-        return done("Saved. It flows to every system from here, as any change does.", here)
+            return done(say("Nothing was changed."), here)
+        return done(say("Saved. It flows to every system from here, as any change does."), here)
 
     @action("/<catalogue>/<path:record_id>/sync", needs="retry")
     def sync(self, catalogue: str, record_id: str) -> Response:
@@ -109,7 +110,7 @@ class Records(PanelView):
             self.conductor.editing.sync(catalogue, record_id, self.who)
         except ValueError as error:
             return refused(f"{error}.", here)
-        return done("Every system is asked to take it now; what differs there is sent.", here)
+        return done(say("Every system is asked to take it now; what differs there is sent."), here)
 
     def _form(
         self, about: Catalogue, record_id: str, typed: dict[str, str], seen: dict[str, str], problems: dict[str, str]
@@ -171,10 +172,13 @@ def find(connection: sa.Connection, text: str) -> Found:
     for catalogue in CATALOGUES.values():
         for hit in [*_by_id(connection, catalogue, text), *_by_external_id(connection, catalogue, text)]:
             hits.setdefault((hit.catalogue, hit.record_id), hit)
-    searched = None
     for catalogue in CATALOGUES.values():
         for hit in _by_exact_value(connection, catalogue, text):
             hits.setdefault((hit.catalogue, hit.record_id), hit)
+    if hits and "@" in text:
+        return Found(list(hits.values())[:_MOST])  # a whole address was meant, and the words in many are many
+    searched = None
+    for catalogue in CATALOGUES.values():
         if search.installed(connection, catalogue):
             by_words = _by_words(connection, catalogue, text)
         else:
@@ -186,7 +190,7 @@ def find(connection: sa.Connection, text: str) -> Found:
 
 def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     record = _read(connection, catalogue, text)
-    return [_hit(catalogue, record, "id")] if record else []
+    return [_hit(catalogue, record, say("id"))] if record else []
 
 
 def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -197,7 +201,11 @@ def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) 
     ).all()
     records = catalogue.read(connection, [row.record_id for row in rows])
     return [
-        _hit(catalogue, records.get(row.record_id, {catalogue.key.name: row.record_id}), f"id in {row.subscriber}")
+        _hit(
+            catalogue,
+            records.get(row.record_id, {catalogue.key.name: row.record_id}),
+            say("id in {subscriber}", subscriber=row.subscriber),
+        )
         for row in rows
     ]
 
@@ -206,7 +214,7 @@ def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) 
     hits = []
     for name in catalogue.search_columns:
         column = catalogue.table.c[name]
-        if _indexed(column):
+        if search.has_index(column):
             statement = sa.select(catalogue.table).where(column.in_({text, text.lower()})).limit(_MOST)
             hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
     return hits
@@ -215,8 +223,11 @@ def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) 
 def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     keys = search.find(connection, catalogue, text, _MOST)
     statement = sa.select(catalogue.table).where(catalogue.key.in_(keys)).order_by(catalogue.key)
-    words = " and ".join(catalogue.search_columns)
-    return [_hit(catalogue, row, f"words in {words}") for row in connection.execute(statement).mappings()]
+    columns = say(" and ").join(catalogue.search_columns)
+    return [
+        _hit(catalogue, row, say("words in {columns}", columns=columns))
+        for row in connection.execute(statement).mappings()
+    ]
 
 
 def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -236,11 +247,6 @@ def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any
         return [catalogue.key > top - STRETCH]
     newest = sa.select(catalogue.key).order_by(catalogue.key.desc()).limit(STRETCH)
     return [catalogue.key.in_(newest)]
-
-
-def _indexed(column: sa.Column[Any]) -> bool:
-    indexes = getattr(column.table, "indexes", ())
-    return bool(column.unique) or any(next(iter(index.columns), None) is column for index in indexes)
 
 
 def _hit(catalogue: Catalogue, record: Any, found_by: str) -> Hit:

@@ -8,12 +8,13 @@ import sqlalchemy as sa
 from flask import abort, url_for
 from werkzeug import Response
 
+from language import mark, say
 from models.ledger import Schedule
 from panel.views.base import PanelView, action, done, field, page, refused
 
 
 class Schedules(PanelView):
-    title, path, icon = "Schedules", "/schedules", "schedules"
+    title, path, icon = mark("Schedules"), "/schedules", "schedules"
 
     @page("/")
     def index(self) -> Response:
@@ -46,20 +47,20 @@ class Schedules(PanelView):
     @action("/pause", needs="schedules")
     def pause(self) -> Response:
         self._do(lambda job: self.conductor.jobs.pause(job, self.who))
-        return done(f"“{field('job')}” rests until it is resumed.", url_for(".index"))
+        return done(say("“{job}” rests until it is resumed.", job=field("job")), url_for(".index"))
 
     @action("/resume", needs="schedules")
     def resume(self) -> Response:
         self._do(lambda job: self.conductor.jobs.resume(job, self.who))
-        return done(f"“{field('job')}” runs again.", url_for(".index"))
+        return done(say("“{job}” runs again.", job=field("job")), url_for(".index"))
 
     @action("/run", needs="schedules")
     def run(self) -> Response:
         try:
             self._do(lambda job: self.conductor.jobs.run_soon(job, self.who))
         except ValueError as error:
-            return refused(f"Not done: {error}.", url_for(".index"))
-        return done(f"“{field('job')}” runs within a minute.", url_for(".index"))
+            return refused(say("Not done: {error}.", error=error), url_for(".index"))
+        return done(say("“{job}” runs within a minute.", job=field("job")), url_for(".index"))
 
     @staticmethod
     def _do(work: Any) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import sqlalchemy as sa
-from flask import abort, url_for
+from flask import abort, redirect, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
 from conductor import GUARD, Overview, QueueReport
 from conductor.guard import WINDOW_SECONDS
 from conductor.redaction import MASK
+from language import mark, say
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
@@ -26,12 +26,13 @@ _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|
 
 
 class Systems(PanelView):
-    title, path, icon = "Systems", "/systems", "systems"
+    title, path, icon = mark("Systems"), "/systems", "systems"
 
     @page("/")
     def index(self) -> Response:
         queues = self.conductor.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
+        tests = self.conductor.connection.last()
         version, overview = self.situation()
         with self.conductor.database.read() as connection:
             left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
@@ -41,8 +42,9 @@ class Systems(PanelView):
             sorted(queues.queues.items()),
             queues.error,
             [tuple(row) for row in tasks],
+            sorted(tuple(row) for row in tests.values()),
         )
-        return self.live("panel/systems.html", seen, lambda: self._values(overview, queues, tasks))
+        return self.live("panel/systems.html", seen, lambda: {"tests": tests, **self._values(overview, queues, tasks)})
 
     def _values(self, overview: Overview, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
@@ -73,36 +75,37 @@ class Systems(PanelView):
         self._known(system)
         reason = field("reason")
         if not reason:
-            return refused("Say why, for whoever finds it paused.", url_for("systems.index"))
+            return refused(say("Say why, for whoever finds it paused."), url_for("systems.index"))
         self.conductor.pause(system, self.who, reason)
-        return done(f"{system} is paused. Its changes wait until it is resumed.", url_for("systems.index"))
+        return done(
+            say("{system} is paused. Its changes wait until it is resumed.", system=system), url_for("systems.index")
+        )
 
     @action("/<system>/resume", needs="pause")
     def resume(self, system: str) -> Response:
         self._known(system)
         meant = field("deletes") == "yes"
         self.conductor.resume(system, self.who, allow_deletes=meant)
-        words = f"{system} is resumed, and its deletes flow for an hour." if meant else f"{system} is resumed."
+        words = (
+            say("{system} is resumed, and its deletes flow for an hour.", system=system)
+            if meant
+            else say("{system} is resumed.", system=system)
+        )
         return done(words, url_for("systems.index"))
 
     @action("/<system>/check", needs="poll")
-    def check(self, system: str) -> str:
-        """Asks the system itself, so it takes as long as the system takes to answer."""
+    def check(self, system: str) -> Response:
+        """Begin to test the connection; the task's page shows what is found. One under way is not begun again."""
         self._known(system)
-        with self.conductor.database.write() as connection:
-            self.conductor.hub.audit(connection, self.who, "system.check", system)
-        began = time.monotonic()
-        found = self.conductor.check(system)
-        wrong = sum(finding.state == "wrong" for findings in found.values() for finding in findings)
-        took = time.monotonic() - began
-        return self.render("panel/check.html", system=system, found=found, wrong=wrong, took=took)
+        number = self.conductor.connection.start(system, self.who)
+        return redirect(url_for("tasks.one", number=number), code=303)
 
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
             abort(404)
         self.conductor.poll_soon(subscriber, self.who)
-        return done(f"{subscriber} will be polled in a moment.", url_for("systems.index"))
+        return done(say("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index"))
 
     @action("/backfill/<subscriber>", needs="tasks")
     def backfill(self, subscriber: str) -> Response:
@@ -120,8 +123,8 @@ class Systems(PanelView):
         try:
             number = start()
         except ValueError as error:
-            return refused(f"Not begun: {error}.", url_for(".index"))
-        return done("It is under way; this page may be left.", url_for("tasks.one", number=number))
+            return refused(say("Not begun: {error}.", error=error), url_for(".index"))
+        return done(say("It is under way; this page may be left."), url_for("tasks.one", number=number))
 
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
@@ -152,7 +155,7 @@ def masked(options: BaseModel) -> dict[str, str]:
 def mask(name: str, value: Any) -> str:
     """One option as it may be shown."""
     if value is None or value == "":
-        return "not set"
+        return say("not set")
     if isinstance(value, SecretStr | SecretBytes) or _SECRET_NAME.search(name):
         return MASK
     if isinstance(value, Mapping):

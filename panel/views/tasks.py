@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from flask import abort, url_for
@@ -9,15 +10,20 @@ from werkzeug import Response
 
 from conductor.alike import SETTLE
 from conductor.backfill import BACKFILL
+from conductor.connection import CHECK
+from conductor.discarding import DISCARD
 from conductor.reconcile import RECONCILE
 from conductor.replaying import KIND as REPLAY
 from conductor.resending import RESEND
 from conductor.retrying import RETRY
+from conductor.tasks import OPEN
+from language import mark, say
+from models.base import utcnow
 from panel.views.base import PanelView, action, done, page, refused
 
 
 class Tasks(PanelView):
-    title, path, icon = "Tasks", "/tasks", "tasks"
+    title, path, icon = mark("Tasks"), "/tasks", "tasks"
 
     @page("/")
     def index(self) -> Response:
@@ -29,17 +35,31 @@ class Tasks(PanelView):
         row = self.conductor.tasks.get(number)
         if row is None:
             abort(404)
-        return self.live(
-            "panel/task.html", tuple(row), lambda: {"task": shown(row), "subscribers": self.conductor.subscribers}
-        )
+        # The page one waits on: it says so where nobody is there to do the work.
+        troubles = self.situation()[1].troubles if row.state in OPEN else []
+        idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
+        values = {"task": shown(row), "idle": idle, "subscribers": self.conductor.subscribers}
+        return self.live("panel/task.html", (tuple(row), idle), lambda: values)
+
+    @page("/<number:number>/line")
+    def line(self, number: int) -> str:
+        """The line about it on other pages, which line.js asks for."""
+        row = self.conductor.tasks.get(number)
+        if row is None:
+            abort(404)
+        return self.render("panel/task_line.html", task=shown(row))
 
     @action("/<number:number>/stop", needs="tasks")
     def stop(self, number: int) -> Response:
-        return self._change(self.conductor.tasks.stop, number, "stops after the step in hand; what is done stays done")
+        return self._change(
+            self.conductor.tasks.stop,
+            number,
+            mark("Task #{number} stops after the step in hand; what is done stays done."),
+        )
 
     @action("/<number:number>/resume", needs="tasks")
     def resume(self, number: int) -> Response:
-        return self._change(self.conductor.tasks.resume, number, "goes on from where it was")
+        return self._change(self.conductor.tasks.resume, number, mark("Task #{number} goes on from where it was."))
 
     def _change(self, work: Any, number: int, words: str) -> Response:
         if self.conductor.tasks.get(number) is None:
@@ -47,23 +67,33 @@ class Tasks(PanelView):
         try:
             work(number, self.who)
         except ValueError as error:
-            return refused(f"Not done: {error}.", url_for(".index"))
-        return done(f"Task #{number} {words}.", url_for(".index"))
+            return refused(say("Not done: {error}.", error=error), url_for(".index"))
+        return done(say(words, number=number), url_for(".index"))
 
+
+_STAYS = timedelta(minutes=10)
 
 #: What the two counts of a task of a kind mean.
 _COUNTS = {
-    RETRY: ("are through", "failed again"),
-    BACKFILL: ("are there", "could not be brought"),
-    RECONCILE: ("agree", "drifted apart"),
-    REPLAY: ("are applied again", "were passed over"),
+    RETRY: (mark("are through"), mark("failed again")),
+    BACKFILL: (mark("are there"), mark("could not be brought")),
+    RECONCILE: (mark("agree"), mark("drifted apart")),
+    CHECK: (mark("are well"), mark("need mending")),
+    DISCARD: (mark("are discarded"), mark("could not be")),
+    REPLAY: (mark("are applied again"), mark("were passed over")),
+}
+
+#: What is done to dead letters, of all subscribers and of one.
+_LETTERS = {
+    RETRY: (mark("Retry dead letters"), mark("Retry dead letters of {subscriber}")),
+    DISCARD: (mark("Discard dead letters"), mark("Discard dead letters of {subscriber}")),
 }
 
 
 def shown(row: Any) -> dict[str, Any]:
     """A task as its templates take it. `percent` is None where nobody knows how much there is."""
     percent = min(100 * row.done / row.total, 100) if row.total else None
-    good, bad = _COUNTS.get(row.kind, ("went well", "went badly"))
+    good, bad = _COUNTS.get(row.kind, (mark("went well"), mark("went badly")))
     return {
         "row": row,
         "what": words_of(row),
@@ -71,32 +101,56 @@ def shown(row: Any) -> dict[str, Any]:
         "good": good,
         "bad": bad,
         "report": row.position if row.kind == RECONCILE and row.position else None,
+        "test": row.position if row.kind == CHECK and row.position else None,
+        "of_system": row.argument["system"] if row.kind == CHECK else None,
     }
+
+
+def is_current(row: Any) -> bool:
+    """Whether a task is to be shown where it was begun: while it runs, and a while after."""
+    return row.state in OPEN or (row.finished_at is not None and row.finished_at > utcnow() - _STAYS)
 
 
 def words_of(task: Any) -> str:
     """What a task does, in words."""
     if task.kind == RECONCILE:
-        return f"{'Repair what drifted in' if task.argument.get('repair') else 'Reconcile'} {task.subscriber}"
+        if task.argument.get("repair"):
+            return say("Repair what drifted in {subscriber}", subscriber=task.subscriber)
+        return say("Reconcile {subscriber}", subscriber=task.subscriber)
     if task.kind == BACKFILL:
         where = task.argument.get("where") or {}
-        narrowed = " where " + " and ".join(f"{name} is {value}" for name, value in where.items()) if where else ""
-        return f"Backfill {task.subscriber}{narrowed}"
-    if task.kind == RETRY:
+        if not where:
+            return say("Backfill {subscriber}", subscriber=task.subscriber)
+        conditions = say(" and ").join(
+            say("{name} is {value}", name=name, value=value) for name, value in where.items()
+        )
+        return say("Backfill {subscriber} where {conditions}", subscriber=task.subscriber, conditions=conditions)
+    if task.kind in (RETRY, DISCARD):
         wanted = dict(task.argument)
-        of = f" of {wanted.pop('subscriber')}" if "subscriber" in wanted else ""
-        of += ", of one kind" if wanted.pop("fingerprint", None) else ""
+        wanted.pop("reason", None)  # said while it goes, and kept on each letter
+        of_all, of_one = _LETTERS[task.kind]
+        what = say(of_one, subscriber=wanted.pop("subscriber")) if "subscriber" in wanted else say(of_all)
+        what += say(", of one kind") if wanted.pop("fingerprint", None) else ""
         chosen = [f"{name} {_short(value)}" for name, value in sorted(wanted.items())]
-        return f"Retry dead letters{of}" + (": " + ", ".join(chosen) if chosen else "")
+        return what + (": " + ", ".join(chosen) if chosen else "")
     if task.kind == REPLAY:
         since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
-        return f"Replay webhooks of {task.argument['system']}, {since} to {until} UTC"
+        system = task.argument["system"]
+        return say("Replay webhooks of {system}, {since} to {until} UTC", system=system, since=since, until=until)
+    if task.kind == CHECK:
+        return say("Test the connection of {name}", name=task.argument["system"])
     if task.kind == RESEND:
-        return f"Send again what the mapping of {task.subscriber} makes different"
+        return say("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
     if task.kind == SETTLE:
-        return f"Settle the conflicts of {task.subscriber} about {task.argument['path']}: {task.argument['choice']}"
+        choice = task.argument["choice"]
+        return say(
+            "Settle the conflicts of {subscriber} about {path}: {choice}",
+            subscriber=task.subscriber,
+            path=task.argument["path"],
+            choice=say(choice),
+        )
     return f"{task.kind} {task.subscriber or ''}".strip()
 
 
 def _short(value: Any) -> str:
-    return f"{len(value):,} chosen" if isinstance(value, list) else str(value)
+    return say("{count:,} chosen", count=len(value)) if isinstance(value, list) else str(value)

@@ -11,6 +11,8 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor.unsubscriptions import in_force
+from language import mark, say
+from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue
 from models.ledger import Link, Unsubscription, UnsubscriptionRecord
@@ -19,7 +21,12 @@ from panel.paging import PAGE
 from panel.record_lists import Found
 from panel.views.base import PanelView, action, before, done, field, page
 
-OPERATIONS = {"": "everything", "create": "create only", "update": "update only", "delete": "delete only"}
+OPERATIONS = {
+    "": mark("everything"),
+    "create": mark("create only"),
+    "update": mark("update only"),
+    "delete": mark("delete only"),
+}
 
 #: Most records one list may hold.
 _LONGEST_LIST = 100_000
@@ -41,7 +48,7 @@ class Held:
 
 
 class Unsubscriptions(PanelView):
-    title, path, icon = "Unsubscriptions", "/unsubscriptions", "unsubscriptions"
+    title, path, icon = mark("Unsubscriptions"), "/unsubscriptions", "unsubscriptions"
 
     @page("/")
     def index(self) -> str:
@@ -82,13 +89,15 @@ class Unsubscriptions(PanelView):
             try:
                 entries += record_lists.from_csv(upload.read())
             except ValueError as error:
-                problems.append(f"{upload.filename} is not read: {error}.")
+                problems.append(say("{filename} is not read: {error}.", filename=upload.filename, error=error))
         if len(entries) > _LONGEST_LIST:
-            problems.append(f"At most {_LONGEST_LIST:,} records fit one list; this one has {len(entries):,}.")
+            problems.append(
+                say("At most {most:,} records fit one list; this one has {n:,}.", most=_LONGEST_LIST, n=len(entries))
+            )
             return self._page(problems, entries=entries), 422
         target = field("target")
         if target not in self._targets():
-            problems.append("Choose a system or a subscriber.")
+            problems.append(say("Choose a system or a subscriber."))
             if pressed != "create":
                 return self._page(problems, entries=entries), 422
         wants_list = field("scope") == "records"
@@ -101,17 +110,19 @@ class Unsubscriptions(PanelView):
             return self._page(problems, entries=entries, found=found)
         operation = field("operation")
         if operation not in OPERATIONS:
-            problems.append("Choose what does not flow.")
+            problems.append(say("Choose what does not flow."))
         if wants_list and not entries:
-            problems.append("List at least one record, or choose all records.")
+            problems.append(say("List at least one record, or choose all records."))
         if entries and not wants_list:
-            problems.append("There is a list of records, but all records are chosen: empty it, or choose only these.")
+            problems.append(
+                say("There is a list of records, but all records are chosen: empty it, or choose only these.")
+            )
         until = _until(problems)
         reason = field("reason")
         if not reason:
-            problems.append("Say why: others will ask.")
+            problems.append(say("Say why: others will ask."))
         if wants_list and found.unknown and field("unknown") != "yes":
-            problems.append("Some records of the list are not known here, see below.")
+            problems.append(say("Some records of the list are not known here, see below."))
         if problems:
             return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
         try:
@@ -120,7 +131,7 @@ class Unsubscriptions(PanelView):
             )
         except ValueError as error:
             return self._page([f"{error}."], entries=entries, found=found), 422
-        return done(f"Unsubscription #{number} is in force.", url_for(".index"))
+        return done(say("Unsubscription #{number} is in force.", number=number), url_for(".index"))
 
     @action("/<number:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
@@ -130,10 +141,19 @@ class Unsubscriptions(PanelView):
             abort(404)
         if field("bring") == "yes":
             brought = self.conductor.lift(number, self.who, bring=True)
-            return done(f"Unsubscription #{number} is lifted; {brought:,} records are on their way.", url_for(".index"))
+            return done(
+                say(
+                    "Unsubscription #{number} is lifted; {brought:,} records are on their way.",
+                    number=number,
+                    brought=brought,
+                ),
+                url_for(".index"),
+            )
         self.conductor.lift(number, self.who)
-        words = "What it kept back flows with each record's next change."
-        return done(f"Unsubscription #{number} is lifted. {words}", url_for(".index"))
+        words = say(
+            "Unsubscription #{number} is lifted. What it kept back flows with each record's next change.", number=number
+        )
+        return done(words, url_for(".index"))
 
     def _targets(self) -> list[str]:
         return sorted(self.conductor.systems) + sorted(self.conductor.subscribers)
@@ -147,7 +167,10 @@ class Unsubscriptions(PanelView):
         with self.conductor.database.read() as connection:
             found = _candidates(connection, catalogues, text) if text else []
         if not found:
-            problems.append(f"No record is found by {text!r}." if text else "Type an id, an email or a name.")
+            words = (
+                say("No record is found by {text!r}.", text=text) if text else say("Type an id, an email or a name.")
+            )
+            problems.append(words)
         return [record_id for _catalogue, record_id, _label in found]
 
     def _held(self, text: str) -> list[Held]:
@@ -214,9 +237,7 @@ def _candidates(connection: sa.Connection, catalogues: list[Catalogue], text: st
     hits: list[tuple[Catalogue, str, str]] = []
     for catalogue in catalogues:
         ids = [text] if record_lists.key_of(catalogue, text) is not None else []
-        for column in dict.fromkeys(("email", catalogue.label)):
-            if column in catalogue.table.c:
-                ids += catalogue.find(connection, {column: text}, limit=5)
+        ids += search.exactly(connection, catalogue, text, dict.fromkeys(("email", catalogue.label)), limit=5)
         records = catalogue.read(connection, ids)
         hits += [
             (catalogue, record_id, str(record.get(catalogue.label) or "")) for record_id, record in records.items()
@@ -231,9 +252,9 @@ def _until(problems: list[str]) -> datetime | None:
     try:
         until = datetime.fromisoformat(text)
     except ValueError:
-        problems.append("The end is no date and time such as 2026-12-31T18:00.")
+        problems.append(say("The end is no date and time such as 2026-12-31T18:00."))
         return None
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until
     if until <= utcnow():
-        problems.append("The end lies in the past.")
+        problems.append(say("The end lies in the past."))
     return until

@@ -10,13 +10,14 @@ from flask_security import current_user
 from sqlalchemy.orm import Session
 from werkzeug import Response
 
+from language import mark, say
 from models.people import User
 from panel import security
 from panel.views.base import PanelView, action, done, field, page, refused
 
 
 class Users(PanelView):
-    title, path, icon, group, needs = "Users", "/users", "users", "Administration", "users"
+    title, path, icon, group, needs = mark("Users"), "/users", "users", mark("Administration"), "users"
 
     @page("/", needs="users")
     def index(self) -> str:
@@ -41,21 +42,28 @@ class Users(PanelView):
         before = [old.name for old in user.roles]
         user.roles = [role]
         self._keep(user, "user.role", before=before, after=role.name)
-        return done(f"{user.email} is {role.name} now.", url_for(".index"))
+        return done(say("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
 
     @action("/<number:number>/active", needs="users")
     def active(self, number: int) -> Response:
         user = self._other(number)
         user.active = field("active") == "yes"
         self._keep(user, "user.enable" if user.active else "user.disable")
-        words = "may log in again" if user.active else "is logged out and may not log in any more"
-        return done(f"{user.email} {words}.", url_for(".index"))
+        words = (
+            say("{email} may log in again.", email=user.email)
+            if user.active
+            else say("{email} is logged out and may not log in any more.", email=user.email)
+        )
+        return done(words, url_for(".index"))
 
     @action("/<number:number>/password", needs="users")
     def password(self, number: int) -> str | Response:
         user = self._other(number)
         if user.password is None:
-            return refused(f"{user.email} logs in over the login provider, without a password here.", url_for(".index"))
+            return refused(
+                say("{email} logs in over the login provider, without a password here.", email=user.email),
+                url_for(".index"),
+            )
         password = security.one_time_password()
         user.password = security.checked_hash(password)
         user.must_change_password = True
@@ -68,8 +76,10 @@ class Users(PanelView):
         self._people.tf_reset(user)
         user.mf_recovery_codes = None
         self._keep(user, "user.two_factor_off")
-        return done(f"{user.email} logs in with the password alone now, and can set up two-factor login again.",
-                    url_for(".index"))  # fmt: skip
+        words = say(
+            "{email} logs in with the password alone now, and can set up two-factor login again.", email=user.email
+        )
+        return done(words, url_for(".index"))
 
     @property
     def _people(self) -> security.Datastore:
@@ -87,7 +97,7 @@ class Users(PanelView):
         if user is None:
             abort(404)
         if user.id == current_user.id:
-            abort(409, "This is you. Another admin has to do that; your own password is changed in the menu.")
+            abort(409, say("This is you. Another admin has to do that; your own password is changed in the menu."))
         return user
 
     def _keep(self, user: User, action: str, **details: Any) -> None:
