@@ -61,6 +61,13 @@ chaos: setup-dev ## kill, cut and restart everything under load, then compare ev
 mutants: setup-dev ## take each mechanism of the delivery promise out and see a test fail (ARGS="lease")
 	@$(PY) scripts/mutants $(ARGS)
 
+.PHONY: bench
+bench: services ## measure: all benchmarks; `make bench-NAME` for one of them (ARGS="--rounds 5")
+	@$(PY) -m bench $(ARGS)
+
+bench-%: services
+	@$(PY) -m bench $* $(ARGS)
+
 .PHONY: screenshots
 screenshots: chromium ## take the pictures of the panel that README and docs show (ARGS="FOLDER --all")
 	@$(PY) scripts/screenshots $(ARGS)
@@ -84,6 +91,10 @@ chromium: setup-dev ## make sure there is a chromium for the browser tests
 .PHONY: lock
 lock: setup-dev ## write the versions of the indirect packages now installed to constraints.txt
 	@$(PY) scripts/lock
+
+.PHONY: texts
+texts: setup-dev ## bring the panel's catalogues up to date with its texts; names what is not translated yet
+	@$(PY) scripts/texts
 
 .PHONY: clean
 clean: ## remove .venv and caches (var/, which holds your data, stays)

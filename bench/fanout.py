@@ -1,0 +1,102 @@
+"""Fan-out: deliveries per second from the first commit to the last delivery, to three systems that only count."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+
+from bench.contenders import HUB, HUB_BULK, STANDALONE, STANDALONE_BULK, WRITERS, Entry, peers
+from bench.hub import Workbench
+from bench.report import Goal, Result, interleaved, median, postgres_settings
+
+#: Changes in one transaction; the last one for the hub and quick peers only, whose figure it is for the others.
+BURSTS = (1, 10, 1_000, 20_000)
+#: This many once, in the last round, to whoever does more than so many deliveries per second: else it takes minutes.
+LARGE, LARGE_FROM = 100_000, 4_000
+#: Changes that are committed (published and confirmed) one by one.
+STREAM, SLOW_STREAM = 2_000, 300
+
+QUICK_BURSTS, QUICK_STREAM = (1, 10, 100), 20
+
+#: Contender -> the ratio aimed at, and what it is called.
+RATIOS = {
+    "raw pika": 1.0,
+    "raw pika, acks in batches": 1.0,
+    "Celery": 25.0,
+    "Dramatiq": 12.0,
+}
+
+#: Deliveries per second aimed at on SQLite.
+SQLITE_AIM = 6_000
+
+_NOTES = (
+    f"A burst is one transaction (the peers: one loop of publishing); the stream is committed one by one by {WRITERS} "
+    "programs, published and confirmed one by one. Deliveries are changes times three. The hub: one relay, two "
+    "workers; `bulk systems` take 200 records a call, the others one. The peers: raw pika three consumers, an ack "
+    "each or one for fifty; Celery prefork 2; Dramatiq 2 processes of 8 threads; FastStream 2 workers; nameko 2 "
+    "processes. The slow ones get no more than 1,000 changes at once: beyond that their rate stays. "
+    f"{LARGE:,} changes are tried once, by those that do more than {LARGE_FROM:,}/s at {BURSTS[-1]:,}.",
+)
+
+
+def run(rounds: int, quick: bool) -> Result:
+    """Measure all of them, in turn."""
+    rounds = 1 if quick else rounds
+    others, left_out = peers(quick=quick)
+    entries = [HUB, STANDALONE, *others[1:]] if quick else [HUB, STANDALONE, HUB_BULK, STANDALONE_BULK, *others]
+    with Workbench() as bench:
+        contenders = {entry.name: _measure(bench, entry, rounds, quick) for entry in entries}
+        seen = interleaved(contenders, rounds)
+        settings = postgres_settings(bench.postgres_server) | {"rounds": rounds, "subscribers": 3}
+    bursts = QUICK_BURSTS if quick else (*BURSTS, LARGE)
+    columns = [*(f"{changes:,}" for changes in bursts), "stream"]
+    figures = {
+        name: {c: median(rates) for c in columns if (rates := [one[c] for one in found if c in one])}
+        for name, found in seen.items()
+    }
+    return Result(
+        "fan-out",
+        ("deliveries/s at changes", *columns),
+        [(name, *(found.get(column, "") for column in columns)) for name, found in figures.items()],
+        {"deliveries_per_s": figures},
+        settings,
+        [] if quick else _goals(figures),
+        [*_NOTES, *left_out],
+    )
+
+
+def _measure(bench: Workbench, entry: Entry, rounds: int, quick: bool) -> Callable[[], dict[str, float]]:
+    """One round of one contender: column -> deliveries per second."""
+    turn = itertools.count(1)
+    bursts = QUICK_BURSTS if quick else BURSTS if entry.quick else BURSTS[:-1]
+    stream = QUICK_STREAM if quick else STREAM if entry.quick else SLOW_STREAM
+
+    def measured() -> dict[str, float]:
+        with entry.start(bench) as contender:
+            found = {f"{changes:,}": contender.burst(changes) for changes in bursts}
+            found["stream"] = contender.stream(stream)
+            last = next(turn) == rounds and not quick
+            if last and found.get(f"{BURSTS[-1]:,}", 0.0) > LARGE_FROM:
+                found[f"{LARGE:,}"] = contender.burst(LARGE)
+        print(entry.name, {changes: round(rate) for changes, rate in found.items()}, file=sys.stderr)
+        return found
+
+    return measured
+
+
+def _goals(figures: dict[str, dict[str, float]]) -> list[Goal]:
+    def at_best(name: str) -> float:
+        found = figures[name]
+        return found.get(f"{BURSTS[-1]:,}") or found[f"{BURSTS[-2]:,}"]
+
+    goals = []
+    for hub in (HUB.name, HUB_BULK.name):
+        for name, aim in RATIOS.items():
+            if name in figures:
+                ratio = at_best(hub) / at_best(name)
+                goals.append(Goal(f"{hub} to {name}", f">= {aim:g} x", f"{ratio:.2f} x", ratio >= aim))
+    for hub in (STANDALONE.name, STANDALONE_BULK.name):
+        rate = at_best(hub)
+        goals.append(Goal(hub, f">= {SQLITE_AIM:,}/s", f"{rate:,.0f}/s", rate >= SQLITE_AIM))
+    return goals
