@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel, SecretStr
 
 import subscribers as shipped
+from bench.__main__ import BENCHES
 from broker import fanout_message
 from commands.author import write
 from conductor import Conductor
@@ -37,10 +38,8 @@ from tests.test_layers import MAY_IMPORT
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE))
+TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) | {f"bench-{name}" for name in ("", *BENCHES)}
 
-#: Pictures that `make screenshots` takes: they may be missing for as long as there is no such target.
-SCREENSHOTS = {"docs/images/overview-light.png", "docs/images/overview-dark.png"}
 #: Files that a reader is told to make.
 READERS_OWN = {"subscribers/shop.py", "tests/test_shop.py"}
 
@@ -86,12 +85,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             continue
         path, _, anchor = target.partition("#")
         found = (page.parent / path).resolve() if path else page
-        if str(found.relative_to(ROOT)) in SCREENSHOTS and "screenshots" not in TARGETS:
-            continue
         assert found.exists(), target
         if anchor:
             headings = re.findall(r"(?m)^#+ (.+)$", found.read_text())
             assert anchor in map(slug, headings), target
+
+
+def test_every_picture_is_shown_and_every_page_is_pictured() -> None:
+    said = "".join(page.read_text() for page in PAGES)
+    kept = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert [name for name in sorted(kept) if f"images/{name}" not in said] == []
+    taken = re.findall(r'(?m)^    "([a-z-]+)": "/', (ROOT / "scripts" / "screenshots").read_text())
+    assert {f"{name}-{scheme}.png" for name in taken for scheme in ("light", "dark")} <= kept
 
 
 @each_page

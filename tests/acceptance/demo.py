@@ -50,6 +50,11 @@ class Demo:
         who, password = re.search(r"Log in as +(\S+) +password +(\S+)", self.process.printed).groups()  # type: ignore[union-attr]
         return submit(f"{self.url}/login", {"email": who, "password": password})
 
+    def command(self, *arguments: str) -> str:
+        """What `./syncflow` with these arguments says in another terminal."""
+        call = ["./syncflow", *arguments]
+        return subprocess.run(call, cwd=ROOT, env=self.settings, check=True, capture_output=True, text=True).stdout
+
     def try_the_first_thing(self) -> None:
         """Run the printed command in a shell, as a person does."""
         command = self.process.wait_for(r"^ +((?:sqlite3|psql|python3) .*)$")

@@ -1,6 +1,7 @@
 """`./syncflow demo`: what a newcomer sees first, with nothing installed but Python, and over a fleet's services."""
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -25,12 +26,24 @@ def test_the_samples_are_in_both_systems(demo: Demo) -> None:
     assert len(names) == 8
     eventually(lambda: {id: demo.stripe.customer(id)["name"] for id in names} == names)
     eventually(lambda: {id: demo.salesforce.account(id)["Name"] for id in names} == names)
+    demo.sql.settled()
+    links = "SELECT subscriber FROM link WHERE external_id IS NOT NULL"
+    there = Counter(row["subscriber"] for row in demo.sql(links))
+    both = {"customer": 8, "product": 4, "invoice": 4}
+    assert there == {f"{s}.{catalogue}": count for s in ("stripe", "salesforce") for catalogue, count in both.items()}
+    assert demo.sql.one("SELECT count(*) FROM dead_letter") == 0
 
 
 def test_the_printed_login_works(demo: Demo) -> None:
     page = demo.log_in()
     assert page.url.startswith(demo.url) and "/login" not in page.url
     assert "Log out" in page.text
+
+
+def test_commands_beside_it_find_its_settings(demo: Demo) -> None:
+    demo.sql.settled()
+    said = demo.command("status")
+    assert "stripe.customer" in said and "salesforce.customer" in said and "owed 0" in said
 
 
 def test_the_first_thing_to_try_a_change_in_the_database(demo: Demo) -> None:
