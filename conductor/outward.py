@@ -20,6 +20,7 @@ import sqlalchemy as sa
 
 from conductor import doubt
 from conductor.guard import Guard
+from conductor.hands import Hands
 from conductor.health import GATE, Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
@@ -48,6 +49,9 @@ SINGLE_CHUNK, SMALLEST_CHUNK, LARGEST_CHUNK, CHUNK_SECONDS = 20, 4, 200, 0.4
 #: that a slow system neither runs into RabbitMQ's consumer timeout nor holds up a stop.
 MESSAGE_BUDGET = 60.0
 
+#: Batches prepared or written down at once by one process.
+HANDS = 4
+
 #: How often records that changed while they were being sent are taken up again at once.
 _ROUNDS = 5
 
@@ -74,6 +78,7 @@ class Outward:
         self.guard = guard
         #: Subscriber -> how long its last calls took, each.
         self._seconds: dict[str, float] = {}
+        self._hands = Hands(HANDS)
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
@@ -88,7 +93,7 @@ class Outward:
                 self.hub.announcer.records(name, waiting)
                 return
             try:
-                with self.limits.slot(subscriber.system):
+                with self.limits.slot(subscriber.system), self._hands.taken():
                     waiting = self._deliver_some(subscriber, waiting)
             except Stopping:
                 continue  # the next look at `stopping` hands the rest back
@@ -145,7 +150,8 @@ class Outward:
         plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
         plans, moved = self._claim(plans, batch.token)
         self._hold_deletes(subscriber, plans)
-        self._call(subscriber, plans, batch)
+        with self._hands.away():
+            self._call(subscriber, plans, batch)
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
             self.hub.announcer.records(name, [record_id])

@@ -40,7 +40,7 @@ HEARTBEAT_SECONDS = 5.0
 
 
 #: Objects made before the collector looks at the youngest, and how many such looks before it looks at older ones.
-_COLLECT_AFTER = (10_000, 10, 10)
+_COLLECT_AFTER = (50_000, 20, 100)
 
 #: How long a thread may keep the interpreter while others wait.
 _SWITCH_SECONDS = 0.001
