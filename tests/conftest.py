@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from demo.salesforce import SalesforceSimulator
 from models.schema import migrate
@@ -14,6 +15,10 @@ from models.session import Database
 from tests import services
 
 pytest.register_assert_rewrite("tests.contract")
+
+# How long an example takes says how busy the machine is, nothing else.
+settings.register_profile("syncflow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("syncflow")
 
 NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
 NOT_UNIT = ("services", "acceptance", "browser")

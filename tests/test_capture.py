@@ -652,7 +652,7 @@ def sandbox() -> Iterator[_Ledgerless]:
     sandbox.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.lists(_STEP, min_size=1, max_size=4), max_size=6))
 def test_captured_are_exactly_the_records_that_differ(sandbox: _Ledgerless, transactions: list[list[Any]]) -> None:
     """Every record that differs after a statement is in `change`, and no other is."""

@@ -393,7 +393,7 @@ def test_like_takes_escaped_text_literally(text: str, other: str) -> None:
     assert _like(pattern, other) == (text.casefold() == other.casefold())
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=40)
 @given(name=plain_text.filter(lambda text: text.strip()))
 def test_a_name_is_found_by_itself(name: str) -> None:
     store = Store()

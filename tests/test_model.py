@@ -82,7 +82,6 @@ def test_histories_that_hypothesis_chooses() -> None:
         settings=settings(
             max_examples=60,
             stateful_step_count=20,
-            deadline=None,
             derandomize=True,
             database=None,
             phases=[Phase.generate, Phase.shrink],
