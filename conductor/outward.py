@@ -20,13 +20,13 @@ import sqlalchemy as sa
 
 from conductor import doubt
 from conductor.guard import Guard
-from conductor.hands import Hands
 from conductor.health import GATE, Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from conductor.plans import Batch, Claim, Plan, changed, make_claim, make_item
 from conductor.relations import Relations, our_side
+from conductor.room import Away, Room
 from conductor.settling import Settled, Settling
 from conductor.unsubscriptions import in_force
 from models.base import UtcDateTime
@@ -49,8 +49,8 @@ SINGLE_CHUNK, SMALLEST_CHUNK, LARGEST_CHUNK, CHUNK_SECONDS = 20, 4, 200, 0.4
 #: that a slow system neither runs into RabbitMQ's consumer timeout nor holds up a stop.
 MESSAGE_BUDGET = 60.0
 
-#: Batches prepared or written down at once by one process.
-HANDS = 4
+#: Records prepared or written down at once by one process: four large batches, or many small ones.
+ROOM = 800
 
 #: How often records that changed while they were being sent are taken up again at once.
 _ROUNDS = 5
@@ -78,7 +78,7 @@ class Outward:
         self.guard = guard
         #: Subscriber -> how long its last calls took, each.
         self._seconds: dict[str, float] = {}
-        self._hands = Hands(HANDS)
+        self._room = Room(ROOM)
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
@@ -93,7 +93,7 @@ class Outward:
                 self.hub.announcer.records(name, waiting)
                 return
             try:
-                with self.limits.slot(subscriber.system), self._hands.taken():
+                with self.limits.slot(subscriber.system):
                     waiting = self._deliver_some(subscriber, waiting)
             except Stopping:
                 continue  # the next look at `stopping` hands the rest back
@@ -104,9 +104,14 @@ class Outward:
         lot = subscriber.lot_size(len(waiting))
         count = lot if lot > 1 else self._single_chunk(name)
         chunk, rest = waiting[:count], waiting[count:]
+        with self._room.taken(len(chunk)) as away:
+            return self._deliver_chunk(subscriber, chunk, rest, away)
+
+    def _deliver_chunk(self, subscriber: Subscriber, chunk: list[str], rest: list[str], away: Away) -> list[str]:
+        name, lot = subscriber.name(), subscriber.lot_size(len(chunk) + len(rest))
         batch = self._look_up(subscriber, chunk)
         if not batch.gate.open:
-            logger.info("%s: %d records wait: %s", name, len(waiting), batch.gate.reason)
+            logger.info("%s: %d records wait: %s", name, len(chunk) + len(rest), batch.gate.reason)
             return []
         if batch.gate.probing and (lot == 1 or batch.gate.alone):
             # One of them shows whether the system is back: the first named, which is another one each time.
@@ -116,10 +121,10 @@ class Outward:
             batch.claims = batch.claims[:1]
         elif lot == 1 and not batch.gate.probing:
             # A call a record: whoever is free makes them at the same time.
-            for start in range(0, len(rest), count):
-                self.hub.announcer.records(name, rest[start : start + count])
+            for start in range(0, len(rest), len(chunk)):
+                self.hub.announcer.records(name, rest[start : start + len(chunk)])
             rest = []
-        called = self._work_off(subscriber, batch)
+        called = self._work_off(subscriber, batch, away)
         if batch.gate.probing and not called:
             self.health.nothing_asked(subscriber.system)
         return rest
@@ -129,11 +134,11 @@ class Outward:
         fit = SINGLE_CHUNK if seconds is None else int(CHUNK_SECONDS / max(seconds, 1e-6))
         return min(max(fit, SMALLEST_CHUNK), LARGEST_CHUNK)
 
-    def _work_off(self, subscriber: Subscriber, batch: Batch) -> bool:
+    def _work_off(self, subscriber: Subscriber, batch: Batch, away: Away) -> bool:
         """Deliver this batch, and again what changes meanwhile; True if the system was called."""
         called = False
         for _ in range(_ROUNDS):
-            again, calls = self._round(subscriber, batch)
+            again, calls = self._round(subscriber, batch, away)
             called = called or calls
             if not again:
                 return called
@@ -143,14 +148,14 @@ class Outward:
         self.hub.announcer.records(subscriber.name(), again)
         return called
 
-    def _round(self, subscriber: Subscriber, batch: Batch) -> tuple[list[str], bool]:
+    def _round(self, subscriber: Subscriber, batch: Batch, away: Away) -> tuple[list[str], bool]:
         """One pass over these records; those that are owed something again, and whether the system was called."""
         if not batch.claims:
             return [], False
         plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
         plans, moved = self._claim(plans, batch.token)
         self._hold_deletes(subscriber, plans)
-        with self._hands.away():
+        with away():
             self._call(subscriber, plans, batch)
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:

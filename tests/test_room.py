@@ -1,4 +1,4 @@
-"""Hands: so many at once, and what was begun before what is new."""
+"""Room: for so many records at once, and what was begun goes before what is new."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conductor.hands import Hands
+from conductor.room import Room
 from tests.runtimes import until
 
 pytestmark = pytest.mark.unit
@@ -22,13 +22,13 @@ def start(work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def waiting(hands: Hands) -> tuple[int, int]:
+def waiting(room: Room) -> tuple[int, int]:
     """Who waits at this moment: begun, and new."""
-    return len(hands._for_begun._waiters), len(hands._for_new._waiters)  # type: ignore[attr-defined]
+    return len(room._for_begun._waiters), len(room._for_new._waiters)  # type: ignore[attr-defined]
 
 
 def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
-    hands, lock = Hands(3), threading.Lock()
+    room, lock = Room(6), threading.Lock()
     working, most, done = 0, 0, 0
 
     def enter(by: int) -> None:
@@ -40,10 +40,10 @@ def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
     def one() -> None:
         nonlocal done
         for _ in range(50):
-            with hands.taken():
+            with room.taken(2) as away:
                 enter(+1)
                 enter(-1)
-                with hands.away():
+                with away():
                     pass
                 enter(+1)
                 enter(-1)
@@ -57,40 +57,79 @@ def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
     assert 1 <= most <= 3
 
 
-def test_while_one_is_away_another_has_its_hand() -> None:
-    hands = Hands(1)
+def test_small_ones_go_side_by_side() -> None:
+    room, together = Room(6), threading.Barrier(3)
+
+    def small() -> None:
+        with room.taken(2):
+            together.wait(PATIENCE)
+
+    for thread in [start(small) for _ in range(3)]:
+        thread.join(PATIENCE)
+    assert not together.broken
+
+
+def test_a_very_large_one_takes_its_turn_and_leaves_room_beside_it() -> None:
+    room = Room(6)
+    order: list[str] = []
+    at_work, beside = threading.Event(), threading.Event()
+
+    def large() -> None:
+        with room.taken(1_000_000):
+            order.append("large")
+            at_work.set()
+            assert beside.wait(PATIENCE)
+
+    def small() -> None:
+        with room.taken(1):
+            order.append("small")
+            beside.set()
+
+    with room.taken(3), room.taken(1):
+        threads = [start(large)]
+        until(lambda: waiting(room) == (0, 1))
+        threads.append(start(small))  # there would be room for it
+        until(lambda: waiting(room) == (0, 2))
+        assert not order
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert order == ["large", "small"]
+
+
+def test_while_one_is_away_another_has_its_room() -> None:
+    room = Room(1)
     entered = threading.Event()
 
     def other() -> None:
-        with hands.taken():
+        with room.taken(1):
             entered.set()
 
-    with hands.taken():
+    with room.taken(1) as away:
         thread = start(other)
-        with hands.away():
+        with away():
             assert entered.wait(PATIENCE)
     thread.join(PATIENCE)
 
 
 def test_what_comes_back_goes_before_what_is_new() -> None:
-    hands = Hands(1)
+    room = Room(1)
     order: list[str] = []
     left, may_return, holding, may_go = (threading.Event() for _ in range(4))
 
     def begun() -> None:
-        with hands.taken():
-            with hands.away():
+        with room.taken(1) as away:
+            with away():
                 left.set()
                 may_return.wait(PATIENCE)
             order.append("begun")
 
     def holder() -> None:
-        with hands.taken():
+        with room.taken(1):
             holding.set()
             may_go.wait(PATIENCE)
 
     def new() -> None:
-        with hands.taken():
+        with room.taken(1):
             order.append("new")
 
     threads = [start(begun)]
@@ -98,23 +137,23 @@ def test_what_comes_back_goes_before_what_is_new() -> None:
     threads.append(start(holder))
     assert holding.wait(PATIENCE)
     threads.append(start(new))
-    until(lambda: waiting(hands) == (0, 1))
+    until(lambda: waiting(room) == (0, 1))
     may_return.set()
-    until(lambda: waiting(hands) == (1, 1))
+    until(lambda: waiting(room) == (1, 1))
     may_go.set()
     for thread in threads:
         thread.join(PATIENCE)
     assert order == ["begun", "new"]
 
 
-def test_a_hand_comes_back_from_what_failed() -> None:
-    hands = Hands(1)
-    with pytest.raises(ZeroDivisionError), hands.taken(), hands.away():
+def test_what_failed_gives_its_room_back() -> None:
+    room = Room(1)
+    with pytest.raises(ZeroDivisionError), room.taken(1) as away, away():
         raise ZeroDivisionError
     passed = threading.Event()
 
     def other() -> None:
-        with hands.taken():
+        with room.taken(1):
             passed.set()
 
     start(other)
