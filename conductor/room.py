@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+_Line = deque[tuple[int, threading.Event]]
+
 #: Gives the room back for a block in which something is called that only has to be waited for.
 Away = Callable[[], AbstractContextManager[None]]
 
@@ -20,50 +22,50 @@ class Room:
 
     def __init__(self, records: int) -> None:
         self._all = self._free = records
-        self._coming_back = 0
-        self._line: deque[object] = deque()
-        lock = threading.Lock()
-        self._for_begun, self._for_new = threading.Condition(lock), threading.Condition(lock)
+        self._lock = threading.Lock()
+        #: Who waits, in the order they came: small ones could keep a large one out for good.
+        self._begun, self._new = _Line(), _Line()
 
     @contextmanager
     def taken(self, records: int) -> Iterator[Away]:
         """Begin a batch: waits until there is room for it, and nothing begun waits for some."""
         # A very large batch must not keep out those of another system.
         need = min(records, max(self._all // 2, 1))
-        turn = object()
-        with self._for_new:
-            self._line.append(turn)
-            try:
-                # In the order they came: small ones could keep a large one out for good.
-                self._for_new.wait_for(lambda: self._line[0] is turn and self._free >= need and not self._coming_back)
-            finally:
-                self._line.remove(turn)
-                self._wake()
-            self._free -= need
         try:
+            self._enter(self._new, need)
             yield lambda: self._away(need)
         finally:
-            self._give_back(need)
+            self._leave(need)
 
     @contextmanager
     def _away(self, need: int) -> Iterator[None]:
-        self._give_back(need)
+        self._leave(need)
         try:
             yield
         finally:
-            with self._for_begun:
-                self._coming_back += 1
-                try:
-                    self._for_begun.wait_for(lambda: self._free >= need)
-                finally:
-                    self._coming_back -= 1
+            self._enter(self._begun, need)
+
+    def _enter(self, line: _Line, need: int) -> None:
+        """Wait for room, and take it; it is taken also where this is interrupted."""
+        turn = threading.Event()
+        with self._lock:
+            line.append((need, turn))
+            self._let_in()
+        try:
+            turn.wait()
+        finally:
+            with self._lock:
+                if not turn.is_set():
+                    line.remove((need, turn))
                     self._free -= need
-                    self._wake()
 
-    def _give_back(self, need: int) -> None:
-        with self._for_begun:
+    def _leave(self, need: int) -> None:
+        with self._lock:
             self._free += need
-            self._wake()
+            self._let_in()
 
-    def _wake(self) -> None:
-        (self._for_begun if self._coming_back else self._for_new).notify_all()
+    def _let_in(self) -> None:
+        while (line := self._begun or self._new) and self._free >= line[0][0]:
+            need, turn = line.popleft()
+            self._free -= need
+            turn.set()

@@ -24,7 +24,7 @@ def start(work: Callable[[], None]) -> threading.Thread:
 
 def waiting(room: Room) -> tuple[int, int]:
     """Who waits at this moment: begun, and new."""
-    return len(room._for_begun._waiters), len(room._for_new._waiters)  # type: ignore[attr-defined]
+    return len(room._begun), len(room._new)
 
 
 def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
