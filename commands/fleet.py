@@ -42,7 +42,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
             f"BROKER_URL: {kind} as a process of its own needs RabbitMQ (amqp://...); "
             "with memory:// run ./syncflow standalone"
         )
-    runtime = build_when_up(settings)
+    runtime = build_when_up(settings, by_key=True)
     for words in strange_names():
         logger.warning(words)
     stop = threading.Event()

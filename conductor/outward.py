@@ -546,7 +546,8 @@ def _free_links(dialect: str) -> sa.Select[Any]:
             unsubscribed.label("unsubscribed"),
         )
         .select_from(sa.outerjoin(_LINK, System, System.name == system))
-        .where(Link.subscriber == name, listed(dialect, Link.record_id, "ids"))
+        # By the record: while there are few links PostgreSQL would take any index that holds the subscriber as well.
+        .where(Link.subscriber.concat(sa.literal_column("''")) == name, listed(dialect, Link.record_id, "ids"))
         # Said as a difference: by the index over all that is owed PostgreSQL would look through a whole backlog.
         .where(Link.owed_change - Link.synced_change > 0, Link.dead_at.is_(None))
         .where(sa.or_(Link.retry_at.is_(None), Link.retry_at <= now))

@@ -34,6 +34,11 @@ _SQLITE_BUSY_SECONDS = 30
 #: Seconds a pooled connection to PostgreSQL is taken to stand after its last use.
 _TRUSTED_SECONDS = 1.0
 
+#: PostgreSQL plans a prepared statement once for a connection. While a table is young, all of it is read as fast as one
+#: row, and a statement so planned reads all of it ever after: thousands of rows for each delivery. What processes only
+#: look up by key is planned as if the tables were large ("Query Planning": Planner Method Configuration).
+_BY_KEY = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
+
 #: How often a database transaction that lost a race (deadlock, serialization) is run again.
 _TRANSACTION_TRIES = 5
 
@@ -41,9 +46,12 @@ _LOST_A_RACE = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_de
 
 
 class Database:
-    """An SQLite file or a PostgreSQL database, with the few things that differ kept here."""
+    """An SQLite file or a PostgreSQL database, with the few things that differ kept here.
 
-    def __init__(self, url: str, *, pool_size: int = 20) -> None:
+    `by_key` is for a process that looks rows up by key and never goes through whole tables.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 20, by_key: bool = False) -> None:
         self.url = sa.engine.make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -57,7 +65,7 @@ class Database:
                 hide_parameters=True,
                 **_JSON,
             )
-            _speak_utc(self.engine)
+            _prepare(self.engine, f"SET TIME ZONE 'UTC'; {_BY_KEY}" if by_key else "SET TIME ZONE 'UTC'")
             _ask_the_idle(self.engine)
         self._writing = self.engine.execution_options(syncflow_write=True)
         # SQLite has one writer. Threads of this process wait for their turn here: SQLite would have each of them sleep
@@ -199,12 +207,12 @@ class _SqliteListener(Listener):
         self._connection.close()
 
 
-def _speak_utc(engine: sa.Engine) -> None:
-    """Have times read as UTC, whatever zone the server is in; see `UtcDateTime`."""
+def _prepare(engine: sa.Engine, settings: str) -> None:
+    """Say this once on each connection; of times, that they are read as UTC, whatever zone the server is in."""
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        connection.execute("SET TIME ZONE 'UTC'")
+        connection.execute(settings)
         connection.commit()
 
 

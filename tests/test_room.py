@@ -85,12 +85,15 @@ def test_a_very_large_one_takes_its_turn_and_leaves_room_beside_it() -> None:
             order.append("small")
             beside.set()
 
-    with room.taken(3), room.taken(1):
-        threads = [start(large)]
-        until(lambda: waiting(room) == (0, 1))
-        threads.append(start(small))  # there would be room for it
-        until(lambda: waiting(room) == (0, 2))
-        assert not order
+    with room.taken(3):
+        with room.taken(1):
+            threads = [start(large)]
+            until(lambda: waiting(room) == (0, 1))
+            threads.append(start(small))  # there would be room for it
+            until(lambda: waiting(room) == (0, 2))
+            assert not order
+        assert at_work.wait(PATIENCE)
+        assert order == ["large"]
     for thread in threads:
         thread.join(PATIENCE)
     assert order == ["large", "small"]

@@ -61,15 +61,15 @@ class Runtime:
         self.database.close()
 
 
-def build(settings: Settings | None = None) -> Runtime:
-    """Put a process together.
+def build(settings: Settings | None = None, *, by_key: bool = False) -> Runtime:
+    """Put a process together; `by_key`: one that needs no statistics of the database's, see `Database`.
 
     Raises:
       SettingsError: a setting is missing or wrong, or the database was not migrated.
       OperationalError: the database does not answer.
     """
     settings = settings or get_settings()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, by_key=by_key)
     if not is_current(database):
         raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
     if settings.syncflow_systems:
@@ -84,7 +84,7 @@ def build(settings: Settings | None = None) -> Runtime:
     return Runtime(settings, database, broker, conductor)
 
 
-def build_when_up(settings: Settings) -> Runtime:
+def build_when_up(settings: Settings, *, by_key: bool = False) -> Runtime:
     """Put a process together as soon as the database answers: one that restarts takes no process with it.
 
     Raises:
@@ -92,7 +92,7 @@ def build_when_up(settings: Settings) -> Runtime:
     """
     while True:
         try:
-            return build(settings)
+            return build(settings, by_key=by_key)
         except sa.exc.OperationalError as error:
             logger.warning("waiting for the database: %s", str(error).split("\n", 1)[0])
             time.sleep(_DATABASE_PAUSE)
