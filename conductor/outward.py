@@ -24,7 +24,7 @@ from conductor.health import GATE, Gate, Health
 from conductor.hub import Hub, new_token
 from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
-from conductor.plans import Batch, Claim, Plan, changed, make_claim, make_item
+from conductor.plans import KNOWN, Batch, Claim, Plan, changed, make_claim, make_item
 from conductor.relations import Relations, our_side
 from conductor.room import Away, Room
 from conductor.settling import Settled, Settling
@@ -269,12 +269,17 @@ class Outward:
         outcome = attempt(self._choose, subscriber, plan, batch, batch.mapper)
         if isinstance(outcome, SyncError):
             plan.fail(outcome)
+        self._mind(plan, batch)
+        return plan
+
+    @staticmethod
+    def _mind(plan: Plan, batch: Batch) -> None:
+        """What an unsubscription covers is not sent."""
         if plan.outcome is None and plan.operation != "none":
-            plan.rule = next((r for r in batch.rules if r.covers(plan.operation, claim.record_id)), None)
+            plan.rule = next((r for r in batch.rules if r.covers(plan.operation, plan.claim.record_id)), None)
             if plan.rule is not None:
                 plan.error = None
                 plan.settle("skipped", plan.rule.words)
-        return plan
 
     def _choose(self, subscriber: Subscriber, plan: Plan, batch: Batch, mapper: Mapper) -> None:
         claim = plan.claim
@@ -343,6 +348,8 @@ class Outward:
                     self._lose(plans)
                     return
                 self._look(subscriber, plan, batch.mapper)
+                if plan.claim.found:
+                    self._mind(plan, batch)  # it was planned as a create
             if isinstance(plan.error, SystemDown):
                 _spare_the_others(plans, plan.error)
                 return
@@ -460,6 +467,7 @@ class Outward:
             if plan.operation == "delete":
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
             return
+        plan.claim.found = True
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
         agreed = doubt.created(plan.claim.link.doubt, mapper.theirs(found.data))
         plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
@@ -556,10 +564,6 @@ def _free_links(dialect: str) -> sa.Select[Any]:
     )
 
 
-#: What a call is told against when nobody learned how it ended.
-_KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside")
-
-
 #: Operations whose outcome can be in doubt in a way that matters later.
 _TOLD = ("create", "update")
 
@@ -601,7 +605,7 @@ def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> N
     for plan in plans:
         plan.claim.now_with(doubt=plan.ours)
         plan.claim.told = True
-        known = {name: getattr(plan.claim.link, name) for name in _KNOWN}
+        known = {name: getattr(plan.claim.link, name) for name in KNOWN}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
     update_many(connection, _LINK, rows, match=("id", "lease_owner"))
 

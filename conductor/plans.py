@@ -24,6 +24,10 @@ from subscribers.paths import tops, tops_of
 _LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 
 
+#: What a call is told against when nobody learned how it ended.
+KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside")
+
+
 @dataclass
 class Claim:
     """A link under our lease, with the record as it is now (None: it does not exist)."""
@@ -41,6 +45,8 @@ class Claim:
 
     #: What is about to be sent is on disk.
     told: bool = False
+    #: A create that was begun before was found to be done.
+    found: bool = False
 
     @property
     def record_id(self) -> str:

@@ -15,7 +15,7 @@ from conductor.health import Health
 from conductor.history import newest_delivery
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.letters import Letters
-from conductor.plans import Batch, Plan
+from conductor.plans import KNOWN, Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
 from conductor.relations import Relations, WaitsFor
 from models.bulk import among, insert_many, update_if, update_many
@@ -207,6 +207,8 @@ class Settling:
         }
         if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
             values["doubt"] = None
+        if plan.outcome == "skipped" and plan.claim.found:
+            values |= {name: getattr(link, name) for name in KNOWN} | {"intent": None}
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(plan, mapper, now)
         return values

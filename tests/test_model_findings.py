@@ -124,6 +124,11 @@ HISTORIES = [
     ),
     # Fetched again and again: nothing that comes in of a record that is deleted here needs that.
     model.History({"crm": Profile(on_delete="archive")}, (("insert", 0, 0, 0), ("run", 0), ("delete", 0, 0))),
+    # A create nobody knew the end of was found to be done, and became an update, which is unsubscribed.
+    model.History(
+        {"crm": Profile()},
+        (("insert", 0, 0, 0), ("crash", 0, 11), ("unsubscribe", 0, 3, 0, 0), ("run", 0), ("edit", 0, 0, 1, 0)),
+    ),
 ]
 
 #: Each fails when one mechanism is taken out; random histories get there too, but not every time.
