@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ from conductor import doubt
 from conductor.guard import Guard
 from conductor.health import GATE, Gate, Health
 from conductor.hub import Hub, new_token
-from conductor.limits import Limits, Stopping
+from conductor.limits import Limits, Slot, Stopping
 from conductor.mappings import Mappings
 from conductor.plans import KNOWN, Batch, Claim, Plan, changed, make_claim, make_item
 from conductor.relations import Relations, our_side
@@ -49,11 +49,35 @@ SINGLE_CHUNK, SMALLEST_CHUNK, LARGEST_CHUNK, CHUNK_SECONDS = 20, 4, 200, 0.4
 #: that a slow system neither runs into RabbitMQ's consumer timeout nor holds up a stop.
 MESSAGE_BUDGET = 60.0
 
-#: Records prepared or written down at once by one process: four large batches, or many small ones.
-ROOM = 800
+#: Records prepared or written down at once by one process: four large batches, or eight small ones.
+ROOM, LEAST_ROOM = 800, 100
+
+#: What was read so many seconds before it is the batch's turn to call is read anew: the system may be paused by now.
+_STALE_SECONDS = 1.0
 
 #: How often records that changed while they were being sent are taken up again at once.
 _ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a batch holds while it is worked off: one of the system's slots, and room in this process."""
+
+    slot: Slot
+    away: Away
+
+    def was_long_in_coming(self) -> bool:
+        """Wait for the slot; True if what was read before may be out of date by now.
+
+        Raises:
+          Stopping: there is none, and this process is asked to stop.
+        """
+        if not self.slot.is_limited or self.slot.is_held:
+            return False
+        began = time.monotonic()
+        with self.away():
+            self.slot.take()
+        return time.monotonic() - began > _STALE_SECONDS
 
 
 class Outward:
@@ -78,7 +102,7 @@ class Outward:
         self.guard = guard
         #: Subscriber -> how long its last calls took, each.
         self._seconds: dict[str, float] = {}
-        self._room = Room(ROOM)
+        self._room = Room(ROOM, LEAST_ROOM)
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
@@ -92,22 +116,19 @@ class Outward:
             if self.hub.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
                 self.hub.announcer.records(name, waiting)
                 return
-            try:
-                with self.limits.slot(subscriber.system):
-                    waiting = self._deliver_some(subscriber, waiting)
-            except Stopping:
-                continue  # the next look at `stopping` hands the rest back
+            waiting = self._deliver_some(subscriber, waiting)
 
     def _deliver_some(self, subscriber: Subscriber, waiting: list[str]) -> list[str]:
         """Deliver as many of these as fit into one batch; the others."""
-        name = subscriber.name()
-        lot = subscriber.lot_size(len(waiting))
-        count = lot if lot > 1 else self._single_chunk(name)
+        lot, slot = subscriber.lot_size(len(waiting)), self.limits.slot(subscriber.system)
+        count = lot if lot > 1 else self._single_chunk(subscriber.name())
+        if lot == 1 and slot.is_limited and not slot.is_sought:
+            count = -(-min(count, len(waiting)) // 2)  # there are threads with nothing to do
         chunk, rest = waiting[:count], waiting[count:]
         with self._room.taken(len(chunk)) as away:
-            return self._deliver_chunk(subscriber, chunk, rest, away)
+            return self._deliver_chunk(subscriber, chunk, rest, _Turn(slot, away))
 
-    def _deliver_chunk(self, subscriber: Subscriber, chunk: list[str], rest: list[str], away: Away) -> list[str]:
+    def _deliver_chunk(self, subscriber: Subscriber, chunk: list[str], rest: list[str], turn: _Turn) -> list[str]:
         name, lot = subscriber.name(), subscriber.lot_size(len(chunk) + len(rest))
         batch = self._look_up(subscriber, chunk)
         if not batch.gate.open:
@@ -120,11 +141,18 @@ class Outward:
             rest = [claim.record_id for claim in batch.claims[1:]] + rest
             batch.claims = batch.claims[:1]
         elif lot == 1 and not batch.gate.probing:
-            # A call a record: whoever is free makes them at the same time.
-            for start in range(0, len(rest), len(chunk)):
-                self.hub.announcer.records(name, rest[start : start + len(chunk)])
+            # A call a record: whoever is free makes them at the same time, and shares what is too much for one again.
+            half = -(-len(rest) // 2)
+            for part in filter(None, (rest[:half], rest[half:])):
+                self.hub.announcer.records(name, part)
             rest = []
-        called = self._work_off(subscriber, batch, away)
+        try:
+            called = self._work_off(subscriber, batch, turn)
+        except Stopping:
+            called = False
+            self.hub.announcer.records(name, [claim.record_id for claim in batch.claims])
+        finally:
+            turn.slot.release()
         if batch.gate.probing and not called:
             self.health.nothing_asked(subscriber.system)
         return rest
@@ -134,11 +162,11 @@ class Outward:
         fit = SINGLE_CHUNK if seconds is None else int(CHUNK_SECONDS / max(seconds, 1e-6))
         return min(max(fit, SMALLEST_CHUNK), LARGEST_CHUNK)
 
-    def _work_off(self, subscriber: Subscriber, batch: Batch, away: Away) -> bool:
+    def _work_off(self, subscriber: Subscriber, batch: Batch, turn: _Turn) -> bool:
         """Deliver this batch, and again what changes meanwhile; True if the system was called."""
         called = False
         for _ in range(_ROUNDS):
-            again, calls = self._round(subscriber, batch, away)
+            again, calls = self._round(subscriber, batch, turn)
             called = called or calls
             if not again:
                 return called
@@ -148,15 +176,18 @@ class Outward:
         self.hub.announcer.records(subscriber.name(), again)
         return called
 
-    def _round(self, subscriber: Subscriber, batch: Batch, away: Away) -> tuple[list[str], bool]:
+    def _round(self, subscriber: Subscriber, batch: Batch, turn: _Turn) -> tuple[list[str], bool]:
         """One pass over these records; those that are owed something again, and whether the system was called."""
         if not batch.claims:
             return [], False
         plans = [self._plan(subscriber, claim, batch) for claim in batch.claims]
+        if any(plan.is_open for plan in plans) and turn.was_long_in_coming() and not batch.gate.probing:
+            return [claim.record_id for claim in batch.claims], False
         plans, moved = self._claim(plans, batch.token)
         self._hold_deletes(subscriber, plans)
-        with away():
+        with turn.away():
             self._call(subscriber, plans, batch)
+            turn.slot.release()  # what is left to do calls nobody
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
             self.hub.announcer.records(name, [record_id])

@@ -18,10 +18,14 @@ Away = Callable[[], AbstractContextManager[None]]
 
 
 class Room:
-    """For so many records. What was begun is finished before more begins, so that no more piles up in between."""
+    """For so many records; a small batch takes the room of `least`, for it has a connection to the database as well.
 
-    def __init__(self, records: int) -> None:
+    What was begun is finished before more begins, so that no more piles up in between.
+    """
+
+    def __init__(self, records: int, least: int = 1) -> None:
         self._all = self._free = records
+        self._least = least
         self._lock = threading.Lock()
         #: Who waits, in the order they came: small ones could keep a large one out for good.
         self._begun, self._new = _Line(), _Line()
@@ -30,7 +34,7 @@ class Room:
     def taken(self, records: int) -> Iterator[Away]:
         """Begin a batch: waits until there is room for it, and nothing begun waits for some."""
         # A very large batch must not keep out those of another system.
-        need = min(records, max(self._all // 2, 1))
+        need = min(max(records, self._least), max(self._all // 2, 1))
         try:
             self._enter(self._new, need)
             yield lambda: self._away(need)

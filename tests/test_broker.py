@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -479,3 +480,15 @@ def test_what_is_wrong_with_the_address_is_said_in_one_line(rabbitmq_url: str, u
     for ask in (broker.ensure, lambda: broker.look(["crm.customer"], 5)):
         with pytest.raises(BrokerUnreachable, match=words.format(where=where)):
             ask()
+
+
+def test_a_message_that_waits_in_memory_takes_no_more_room_than_it_is_long() -> None:
+    fields, encoder = fanout_message("customer", [str(number) for number in range(200)]).asdict(), OrjsonEncoder()
+    encoder.encode(fields)
+    tracemalloc.start()
+    try:
+        waiting = [encoder.encode(fields) for _ in range(10)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * sum(map(len, waiting))

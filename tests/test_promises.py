@@ -352,11 +352,11 @@ def test_calls_at_once_hold_over_all_processes_and_a_dead_workers_slot_is_free_a
     world.conductor.prepare()
     waits: list[float] = []
 
-    def wait(seconds: float) -> None:
-        waits.append(seconds)
+    def rest(_called: object, seconds: float | None) -> None:
+        waits.append(seconds or 0.0)
         world.clock.tick(61)  # the lease of those who hold the slots runs out
 
-    limits = Limits(world.conductor.hub, sleep=wait)
+    limits = Limits(world.conductor.hub, rest=rest)
     with limits.slot("crm"), limits.slot("crm"):
         assert len(rows(world, CallSlot, CallSlot.owner.is_not(None))) == 2
         with limits.slot("crm"):

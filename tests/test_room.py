@@ -69,6 +69,15 @@ def test_small_ones_go_side_by_side() -> None:
     assert not together.broken
 
 
+def test_no_more_small_ones_than_the_room_they_take_at_least() -> None:
+    room = Room(6, least=3)
+    with room.taken(1), room.taken(1):
+        third = start(lambda: room.taken(1).__enter__())
+        until(lambda: waiting(room) == (0, 1))
+    third.join(PATIENCE)
+    assert not third.is_alive()
+
+
 def test_a_very_large_one_takes_its_turn_and_leaves_room_beside_it() -> None:
     room = Room(6)
     order: list[str] = []

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between two tries to reach a broker that is not there yet.
 _BROKER_PAUSE = 2.0
 
+#: For so many calls that a system allows at once there is one thread more: what is next is prepared meanwhile.
+_BESIDE = 4
+
 #: Milliseconds after which an idle worker looks whether it is asked to stop.
 _WORKER_TIMEOUT = 500
 
@@ -31,7 +34,8 @@ class Fleet:
         for system in sorted(runtime.conductor.systems):
             names = {s.name() for s in runtime.conductor.hub.of_system(system)}
             queues = names | {name + LATER for name in names} | {system + INBOX}
-            threads = runtime.conductor.systems[system].concurrency or runtime.settings.worker_threads
+            limit = runtime.conductor.systems[system].concurrency
+            threads = limit + -(-limit // _BESIDE) if limit else runtime.settings.worker_threads
             self.workers.append(self._worker(queues, threads))
 
     def _worker(self, queues: set[str], threads: int) -> Worker:
