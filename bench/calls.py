@@ -12,14 +12,15 @@ import sqlalchemy as sa
 from bench.hub import Hub, Workbench
 from bench.records import customer
 from bench.report import Goal, Result, median
+from bench.scale import Scale
 from demo.simulators import SalesforceSimulator, StripeSimulator
 from models.catalogues import Customer
 from models.ledger import Change, Link
 from subscribers.salesforce.subscriber import COLLECTION
 
 #: Records that change; and those that are edited several times each while the system is down.
-RECORDS, OFTEN, EDITS = 1_000, 100, 10
-QUICK_RECORDS, QUICK_OFTEN, QUICK_EDITS = 20, 5, 3
+COUNTS = (1_000, 100, 10)
+QUICK_COUNTS = (20, 5, 3)
 
 #: No scheduler: its polls read every minute, whether anything has changed or not.
 PROCESSES = ("relay", "worker", "worker")
@@ -71,10 +72,9 @@ class Case:
     most: dict[str, int]
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Count what each kind of change costs."""
-    rounds = 1 if quick else rounds
-    records, often, edits = (QUICK_RECORDS, QUICK_OFTEN, QUICK_EDITS) if quick else (RECORDS, OFTEN, EDITS)
+    records, often, edits = scale.of(COUNTS, COUNTS, QUICK_COUNTS)
     cases: dict[str, Case] = {}
     seen: dict[tuple[str, str], list[Calls]] = {}
     with Workbench() as bench, ExitStack() as stack:

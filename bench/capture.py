@@ -11,20 +11,20 @@ import sqlalchemy as sa
 from bench.hub import Workbench
 from bench.records import customer
 from bench.report import Goal, Result, interleaved, median, postgres_settings
+from bench.scale import Scale
 from models import capture
 from models.catalogues import Customer
 from models.session import Database
 
-#: Rows of the table, all of which the bulk UPDATE changes; and writes of one row each. Then the same for `--quick`.
-ROWS, WRITES = 100_000, 1_000
-QUICK_ROWS, QUICK_WRITES = 1_000, 50
+#: Rows of the table, all of which the bulk UPDATE changes; and writes of one row each.
+COUNTS, SHORT_COUNTS, QUICK_COUNTS = (100_000, 1_000), (50_000, 500), (1_000, 50)
 
 WITHOUT, WITH = "without triggers", "with triggers"
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Seconds of each kind of write, with and without the triggers."""
-    rows, writes = (QUICK_ROWS, QUICK_WRITES) if quick else (ROWS, WRITES)
+    rows, writes = scale.of(COUNTS, SHORT_COUNTS, QUICK_COUNTS)
     kinds: dict[str, Callable[[Database], None]] = {
         f"UPDATE of {rows:,} rows in one statement": _bulk_update,
         f"{writes:,} UPDATEs of one row, a commit each": lambda database: _updates(database, writes),

@@ -65,7 +65,9 @@ class Entry:
 # --- the hub ------------------------------------------------------------------------------------------
 
 
-class _HubContender:
+class HubContender:
+    """A hub that runs."""
+
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
 
@@ -112,7 +114,7 @@ def hub(name: str, kind: str, systems: Sequence[SinkOf] = SINGLE) -> Entry:
     @contextmanager
     def start(bench: Workbench) -> Iterator[Contender]:
         with bench.hub(kind, systems) as running:
-            yield _HubContender(running)
+            yield HubContender(running)
 
     return Entry(name, start)
 
@@ -174,6 +176,10 @@ PEERS = (
         [f"evt-{{}}_records-changed--{{}}_{name}.handle" for name in SUBSCRIBERS], ("{}_records.events",), consumers=2,
     ),
 )  # fmt: skip
+
+
+#: Those that another one is run as, but for one thing.
+VARIANTS = ("raw pika, acks in batches", "Celery with a ledger")
 
 
 class _PeerContender:

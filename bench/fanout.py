@@ -6,18 +6,17 @@ import itertools
 import sys
 from collections.abc import Callable
 
-from bench.contenders import HUB, HUB_BULK, STANDALONE, STANDALONE_BULK, WRITERS, Entry, peers
+from bench.contenders import HUB, HUB_BULK, STANDALONE, STANDALONE_BULK, VARIANTS, WRITERS, Entry, peers
 from bench.hub import Workbench
 from bench.report import Goal, Result, interleaved, median, postgres_settings
+from bench.scale import Scale
 
-#: Changes in one transaction; the last one for the hub and quick peers only, whose figure it is for the others.
-BURSTS = (1, 10, 1_000, 20_000)
+#: Changes in one transaction; the last one for the hub and quick peers only, at which they are compared.
+BURSTS, SHORT_BURSTS, QUICK_BURSTS = (1, 10, 1_000, 20_000), (1, 10, 1_000, 5_000), (1, 10, 100)
 #: This many once, in the last round, to whoever does more than so many deliveries per second: else it takes minutes.
 LARGE, LARGE_FROM = 100_000, 4_000
-#: Changes that are committed (published and confirmed) one by one.
-STREAM, SLOW_STREAM = 2_000, 300
-
-QUICK_BURSTS, QUICK_STREAM = (1, 10, 100), 20
+#: Changes that are committed (published and confirmed) one by one; fewer for slow peers.
+STREAM, SHORT_STREAM, QUICK_STREAM, SLOW_STREAM = 2_000, 300, 20, 300
 
 #: Contender -> the ratio aimed at, and what it is called.
 RATIOS = {
@@ -40,16 +39,19 @@ _NOTES = (
 )
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure all of them, in turn."""
-    rounds = 1 if quick else rounds
-    others, left_out = peers(quick=quick)
-    entries = [HUB, STANDALONE, *others[1:]] if quick else [HUB, STANDALONE, HUB_BULK, STANDALONE_BULK, *others]
+    others, left_out = peers(quick=scale is Scale.QUICK)
+    entries = scale.of(
+        [HUB, STANDALONE, HUB_BULK, STANDALONE_BULK, *others],
+        [HUB, STANDALONE, *(entry for entry in others if entry.name not in VARIANTS)],
+        [HUB, STANDALONE, *others[1:]],
+    )
     with Workbench() as bench:
-        contenders = {entry.name: _measure(bench, entry, rounds, quick) for entry in entries}
+        contenders = {entry.name: _measure(bench, entry, rounds, scale) for entry in entries}
         seen = interleaved(contenders, rounds)
         settings = postgres_settings(bench.postgres_server) | {"rounds": rounds, "subscribers": 3}
-    bursts = QUICK_BURSTS if quick else (*BURSTS, LARGE)
+    bursts = scale.of((*BURSTS, LARGE), SHORT_BURSTS, QUICK_BURSTS)
     columns = [*(f"{changes:,}" for changes in bursts), "stream"]
     figures = {
         name: {c: median(rates) for c in columns if (rates := [one[c] for one in found if c in one])}
@@ -61,22 +63,23 @@ def run(rounds: int, quick: bool) -> Result:
         [(name, *(found.get(column, "") for column in columns)) for name, found in figures.items()],
         {"deliveries_per_s": figures},
         settings,
-        [] if quick else _goals(figures),
+        [] if scale is Scale.QUICK else _goals(figures, f"{scale.of(BURSTS, SHORT_BURSTS, QUICK_BURSTS)[-1]:,}"),
         [*_NOTES, *left_out],
     )
 
 
-def _measure(bench: Workbench, entry: Entry, rounds: int, quick: bool) -> Callable[[], dict[str, float]]:
+def _measure(bench: Workbench, entry: Entry, rounds: int, scale: Scale) -> Callable[[], dict[str, float]]:
     """One round of one contender: column -> deliveries per second."""
     turn = itertools.count(1)
-    bursts = QUICK_BURSTS if quick else BURSTS if entry.quick else BURSTS[:-1]
-    stream = QUICK_STREAM if quick else STREAM if entry.quick else SLOW_STREAM
+    bursts, stream = scale.of(BURSTS, SHORT_BURSTS, QUICK_BURSTS), scale.of(STREAM, SHORT_STREAM, QUICK_STREAM)
+    if not entry.quick:
+        bursts, stream = bursts[:-1], min(stream, SLOW_STREAM)
 
     def measured() -> dict[str, float]:
         with entry.start(bench) as contender:
             found = {f"{changes:,}": contender.burst(changes) for changes in bursts}
             found["stream"] = contender.stream(stream)
-            last = next(turn) == rounds and not quick
+            last = next(turn) == rounds and scale is Scale.FULL
             if last and found.get(f"{BURSTS[-1]:,}", 0.0) > LARGE_FROM:
                 found[f"{LARGE:,}"] = contender.burst(LARGE)
         print(entry.name, {changes: round(rate) for changes, rate in found.items()}, file=sys.stderr)
@@ -85,18 +88,19 @@ def _measure(bench: Workbench, entry: Entry, rounds: int, quick: bool) -> Callab
     return measured
 
 
-def _goals(figures: dict[str, dict[str, float]]) -> list[Goal]:
+def _goals(figures: dict[str, dict[str, float]], largest: str) -> list[Goal]:
     def at_best(name: str) -> float:
+        """At the largest burst; of those that get none so large, at the one before."""
         found = figures[name]
-        return found.get(f"{BURSTS[-1]:,}") or found[f"{BURSTS[-2]:,}"]
+        return found.get(largest) or found["1,000"]
 
     goals = []
-    for hub in (HUB.name, HUB_BULK.name):
+    for hub in (name for name in (HUB.name, HUB_BULK.name) if name in figures):
         for name, aim in RATIOS.items():
             if name in figures:
                 ratio = at_best(hub) / at_best(name)
                 goals.append(Goal(f"{hub} to {name}", f">= {aim:g} x", f"{ratio:.2f} x", ratio >= aim))
-    for hub in (STANDALONE.name, STANDALONE_BULK.name):
+    for hub in (name for name in (STANDALONE.name, STANDALONE_BULK.name) if name in figures):
         rate = at_best(hub)
         goals.append(Goal(hub, f">= {SQLITE_AIM:,}/s", f"{rate:,.0f}/s", rate >= SQLITE_AIM))
     return goals

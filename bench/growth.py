@@ -4,7 +4,7 @@ The same work on a ledger that begins empty, on one with a million links and ten
 much is open as on that but nearly nothing is past, in turn: a sweep that finds nothing, the overview made anew, and
 bringing customers to a system that answers at once, all in this process: written to the database (which captures),
 routed, delivered; first new customers, then edits of them. On the large ledger those that are edited lie scattered over
-all there are.
+all there are. Then fan-out, latency and capture as their own benchmarks measure them, see `bench.grown`.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from functools import partial
 
 import sqlalchemy as sa
 
+from bench.grown import AIM_RATIO, Again, again
+from bench.hub import Workbench
 from bench.ledgers import KINDS, Shop, conduct, empty, left_as_it_was, seeded
-from bench.report import Goal, Result, interleaved, median
-from bench.seeding import FULL, QUICK, Size
+from bench.report import Goal, Result, interleaved, median, postgres_settings
+from bench.scale import Scale
+from bench.seeding import FULL, QUICK, SHORT, Size
 from conductor import Conductor
 from models.catalogues import Customer
 from models.ledger import Link
 from models.session import Database
 
-AIM_RATIO = 1.25
 AIM_SWEEP_MS = 50
 
 #: Customers brought over in one run and then edited; changes of one transaction; sweeps and overviews in a row.
-_RECORDS, _AT_ONCE, _LOOKS = 4000, 20, 10
+_RECORDS, _SHORT_RECORDS, _QUICK_RECORDS, _AT_ONCE, _LOOKS = 4000, 1000, 200, 20, 10
 
 _LEDGERS = ("empty", "open", "large")
 
@@ -47,22 +49,27 @@ class Ledger:
     known: list[int] = field(default_factory=list)
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure all ledgers of both databases in turn."""
-    records, size = (200, QUICK) if quick else (_RECORDS, FULL)
+    records, size = scale.of(_RECORDS, _SHORT_RECORDS, _QUICK_RECORDS), scale.of(FULL, SHORT, QUICK)
     with ExitStack() as stack:
         ledgers: dict[tuple[str, str], Ledger] = {}
         for kind in KINDS:
             ledgers[kind, "empty"] = _ledger(stack.enter_context(empty(kind)))
             ledgers[kind, "open"] = _ledger(stack.enter_context(seeded(kind, _without_past(size), keep=False)))
-            large = stack.enter_context(seeded(kind, size, keep=not quick))
+            large = stack.enter_context(seeded(kind, size, keep=scale is not Scale.QUICK))
             stack.enter_context(left_as_it_was(large))
             ledgers[kind, "large"] = _ledger(large)
             ledgers[kind, "large"].known = _scattered(large)
         contenders = {at: partial(_measure, ledger, records) for at, ledger in ledgers.items()}
         interleaved(contenders, 1)  # what a process does once
-        seen = interleaved(contenders, 1 if quick else rounds)
-    return _result(seen, records, size.links, size.deliveries)
+        seen = interleaved(contenders, rounds)
+        with Workbench() as bench:
+            filled = {kind: ledgers[kind, "large"].database for kind in KINDS}
+            grown = again(bench, filled, rounds, scale)
+            settings: dict[str, object] = {**postgres_settings(bench.postgres_server)}
+    settings |= {"links": size.links, "deliveries": size.deliveries, "records": records}
+    return _result(seen, grown, settings | {"rounds": len(next(iter(seen.values())))})
 
 
 def _without_past(size: Size) -> Size:
@@ -156,7 +163,7 @@ def _bring(
     return told
 
 
-def _result(seen: dict[tuple[str, str], list[dict[str, float]]], records: int, links: int, deliveries: int) -> Result:
+def _result(seen: dict[tuple[str, str], list[dict[str, float]]], grown: Again, settings: dict[str, object]) -> Result:
     names = list(next(iter(seen.values()))[0])
     figures = {
         kind: {
@@ -171,6 +178,11 @@ def _result(seen: dict[tuple[str, str], list[dict[str, float]]], records: int, l
             found = figures[kind][name]
             found["ratio"] = round(found["large"] / found["empty"], 2)
             rows.append((name, kind, *(round(value, 2) for value in found.values())))
+    for what in grown.figures[KINDS[0]]:
+        for kind in KINDS:
+            found = grown.figures[kind][what]
+            rows.append((what, kind, round(found["empty"], 2), "", round(found["large"], 2), found["ratio"]))
+            figures[kind][what] = found
     for kind in KINDS:
         sweep = figures[kind][names[0]]["large"]
         goals.append(Goal(f"a sweep that finds nothing, {kind}", f"< {AIM_SWEEP_MS} ms", f"{sweep:.1f} ms",
@@ -189,6 +201,6 @@ def _result(seen: dict[tuple[str, str], list[dict[str, float]]], records: int, l
         ("work", "database", *_LEDGERS, "large to empty"),
         rows,
         figures,
-        {"links": links, "deliveries": deliveries, "records": records, "rounds": len(next(iter(seen.values())))},
-        goals,
+        settings,
+        [*goals, *grown.goals],
     )

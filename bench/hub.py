@@ -173,13 +173,15 @@ class Workbench:
         processes: Sequence[str] | None = None,
         ids: int = 200_000,
         environment: Mapping[str, str] | None = None,
+        on: str | None = None,
     ) -> Iterator[Hub]:
         """Start the hub: on PostgreSQL and RabbitMQ as a fleet, on `sqlite` as one standalone process.
 
+        `on` is the URL of its database, by default a fresh one.
         It is ready: a first record, with the id 1, went to all systems and is not counted any more.
         """
         standalone = kind == "sqlite"
-        with self.database(kind) as url, self.sink(len(systems), ids) as sink:
+        with contextlib.nullcontext(on) if on else self.database(kind) as url, self.sink(len(systems), ids) as sink:
             broker = "memory://" if standalone else self.broker_url
             told = _environment(url, broker, systems, sink, self.folder) | dict(environment or {})
             database = Database(url)

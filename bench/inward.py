@@ -23,6 +23,7 @@ from bench import catalogue
 from bench.hub import Hub, Workbench
 from bench.records import MAPPING, make, mapped
 from bench.report import Goal, Result, median, percentile, postgres_settings
+from bench.scale import Scale
 from bench.sink import Stalled
 from broker import LocalFanout
 from chaos.fleet import free_port
@@ -35,8 +36,7 @@ from subscribers.stripe import Stripe, StripeCustomer, StripeOptions
 from workers.senders import Senders
 
 #: Webhooks of one round at leisure and beside deliveries, and of a burst; pages of a poll.
-WEBHOOKS, BURST, PAGES = 2_000, 10_000, 20
-QUICK_WEBHOOKS, QUICK_BURST, QUICK_PAGES = 40, 60, 2
+COUNTS, SHORT_COUNTS, QUICK_COUNTS = (2_000, 10_000, 20), (400, 2_000, 10), (40, 60, 2)
 
 #: Records on a page of a poll, as Stripe has it.
 PAGE = 100
@@ -60,10 +60,9 @@ START = datetime.now(UTC) - timedelta(days=1)
 _PATIENCE = 600.0
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Send webhooks to a hub, and have pages applied."""
-    rounds = 1 if quick else rounds
-    webhooks, burst, pages = (QUICK_WEBHOOKS, QUICK_BURST, QUICK_PAGES) if quick else (WEBHOOKS, BURST, PAGES)
+    webhooks, burst, pages = scale.of(COUNTS, SHORT_COUNTS, QUICK_COUNTS)
     seen: dict[str, list[dict[str, float]]] = {}
     polled: dict[str, list[float]] = {}
     with Workbench() as bench:

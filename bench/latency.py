@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.contenders import HUB, STANDALONE, Entry, peers
+from bench.contenders import HUB, STANDALONE, VARIANTS, Entry, peers
 from bench.hub import Workbench
 from bench.report import Goal, Result, interleaved, median, percentile, postgres_settings
+from bench.scale import Scale
 
 #: Idle: one change every so many milliseconds, this often a round.
-IDLE_PAUSE_MS, IDLE_CHANGES = 200.0, 17
-#: Under load: 100 changes a second, for so many seconds a round; the peers for fewer.
-LOAD_PAUSE_MS, LOAD_SECONDS, PEER_SECONDS = 10.0, 10.0, 5.0
-
-#: Peers that differ from another one in what latency does not depend on.
-LEFT_OUT = ("raw pika, acks in batches", "Celery with a ledger")
+IDLE_PAUSE_MS, IDLE_CHANGES, SHORT_IDLE_CHANGES, QUICK_IDLE_CHANGES = 200.0, 17, 7, 3
+#: Under load: 100 changes a second, for so many seconds a round, of the hub and of each peer.
+LOAD_PAUSE_MS = 10.0
+SECONDS, SHORT_SECONDS, QUICK_SECONDS = (10.0, 5.0), (4.0, 2.0), (0.3, 0.3)
 
 #: Milliseconds under load: half of all, and 99 of 100.
 P50_AIM, P99_AIM = 10.0, 40.0
 
 _NOTE = (
-    f"Idle: a change every {IDLE_PAUSE_MS:g} ms, {IDLE_CHANGES} a round; under load one each {LOAD_PAUSE_MS:g} ms: the "
-    f"hub for {LOAD_SECONDS:g} s a round, the peers for {PEER_SECONDS:g} s. Three calls a change, all of them counted. "
+    f"Idle: a change every {IDLE_PAUSE_MS:g} ms; under load one each {LOAD_PAUSE_MS:g} ms, for the hub twice as "
+    "long as for the peers. Three calls a change, all of them counted. "
     "Medians of the rounds' p50 and p99, and the longest of all. A peer's clock starts before it publishes, the hub's "
     "when the writer's commit has returned."
 )
@@ -29,15 +28,15 @@ _NOTE = (
 Found = dict[str, list[float]]
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure all of them, in turn."""
-    rounds = 1 if quick else rounds
-    others, left_out = peers(quick=quick)
-    entries = [HUB, STANDALONE, *(entry for entry in others if entry.name not in LEFT_OUT)]
-    if quick:
+    others, left_out = peers(quick=scale is Scale.QUICK)
+    # The variants of a peer differ in what latency does not depend on.
+    entries = [HUB, STANDALONE, *(entry for entry in others if entry.name not in VARIANTS)]
+    if scale is Scale.QUICK:
         entries = [HUB, others[0]]
     with Workbench() as bench:
-        seen = interleaved({entry.name: _measure(bench, entry, quick) for entry in entries}, rounds)
+        seen = interleaved({entry.name: _measure(bench, entry, scale) for entry in entries}, rounds)
         settings = postgres_settings(bench.postgres_server) | {"rounds": rounds, "subscribers": 3}
     figures = {
         name: {when: _summary([one[when] for one in found]) for when in ("idle", "load")}
@@ -53,14 +52,14 @@ def run(rounds: int, quick: bool) -> Result:
         ],
         figures,
         settings,
-        [] if quick else _goals(figures),
+        [] if scale is Scale.QUICK else _goals(figures),
         [_NOTE, *left_out],
     )
 
 
-def _measure(bench: Workbench, entry: Entry, quick: bool) -> Callable[[], Found]:
-    idle = 3 if quick else IDLE_CHANGES
-    seconds = 0.3 if quick else LOAD_SECONDS if entry in (HUB, STANDALONE) else PEER_SECONDS
+def _measure(bench: Workbench, entry: Entry, scale: Scale) -> Callable[[], Found]:
+    idle = scale.of(IDLE_CHANGES, SHORT_IDLE_CHANGES, QUICK_IDLE_CHANGES)
+    seconds = scale.of(SECONDS, SHORT_SECONDS, QUICK_SECONDS)[entry not in (HUB, STANDALONE)]
 
     def measured() -> Found:
         with entry.start(bench) as contender:

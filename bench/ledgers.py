@@ -21,7 +21,7 @@ from bench.seeding import Size
 from conductor import Conductor, QueueReport
 from models.base import utcnow
 from models.catalogues import Customer
-from models.ledger import AuditEntry, Change, Delivery, Link
+from models.ledger import AuditEntry, Change, Delivery, Link, ThroughputMark
 from models.schema import migrate
 from models.session import Database
 from settings import VAR
@@ -40,7 +40,7 @@ _FOLDER = VAR / "bench"
 def seeded(kind: str, size: Size, *, keep: bool) -> Iterator[Database]:
     """A filled database; with `keep` the one of an earlier run, if it was made for these tables and this size."""
     with ExitStack() as stack:
-        url = _kept(kind) if keep else stack.enter_context(_passing(kind))
+        url = _kept(kind, size) if keep else stack.enter_context(_passing(kind))
         database = Database(url)
         stack.callback(database.close)
         if not (keep and _is_made_for(database, size)):
@@ -71,12 +71,15 @@ def left_as_it_was(database: Database) -> Iterator[None]:
     added: tuple[Any, ...] = (AuditEntry, Delivery, Link, Customer, Change)
     with database.read() as connection:
         tops = [(table, connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) for table in added]
+        counted = connection.execute(sa.select(ThroughputMark.counted_to)).scalar() or 0
     try:
         yield
     finally:
         with database.write() as connection:
             for table, top in tops:
                 connection.execute(sa.delete(table).where(table.id > top))
+            # On SQLite their ids come again.
+            connection.execute(sa.update(ThroughputMark).values(counted_to=counted))
         if not database.is_sqlite:
             seeding.vacuum(database)
 
@@ -116,11 +119,13 @@ def _made_for(size: Size) -> str:
     return hashlib.sha256(f"{seeding.VERSION} {size} {seeding.schema()}".encode()).hexdigest()
 
 
-def _kept(kind: str) -> str:
+def _kept(kind: str, size: Size) -> str:
+    """The URL of the one of this size; another size has another, so that neither is filled again and again."""
     if kind == "sqlite":
         _FOLDER.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{_FOLDER / 'seeded.sqlite3'}"
-    return urlsplit(services.postgres_server())._replace(scheme="postgresql+psycopg", path=f"/{_NAME}").geturl()
+        return f"sqlite:///{_FOLDER / f'seeded-{size.links}.sqlite3'}"
+    name = f"/{_NAME}_{size.links}"
+    return urlsplit(services.postgres_server())._replace(scheme="postgresql+psycopg", path=name).geturl()
 
 
 @contextmanager

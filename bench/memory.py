@@ -15,12 +15,12 @@ import sqlalchemy as sa
 from bench.hub import Hub, Workbench
 from bench.inward import Sender, web_hub
 from bench.report import Goal, Result, postgres_settings
+from bench.scale import Scale
 from bench.systems import SinkOf
 from models.ledger import Change
 
 #: Records that go to three systems, webhooks that come in, and changes that a system is owed which takes its time.
-RECORDS, WEBHOOKS, BACKLOG = 20_000, 1_000, 500_000
-QUICK_RECORDS, QUICK_WEBHOOKS, QUICK_BACKLOG = 200, 20, 1_000
+COUNTS, SHORT_COUNTS, QUICK_COUNTS = (20_000, 1_000, 500_000), (20_000, 500, 100_000), (200, 20, 1_000)
 
 #: Records a commit of the backlog.
 _LOT = 5_000
@@ -52,12 +52,10 @@ class Taken:
         return Taken(max(self.rss, other.rss), max(self.pss, other.pss))
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure all processes, once: what a process takes does not depend on who else uses the machine."""
     del rounds
-    records, webhooks, backlog = (
-        (QUICK_RECORDS, QUICK_WEBHOOKS, QUICK_BACKLOG) if quick else (RECORDS, WEBHOOKS, BACKLOG)
-    )
+    records, webhooks, backlog = scale.of(COUNTS, SHORT_COUNTS, QUICK_COUNTS)
     seen: dict[str, dict[str, Taken]] = {}
 
     def note(state: str, taken: dict[str, Taken]) -> None:

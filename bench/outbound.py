@@ -7,22 +7,23 @@ from collections.abc import Sequence
 
 from bench.hub import Hub, Workbench
 from bench.report import Goal, Result, interleaved, median, percentile, postgres_settings
+from bench.scale import Scale
 from bench.systems import SinkOf
 
 #: Milliseconds a call takes, calls that are allowed at once, and records of a burst, one a call: a few and many.
-DELAY_MS, AT_ONCE, BURSTS = 50.0, 16, (500, 6_400)
-QUICK_BURSTS = (40,)
+DELAY_MS, AT_ONCE = 50.0, 16
+BURSTS, SHORT_BURSTS, QUICK_BURSTS = (500, 6_400), (500, 3_200), (40,)
 
 #: Share of what the limit allows in theory that one worker process should reach.
 SHARE = 0.9
 
 #: Milliseconds a call of the slow system takes, and records it is owed before anything is measured.
-SLOW_MS, BACKLOG = 1_000.0, 1_000
-QUICK_BACKLOG = 40
+SLOW_MS = 1_000.0
+BACKLOG, QUICK_BACKLOG = 1_000, 40
 
 #: Changes a second, and for how many seconds, while the fast system's latency is taken.
-PER_SECOND, SECONDS = 50, 20
-QUICK_SECONDS = 1
+PER_SECOND = 50
+SECONDS, SHORT_SECONDS, QUICK_SECONDS = 20, 6, 1
 
 #: How much longer the fast system may take beside a slow one.
 NOTICEABLE = 1.25
@@ -32,10 +33,10 @@ PROCESSES = ("relay", "worker")
 ENVIRONMENT = {"GRACE_SECONDS": "2"}
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure both."""
-    rounds = 1 if quick else rounds
-    bursts, backlog, seconds = (QUICK_BURSTS, QUICK_BACKLOG, QUICK_SECONDS) if quick else (BURSTS, BACKLOG, SECONDS)
+    bursts, backlog = scale.of(BURSTS, SHORT_BURSTS, QUICK_BURSTS), scale.of(BACKLOG, BACKLOG, QUICK_BACKLOG)
+    seconds = scale.of(SECONDS, SHORT_SECONDS, QUICK_SECONDS)
     theory = AT_ONCE * 1000 / DELAY_MS
     with Workbench() as bench:
         limited = [_limited(bench, bursts) for _ in range(rounds)]

@@ -22,7 +22,8 @@ from pydantic import SecretStr
 
 from bench.ledgers import KINDS, conduct, left_as_it_was, seeded
 from bench.report import Goal, Result, interleaved, median
-from bench.seeding import FULL, HOT, QUICK, Size
+from bench.scale import Scale
+from bench.seeding import FULL, HOT, QUICK, SHORT, Size
 from conductor import Conductor
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Link
@@ -68,11 +69,11 @@ class Site:
         self.app.extensions["syncflow_situation"] = made
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Ask for each page of both databases in turn; then keep one overview open over each."""
-    size = QUICK if quick else FULL
+    size, is_quick = scale.of(FULL, SHORT, QUICK), scale is Scale.QUICK
     with ExitStack() as stack:
-        databases = {kind: stack.enter_context(seeded(kind, size, keep=not quick)) for kind in KINDS}
+        databases = {kind: stack.enter_context(seeded(kind, size, keep=not is_quick)) for kind in KINDS}
         for database in databases.values():
             stack.enter_context(left_as_it_was(database))
         sites = {kind: _site(database) for kind, database in databases.items()}
@@ -83,8 +84,8 @@ def run(rounds: int, quick: bool) -> Result:
         }
         for ask in contenders.values():
             ask()  # compiles the templates
-        seen = interleaved(contenders, 1 if quick else rounds * _EACH)
-        polls = {kind: _poll(site, 5 if quick else _POLLS) for kind, site in sites.items()}
+        seen = interleaved(contenders, 1 if is_quick else rounds * _EACH)
+        polls = {kind: _poll(site, 5 if is_quick else _POLLS) for kind, site in sites.items()}
     return _result(size, seen, polls)
 
 

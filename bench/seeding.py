@@ -112,6 +112,21 @@ FULL = Size(
     kept_back=20_000,
     tasks=300,
 )
+SHORT = Size(
+    records=100_000,
+    links=100_000,
+    deliveries=1_000_000,
+    changes=500_000,
+    inbox=100_000,
+    audit=50_000,
+    closed_letters=10_000,
+    open_letters=2_000,
+    closed_conflicts=5_000,
+    open_conflicts=200,
+    owed=2_000,
+    kept_back=2_000,
+    tasks=300,
+)
 QUICK = Size(
     records=2_000,
     links=2_000,

@@ -22,13 +22,14 @@ from bench.hub import Workbench
 from bench.ledgers import Heard
 from bench.records import MAPPING
 from bench.report import Result, interleaved, median
+from bench.scale import Scale
 from conductor import Conductor, Policy
 from models.session import Database
 from subscribers.base import External, Item, Options, Subscriber, System
 from subscribers.errors import SyncError
 
 #: Changes of one transaction; times all are edited after they were created.
-_CHANGES, _QUICK_CHANGES, _EDITS = 4_000, 200, 2
+_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES, _EDITS = 4_000, 2_000, 200, 2
 
 #: Step -> the method of the conductor's part that is it.
 _STEPS = {
@@ -57,12 +58,12 @@ class _Sink(Subscriber):
 _SINKS = [type(f"Sink{number}", (_Sink,), {"system": f"sink{number}"}) for number in range(3)]
 
 
-def run(rounds: int, quick: bool) -> Result:
+def run(rounds: int, scale: Scale) -> Result:
     """Measure both databases in turn."""
-    changes = _QUICK_CHANGES if quick else _CHANGES
+    changes = scale.of(_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES)
     with Workbench() as bench:
         contenders = {kind: partial(_measure, bench, kind, changes) for kind in ("postgresql", "sqlite")}
-        seen = interleaved(contenders, 1 if quick else rounds)
+        seen = interleaved(contenders, rounds)
     figures = {
         kind: {f"{step}, us": median([one[step] for one in found]) for step in found[0]} for kind, found in seen.items()
     }
