@@ -342,6 +342,27 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w:
     expect(page.get_by_label("How often this page is updated")).to_have_value("0")
 
 
+def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, w: World) -> None:
+    page = visit.page
+    visit.go("/dead-letters/1")
+    page.get_by_text("Discard…").click()
+    page.get_by_label("Why need it not be sent?").fill("half a rea")
+    with w.database.write() as connection:
+        closed = {"closed_at": utcnow(), "resolution": "discarded by ann@example.com: moved away"}
+        connection.execute(sa.update(DeadLetter).where(DeadLetter.id == 1).values(closed))
+    # Somebody types beside the heading: that is left alone as well.
+    page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
+    page.wait_for_load_state("networkidle")
+    expect(page.get_by_label("Why need it not be sent?")).to_have_value("half a rea")
+    page.keyboard.press("Escape")
+    page.get_by_text("Discard…").focus()
+    visit.key("r")
+    page.get_by_text("moved away").wait_for()
+    expect(page.locator("#actions")).to_be_empty()
+    expect(page.get_by_role("button", name="Retry")).to_have_count(0)
+    expect(page.get_by_label("How often this page is updated")).to_be_visible()
+
+
 def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, w: World) -> None:
     number = w.conductor.resend("shop.customer", "ann")
     visit.go("/mappings/shop.customer")
@@ -360,6 +381,9 @@ def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit, w: World)
     visit.go("/")
     visit.page.locator(".uplot canvas").wait_for()
     expect(visit.page.locator("svg.chart")).to_have_count(0)
+    # The legend says the newest numbers while the mouse is elsewhere.
+    values = visit.page.locator(".u-legend .u-value")
+    expect(values).to_have_text([re.compile(r"\d\d:\d\d"), *[re.compile(r"^[\d.]+$")] * 4])
     visit.page.get_by_role("link", name="24h").click()
     visit.page.wait_for_url("**/?range=24h")
     visit.page.locator(".uplot canvas").wait_for()

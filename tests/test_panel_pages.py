@@ -93,6 +93,10 @@ def test_letters_are_grouped_by_kind_with_counts(w: World) -> None:
     assert "Retry all" not in page
     everything = w.client("operator").get("/dead-letters/").text
     assert "3 kinds of error, 6 letters" in everything and "Retry all 3" in everything
+    # Of one kind alone one button is enough.
+    one_kind = w.client("operator").get("/dead-letters/?error=Reject").text
+    assert "1 kind of error, 2 letters" in one_kind
+    assert one_kind.count(">Retry all 2 that match<") == 1 and ">Retry all 2<" not in one_kind
 
 
 # --- systems -----------------------------------------------------------------------------------------

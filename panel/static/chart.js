@@ -8,7 +8,10 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const number = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
-  const width = (place) => Math.max(Math.floor(place.clientWidth), 200);
+  const width = (place) => {
+    const { paddingLeft, paddingRight } = getComputedStyle(place);
+    return Math.max(Math.floor(place.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight)), 200);
+  };
   const apart = matchMedia("(max-width: 860px)").matches ? 70 : 60;
 
   const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -16,13 +19,18 @@
   const ticksOf = (_chart, ticks, _axis, _space, step) =>
     ticks.map((at) => (step >= 86400 ? day : time).format(new Date(at * 1000)));
 
+  // What the legend says of a moment: of the one under the mouse, and of the newest while it is elsewhere.
+  const said = (words) => (drawn, _value, which, at) => {
+    const value = drawn.data[which][at ?? drawn.data[0].length - 1];
+    return value == null ? "–" : words(value);
+  };
   const series = (label, token, filled) => ({
     label,
     stroke: colour(token),
     width: 1.5,
     fill: filled ? colour(token) + "22" : undefined,
     points: { show: false },
-    value: (_chart, value) => (value == null ? "–" : number.format(value)),
+    value: said((value) => number.format(value)),
   });
   const axis = () => ({
     stroke: colour("--soft"),
@@ -36,16 +44,16 @@
       {
         width: width(place),
         height: 220,
-        padding: [8, 26, 0, 0],
+        padding: [8, 20, 0, 0],
         cursor: { y: false, drag: { x: true, y: false } },
-        legend: { live: true },
+        legend: { live: true, markers: { width: 0, fill: (drawn, which) => (which ? drawn.series[which].stroke() : "") } },
         scales: { y: { range: (_chart, _low, high) => [0, Math.max(high * 1.1, 1)] } },
         axes: [
-          { ...axis(), space: apart, values: ticksOf },
+          { ...axis(), size: 34, space: apart, values: ticksOf },
           { ...axis(), size: 46, values: (_chart, ticks) => ticks.map((tick) => number.format(tick)) },
         ],
         series: [
-          { label: say("time"), value: (_chart, at) => (at == null ? "–" : `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
+          { label: say("time"), value: said((at) => `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
           series(say("delivered"), "--accent", true),
           series(say("received"), "--good", false),
           series(say("failed"), "--busy", false),

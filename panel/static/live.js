@@ -3,6 +3,10 @@
 (() => {
   "use strict";
   const page = document.querySelector("#live");
+  const actions = document.querySelector("#actions"); // of the page's head: they come anew with the content
+  const parts = [actions, page];
+  const all = (what) => parts.flatMap((part) => [...part.querySelectorAll(what)]);
+  const holds = (element) => parts.some((part) => part.contains(element));
   const choice = document.querySelector("[data-live-choice]");
   if (!page || !choice) return;
   const select = choice.querySelector("select");
@@ -19,9 +23,9 @@
     const at = document.activeElement;
     const marked = getSelection();
     return (
-      page.querySelector("details.drop[open]") !== null ||
-      (page.contains(at) && at.matches("input, textarea, select")) ||
-      (!marked.isCollapsed && page.contains(marked.anchorNode))
+      all("details.drop[open]").length > 0 ||
+      (holds(at) && at.matches("input, textarea, select")) ||
+      (!marked.isCollapsed && holds(marked.anchorNode))
     );
   };
   const update = () => {
@@ -53,16 +57,16 @@
     }
     page.dataset.etag = event.detail.xhr.getResponseHeader("ETag");
     kept = {
-      open: new Set([...page.querySelectorAll("details[open]")].map(name)),
-      focus: page.contains(document.activeElement) ? name(document.activeElement) : "",
+      open: new Set(all("details[open]").map(name)),
+      focus: holds(document.activeElement) ? name(document.activeElement) : "",
     };
   });
   page.addEventListener("htmx:afterSwap", () => {
     if (!kept) return;
-    for (const details of page.querySelectorAll("details")) {
+    for (const details of all("details")) {
       if (kept.open.has(name(details))) details.open = true;
     }
-    const again = kept.focus && [...page.querySelectorAll("a, button, summary")].find((e) => name(e) === kept.focus);
+    const again = kept.focus && all("a, button, summary").find((e) => name(e) === kept.focus);
     if (again) again.focus({ preventScroll: true });
     kept = null;
   });

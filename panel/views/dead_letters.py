@@ -71,7 +71,7 @@ class DeadLetters(PanelView):
         values = {
             "listing": listing,
             "again": again,
-            "groups": groups,
+            "kinds": matching,
             "chosen": chosen,
             "filters": filters,
             "matching": sum(group.count for group in matching),
