@@ -79,10 +79,10 @@ def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
     say(f"recovery    {recovery.words()}; {len(recovery.unfinished)} not recovered")
     exits = Counter(f"{one.name} (status {one.status})" for one in fleet.exits)
     say(f"exits       {len(fleet.exits)} processes ended by themselves: {_list(exits)}")
-    for offence in offences[:40]:
-        say(f"{offence.kind.upper()}: {offence.words}")
     if offences:
         report(fleet, list(tell(fleet, world, journal, offences)), fleet.folder / "histories")
+    for offence in offences[:40]:
+        say(f"{offence.kind.upper()}: {offence.words}")
     for kind in KINDS:
         say(f"{kind:<12}{counts[kind]}")
     return {
