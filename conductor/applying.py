@@ -176,6 +176,7 @@ class Applying:
         new_agreed |= {path: _stood(link)[path] for path in undone}
         new_held = {path: value for path, value in new_held.items() if path not in undone}
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
+        values |= _taken_over(incoming, link)
         if link.doubt is not None:
             values["alongside"] = doubt.ended(link.alongside, incoming.external.at)
         if result.ask or link.open_conflicts:
@@ -257,7 +258,7 @@ class Applying:
             return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
-        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None}
+        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, **_taken_over(incoming, link)}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -364,6 +365,7 @@ class Applying:
             "owed_change": Link.owed_change + 1,
             "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
             "announced_at": self.hub.clock(),
+            **_taken_over(incoming, link),
         }
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
@@ -500,6 +502,12 @@ class Applying:
         waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None
         still_owed = owed or waits
         return Applied(outcome, f"{name} {external.id}: {words}", (name, link.record_id) if still_owed else None)
+
+
+def _taken_over(incoming: Incoming, link: Any) -> dict[str, Any]:
+    """Of a lease that ran out: who had it may live on, and must not write down what he saw before this."""
+    is_free = link.lease_owner in (None, incoming.token)
+    return {} if is_free else {"lease_owner": None, "lease_until": None}
 
 
 def _stood(link: Any) -> Flat:

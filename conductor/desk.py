@@ -286,7 +286,9 @@ class Desk:
             link = connection.execute(held).one()
             if link.lease_until is not None and link.lease_until > self.hub.clock():
                 raise ValueError(say("the record is being delivered at this moment; try again"))
-            values = self._settled_values(connection, conflict, link, choice)
+            # A lease that ran out is taken away: who had it may live on, and knows nothing of this.
+            free = {"lease_owner": None, "lease_until": None}
+            values = self._settled_values(connection, conflict, link, choice) | free
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
             closed = {"settled_at": self.hub.clock(), "settled_by": by, "choice": choice}
             connection.execute(sa.update(Conflict).where(is_open).values(**closed))

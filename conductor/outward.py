@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from conductor import doubt
 from conductor.guard import Guard
 from conductor.health import GATE, Gate, Health
-from conductor.hub import Hub, new_token
+from conductor.hub import UNKNOWN_TIME, Hub, new_token
 from conductor.limits import Limits, Slot, Stopping
 from conductor.mappings import Mappings
 from conductor.plans import KNOWN, Batch, Claim, Plan, changed, make_claim, make_item
@@ -502,6 +502,7 @@ class Outward:
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
         agreed = doubt.created(plan.claim.link.doubt, mapper.theirs(found.data))
         plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
+        plan.claim.now_with(wrote_at=found.at or UNKNOWN_TIME)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
@@ -530,6 +531,8 @@ class Outward:
         theirs = mapper.theirs(found.data)
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
         claim.now_with(agreed=agreed, held=held or None, alongside=doubt.ended(claim.link.alongside, found.at))
+        # It was before this: what was read there earlier, and comes in later, may be from before it.
+        claim.now_with(wrote_at=found.at or UNKNOWN_TIME)
         plan.differing = _differing(plan.flat, agreed, claim.asked)
         plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing))
         if not plan.differing:

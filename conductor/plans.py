@@ -25,7 +25,7 @@ _LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 
 
 #: What a call is told against when nobody learned how it ended.
-KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside")
+KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside", "wrote_at")
 
 
 @dataclass

@@ -234,8 +234,8 @@ class Settling:
             return values
         values |= self._bases(plan, mapper) | {"gone_at": None, "gone_there": False}
         values["open_conflicts"] = len(plan.claim.asked)
-        if plan.outcome == "delivered" and plan.operation != "match":
-            values["wrote_at"] = wrote
+        if plan.outcome == "delivered":
+            values["wrote_at"] = link.wrote_at if plan.operation == "match" else wrote
         values["alongside"] = doubt.ended(link.alongside, wrote)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id

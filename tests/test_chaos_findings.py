@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import sqlalchemy as sa
 
 from chaos.journal import HUB, Journal
 from conductor import Policy
+from conductor.applying import Busy
 from demo.salesforce import SalesforceSimulator
 from models.catalogues import Customer
 from models.ledger import Inbox, Link, System
 from models.schema import is_current
 from models.session import Database
-from subscribers.base import External
+from subscribers.base import External, Page
 from subscribers.errors import Retry, SystemDown
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
 from tests.fakes import World
@@ -234,3 +236,84 @@ def test_an_edit_that_its_author_deleted_with_the_record_may_be_gone() -> None:
     assert journal.stories["a@x"].possible("city") == {"Oslo", "Rome"}
     journal.edited(HUB, "a@x", {"city": "Cork"}, {"city": "Oslo"})
     assert journal.stories["a@x"].possible("city") == {"Cork"}
+
+
+def held_up(world: World) -> list[Page]:
+    """What a poll reads now, and applies when it is polled the next time: the database was away meanwhile."""
+    subscriber = world.conductor.subscribers["crm.customer"]
+    read, pages = subscriber.changed_since, list(subscriber.changed_since(None))
+
+    def late(position: dict[str, Any] | None) -> Iterator[Page]:
+        subscriber.changed_since = read  # type: ignore[method-assign]
+        yield from pages
+
+    subscriber.changed_since = late  # type: ignore[method-assign]
+    return pages
+
+
+def settle(world: World) -> None:
+    for _ in range(4):
+        world.clock.tick(5)
+        world.conductor.sweep()
+        world.run()
+
+
+def test_a_page_read_before_a_write_whose_answer_was_lost_does_not_undo_it(world: World) -> None:
+    one = add(world, email="old@x.org")
+    world.run()
+    crm = world.systems["crm"]
+    world.clock.tick()
+    crm.edit("crm_1", name="Bea")
+    held_up(world)
+    world.clock.tick()
+    edit(world, one, email="new@x.org")
+    crm.fail(Retry("no answer in time", maybe_done=True), after=True)
+    world.run()
+    settle(world)
+    assert crm.store["crm_1"]["email"] == "new@x.org"
+    world.conductor.poll("crm.customer")
+    assert record(world, one).email == "new@x.org"
+    settle(world)
+    assert (record(world, one).name, record(world, one).email) == ("Bea", "new@x.org")
+    assert crm.writes() == [("create", one), ("update", "crm_1")]
+
+
+def test_what_was_fetched_under_a_lease_that_ran_out_since_is_not_taken_for_the_newest(world: World) -> None:
+    one = add(world)
+    world.run()
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.clock.tick()
+    crm.edit("crm_1", name="Bea")
+    fetch = subscriber.fetch
+
+    def slow(external_id: str) -> External:
+        found = fetch(external_id)
+        subscriber.fetch = fetch  # type: ignore[method-assign]
+        world.clock.tick(61)
+        crm.edit("crm_1", name="Bella")
+        world.conductor.poll("crm.customer")
+        world.run()
+        return found
+
+    subscriber.fetch = slow  # type: ignore[method-assign]
+    with pytest.raises(Busy):
+        world.conductor.inward.look_again(subscriber, "crm_1")
+    assert record(world, one).name == "Bella" == world.shown("shop")[0]["name"]
+
+
+def test_a_deletion_there_outlives_a_call_whose_lease_ran_out(world: World) -> None:
+    one = add(world)
+    world.run()
+    crm = world.systems["crm"]
+    edit(world, one, name="Bea")
+    gone = crm.external("crm_1")
+
+    def slow(kind: str, what: str) -> None:
+        crm.on_call = lambda kind, what: None
+        world.clock.tick(61)
+        world.conductor.inward.take(world.conductor.subscribers["crm.customer"], replace(gone, deleted=True))
+
+    crm.on_call = slow
+    world.run()
+    settle(world)
+    assert one_row(world, Link, Link.subscriber == "crm.customer").gone_at is not None
