@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
+from conductor import alongside, doubt
 from conductor.guard import Guard
 from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
@@ -156,6 +156,7 @@ class Applying:
         ours, _ = our_side(subscriber, mapper, record, related)
         agreed, held = doubt.settle(link.doubt, theirs, agreed, held)
         undone = _undone(incoming, link, theirs)
+        stands = {path: theirs.get(path) for path in undone}
         theirs = {**theirs, **undone}
         result = merge(
             agreed=agreed,
@@ -173,12 +174,12 @@ class Applying:
         ours_now, _ = our_side(subscriber, mapper, now_here, related)
         new_agreed, new_held = rebase(result, agreed, held, ours_now)
         # What our own write has undone is not what they hold: they are owed it.
-        new_agreed |= {path: _stood(link)[path] for path in undone}
+        new_agreed |= stands
         new_held = {path: value for path, value in new_held.items() if path not in undone}
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
         values |= _taken_over(incoming, link)
         if link.doubt is not None:
-            values["alongside"] = doubt.ended(link.alongside, incoming.external.at)
+            values["alongside"] = alongside.ended(link.alongside, incoming.external.at)
         if result.ask or link.open_conflicts:
             base = {path: held.get(path, agreed.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, base, ours, result)
@@ -187,7 +188,7 @@ class Applying:
         if incoming.external.at is not None:
             values |= {"seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
         if undone:
-            values["alongside"] = None
+            values["alongside"] = alongside.without(values.get("alongside", link.alongside), _windows(incoming, link))
         owed = bool(result.keep or undone) or _unsent(ours_now, new_agreed)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
@@ -201,7 +202,8 @@ class Applying:
         """When our last write was, by their clock, at the latest: a fetch that came after it tells."""
         if incoming.newest and link.wrote_at is not None and link.wrote_at >= UNKNOWN_TIME:
             # What is edited from now on is after it, and was not undone by it.
-            return {"wrote_at": incoming.external.at, "alongside": None}
+            at_last = [one for one in link.alongside or [] if one.get("until") == UNKNOWN_TIME.isoformat()]
+            return {"wrote_at": incoming.external.at, "alongside": alongside.without(link.alongside, at_last)}
         return {}
 
     def _owed_now(self) -> dict[str, Any]:
@@ -510,10 +512,9 @@ def _taken_over(incoming: Incoming, link: Any) -> dict[str, Any]:
     return {} if is_free else {"lease_owner": None, "lease_until": None}
 
 
-def _stood(link: Any) -> Flat:
-    """What our last write put back beside its own fields, as it had read it."""
-    fields: Flat = (link.alongside or {}).get("fields", {})
-    return fields
+def _windows(incoming: Incoming, link: Any) -> alongside.Windows:
+    """Our writes by which what it tells of may have been undone."""
+    return alongside.around(link.alongside, (incoming.event or incoming.external).at)
 
 
 def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
@@ -521,15 +522,19 @@ def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
 
     Nothing but the event of that edit tells of it: afterwards the record stands as we wrote it.
     """
-    event, window = incoming.event or incoming.external, link.alongside or {}
-    if event.at is None or "until" not in window:
-        return {}
-    if not datetime.fromisoformat(window["since"]) <= event.at <= datetime.fromisoformat(window["until"]):
-        return {}
-    told, stood = incoming.mapper.theirs(event.data), _stood(link)
-    changed = {p: v for p, v in told.items() if p in stood and incoming.mapper.comes_in(p) and not same(v, stood[p])}
-    # Fetched since, and not as we wrote it any more: that is newer still.
-    return {p: v for p, v in changed.items() if incoming.event is None or same(theirs.get(p), stood[p])}
+    undone: Flat = {}
+    told = incoming.mapper.theirs((incoming.event or incoming.external).data)
+    for window in _windows(incoming, link):
+        stood = window["fields"]
+        changed = {
+            path: value
+            for path, value in told.items()
+            if path in stood and incoming.mapper.comes_in(path) and not same(value, stood[path])
+        }
+        # Fetched since, and not as we wrote it any more: that is newer still.
+        is_fetched = incoming.event is not None
+        undone |= {p: v for p, v in changed.items() if not is_fetched or same(theirs.get(p), stood[p])}
+    return undone
 
 
 def _is_newer(at: datetime | None, link: Any) -> bool:

@@ -6,9 +6,6 @@ arrived must show as theirs, or sending ours again would undo it.
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
-
 from subscribers.mapping import Flat, is_empty, same
 
 
@@ -20,16 +17,6 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
     if not (sent and theirs):
         return dict(sent or theirs)
     return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
-
-
-def ended(alongside: dict[str, Any] | None, at: datetime | None) -> dict[str, Any] | None:
-    """`Link.alongside` once its write is known to be over, at `at` by their clock; of an earlier write it stays.
-
-    An edit made there after the write was not undone by it, however often it is told of.
-    """
-    if not alongside or "until" in alongside:
-        return alongside
-    return None if at is None else {**alongside, "until": at.isoformat()}
 
 
 def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[Flat, Flat]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
+from conductor import alongside, doubt
 from conductor.guard import Guard
 from conductor.health import GATE, Gate, Health
 from conductor.hub import UNKNOWN_TIME, Hub, new_token
@@ -530,7 +530,7 @@ class Outward:
             return
         theirs = mapper.theirs(found.data)
         agreed, held = doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
-        claim.now_with(agreed=agreed, held=held or None, alongside=doubt.ended(claim.link.alongside, found.at))
+        claim.now_with(agreed=agreed, held=held or None, alongside=alongside.ended(claim.link.alongside, found.at))
         # It was before this: what was read there earlier, and comes in later, may be from before it.
         claim.now_with(wrote_at=found.at or UNKNOWN_TIME)
         plan.differing = _differing(plan.flat, agreed, claim.asked)
@@ -559,7 +559,7 @@ class Outward:
         theirs = mapper.theirs(found.data)
         stood = {path: theirs[path] for path in sorted(beside) if path in theirs}
         if found.at is not None:
-            claim.now_with(alongside={"since": found.at.isoformat(), "fields": stood})
+            claim.now_with(alongside=alongside.begun(claim.link.alongside, found.at, claim.link.wrote_at, stood))
         claim.beside = {p: v for p, v in stood.items() if not same(v, held.get(p, agreed[p]))}
         if claim.beside:
             plan.flat = {**plan.flat, **claim.beside}

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import doubt
+from conductor import alongside
 from conductor.health import Health
 from conductor.history import newest_delivery
 from conductor.hub import UNKNOWN_TIME, Hub
@@ -236,7 +236,7 @@ class Settling:
         values["open_conflicts"] = len(plan.claim.asked)
         if plan.outcome == "delivered":
             values["wrote_at"] = link.wrote_at if plan.operation == "match" else wrote
-        values["alongside"] = doubt.ended(link.alongside, wrote)
+        values["alongside"] = alongside.ended(link.alongside, wrote)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values

@@ -109,9 +109,9 @@ class Link(Base):
     intent: Mapped[str | None] = mapped_column(sa.String(64))
     #: Written before a create or an update is sent, gone when its outcome is known: field -> value.
     doubt: Mapped[dict[str, Any] | None]
-    #: What our last write put back beside its own fields in nested objects (`fields`), as it stood there when it was
-    #: read (`since`, by the system's clock) until that write (`until`): what was edited there in between is undone.
-    alongside: Mapped[dict[str, Any] | None]
+    #: What each of our last writes put back beside its own fields in nested objects (`fields`), as it stood there when
+    #: it was read (`since`, by the system's clock) until that write (`until`): an edit there in between is undone.
+    alongside: Mapped[list[dict[str, Any]] | None]
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(sa.String(64))

@@ -201,6 +201,56 @@ def test_an_edit_there_beside_ours_in_a_nested_object_is_not_overwritten(world: 
     assert link.owed_change == link.synced_change
 
 
+@pytest.mark.parametrize("writes_since", [0, 1, 3])
+def test_an_edit_that_our_write_undid_is_mended_however_late_it_is_told_of(world: World, writes_since: int) -> None:
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    crm, told = world.systems["crm"], []
+
+    def somebody_was_quicker(kind: str, what: str) -> None:
+        if kind == "update":
+            crm.on_call = lambda kind, what: None
+            told.append(crm.edit("crm_1", address={"city": "Oslo", "line1": "Way 1"}))
+
+    world.clock.tick()
+    crm.on_call = somebody_was_quicker
+    edit(world, one, street="Way 2")  # the city goes along
+    world.run()
+    assert crm.store["crm_1"]["address"] == {"city": "Rome", "line1": "Way 2"}
+    for number in range(writes_since):
+        world.clock.tick(60)
+        edit(world, one, street=f"Way {number + 3}")
+        world.run()
+    world.clock.tick(60)
+    for _ in range(2):  # by a webhook, and by a poll
+        world.conductor.inward.take(world.conductor.subscribers["crm.customer"], told[0])
+        world.run()
+    assert record(world, one).city == "Oslo"
+    expected = {"city": "Oslo", "line1": f"Way {writes_since + 2}"}
+    assert world.shown("crm")[0]["address"] == world.shown("shop")[0]["address"] == expected
+    edit(world, one, city="Rome")  # somebody here thinks otherwise
+    world.clock.tick(60)
+    world.run()
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], told[0])
+    world.run()
+    assert record(world, one).city == "Rome"
+
+
+def test_what_is_told_of_a_second_in_which_we_wrote_twice_undoes_nothing(world: World) -> None:
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    crm = world.systems["crm"]
+    created = crm.external("crm_1")
+    edit(world, one, street="Way 2")
+    world.run()
+    edit(world, one, city="Oslo")
+    world.run()
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], created)
+    world.run()
+    assert (record(world, one).city, record(world, one).street) == ("Oslo", "Way 2")
+    assert crm.store["crm_1"]["address"] == {"city": "Oslo", "line1": "Way 2"}
+
+
 # --- processes --------------------------------------------------------------------------------------------
 
 
