@@ -260,7 +260,8 @@ class Applying:
             return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
-        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, **_taken_over(incoming, link)}
+        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, "alongside": None}
+        values |= _taken_over(incoming, link)
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -283,7 +284,7 @@ class Applying:
         if heir is None or self._link(connection, Link.external_id == heir, incoming.subscriber) is not None:
             return None
         # What was agreed stays the base: what the other record has in its place comes in with it.
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir))
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir, alongside=None))
         return self._note(connection, incoming, link, "applied", f"merged there into {heir}, which it is linked to now")
 
     # --- records nobody here knows ------------------------------------------------------------------------
@@ -408,7 +409,7 @@ class Applying:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
             values: dict[str, Any] = {"external_id": external.id, "gone_at": None, "gone_there": False, "intent": None}
-            values |= {"agreed": {}, "held": None, "doubt": None}
+            values |= {"agreed": {}, "held": None, "doubt": None, "alongside": None}
             if link.intent is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
                 values |= {
@@ -446,6 +447,7 @@ class Applying:
             "agreed": agreed,
             "held": held or None,
             "doubt": None,
+            "alongside": None,
             "seen_at": external.at,
             "synced_at": self.hub.clock(),
         }

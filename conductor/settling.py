@@ -320,6 +320,7 @@ class Settling:
         if policy == "recreate":
             plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
             forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None, "doubt": None}
+            forgotten["alongside"] = None  # that was of the other record
             forgotten["intent"] = None  # creating it again is another creation
             plan.owed_now += 1
             return forgotten | {"owed_change": plan.owed_now}

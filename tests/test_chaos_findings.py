@@ -236,6 +236,27 @@ def test_an_edit_that_our_write_undid_is_mended_however_late_it_is_told_of(world
     assert record(world, one).city == "Rome"
 
 
+def test_what_a_write_undid_is_forgotten_with_the_record_it_was_written_to(world: World) -> None:
+    type(world.conductor.subscribers["crm.customer"]).on_gone = "recreate"
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    crm = world.systems["crm"]
+    world.clock.tick()
+    edit(world, one, street="Way 2")
+    world.run()
+    crm.remove("crm_1")
+    edit(world, one, street="Way 3")  # in the same second
+    world.run()
+    world.conductor.sweep()
+    world.run()
+    told = crm.edit("crm_2", address={"city": "Oslo", "line1": "Way 3"})
+    crm.edit("crm_2", address={"city": "Rome", "line1": "Way 3"})
+    world.conductor.inward.take(world.conductor.subscribers["crm.customer"], told)
+    world.run()
+    assert record(world, one).city == "Rome"
+    assert crm.store["crm_2"]["address"] == {"city": "Rome", "line1": "Way 3"}
+
+
 def test_what_is_told_of_a_second_in_which_we_wrote_twice_undoes_nothing(world: World) -> None:
     one = add(world, city="Rome", street="Way 1")
     world.run()
