@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, Page, expect
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Process
-from models.ledger import System as SystemRow
 from subscribers.base import Event, External, Item
 from subscribers.base import Page as Records
-from subscribers.errors import BadSignature
+from subscribers.errors import BadSignature, Reject, SystemDown
+from subscribers.rates import Rate
 from tests.panel_visits import Visit, faults_of, launched, open_visit
 from tests.panel_world import Shop, ShopCustomer, World, add_conflicts, served, world
 
@@ -29,11 +29,19 @@ Open = Callable[..., Visit]
 
 
 class LiveShop(Shop):
-    """Keeps what it is sent, and its webhooks say what changed there."""
+    """Keeps what it is sent, says how many calls are left, may be down; its webhooks say what changed there."""
+
+    rate: Rate | None = None
 
     def __init__(self, name: str, options: Any) -> None:
         super().__init__(name, options)
         self.there: dict[str, dict[str, Any]] = {}
+        self.is_down = False
+
+    def answer(self) -> None:
+        """Raises: SystemDown: it is."""
+        if self.is_down:
+            raise SystemDown("503: the shop is being repaired")
 
     def events(self, body: bytes) -> list[Event]:
         data = dict(json.loads(body)["data"])
@@ -42,11 +50,16 @@ class LiveShop(Shop):
 
 class LiveCustomer(ShopCustomer):
     def create(self, item: Item) -> External:
-        external = super().create(item)
+        self.client.answer()
+        try:
+            external = super().create(item)
+        except Reject as error:
+            raise error.with_reply('{"error": {"message": "no such city", "code": 17}}') from None
         self.client.there[external.id] = dict(external.data)
         return external
 
     def update(self, item: Item) -> External | None:
+        self.client.answer()
         self.client.there[item.linked_id] = {**self.client.there[item.linked_id], **item.data}
         return super().update(item)
 
@@ -54,6 +67,7 @@ class LiveCustomer(ShopCustomer):
         return External(id=external_id, data=self.client.there[external_id], at=utcnow())
 
     def changed_since(self, position: Mapping[str, Any] | None) -> Iterator[Records]:
+        self.client.answer()
         yield Records([self.fetch(external_id) for external_id in sorted(self.client.there)], {"read": True})
 
 
@@ -169,6 +183,9 @@ def test_row_2_did_this_record_sync_and_why_not(at: Open, w: World) -> None:
     page.keyboard.press("Enter")
     stands = page.get_by_role("region", name="In every system").get_by_role("listitem")
     expect(stands.filter(has_text="shop.customer")).to_contain_text("Nowhere is no city")
+    refused = story.get_by_role("listitem").filter(has_text="Nowhere is no city").first
+    refused.get_by_text("Payload and reply").click()
+    expect(refused.get_by_role("region", name="Reply to delivery")).to_contain_text('"code": 17')
     visit.click(page.get_by_role("link", name="Dead letter of shop.customer"))
     expect(page.get_by_role("region", name="What was to be sent")).to_contain_text("Nobody One")
     assert visit.clicks <= 2
@@ -353,15 +370,24 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, w: World) -> None:
     expect(shop).to_contain_text("no call goes through while it is paused")
     visit.click(shop.get_by_role("button", name="Resume"))
     expect(shop).to_contain_text("closed: calls go through")
-    # A breaker that opens, and what is left of the quota, as they come in.
-    told = {"rate_remaining": 250, "rate_limit": 1000, "rate_seen_at": utcnow(), "down_since": utcnow(), "failures": 3}
+    # A call that fails opens the breaker, and its answer says what is left of the quota.
+    client = w.conductor.systems["shop"]
+    client.is_down, client.rate = True, Rate(250, 1000)
     with w.database.write() as connection:
-        connection.execute(sa.update(SystemRow).where(SystemRow.name == "shop").values(**told))
+        connection.execute(sa.update(Customer).where(Customer.id == 1).values(city="Paris"))
+    w.sync()
     visit.key("r")
     expect(shop).to_contain_text("250 of 1,000")
-    expect(shop).to_contain_text("open, 3 tries failed")
+    expect(shop).to_contain_text("open, 1 try failed")
+    # The system is up again, and a person does not wait for the next probe.
+    client.is_down = False
     visit.press("Poll shop.customer now")
     visit.is_told("shop.customer will be polled in a moment.")
+    assert w.conductor.poll("shop.customer")
+    w.sync()
+    visit.key("r")
+    expect(shop).to_contain_text("closed: calls go through")
+    assert client.there["cus_1"]["address"]["city"] == "Paris"
     visit.press("Test the connection of shop")
     page.wait_for_url("**/tasks/*")
     work_off(w)
@@ -389,6 +415,19 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, w: World, what: str) -> Non
         expect(page.get_by_role("region", name="What drifted apart")).to_contain_text("Changed there")
         visit.press("Repair what drifted")
         visit.is_headed("Repair what drifted in shop.customer")
+        work_off(w)
+        visit.key("r")
+        expect(far).to_contain_text("done")
+        assert w.rows(sa.select(Customer.name).where(Customer.id == 1)) == [("Changed there",)]
+        # Looked at once more, nothing is left.
+        visit.go("/systems/")
+        visit.click(page.get_by_label("Backfill or reconcile shop.customer"))
+        visit.click(page.locator("#shop").get_by_role("button", name=what, exact=True))
+        page.wait_for_url("**/tasks/*")
+        work_off(w)
+        visit.key("r")
+        expect(far).to_contain_text("done")
+        expect(page.get_by_role("region", name="What drifted apart")).to_have_count(0)
 
 
 def test_row_8_webhooks_seen_and_replayed(at: Open, w: World) -> None:
