@@ -25,7 +25,7 @@ from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
 from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
-from subscribers.base import External, Page, Subscriber, attempt, received
+from subscribers.base import External, Page, Subscriber, attempt, received, renewed_by
 from subscribers.base import System as Client
 from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
 
@@ -49,6 +49,10 @@ POLLED = "poll"
 
 class UnknownSystem(Exception):
     """No connected system has this name."""
+
+
+class _Overtaken(Exception):
+    """The turn ran out, and another poll reads on from the same place."""
 
 
 class _Closed(Exception):
@@ -246,26 +250,78 @@ class Inward:
     def poll(self, name: str) -> int:
         """Read what changed since the cursor; each page's effects and its cursor commit together.
 
-        Returns how many records came in. A system that is paused or down is not asked.
+        Returns how many records came in. A system that is paused or down is not asked, nor while another poll of this
+        subscriber is under way: it may take longer than the time between two.
         """
         subscriber = self.hub.subscribers[name]
         gate = self.health.gate(subscriber.system)
         if not gate.open:
             logger.info("%s is not polled: %s", name, gate.reason)
             return 0
+        count = self._poll_in_turn(subscriber, new_token())
+        if count is None and gate.probing:
+            self.health.nothing_asked(subscriber.system)
+        return count or 0
+
+    def _poll_in_turn(self, subscriber: Subscriber, token: str) -> int | None:
+        """Poll if nobody else does; None if the system was not asked."""
+        name = subscriber.name()
         if why := subscriber.client.wait_reason():
             self.hub.database.transact(self._write_cursor, name, {"result": f"not polled: {why}"})
-            return 0
-        with self.hub.database.look() as connection:
-            position = connection.execute(sa.select(Cursor.position).where(Cursor.subscriber == name)).scalar()
+            return None
+        cursor = self.hub.database.transact(self._take_turn, name, token)
+        if cursor is None:
+            logger.info("%s is being polled already", name)
+            return None
+        try:
+            with renewed_by(lambda: self._keep_turn(name, token)):
+                return self._read_on(subscriber, cursor.position, token)
+        finally:
+            self.hub.database.transact(self._end_turn, name, token)
+
+    def _take_turn(self, connection: sa.Connection, name: str, token: str) -> Any:
+        """The cursor, if nobody polls."""
+        now = self.hub.clock()
+        mine = {"poller": token, "polling_until": self.hub.later(self.hub.policy.lease)}
+        is_free = sa.or_(Cursor.polling_until.is_(None), Cursor.polling_until <= now)
+        insert = self.hub.database.insert(Cursor).values(subscriber=name, **mine)
+        taken = insert.on_conflict_do_update(index_elements=["subscriber"], set_=mine, where=is_free)
+        return connection.execute(taken.returning(Cursor.position)).one_or_none()
+
+    def _keep_turn(self, name: str, token: str) -> None:
+        self.limits.renew()
+        self.hub.database.transact(self._write_turn, name, token, {})
+
+    def _write_turn(self, connection: sa.Connection, name: str, token: str, values: dict[str, Any]) -> None:
+        """Renew the turn, with these values of the cursor.
+
+        Raises:
+          _Overtaken: somebody else polls by now.
+        """
+        until = self.hub.later(self.hub.policy.lease)
+        mine = sa.update(Cursor).where(Cursor.subscriber == name, Cursor.poller == token)
+        if not connection.execute(mine.values(polling_until=until, **values)).rowcount:
+            raise _Overtaken
+
+    @staticmethod
+    def _end_turn(connection: sa.Connection, name: str, token: str) -> None:
+        mine = sa.update(Cursor).where(Cursor.subscriber == name, Cursor.poller == token)
+        connection.execute(mine.values(poller=None, polling_until=None))
+
+    def _read_on(self, subscriber: Subscriber, position: dict[str, Any] | None, token: str) -> int | None:
+        """Read and apply pages from this position; how many records came in, None if the system was not asked."""
         count = 0
         try:
             with self.limits.slot(subscriber.system):
                 for page in self._paced(subscriber, position):
-                    owed = self.hub.database.transact(self._apply_page, subscriber, page)
+                    owed = self.hub.database.transact(self._apply_page, subscriber, page, token)
+                    self.limits.renew()
                     count += len(page.records)
                     self._announce_owed(owed)
         except Stopping:
+            return None  # there was no slot
+        except _Overtaken:
+            logger.warning("the poll of %s took too long over a page; another one reads on", subscriber.name())
             return count
         except Guarded:
             self.hub.database.transact(self.guard.trip, subscriber.system, "from")
@@ -303,7 +359,9 @@ class Inward:
         insert = self.hub.database.insert(Cursor).values(subscriber=name, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["subscriber"], set_=values))
 
-    def _apply_page(self, connection: sa.Connection, subscriber: Subscriber, page: Page) -> list[tuple[str, str]]:
+    def _apply_page(
+        self, connection: sa.Connection, subscriber: Subscriber, page: Page, token: str
+    ) -> list[tuple[str, str]]:
         mapper = self.mappings.current(connection, subscriber.name())[0]
         owed = []
         for external in page.records:
@@ -318,7 +376,7 @@ class Inward:
                 continue
             if applied.owed:
                 owed.append(applied.owed)
-        self._write_cursor(connection, subscriber.name(), {"position": page.position})
+        self._write_turn(connection, subscriber.name(), token, {"position": page.position})
         return owed
 
     def _set_aside(

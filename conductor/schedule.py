@@ -23,6 +23,7 @@ from models.ledger import (
     AuditEntry,
     Change,
     Conflict,
+    Cursor,
     DeadLetter,
     Delivery,
     Inbox,
@@ -150,12 +151,25 @@ class Jobs:
 
     def tick(self) -> None:
         """Claim what is due in the coming minute, and what was missed, and have it run."""
+        self._poll_again()
         # Tidying last: it may take minutes, and the polls need not wait for it.
         for due in sorted(self.claim(), key=lambda due: due.job == TIDY):
             if due.job == TIDY:
                 self.run(TIDY, self.tidy)
             else:
                 self._announce(due)
+
+    def _poll_again(self) -> None:
+        """Announce polls that began and died: the next of a slow schedule may be hours away."""
+        died = sa.select(Cursor.subscriber).where(Cursor.poller.is_not(None), Cursor.polling_until <= self.hub.clock())
+        running = sa.select(Schedule.job).where(Schedule.paused_at.is_(None))
+        with self.hub.database.look() as connection:
+            names = connection.scalars(died).all()
+            polls = self.intervals().keys() & set(connection.scalars(running)) if names else set()
+        for name in names:
+            if POLL + name in polls:
+                logger.warning("the poll of %s died; it is polled again", name)
+                self.hub.announcer.poll(name)
 
     def _announce(self, due: Due) -> None:
         try:

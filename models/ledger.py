@@ -334,6 +334,9 @@ class Cursor(Base):
     #: Since when polls have failed; none while they work.
     failing_since: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
+    #: Who polls just now, and until when nobody else may: one that takes longer than its interval is the only one.
+    poller: Mapped[str | None] = mapped_column(sa.String(64))
+    polling_until: Mapped[datetime | None]
 
 
 class System(Base):
