@@ -19,11 +19,8 @@ KEPT = 16
 
 
 def begun(windows: Windows | None, since: datetime, wrote: datetime | None, fields: Flat) -> Windows:
-    """One more, of what was read at `since`; our last write before that was at `wrote`.
-
-    One that never ended was of a write that certainly did nothing.
-    """
-    before = [window for window in windows or [] if "until" in window]
+    """One more, of what was read at `since`; our last write before that was at `wrote`."""
+    before = dropped(windows) or []
     new = {"since": since.isoformat(), "fields": fields}
     if wrote is not None:
         new["after"] = min(wrote, since).isoformat()
@@ -40,6 +37,11 @@ def ended(windows: Windows | None, at: datetime | None) -> Windows | None:
         return windows
     last = [] if at is None else [{**windows[-1], "until": at.isoformat()}]
     return [*windows[:-1], *last] or None
+
+
+def dropped(windows: Windows | None) -> Windows | None:
+    """The newest write certainly did nothing: it undid nothing either."""
+    return [window for window in windows or [] if "until" in window] or None
 
 
 def around(windows: Windows | None, at: datetime | None) -> Windows:

@@ -19,7 +19,7 @@ from conductor.hub import UNKNOWN_TIME, Hub
 from conductor.merge import Merge, Winner, merge, rebase
 from conductor.redaction import redact
 from conductor.relations import Relations, our_side
-from conductor.settling import remove_here
+from conductor.settling import close_conflicts, remove_here
 from models.capture import sync_context
 from models.catalogues import Record
 from models.ledger import Change, Conflict, Delivery, Link
@@ -273,6 +273,7 @@ class Applying:
             }
         else:
             values |= {"gone_at": self.hub.clock(), "gone_there": True}
+            values |= close_conflicts(connection, link, "gone", self.hub.clock())
             remove_here(connection, subscriber, link.record_id)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"

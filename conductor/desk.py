@@ -33,6 +33,7 @@ from models.ledger import (
     UnsubscriptionRecord,
 )
 from subscribers.base import Subscriber
+from subscribers.errors import SyncError
 from subscribers.mapping import Flat
 
 #: Dead letters handled in one transaction.
@@ -275,8 +276,15 @@ class Desk:
         """Decide a field that changed on both sides; the side that lost is brought up to date.
 
         Raises:
-          ValueError: there is no such open conflict, or its record is gone or being delivered just now.
+          ValueError: there is no such open conflict, its record is gone or being delivered just now, or their value
+            does not fit here.
         """
+        try:
+            self._settle_conflict(conflict_id, choice, by)
+        except SyncError as error:
+            raise ValueError(str(error)) from error
+
+    def _settle_conflict(self, conflict_id: int, choice: str, by: str) -> None:
         with self.hub.database.write() as connection:
             is_open = sa.and_(Conflict.id == conflict_id, Conflict.settled_at.is_(None))
             conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()

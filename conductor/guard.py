@@ -6,7 +6,7 @@ this, and a deleted record is the one thing a later sync cannot bring back.
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -49,6 +49,12 @@ class Guard:
             return True
         self.trip(connection, name, direction)
         return False
+
+    def give_back(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
+        """These were counted but not done: they are counted when they are tried again."""
+        left = sa.case((System.deletes > deletes, System.deletes - deletes), else_=0)
+        same_window = System.deletes_since <= counted_at
+        connection.execute(sa.update(System).where(System.name == name, same_window).values(deletes=left))
 
     def trip(self, connection: sa.Connection, name: str, direction: str) -> None:
         """Pause the system and ask."""

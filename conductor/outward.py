@@ -184,14 +184,18 @@ class Outward:
         if any(plan.is_open for plan in plans) and turn.was_long_in_coming() and not batch.gate.probing:
             return [claim.record_id for claim in batch.claims], False
         plans, moved = self._claim(plans, batch.token)
-        self._hold_deletes(subscriber, plans)
+        counted, at = self._hold_deletes(subscriber, plans), self.hub.clock()
         with turn.away():
             self._call(subscriber, plans, batch)
             turn.slot.release()  # what is left to do calls nobody
+        # These come back as if they had never been tried, and are counted then.
+        spared = sum(plan.outcome == "waiting" or isinstance(plan.error, SystemDown) for plan in counted)
+        if spared:
+            self.hub.database.transact(self.guard.give_back, subscriber.system, spared, at)
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
             self.hub.announcer.records(name, [record_id])
-        return settled.again + moved, any(p.duration is not None or p.error is not None for p in plans)
+        return settled.again + moved, any(plan.asked for plan in plans)
 
     def _settle(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
         plans, settled = self.settling.write_at_once(subscriber, plans, batch)
@@ -361,13 +365,15 @@ class Outward:
             data = nest(plan.flat)
             plan.item = make_item(claim, data, data)
 
-    def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> None:
+    def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> list[Plan]:
+        """Have deletions wait where the guard says so; those it has counted and lets through."""
         deletes = [p for p in plans if p.is_open and p.operation in ("delete", "archive")]
-        fresh = sum(p.claim.link.attempts == 0 for p in deletes)  # a retry is no other deletion
-        if not deletes or self.hub.database.transact(self.guard.allows, subscriber.system, fresh, "to"):
-            return
+        fresh = [p for p in deletes if p.claim.link.attempts == 0]  # a retry is no other deletion
+        if not deletes or self.hub.database.transact(self.guard.allows, subscriber.system, len(fresh), "to"):
+            return fresh
         for plan in deletes:
             plan.settle("waiting", "held by the mass-delete guard")
+        return []
 
     # --- call ---------------------------------------------------------------------------------------
 
@@ -419,7 +425,7 @@ class Outward:
         if isinstance(outcomes, SyncError):
             outcomes = [outcomes] * len(chosen)
         for plan, outcome in zip(chosen, outcomes, strict=True):
-            plan.duration = duration
+            plan.asked, plan.duration = True, duration
             if outcome is None and plan.operation == "create":
                 outcome = Retry("create returned no id", maybe_done=True)
             if isinstance(outcome, SyncError):
@@ -489,6 +495,7 @@ class Outward:
     def _resolve(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
         """A create was begun before and nobody knows how it ended: look before doing it again."""
         assert plan.item is not None
+        plan.asked = True
         subscriber.client.pace()
         found = attempt(_found, subscriber, plan.item)
         if isinstance(found, SyncError):
@@ -523,6 +530,7 @@ class Outward:
         """
         claim, item = plan.claim, plan.item
         assert item is not None
+        plan.asked = True
         subscriber.client.pace()
         found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):
@@ -551,6 +559,7 @@ class Outward:
         beside = plan.beside
         if not beside:
             return
+        plan.asked = True
         subscriber.client.pace()
         found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):

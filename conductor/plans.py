@@ -94,9 +94,13 @@ class Plan:
     error: SyncError | None = None
     external: External | None = None
     rule: Rule | None = None
+    #: The rule was lifted before this was written down.
+    lifted: bool = False
     #: What the link is owed when it is settled: more than was claimed, if the record has changed since.
     owed_now: int = 0
-    #: Milliseconds of the call.
+    #: The system was called for it, if only to look.
+    asked: bool = False
+    #: Milliseconds of the call that was to write it.
     duration: float | None = None
     #: What `sent` was made of, and what it came to.
     _sent: tuple[tuple[Any, ...], set[str]] | None = field(default=None, init=False, repr=False)

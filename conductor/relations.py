@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
+from conductor.unsubscriptions import standing
 from language import say
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
@@ -120,6 +121,8 @@ class Relations:
                 return Verdict(Reject(f"it and {what} wait for one another"))
             return Verdict(parent=parent.id, announce=(name, wait.record_id))
         if parent.unsubscription_id is not None:
+            if not standing(connection, [parent.unsubscription_id]):
+                return Verdict(announce=(subscriber.name(), link.record_id))  # it is being lifted
             skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
         if parent.external_id is not None and parent.gone_at is None:

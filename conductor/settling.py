@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,7 @@ from conductor.letters import Letters
 from conductor.plans import KNOWN, Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
 from conductor.relations import Relations, WaitsFor
+from conductor.unsubscriptions import standing
 from models.bulk import among, insert_many, update_if, update_many
 from models.capture import sync_context
 from models.ledger import Conflict, Delivery, Link, System
@@ -59,6 +61,7 @@ class Settling:
         settled, now = Settled(), self.hub.clock()
         plans = [replace(plan) for plan in plans]  # what is decided here is decided anew should it lose a race
         self._note_health(connection, subscriber, plans)
+        self._look_at_rules(connection, plans)
         deliveries = []
         told_down = False
         owed = self._lock(connection, plans, batch.token)
@@ -76,7 +79,7 @@ class Settling:
                 links[tuple(row)].append(row)
                 if waits:  # whether the next one closes a circle is told by what this one waits for
                     update_many(connection, _LINK, [row])
-                if _is_owed_again(plan):
+                if _is_owed_again(plan) or plan.lifted:
                     settled.again.append(plan.claim.record_id)
             if plan.outcome == "waiting":
                 if told_down or plan.error is None:
@@ -123,6 +126,15 @@ class Settling:
         if ended and self.relations.are_waited_for(subscriber):
             settled.announce = self.hub.database.transact(self._wake, subscriber, ended)
         return [plan for plan in plans if plan.claim.link.id not in written], settled
+
+    @staticmethod
+    def _look_at_rules(connection: sa.Connection, plans: list[Plan]) -> None:
+        """What an unsubscription covered that was lifted meanwhile is not skipped: who lifted it saw no such link."""
+        stand = standing(connection, {plan.rule.id for plan in plans if plan.rule is not None})
+        for plan in plans:
+            if plan.rule is not None and plan.rule.id not in stand:
+                plan.rule, plan.lifted = None, True
+                plan.settle("waiting", "the unsubscription was lifted meanwhile")
 
     def _note_health(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
         down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
@@ -186,8 +198,12 @@ class Settling:
                 return values
         if plan.outcome == "waiting":
             return {"intent": _unbegun(plan)}
-        values = self._ended(plan, mapper, unsubscription, self.hub.clock())
-        self._close_conflicts(connection, plan, values)
+        now = self.hub.clock()
+        values = self._ended(plan, mapper, unsubscription, now)
+        if plan.claim.record is None:
+            values |= close_conflicts(connection, link, "gone", now)
+        elif values.get("open_conflicts", link.open_conflicts) != link.open_conflicts:
+            close_conflicts(connection, link, "agreed", now, but=plan.claim.asked)
         self._close_letter(connection, plan)
         return values
 
@@ -207,6 +223,8 @@ class Settling:
         }
         if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
             values["doubt"] = None
+        if plan.outcome == "skipped" and plan.claim.told:
+            values["alongside"] = alongside.dropped(link.alongside)
         if plan.outcome == "skipped" and plan.claim.found:
             values |= {name: getattr(link, name) for name in KNOWN} | {"intent": None}
         if plan.outcome in ("delivered", "unchanged"):
@@ -236,7 +254,10 @@ class Settling:
         values["open_conflicts"] = len(plan.claim.asked)
         if plan.outcome == "delivered":
             values["wrote_at"] = link.wrote_at if plan.operation == "match" else wrote
-        values["alongside"] = alongside.ended(link.alongside, wrote)
+        if plan.outcome == "delivered":
+            values["alongside"] = alongside.ended(link.alongside, wrote)
+        else:
+            values["alongside"] = alongside.dropped(link.alongside)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values
@@ -254,17 +275,6 @@ class Settling:
         # What only comes in, and what a person is asked about, keeps its base.
         kept = {p: v for p, v in old.items() if p not in ours}
         return {"agreed": {**kept, **ours}, "held": held or None}
-
-    def _close_conflicts(self, connection: sa.Connection, plan: Plan, values: dict[str, Any]) -> None:
-        """Those that settled themselves, because ours was edited to what they hold."""
-        link = plan.claim.link
-        if values.get("open_conflicts", link.open_conflicts) != link.open_conflicts:
-            connection.execute(
-                sa.update(Conflict)
-                .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
-                .where(Conflict.path.not_in(list(plan.claim.asked)))
-                .values(settled_at=self.hub.clock(), choice="agreed")
-            )
 
     # --- failures -----------------------------------------------------------------------------------
 
@@ -327,7 +337,7 @@ class Settling:
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
-        return {
+        return close_conflicts(connection, plan.claim.link, "gone", self.hub.clock()) | {
             "gone_at": self.hub.clock(),
             "gone_there": True,
             "agreed": None,
@@ -380,11 +390,29 @@ def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: st
             catalogue.update(connection, record_id, catalogue.archive)
 
 
+def close_conflicts(
+    connection: sa.Connection, link: Any, choice: str, now: datetime, but: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Close what a person was asked about a link and need not decide any more; what that means for the link.
+
+    Because ours was edited to what they hold (`agreed`), or the record is on one side only (`gone`).
+    """
+    if not link.open_conflicts:
+        return {}
+    connection.execute(
+        sa.update(Conflict)
+        .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None), Conflict.path.not_in(list(but)))
+        .values(settled_at=now, choice=choice)
+    )
+    return {"open_conflicts": 0}
+
+
 def _is_plain(plan: Plan) -> bool:
     """It ended, and only its link and its delivery have to be written for that."""
-    link = plan.claim.link
-    ended = plan.error is None and plan.outcome in ("delivered", "unchanged", "skipped")
-    return ended and link.dead_letter_id is None and link.open_conflicts == len(plan.claim.asked)
+    link, claim = plan.claim.link, plan.claim
+    ended = plan.error is None and plan.rule is None and plan.outcome in ("delivered", "unchanged", "skipped")
+    asked = 0 if claim.record is None else len(claim.asked)
+    return ended and link.dead_letter_id is None and link.open_conflicts == asked
 
 
 def _unbegun(plan: Plan) -> str | None:
@@ -404,7 +432,9 @@ def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
 def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
     """A call that certainly did nothing, or was not made, leaves nothing in doubt; see `conductor.doubt`."""
     was_sent = plan.duration is not None and error.maybe_done
-    return {"doubt": None} if plan.claim.told and not was_sent else {}
+    if not plan.claim.told or was_sent:
+        return {}
+    return {"doubt": None, "alongside": alongside.dropped(plan.claim.link.alongside)}
 
 
 def _unless_newer(plan: Plan, when: datetime | None) -> datetime | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -49,6 +49,14 @@ def in_force(connection: sa.Connection, targets: Iterable[str], record_ids: Iter
     return [
         Rule(row.id, row.operation, row.listed_only, frozenset(covered.get(row.id, ())), _words(row)) for row in rows
     ]
+
+
+def standing(connection: sa.Connection, rules: Collection[int]) -> set[int]:
+    """Those of these rules that are not lifted, until the commit: who lifts one after it sees what it covered."""
+    if not rules:
+        return set()
+    stand = sa.select(Unsubscription.id).where(Unsubscription.id.in_(rules)).order_by(Unsubscription.id)
+    return set(connection.execute(stand.with_for_update(read=True)).scalars())
 
 
 def _words(row: sa.Row[tuple[object, ...]]) -> str:

@@ -42,6 +42,7 @@ _SETTLED = {
     "ours": mark("Conflict settled: {path}, ours stays"),
     "theirs": mark("Conflict settled: {path}, {system}'s is taken"),
     "agreed": mark("Conflict settled: {path}, the sides agree"),
+    "gone": mark("Conflict closed: {path}, the record was deleted"),
 }
 _DECIDED = mark("Conflict settled: {path}, decided")
 

@@ -36,7 +36,7 @@ _SAID = (
     mark("not configured"), mark("not run yet"), mark("note"), mark("settled"), mark("closed"), mark("open"),
     mark("any"), mark("create"), mark("update"), mark("delete"), mark("archive"), mark("match"), mark("unlink"),
     mark("created"), mark("updated"), mark("deleted"), mark("in"), mark("out"),
-    mark("ours"), mark("theirs"), mark("agreed"), mark("Ours"), mark("Theirs"),
+    mark("ours"), mark("theirs"), mark("agreed"), mark("gone"), mark("Ours"), mark("Theirs"),
     mark("mend the record"), mark("mend the mapping"), mark("mend the system"), mark("mend the code"),
 )  # fmt: skip
 

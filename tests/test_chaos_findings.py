@@ -19,7 +19,7 @@ from models.ledger import Inbox, Link, System
 from models.schema import is_current
 from models.session import Database
 from subscribers.base import External, Page
-from subscribers.errors import Retry, SystemDown
+from subscribers.errors import Reject, Retry, Skip, SyncError, SystemDown
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
 from tests.fakes import World
 
@@ -234,6 +234,36 @@ def test_an_edit_that_our_write_undid_is_mended_however_late_it_is_told_of(world
     world.conductor.inward.take(world.conductor.subscribers["crm.customer"], told[0])
     world.run()
     assert record(world, one).city == "Rome"
+
+
+@pytest.mark.parametrize("refused", [Reject("no such street"), SystemDown("503"), Skip("not now")])
+def test_a_write_that_did_nothing_undid_nothing(world: World, refused: SyncError) -> None:
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.clock.tick(60)
+
+    def refuse(kind: str, what: str) -> None:
+        if kind == "update":
+            crm.on_call = lambda kind, what: None
+            crm.fail(refused)
+
+    crm.on_call = refuse
+    edit(world, one, street="Way 2")
+    world.run()
+    world.clock.tick(60)
+    edit(world, one, street="Way 1")  # taken back, so nothing is sent
+    world.conductor.sweep()
+    world.run()
+    world.clock.tick(86_400)
+    events = []
+    for city in ("Oslo", "Rome"):
+        events.append(crm.edit("crm_1", address={"city": city, "line1": "Way 1"}))
+        world.clock.tick(60)
+    for event in events:
+        world.conductor.inward.take(subscriber, event)
+        world.run()
+    assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "Rome"
 
 
 def test_what_a_write_undid_is_forgotten_with_the_record_it_was_written_to(world: World) -> None:

@@ -8,13 +8,14 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import LetterFilter, Policy
+from models.catalogues import Invoice
 from models.ledger import DeadLetter, Inbox, Link, System
 from models.ledger import Mapping as SavedMapping
 from models.session import Database
 from subscribers.base import External, Item
 from subscribers.errors import Reject, Retry, SystemDown
 from subscribers.mapping import Field, check_rows
-from tests.fakes import FakeSubscriber, World
+from tests.fakes import FakeInvoice, FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
 
 
@@ -179,6 +180,33 @@ def test_a_probe_with_nothing_to_ask_gives_its_place_to_the_next(database: Datab
     assert rows(world, System, System.name == "crm")[0].down_since is None
 
 
+def test_what_waits_for_another_record_keeps_no_system_down(database: Database) -> None:
+    world = World(database, "crm", kinds=(FakeSubscriber, FakeInvoice))
+    world.systems["crm"].fail(SystemDown("503"))
+    one = add(world)
+    world.run()
+    with database.write() as connection:
+        connection.execute(sa.insert(Invoice).values(number="R-1", customer_id=int(one), currency="eur"))
+    world.conductor.relay()
+    # The system is back. The invoice's message comes first, and nobody is asked about it.
+    world.clock.tick(61)
+    world.conductor.deliver("crm.invoice", ["1"])
+    world.conductor.deliver("crm.customer", [one])
+    assert rows(world, System, System.name == "crm")[0].down_since is None
+
+
+def test_a_poll_that_asks_nobody_keeps_no_system_down(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world)
+    world.systems["crm"].fail(SystemDown("503"))
+    world.run()
+    world.clock.tick(61)
+    world.systems["crm"].wait_reason = lambda: "the day's calls are nearly used up"  # type: ignore[method-assign]
+    world.conductor.poll("crm.customer")
+    world.conductor.deliver("crm.customer", [one])
+    assert rows(world, System, System.name == "crm")[0].down_since is None
+
+
 def test_silence_is_no_success(database: Database) -> None:
     world = World(database, "crm")
     add(world)
@@ -212,6 +240,29 @@ def test_the_guard_counts_a_deletion_once_however_often_it_is_tried(database: Da
         world.clock.tick(60)
         world.conductor.sweep()
     assert rows(world, System, System.name == "crm")[0].paused_at is None and world.shown("crm") == []
+
+
+def test_the_guard_does_not_count_a_deletion_at_each_probe_of_an_outage(database: Database) -> None:
+    world = World(database, "crm", bulk_size=200)
+    crm = world.systems["crm"]
+    crm.delete_limit = 3
+    add(world), add(world)
+    world.run()
+    crm.fail(SystemDown("503"), times=10)
+    with database.write() as connection:
+        connection.execute(sa.text("DELETE FROM customer"))
+    world.run()
+    for _ in range(8):
+        world.clock.tick(61)
+        world.conductor.sweep()
+        world.run()
+    system = rows(world, System, System.name == "crm")[0]
+    assert (system.paused_at, system.deletes) == (None, 0) and system.down_since is not None
+    crm.failures.clear()
+    world.clock.tick(61)
+    world.conductor.sweep()
+    world.run()
+    assert world.shown("crm") == [] and rows(world, System, System.name == "crm")[0].deletes == 2
 
 
 def test_a_letter_closes_when_its_record_is_skipped(database: Database) -> None:

@@ -15,9 +15,9 @@ from conductor import Policy
 from conductor.limits import Limits
 from models.capture import sync_context
 from models.catalogues import Customer, Invoice
-from models.ledger import CallSlot, Change, Conflict, DeadLetter, Delivery, Inbox, Link, SyncContext, System
+from models.ledger import CallSlot, Change, Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, SyncContext, System
 from models.session import Database
-from subscribers.base import External, Item
+from subscribers.base import External, Item, still_working
 from subscribers.errors import Reject, Retry, SystemDown
 from subscribers.mapping import Field
 from tests.fakes import FakeInvoice, FakeSubscriber, World
@@ -215,6 +215,49 @@ def test_a_conflict_settles_itself_when_ours_is_edited_to_theirs(asking: World) 
     assert asking.shown("shop")[0]["notes"] == "theirs"
 
 
+def test_a_conflict_ends_with_its_record_deleted_here(asking: World) -> None:
+    (conflict,) = rows(asking, Conflict)
+    with asking.conductor.database.write() as c:
+        c.execute(sa.delete(CUSTOMER))
+    with pytest.raises(ValueError, match="does not exist any more"):
+        asking.conductor.settle_conflict(conflict.id, "ours", by="ann")
+    asking.run()
+    (conflict,) = rows(asking, Conflict)
+    assert (conflict.choice, link(asking, "crm").open_conflicts) == ("gone", 0) and asking.shown("crm") == []
+
+
+@pytest.mark.parametrize("on_gone", ["delete", "unlink"])
+def test_a_conflict_ends_with_its_record_deleted_there(asking: World, on_gone: str) -> None:
+    asking.conductor.subscribers["crm.customer"].on_gone = on_gone  # type: ignore[misc, assignment]
+    asking.systems["crm"].remove("crm_1")
+    webhook(asking, "crm", "e2", "crm_1")
+    asking.run()
+    (conflict,) = rows(asking, Conflict)
+    assert (conflict.choice, link(asking, "crm").open_conflicts) == ("gone", 0)
+
+
+def test_a_value_that_does_not_fit_here_is_said_and_holds_up_no_other_conflict(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name", "phone": Field("phone", conflict="ask")})
+    ids = [add(world, name=f"n{number}", phone="0") for number in range(3)]
+    world.run()
+    world.clock.tick()
+    for number, (one, theirs) in enumerate(zip(ids, ("x" * 500, "5", "6"), strict=True)):
+        edit(world, one, phone="1")
+        external_id = link(world, "crm", one).external_id
+        world.systems["crm"].edit(external_id, phone=theirs)
+        webhook(world, "crm", f"e{number}", external_id)
+    world.run()
+    long = next(row.id for row in rows(world, Conflict) if len(row.theirs) == 500)
+    with pytest.raises(ValueError, match="500 characters, but phone holds 40"):
+        world.conductor.settle_conflict(long, "theirs", by="ann")
+    task = world.conductor.settle_alike("crm.customer", "phone", "theirs", "ann")
+    while world.conductor.tasks.run_some():
+        world.clock.tick()
+    done = world.conductor.tasks.get(task)
+    assert (done.state, done.good, done.bad) == ("done", 2, 1)
+    assert [row.id for row in rows(world, Conflict, Conflict.settled_at.is_(None))] == [long]
+
+
 # --- the mass-delete guard ------------------------------------------------------------------------------
 
 
@@ -317,6 +360,27 @@ def test_lifting_a_rule_can_bring_the_missed_records_over(database: Database) ->
     world.conductor.sweep()
     world.run()
     assert len(world.shown("crm")) == 2
+
+
+@pytest.mark.parametrize("bring", [True, False])
+def test_a_rule_lifted_while_a_batch_is_under_way_covers_nothing_of_it_any_more(
+    database: Database, bring: bool
+) -> None:
+    world = World(database, "crm", bulk_size=200)
+    one, two = add(world), add(world)
+    world.run()
+    rule = world.conductor.unsubscribe("crm", None, [two], None, "hold", by="ann")
+
+    def lift(kind: str, what: str) -> None:
+        world.systems["crm"].on_call = lambda kind, what: None
+        world.conductor.lift(rule, by="ann", bring=bring)
+
+    world.systems["crm"].on_call = lift
+    edit(world, one, notes="new")
+    edit(world, two, notes="new")
+    world.run()
+    assert [shown["notes"] for shown in world.shown("crm")] == ["new", "new"]
+    assert link(world, "crm", two).unsubscription_id is None
 
 
 # --- limits ---------------------------------------------------------------------------------------------
@@ -486,6 +550,84 @@ def test_a_context_that_its_writer_left_behind_does_not_swallow_later_changes(sq
     add(world)
     world.run()
     assert len(world.shown("crm")) == 1
+
+
+def test_a_poll_that_takes_longer_than_its_interval_is_the_only_one(database: Database) -> None:
+    world = World(database, "crm")
+    add(world)
+    world.run()
+    subscriber, seen = world.conductor.subscribers["crm.customer"], []
+    read = subscriber.changed_since
+
+    def long(position: Any) -> Iterator[Any]:
+        for page in read(position):
+            seen.append(page)
+            for _ in range(3):  # each renews the turn for those that come
+                world.clock.tick(world.conductor.hub.policy.lease - 1)
+                still_working()
+            assert world.conductor.poll("crm.customer") == 0
+            yield page
+
+    subscriber.changed_since = long  # type: ignore[method-assign]
+    assert world.conductor.poll("crm.customer") == 1 and len(seen) == 1
+    assert world.conductor.poll("crm.customer") == 1 and len(seen) == 2  # its turn was given back
+
+
+def test_a_poll_whose_turn_ran_out_applies_nothing_more(database: Database) -> None:
+    world = World(database, "crm")
+    one = add(world)
+    world.run()
+    world.clock.tick()
+    world.systems["crm"].edit("crm_1", notes="read long ago")
+    subscriber = world.conductor.subscribers["crm.customer"]
+    read = subscriber.changed_since
+
+    def slow(position: Any) -> Iterator[Any]:
+        subscriber.changed_since = read  # type: ignore[method-assign]
+        (page,) = read(position)
+        world.clock.tick(world.conductor.hub.policy.lease + 1)
+        world.systems["crm"].edit("crm_1", notes="newest")
+        assert world.conductor.poll("crm.customer") == 1
+        yield page
+
+    subscriber.changed_since = slow  # type: ignore[method-assign]
+    newest = world.clock.now + timedelta(seconds=world.conductor.hub.policy.lease + 1)
+    assert world.conductor.poll("crm.customer") == 0
+    assert rows(world, Cursor)[0].position == {"since": newest.isoformat()}
+    world.run()
+    assert record(world, one).notes == "newest"
+
+
+def test_a_poll_that_died_is_made_up_for(database: Database) -> None:
+    world = World(database, "crm", poll_seconds=24 * 3600)
+    world.conductor.prepare()
+    world.conductor.jobs.tick()
+    world.ears.heard.clear()
+    subscriber = world.conductor.subscribers["crm.customer"]
+    pages = subscriber.changed_since
+
+    class Killed(BaseException):
+        pass
+
+    def dies(position: Any) -> Iterator[Any]:
+        raise Killed
+
+    subscriber.changed_since = dies  # type: ignore[method-assign]
+    inward = world.conductor.inward
+    inward._end_turn = lambda *_: None  # type: ignore[method-assign] # nobody is left to do it
+    with pytest.raises(Killed):
+        world.conductor.poll("crm.customer")
+    subscriber.changed_since = pages  # type: ignore[method-assign]
+    del inward._end_turn
+    world.conductor.jobs.tick()
+    assert world.ears.heard == [] and world.conductor.poll("crm.customer") == 0
+    world.clock.tick(world.conductor.hub.policy.lease)
+    world.conductor.jobs.tick()
+    assert world.ears.heard == [("poll crm.customer", [])]
+    world.conductor.poll("crm.customer")
+    world.ears.heard.clear()
+    world.conductor.jobs.tick()
+    assert world.ears.heard == []
 
 
 def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) -> None:
