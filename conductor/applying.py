@@ -296,11 +296,12 @@ class Applying:
             return Applied("skipped", "deleted there, and never known here")
         if not (incoming.newest or polled):
             raise NeedsFetch  # it may have changed or gone since
-        record_id = self._claimed(connection, incoming) or self._matched(connection, incoming)
+        claimed = self._claimed(connection, incoming)
+        if claimed is None and (link := self._left_over(connection, incoming)) is not None:
+            return self._owe_deletion(connection, incoming, link)
+        record_id = claimed or self._matched(connection, incoming)
         if record_id is not None:
             return self._adopt(connection, incoming, record_id)
-        if (applied := self._left_over(connection, incoming)) is not None:
-            return applied
         mapper = incoming.mapper
         flat = {p: v for p, v in mapper.theirs(external.data).items() if mapper.comes_in(p)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
@@ -323,7 +324,10 @@ class Applying:
         subscriber, external = incoming.subscriber, incoming.external
         if external.deleted or self._link(connection, Link.external_id == external.id, subscriber) is not None:
             return None
-        record_id = self._claimed(connection, incoming) or self._matched(connection, incoming)
+        claimed = self._claimed(connection, incoming)
+        if claimed is None and self._left_over(connection, incoming) is not None:
+            return None
+        record_id = claimed or self._matched(connection, incoming)
         if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
             return None
         link = self._link(connection, Link.record_id == record_id, subscriber)
@@ -338,6 +342,8 @@ class Applying:
         """The internal records that an external one may be of."""
         if claimed := self._claimed(connection, incoming):
             return [claimed]
+        if self._left_over(connection, incoming) is not None:
+            return []
         values = self._match_values(incoming)
         found = incoming.subscriber.records.find(connection, values, limit) if values else []
         return incoming.subscriber.records.keep(connection, found, where)
@@ -354,14 +360,18 @@ class Applying:
             return None  # not an id of ours
         return record_id if exists else None
 
-    def _left_over(self, connection: sa.Connection, incoming: Incoming) -> Applied | None:
-        """A record of ours, deleted here before anybody knew that creating it there had worked: no new one."""
-        subscriber, external = incoming.subscriber, incoming.external
-        if external.record_id is None:
+    def _left_over(self, connection: sa.Connection, incoming: Incoming) -> Any:
+        """The link of a record deleted here before anybody knew that creating it there had worked.
+
+        Neither a new record nor another one that looks like it: it is still to be deleted there.
+        """
+        if incoming.external.record_id is None:
             return None
-        link = self._link(connection, Link.record_id == external.record_id, subscriber)
-        if link is None or link.external_id is not None:
-            return None
+        link = self._link(connection, Link.record_id == incoming.external.record_id, incoming.subscriber)
+        return None if link is None or link.external_id is not None else link
+
+    def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
+        external = incoming.external
         self._check_free(link, incoming)
         values = {
             "external_id": external.id,

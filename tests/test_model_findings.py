@@ -122,6 +122,19 @@ HISTORIES = [
         {"crm": Profile(on_gone="delete")},
         (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("poll", 0), ("recreate", 0, 0, 0)),
     ),
+    # A record whose creation was in doubt when it was deleted here, and that looks like another one.
+    model.History(
+        {"crm": Profile(match_on=("email",))},
+        (
+            ("meanwhile", 0, 9, ("work", 0, 0)),
+            ("crash", 1, 2),
+            ("insert", 0, 0, 0),
+            ("insert", 0, 1, 0),
+            ("run", 0),
+            ("delete", 0, 6),
+            ("poll", 0),
+        ),
+    ),
     # Fetched again and again: nothing that comes in of a record that is deleted here needs that.
     model.History({"crm": Profile(on_delete="archive")}, (("insert", 0, 0, 0), ("run", 0), ("delete", 0, 0))),
     # A create nobody knew the end of was found to be done, and became an update, which is unsubscribed.
