@@ -261,7 +261,8 @@ class Applying:
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
         values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, "alongside": None}
-        values |= _taken_over(incoming, link)
+        # Ours ends here too: should we die before it is given back, nobody takes a link again that is gone.
+        values |= {"lease_owner": None, "lease_until": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -277,7 +278,8 @@ class Applying:
             remove_here(connection, subscriber, link.record_id)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"
-        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed="owed_change" in values)
+        owed = "owed_change" in values or (link.owed_change > link.synced_change and link.dead_at is None)
+        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed=owed)
 
     def _moved(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied | None:
         """Merged there into a record that nothing here is linked to: it lives on in that one."""

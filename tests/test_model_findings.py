@@ -122,6 +122,14 @@ HISTORIES = [
         {"crm": Profile(on_gone="delete")},
         (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("poll", 0), ("recreate", 0, 0, 0)),
     ),
+    # Nobody came back for the lease under which a deletion there was fetched.
+    model.History(
+        {"shop": Profile(thin=True)},
+        (
+            *(("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("hook", 0, 0, 0)),
+            *(("crash", 0, 8), ("work", 0, 0)),
+        ),
+    ),
     # A record whose creation was in doubt when it was deleted here, and that looks like another one.
     model.History(
         {"crm": Profile(match_on=("email",))},
