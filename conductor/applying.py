@@ -87,7 +87,7 @@ class Applying:
         link = self._link(connection, Link.external_id == external.id, subscriber)
         if link is None:
             return self._unknown(connection, incoming, polled)
-        self._check_free(link, incoming)
+        self._take_over(connection, incoming, link)
         if link.gone_at is not None:
             return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
         if external.deleted:
@@ -117,10 +117,18 @@ class Applying:
         statement = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), condition)
         return connection.execute(statement.with_for_update()).one_or_none()
 
-    def _check_free(self, link: Any, incoming: Incoming) -> None:
-        held = link.lease_until is not None and link.lease_until > self.hub.clock()
-        if held and link.lease_owner != incoming.token:
+    def _take_over(self, connection: sa.Connection, incoming: Incoming, link: Any) -> None:
+        """End a lease that ran out: who had it may live on, and must not write down what he saw before this.
+
+        Raises:
+          Busy: somebody has a lease that has not.
+        """
+        if link.lease_owner in (None, incoming.token):
+            return
+        if link.lease_until is not None and link.lease_until > self.hub.clock():
             raise Busy
+        free = {"lease_owner": None, "lease_until": None}
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(**free))
 
     @staticmethod
     def _is_echo(link: Any, theirs: Flat) -> bool:
@@ -177,7 +185,6 @@ class Applying:
         new_agreed |= stands
         new_held = {path: value for path, value in new_held.items() if path not in undone}
         values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
-        values |= _taken_over(incoming, link)
         if link.doubt is not None:
             values["alongside"] = alongside.ended(link.alongside, incoming.external.at)
         if result.ask or link.open_conflicts:
@@ -261,8 +268,6 @@ class Applying:
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
         values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, "alongside": None}
-        # Ours ends here too: should we die before it is given back, nobody takes a link again that is gone.
-        values |= {"lease_owner": None, "lease_until": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -278,8 +283,7 @@ class Applying:
             remove_here(connection, subscriber, link.record_id)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"
-        owed = "owed_change" in values or (link.owed_change > link.synced_change and link.dead_at is None)
-        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed=owed)
+        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed="owed_change" in values)
 
     def _moved(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied | None:
         """Merged there into a record that nothing here is linked to: it lives on in that one."""
@@ -374,14 +378,13 @@ class Applying:
 
     def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
         external = incoming.external
-        self._check_free(link, incoming)
+        self._take_over(connection, incoming, link)
         values = {
             "external_id": external.id,
             "intent": None,
             "owed_change": Link.owed_change + 1,
             "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
             "announced_at": self.hub.clock(),
-            **_taken_over(incoming, link),
         }
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
@@ -417,7 +420,7 @@ class Applying:
         if link is None:
             link = self._new_link(connection, incoming, record_id, agreed={})
         else:
-            self._check_free(link, incoming)
+            self._take_over(connection, incoming, link)
             if link.external_id is not None and link.gone_at is None:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
@@ -519,12 +522,6 @@ class Applying:
         waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None
         still_owed = owed or waits
         return Applied(outcome, f"{name} {external.id}: {words}", (name, link.record_id) if still_owed else None)
-
-
-def _taken_over(incoming: Incoming, link: Any) -> dict[str, Any]:
-    """Of a lease that ran out: who had it may live on, and must not write down what he saw before this."""
-    is_free = link.lease_owner in (None, incoming.token)
-    return {} if is_free else {"lease_owner": None, "lease_until": None}
 
 
 def _windows(incoming: Incoming, link: Any) -> alongside.Windows:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -132,18 +133,19 @@ class Reconcile:
         with self.hub.database.read() as connection:
             mapper = self.mappings.current(connection, subscriber.name())[0]
             # The links again, since a delivery may have been under way while we asked.
-            now = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
-            fresh = {link.id: link for link in connection.execute(now)}
+            again = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
+            fresh = {link.id: link for link in connection.execute(again)}
             records = subscriber.records.read(connection, [link.record_id for link in links])
             related = self.relations.load(connection, subscriber, mapper, records.values())
             flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
         drifts: list[tuple[Any, Drift | None]] = []
+        now = self.hub.clock()
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
             drift: Drift | None = Drift(before.record_id, before.external_id)
             if isinstance(external, SyncError) and not isinstance(external, Gone):
                 drift = None
-            elif link is not None and not _moves(before, link) and not _is_left(subscriber, link, records):
+            elif link is not None and not _moves(before, link, now) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
             drifts.append((before, drift))
         return drifts
@@ -219,10 +221,11 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
     return [one if isinstance(one, SyncError) else attempt(received, subscriber, one) for one in found]
 
 
-def _moves(before: Any, link: Any) -> bool:
+def _moves(before: Any, link: Any, now: datetime) -> bool:
     """Something is on its way, or was while we asked: that is no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
-    return not same_link or link.owed_change > link.synced_change or link.lease_owner is not None
+    is_held = link.lease_until is not None and link.lease_until > now
+    return not same_link or link.owed_change > link.synced_change or is_held
 
 
 def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:

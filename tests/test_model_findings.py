@@ -122,7 +122,14 @@ HISTORIES = [
         {"crm": Profile(on_gone="delete")},
         (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("poll", 0), ("recreate", 0, 0, 0)),
     ),
-    # Nobody came back for the lease under which a deletion there was fetched.
+    # Nobody came back for the lease under which something was fetched.
+    model.History(
+        {"crm": Profile()},
+        (
+            *(("insert", 0, 0, 0), ("run", 0), ("edit", 0, 0, 1, 0), ("run", 0)),
+            *(("hook", 0, 0, 0), ("crash", 1, 1), ("hook", 0, 0, 0), ("run", 0)),
+        ),
+    ),
     model.History(
         {"shop": Profile(thin=True)},
         (

@@ -107,6 +107,15 @@ def test_what_is_on_its_way_is_no_drift(world: World) -> None:
     assert world.conductor.tasks.get(one).bad == 0
 
 
+def test_a_lease_that_ran_out_hides_no_drift(world: World) -> None:
+    drift_apart(world)
+    with world.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
+        left = {"lease_owner": "died", "lease_until": world.clock.now}
+        c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
+    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert task.bad == 4
+
+
 def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: Database) -> None:
     world = World(database, "crm", field_to_data={"name": "name", "phone": Field("phone", direction="in")})
     with database.write() as c:
