@@ -202,6 +202,8 @@ def _nothing_extra(world: World, ledger: Ledger) -> list[str]:
         troubled = _troubled(world, ledger, system)
         noted = {row.external_id for row in ledger.deliveries if row.subscriber == name and row.outcome == "skipped"
                  and row.direction == "in"}  # fmt: skip
+        # What was detached on purpose is of nobody, also when its record has come back as another one.
+        noted |= {row.external_id for row in ledger.deliveries if row.subscriber == name and row.operation == "unlink"}
         for external_id, data in system.store.items():
             link = ledger.by_external.get((name, external_id))
             if external_id in troubled or _letter(ledger, link):

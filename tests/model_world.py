@@ -676,10 +676,14 @@ class World:
             return
         names = list(self.systems)
         out = [names[context // 4 % len(names)]] if context % 4 == 3 else []
-        change = self.conductor.push("customer", record, unsubscribe=out)
-        for system in out:
-            self.left_out.add((change, f"{system}.customer"))
-            self.excuses.append(Excuse(f"{system}.customer", record, EVERYTHING, change, "pushed without it"))
+        before = self._now()
+        try:
+            self.conductor.push("customer", record, unsubscribe=out)
+        finally:  # it may be done although the process died over it
+            change = self._now()
+            for system in out if change > before else []:
+                self.left_out.add((change, f"{system}.customer"))
+                self.excuses.append(Excuse(f"{system}.customer", record, EVERYTHING, change, "pushed without it"))
 
     # --- rest -------------------------------------------------------------------------------------------------------
 
