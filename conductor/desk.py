@@ -22,6 +22,7 @@ from conductor.overview import COUNT_LIMIT
 from conductor.relations import Relations, our_side
 from language import say
 from models.capture import sync_context
+from models.indexes import unindexed
 from models.ledger import (
     Change,
     Conflict,
@@ -170,7 +171,8 @@ class Desk:
             values |= {"deletes": 0, "deletes_allowed_until": self.hub.later(_DELETES_ALLOWED_SECONDS)}
         with self.hub.database.write() as connection:
             self._update_system(connection, system, values)
-            waiting = (Inbox.system == system, Inbox.state == "waiting")
+            # As the index over what waits says it; by the system SQLite would read all that ever came from there.
+            waiting = (unindexed(Inbox.system == system), Inbox.state == sa.literal_column("'waiting'"))
             connection.execute(sa.update(Inbox).where(*waiting).values(retry_at=now))
             self.hub.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
 

@@ -16,10 +16,12 @@ from conductor.retrying import has_room
 from models.base import utcnow
 from models.catalogues import Customer
 from models.indexes import unindexed
-from models.ledger import AuditEntry, Change, DeadLetter, Delivery, Inbox, Link
+from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, Link
 from models.session import Database
 from panel import paging
+from tests import panel_world
 from tests.fakes import World
+from tests.panel_world import World as PanelWorld
 
 SHOP = "shop.customer"
 MANY, OPEN = 9999, 400
@@ -97,6 +99,64 @@ def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) ->
     text = "\n".join(found)
     for wrong in ("pk_dead_letter", "pk_link", "pk_change", "Seq Scan on link", "SCAN link", "SCAN dead_letter"):
         assert wrong not in text, text
+
+
+@pytest.fixture
+def panel(ledger: Database) -> Iterator[PanelWorld]:
+    """A panel over it, for one subscriber."""
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    with panel_world.world(url, seeded=False) as made:
+        del made.conductor.hub.subscribers["crm.customer"]
+        yield made
+
+
+def fill(w: PanelWorld, table: Any, rows: list[dict[str, Any]]) -> None:
+    with w.database.write() as connection:
+        connection.execute(sa.insert(table), rows)
+        if not w.database.is_sqlite:
+            connection.execute(sa.text("ANALYZE"))
+
+
+def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: PanelWorld) -> None:
+    fill(panel, Delivery, [{"subscriber": SHOP, "record_id": str(n), "direction": "out", "operation": "update",
+                             "outcome": "delivered", "at": utcnow()} for n in range(MANY)])  # fmt: skip
+    client = panel.client("admin")
+    with plans(panel.database) as found:
+        assert client.get("/record/customer/7").status_code == 200
+        assert client.get(f"/deliveries/?record=7&subscriber={SHOP}").status_code == 200
+        assert client.get(f"/deliveries/export.csv?record=7&subscriber={SHOP}").status_code == 200
+    of_deliveries = [plan for plan in found if "delivery" in plan]
+    assert len(of_deliveries) > 2 and not any("ix_delivery_subscriber" in plan for plan in of_deliveries), found
+
+
+def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Database) -> None:
+    w = World(ledger, "shop")
+    with plans(ledger, ("UPDATE inbox",)) as found:
+        w.conductor.resume("shop", "ann")
+    (plan,) = found
+    assert "ix_inbox_waiting" in plan, plan
+
+
+def test_open_conflicts_are_listed_by_their_index(panel: PanelWorld) -> None:
+    row = {"subscriber": SHOP, "path": "name", "at": utcnow()}
+    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "settled_at": utcnow()} for n in range(MANY)])
+    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "settled_at": None} for n in range(3)])
+    client = panel.client("admin")
+    with plans(panel.database) as found:
+        page = client.get("/conflicts/").text
+    listed = [plan for plan in found if "conflict" in plan]
+    assert all(f"/record/customer/{n}" in page for n in range(3)) and "/record/customer/3" not in page
+    assert listed and all("ix_conflict_open" in plan for plan in listed), found
+
+
+def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: PanelWorld) -> None:
+    change = {"catalogue": "customer", "operation": "updated", "at": utcnow(), "relayed_at": utcnow()}
+    fill(panel, Change, [{**change, "record_id": str(n)} for n in range(MANY)])
+    client = panel.client("admin")
+    with plans(panel.database) as found:
+        assert client.get("/changes/export.csv?catalogue=customer").text.count("\n") == MANY + 1
+    stretches = [plan for plan in found if "change" in plan]
+    assert stretches and not any("ix_change_record" in plan for plan in stretches), found
 
 
 def test_a_delivery_goes_by_key_also_while_its_tables_are_young(migrated_url: str) -> None:

@@ -20,6 +20,9 @@ from panel.words import updating
 #: Of a 64 bit key.
 LARGEST_ID = 2**63 - 1
 
+#: The same of a table that never has many rows, whose ids are 32 bits wide.
+LARGEST_SMALL_ID = 2**31 - 1
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -107,10 +110,15 @@ class PanelView(BaseView):  # type: ignore[misc]
         return fn(self, *args, **kwargs)
 
 
-def before() -> int | None:
+def whole(text: str, largest: int = LARGEST_ID) -> int | None:
+    """A row's id or version as somebody typed it; None for what no column holds."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_ID))
+    return number if is_number and (number := int(text)) <= largest else None
+
+
+def before(largest: int = LARGEST_ID) -> int | None:
     """Where this page of a history begins, from `?before=`."""
-    value = request.args.get("before", type=int)
-    return value if value is not None and 0 < value <= LARGEST_ID else None
+    return whole(request.args.get("before", ""), largest) or None
 
 
 def wanted(*names: str) -> dict[str, str]:

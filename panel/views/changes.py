@@ -8,6 +8,7 @@ from flask import Response
 
 from language import mark
 from models.catalogues import CATALOGUES
+from models.indexes import unindexed
 from models.ledger import Change
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted
@@ -39,9 +40,10 @@ class Changes(PanelView):
     def export(self) -> Response:
         filters = wanted("catalogue", "record", "state")
         conditions: list[Any] = [Change.relayed_at.is_(None)] if filters.get("state") == "waiting" else []
-        for name, column in (("catalogue", Change.catalogue), ("record", Change.record_id)):
-            if name in filters:
-                conditions.append(column == filters[name])
-        if "record" in filters and "catalogue" not in filters:
-            conditions.append(Change.catalogue.in_(list(CATALOGUES)))  # as the index of records begins
+        if "record" in filters:
+            # The catalogue too, all of them if need be: their index begins with it.
+            catalogues = [filters["catalogue"]] if "catalogue" in filters else list(CATALOGUES)
+            conditions += [Change.catalogue.in_(catalogues), Change.record_id == filters["record"]]
+        elif "catalogue" in filters:
+            conditions.append(unindexed(Change.catalogue == filters["catalogue"]))
         return exporting.download(self, Change, _COLUMNS, conditions, **filters)

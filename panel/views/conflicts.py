@@ -13,7 +13,7 @@ from conductor.alike import SETTLE
 from language import mark, say
 from models.ledger import Conflict
 from panel import paging
-from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
 from panel.views.tasks import is_current, shown
 
 Choice = Literal["ours", "theirs"]
@@ -31,16 +31,16 @@ class Conflicts(PanelView):
         filters = wanted("subscriber", "field", "state")
         settled = filters.get("state") == "settled"
         state = Conflict.settled_at.is_not(None) if settled else Conflict.settled_at.is_(None)
-        chosen = [Conflict.subscriber == filters["subscriber"]] if "subscriber" in filters else []
-        chosen += [Conflict.path == filters["field"]] if "field" in filters else []
+        columns = {"subscriber": Conflict.subscriber, "field": Conflict.path}
+        chosen = [column == filters[name] for name, column in columns.items() if name in filters]
         with self.conductor.database.read() as connection:
             # Open ones are few and have an index; settled ones are history.
             if settled:
                 listing = paging.newest(connection, Conflict, scanned=[state, *chosen], before=before())
                 kinds: list[Any] = []
             else:
-                listing = paging.newest(connection, Conflict, [state, *chosen], before=before())
                 kinds = self._kinds(connection)
+                listing = self._open(connection, filters)
             names = self._names(connection, listing.rows)
         settling = [row for row in self.conductor.tasks.list(SETTLE, limit=1) if is_current(row)]
         # One record's fields stand together, the record with the newest of them first.
@@ -57,13 +57,25 @@ class Conflicts(PanelView):
             subscribers=self.conductor.subscribers,
         )
 
+    @staticmethod
+    def _open(connection: sa.Connection, filters: dict[str, str]) -> paging.Listing:
+        """Those that wait for a person, asked for by subscriber as their index has them."""
+        is_open = Conflict.settled_at.is_(None)
+        conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
+        names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
+        pages = [
+            paging.newest(connection, Conflict, conditions, before=before(), within=(Conflict.subscriber, name))
+            for name in names
+        ]
+        return paging.merge(pages)
+
     @action("/settle", needs="settle")
     def settle(self) -> Response:
         """Settle some fields of one record: `choice.<number>` is ours or theirs; `all` is it for each `number`."""
         everything = field("all")
-        numbers = [text for text in request.form.getlist("number") if text.isdigit()]
-        picked = {number: everything or field(f"choice.{number}") for number in numbers}
-        choices = {int(number): choice for number, choice in picked.items() if choice}
+        numbers = {text: number for text in request.form.getlist("number") if (number := whole(text)) is not None}
+        picked = {number: everything or field(f"choice.{text}") for text, number in numbers.items()}
+        choices = {number: choice for number, choice in picked.items() if choice}
         if not choices:
             return refused(say("Choose ours or theirs first."), url_for("conflicts.index"))
         for choice in choices.values():
@@ -135,6 +147,12 @@ class Conflicts(PanelView):
             for record_id, record in catalogue.read(connection, ids).items():
                 names[subscriber, record_id] = str(record.get(catalogue.label) or "")
         return names
+
+
+def _subscribers(connection: sa.Connection) -> list[str]:
+    """Those with open conflicts, configured or not."""
+    names = sa.select(Conflict.subscriber).where(Conflict.settled_at.is_(None)).distinct()
+    return list(connection.scalars(names))
 
 
 def _checked(choice: str) -> Choice:
