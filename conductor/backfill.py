@@ -20,7 +20,7 @@ from conductor.hub import Hub
 from conductor.letters import Letters
 from conductor.mappings import Mappings
 from conductor.retrying import has_room
-from conductor.tasks import Step, Tasks
+from conductor.tasks import Step, Tasks, counted
 from language import say
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
@@ -87,20 +87,27 @@ class Backfill:
                 )
             )
         where = dict(where or {})
-        chosen = conditions(subscriber.records, where)
+        conditions(subscriber.records, where)  # refuses a wrong one
         argument = {"where": where}
         for task in self.tasks.list(BACKFILL):
             if task.subscriber == name and task.argument == argument and task.state != "done":
                 if task.state in ("stopped", "failed"):
                     self.tasks.resume(task.id, by)
                 return int(task.id)
-        with self.hub.database.read() as connection:
-            count = sa.select(sa.func.count()).select_from(subscriber.records.table).where(*chosen)
-            total = connection.execute(count).scalar_one()
-        return self.tasks.start(BACKFILL, by, subscriber=name, argument=argument, total=total)
+        return self.tasks.start(BACKFILL, by, subscriber=name, argument=argument)
 
     def step(self, task: Any) -> Step:
         """Read a page of what the system has, or mark a page of what is here, or see how those under way fare."""
+        return counted(self._step(task), task, lambda: self._count(task))
+
+    def _count(self, task: Any) -> int:
+        records = self.hub.subscribers[task.subscriber].records
+        chosen = conditions(records, task.argument["where"])
+        with self.hub.database.read() as connection:
+            count = sa.select(sa.func.count()).select_from(records.table).where(*chosen)
+            return int(connection.execute(count).scalar_one())
+
+    def _step(self, task: Any) -> Step:
         subscriber = self.hub.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")

@@ -24,7 +24,7 @@ from conductor.hub import Hub
 from conductor.inward import Inward
 from conductor.mappings import Mappings
 from conductor.relations import Relations, our_side
-from conductor.tasks import Step, Tasks
+from conductor.tasks import Step, Tasks, counted
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import External, Subscriber, attempt, received
@@ -90,13 +90,17 @@ class Reconcile:
                 if task.state in ("stopped", "failed"):
                     self.tasks.resume(task.id, by)
                 return int(task.id)
-        with self.hub.database.read() as connection:
-            count = sa.select(sa.func.count(Link.id)).where(*_linked(name))
-            total = connection.execute(count).scalar_one()
-        return self.tasks.start(RECONCILE, by, subscriber=name, argument=argument, total=total)
+        return self.tasks.start(RECONCILE, by, subscriber=name, argument=argument)
 
     def step(self, task: Any) -> Step:
         """Compare the next links."""
+        return counted(self._step(task), task, lambda: self._count(task.subscriber))
+
+    def _count(self, name: str) -> int:
+        with self.hub.database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_linked(name))).scalar_one())
+
+    def _step(self, task: Any) -> Step:
         subscriber = self.hub.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")

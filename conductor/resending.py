@@ -14,7 +14,7 @@ from conductor.hub import Hub
 from conductor.mappings import Mappings
 from conductor.relations import Relations, our_side
 from conductor.retrying import has_room
-from conductor.tasks import Step, Tasks
+from conductor.tasks import Step, Tasks, counted
 from models.ledger import Link
 from subscribers.base import Subscriber, attempt
 from subscribers.mapping import same
@@ -50,12 +50,17 @@ class Resending:
         for task in self.tasks.list(RESEND, unfinished=True):
             if task.subscriber == name and task.state == "running":
                 self.tasks.stop(task.id, by)
-        with self.hub.database.read() as connection:
-            total = connection.execute(sa.select(sa.func.count(Link.id)).where(*_there(name))).scalar_one()
-        return self.tasks.start(RESEND, by, subscriber=name, total=total)
+        return self.tasks.start(RESEND, by, subscriber=name)
 
     def step(self, task: Any) -> Step:
         """Look at the next records there, and owe those that would be sent differently."""
+        return counted(self._step(task), task, lambda: self._count(task.subscriber))
+
+    def _count(self, name: str) -> int:
+        with self.hub.database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_there(name))).scalar_one())
+
+    def _step(self, task: Any) -> Step:
         subscriber = self.hub.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")

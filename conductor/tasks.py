@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -39,8 +39,15 @@ class Step:
     position: dict[str, Any] | None = None
     finished: bool = False
     words: str = ""
+    #: How much there is to do, where that was not known when the task began.
+    total: int | None = None
     effect: Callable[[sa.Connection], None] | None = None
     pause: float = 0.0
+
+
+def counted(step: Step, task: Any, count: Callable[[], int]) -> Step:
+    """The step, with how much there is to do if that is not known yet: a click that begins a task counts no table."""
+    return step if task.total is not None else replace(step, total=count())
 
 
 #: Does one bounded step of a task (a row of `task`), in well under `LEASE_SECONDS`. What it raises ends the task
@@ -203,6 +210,7 @@ class Tasks:
             "bad": step.bad,
             "position": step.position,
             "words": step.words or None,
+            **({} if step.total is None else {"total": step.total}),
             "state": "done" if step.finished else sa.case((asked_to_stop, "stopped"), else_=Task.state),
             "finished_at": now if step.finished else sa.case((asked_to_stop, finished_at), else_=sa.null()),
             "lease_owner": None,
