@@ -19,7 +19,7 @@ from conductor import Conductor
 from language import say
 from panel import errors, health, languages, oidc, security, views, webhooks, words
 from panel.situation import Situation
-from panel.views.base import LARGEST_ID
+from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID
 from settings import Settings
 
 #: What a stranger may ask for. Everything else needs a login, also what is added later.
@@ -74,6 +74,13 @@ class Number(IntegerConverter):
         super().__init__(map, max=LARGEST_ID)
 
 
+class SmallNumber(IntegerConverter):
+    """The same of a table whose ids are 32 bits wide: PostgreSQL refuses to compare them with more."""
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map, max=LARGEST_SMALL_ID)
+
+
 class _Sessions(SecureCookieSessionInterface):
     """A page that updates itself is no sign of a person: it does not make a session longer."""
 
@@ -97,7 +104,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     )
     if settings.behind_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
-    app.url_map.converters["number"] = Number
+    app.url_map.converters |= {"number": Number, "small": SmallNumber}
     app.session_interface = _Sessions()
     languages.init(app, errors.for_program)
     # Before CSRFProtect, so that a stranger is asked to log in, whatever he sends.

@@ -41,18 +41,22 @@ def typed(form: Mapping[str, str], catalogue: Catalogue) -> list[Row]:
     return rows
 
 
+def _is_place(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 6
+
+
 def changed(rows: list[Row], pressed: str) -> list[Row]:
     """The rows after one of the table's buttons: `add`, `add:2` (a child row), `remove:2` or `remove:2_0`."""
     what, _, place = pressed.partition(":")
     number, _, child = place.partition("_")
     if what == "add" and not place:
         return [*rows, dict(EMPTY)]
-    if not number.isdigit() or int(number) >= len(rows):
+    if not _is_place(number) or int(number) >= len(rows):
         return rows
     row = rows[int(number)]
     if what == "add" and row["rows"] is not None:
         row["rows"].append(dict(EMPTY))
-    elif what == "remove" and child.isdigit() and row["rows"]:
+    elif what == "remove" and _is_place(child) and row["rows"]:
         row["rows"] = [one for place, one in enumerate(row["rows"]) if place != int(child)]
     elif what == "remove" and not child:
         return [one for place, one in enumerate(rows) if place != int(number)]

@@ -85,8 +85,8 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
         {"0.column": "name", "0.path": "name", "0.direction": "both", "0.conflict": "newest", "do": "save"},
         ADMINISTER,
     ),
-    ("GET", "/mappings/<subscriber>/versions/<number:number>"): ("/mappings/crm.customer/versions/1", {}, VIEW),
-    ("POST", "/mappings/<subscriber>/versions/<number:number>/revert"): (
+    ("GET", "/mappings/<subscriber>/versions/<small:number>"): ("/mappings/crm.customer/versions/1", {}, VIEW),
+    ("POST", "/mappings/<subscriber>/versions/<small:number>/revert"): (
         "/mappings/crm.customer/versions/1/revert",
         {"version": "1"},
         ADMINISTER,
@@ -94,9 +94,9 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/mappings/<subscriber>/send"): ("/mappings/shop.customer/send", {}, ADMINISTER),
     ("POST", "/mappings/<subscriber>/default"): ("/mappings/shop.customer/default", {"version": "1"}, ADMINISTER),
     ("GET", "/unsubscriptions/"): ("/unsubscriptions/", {}, VIEW),
-    ("GET", "/unsubscriptions/<number:number>"): ("/unsubscriptions/1", {}, VIEW),
+    ("GET", "/unsubscriptions/<small:number>"): ("/unsubscriptions/1", {}, VIEW),
     ("POST", "/unsubscriptions/"): ("/unsubscriptions/", {"target": "shop", "reason": "a test"}, OPERATE),
-    ("POST", "/unsubscriptions/<number:number>/lift"): ("/unsubscriptions/{fresh}/lift", {}, OPERATE),
+    ("POST", "/unsubscriptions/<small:number>/lift"): ("/unsubscriptions/{fresh}/lift", {}, OPERATE),
     ("GET", "/links/"): ("/links/", {}, VIEW),
     ("GET", "/links/<number:number>"): ("/links/1", {}, VIEW),
     ("GET", "/deliveries/"): ("/deliveries/", {}, VIEW),
@@ -142,10 +142,10 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ),
     ("GET", "/users/"): ("/users/", {}, ADMIN),
     ("POST", "/users/"): ("/users/", {"email": "new@example.com", "role": "viewer"}, ADMIN),
-    ("POST", "/users/<number:number>/role"): ("/users/{viewer}/role", {"role": "viewer"}, ADMINISTER),
-    ("POST", "/users/<number:number>/active"): ("/users/{viewer}/active", {"active": "yes"}, ADMINISTER),
-    ("POST", "/users/<number:number>/password"): ("/users/{viewer}/password", {}, ADMIN),
-    ("POST", "/users/<number:number>/two-factor"): ("/users/{viewer}/two-factor", {}, ADMINISTER),
+    ("POST", "/users/<small:number>/role"): ("/users/{viewer}/role", {"role": "viewer"}, ADMINISTER),
+    ("POST", "/users/<small:number>/active"): ("/users/{viewer}/active", {"active": "yes"}, ADMINISTER),
+    ("POST", "/users/<small:number>/password"): ("/users/{viewer}/password", {}, ADMIN),
+    ("POST", "/users/<small:number>/two-factor"): ("/users/{viewer}/two-factor", {}, ADMINISTER),
     ("GET", "/audit/"): ("/audit/", {}, ADMIN),
 }  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_every_route_answers_each_role_as_the_table_says(w: World, who: str | No
 def test_every_write_leaves_an_audit_row(w: World) -> None:
     changing = {asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)}
     writes = [asked for asked in ROUTES if asked in changing and asked[0] == "POST"]
-    writes += [("POST", "/users/"), ("POST", "/users/<number:number>/password"), ("POST", "/account/sessions")]
+    writes += [("POST", "/users/"), ("POST", "/users/<small:number>/password"), ("POST", "/account/sessions")]
     writes.append(("POST", "/account/language"))
     assert len(writes) > 10
     shared = w.client("admin")

@@ -148,14 +148,47 @@ def test_a_search_for_nonsense_finds_nothing(w: World) -> None:
 def test_what_is_not_there_is_a_calm_404(w: World) -> None:
     client = w.client("viewer")
     for page in ("links", "deliveries", "dead-letters", "inbox", "unsubscriptions"):
-        for number in ("999", str(2**63), "9" * 30, "-1", "x", "%00"):
+        for number in ("999", str(2**31), str(2**63), "9" * 30, "-1", "x", "²", "%00"):
             assert client.get(f"/{page}/{number}").status_code in (400, 404), (page, number)
+    for version in ("999", str(2**31), "9" * 30, "-1", "²"):
+        for path in ("?from={}", "/versions/{}"):
+            assert client.get(f"/mappings/crm.customer{path.format(version)}").status_code == 404, (path, version)
+
+
+def test_odd_numbers_in_a_form_are_refused(w: World) -> None:
+    client = w.client("admin")
+    for number in (str(2**31), str(2**63), "9" * 20, "²", "-1"):
+        assert post(client, f"/users/{number}/role", role="viewer").status_code == 404, number
+        for path, form in (("/dead-letters/retry", "id"), ("/conflicts/settle", "number")):
+            answer = post(client, path, all="ours", **{form: number})
+            assert answer.status_code in (303, 400, 404), (path, number)
+    assert w.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_not(None))) == []
+
+
+def test_older_tasks_are_on_pages_too(w: World) -> None:
+    for _ in range(PAGE + 1):
+        w.conductor.connection.start("shop", "ann")
+        w.conductor.tasks.stop(w.conductor.tasks.list(limit=1)[0].id, "ann")
+    client = w.client("viewer")
+    first = client.get("/tasks/").text
+    assert 'href="/tasks/1"' not in first and 'rel="next"' in first
+    older = first.partition('rel="next" href="')[2].partition('"')[0]
+    assert 'href="/tasks/1"' in client.get(older).text
 
 
 def test_odd_pages_of_a_history(w: World) -> None:
     client = w.client("viewer")
-    for before in ("0", "-5", str(2**70), "x", "", "1"):
-        for page in ("links", "deliveries", "changes", "inbox", "dead-letters", "unsubscriptions"):
+    for before in ("0", "-5", str(2**31), str(2**70), "²", "x", "", "1"):
+        for page in (
+            "links",
+            "deliveries",
+            "changes",
+            "inbox",
+            "dead-letters",
+            "unsubscriptions",
+            "tasks",
+            "conflicts",
+        ):
             assert client.get(f"/{page}/", query_string={"before": before}).status_code == 200, (page, before)
     assert client.get("/deliveries/?record=a%00b").status_code == 400
 

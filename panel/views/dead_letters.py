@@ -18,7 +18,7 @@ from conductor.retrying import RETRY
 from language import mark, say
 from models.ledger import DeadLetter, Inbox, Link
 from panel import exporting, paging
-from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
 from panel.views.tasks import is_current, shown
 
 _FILTERS = ("subscriber", "error", "fingerprint")
@@ -211,9 +211,10 @@ def _trying_again(connection: sa.Connection, letters: list[Any]) -> set[int]:
 
 def _letters() -> LetterFilter:
     """The letters a form means: one by its id, or all that match the filters."""
-    number = field("id")
-    if number.isdigit():
-        return LetterFilter(ids=[int(number)])
+    if typed := field("id"):
+        if (number := whole(typed)) is None:
+            abort(404)
+        return LetterFilter(ids=[number])
     chosen = LetterFilter(
         subscriber=field("subscriber") or None,
         error=field("error") or None,

@@ -18,7 +18,7 @@ from models.catalogues import CATALOGUES
 from models.ledger import Mapping
 from panel import mapping_form
 from panel.mapping_form import Row
-from panel.views.base import LARGEST_ID, PanelView, action, done, page, refused
+from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID, PanelView, action, done, page, refused, whole
 from panel.views.tasks import shown
 from subscribers.base import Subscriber
 from subscribers.mapping import Problem
@@ -147,7 +147,7 @@ class Mappings(PanelView):
             )
         return done(say("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here)
 
-    @page("/<subscriber>/versions/<number:number>")
+    @page("/<subscriber>/versions/<small:number>")
     def version(self, subscriber: str, number: int) -> str:
         """One version beside the one before it, and beside the one in force."""
         known = self._known(subscriber)
@@ -173,7 +173,7 @@ class Mappings(PanelView):
         self._known(subscriber)
         return self._put(subscriber, None, mark("{subscriber} is back to the code's default, as version {version}."))
 
-    @action("/<subscriber>/versions/<number:number>/revert", needs="mappings")
+    @action("/<subscriber>/versions/<small:number>/revert", needs="mappings")
     def revert(self, subscriber: str, number: int) -> Response:
         """An old version in force again, as a new one."""
         rows = self._rows_of(self._known(subscriber), str(number))
@@ -246,7 +246,7 @@ class Mappings(PanelView):
         """A version's rows; 0, and one that went back to it, is the code's default."""
         if version in ("default", "0"):
             return subscriber.default_mapper.rows()  # with all there is to a row
-        number = int(version) if version.isdigit() and int(version) <= LARGEST_ID else -1
+        number = whole(version, LARGEST_SMALL_ID)
         with self.conductor.database.read() as connection:
             row = connection.execute(
                 sa.select(Mapping.fields).where(Mapping.subscriber == subscriber.name(), Mapping.version == number)

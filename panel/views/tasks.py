@@ -19,7 +19,9 @@ from conductor.retrying import RETRY
 from conductor.tasks import OPEN
 from language import mark, say
 from models.base import utcnow
-from panel.views.base import PanelView, action, done, page, refused
+from models.ledger import Task
+from panel import paging
+from panel.views.base import PanelView, action, before, done, page, refused
 
 
 class Tasks(PanelView):
@@ -27,8 +29,11 @@ class Tasks(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        rows = self.conductor.tasks.list()
-        return self.live("panel/tasks.html", [tuple(row) for row in rows], lambda: {"tasks": list(map(shown, rows))})
+        with self.conductor.database.read() as connection:
+            listing = paging.newest(connection, Task, before=before())
+        version = ([tuple(row) for row in listing.rows], listing.older)
+        values = {"listing": listing, "tasks": list(map(shown, listing.rows))}
+        return self.live("panel/tasks.html", version, lambda: values)
 
     @page("/<number:number>")
     def one(self, number: int) -> Response:

@@ -19,7 +19,7 @@ from models.ledger import Link, Unsubscription, UnsubscriptionRecord
 from panel import record_lists
 from panel.paging import PAGE
 from panel.record_lists import Found
-from panel.views.base import PanelView, action, before, done, field, page
+from panel.views.base import LARGEST_SMALL_ID, PanelView, action, before, done, field, page
 
 OPERATIONS = {
     "": mark("everything"),
@@ -54,7 +54,7 @@ class Unsubscriptions(PanelView):
     def index(self) -> str:
         return self._page()
 
-    @page("/<number:number>")
+    @page("/<small:number>")
     def one(self, number: int) -> str:
         with self.conductor.database.read() as connection:
             row = connection.execute(
@@ -133,7 +133,7 @@ class Unsubscriptions(PanelView):
             return self._page([f"{error}."], entries=entries, found=found), 422
         return done(say("Unsubscription #{number} is in force.", number=number), url_for(".index"))
 
-    @action("/<number:number>/lift", needs="unsubscribe")
+    @action("/<small:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
         with self.conductor.database.read() as connection:
             known = connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).one_or_none()
@@ -210,7 +210,7 @@ class Unsubscriptions(PanelView):
         target = request.args.get("target", "").strip()
         if target:
             statement = statement.where(rules.c.target == target)
-        if (start := before()) is not None:
+        if (start := before(LARGEST_SMALL_ID)) is not None:
             statement = statement.where(rules.c.id < start)
         with self.conductor.database.read() as connection:
             found_rows = connection.execute(statement).all()

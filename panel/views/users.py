@@ -32,7 +32,7 @@ class Users(PanelView):
             return self._page(str(error)), 422
         return self._page(told=(field("email").lower(), password))
 
-    @action("/<number:number>/role", needs="users")
+    @action("/<small:number>/role", needs="users")
     def role(self, number: int) -> Response:
         user = self._other(number)
         try:
@@ -44,7 +44,7 @@ class Users(PanelView):
         self._keep(user, "user.role", before=before, after=role.name)
         return done(say("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
 
-    @action("/<number:number>/active", needs="users")
+    @action("/<small:number>/active", needs="users")
     def active(self, number: int) -> Response:
         user = self._other(number)
         user.active = field("active") == "yes"
@@ -56,7 +56,7 @@ class Users(PanelView):
         )
         return done(words, url_for(".index"))
 
-    @action("/<number:number>/password", needs="users")
+    @action("/<small:number>/password", needs="users")
     def password(self, number: int) -> str | Response:
         user = self._other(number)
         if user.password is None:
@@ -70,7 +70,7 @@ class Users(PanelView):
         self._keep(user, "user.password")
         return self._page(told=(user.email, password))
 
-    @action("/<number:number>/two-factor", needs="users")
+    @action("/<small:number>/two-factor", needs="users")
     def two_factor(self, number: int) -> Response:
         user = self._other(number)
         self._people.tf_reset(user)
