@@ -10,10 +10,11 @@ from flask import Flask, current_app
 from flask_security import current_user
 from flask_security.core import Security
 from flask_security.datastore import SQLAlchemySessionUserDatastore
-from flask_security.forms import LoginForm
+from flask_security.forms import ChangePasswordForm, LoginForm, VerifyForm
 from flask_security.signals import password_changed
-from flask_security.utils import hash_password
+from flask_security.utils import hash_password, verify_password
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from wtforms.validators import StopValidation
 
 from language import mark, say
 from models.base import utcnow
@@ -91,6 +92,11 @@ class Datastore(SQLAlchemySessionUserDatastore):
         row: Role | None = found
         return row
 
+    def mf_set_recovery_codes(self, user: Any, rcs: list[str] | None) -> None:
+        super().mf_set_recovery_codes(user, rcs)
+        if rcs is not None:  # Flask-Security sends no signal of new ones; None is a part of a reset.
+            add_audit(user.email, "two_factor.recovery_codes", user.email)
+
     def mf_delete_recovery_code(self, user: Any, idx: int) -> bool:
         # The original takes it out of the list in place, which nobody notices: the code would work again.
         user.mf_recovery_codes = [code for place, code in enumerate(user.mf_recovery_codes or []) if place != idx]
@@ -120,6 +126,28 @@ class Throttled(LoginForm):
         return True
 
 
+class _PresentPassword:
+    """A form that asks for the present password: in an open session too, guessing it is slowed as at the login."""
+
+    def validate_password(self, field: Any) -> None:
+        attempt = brake.PASSWORDS.begin(current_user.email)
+        if attempt is None:
+            raise StopValidation(say(brake.TOO_MANY))
+        # The form refuses a wrong one by itself. It is looked at here as well, since what else may be
+        # wrong with the form, such as a new password that is too short, is no failed guess.
+        given = current_app.extensions["security"]._password_util.normalize(field.data or "")
+        if verify_password(given, current_user.password):
+            brake.succeeded(attempt, "password.verify")
+
+
+class ThrottledVerify(_PresentPassword, VerifyForm):
+    """The form that asks for the password again before a change of how one logs in."""
+
+
+class ThrottledChange(_PresentPassword, ChangePasswordForm):
+    """The form for a new password."""
+
+
 def offers_two_factor() -> bool:
     """Whether TOTP_SECRET is set."""
     return bool(current_app.config.get("SECURITY_TWO_FACTOR"))
@@ -136,6 +164,8 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
         app,
         Datastore(session, User, Role),
         login_form=Throttled,
+        verify_form=ThrottledVerify,
+        change_password_form=ThrottledChange,
         two_factor_verify_code_form=twofactor.BrakedCode,
         mf_recovery_form=twofactor.BrakedRecovery,
         totp_cls=twofactor.OnceTotp,

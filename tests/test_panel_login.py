@@ -86,6 +86,42 @@ def test_a_new_role_ends_the_sessions_of_the_old_one(sqlite: World) -> None:
     assert operator.get("/").status_code == 303
 
 
+def _at_verify(client: FlaskClient, password: str) -> Any:
+    return post(client, "/verify", password=password)
+
+
+def _at_change(client: FlaskClient, password: str) -> Any:
+    own = "a password of my own"
+    return post(client, "/change", password=password, new_password=own, new_password_confirm=own)
+
+
+@pytest.mark.parametrize("ask", [_at_verify, _at_change])
+def test_wrong_passwords_in_a_session_are_slowed_as_at_the_login(w: World, ask: Any) -> None:
+    client, before = w.client("viewer"), _user(w).password
+    for _ in range(5):
+        assert ask(client, "not the password at all").status_code == 200
+    assert _actions(w, "viewer@example.com").count("login.failed") == 5
+    answer = ask(client, PASSWORD)
+    assert answer.status_code == 429 and brake.TOO_MANY in answer.text and answer.headers["Retry-After"]
+    assert _user(w).password == before
+    assert log_in(w.client(), "viewer@example.com").status_code == 429, "one brake for all"
+    assert ask(w.client("operator"), PASSWORD).status_code == 302
+    with time_machine.travel(time.time() + 16 * 60, tick=True):
+        assert ask(client, PASSWORD).status_code == 302
+
+
+def test_what_is_wrong_with_a_new_password_is_no_guess(sqlite: World) -> None:
+    client = sqlite.client("viewer")
+    for new, again in [("short", "short"), ("a password of my own", "another password")] * 3:
+        answer = post(client, "/change", password=PASSWORD, new_password=new, new_password_confirm=again)
+        assert answer.status_code == 200
+    assert "login.failed" not in _actions(sqlite, "viewer@example.com")
+    post(client, "/change", password="not the password", new_password=new, new_password_confirm=again)
+    assert _actions(sqlite, "viewer@example.com").count("login.failed") == 1, "a guess all the same"
+    assert _at_change(client, PASSWORD).status_code == 302
+    assert _actions(sqlite, "viewer@example.com")[-2:] == ["password.verify", "password.change"]
+
+
 # --- the second factor -------------------------------------------------------------------------------
 
 
@@ -165,6 +201,19 @@ def test_a_recovery_code_opens_once(w: World) -> None:
         assert answer.status_code == status
     assert len(_user(w).mf_recovery_codes) == 9
     assert "login.recovery_code" in _actions(w, "viewer@example.com")
+
+
+def test_new_recovery_codes_leave_a_trail(w: World) -> None:
+    owner = w.client("viewer")
+    _set_up(owner)
+    for times in (1, 2):
+        before = _user(w).mf_recovery_codes
+        post(owner, "/mf-recovery-codes", generate_new_codes="yes")
+        assert _user(w).mf_recovery_codes != before
+        rows = w.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "two_factor.recovery_codes"))
+        assert [(row.who, row.target) for row in rows] == [("viewer@example.com", "viewer@example.com")] * times
+    owner.get("/mf-recovery-codes?show_codes=yes")
+    assert _actions(w, "viewer@example.com").count("two_factor.recovery_codes") == 2, "looking replaces nothing"
 
 
 def test_who_lost_the_phone_is_let_in_by_an_admin(w: World) -> None:
