@@ -1,9 +1,11 @@
-"""Unsubscriptions, conflicts and the audit trail, as people work with them."""
+"""Dead letters, unsubscriptions, conflicts and the audit trail, as people work with them."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -13,9 +15,10 @@ import sqlalchemy as sa
 
 from models.base import utcnow
 from models.catalogues import Customer
-from models.ledger import AuditEntry, Conflict, Link, Unsubscription, UnsubscriptionRecord
+from models.ledger import AuditEntry, Conflict, DeadLetter, Link, Unsubscription, UnsubscriptionRecord
 from panel.exporting import cell
 from panel.record_lists import from_csv, split
+from panel.views.dead_letters import KINDS
 from tests.panel_world import World, add_conflicts, post, world
 
 
@@ -29,6 +32,61 @@ def w(database_url: str) -> Iterator[World]:
 def sqlite(sqlite_url: str) -> Iterator[World]:
     with world(sqlite_url) as made:
         yield made
+
+
+# --- dead letters ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def noisy(w: World) -> World:
+    """More kinds of dead letters of the crm than are shown, each larger than the only two of the shop."""
+    kinds = [f"kind{number}" for number in range(KINDS + 5) for _letter in range(3)]
+    letter = {"subscriber": "crm.customer", "error": "Unexpected", "at": utcnow()}
+    with w.database.write() as connection:
+        connection.execute(sa.insert(DeadLetter), [letter | {"fingerprint": kind, "message": kind} for kind in kinds])
+    return w
+
+
+def test_letters_of_one_subscriber_are_found_however_noisy_another_is(noisy: World) -> None:
+    client = noisy.client("operator")
+    (kind,) = noisy.rows(sa.select(DeadLetter.fingerprint).distinct().where(DeadLetter.error == "Reject"))
+    for query in ("subscriber=shop.customer", "error=Reject", "subscriber=shop.customer&error=Reject"):
+        page = client.get(f"/dead-letters/?{query}").text
+        assert "1 kind of error, 2 letters" in page and "Discard all 2 that match" in page, query
+        assert page.count("Retry letter") == 2 and "No such dead letter" not in page, query
+        assert "/dead-letters/1" in page and "/dead-letters/2" in page and "/dead-letters/3" not in page, query
+        assert 'value="Unexpected"' in page, "another error can be chosen"
+    for query in (f"fingerprint={kind.fingerprint}", f"subscriber=shop.customer&fingerprint={kind.fingerprint}"):
+        page = client.get(f"/dead-letters/?{query}").text
+        assert "Retry all 2 that match" in page and page.count("Retry letter") == 2, query
+    assert 'value="Reject"' in client.get("/dead-letters/").text
+    for query in ("subscriber=shop.customer&error=Unexpected", "fingerprint=none", "subscriber=nobody"):
+        assert "No such dead letter" in client.get(f"/dead-letters/?{query}").text, query
+
+
+def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, crm = noisy.client("operator"), 3 * (KINDS + 5)
+    page = client.get("/dead-letters/").text
+    assert f"Retry all {crm + 2}<" in page and f"Discard all {crm + 2}<" in page
+    assert f"At least {KINDS} kinds of error, {crm + 2} letters" in page
+    for query in ("subscriber=crm.customer", "error=Unexpected"):
+        page = client.get(f"/dead-letters/?{query}").text
+        assert f"Discard all {crm} that match" in page, query
+    post(client, "/dead-letters/discard", all="yes", reason="they left")
+    (task,) = noisy.conductor.tasks.list("discard")
+    assert task.total == crm + 2
+    for module in ("panel.views.dead_letters", "panel.words"):
+        monkeypatch.setattr(f"{module}.COUNT_LIMIT", 500)
+    assert "Discard all 500+<" in client.get("/dead-letters/").text
+
+
+def test_all_letters_are_listed_also_of_kinds_not_shown(noisy: World) -> None:
+    client, found, path = noisy.client("operator"), [], "/dead-letters/"
+    while path:
+        page = client.get(path).text
+        found += re.findall(r"Retry letter (\d+)", page)
+        path = html.unescape(page.partition('rel="next" href="')[2].partition('"')[0])
+    assert [int(number) for number in found] == list(range(3 * (KINDS + 5) + 2, 0, -1))
 
 
 # --- unsubscriptions ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from werkzeug import Response
 from conductor import LetterFilter
 from conductor.advice import Advice, advice
 from conductor.discarding import DISCARD
+from conductor.overview import COUNT_LIMIT
 from conductor.retrying import RETRY
 from language import mark, say
 from models.ledger import DeadLetter, Inbox, Link
@@ -50,10 +51,6 @@ class Group:
     at: datetime
     advice: Advice
 
-    def matches(self, filters: dict[str, str]) -> bool:
-        """Whether its letters are among those asked for."""
-        return all(getattr(self, name) == filters[name] for name in _FILTERS if name in filters)
-
 
 class DeadLetters(PanelView):
     title, path, icon = mark("Dead letters"), "/dead-letters", "dead-letters"
@@ -63,23 +60,25 @@ class DeadLetters(PanelView):
         filters = wanted(*_FILTERS, "state")
         tasks = [row for row in self.conductor.tasks.list(RETRY, DISCARD, limit=_TASKS) if is_current(row)]
         with self.conductor.database.read() as connection:
-            groups = open_groups(connection)
-            listing = _find(connection, filters, groups)
+            groups = open_groups(connection, filters)
+            matching = _count(connection, filters, groups)
+            errors = _errors(connection)
+            listing = _find(connection, filters)
             again = _trying_again(connection, listing.rows)
-        matching = [group for group in groups if group.matches(filters)]
-        chosen = next((g for g in matching if g.fingerprint == filters.get("fingerprint")), None)
+        chosen = next((g for g in groups if g.fingerprint == filters.get("fingerprint")), None)
         values = {
             "listing": listing,
             "again": again,
-            "kinds": matching,
+            "kinds": groups,
+            "most": KINDS,
             "chosen": chosen,
             "filters": filters,
-            "matching": sum(group.count for group in matching),
+            "matching": matching,
             "tasks": [shown(row) for row in tasks],
             "subscribers": self.conductor.subscribers,
-            "errors": sorted({group.error for group in groups}),
+            "errors": errors,
         }
-        version = (groups, listing, sorted(again), [tuple(row) for row in tasks])
+        version = (groups, matching, errors, listing, sorted(again), [tuple(row) for row in tasks])
         return self.live("panel/dead_letters.html", version, lambda: values)
 
     @page("/export.csv", needs="export")
@@ -152,8 +151,8 @@ class DeadLetters(PanelView):
         return done(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 
 
-def open_groups(connection: sa.Connection) -> list[Group]:
-    """The kinds of open letters with their counts, largest first. Counted in the index alone."""
+def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Group]:
+    """The largest kinds of the open letters that match, with their counts."""
     letters = DeadLetter.__table__
     counted = (
         sa.select(
@@ -162,7 +161,7 @@ def open_groups(connection: sa.Connection) -> list[Group]:
             sa.func.count().label("letters"),
             sa.func.max(letters.c.id).label("newest"),
         )
-        .where(letters.c.closed_at.is_(None))
+        .where(*_open(filters))
         .group_by(letters.c.subscriber, letters.c.fingerprint)
         .order_by(sa.func.count().desc())
         .limit(KINDS)
@@ -179,23 +178,44 @@ def open_groups(connection: sa.Connection) -> list[Group]:
     return sorted(groups, key=lambda group: (-group.count, group.subscriber))
 
 
-def _find(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> paging.Listing:
+def _open(filters: dict[str, str]) -> list[Any]:
+    """The open letters that match: the same that a task about them takes."""
+    chosen = {name: filters.get(name) for name in _FILTERS}
+    return LetterFilter(ids=None, **chosen).conditions()
+
+
+def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> int:
+    """How many open letters match. Stops at COUNT_LIMIT where there are more kinds than are shown."""
+    if len(groups) < KINDS:
+        return sum(group.count for group in groups)
+    # In the order of the index over just these: PostgreSQL may take them for many, and read the whole table.
+    some = sa.select(DeadLetter.id).where(*_open(filters)).order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
+    count = sa.select(sa.func.count()).select_from(some.limit(COUNT_LIMIT).subquery())
+    return int(connection.execute(count).scalar_one())
+
+
+def _errors(connection: sa.Connection) -> list[str]:
+    """All errors to choose from. Those of one kind have the same: the newest of each is enough to look at."""
+    kinds = sa.select(sa.func.max(DeadLetter.id)).where(DeadLetter.closed_at.is_(None))
+    newest = kinds.group_by(DeadLetter.subscriber, DeadLetter.fingerprint)
+    return sorted(connection.scalars(sa.select(DeadLetter.error).distinct().where(DeadLetter.id.in_(newest))))
+
+
+def _find(connection: sa.Connection, filters: dict[str, str]) -> paging.Listing:
     if filters.get("state") == "closed":
         conditions: list[Any] = [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
         closed = [DeadLetter.closed_at.is_not(None), *conditions]
         return paging.newest(connection, DeadLetter, scanned=closed, before=before())
-    # Each kind is one range of the index of open letters; there are few kinds.
-    matching = [group for group in groups if group.matches(filters)]
-    pages = [
-        paging.newest(
-            connection,
-            DeadLetter,
-            [DeadLetter.closed_at.is_(None), DeadLetter.subscriber == group.subscriber],
-            before=before(),
-            within=(DeadLetter.fingerprint, group.fingerprint),
-        )
-        for group in matching
-    ]
+    # The open ones of each subscriber lie in one index, newest first, and those of each of its kinds in another. There
+    # are few subscribers; one that is no more may have some left.
+    subscribers = sa.select(DeadLetter.subscriber).distinct().where(DeadLetter.closed_at.is_(None))
+    names = [filters["subscriber"]] if "subscriber" in filters else connection.scalars(subscribers).all()
+    is_open, kind = _open({name: filters[name] for name in filters if name == "error"}), filters.get("fingerprint")
+    pages = []
+    for name in names:
+        indexed = [*is_open, DeadLetter.subscriber == name] if kind else is_open
+        within = (DeadLetter.fingerprint, kind) if kind else (DeadLetter.subscriber, name)
+        pages.append(paging.newest(connection, DeadLetter, indexed, before=before(), within=within))
     return paging.merge(pages)
 
 
