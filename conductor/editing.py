@@ -30,7 +30,12 @@ class EditRefused(Exception):
 
 
 class EditConflict(Exception):
-    """Somebody else changed one of these columns meanwhile."""
+    """Somebody else changed these columns meanwhile: name -> its value by now, as a form shows it."""
+
+    def __init__(self, moved: Mapping[str, str]) -> None:
+        names = ", ".join(moved)
+        super().__init__(say("somebody changed {names} meanwhile; look at it and edit again", names=names))
+        self.moved = moved
 
 
 def editable(catalogue: Catalogue) -> list[sa.Column[Any]]:
@@ -116,7 +121,7 @@ class Editing:
     ) -> Record:
         values: Record = {}
         wrong: dict[str, str] = {}
-        moved: list[str] = []
+        moved: dict[str, str] = {}
         for name, text in typed.items():
             if name not in columns or text == seen.get(name):
                 continue
@@ -125,15 +130,14 @@ class Editing:
             except ValueError as error:
                 wrong[name] = str(error)
                 continue
-            if as_typed(record[name]) != seen.get(name, as_typed(record[name])):
-                moved.append(name)
+            if (now := as_typed(record[name])) != seen.get(name, now):
+                moved[name] = now
             elif not same(value, record[name]):
                 values[name] = value
         if wrong:
             raise EditRefused(wrong)
         if moved:
-            names = ", ".join(moved)
-            raise EditConflict(say("somebody changed {names} meanwhile; look at it and edit again", names=names))
+            raise EditConflict(moved)
         return values
 
 

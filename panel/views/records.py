@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from conductor.editing import EditConflict, EditRefused, as_typed, editable
 from language import mark, say
 from models import search
 from models.catalogues import CATALOGUES, Catalogue
+from models.indexes import unindexed
 from models.ledger import DeadLetter, Link
 from panel import telling
 from panel.paging import STRETCH
@@ -93,8 +95,9 @@ class Records(PanelView):
         except EditRefused as error:
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
+            # What was typed stays. Who saves again has seen what stands there by now.
             flash(say("Nothing was saved: {error}.", error=error), "error")
-            return redirect(url_for(".edit", catalogue=catalogue, record_id=record_id), code=303)
+            return self._form(about, record_id, typed, {**seen, **error.moved}, {}, error.moved), 409
         except ValueError as error:
             return refused(say("Nothing was saved: {error}.", error=error), here)
         if not count:
@@ -113,7 +116,13 @@ class Records(PanelView):
         return done(say("Every system is asked to take it now; what differs there is sent."), here)
 
     def _form(
-        self, about: Catalogue, record_id: str, typed: dict[str, str], seen: dict[str, str], problems: dict[str, str]
+        self,
+        about: Catalogue,
+        record_id: str,
+        typed: dict[str, str],
+        seen: dict[str, str],
+        problems: dict[str, str],
+        moved: Mapping[str, str] | None = None,
     ) -> str:
         with self.conductor.database.read() as connection:
             letters = _letters(connection, self.conductor.subscribers, about, record_id)
@@ -125,6 +134,7 @@ class Records(PanelView):
             typed=typed,
             seen=seen,
             problems=problems,
+            moved=moved or {},
             letters=letters,
             words=_words_per_column(self.conductor, letters),
         )
@@ -139,7 +149,11 @@ def _catalogue(name: str) -> Catalogue:
 def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, record_id: str) -> list[Any]:
     """The open dead letters of a record."""
     names = [name for name, s in subscribers.items() if s.catalogue == about.name]
-    mine = (DeadLetter.record_id == record_id, DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_(None))
+    mine = (
+        DeadLetter.record_id == record_id,
+        unindexed(DeadLetter.subscriber.in_(names)),
+        DeadLetter.closed_at.is_(None),
+    )
     return list(connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20)))
 
 
