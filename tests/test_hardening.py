@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import LetterFilter, Policy
-from models.catalogues import Invoice
+from models.catalogues import Customer, Invoice
 from models.ledger import DeadLetter, Inbox, Link, System
 from models.ledger import Mapping as SavedMapping
 from models.session import Database
@@ -343,3 +343,24 @@ def test_linking_fills_what_is_empty_there_and_erases_nothing_here(database: Dat
     world.conductor.poll("crm.customer")
     world.run()
     assert record(world, one).notes == "written here" and link(world, "crm").external_id == "crm_1"
+
+
+@pytest.mark.parametrize("way", ["poll", "backfill"])
+def test_what_was_left_over_of_a_deleted_record_is_no_other_one(database: Database, way: str) -> None:
+    world = World(database, "crm", match_on=("email",))
+    one = add(world, email="ada@x.org", phone="1")
+    world.systems["crm"].fail(Retry("no answer", maybe_done=True), after=True)
+    world.run()
+    two = add(world, email="ada@x.org", phone="2")
+    with database.write() as connection:
+        connection.execute(sa.delete(Customer).where(Customer.id == int(one)))
+    if way == "poll":
+        world.conductor.poll("crm.customer")
+    else:
+        world.conductor.backfill("crm.customer", "ann")
+        world.conductor.tasks.run_some()
+    for _ in range(3):
+        world.run()
+        world.clock.tick(61)
+        world.conductor.sweep()
+    assert record(world, two).phone == "2" and [shown["phone"] for shown in world.shown("crm")] == ["2"]
