@@ -88,12 +88,14 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
                 if not tasks.run_some():
                     pause.wait(_LOOK_EVERY)
                 task = tasks.get(task_id)
+                bar.total = task.total  # the first step has counted it
                 bar.set_description_str(task.words or "", refresh=False)
                 bar.update(task.done - bar.n)
     except KeyboardInterrupt:
         if (task := tasks.get(task_id)).state == "running":
             tasks.stop(task_id, by)
-            print(f"\nstopped at {task.done} of {task.total}; the same command goes on from there")
+            of = "" if task.total is None else f" of {task.total}"
+            print(f"\nstopped at {task.done}{of}; the same command goes on from there")
         return 130
     for record_id, external_id, field, ours, theirs in (task.position or {}).get("examples", []):
         print(f"record {record_id}, there {external_id}: {field}: here {ours!r}, there {theirs!r}")

@@ -367,7 +367,10 @@ def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
     customers(sqlite_url, "ada")
     with monkeypatch.context() as patch:
 
+        run_some = Tasks.run_some
+
         def interrupted(self: Tasks) -> bool:
+            run_some(self)
             raise KeyboardInterrupt
 
         patch.setattr(Tasks, "run_some", interrupted)
