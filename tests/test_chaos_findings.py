@@ -266,6 +266,34 @@ def test_a_write_that_did_nothing_undid_nothing(world: World, refused: SyncError
     assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "Rome"
 
 
+def test_a_write_that_did_nothing_undid_nothing_before_the_next_one_either(world: World) -> None:
+    one = add(world, city="Rome", street="Way 1")
+    world.run()
+    crm, subscriber = world.systems["crm"], world.conductor.subscribers["crm.customer"]
+    world.clock.tick(60)
+
+    def refuse(kind: str, what: str) -> None:
+        if kind == "update":
+            crm.on_call = lambda kind, what: None
+            crm.fail(Reject("no such street"))
+
+    crm.on_call = refuse
+    edit(world, one, street="Way 2")
+    world.run()
+    events = []
+    for city in ("Oslo", "Rome"):
+        world.clock.tick(60)
+        events.append(crm.edit("crm_1", address={"city": city, "line1": "Way 1"}))
+    world.clock.tick(60)
+    edit(world, one, street="Way 1", name="Ada K")  # the name alone is written
+    world.run()
+    world.clock.tick(60)
+    for event in events:
+        world.conductor.inward.take(subscriber, event)
+        world.run()
+    assert record(world, one).city == crm.store["crm_1"]["address"]["city"] == "Rome"
+
+
 def test_what_a_write_undid_is_forgotten_with_the_record_it_was_written_to(world: World) -> None:
     type(world.conductor.subscribers["crm.customer"]).on_gone = "recreate"
     one = add(world, city="Rome", street="Way 1")

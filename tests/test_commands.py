@@ -366,7 +366,6 @@ def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
 ) -> None:
     customers(sqlite_url, "ada")
     with monkeypatch.context() as patch:
-
         run_some = Tasks.run_some
 
         def interrupted(self: Tasks) -> bool:
