@@ -55,7 +55,7 @@ model: setup-dev ## run random histories through the real conductor, as long as 
 
 .PHONY: chaos
 chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7)
-	@$(PY) -m chaos
+	@$(PY) -m tests.chaos
 
 .PHONY: mutants
 mutants: setup-dev ## take each mechanism of the delivery promise out and see a test fail (ARGS="lease")
@@ -63,10 +63,10 @@ mutants: setup-dev ## take each mechanism of the delivery promise out and see a 
 
 .PHONY: bench
 bench: services ## measure: all benchmarks; `make bench-NAME` for one of them (ARGS="--rounds 5")
-	@$(PY) -m bench $(ARGS)
+	@$(PY) -m benchmarks $(ARGS)
 
 bench-%: services
-	@$(PY) -m bench $* $(ARGS)
+	@$(PY) -m benchmarks $* $(ARGS)
 
 .PHONY: screenshots
 screenshots: chromium ## take the pictures of the panel that README and docs show (ARGS="FOLDER --all")

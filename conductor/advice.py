@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from language import mark
+from i18n import mark
 
 #: Where it is mended.
 RECORD, MAPPING, SYSTEM, CODE = "record", "mapping", "system", "code"

@@ -21,7 +21,7 @@ from conductor.letters import Letters
 from conductor.mappings import Mappings
 from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks, counted
-from language import say
+from i18n import say
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
 from subscribers.base import External, Page, Subscriber, attempt, received

@@ -20,7 +20,7 @@ from conductor.mappings import Mappings
 from conductor.merge import Merge, rebase
 from conductor.overview import COUNT_LIMIT
 from conductor.relations import Relations, our_side
-from language import say
+from i18n import say
 from models.capture import sync_context
 from models.indexes import unindexed
 from models.ledger import (

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from language import say
+from i18n import say
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
 from subscribers.fitting import fit

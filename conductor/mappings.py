@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from language import say
+from i18n import say
 from models.ledger import Mapping
 from subscribers.mapping import Mapper, check_rows
 

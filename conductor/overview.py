@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub
-from language import mark, plural, say
+from i18n import mark, plural, say
 from models.indexes import along
 from models.ledger import (
     AuditEntry,

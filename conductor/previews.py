@@ -20,7 +20,7 @@ from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
 from conductor.relations import Related, Relations, our_side
 from conductor.unsubscriptions import in_force
-from language import say
+from i18n import say
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, attempt

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from conductor.hub import Hub
 from conductor.unsubscriptions import standing
-from language import say
+from i18n import say
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber

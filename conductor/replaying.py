@@ -15,7 +15,7 @@ from conductor.history import first_since
 from conductor.hub import Hub
 from conductor.inward import POLLED
 from conductor.tasks import Step, Tasks
-from language import say
+from i18n import say
 from models.indexes import unindexed
 from models.ledger import Inbox
 

@@ -18,7 +18,7 @@ from conductor.history import bounds, first_since
 from conductor.hub import Hub
 from conductor.tasks import OPEN
 from conductor.throughput import Counting
-from language import say
+from i18n import say
 from models.ledger import (
     AuditEntry,
     Change,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from conductor.history import newest_delivery, waiting_since
 from conductor.hub import Hub
 from conductor.unsubscriptions import Rule, in_force
-from language import plural, say
+from i18n import plural, say
 from models.indexes import unindexed
 from models.ledger import Change, Conflict, DeadLetter, Delivery, Link, System, Unsubscription
 from subscribers.base import Subscriber

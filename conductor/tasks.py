@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.hub import Hub, new_token
-from language import say
+from i18n import say
 from models.ledger import Task
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from language import say
+from i18n import say
 from models.ledger import Unsubscription, UnsubscriptionRecord
 
 

@@ -16,7 +16,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
-from language import say
+from i18n import say
 from panel import errors, health, languages, oidc, security, views, webhooks, words
 from panel.situation import Situation
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from flask import after_this_request, current_app, request
 from werkzeug import Response
 
-from language import mark
+from i18n import mark
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database

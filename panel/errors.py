@@ -14,7 +14,7 @@ from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped]
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
-from language import mark, say
+from i18n import mark, say
 
 logger = logging.getLogger(__name__)
 

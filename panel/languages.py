@@ -23,7 +23,7 @@ from flask_security import current_user
 from flask_security.babel import FsDomain
 from markupsafe import Markup
 
-from language import ENGLISH, Language, choose, chosen, say
+from i18n import ENGLISH, Language, choose, chosen, say
 
 FOLDER = Path(__file__).parent / "translations"
 

@@ -16,7 +16,7 @@ from flask_security.utils import login_user
 from joserfc.errors import JoseError
 from werkzeug import Response
 
-from language import mark, say
+from i18n import mark, say
 from models.base import utcnow
 from models.people import User
 from panel import security

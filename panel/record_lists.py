@@ -11,7 +11,7 @@ from itertools import islice
 
 import sqlalchemy as sa
 
-from language import say
+from i18n import say
 from models.catalogues import Catalogue
 
 #: Headings of the column that is read from a CSV file; without one of them it is the first.

@@ -16,7 +16,7 @@ from flask_security.utils import hash_password, verify_password
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from wtforms.validators import StopValidation
 
-from language import mark, say
+from i18n import mark, say
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.people import Role, User

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from conductor import Glance, Overview
-from language import chosen
+from i18n import chosen
 
 #: What making it may take of one core, however many pages are open and however large the ledger is.
 _SHARE = 0.01

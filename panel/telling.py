@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conductor.story import Moment
-from language import mark, say
+from i18n import mark, say
 
 #: (outcome) of an outward delivery -> its words and its colour; the system's name goes in.
 _OUT = {

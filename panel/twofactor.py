@@ -18,7 +18,7 @@ from flask_security.recovery_codes import MfRecoveryForm
 from flask_security.signals import tf_disabled, tf_profile_changed
 from flask_security.totp import Totp
 
-from language import mark, say
+from i18n import mark, say
 from models.people import User
 from panel import brake
 

@@ -14,7 +14,7 @@ from flask_admin.menu import MenuCategory
 from markupsafe import Markup
 
 from conductor.overview import COUNT_LIMIT
-from language import ENGLISH, chosen, mark, plural, say
+from i18n import ENGLISH, chosen, mark, plural, say
 from models.base import utcnow
 from panel.security import allowed
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from language import say
+from i18n import say
 
 
 def as_key(column: sa.Column[Any], record_id: str | None) -> Any:

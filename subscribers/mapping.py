@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from language import say
+from i18n import say
 from models.catalogues import CATALOGUES, Catalogue, Children, Record, recognise
 from subscribers.errors import Reject, clean
 from subscribers.fitting import as_key, fit

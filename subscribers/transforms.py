@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import pycountry
 
-from language import mark, say
+from i18n import mark, say
 
 Value = Any
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from demo.salesforce import SalesforceSimulator
 from models.schema import migrate
 from models.session import Database
+from simulators.salesforce import SalesforceSimulator
 from tests import services
 
 pytest.register_assert_rewrite("tests.contract")

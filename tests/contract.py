@@ -7,7 +7,7 @@
         edit = {"phone": "2"}
 
 The real conductor works on a database of its own with the subscriber and a simulated system; the
-class is made with the simulator's settings, so no environment is needed. See `demo.simulators` for
+class is made with the simulator's settings, so no environment is needed. See `simulators.simulators` for
 the systems there are and for what one of your own has to offer.
 """
 
@@ -26,10 +26,10 @@ import sqlalchemy as sa
 
 from conductor import BadSignature, Conductor, Policy
 from conductor.relations import our_side
-from demo.simulators import Cannot, Simulator
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
+from simulators.simulators import Cannot, Simulator
 from subscribers.base import Page, Subscriber, received
 from subscribers.base import System as SystemClass
 from subscribers.errors import Gone

@@ -7,10 +7,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor import Conductor, Policy
-from demo.salesforce import SalesforceSimulator
 from models.catalogues import CATALOGUES
 from models.ledger import Delivery, Inbox, Link
 from models.session import Database
+from simulators.salesforce import SalesforceSimulator
 from subscribers.base import REGISTRY, Subscriber
 from subscribers.salesforce import Salesforce, SalesforceOptions
 from tests.fakes import Ears, World

@@ -14,11 +14,11 @@ from pydantic import SecretStr
 from stripe import WebhookSignature
 
 from conductor import Conductor
-from demo.stripe import StripeLike
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer, Invoice, InvoiceLine, Product
 from models.ledger import Cursor, DeadLetter, Delivery, Inbox
 from models.session import Database
+from simulators.stripe import StripeLike
 from subscribers.stripe import Stripe, StripeCustomer, StripeInvoice, StripeOptions, StripeProduct
 from tests.fakes import Clock, Ears, World
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from bench.__main__ import BENCHES
-from bench.report import percentile
-from bench.sink import Sink
+from benchmarks.__main__ import BENCHES
+from benchmarks.report import percentile
+from benchmarks.sink import Sink
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ SHORT = ("steps", "fanout", "capture", "panel")
 @pytest.mark.parametrize("name", SHORT)
 def test_a_benchmark_ends_with_a_line_for_programs(name: str, rabbitmq_url: str) -> None:
     # By itself, as people run it: benchmarks bring tables of their own.
-    command = [sys.executable, "-m", "bench", name, "--quick"]
+    command = [sys.executable, "-m", "benchmarks", name, "--quick"]
     environment = {**os.environ, "BENCH_BROKER_URL": rabbitmq_url}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -35,7 +35,7 @@ def test_a_benchmark_ends_with_a_line_for_programs(name: str, rabbitmq_url: str)
 
 
 def test_every_benchmark_has_its_module() -> None:
-    assert all(importlib.util.find_spec(f"bench.{name}") for name in BENCHES)
+    assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in BENCHES)
 
 
 def test_a_sink_adds_up_what_threads_and_processes_note(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_after_a_short_chaos_run_every_system_agrees() -> None:
     """`make chaos` runs for minutes, with another seed each time."""
     environment = {**os.environ, "SECONDS": str(SECONDS), "SEED": os.environ.get("SEED", "20")}
     run = subprocess.Popen(
-        [sys.executable, "-m", "chaos"],
+        [sys.executable, "-m", "tests.chaos"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

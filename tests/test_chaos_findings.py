@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from chaos.journal import HUB, Journal
 from conductor import Policy
 from conductor.applying import Busy
-from demo.salesforce import SalesforceSimulator
 from models.catalogues import Customer
 from models.ledger import Inbox, Link, System
 from models.schema import is_current
 from models.session import Database
+from simulators.salesforce import SalesforceSimulator
 from subscribers.base import External, Page
 from subscribers.errors import Reject, Retry, Skip, SyncError, SystemDown
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
+from tests.chaos.event_log import HUB, Journal
 from tests.fakes import World
 
 CUSTOMER = Customer.__table__

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from chaos.fleet import free_port
-from chaos.proxy import HOST, Proxy
+from tests.chaos.fleet import free_port
+from tests.chaos.proxy import HOST, Proxy
 
 
 @pytest.fixture

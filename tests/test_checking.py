@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from conductor.checking import Finding
-from demo.simulators import SalesforceSimulator, Simulator, StripeSimulator
 from models.session import Database
+from simulators.simulators import SalesforceSimulator, Simulator, StripeSimulator
 from subscribers.base import ExternalField, Subscriber
 from subscribers.errors import Gone, SystemDown
 from subscribers.mapping import Field
@@ -146,7 +146,7 @@ def test_salesforce_describes_its_fields_and_says_what_a_login_lacks(monkeypatch
         assert fields["Name"] == ExternalField("text", 255, writable=True, required=True)
         assert fields["Active__c"].kind == "boolean" and not fields["SystemModstamp"].writable
         assert accounts.lacking() == []
-        monkeypatch.setattr("demo.salesforce.describe._ABILITIES", ("queryable", "createable"))
+        monkeypatch.setattr("simulators.salesforce.describe._ABILITIES", ("queryable", "createable"))
         accounts.client.options.external_id_field = "Other__c"
         assert accounts.lacking() == [
             "this login may not edit records of Account: give it that object permission",

@@ -17,15 +17,15 @@ import dramatiq
 import pytest
 import sqlalchemy as sa
 
-from commands import COMMANDS, beside, main
+from cli import COMMANDS, demo_settings, main
 from conductor.tasks import Tasks
-from demo.simulators import StripeSimulator
 from models import capture
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.schema import is_current, migrate
 from models.session import Database
 from settings import ROOT, Settings, get_settings
+from simulators.simulators import StripeSimulator
 
 
 @dataclass(frozen=True)
@@ -408,7 +408,7 @@ def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypa
     for folder in ("subscribers", "tests"):
         (tmp_path / folder).mkdir()
     shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
-    monkeypatch.setattr("commands.author.ROOT", tmp_path)
+    monkeypatch.setattr("cli.new_subscriber.ROOT", tmp_path)
     done = run("new-subscriber", "acme.product", "--own")
     assert done.returncode == 0 and "wrote subscribers/acme.py" in done.stdout
     assert (tmp_path / "tests/test_acme.py").exists()
@@ -429,7 +429,7 @@ def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypa
 
 @pytest.fixture
 def beside_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "FILE", tmp_path / "demo" / "running.json")
+    monkeypatch.setattr(demo_settings, "FILE", tmp_path / "demo" / "running.json")
 
 
 @pytest.mark.usefixtures("beside_var")
@@ -437,7 +437,7 @@ def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, 
     migrate(sqlite_url)
     with StripeSimulator() as stripe:
         options = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
-        with beside.published({"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **options}):
+        with demo_settings.published({"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **options}):
             done = run("status")
             assert "stripe" in done.stdout and "A demo is running here" in done.stderr
             another = f"sqlite:///{tmp_path / 'another.db'}"
@@ -450,7 +450,7 @@ def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, 
             ).returncode
         assert "it is not configured here" in run("status").stdout
         # One that was killed leaves its file, and no lock.
-        beside.FILE.write_text(json.dumps({"DATABASE_URL": sqlite_url, **options}))
+        demo_settings.FILE.write_text(json.dumps({"DATABASE_URL": sqlite_url, **options}))
         assert "it is not configured here" in run("status").stdout
 
 

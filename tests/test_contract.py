@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from commands.author import write
-from demo.simulators import SalesforceSimulator, ShopSimulator, StripeSimulator
+from cli.new_subscriber import write
 from models.catalogues import CATALOGUES
 from models.session import Database
 from settings import ROOT
+from simulators.simulators import SalesforceSimulator, ShopSimulator, StripeSimulator
 from subscribers.base import REGISTRY, External, Item, Page
 from subscribers.errors import Reject, SystemDown
 from subscribers.rest import RestSubscriber, RestSystem

@@ -20,7 +20,7 @@ import requests
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from demo.simulators import WEBHOOK_SECRET, Simulator
+from simulators.simulators import WEBHOOK_SECRET, Simulator
 from subscribers.base import REGISTRY, Subscriber
 from subscribers.declared import register_file
 from tests import rest_servers

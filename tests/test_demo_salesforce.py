@@ -39,16 +39,16 @@ from simple_salesforce.exceptions import (
     SalesforceResourceNotFound,
 )
 
-from demo.certificates import ensure_certificates
-from demo.salesforce import Credentials, SalesforceSimulator
-from demo.salesforce.database import _like
-from demo.salesforce.errors import SalesforceError
-from demo.salesforce.identifiers import make_id, suffix, to_18
-from demo.salesforce.queries import run
-from demo.salesforce.schema import OBJECTS
-from demo.salesforce.soql import parse
-from demo.salesforce.soql import quote as soql_quote
-from demo.salesforce.store import API_USER, PERSON, Store
+from simulators.certificates import ensure_certificates
+from simulators.salesforce import Credentials, SalesforceSimulator
+from simulators.salesforce.database import _like
+from simulators.salesforce.errors import SalesforceError
+from simulators.salesforce.identifiers import make_id, suffix, to_18
+from simulators.salesforce.queries import run
+from simulators.salesforce.schema import OBJECTS
+from simulators.salesforce.soql import parse
+from simulators.salesforce.soql import quote as soql_quote
+from simulators.salesforce.store import API_USER, PERSON, Store
 
 ROOT = Path(__file__).parent.parent
 SMALL_PAGE = 3
@@ -834,7 +834,7 @@ def test_the_process_keeps_its_data_and_ends_cleanly(tmp_path: Path, certs: Path
     command = [
         sys.executable,
         "-m",
-        "demo.salesforce",
+        "simulators.salesforce",
         "--port",
         "0",
         "--data",

@@ -16,7 +16,7 @@ import pytest
 import requests
 import stripe as official
 
-from demo.stripe import StripeLike
+from simulators.stripe import StripeLike
 
 SECRET = "whsec_for_tests"
 KEY = "sk_test_syncflow"
@@ -662,7 +662,7 @@ def test_two_systems_share_nothing(system: StripeLike) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "stripe.json"
-    command = [sys.executable, "-m", "demo.stripe", "--port", "0", "--data", str(data)]
+    command = [sys.executable, "-m", "simulators.stripe", "--port", "0", "--data", str(data)]
     environment = {**os.environ, "STRIPE_WEBHOOK_SECRET": SECRET}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout is not None

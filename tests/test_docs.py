@@ -17,12 +17,10 @@ import sqlalchemy as sa
 from pydantic import BaseModel, SecretStr
 
 import subscribers as shipped
-from bench.__main__ import BENCHES
+from benchmarks.__main__ import BENCHES
 from broker import fanout_message
-from commands.author import write
+from cli.new_subscriber import write
 from conductor import Conductor
-from demo.rest import DEMO_TOKEN
-from demo.rest import RestSystem as ShopLike
 from models import capture
 from models.capture import sync_context
 from models.catalogues import CATALOGUES, Customer, Invoice, InvoiceLine
@@ -30,6 +28,8 @@ from models.ledger import Change, DeadLetter
 from models.schema import migrate
 from models.session import Database
 from settings import VAR, Settings
+from simulators.rest import DEMO_TOKEN
+from simulators.rest import RestSystem as ShopLike
 from subscribers.base import REGISTRY, connect
 from subscribers.paths import nest
 from tests.fakes import Ears, World
@@ -119,7 +119,7 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 @each_page
 def test_commands_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from commands import parser  # noqa: PLC0415 - it brings Flask along
+    from cli import parser  # noqa: PLC0415 - it brings Flask along
 
     for code in code_of(page):
         line = code.split("#")[0]
@@ -132,7 +132,7 @@ def test_commands_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    from commands import COMMANDS  # noqa: PLC0415
+    from cli import COMMANDS  # noqa: PLC0415
 
     section = (ROOT / "docs/local-setup.md").read_text().split("## Commands")[1].split("##")[0]
     assert set(re.findall(r"(?m)^\| `\./syncflow ([a-z-]+)", section)) == set(COMMANDS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from language import ENGLISH, Language, choose, chosen, plural, say
+from i18n import ENGLISH, Language, choose, chosen, plural, say
 from models.ledger import AuditEntry
 from models.people import User
 from panel import languages, words

@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 #: Folder or file at the top -> what of ours it may import. Arrows only go down:
-#: models <- subscribers <- conductor <- workers <- panel <- commands.
+#: models <- subscribers <- conductor <- workers <- panel <- cli.
 MAY_IMPORT: dict[str, set[str]] = {
     "settings.py": set(),
-    "language.py": set(),
+    "i18n.py": set(),
     "models": set(),
     "migrations": {"models", "models.people", "settings"},
     "broker.py": {"settings"},
@@ -24,10 +24,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conductor": {"subscribers", "models", "settings", "language"},
     "workers": {"conductor", "broker", "subscribers", "models", "settings"},
     "panel": {"conductor", "subscribers", "models", "models.people", "settings", "language"},
-    "commands": {"panel", "workers", "conductor", "subscribers", "models", "models.people", "settings"},
-    "demo": set(),
-    "chaos": {"subscribers", "models.catalogues", "settings"},
-    "syncflow": {"commands"},
+    "cli": {"panel", "workers", "conductor", "subscribers", "models", "models.people", "settings"},
+    "simulators": set(),
+    "syncflow": {"cli"},
 }
 
 #: Packages of others that give a layer away -> the only places where they may be imported.
@@ -40,18 +39,18 @@ ONLY_IN: dict[str, set[str]] = {
     "flask_login": {"panel"},
     "flask_security": {"panel", "models/people.py"},
     "flask_wtf": {"panel"},
-    "werkzeug": {"panel", "commands"},
+    "werkzeug": {"panel", "cli"},
     "authlib": {"panel"},
     "qrcode": {"panel"},
     "babel": {"panel"},
     "flask_babel": {"panel"},
     "alembic": {"migrations", "models/schema.py"},
-    "psycopg": {"models", "chaos"},
-    "sqlite3": {"models", "demo", "subscribers/filestate.py"},
+    "psycopg": {"models"},
+    "sqlite3": {"models", "simulators", "subscribers/filestate.py"},
     "simple_salesforce": {"subscribers"},
     "defusedxml": {"subscribers"},
     "stripe": {"subscribers"},
-    "requests": {"subscribers", "workers", "commands", "demo", "chaos"},
+    "requests": {"subscribers", "workers", "cli", "simulators"},
     "urllib3": {"subscribers"},
     "jmespath": {"subscribers"},
     "phonenumbers": {"subscribers"},
@@ -59,8 +58,8 @@ ONLY_IN: dict[str, set[str]] = {
     "iso4217": {"subscribers"},
     "nameparser": {"subscribers"},
     "email_validator": {"subscribers"},
-    "aiohttp": {"demo"},
-    "localstripe": {"demo"},
+    "aiohttp": {"simulators"},
+    "localstripe": {"simulators"},
     "prometheus_client": {"panel"},
     "structlog": {"workers"},
     "pydantic_settings": {"settings.py"},
@@ -68,7 +67,7 @@ ONLY_IN: dict[str, set[str]] = {
 }
 
 #: Never part of a running hub, so without a place in the house.
-OUTSIDE = {"tests", "scripts", "docs", "bench"}
+OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
 
 #: What the models know of the panel's people is for these only: workers need no Flask.
 NEEDS_ITS_OWN_ENTRY = {"models.people"}
@@ -191,8 +190,8 @@ def test_models_import_only_each_other_downwards() -> None:
         ("models", "from subscribers.base import Subscriber"),
         ("broker.py", "from conductor import Conductor"),
         ("panel", "from workers.fleet import Fleet"),
-        ("demo", "from settings import ROOT"),
-        ("demo", "__import__(f'models.{name}')"),
+        ("simulators", "from settings import ROOT"),
+        ("simulators", "__import__(f'models.{name}')"),
         ("conductor", "import importlib\nimportlib.import_module('pan' + 'el')"),
         ("conductor", "from tests.fakes import World"),
     ],
@@ -208,9 +207,9 @@ def test_a_wrong_import_is_found(place: str, line: str) -> None:
         ("models.capture", "subscribers conductor dramatiq flask pika"),
         ("subscribers", "conductor broker dramatiq flask pika"),
         ("conductor", "broker workers dramatiq flask pika"),
-        ("workers.fleet", "panel commands flask flask_security"),
+        ("workers.fleet", "panel cli flask flask_security"),
         # Each of these costs a relay or a worker megabytes that it would never use.
-        ("commands", "panel flask werkzeug alembic simple_salesforce jwt stripe phonenumbers nameparser iso4217"),
+        ("cli", "panel flask werkzeug alembic simple_salesforce jwt stripe phonenumbers nameparser iso4217"),
     ],
 )
 def test_a_layer_loads_nothing_above_it(module: str, absent: str) -> None:

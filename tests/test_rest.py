@@ -13,10 +13,10 @@ from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from demo.rest import DEMO_TOKEN
-from demo.rest import RestSystem as ShopLike
 from models.catalogues import CATALOGUES
 from settings import SettingsError
+from simulators.rest import DEMO_TOKEN
+from simulators.rest import RestSystem as ShopLike
 from subscribers.base import External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Mapper

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr, ValidationError
 
-from demo.salesforce import Credentials, SalesforceSimulator
 from models.catalogues import CATALOGUES
 from settings import SettingsError
+from simulators.salesforce import Credentials, SalesforceSimulator
 from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.mapping import Field, Mapper

@@ -6,10 +6,10 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from demo.salesforce import SalesforceSimulator
 from models.catalogues import Customer
 from models.ledger import Cursor, System
 from models.session import Database
+from simulators.salesforce import SalesforceSimulator
 from subscribers.base import External, Item
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.salesforce import SalesforceAccount, bulk

@@ -9,12 +9,12 @@ import pytest
 from flask.testing import FlaskClient
 from pydantic import SecretStr
 
-from demo.salesforce import SalesforceSimulator
-from demo.salesforce.messages import OutboundMessages
-from demo.salesforce.org import ORG_ID
 from models.session import Database
 from panel.app import create_app
 from settings import Settings
+from simulators.salesforce import SalesforceSimulator
+from simulators.salesforce.messages import OutboundMessages
+from simulators.salesforce.org import ORG_ID
 from tests.panel_world import served
 from tests.salesforce_world import SalesforceWorld
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from demo.salesforce import SalesforceSimulator
 from models.session import Database
 from settings import ROOT
+from simulators.salesforce import SalesforceSimulator
 from subscribers.base import Field, Subscriber
 from subscribers.salesforce import SalesforceInvoice, SalesforceProduct
 from tests.salesforce_world import SalesforceWorld

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from stripe import WebhookSignature
 
-from demo.stripe import StripeLike
 from settings import SettingsError
+from simulators.stripe import StripeLike
 from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.paths import nest

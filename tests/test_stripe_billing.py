@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from demo.stripe import StripeLike
 from models.session import Database
+from simulators.stripe import StripeLike
 from tests.stripe_world import StripeWorld
 
 DUE = datetime.now(UTC).date() + timedelta(days=20)

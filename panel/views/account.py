@@ -7,7 +7,7 @@ from flask_security import current_user
 from flask_security.utils import login_user
 from werkzeug import Response
 
-from language import chosen, mark, say
+from i18n import chosen, mark, say
 from panel import languages, security
 from panel.views.base import PanelView, action, done, field, page
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response, abort
 
-from language import mark, say
+from i18n import mark, say
 from models.ledger import AuditEntry
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted

@@ -12,7 +12,7 @@ from flask_security import current_user
 from werkzeug import Response
 
 from conductor import Conductor, Overview
-from language import chosen
+from i18n import chosen
 from panel.security import allowed, permissions_of
 from panel.situation import Situation
 from panel.words import updating

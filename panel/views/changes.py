@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response
 
-from language import mark
+from i18n import mark
 from models.catalogues import CATALOGUES
 from models.indexes import unindexed
 from models.ledger import Change

@@ -10,7 +10,7 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor.alike import SETTLE
-from language import mark, say
+from i18n import mark, say
 from models.ledger import Conflict
 from panel import paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole

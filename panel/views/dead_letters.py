@@ -16,7 +16,7 @@ from conductor.advice import Advice, advice
 from conductor.discarding import DISCARD
 from conductor.overview import COUNT_LIMIT
 from conductor.retrying import RETRY
-from language import mark, say
+from i18n import mark, say
 from models.ledger import DeadLetter, Inbox, Link
 from panel import exporting, paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole

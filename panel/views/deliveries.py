@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Response, abort
 
-from language import mark
+from i18n import mark
 from models.indexes import unindexed
 from models.ledger import Delivery
 from panel import exporting, paging

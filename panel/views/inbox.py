@@ -15,7 +15,7 @@ from conductor.inward import POLLED
 from conductor.overview import COUNT_LIMIT
 from conductor.redaction import safe_headers
 from conductor.replaying import Window
-from language import mark, say
+from i18n import mark, say
 from models.indexes import unindexed
 from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
 from panel import exporting, paging

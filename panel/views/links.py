@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
-from language import mark
+from i18n import mark
 from models.ledger import Link
 from panel import exporting, paging
 from panel.views.base import PanelView, before, page, wanted

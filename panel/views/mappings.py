@@ -13,7 +13,7 @@ from werkzeug import Response
 from conductor import Effect, MappingConflict, MappingRefused, Preview
 from conductor.mapping_diff import CELLS, RowDiff, Together, bring_together, diff
 from conductor.resending import RESEND
-from language import mark, say
+from i18n import mark, say
 from models.catalogues import CATALOGUES
 from models.ledger import Mapping
 from panel import mapping_form

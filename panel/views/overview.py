@@ -13,7 +13,7 @@ from werkzeug import Response
 from conductor import SPANS, Series, is_alive
 from conductor import Overview as Standing
 from conductor.throughput import COLUMNS
-from language import mark, say
+from i18n import mark, say
 from models.ledger import Delivery
 from panel import drawing
 from panel.views.base import PanelView, page

@@ -9,7 +9,7 @@ from flask import current_app
 from werkzeug import Response
 
 from conductor import QueueReport, QueueState
-from language import mark, say
+from i18n import mark, say
 from panel.views.base import PanelView, page
 
 

@@ -12,7 +12,7 @@ from werkzeug import Response
 
 from conductor import story
 from conductor.editing import EditConflict, EditRefused, as_typed, editable
-from language import mark, say
+from i18n import mark, say
 from models import search
 from models.catalogues import CATALOGUES, Catalogue
 from models.indexes import unindexed

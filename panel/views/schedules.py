@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from flask import abort, url_for
 from werkzeug import Response
 
-from language import mark, say
+from i18n import mark, say
 from models.ledger import Schedule
 from panel.views.base import PanelView, action, done, field, page, refused
 

@@ -15,7 +15,7 @@ from werkzeug import Response
 from conductor import GUARD, Overview, QueueReport
 from conductor.guard import WINDOW_SECONDS
 from conductor.redaction import MASK
-from language import mark, say
+from i18n import mark, say
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused

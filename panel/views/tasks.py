@@ -17,7 +17,7 @@ from conductor.replaying import KIND as REPLAY
 from conductor.resending import RESEND
 from conductor.retrying import RETRY
 from conductor.tasks import OPEN
-from language import mark, say
+from i18n import mark, say
 from models.base import utcnow
 from models.ledger import Task
 from panel import paging

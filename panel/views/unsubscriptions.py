@@ -11,7 +11,7 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor.unsubscriptions import in_force
-from language import mark, say
+from i18n import mark, say
 from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue

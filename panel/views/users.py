@@ -10,7 +10,7 @@ from flask_security import current_user
 from sqlalchemy.orm import Session
 from werkzeug import Response
 
-from language import mark, say
+from i18n import mark, say
 from models.people import User
 from panel import security
 from panel.views.base import PanelView, action, done, field, page, refused

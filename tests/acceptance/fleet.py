@@ -95,12 +95,12 @@ class Fleet:
     def start_stripe(self) -> Process:
         """Start the Stripe-like system, with the data it had before."""
         data = str(self.folder / "stripe.json")
-        command = ["demo.stripe", "--port", str(self.stripe_port), "--data", data]
+        command = ["simulators.stripe", "--port", str(self.stripe_port), "--data", data]
         hooks = ["--webhook-url", f"{self.url}/webhooks/stripe", "--webhook-secret-env", "HOOK_SECRET"]
         return self._start_system("stripe", [*command, *hooks], HOOK_SECRET=self.webhook_secret)
 
     def _start_salesforce(self) -> Process:
-        command = ["demo.salesforce", "--port", "0", "--certs", str(self.folder / "certs")]
+        command = ["simulators.salesforce", "--port", "0", "--certs", str(self.folder / "certs")]
         client = {"DEMO_SALESFORCE_CLIENT_ID": "acceptance", "DEMO_SALESFORCE_CLIENT_SECRET": self.client_secret}
         return self._start_system("salesforce", command, **client)
 

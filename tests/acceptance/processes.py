@@ -203,7 +203,7 @@ class StripeSystem:
         return int(_get(f"{self.url}/_control/journal?since=0")["last"])
 
     def order(self, **fault: Any) -> None:
-        """Order a fault, see `demo.faults`."""
+        """Order a fault, see `simulators.faults`."""
         _post(f"{self.url}/_control/faults", fault)
 
     def faults(self) -> list[dict[str, Any]]:

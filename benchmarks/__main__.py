@@ -1,0 +1,47 @@
+"""Run benchmarks: `python -m benchmarks [NAME ...] [--rounds 3] [--full | --quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from benchmarks.report import Result, machine, show
+from benchmarks.scale import Scale
+
+#: In this order they are run; each is a module of this package with `run(rounds, scale) -> Result`.
+BENCHES: tuple[str, ...] = (
+    "steps",
+    "fanout",
+    "latency",
+    "calls",
+    "outbound",
+    "capture",
+    "inward",
+    "memory",
+    "panel",
+    "growth",
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the named benchmarks, or all; 1 if one could not be run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(BENCHES)}; all without a name")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; medians are told (default 3)")
+    less = parser.add_mutually_exclusive_group()
+    less.add_argument("--full", action="store_true", help="all of them with the counts of one that is named")
+    less.add_argument("--quick", action="store_true", help="small counts: to see that it runs, not how fast")
+    chosen = parser.parse_args(arguments)
+    if unknown := sorted(set(chosen.names) - set(BENCHES)):
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are: {', '.join(BENCHES)}")
+    scale = Scale.QUICK if chosen.quick else Scale.FULL if chosen.names or chosen.full else Scale.SHORT
+    rounds = 1 if chosen.quick else chosen.rounds
+    for name in chosen.names or BENCHES:
+        result: Result = importlib.import_module(f"benchmarks.{name}").run(rounds=rounds, scale=scale)
+        show(result, machine())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,367 @@
+"""Who is measured side by side: the hub, and what a user would pick in its place. All are used by the same words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+import pika
+import psycopg
+from pika.exceptions import ChannelClosedByBroker
+
+from benchmarks import catalogue
+from benchmarks.hub import BULK, SINGLE, Hub, Workbench
+from benchmarks.peers.common import LEDGER, SUBSCRIBERS
+from benchmarks.sink import Counts, Sink
+from benchmarks.systems import SinkOf
+from settings import ROOT, VAR
+from tests.chaos.fleet import end
+
+#: Programs that write a stream to the hub's database: one alone would wait for its own commits.
+WRITERS = 4
+
+#: Seconds a peer may take to start.
+_START = 60.0
+
+_VENV = VAR / "bench" / "venv"
+_NAMED = "benchmarks/peers/requirements.txt"
+_REQUIREMENTS = ROOT / _NAMED
+
+
+class Contender(Protocol):
+    """One that runs and waits for changes, each of which goes to three subscribers."""
+
+    def burst(self, changes: int) -> float:
+        """Deliveries per second of so many changes at once, from the first commit (publish) to the last delivery."""
+
+    def stream(self, changes: int) -> float:
+        """The same of changes that are committed (published and confirmed) one by one."""
+
+    def latencies(self, changes: int, pause_ms: float) -> list[float]:
+        """Milliseconds from commit (publish) to each of the calls, with one change every so many milliseconds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender that can be started, by name. `quick`: it can take bursts of 20,000 changes and more."""
+
+    name: str
+    start: Callable[[Workbench], contextlib.AbstractContextManager[Contender]]
+    quick: bool = True
+
+
+# --- the hub ------------------------------------------------------------------------------------------
+
+
+class HubContender:
+    """A hub that runs."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def burst(self, changes: int) -> float:
+        _, began, _ = self.hub.commit_new(changes)
+        return _rate(self.hub.wait(changes), began, self.hub.sink)
+
+    def stream(self, changes: int) -> float:
+        ids = self.hub.new_ids(changes)
+        began = time.monotonic_ns()
+        with ThreadPoolExecutor(WRITERS) as writers:
+            list(writers.map(lambda number: catalogue.commit_new(self.hub.database, [number]), ids))
+        return _rate(self.hub.wait(changes), began, self.hub.sink)
+
+    def latencies(self, changes: int, pause_ms: float) -> list[float]:
+        committed = {}
+        at = time.monotonic()
+        for number in self.hub.new_ids(changes):
+            at += pause_ms / 1000
+            time.sleep(max(at - time.monotonic(), 0.0))
+            _, committed[number] = catalogue.commit_new(self.hub.database, [number])
+        self.hub.wait(changes)
+        return _latencies(self.hub.sink, committed)
+
+
+def _rate(counts: Counts, began_ns: int, sink: Sink) -> float:
+    rate = (counts.records - counts.repeats) / ((counts.last_ns - began_ns) / 1e9)
+    sink.reset()
+    return rate
+
+
+def _latencies(sink: Sink, began: dict[int, int]) -> list[float]:
+    found = []
+    for subscriber in range(sink.subscribers):
+        times = sink.times(subscriber)
+        found += [(times[number] - at) / 1e6 for number, at in began.items()]
+    sink.reset()
+    return found
+
+
+def hub(name: str, kind: str, systems: Sequence[SinkOf] = SINGLE) -> Entry:
+    """The hub on `postgresql` with RabbitMQ, or standalone on `sqlite`."""
+
+    @contextmanager
+    def start(bench: Workbench) -> Iterator[Contender]:
+        with bench.hub(kind, systems) as running:
+            yield HubContender(running)
+
+    return Entry(name, start)
+
+
+HUB = hub("hub, PostgreSQL", "postgresql")
+HUB_BULK = hub("hub, PostgreSQL, bulk systems", "postgresql", BULK)
+STANDALONE = hub("hub, SQLite", "sqlite")
+STANDALONE_BULK = hub("hub, SQLite, bulk systems", "sqlite", BULK)
+
+
+# --- the others ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How one of benchmarks/peers is run.
+
+    `{}` in names is a prefix. `commands` are the workers', after `python -m`; `consumers` how many each queue then has.
+    """
+
+    name: str
+    module: str
+    commands: Sequence[Sequence[str]]
+    queues: Sequence[str]
+    exchanges: Sequence[str] = ()
+    consumers: int = 1
+    own_environment: bool = True
+    ledger: bool = False
+    quick: bool = False
+
+
+_QUEUES = tuple(f"{{}}.{subscriber}" for subscriber in SUBSCRIBERS)
+_CELERY = ("celery", "-A", "benchmarks.peers.celery_app", "worker", "--concurrency", "2", "--loglevel", "WARNING")
+_CELERY_QUEUES = ("{}.tasks",)
+
+
+def _pika(name: str, acknowledge_at_once: int) -> Peer:
+    commands = [("benchmarks.peers.raw_pika", "consume", each, str(acknowledge_at_once)) for each in SUBSCRIBERS]
+    return Peer(name, "raw_pika", commands, _QUEUES, ("{}",), own_environment=False, quick=True)
+
+
+PEERS = (
+    _pika("raw pika", 1),
+    _pika("raw pika, acks in batches", 50),
+    Peer("Celery", "celery_app", [_CELERY], _CELERY_QUEUES, ("{}.tasks",)),
+    Peer("Celery with a ledger", "celery_app", [_CELERY], _CELERY_QUEUES, ("{}.tasks",), ledger=True),
+    Peer(
+        "Dramatiq", "dramatiq_plain", [("dramatiq", "benchmarks.peers.dramatiq_plain", "-p", "2", "-t", "8")],
+        [queue + suffix for queue in _QUEUES for suffix in ("", ".DQ", ".XQ")], consumers=2, own_environment=False,
+    ),
+    Peer(
+        "FastStream", "faststream_app",
+        [("faststream", "run", "benchmarks.peers.faststream_app:app", "--workers", "2", "--log-level", "warning")],
+        _QUEUES, ("{}",), consumers=2,
+    ),
+    Peer(
+        "nameko", "nameko_app",
+        [("nameko", "run", "benchmarks.peers.nameko_app", "--broker", "{broker}")] * 2,
+        [f"evt-{{}}_records-changed--{{}}_{name}.handle" for name in SUBSCRIBERS], ("{}_records.events",), consumers=2,
+    ),
+)  # fmt: skip
+
+
+#: Those that another one is run as, but for one thing.
+VARIANTS = ("raw pika, acks in batches", "Celery with a ledger")
+
+
+class _PeerContender:
+    def __init__(self, publisher: subprocess.Popen[bytes], sink: Sink, check: Callable[[], None]) -> None:
+        self.publisher = publisher
+        self.sink = sink
+        self.check = check
+        self._newest = 0
+
+    def burst(self, changes: int) -> float:
+        _, began = self._publish(changes)
+        return _rate(self._wait(changes), began[0], self.sink)
+
+    def stream(self, changes: int) -> float:
+        _, began = self._publish(changes, each=True)
+        return _rate(self._wait(changes), began[0], self.sink)
+
+    def latencies(self, changes: int, pause_ms: float) -> list[float]:
+        ids, began = self._publish(changes, pause_ms, each=True)
+        self._wait(changes)
+        return _latencies(self.sink, dict(zip(ids, began, strict=True)))
+
+    def _wait(self, changes: int) -> Counts:
+        return self.sink.wait(changes * len(SUBSCRIBERS), alive=self.check)
+
+    def _publish(self, changes: int, pause_ms: float = 0.0, *, each: bool = False) -> tuple[range, list[int]]:
+        ids = range(self._newest + 1, self._newest + changes + 1)
+        self._newest += changes
+        asked = {"first": ids.start, "count": changes, "pause_ms": pause_ms, "each": each}
+        assert self.publisher.stdin is not None
+        self.publisher.stdin.write(orjson.dumps(asked) + b"\n")
+        self.publisher.stdin.flush()
+        return ids, self._answer()["began"]
+
+    def _answer(self) -> dict[str, list[int]]:
+        assert self.publisher.stdout is not None
+        line = self.publisher.stdout.readline()
+        if not line:
+            self.check()
+            raise RuntimeError("the publisher has ended")
+        answer: dict[str, list[int]] = orjson.loads(line)
+        return answer
+
+    def warm_up(self) -> None:
+        """Wait until the publisher is there and a first record went all the way."""
+        self._answer()
+        self._publish(1)
+        self._wait(1)
+        self.sink.reset()
+
+
+@dataclass
+class _Processes:
+    """The processes of one peer."""
+
+    folder: Path
+    environment: dict[str, str]
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, command: Sequence[str], *, talks: bool = False) -> subprocess.Popen[bytes]:
+        pipe = subprocess.PIPE if talks else None
+        with (self.folder / "peer.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdin=pipe, stdout=pipe or log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def check(self) -> None:
+        """Raise RuntimeError where one has ended by itself."""
+        for process in self.running:
+            if process.poll() is not None:
+                raise RuntimeError(f"{process.args!r} ended with {process.returncode}; see {self.folder}/peer.log")
+
+    def stop(self) -> None:
+        for process in self.running:
+            if process.stdin is not None:
+                process.stdin.close()
+            process.send_signal(signal.SIGTERM)
+        for process in self.running:
+            end(process)
+
+
+@contextmanager
+def _running(peer: Peer, python: str, bench: Workbench) -> Iterator[Contender]:
+    prefix = f"bench{secrets.token_hex(4)}"
+    queues = [name.replace("{}", prefix) for name in peer.queues]
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(bench.sink(len(SUBSCRIBERS)))
+        kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR")}
+        told = {
+            "BROKER_URL": bench.broker_url,
+            "BENCH_PREFIX": prefix,
+            "BENCH_SINK": str(sink.path),
+            "PYTHONPATH": str(ROOT),
+        }
+        if peer.ledger:
+            told["BENCH_LEDGER"] = stack.enter_context(_ledger(bench))
+        processes = _Processes(bench.folder, kept | told)
+        stack.callback(_delete, bench.broker_url, queues, [name.replace("{}", prefix) for name in peer.exchanges])
+        stack.callback(processes.stop)
+        for command in peer.commands:
+            words = [word.replace("{broker}", bench.broker_url) for word in command]
+            processes.start([python, "-m", *words])
+        publisher = processes.start([python, "-m", f"benchmarks.peers.{peer.module}", "publish"], talks=True)
+        _await_consumers(bench.broker_url, queues, peer.consumers, processes.check)
+        contender = _PeerContender(publisher, sink, processes.check)
+        contender.warm_up()
+        yield contender
+
+
+@contextmanager
+def _ledger(bench: Workbench) -> Iterator[str]:
+    with bench.database("postgresql") as url:
+        plain = url.replace("postgresql+psycopg://", "postgresql://")
+        with psycopg.connect(plain, autocommit=True) as connection:
+            connection.execute(LEDGER)
+        yield plain
+
+
+def _await_consumers(url: str, queues: Sequence[str], wanted: int, check: Callable[[], None]) -> None:
+    """Wait until each of these queues (but Dramatiq's for dead and delayed messages) has its consumers."""
+    deadline = time.monotonic() + _START
+    waiting = [queue for queue in queues if not queue.endswith((".DQ", ".XQ"))]
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        while waiting:
+            check()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nobody consumes {', '.join(waiting)}")
+            try:
+                if channel.queue_declare(waiting[0], passive=True).method.consumer_count >= wanted:
+                    waiting.pop(0)
+                    continue
+            except ChannelClosedByBroker:  # not there yet
+                channel = connection.channel()
+            time.sleep(0.02)
+
+
+def _delete(url: str, queues: Sequence[str], exchanges: Sequence[str]) -> None:
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        for queue in queues:
+            channel.queue_delete(queue)
+        for exchange in exchanges:
+            channel.exchange_delete(exchange)
+
+
+def peers(*, quick: bool = False) -> tuple[list[Entry], list[str]]:
+    """The peers that can run here, and a sentence on each that cannot. `quick`: those that need no installation."""
+    found, why = [], []
+    for peer in PEERS:
+        python = sys.executable
+        if peer.own_environment:
+            if quick:
+                continue
+            try:
+                python = _environment()
+            except subprocess.CalledProcessError as error:
+                why.append(f"{peer.name} is left out: {_NAMED} could not be installed: {error}")
+                continue
+        found.append(Entry(peer.name, _starter(peer, python), quick=peer.quick))
+    return found, why
+
+
+def _starter(peer: Peer, python: str) -> Callable[[Workbench], contextlib.AbstractContextManager[Contender]]:
+    return lambda bench: _running(peer, python, bench)
+
+
+def _environment() -> str:
+    """The Python of the peers' environment, installed on first use.
+
+    Raises:
+      CalledProcessError: a package could not be installed; pip has said why on standard error.
+    """
+    python, stamp = _VENV / "bin" / "python", _VENV / "requirements.txt"
+    wanted = _REQUIREMENTS.read_text()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing {_NAMED} into {_VENV}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(_VENV)], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, "-r", str(_REQUIREMENTS)], check=True)
+        stamp.write_text(wanted)
+    return str(python)

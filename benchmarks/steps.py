@@ -1,0 +1,148 @@
+"""`make bench-steps`: where a delivery's time goes, step by step.
+
+Changes of the benchmarks' record are routed and delivered to three systems that answer at once, 200 records a call, by
+one thread of this process without a broker. Told per delivery, also the processor time of this process and of the
+database's server.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from benchmarks import catalogue
+from benchmarks.hub import Workbench
+from benchmarks.ledgers import Heard
+from benchmarks.records import MAPPING
+from benchmarks.report import Result, interleaved, median
+from benchmarks.scale import Scale
+from conductor import Conductor, Policy
+from models.session import Database
+from subscribers.base import External, Item, Options, Subscriber, System
+from subscribers.errors import SyncError
+
+#: Changes of one transaction; times all are edited after they were created.
+_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES, _EDITS = 4_000, 2_000, 200, 2
+
+#: Step -> the method of the conductor's part that is it.
+_STEPS = {
+    "route: mark who is owed what": ("routing", "route"),
+    "read the links and records": ("outward", "_read"),
+    "plan": ("outward", "_plan"),
+    "claim, with what is to be sent": ("outward", "_claim"),
+    "call": ("outward", "_call"),
+    "write down how it went": ("outward", "_settle"),
+}
+_ALL, _OURS, _SERVERS = "all of it", "processor time of the hub", "processor time of PostgreSQL"
+
+
+class _Sink(Subscriber):
+    catalogue = catalogue.TABLE.name
+    field_to_data = MAPPING
+    bulk_size = 200
+
+    def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
+        return [External(f"there-{item.record_id}") for item in items]
+
+    def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
+        return [None for _ in items]
+
+
+_SINKS = [type(f"Sink{number}", (_Sink,), {"system": f"sink{number}"}) for number in range(3)]
+
+
+def run(rounds: int, scale: Scale) -> Result:
+    """Measure both databases in turn."""
+    changes = scale.of(_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES)
+    with Workbench() as bench:
+        contenders = {kind: partial(_measure, bench, kind, changes) for kind in ("postgresql", "sqlite")}
+        seen = interleaved(contenders, rounds)
+    figures = {
+        kind: {f"{step}, us": median([one[step] for one in found]) for step in found[0]} for kind, found in seen.items()
+    }
+    names = list(figures["postgresql"])
+    return Result(
+        "steps",
+        ("microseconds a delivery", *figures),
+        [(name.removesuffix(", us"), *(figures[kind][name] for kind in figures)) for name in names],
+        figures,
+        {"changes": changes, "subscribers": len(_SINKS), "edits of each": _EDITS},
+    )
+
+
+def _measure(bench: Workbench, kind: str, changes: int) -> dict[str, float]:
+    """Microseconds a delivery of each step, over the edits of one run."""
+    with bench.database(kind) as url:
+        database = Database(url)
+        heard, spent = Heard(), defaultdict[str, float](float)
+        connected = {sink.name(): sink(System(sink.system, Options())) for sink in _SINKS}  # type: ignore[attr-defined]
+        conductor = Conductor(database, connected, heard, Policy())
+        conductor.prepare()
+        for step, (part, method) in _STEPS.items():
+            owner = getattr(conductor, part)
+            setattr(owner, method, _clocked(getattr(owner, method), spent, step))
+        catalogue.commit_new(database, range(1, changes + 1))
+        _bring(conductor, heard)
+        spent.clear()
+        for edit in range(_EDITS):
+            catalogue.commit_edits(database, range(1, changes + 1), name=f"Name {edit}")
+            began, ours, servers = time.perf_counter(), time.process_time(), _server_seconds(database)
+            _bring(conductor, heard)
+            spent[_SERVERS] += _server_seconds(database) - servers
+            spent[_OURS] += time.process_time() - ours
+            spent[_ALL] += time.perf_counter() - began
+        _check(database)
+        database.close()
+    deliveries = changes * len(_SINKS) * _EDITS
+    return {step: round(spent[step] / deliveries * 1e6, 1) for step in (*_STEPS, _ALL, _OURS, _SERVERS)}
+
+
+def _bring(conductor: Conductor, heard: Heard) -> None:
+    while conductor.relay():
+        pass
+    for _catalogue, records in heard.news:
+        for name in conductor.subscribers:
+            conductor.deliver(name, records)
+    heard.news.clear()
+
+
+def _clocked(work: Callable[..., Any], spent: dict[str, float], step: str) -> Callable[..., Any]:
+    def clocked(*arguments: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return work(*arguments, **options)
+        finally:
+            spent[step] += time.perf_counter() - began
+
+    return clocked
+
+
+def _server_seconds(database: Database) -> float:
+    """Processor time of the server's processes at work for this database, where they run on this machine."""
+    if database.is_sqlite:
+        return 0.0
+    with database.read() as connection:
+        mine = sa.text("SELECT pid FROM pg_stat_activity WHERE datname = current_database()")
+        pids = connection.execute(mine).scalars().all()
+    spent = 0.0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
+    return spent
+
+
+def _check(database: Database) -> None:
+    with database.read() as connection:
+        owed = connection.execute(sa.text("SELECT count(*) FROM link WHERE owed_change > synced_change")).scalar_one()
+    if owed:
+        raise AssertionError(f"{owed} deliveries were not made")

@@ -1,0 +1,250 @@
+"""`./syncflow new-subscriber`: a starting file and its test, for whoever connects another system."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+
+import sqlalchemy as sa
+
+from models.catalogues import CATALOGUES, Catalogue
+from settings import ROOT
+
+#: Fields of the demo's shop, which the starting file talks to until it is told of another system.
+_SHOP = ("name", "email", "phone", "note", "company")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
+
+_REST = '''\
+"""$System: a system with a JSON REST API, by configuration. Its settings: $SETTING_URL, $SETTING_TOKEN,
+$SETTING_WEBHOOK_SECRET."""
+
+from subscribers.base import register
+from subscribers.rest import RestSubscriber, RestSystem
+
+
+class $System(RestSystem):
+    # What is different in yours is an attribute here: auth, signature, ... (docs/rest.md has them all).
+    event_type_field = "event"  # where its webhooks say what happened: contact.updated
+    event_time_field = "occurred_at"
+
+
+@register
+class $Class(RestSubscriber):
+    system, catalogue = "$system", "$catalogue"
+    system_class = $System
+    path = "/contacts"  # the list; a record is at /contacts/ID
+    resource = "contact"  # as its webhooks call it
+    record_id_field = "external_ref"  # a field of theirs that carries our id: nothing is created twice
+    match_on = $match_on  # columns that identify a record on both sides before it is linked
+    poll_seconds = 60
+    field_to_data = {  # our column -> their field
+$fields
+    }
+'''
+
+_OWN = '''\
+"""$System: a system with an API of its own. Its settings: $SETTING_URL, $SETTING_TOKEN."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from subscribers.base import External, Item, Options, Page, Subscriber, System, register
+from subscribers.http import Http, Token, Url, iso_time
+
+
+class ${System}Options(Options):
+    url: Url
+    token: Token
+
+
+class $System(System):
+    Options = ${System}Options
+
+    def __init__(self, name: str, options: ${System}Options) -> None:
+        super().__init__(name, options)
+        # A session a thread, timeouts, and errors by what to do next. `classify` adds a vendor's own codes.
+        self.http = Http(options.url, headers={"Authorization": f"Bearer {options.token.get_secret_value()}"})
+
+
+@register
+class $Class(Subscriber):
+    system, catalogue = "$system", "$catalogue"
+    system_class = $System
+    match_on = $match_on  # columns that identify a record on both sides before it is linked
+    poll_seconds = 60
+    field_to_data = {  # our column -> their field
+$fields
+    }
+
+    def create(self, item: Item) -> External:
+        # The key makes a repeated call harmless, where the system heeds one.
+        data = {**item.data, "external_ref": item.record_id}
+        return self.call("POST", "/contacts", json=data, headers={"Idempotency-Key": item.key})
+
+    def update(self, item: Item) -> External:
+        # `changes` is what differs from what the system is known to hold, `data` all of it.
+        return self.call("PATCH", f"/contacts/{item.linked_id}", json=item.changes)
+
+    def delete(self, item: Item) -> None:
+        self.client.http.call("DELETE", f"/contacts/{item.linked_id}")
+
+    def fetch(self, external_id: str) -> External:
+        return self.call("GET", f"/contacts/{external_id}")
+
+    def find(self, item: Item) -> External | None:
+        # Asked before a create is repeated whose answer was lost.
+        body, _ = self.client.http.json("GET", "/contacts", params={"external_ref": item.record_id})
+        return self.external(body["items"][0]) if body["items"] else None
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        # Oldest first; what changed exactly at the position is read again, or ties would be lost.
+        since = (position or {}).get("since")
+        while True:
+            body, _ = self.client.http.json("GET", "/contacts", params={"updated_since": since, "limit": 100})
+            last = body["items"][-1]["updated_at"] if body["items"] else since
+            yield Page([self.external(one) for one in body["items"]], {"since": last})
+            if not body["next"] or last == since:
+                return
+            since = last
+
+    def call(self, method: str, path: str, **options: Any) -> External:
+        body, _ = self.client.http.json(method, path, **options)
+        return self.external(body)
+
+    def external(self, body: Mapping[str, Any]) -> External:
+        at, ours = iso_time(body["updated_at"]), body["external_ref"]
+        return External(str(body["id"]), body, at=at, record_id=ours)
+'''
+
+_TEST = '''\
+"""The contract of $system.$catalogue, on the demo's shop until there is a simulator of the system itself."""
+
+from simulators.simulators import ShopSimulator
+from subscribers.$system import $Class
+from tests.contract import Contract
+
+
+class Test$Class(Contract):
+    subscriber = $Class
+    simulator = ShopSimulator  # yours: a subclass of simulators.simulators.Simulator
+    record = $record
+    edit = $edit
+'''
+
+
+def new_subscriber_arguments(parser: argparse.ArgumentParser) -> None:
+    """`new-subscriber SYSTEM.CATALOGUE [--own]`."""
+    parser.add_argument("name", help="system and catalogue, e.g. shop.customer")
+    own = "for an API that is not plain REST: with methods to write instead of attributes to set"
+    parser.add_argument("--own", action="store_true", help=own)
+
+
+def new_subscriber(arguments: argparse.Namespace) -> int:
+    """Write subscribers/SYSTEM.py and tests/test_SYSTEM.py, and import the first."""
+    try:
+        written = write(ROOT, arguments.name, own=arguments.own)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    system = arguments.name.partition(".")[0]
+    for path in written:
+        print(f"wrote {path.relative_to(ROOT)}")
+    test = written[1].relative_to(ROOT)
+    print(f"It talks to the demo's shop until you change it. Its test passes now: .venv/bin/python -m pytest {test}")
+    settings = f"{system.upper()}_URL and {system.upper()}_TOKEN"
+    print(f"To run it, set {settings}; ./syncflow check {system} says what is missing")
+    return 0
+
+
+def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
+    """Write the two files below `root` and the import; returns their paths.
+
+    Raises:
+      ValueError: the name is none, there is no such catalogue, or a file is there already.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r}: give system and catalogue in lower case, such as shop.customer")
+    system, _, catalogue = name.partition(".")
+    if catalogue not in CATALOGUES:
+        known = ", ".join(CATALOGUES)
+        raise ValueError(f"no catalogue {catalogue!r}; there are {known}, or see docs/add-a-catalogue.md")
+    source, test = root / "subscribers" / f"{system}.py", root / "tests" / f"test_{system}.py"
+    taken = [path for path in (source, test, source.with_suffix("")) if path.exists()]
+    if taken:
+        raise ValueError(f"{taken[0].relative_to(root)} is there already: add a class to it, or choose another name")
+    words = _words(system, CATALOGUES[catalogue])
+    source.write_text(Template(_OWN if own else _REST).substitute(words))
+    test.write_text(Template(_TEST).substitute(words))
+    _import(root / "subscribers" / "__init__.py", system)
+    return [source, test]
+
+
+def _words(system: str, catalogue: Catalogue) -> Mapping[str, str]:
+    fields = _fields(catalogue)
+    columns = list(fields)
+    unique = [name for name in columns if catalogue.table.c[name].unique]
+    match_on = ["email"] if "email" in fields else unique[:1]
+    edited = [name for name in columns if name not in match_on][-1:]
+    if not edited:
+        raise ValueError(f"{catalogue.name} has too few columns of text to start from: write it by hand")
+    camel = "".join(part.title() for part in system.split("_"))
+    record = {name: _sample(name) for name in columns}
+    return {
+        "system": system,
+        "System": camel,
+        "SETTING": system.upper(),
+        "SETTING_URL": f"{system.upper()}_URL",
+        "SETTING_TOKEN": f"{system.upper()}_TOKEN",
+        "SETTING_WEBHOOK_SECRET": f"{system.upper()}_WEBHOOK_SECRET",
+        "catalogue": catalogue.name,
+        "Class": camel + "".join(part.title() for part in catalogue.name.split("_")),
+        "match_on": _tuple(match_on),
+        "fields": "\n".join(f'        "{column}": "{field}",' for column, field in fields.items()),
+        "record": _dict(record),
+        "edit": _dict({name: f"{record[name]}2"[-2:] if name == "phone" else f"{record[name]} 2" for name in edited}),
+    }
+
+
+def _fields(catalogue: Catalogue) -> dict[str, str]:
+    """Columns of text -> fields of the shop; first what a record cannot do without."""
+    needed = [c for c in catalogue.table.c if not (c.nullable or c.primary_key or c.default or c.server_default)]
+    if other := [column.name for column in needed if column.type.python_type is not str]:
+        raise ValueError(
+            f"{catalogue.name} needs {', '.join(other)}, which the demo's shop has nothing for: write it by hand, as "
+            "subscribers/salesforce/objects.py has it"
+        )
+    texts = [c for c in catalogue.table.c if isinstance(c.type, sa.String) and not c.primary_key]
+    chosen: dict[str, str] = {}
+    for column in sorted(texts, key=lambda c: (c not in needed, c.name != catalogue.label)):
+        alike = {"notes": "note", "description": "note"}.get(column.name, column.name)
+        free = [alike] if alike in _SHOP else [name for name in ("name", "company") if column in needed]
+        field = next((name for name in free if name not in chosen.values()), None)
+        if field is not None:
+            chosen[column.name] = field
+    return chosen
+
+
+def _sample(column: str) -> str:
+    return {"email": "ada@x.example", "phone": "1", "name": "Ada"}.get(column, f"{column} 1")
+
+
+def _tuple(names: list[str]) -> str:
+    return "(" + ", ".join(f'"{name}"' for name in names) + ("," if len(names) == 1 else "") + ")"
+
+
+def _dict(values: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": "{value}"' for name, value in values.items()) + "}"
+
+
+def _import(path: Path, system: str) -> None:
+    """Add the import, in the order of the alphabet; the last one says that it is not used by name."""
+    before, mark, rest = path.read_text().rpartition('"""\n')
+    imports = [line.partition("#")[0].strip() for line in rest.splitlines() if line.startswith("import subscribers.")]
+    others = [line for line in rest.splitlines() if line and not line.startswith("import subscribers.")]
+    imports = sorted({*imports, f"import subscribers.{system}"})
+    path.write_text(before + mark + "\n" + "\n".join([*imports[:-1], f"{imports[-1]}  # noqa: F401", *others]) + "\n")

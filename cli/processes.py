@@ -1,0 +1,177 @@
+"""Commands that run: the fleet's four processes, or all of them as threads of one.
+
+What only the web needs (Flask, 20 MB) is loaded where it is needed, not by the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+from settings import ROOT, SettingsError, get_settings
+from subscribers.names import strange_names
+from workers.actors import register
+from workers.fleet import Fleet, wait_for_broker
+from workers.relay import Relay
+from workers.runtime import (
+    Heartbeat,
+    Runtime,
+    build,
+    build_when_up,
+    configure_logging,
+    prepare_for_work,
+    stop_on_signals,
+)
+from workers.scheduler import TickScheduler, work_off_tasks
+
+logger = logging.getLogger(__name__)
+
+
+def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
+    settings = get_settings()
+    configure_logging(settings)
+    if settings.standalone:
+        raise SettingsError(
+            f"BROKER_URL: {kind} as a process of its own needs RabbitMQ (amqp://...); "
+            "with memory:// run ./syncflow standalone"
+        )
+    runtime = build_when_up(settings, by_key=True)
+    for words in strange_names():
+        logger.warning(words)
+    stop = threading.Event()
+    stop_on_signals(stop)
+    prepare_for_work()
+    return runtime, stop, Heartbeat(runtime.database, kind).start()
+
+
+def relay(_arguments: argparse.Namespace) -> int:
+    """Route and announce until stopped."""
+    runtime, stop, heartbeat = _start("relay")
+    wait_for_broker(runtime, stop)
+    Relay(runtime.conductor, runtime.settings.sweep_seconds).run(stop)
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def worker(_arguments: argparse.Namespace) -> int:
+    """Work off the queues until stopped."""
+    runtime, stop, heartbeat = _start("worker")
+    wait_for_broker(runtime, stop)
+    if not stop.is_set():  # it may have been told to stop before there was a broker
+        fleet = Fleet(runtime)
+        fleet.start()
+        stop.wait()
+        fleet.stop()
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def scheduler(_arguments: argparse.Namespace) -> int:
+    """Tick until stopped."""
+    runtime, stop, heartbeat = _start("scheduler")
+    wait_for_broker(runtime, stop)
+    register(runtime.broker, runtime.conductor)
+    _tick(runtime, stop)
+    heartbeat.stop()
+    runtime.close()
+    return 0
+
+
+def _tick(runtime: Runtime, stop: threading.Event) -> None:
+    ticker = TickScheduler(runtime.broker.get_actor("tick"), stop)
+    tasks = threading.Thread(target=work_off_tasks, args=(runtime.conductor, stop), name="tasks", daemon=True)
+    tasks.start()
+
+    def asked(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        ticker.wake()
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGINT, asked)
+    if not stop.is_set():
+        ticker.run()
+    tasks.join(runtime.settings.grace_seconds)
+
+
+def web(_arguments: argparse.Namespace) -> int:
+    """Serve the panel with gunicorn, in this process's place."""
+    settings = get_settings()
+    configure_logging(settings)
+    build_when_up(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
+    if settings.standalone:
+        logger.warning("BROKER_URL is memory://, so web alone delivers and polls nothing: run ./syncflow standalone")
+    for words in strange_names():
+        logger.warning(words)
+    gunicorn = [
+        sys.executable, "-m", "gunicorn", "cli.processes:application()",
+        "--bind", f"{settings.host}:{settings.port}",
+        "--worker-class", "gthread", "--workers", "2", "--threads", "8",
+        "--graceful-timeout", str(int(settings.grace_seconds)),
+        "--log-level", "warning",
+    ]  # fmt: skip
+    if settings.behind_proxy:
+        gunicorn += ["--forwarded-allow-ips", "*"]
+    os.chdir(ROOT)
+    os.execv(sys.executable, gunicorn)
+
+
+def application() -> Any:
+    """What gunicorn serves; called in each of its workers."""
+    from panel.app import create_app  # noqa: PLC0415
+
+    settings = get_settings()
+    configure_logging(settings)
+    runtime = build_when_up(settings)
+    heartbeat = Heartbeat(runtime.database, "web").start()
+    atexit.register(heartbeat.stop)  # gunicorn's workers end like any program, but have no end of ours
+    return create_app(runtime.conductor, settings)
+
+
+def _web_server(runtime: Runtime) -> Any:
+    """The panel and the webhook routes, for a thread of this process."""
+    from panel.app import create_app  # noqa: PLC0415
+    from panel.serving import threaded_server  # noqa: PLC0415
+
+    settings = runtime.settings
+    return threaded_server(create_app(runtime.conductor, settings), settings.host, settings.port)
+
+
+def standalone(_arguments: argparse.Namespace) -> int:
+    """Web, relay, workers and scheduler in one process, over the in-process broker."""
+    settings = get_settings()
+    configure_logging(settings)
+    runtime = build(settings)
+    for words in strange_names():
+        logger.warning(words)
+    stop = threading.Event()
+    heartbeat = Heartbeat(runtime.database, "standalone").start()
+    server = _web_server(runtime)
+    prepare_for_work()
+    fleet = Fleet(runtime)
+    fleet.start()
+    threads = [
+        threading.Thread(target=server.serve_forever, name="web", daemon=True),
+        threading.Thread(
+            target=Relay(runtime.conductor, settings.sweep_seconds).run, args=(stop,), name="relay", daemon=True
+        ),
+    ]
+    for thread in threads:
+        thread.start()
+    logger.info("listening on http://%s:%d", settings.host, server.port)
+    _tick(runtime, stop)
+    server.shutdown()
+    fleet.stop()
+    for thread in threads:
+        thread.join(settings.grace_seconds)
+    heartbeat.stop()
+    runtime.close()
+    return 0

@@ -1,0 +1,127 @@
+"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 if anything is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from settings import VAR
+from tests.chaos.checker import Judge, Offence, look
+from tests.chaos.event_log import Journal
+from tests.chaos.faults import Faults
+from tests.chaos.fleet import Fleet
+from tests.chaos.history import tell
+from tests.chaos.load import Load
+from tests.chaos.recovery import Recovery, wait_until_quiet
+
+KINDS = ("lost", "duplicated", "differing", "unexplained")
+
+#: Seconds between the start of the load and the first fault: something shall be there to be broken.
+HEAD_START = 2.0
+
+
+def main() -> int:
+    """One run."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))
+    seconds = float(os.environ.get("SECONDS") or 180)
+    seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1_000_000))
+    folder = VAR / "chaos" / f"{seed}-{os.getpid()}"
+    say(f"chaos for {seconds:g} s, SEED={seed}; logs in {folder}")
+    with Fleet(folder, seed) as fleet:
+        result = run(fleet, seconds, seed)
+    if result["ok"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    ok = result.pop("ok")
+    print(json.dumps(result), flush=True)
+    return 0 if ok else 1
+
+
+def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
+    """Load and faults, quiet, polls, quiet, judgement; the figures."""
+    journal, recovery = Journal(), Recovery(fleet)
+    if words := wait_until_quiet(fleet):
+        raise RuntimeError(f"the fleet did not start: {words}")
+    load, faults = Load(fleet, journal, seed), Faults(fleet, seconds - HEAD_START, seed, recovery.ended)
+    say("the fleet runs; load and faults begin")
+    recovery.start()
+    load.start()
+    time.sleep(HEAD_START)
+    faults.start()
+    time.sleep(max(seconds - HEAD_START, 0.0))
+    faults.stop()
+    load.stop()
+    began = time.monotonic()
+    unsettled = settle(fleet)
+    say(f"quiet after {time.monotonic() - began:.1f} s" if not unsettled else f"never quiet: {unsettled}")
+    recovery.stop()
+    world = look(fleet)
+    judge = Judge(world, journal)
+    offences = judge.judge()
+    if unsettled:
+        offences.append(Offence("unexplained", f"not quiet: {unsettled}"))
+    counts = Counter(offence.kind for offence in offences)
+    say(f"changes     {journal.changes}: " + ", ".join(f"{n} {what}" for what, n in sorted(journal.counts.items())))
+    calls = ", ".join(f"{system} {len(calls)}" for system, calls in world.journals.items())
+    say(f"calls       {world.calls}: {calls}")
+    say(f"faults      {faults.kills} kills, {faults.outages} outages: {_list(faults.counts)}")
+    say(f"records     {len(world.customers)} here, " + ", ".join(f"{len(r)} in {s}" for s, r in world.systems.items()))
+    say(f"conflicts   {judge.conflicts} fields edited on two sides at once; {len(world.letters)} open dead letters")
+    say(f"recovery    {recovery.words()}; {len(recovery.unfinished)} not recovered")
+    exits = Counter(f"{one.name} (status {one.status})" for one in fleet.exits)
+    say(f"exits       {len(fleet.exits)} processes ended by themselves: {_list(exits)}")
+    if offences:
+        report(fleet, list(tell(fleet, world, journal, offences)), fleet.folder / "histories")
+    for offence in offences[:40]:
+        say(f"{offence.kind.upper()}: {offence.words}")
+    for kind in KINDS:
+        say(f"{kind:<12}{counts[kind]}")
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "changes": journal.changes,
+        "calls": world.calls,
+        "kills": faults.kills,
+        "outages": faults.outages,
+        "recovered": len(recovery.seconds),
+        **{kind: counts[kind] for kind in KINDS},
+        "ok": not offences,
+    }
+
+
+def settle(fleet: Fleet) -> str | None:
+    """Wait until all is quiet, read both systems once more, and wait again; None, or what did not end."""
+    words = wait_until_quiet(fleet)
+    for system in fleet.urls:
+        polled = fleet.run(["poll", system])
+        if polled.returncode:
+            words = words or f"the last poll of {system} failed: {polled.stderr.strip()[-300:]}"
+    return words or wait_until_quiet(fleet)
+
+
+def report(fleet: Fleet, lines: list[str], path: Path) -> None:
+    """Print the histories, and keep them with the logs."""
+    path.write_text("\n".join(lines))
+    print("\n".join(lines), flush=True)
+
+
+def say(text: str) -> None:
+    """One line for whoever watches."""
+    print(f"chaos: {text}", flush=True)
+
+
+def _list(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(counts.items())) or "none"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

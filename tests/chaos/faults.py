@@ -1,0 +1,262 @@
+"""What goes wrong, and when: a plan made from the seed before the run, carried out during it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from tests.chaos.fleet import COMMANDS, Fleet, Service
+from tests.chaos.proxy import Mode
+
+logger = logging.getLogger(__name__)
+
+#: Mean seconds between two faults of a kind.
+EVERY = {"process": 3.0, "network": 5.0, "call": 1.2, "webhook": 0.8, "session": 12.0, "service": 40.0}
+
+#: The one fault of each kind that no run may lack, with the part of the run's time at which it comes.
+SURELY = (
+    (0.15, "postgresql", "kill"),
+    (0.35, "rabbitmq", "wipe"),
+    (0.60, "postgresql", "stop"),
+    (0.80, "rabbitmq", "kill"),
+)
+
+#: A system that is down gets a call in three seconds only: no more faults than these wait for it, or it never comes up.
+ARMED = 2
+
+WEBHOOK_FAULTS = ("webhook_drop", "webhook_duplicate", "webhook_reorder", "webhook_delay")
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A fault with a beginning and an end, in seconds of the epoch; a killed process has both at once."""
+
+    what: str
+    began: float
+    ended: float
+
+
+class Faults:
+    """Carries the plan out in a thread of its own between `start` and `stop`."""
+
+    def __init__(self, fleet: Fleet, seconds: float, seed: int, ended: Callable[[Outage], None]) -> None:
+        self.fleet = fleet
+        self.ended = ended
+        self.kills = 0
+        self.outages = 0
+        self.counts: Counter[str] = Counter()
+        self.plan = plan(seconds, random.Random(seed))
+        self._pick = random.Random(seed + 7)
+        self._stop = threading.Event()
+        # scripts/services does one thing at a time: a server must not stay down until the other one has started.
+        self._services = threading.Lock()
+        self._networks = {system: threading.Lock() for system in fleet.proxies}
+        self._thread = threading.Thread(target=self._run, name="faults", daemon=True)
+        self._helpers: list[threading.Thread] = []
+        self.failed: list[BaseException] = []
+        self._http = requests.Session()
+        self._http.trust_env = False
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No further faults; what is down comes back, what was ordered and not used up is cancelled."""
+        self._stop.set()
+        self._thread.join(30)
+        for helper in self._helpers:
+            helper.join(200)
+        for proxy in self.fleet.proxies.values():
+            proxy.set("open")
+        for system in self.fleet.urls:
+            self._control(system, "DELETE", "faults")
+        if self.failed:
+            raise self.failed[0]
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        for at, what, arguments in self.plan:
+            if self._stop.wait(max(began + at - time.monotonic(), 0.0)):
+                return
+            try:
+                getattr(self, f"_{what}")(*arguments)
+            except requests.RequestException as error:
+                logger.warning("fault %s %s could not be ordered: %s", what, arguments, error)
+
+    # --- processes ----------------------------------------------------------------------------------
+
+    def _process(self, name: str, gently: bool) -> None:
+        number = signal.SIGTERM if gently else signal.SIGKILL
+        if not self.fleet.signal(name, number):
+            return
+        self.counts[f"{number.name} {name}"] += 1
+        self.kills += 1
+        now = time.time()
+        self.ended(Outage(f"{number.name} {name}", now, now))
+
+    # --- services -----------------------------------------------------------------------------------
+
+    def _service(self, kind: str, how: str, pause: float) -> None:
+        service = self.fleet.postgresql if kind == "postgresql" else self.fleet.rabbitmq
+        self._aside(lambda: self._restart(service, how, pause))
+
+    def _restart(self, service: Service, how: str, pause: float) -> None:
+        with self._services:
+            if self._stop.is_set():
+                return
+            began = time.time()
+            service.do(how)
+            time.sleep(pause)
+            service.do("start")
+            self._note(f"{service.kind} {how}", began)
+
+    # --- the network --------------------------------------------------------------------------------
+
+    def _network(self, system: str, mode: Mode, seconds: float) -> None:
+        self._aside(lambda: self._disturb(system, mode, seconds))
+
+    def _disturb(self, system: str, mode: Mode, seconds: float) -> None:
+        with self._networks[system]:
+            if self._stop.is_set():
+                return
+            began = time.time()
+            self.fleet.proxies[system].set(mode)
+            self._stop.wait(seconds)
+            self.fleet.proxies[system].set("open")
+            self._note(f"network {system} {mode}", began)
+
+    # --- the systems ----------------------------------------------------------------------------------
+
+    def _call(self, system: str, fault: dict[str, Any]) -> None:
+        armed = self._control(system, "GET", "faults")
+        calls = [one for one in (armed["faults"] if system == "stripe" else armed) if "webhook" not in one["kind"]]
+        if len(calls) >= ARMED:
+            return
+        self._control(system, "POST", "faults", fault)
+        self.counts[f"{system} {fault.get('status', fault['kind'])}"] += 1
+
+    def _webhook(self, kind: str, seconds: float) -> None:
+        self._control("stripe", "POST", "faults", {"kind": kind, "seconds": seconds})
+        self.counts[kind] += 1
+
+    def _session(self) -> None:
+        self._control("salesforce", "POST", "expire_sessions", {})
+        self.counts["salesforce sessions expired"] += 1
+
+    def _control(self, system: str, method: str, what: str, body: Any = None) -> Any:
+        certificates = str(self.fleet.folder / "certs" / "ca.pem")
+        url = f"{self.fleet.urls[system]}/_control/{what}"
+        reply = self._http.request(method, url, json=body, timeout=20, verify=certificates)
+        reply.raise_for_status()
+        return reply.json()
+
+    # --- bookkeeping ----------------------------------------------------------------------------------
+
+    def _aside(self, work: Callable[[], None]) -> None:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                logger.exception("a fault could not be ended")
+                self.failed.append(error)
+
+        helper = threading.Thread(target=run, daemon=True)
+        self._helpers.append(helper)
+        helper.start()
+
+    def _note(self, what: str, began: float) -> None:
+        self.outages += 1
+        self.counts[what] += 1
+        self.ended(Outage(what, began, time.time()))
+
+
+Step = tuple[float, str, tuple[Any, ...]]
+
+
+def plan(seconds: float, pick: random.Random) -> list[Step]:
+    """(second, kind, arguments) of every fault, in order."""
+    steps: list[Step] = [(part * seconds, "service", (kind, how, 1.0)) for part, kind, how in SURELY]
+    for kind, mean in EVERY.items():
+        at = pick.expovariate(1 / mean)
+        while at < seconds:
+            steps.append((at, kind, _DRAW[kind](pick)))
+            at += pick.expovariate(1 / mean)
+    return sorted(steps, key=lambda step: step[0])
+
+
+def _process(pick: random.Random) -> tuple[Any, ...]:
+    return pick.choice(list(COMMANDS)), pick.random() < 0.3
+
+
+def _service(pick: random.Random) -> tuple[Any, ...]:
+    # The wipe comes once, see SURELY.
+    kind, how = pick.choice([(kind, how) for kind in ("postgresql", "rabbitmq") for how in ("stop", "kill")])
+    return kind, how, pick.uniform(0.0, 2.0)
+
+
+def _network(pick: random.Random) -> tuple[Any, ...]:
+    mode = pick.choice(("refuse", "cut", "slow", "reset"))
+    return pick.choice(("stripe", "salesforce")), mode, pick.uniform(0.5, 3.0)
+
+
+def _call(pick: random.Random) -> tuple[Any, ...]:
+    system = pick.choice(("stripe", "salesforce"))
+    return system, (_stripe_fault if system == "stripe" else _salesforce_fault)(pick)
+
+
+def _stripe_fault(pick: random.Random) -> dict[str, Any]:
+    times = pick.randint(1, 4)
+    return pick.choice(
+        [
+            {"kind": "fail", "status": 429, "retry_after": 1, "times": times},
+            {"kind": "fail", "status": 500, "times": times},
+            {"kind": "fail", "status": 500, "times": times, "method": "POST", "remember": True},
+            {"kind": "fail", "status": 503, "times": times},
+            {"kind": "fail", "status": 409, "times": times},
+            {"kind": "drop", "times": times, "method": "POST"},
+            {"kind": "drop", "times": times},
+            {"kind": "delay", "times": times, "seconds": pick.uniform(0.2, 2.0)},
+        ]
+    )
+
+
+def _salesforce_fault(pick: random.Random) -> dict[str, Any]:
+    count = pick.randint(1, 4)
+    return pick.choice(
+        [
+            {"kind": "fail", "status": 429, "code": "TOO_MANY_REQUESTS", "retry_after": "1", "count": count},
+            {"kind": "fail", "status": 403, "code": "REQUEST_LIMIT_EXCEEDED", "retry_after": "1", "count": count},
+            {"kind": "fail", "status": 500, "code": "UNKNOWN_EXCEPTION", "count": count},
+            {"kind": "fail", "status": 503, "count": count},
+            {"kind": "fail", "status": 503, "html": True, "count": count},
+            {"kind": "fail_item", "code": "UNABLE_TO_LOCK_ROW", "count": count},
+            {"kind": "drop", "when": "before", "count": count},
+            {"kind": "drop", "when": "after", "method": "PATCH", "count": count},
+            {"kind": "drop", "when": "inside", "count": count},
+            {"kind": "delay", "seconds": pick.uniform(0.2, 2.0), "count": count},
+        ]
+    )
+
+
+def _webhook(pick: random.Random) -> tuple[Any, ...]:
+    return pick.choice(WEBHOOK_FAULTS), pick.uniform(0.5, 6.0)
+
+
+_DRAW: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
+    "process": _process,
+    "service": _service,
+    "network": _network,
+    "call": _call,
+    "webhook": _webhook,
+    "session": lambda pick: (),
+}

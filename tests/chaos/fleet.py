@@ -1,0 +1,327 @@
+"""The real fleet: every process as an operator would start it, over a PostgreSQL and a RabbitMQ of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import psycopg
+
+from settings import ROOT, VAR
+from tests.chaos.proxy import HOST, Proxy
+
+logger = logging.getLogger(__name__)
+
+#: The processes of the hub: name -> command. Several relays and workers, as on several machines.
+COMMANDS = {
+    "web": "web",
+    "relay-1": "relay",
+    "relay-2": "relay",
+    "worker-1": "worker",
+    "worker-2": "worker",
+    "scheduler": "scheduler",
+}
+
+#: The hub's patience, much shortened, so that recovering is seen within the run. MAX_ATTEMPTS is the
+#: exception: with pauses of at most 3 s, 8 attempts would be used up in some seconds of trouble.
+PATIENCE = {
+    "LEASE_SECONDS": "8",
+    "STALE_SECONDS": "4",
+    "SWEEP_SECONDS": "0.5",
+    "RETRY_FIRST_SECONDS": "0.3",
+    "RETRY_LONGEST_SECONDS": "3",
+    "MAX_ATTEMPTS": "40",
+    "PROBE_FIRST_SECONDS": "0.5",
+    "PROBE_LONGEST_SECONDS": "3",
+    "GRACE_SECONDS": "6",
+    "WORKER_THREADS": "4",
+    # The load deletes more than a person should: what the guard does is not the question here.
+    "STRIPE_DELETE_LIMIT": "100000",
+    "SALESFORCE_DELETE_LIMIT": "100000",
+}
+
+#: Below the range that Linux gives to outgoing connections (32768 and up).
+PORTS = (20_000, 30_000)
+
+#: How often both systems are polled, seconds.
+POLL_SECONDS = 5
+
+#: Seconds until a process that was killed is started again, and one that ended by itself.
+RESTART_AFTER = 1.0
+
+
+class Service:
+    """A private PostgreSQL or RabbitMQ, through scripts/services."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.name = f"chaos-{os.getpid()}"
+        self.port = 0
+
+    def do(self, action: str) -> str:
+        """start, stop, kill or wipe; what it printed."""
+        command = [sys.executable, str(ROOT / "scripts" / "services"), self.kind, action, "--name", self.name]
+        if action == "start":
+            self.port = self.port or free_port()
+            command += ["--port", str(self.port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self.kind} {action}: {done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def remove(self) -> None:
+        """Stop it and forget its data."""
+        self.do("stop")
+        self.do("wipe")
+        shutil.rmtree(VAR / "services" / self.kind / self.name, ignore_errors=True)
+
+
+@dataclass
+class Managed:
+    """One process, started again whenever it is not there."""
+
+    name: str
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    #: Ended by a fault; otherwise an end counts as its own.
+    expected: bool = False
+    restart_at: float = 0.0
+    starts: int = 0
+
+
+@dataclass
+class Exit:
+    """A process that ended by itself."""
+
+    name: str
+    status: int
+    at: float
+
+
+@dataclass
+class Fleet:
+    """Everything that runs. Use it in a `with` block: whatever was started is ended at its end."""
+
+    folder: Path
+    seed: int
+    exits: list[Exit] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.postgresql, self.rabbitmq = Service("postgresql"), Service("rabbitmq")
+        self.environment: dict[str, str] = {}
+        self.proxies: dict[str, Proxy] = {}
+        self.urls: dict[str, str] = {}
+        self.database_url = ""
+        self._stack = contextlib.ExitStack()
+        self._managed: dict[str, Managed] = {}
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            self._stack = stack
+            self._start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        for service in (self.postgresql, self.rabbitmq):
+            self._stack.callback(service.remove)
+        server = self.postgresql.do("start")
+        broker = self.rabbitmq.do("start")
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute("CREATE DATABASE syncflow")
+        self.database_url = server.rpartition("/")[0] + "/syncflow"
+        web = free_port()
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR")},
+            **PATIENCE,
+            "DATABASE_URL": self.database_url,
+            "BROKER_URL": broker,
+            "SECRET_KEY": secrets.token_hex(32),
+            "HOST": HOST,
+            "PORT": str(web),
+            "LOG_LEVEL": "INFO",
+            "NO_PROXY": "*",
+            "PYTHONUNBUFFERED": "1",
+        }
+        hooks = f"http://{HOST}:{web}/webhooks"
+        self._start_stripe(f"{hooks}/stripe")
+        self._start_salesforce(f"{hooks}/salesforce")
+        self.run(["migrate"])
+        self._stack.callback(self._stop_hub)
+        for name, command in COMMANDS.items():
+            self._managed[name] = Managed(name, self._command(command), self.folder / f"{name}.log")
+            self._launch(self._managed[name])
+        self._supervisor.start()
+
+    def _start_stripe(self, hook: str) -> None:
+        secret = f"whsec_{secrets.token_hex(16)}"
+        url = self._start_system("stripe", ["--webhook-url", hook], {"STRIPE_WEBHOOK_SECRET": secret}, free_port())
+        proxy = self._proxy("stripe", url)
+        self.environment |= {
+            "STRIPE_API_KEY": "sk_test_chaos",
+            "STRIPE_API_BASE": f"http://{HOST}:{proxy.port}",
+            "STRIPE_WEBHOOK_SECRET": secret,
+        }
+
+    def _start_salesforce(self, hook: str) -> None:
+        secret, client, port = secrets.token_hex(16), secrets.token_hex(16), free_port()
+        certificates = self.folder / "certs"
+        proxy = self._proxy("salesforce", f"https://{HOST}:{port}")
+        self._start_system(
+            "salesforce",
+            ["--certs", str(certificates), "--notify-url", hook, "--public-url", f"https://{HOST}:{proxy.port}"],
+            {
+                "DEMO_SALESFORCE_CLIENT_ID": "chaos",
+                "DEMO_SALESFORCE_CLIENT_SECRET": client,
+                "DEMO_SALESFORCE_NOTIFY_SECRET": secret,
+            },
+            port,
+        )
+        self.environment |= {
+            "SALESFORCE_INSTANCE_URL": f"https://{HOST}:{proxy.port}",
+            "SALESFORCE_CONSUMER_KEY": "chaos",
+            "SALESFORCE_CONSUMER_SECRET": client,
+            "SALESFORCE_CA_BUNDLE": str(certificates / "ca.pem"),
+            "SALESFORCE_WEBHOOK_SECRET": secret,
+        }
+
+    def _proxy(self, system: str, url: str) -> Proxy:
+        proxy = Proxy(free_port(), int(url.rpartition(":")[2]), self.seed)
+        self.proxies[system] = self._stack.enter_context(proxy)
+        return proxy
+
+    def _start_system(self, name: str, arguments: Sequence[str], more: Mapping[str, str], port: int) -> str:
+        """Start a demo system; it prints its address first."""
+        log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"simulators.{name}", "--port", str(port), *arguments],
+            cwd=ROOT, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        self._stack.callback(end, process)
+        assert process.stdout is not None
+        url = process.stdout.readline().decode().strip()
+        if not url:
+            raise RuntimeError(f"demo.{name} did not start; see {self.folder / name}.log")
+        self.urls[name] = url
+        return url
+
+    @staticmethod
+    def _command(name: str) -> list[str]:
+        return [sys.executable, str(ROOT / "syncflow"), name]
+
+    def run(self, arguments: Sequence[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """One command of the hub, to its end."""
+        command = [sys.executable, str(ROOT / "syncflow"), *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if done.returncode:
+            logger.warning("%s: exit status %d: %s", " ".join(arguments), done.returncode, done.stderr.strip()[-500:])
+        return done
+
+    # --- the hub's processes ----------------------------------------------------------------------
+
+    def _launch(self, managed: Managed) -> None:
+        with managed.log.open("ab") as log:
+            managed.process = subprocess.Popen(
+                managed.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        managed.expected = False
+        managed.starts += 1
+
+    def signal(self, name: str, number: signal.Signals, pause: float = RESTART_AFTER) -> bool:
+        """Kill (with all its children) or terminate a process; it is started again. False if it is not running."""
+        with self._lock:
+            managed = self._managed[name]
+            process = managed.process
+            if process is None or process.poll() is not None:
+                return False
+            managed.expected, managed.restart_at = True, time.monotonic() + pause
+            if number == signal.SIGKILL:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            return True
+
+    def running(self) -> bool:
+        """Whether every process runs."""
+        with self._lock:
+            return all(m.process is not None and m.process.poll() is None for m in self._managed.values())
+
+    def _supervise(self) -> None:
+        while not self._closing.wait(0.1):
+            with self._lock:
+                for managed in self._managed.values():
+                    self._look_after(managed)
+
+    def _look_after(self, managed: Managed) -> None:
+        if managed.process is not None:
+            status = managed.process.poll()
+            if status is None:
+                return
+            if not managed.expected:
+                self.exits.append(Exit(managed.name, status, time.time()))
+                managed.restart_at = time.monotonic() + RESTART_AFTER
+            managed.process = None
+        if time.monotonic() >= managed.restart_at:
+            self._launch(managed)
+
+    def _stop_hub(self) -> None:
+        self._closing.set()
+        if self._supervisor.ident is not None:
+            self._supervisor.join(5)
+        running = [m.process for m in self._managed.values() if m.process is not None]
+        for process in running:
+            if process.poll() is None:
+                process.terminate()
+        for process in running:
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process we started, and what it started."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def free_port() -> int:
+    """A port nobody uses, and none that the system gives to outgoing connections: those would take it in an outage."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
