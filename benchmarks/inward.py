@@ -30,8 +30,10 @@ from conductor import Conductor
 from models.catalogues import Customer
 from models.ledger import Delivery, Inbox
 from models.session import Database
-from subscribers.base import External, Options, Page, Subscriber, System
+from subscribers.base import Subscriber
+from subscribers.records import External, Page
 from subscribers.stripe import Stripe, StripeCustomer, StripeOptions
+from subscribers.system import Options, System
 from tests.chaos.fleet import free_port
 from workers.senders import Senders
 

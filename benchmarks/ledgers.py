@@ -25,8 +25,10 @@ from models.ledger import AuditEntry, Change, Delivery, Link, ThroughputMark
 from models.schema import migrate
 from models.session import Database
 from settings import VAR
-from subscribers.base import External, Item, Options, Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import SyncError
+from subscribers.records import External, Item
+from subscribers.system import Options, System
 from tests import services
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,10 @@ from benchmarks.report import Result, interleaved, median
 from benchmarks.scale import Scale
 from conductor import Conductor, Policy
 from models.session import Database
-from subscribers.base import External, Item, Options, Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import SyncError
+from subscribers.records import External, Item
+from subscribers.system import Options, System
 
 #: Changes of one transaction; times all are edited after they were created.
 _CHANGES, _SHORT_CHANGES, _QUICK_CHANGES, _EDITS = 4_000, 2_000, 200, 2

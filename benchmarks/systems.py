@@ -17,8 +17,11 @@ from pathlib import Path
 from benchmarks.catalogue import TABLE
 from benchmarks.records import MAPPING
 from benchmarks.sink import Sink
-from subscribers.base import External, Item, Options, Subscriber, System, register
+from subscribers.base import Subscriber
 from subscribers.errors import SyncError
+from subscribers.records import External, Item
+from subscribers.registry import register
+from subscribers.system import Options, System
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _REST = '''\
 """$System: a system with a JSON REST API, by configuration. Its settings: $SETTING_URL, $SETTING_TOKEN,
 $SETTING_WEBHOOK_SECRET."""
 
-from subscribers.base import register
+from subscribers import register
 from subscribers.rest import RestSubscriber, RestSystem
 
 
@@ -53,8 +53,8 @@ _OWN = '''\
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from subscribers.base import External, Item, Options, Page, Subscriber, System, register
-from subscribers.http import Http, Token, Url, iso_time
+from subscribers import External, Item, Options, Page, Subscriber, System, register
+from subscribers.http.client import Http, Token, Url, iso_time
 
 
 class ${System}Options(Options):
@@ -242,9 +242,12 @@ def _dict(values: Mapping[str, str]) -> str:
 
 
 def _import(path: Path, system: str) -> None:
-    """Add the import, in the order of the alphabet; the last one says that it is not used by name."""
-    before, mark, rest = path.read_text().rpartition('"""\n')
-    imports = [line.partition("#")[0].strip() for line in rest.splitlines() if line.startswith("import subscribers.")]
-    others = [line for line in rest.splitlines() if line and not line.startswith("import subscribers.")]
-    imports = sorted({*imports, f"import subscribers.{system}"})
-    path.write_text(before + mark + "\n" + "\n".join([*imports[:-1], f"{imports[-1]}  # noqa: F401", *others]) + "\n")
+    """Add the import of the new module to those of the other systems, in alphabetical order."""
+    lines = path.read_text().splitlines()
+    imports = [number for number, line in enumerate(lines) if line.startswith("import subscribers.")]
+    names = sorted({*(lines[number].split()[1] for number in imports), f"subscribers.{system}"})
+    # The linter reports only the last of several imports of one package as unused.
+    lines[imports[0] : imports[-1] + 1] = [f"import {name}" for name in names[:-1]] + [
+        f"import {names[-1]}  # noqa: F401"
+    ]
+    path.write_text("\n".join(lines) + "\n")

@@ -12,7 +12,7 @@ from conductor import LetterFilter
 from models.ledger import System
 from models.session import Database
 from subscribers.errors import SyncError
-from subscribers.names import strange_names
+from subscribers.unknown_settings import strange_names
 from workers.runtime import build
 
 

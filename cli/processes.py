@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from settings import ROOT, SettingsError, get_settings
-from subscribers.names import strange_names
+from subscribers.unknown_settings import strange_names
 from workers.actors import register
 from workers.fleet import Fleet, wait_for_broker
 from workers.relay import Relay

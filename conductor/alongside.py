@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from subscribers.mapping import Flat
+from subscribers.mapping.values import Flat
 
 Windows = list[dict[str, Any]]
 

@@ -23,9 +23,11 @@ from conductor.settling import close_conflicts, remove_here
 from models.capture import sync_context
 from models.catalogues import Record
 from models.ledger import Change, Conflict, Delivery, Link
-from subscribers.base import External, Subscriber
+from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.mapping import Flat, Mapper, is_empty, same
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import Flat, is_empty, same
+from subscribers.records import External
 
 
 class NeedsFetch(Exception):

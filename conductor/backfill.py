@@ -24,9 +24,11 @@ from conductor.tasks import Step, Tasks, counted
 from i18n import say
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
-from subscribers.base import External, Page, Subscriber, attempt, received
+from subscribers.base import Subscriber, received
+from subscribers.calls import attempt
 from subscribers.errors import Reject, Retry, SyncError
-from subscribers.mapping import is_empty
+from subscribers.mapping.values import is_empty
+from subscribers.records import External, Page
 
 #: The kind of these tasks.
 BACKFILL = "backfill"

@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from conductor.hub import Hub
 from conductor.mappings import MappingRefused, Mappings
-from subscribers.base import REGISTRY, ExternalField, Subscriber, attempt, kind_of
+from subscribers.base import Subscriber
+from subscribers.calls import attempt
 from subscribers.errors import SyncError, SystemDown
-from subscribers.mapping import Field
-from subscribers.paths import is_plain, parts
+from subscribers.mapping.fields import Field
+from subscribers.mapping.paths import is_plain, parts
+from subscribers.records import ExternalField, kind_of
+from subscribers.registry import REGISTRY
 
 #: Values as a column of this type may hold them, to see what becomes of them on their way out.
 _SAMPLES: Mapping[type, Any] = {

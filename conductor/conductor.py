@@ -39,8 +39,9 @@ from conductor.tasks import Tasks
 from conductor.throughput import Counting
 from models.base import utcnow
 from models.session import Database
-from subscribers.base import Subscriber, System
-from subscribers.mapping import Mapper
+from subscribers.base import Subscriber
+from subscribers.mapping.mapper import Mapper
+from subscribers.system import System
 
 
 class Conductor:

@@ -35,7 +35,7 @@ from models.ledger import (
 )
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
-from subscribers.mapping import Flat
+from subscribers.mapping.values import Flat
 
 #: Dead letters handled in one transaction.
 _BATCH = 1000

@@ -6,7 +6,7 @@ arrived must show as theirs, or sending ours again would undo it.
 
 from __future__ import annotations
 
-from subscribers.mapping import Flat, is_empty, same
+from subscribers.mapping.values import Flat, is_empty, same
 
 
 def created(sent: Flat | None, theirs: Flat) -> Flat:

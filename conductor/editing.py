@@ -14,8 +14,8 @@ from conductor.hub import Hub
 from i18n import say
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
-from subscribers.fitting import fit
-from subscribers.mapping import same
+from subscribers.mapping.coercion import fit
+from subscribers.mapping.values import same
 
 #: What a form can hold in one field.
 _EDITABLE = (str, int, float, bool)

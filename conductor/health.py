@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from conductor.hub import Hub
 from models.ledger import System
 from subscribers.errors import SystemDown
-from subscribers.rates import Rate
+from subscribers.http.rate_limit_headers import Rate
 
 logger = logging.getLogger(__name__)
 

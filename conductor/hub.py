@@ -16,7 +16,8 @@ from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
 from settings import Settings
-from subscribers.base import Subscriber, System
+from subscribers.base import Subscriber
+from subscribers.system import System
 
 
 @dataclass(frozen=True)

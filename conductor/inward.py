@@ -25,9 +25,11 @@ from conductor.limits import Limits, Stopping
 from conductor.mappings import Mappings
 from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
 from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
-from subscribers.base import External, Page, Subscriber, attempt, received, renewed_by
-from subscribers.base import System as Client
+from subscribers.base import Subscriber, received
+from subscribers.calls import attempt, renewed_by
 from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
+from subscribers.records import External, Page
+from subscribers.system import System as Client
 
 logger = logging.getLogger(__name__)
 

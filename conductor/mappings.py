@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from conductor.hub import Hub
 from i18n import say
 from models.ledger import Mapping
-from subscribers.mapping import Mapper, check_rows
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.validation import check_rows
 
 
 class MappingRefused(Exception):

@@ -1,7 +1,7 @@
 """The three-way merge, field by field: the one rule behind echo suppression, loop freedom and conflicts.
 
 base = what hub and system last agreed, theirs = what came in, ours = the record now. All three are
-flat external values (see `subscribers.mapping`), so a lossy transform never looks like an edit.
+flat external values (see `subscribers.mapping.mapper`), so a lossy transform never looks like an edit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from subscribers.mapping import is_empty, same
+from subscribers.mapping.values import is_empty, same
 
 Winner = Literal["internal", "external", "ask"]
 

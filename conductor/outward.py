@@ -32,10 +32,13 @@ from conductor.unsubscriptions import in_force
 from models.base import UtcDateTime
 from models.bulk import ROW_VERSION, as_list, listed, update_if, update_many, version_of
 from models.ledger import Conflict, Link, Mapping, System, Unsubscription
-from subscribers.base import External, Item, Subscriber, attempt, received, renewed_by
+from subscribers.base import Subscriber, received
+from subscribers.calls import attempt, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Flat, Mapper, same
-from subscribers.paths import nest
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import nest
+from subscribers.mapping.values import Flat, same
+from subscribers.records import External, Item
 
 _LINK: Any = Link.__table__
 

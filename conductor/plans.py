@@ -16,10 +16,11 @@ from conductor.relations import Related
 from conductor.unsubscriptions import Rule
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import External, Item
 from subscribers.errors import Retry, SyncError
-from subscribers.mapping import Flat, Mapper
-from subscribers.paths import tops, tops_of
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import tops, tops_of
+from subscribers.mapping.values import Flat
+from subscribers.records import External, Item
 
 _LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 

@@ -23,10 +23,13 @@ from conductor.unsubscriptions import in_force
 from i18n import say
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import Subscriber, attempt
+from subscribers.base import Subscriber
+from subscribers.calls import attempt
 from subscribers.errors import SyncError
-from subscribers.mapping import Flat, Mapper, check_rows, same
-from subscribers.paths import MISSING, nest
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import MISSING, nest
+from subscribers.mapping.validation import check_rows
+from subscribers.mapping.values import Flat, same
 
 #: A catalogue of up to this many records is looked at whole.
 EXACT = 5000

@@ -27,9 +27,12 @@ from conductor.relations import Relations, our_side
 from conductor.tasks import Step, Tasks, counted
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import External, Subscriber, attempt, received
+from subscribers.base import Subscriber, received
+from subscribers.calls import attempt
 from subscribers.errors import Gone, SyncError, SystemDown
-from subscribers.mapping import Flat, Mapper, same
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import Flat, same
+from subscribers.records import External
 
 logger = logging.getLogger(__name__)
 

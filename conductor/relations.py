@@ -16,8 +16,9 @@ from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SyncError
-from subscribers.mapping import Flat, Mapper, plain
-from subscribers.paths import MISSING, nest, pick
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import MISSING, nest, pick
+from subscribers.mapping.values import Flat, plain
 
 #: Links followed to find a cycle.
 _LONGEST_CHAIN = 20

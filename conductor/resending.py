@@ -16,8 +16,9 @@ from conductor.relations import Relations, our_side
 from conductor.retrying import has_room
 from conductor.tasks import Step, Tasks, counted
 from models.ledger import Link
-from subscribers.base import Subscriber, attempt
-from subscribers.mapping import same
+from subscribers.base import Subscriber
+from subscribers.calls import attempt
+from subscribers.mapping.values import same
 
 #: The kind of these tasks.
 RESEND = "resend"

@@ -25,7 +25,8 @@ from models.capture import sync_context
 from models.ledger import Conflict, Delivery, Link, System
 from subscribers.base import Subscriber
 from subscribers.errors import Gone, Retry, Skip, SyncError, SystemDown
-from subscribers.mapping import Mapper, same
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import same
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from i18n import plural, say
 from models.indexes import unindexed
 from models.ledger import Change, Conflict, DeadLetter, Delivery, Link, System, Unsubscription
 from subscribers.base import Subscriber
-from subscribers.mapping import same
+from subscribers.mapping.values import same
 
 #: Lines of a timeline on one page, and how many deliveries before it are read for what was there before.
 PAGE = 60

@@ -232,7 +232,7 @@ class DeadLetter(Base):
 class Conflict(Base):
     """A field that changed on both sides and waits for a person: both versions and the base are kept.
 
-    Values are the external ones, see `subscribers.mapping`.
+    Values are the external ones, see `subscribers.mapping.mapper`.
     """
 
     __tablename__ = "conflict"
@@ -376,7 +376,7 @@ class System(Base):
 class Mapping(Base):
     """One version of a subscriber's `field_to_data` as edited in the panel; the newest is in force.
 
-    `fields` is a list of rows, see `subscribers.mapping.FieldRow`; none means back to the code's own.
+    `fields` is a list of rows, see `subscribers.mapping.mapper.FieldRow`; none means back to the code's own.
     """
 
     __tablename__ = "mapping"

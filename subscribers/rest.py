@@ -21,20 +21,23 @@ from pydantic import AfterValidator, Field, SecretStr
 from requests.auth import AuthBase
 
 from settings import SettingsError
-from subscribers import base
-from subscribers.auth import ClientCredentials, HeaderAuth
-from subscribers.base import Event, External, Item, Page, Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import BadSignature, BadWebhook, Retry
-from subscribers.http import Http, Token, Url, describe_error, iso_time, server_time
+from subscribers.http.auth import ClientCredentials, HeaderAuth
+from subscribers.http.client import Http, Token, Url, iso_time, server_time
+from subscribers.http.failures import describe_error
+from subscribers.http.signatures import Scheme, Signature
+from subscribers.mapping.paths import nest
 from subscribers.options import FOR_ALL, Where, check_options, look, own_options
-from subscribers.paths import nest
-from subscribers.signatures import Scheme, Signature
+from subscribers.records import Event, External, Item, Page
+from subscribers.system import Options as SystemOptions
+from subscribers.system import System
 
 #: Pages of a list that are looked through for one record.
 _FIND_PAGES = 10
 
 
-class RestOptions(base.Options):
+class RestOptions(SystemOptions):
     """The settings of a REST system, by the example of one named `shop`.
 
     SHOP_URL: its address, http(s), up to where the paths of the subscribers start.

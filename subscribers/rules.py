@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from email_validator import EmailNotValidError, validate_email
 
 from subscribers.errors import Reject
-from subscribers.mapping import is_empty, words
+from subscribers.mapping.values import is_empty, words
 
 
 class Rule(Protocol):

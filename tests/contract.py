@@ -30,10 +30,13 @@ from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
 from simulators.simulators import Cannot, Simulator
-from subscribers.base import Page, Subscriber, received
-from subscribers.base import System as SystemClass
+from subscribers.base import Subscriber, received
 from subscribers.errors import Gone
-from subscribers.mapping import Flat, check_rows, nest, same
+from subscribers.mapping.mapper import nest
+from subscribers.mapping.validation import check_rows
+from subscribers.mapping.values import Flat, same
+from subscribers.records import Page
+from subscribers.system import System as SystemClass
 from tests.fakes import Ears, World
 
 #: Seconds the clock is put forward when all that is left waits for its time: longer than any pause.

@@ -11,9 +11,12 @@ from typing import Any
 from conductor import Conductor, Policy, QueueReport, QueueState
 from models.base import utcnow
 from models.session import Database
-from subscribers.base import Event, External, Item, Options, Page, Subscriber, System, link_to
+from subscribers.base import Subscriber
 from subscribers.errors import BadSignature, Gone, SyncError
-from subscribers.paths import nest, pick
+from subscribers.mapping import link_to
+from subscribers.mapping.paths import nest, pick
+from subscribers.records import Event, External, Item, Page
+from subscribers.system import Options, System
 
 
 class Clock:

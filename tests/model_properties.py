@@ -19,8 +19,8 @@ import sqlalchemy as sa
 
 from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
 from subscribers.errors import SyncError
-from subscribers.mapping import same
-from subscribers.paths import pick
+from subscribers.mapping.paths import pick
+from subscribers.mapping.values import same
 from tests.model_systems import FIELDS, ModelSystem
 from tests.model_world import EVERYTHING, World
 

@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from models.base import Base
 from models.schema import migrate
 from models.session import Database
-from subscribers.base import Event, External, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
+from subscribers.records import Event, External, Item, Page
 from tests.fakes import FakeSubscriber, FakeSystem
 
 if TYPE_CHECKING:

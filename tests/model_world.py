@@ -20,8 +20,8 @@ from conductor import Conductor, LetterFilter, Policy
 from models.capture import sync_context
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Link, Unsubscription
-from subscribers.base import Item
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
+from subscribers.records import Item
 from tests.fakes import Clock
 from tests.model_systems import (
     FIELDS,

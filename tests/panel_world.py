@@ -30,8 +30,11 @@ from panel.security import create_user
 from panel.serving import threaded_server
 from panel.situation import Situation
 from settings import Settings
-from subscribers.base import External, Field, Item, Options, Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import BadSignature, BadWebhook, Reject
+from subscribers.mapping import Field
+from subscribers.records import External, Item
+from subscribers.system import Options, System
 from tests.fakes import Ears
 
 PASSWORD = "a long enough password"

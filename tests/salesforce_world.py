@@ -11,7 +11,8 @@ from models.catalogues import CATALOGUES
 from models.ledger import Delivery, Inbox, Link
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
-from subscribers.base import REGISTRY, Subscriber
+from subscribers.base import Subscriber
+from subscribers.registry import REGISTRY
 from subscribers.salesforce import Salesforce, SalesforceOptions
 from tests.fakes import Ears, World
 

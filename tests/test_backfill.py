@@ -13,9 +13,11 @@ from conductor import LetterFilter
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.session import Database
-from subscribers.base import Page, Subscriber
+from subscribers.base import Subscriber
 from subscribers.errors import Reject, Retry, SystemDown
-from subscribers.mapping import Field, Mapper
+from subscribers.mapping.fields import Field
+from subscribers.mapping.mapper import Mapper
+from subscribers.records import Page
 from tests.fakes import World
 from tests.runtimes import Hub, until
 from workers.scheduler import work_off_tasks

@@ -17,8 +17,8 @@ from models.ledger import Inbox, Link, System
 from models.schema import is_current
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
-from subscribers.base import External, Page
 from subscribers.errors import Reject, Retry, Skip, SyncError, SystemDown
+from subscribers.records import External, Page
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
 from tests.chaos.event_log import HUB, Journal
 from tests.fakes import World

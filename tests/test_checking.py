@@ -11,9 +11,10 @@ import pytest
 from conductor.checking import Finding
 from models.session import Database
 from simulators.simulators import SalesforceSimulator, Simulator, StripeSimulator
-from subscribers.base import ExternalField, Subscriber
+from subscribers.base import Subscriber
 from subscribers.errors import Gone, SystemDown
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
+from subscribers.records import ExternalField
 from subscribers.salesforce import SalesforceAccount
 from subscribers.stripe import StripeCustomer
 from tests.fakes import World

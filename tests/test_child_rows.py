@@ -10,10 +10,13 @@ import sqlalchemy as sa
 from models.catalogues import CATALOGUES, InvoiceLine
 from models.ledger import Change, DeadLetter, Link
 from models.session import Database
-from subscribers.base import link_to
 from subscribers.errors import Reject
-from subscribers.mapping import Field, Mapper, check_rows, rows, same
-from subscribers.paths import nest
+from subscribers.mapping import link_to
+from subscribers.mapping.fields import Field, rows
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import nest
+from subscribers.mapping.validation import check_rows
+from subscribers.mapping.values import same
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 
 INVOICE = CATALOGUES["invoice"]

@@ -15,10 +15,10 @@ from models.capture import sync_context
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
-from subscribers.base import External
 from subscribers.errors import BadSignature, Gone, Reject, Retry, SystemDown
-from subscribers.mapping import Field
-from subscribers.rates import Rate
+from subscribers.http.rate_limit_headers import Rate
+from subscribers.mapping.fields import Field
+from subscribers.records import External
 from tests.fakes import World
 
 CUSTOMER = Customer.__table__

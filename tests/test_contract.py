@@ -23,8 +23,9 @@ from models.catalogues import CATALOGUES
 from models.session import Database
 from settings import ROOT
 from simulators.simulators import SalesforceSimulator, ShopSimulator, StripeSimulator
-from subscribers.base import REGISTRY, External, Item, Page
 from subscribers.errors import Reject, SystemDown
+from subscribers.records import External, Item, Page
+from subscribers.registry import REGISTRY
 from subscribers.rest import RestSubscriber, RestSystem
 from subscribers.salesforce import SalesforceAccount, SalesforceContact, SalesforceInvoice, SalesforceProduct
 from subscribers.stripe import StripeCustomer, StripeInvoice, StripeProduct

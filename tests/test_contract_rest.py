@@ -21,8 +21,9 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from simulators.simulators import WEBHOOK_SECRET, Simulator
-from subscribers.base import REGISTRY, Subscriber
-from subscribers.declared import register_file
+from subscribers.base import Subscriber
+from subscribers.config_file import register_file
+from subscribers.registry import REGISTRY
 from tests import rest_servers
 from tests.contract import Contract
 from tests.rest_servers import PATIENCE

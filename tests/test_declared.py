@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from settings import Settings, SettingsError
-from subscribers import files, rest
-from subscribers.base import REGISTRY, connect
-from subscribers.declared import register_file
-from subscribers.files import FileSubscriber
-from subscribers.mapping import Field
+from subscribers import rest
+from subscribers.config_file import register_file
+from subscribers.files import subscriber
+from subscribers.files.subscriber import FileSubscriber
+from subscribers.mapping.fields import Field
+from subscribers.registry import REGISTRY, connect
 from subscribers.rest import RestSubscriber, RestSystem
 from tests.test_docs import marked, table
 from workers.runtime import build
@@ -175,7 +176,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     [
         ("docs/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
         ("docs/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
-        ("docs/files.md", "checked: files subscriber", FileSubscriber, files.SUBSCRIBER_OPTIONS),
+        ("docs/files.md", "checked: files subscriber", FileSubscriber, subscriber.SUBSCRIBER_OPTIONS),
     ],
 )
 def test_the_tables_of_options_are_complete(page: str, block: str, base: type, names: tuple[str, ...]) -> None:
@@ -193,8 +194,8 @@ def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> No
     exec(compile(marked("runs: files-code", "docs/files.md"), "example", "exec", dont_inherit=True), {"__name__": "x"})  # noqa: S102 - it is our own documentation
     code = REGISTRY["erp.customer"]
     assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
-    assert {n: getattr(declared, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
-        n: getattr(code, n) for n in files.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")
+    assert {n: getattr(declared, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
+        n: getattr(code, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")
     }
     assert list(declared.changed_since({"begun": ""})) == [] and (tmp_path / "customers" / "in").is_dir()
 

@@ -30,8 +30,8 @@ from models.session import Database
 from settings import VAR, Settings
 from simulators.rest import DEMO_TOKEN
 from simulators.rest import RestSystem as ShopLike
-from subscribers.base import REGISTRY, connect
-from subscribers.paths import nest
+from subscribers.mapping.paths import nest
+from subscribers.registry import REGISTRY, connect
 from tests.fakes import Ears, World
 from tests.test_layers import MAY_IMPORT
 

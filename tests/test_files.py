@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Delivery, System
 from models.session import Database
-from subscribers import rows
-from subscribers.base import REGISTRY, register
 from subscribers.errors import Retry, SystemDown
-from subscribers.files import FileSubscriber
-from subscribers.mapping import Field
-from subscribers.rows import BadFile, Row
+from subscribers.files import formats
+from subscribers.files.formats import BadFile, Row
+from subscribers.files.subscriber import FileSubscriber
+from subscribers.mapping.fields import Field
+from subscribers.registry import REGISTRY, register
 from tests.test_docs import Hub
 
 CUSTOMER = Customer.__table__
@@ -59,14 +59,14 @@ class Folder:
     def taken(self) -> list[list[dict[str, Any]]]:
         """The rows of each file we wrote, which are taken away."""
         files = sorted((self.top / "out").glob("*"))
-        found = [[row.values for row in rows.read(path)] for path in files]
+        found = [[row.values for row in formats.read(path)] for path in files]
         for path in files:
             path.unlink()
         return found
 
     def rejected(self) -> list[dict[str, Any]]:
         (path,) = (self.top / "failed").glob("*.rejected.*")
-        return [row.values for row in rows.read(path)]
+        return [row.values for row in formats.read(path)]
 
 
 @pytest.fixture
@@ -463,8 +463,8 @@ cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x0
 
 @given(cells)
 def test_a_masked_text_is_no_formula_and_comes_back(text: str) -> None:
-    assert rows.unmasked(rows.masked(text)) == text
-    assert not rows.masked(text).startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert formats.unmasked(formats.masked(text)) == text
+    assert not formats.masked(text).startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 @given(st.lists(st.tuples(cells, cells), max_size=5), st.sampled_from([".csv", ".tsv", ".jsonl"]), st.booleans())
@@ -472,14 +472,14 @@ def test_what_is_written_is_read(tmp_path_factory: Any, pairs: list[tuple[str, s
     path = tmp_path_factory.getbasetemp() / f"round{suffix}"
     written = [{"one": one, "other": other} for one, other in pairs]
     delimiter = "\t" if suffix == ".tsv" else ","
-    rows.write(path, ["one", "other"], written, delimiter=delimiter, mask=mask)
-    assert [row.values for row in rows.read(path, unmask=mask and suffix != ".jsonl")] == written
+    formats.write(path, ["one", "other"], written, delimiter=delimiter, mask=mask)
+    assert [row.values for row in formats.read(path, unmask=mask and suffix != ".jsonl")] == written
 
 
 def test_a_file_is_streamed(tmp_path: Path) -> None:
     path = tmp_path / "large.csv"
     path.write_text("number,name\n" + "1,Ada\n" * 50_000 + '2,"never closed')
-    found = rows.read(path)
+    found = formats.read(path)
     assert next(found) == Row(2, {"number": "1", "name": "Ada"})
     with pytest.raises(BadFile, match="line 50002"):
         for _ in found:
@@ -489,7 +489,7 @@ def test_a_file_is_streamed(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     with pytest.raises(OSError):
-        rows.write(tmp_path / "out.csv", ["a"], [{"a": 1}])
+        formats.write(tmp_path / "out.csv", ["a"], [{"a": 1}])
     assert os.listdir(tmp_path) == ["out.csv"]
 
 

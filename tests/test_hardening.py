@@ -12,9 +12,10 @@ from models.catalogues import Customer, Invoice
 from models.ledger import DeadLetter, Inbox, Link, System
 from models.ledger import Mapping as SavedMapping
 from models.session import Database
-from subscribers.base import External, Item
 from subscribers.errors import Reject, Retry, SystemDown
-from subscribers.mapping import Field, check_rows
+from subscribers.mapping.fields import Field
+from subscribers.mapping.validation import check_rows
+from subscribers.records import External, Item
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
 

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from models.catalogues import CATALOGUES, Record
 from models.ledger import DeadLetter, Delivery, Inbox, Link
 from models.session import Database
-from subscribers.base import External
 from subscribers.errors import Retry
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
+from subscribers.records import External
 from subscribers.rules import length
 from tests.fakes import FakeSubscriber, World
 

@@ -19,8 +19,8 @@ from requests.structures import CaseInsensitiveDict
 from werkzeug import Request, Response
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.http import Http, Token, Url, iso_time, same_secret, secrets_of
-from subscribers.rates import Rate, rate_of
+from subscribers.http.client import Http, Token, Url, iso_time, same_secret, secrets_of
+from subscribers.http.rate_limit_headers import Rate, rate_of
 
 SECRET = "sk-very-secret-1234567890"
 

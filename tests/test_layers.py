@@ -46,7 +46,7 @@ ONLY_IN: dict[str, set[str]] = {
     "flask_babel": {"panel"},
     "alembic": {"migrations", "models/schema.py"},
     "psycopg": {"models"},
-    "sqlite3": {"models", "simulators", "subscribers/filestate.py"},
+    "sqlite3": {"models", "simulators", "subscribers/files/state.py"},
     "simple_salesforce": {"subscribers"},
     "defusedxml": {"subscribers"},
     "stripe": {"subscribers"},

@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.catalogues import CATALOGUES
-from subscribers.base import Subscriber, register
+from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.mapping import Field, Mapper, check_rows, same
-from subscribers.paths import MISSING, nest, pick, tops
+from subscribers.mapping.fields import Field
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import MISSING, nest, pick, tops
+from subscribers.mapping.validation import check_rows
+from subscribers.mapping.values import same
+from subscribers.registry import register
 
 CUSTOMER = CATALOGUES["customer"]
 FIELDS: dict[str, Field | str] = {

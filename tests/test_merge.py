@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from conductor.merge import Merge, merge, rebase
-from subscribers.mapping import same
+from subscribers.mapping.values import same
 
 FIELDS = ("name", "email", "city", "active")
 VALUES = st.sampled_from([None, "", "a", "b", "c", 0, 1, True, False, ["x"], {"k": 1}])

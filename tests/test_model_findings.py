@@ -7,9 +7,9 @@ import sqlalchemy as sa
 
 from models.catalogues import CATALOGUES
 from models.session import Database
-from subscribers.base import External
 from subscribers.errors import Reject, Retry
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
+from subscribers.records import External
 from tests import model
 from tests.fakes import World
 from tests.model_systems import Profile

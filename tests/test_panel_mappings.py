@@ -16,7 +16,8 @@ from models.ledger import Link, Mapping, Unsubscription
 from panel.mapping_form import parse_default, parsed, show_default, shown, typed
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
-from subscribers.mapping import Mapper, rows
+from subscribers.mapping.fields import rows
+from subscribers.mapping.mapper import Mapper
 from tests.panel_world import World, post, world
 
 

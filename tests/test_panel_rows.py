@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, Page, expect
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Process
-from subscribers.base import Event, External, Item
-from subscribers.base import Page as Records
 from subscribers.errors import BadSignature, Reject, SystemDown
-from subscribers.rates import Rate
+from subscribers.http.rate_limit_headers import Rate
+from subscribers.records import Event, External, Item
+from subscribers.records import Page as Records
 from tests.panel_visits import Visit, faults_of, launched, open_visit
 from tests.panel_world import Shop, ShopCustomer, World, add_conflicts, served, world
 

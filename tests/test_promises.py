@@ -17,9 +17,10 @@ from models.capture import sync_context
 from models.catalogues import Customer, Invoice
 from models.ledger import CallSlot, Change, Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, SyncContext, System
 from models.session import Database
-from subscribers.base import External, Item, still_working
+from subscribers.calls import still_working
 from subscribers.errors import Reject, Retry, SystemDown
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
+from subscribers.records import External, Item
 from tests.fakes import FakeInvoice, FakeSubscriber, World
 from tests.test_conductor import add, edit, link, record, rows, webhook
 

@@ -12,7 +12,7 @@ from models.catalogues import Customer
 from models.ledger import Change, Link
 from models.session import Database
 from subscribers.errors import Retry, SystemDown
-from subscribers.mapping import Field
+from subscribers.mapping.fields import Field
 from tests.fakes import World
 
 CUSTOMER = Customer.__table__

@@ -17,11 +17,11 @@ from models.catalogues import CATALOGUES
 from settings import SettingsError
 from simulators.rest import DEMO_TOKEN
 from simulators.rest import RestSystem as ShopLike
-from subscribers.base import External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Mapper
-from subscribers.paths import nest
-from subscribers.rates import Rate
+from subscribers.http.rate_limit_headers import Rate
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import nest
+from subscribers.records import External, Item
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 
 ANNA = {"name": "Anna", "email": "anna@example.org", "phone": None, "notes": "ring twice"}

@@ -11,8 +11,8 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from settings import SettingsError
-from subscribers.base import Item
 from subscribers.errors import Reject, Retry, SystemDown
+from subscribers.records import Item
 from subscribers.rest import RestSubscriber, RestSystem
 
 SECRET = "s3cret-of-some-length"

@@ -16,9 +16,10 @@ from werkzeug import Request, Response
 from models.catalogues import Customer
 from models.ledger import DeadLetter
 from models.session import Database
-from subscribers.base import REGISTRY, Item
-from subscribers.declared import register_file
-from subscribers.mapping import pick
+from subscribers.config_file import register_file
+from subscribers.mapping.mapper import pick
+from subscribers.records import Item
+from subscribers.registry import REGISTRY
 from tests import rest_servers
 from tests.rest_servers import Server
 from tests.runtimes import until

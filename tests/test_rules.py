@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from subscribers.base import Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.rules import between, check, choices, email, length, required
+from subscribers.system import System
 from tests.fakes import Clock, FakeSystem
 
 

@@ -16,9 +16,11 @@ from pydantic import SecretStr, ValidationError
 from models.catalogues import CATALOGUES
 from settings import SettingsError
 from simulators.salesforce import Credentials, SalesforceSimulator
-from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.mapping import Field, Mapper
+from subscribers.mapping.fields import Field
+from subscribers.mapping.mapper import Mapper
+from subscribers.records import External, Item
+from subscribers.registry import REGISTRY
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
 from subscribers.salesforce.login import audience as audience_of
 from tests.salesforce_world import LOGINS, connect

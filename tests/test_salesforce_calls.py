@@ -10,8 +10,8 @@ from models.catalogues import Customer
 from models.ledger import Cursor, System
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
-from subscribers.base import External, Item
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.records import External, Item
 from subscribers.salesforce import SalesforceAccount, bulk
 from subscribers.salesforce.failures import LIMIT_PAUSE
 from tests.salesforce_world import SalesforceWorld, connect

@@ -10,7 +10,8 @@ import pytest
 from models.session import Database
 from settings import ROOT
 from simulators.salesforce import SalesforceSimulator
-from subscribers.base import Field, Subscriber
+from subscribers.base import Subscriber
+from subscribers.mapping import Field
 from subscribers.salesforce import SalesforceInvoice, SalesforceProduct
 from tests.salesforce_world import SalesforceWorld
 

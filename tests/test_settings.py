@@ -13,7 +13,9 @@ from pydantic import SecretStr
 
 import settings as module
 from settings import Settings, SettingsError, get_settings, system_options
-from subscribers.base import REGISTRY, Options, Subscriber, System, connect
+from subscribers.base import Subscriber
+from subscribers.registry import REGISTRY, connect
+from subscribers.system import Options, System
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,8 @@ from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook
 
 from subscribers.errors import BadSignature, BadWebhook
+from subscribers.http.signatures import Signature
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
-from subscribers.signatures import Signature
 
 BODY = b'{"type": "contact.deleted", "data": {"id": 9}}'
 OLD, NEW = "whsec_" + base64.b64encode(b"o" * 24).decode(), base64.b64encode(b"n" * 24).decode()

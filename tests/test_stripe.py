@@ -15,9 +15,10 @@ from stripe import WebhookSignature
 
 from settings import SettingsError
 from simulators.stripe import StripeLike
-from subscribers.base import REGISTRY, External, Item
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.paths import nest
+from subscribers.mapping.paths import nest
+from subscribers.records import External, Item
+from subscribers.registry import REGISTRY
 from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
 from subscribers.stripe.failures import KeySpent
 

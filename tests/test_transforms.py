@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subscribers.transforms import TRANSFORMS, find
+from subscribers.mapping.transforms import TRANSFORMS, find
 
 WORDS = ["Anna", "Maria", "van", "der", "Berg", "Dr.", "Li", "O'Hara"]
 TIMES = st.datetimes(timezones=st.just(UTC)).filter(lambda when: 1902 < when.year < 2200)

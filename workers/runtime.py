@@ -24,8 +24,8 @@ from models.ledger import Process
 from models.schema import is_current
 from models.session import Database
 from settings import Settings, SettingsError, get_settings
-from subscribers.base import connect
-from subscribers.declared import register_file
+from subscribers.config_file import register_file
+from subscribers.registry import connect
 from workers.actors import bind_queues
 from workers.queues import Management
 from workers.senders import Senders

@@ -21,9 +21,9 @@ from panel.mapping_form import Row
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID, PanelView, action, done, page, refused, whole
 from panel.views.tasks import shown
 from subscribers.base import Subscriber
-from subscribers.mapping import Problem
-from subscribers.paths import MISSING
-from subscribers.transforms import TRANSFORMS
+from subscribers.mapping.paths import MISSING
+from subscribers.mapping.transforms import TRANSFORMS
+from subscribers.mapping.validation import Problem
 
 #: The choices of a row, with what they mean.
 DIRECTIONS = {"both": mark("both ways"), "out": mark("out only"), "in": mark("in only")}

@@ -9,11 +9,11 @@
 | `with_rows`  | objects with child rows; `objects`: those that ship                        |
 """
 
+from subscribers.salesforce.line_items import SalesforceWithRows
 from subscribers.salesforce.objects import SalesforceAccount, SalesforceContact, SalesforceInvoice, SalesforceProduct
 from subscribers.salesforce.options import SalesforceOptions
 from subscribers.salesforce.subscriber import SalesforceSubscriber
 from subscribers.salesforce.system import Salesforce
-from subscribers.salesforce.with_rows import SalesforceWithRows
 
 __all__ = [
     "Salesforce",

@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from subscribers.base import still_working
+from subscribers.calls import still_working
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.http import retry_after, status_error
+from subscribers.http.failures import retry_after, status_error
 
 if TYPE_CHECKING:
     from simple_salesforce.exceptions import SalesforceError

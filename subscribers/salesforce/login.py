@@ -14,7 +14,8 @@ from simple_salesforce.exceptions import SalesforceAuthenticationFailed
 from simple_salesforce.login import SalesforceLogin, token_login
 
 from subscribers.errors import SystemDown
-from subscribers.http import network_error, new_session, retry_after
+from subscribers.http.client import new_session
+from subscribers.http.failures import network_error, retry_after
 from subscribers.salesforce.options import SalesforceOptions, is_set
 
 #: Pause after a refused login, seconds: many tries in a row lock the user.

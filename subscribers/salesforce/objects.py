@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from subscribers.base import register
-from subscribers.mapping import Field, link_to, rows
+from subscribers.mapping.fields import Field, link_to, rows
+from subscribers.registry import register
 from subscribers.rules import length, required
+from subscribers.salesforce.line_items import SalesforceWithRows
 from subscribers.salesforce.subscriber import SalesforceSubscriber
-from subscribers.salesforce.with_rows import SalesforceWithRows
 
 
 @register

@@ -8,8 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from subscribers import base
-from subscribers.http import Url
+from subscribers.http.client import Url
+from subscribers.system import Options as SystemOptions
 
 #: The objects that ship, by name: what SALESFORCE_OBJECTS chooses from.
 SHIPPED = ("Account", "Contact", "Product2", "Invoice__c")
@@ -28,7 +28,7 @@ def _names(value: str) -> str:
     return " ".join(names)
 
 
-class SalesforceOptions(base.Options):
+class SalesforceOptions(SystemOptions):
     """One complete login is needed:
 
     - SALESFORCE_CONSUMER_KEY and _CONSUMER_SECRET (client credentials), with _DOMAIN = your My Domain

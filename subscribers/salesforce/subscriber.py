@@ -10,10 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
-from subscribers.base import External, ExternalField, Item, Page, Subscriber
+from subscribers.base import Subscriber
 from subscribers.errors import Gone, Reject, Retry, SyncError
-from subscribers.http import iso_time
-from subscribers.salesforce import bulk, describing
+from subscribers.http.client import iso_time
+from subscribers.records import External, ExternalField, Item, Page
+from subscribers.salesforce import bulk, describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce, soql
 
@@ -113,11 +114,11 @@ class SalesforceSubscriber(Subscriber):
 
     def describe(self) -> Mapping[str, ExternalField]:
         """The object's fields."""
-        return describing.fields(describing.describe(self.client, self.sobject))
+        return describe.fields(describe.describe(self.client, self.sobject))
 
     def lacking(self) -> list[str]:
         """Rights on the object, and the External ID field."""
-        return describing.lacking(self.client, self.sobject, [self.external_id_field])
+        return describe.lacking(self.client, self.sobject, [self.external_id_field])
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Changed and deleted records by SystemModstamp, then what left the recycle bin as well.

@@ -14,13 +14,15 @@ from urllib.parse import quote
 
 import requests
 
-from subscribers.base import Event, External, System
 from subscribers.errors import LONGEST_REPLY, BadSignature, Retry, SyncError, SystemDown
-from subscribers.http import iso_time, network_error, new_session, same_secret, secrets_of, server_time
-from subscribers.rates import Rate
-from subscribers.salesforce import incoming
+from subscribers.http.client import iso_time, new_session, same_secret, secrets_of, server_time
+from subscribers.http.failures import network_error
+from subscribers.http.rate_limit_headers import Rate
+from subscribers.records import Event, External
+from subscribers.salesforce import outbound_messages
 from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
 from subscribers.salesforce.options import SalesforceOptions
+from subscribers.system import System
 
 if TYPE_CHECKING:
     from simple_salesforce.api import Salesforce as Client
@@ -112,16 +114,16 @@ class Salesforce(System):
         given = headers.get("x-syncflow-secret", "")
         if not any([same_secret(given, secret) for secret in secrets_of(self.options.webhook_secret)]):
             raise BadSignature(f"{self.name}: the shared secret does not fit")
-        return incoming.unpack(body, self.options.organization_id)
+        return outbound_messages.unpack(body, self.options.organization_id)
 
     def events(self, body: bytes) -> list[Event]:
         """The one record that an event is about: `{"id", "sobject", "record": {...}, "deleted"}`."""
-        event = incoming.callout(body)
+        event = outbound_messages.callout(body)
         return [Event(event["sobject"], self.external(event["record"], deleted=event.get("deleted") is True))]
 
     def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
         """The SOAP answer without which Salesforce sends an outbound message again; None for a callout."""
-        return incoming.ACKNOWLEDGEMENT if incoming.is_soap(body) else None
+        return outbound_messages.ACKNOWLEDGEMENT if outbound_messages.is_soap(body) else None
 
     def external(self, record: Mapping[str, Any], *, deleted: bool = False) -> External:
         """A record of the org's as the hub knows it."""

@@ -11,11 +11,12 @@ from urllib.parse import quote
 import requests
 from pydantic import Field, SecretStr
 
-from subscribers import base
-from subscribers.base import Event, External, System
 from subscribers.errors import BadSignature, BadWebhook, Retry
-from subscribers.http import Http, Token, Url, iso_time, secrets_of
+from subscribers.http.client import Http, Token, Url, iso_time, secrets_of
+from subscribers.records import Event, External
 from subscribers.stripe.failures import classify
+from subscribers.system import Options as SystemOptions
+from subscribers.system import System
 
 #: The shapes this package is written for; an account's own default may be older or newer.
 API_VERSION = "2024-06-20"
@@ -34,7 +35,7 @@ _THIN = ("product", "invoice")
 _THIN_EVENT = "v2.core.event"
 
 
-class StripeOptions(base.Options):
+class StripeOptions(SystemOptions):
     """STRIPE_API_KEY: a secret or a restricted key. STRIPE_WEBHOOK_SECRET: the endpoint's signing secret,
     several separated by blanks; while it is empty every webhook is refused. STRIPE_DAYS_UNTIL_DUE: the
     time a customer has to pay an invoice that has no due date. STRIPE_API_BASE: another address than

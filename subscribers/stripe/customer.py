@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from subscribers.base import register
+from subscribers.registry import register
 from subscribers.rules import length
 from subscribers.stripe.objects import StripeSubscriber
 

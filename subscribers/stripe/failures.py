@@ -7,7 +7,7 @@ import re
 import requests
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
-from subscribers.http import retry_after, status_error
+from subscribers.http.failures import retry_after, status_error
 
 
 class KeySpent(Retry):

@@ -10,9 +10,12 @@ from urllib.parse import quote
 
 import requests
 
-from subscribers.base import External, Item, link_to, register, rows
 from subscribers.errors import Gone, Reject, Retry, Skip, SyncError
-from subscribers.mapping import Field, same, words
+from subscribers.mapping import link_to, rows
+from subscribers.mapping.fields import Field
+from subscribers.mapping.values import same, words
+from subscribers.records import External, Item
+from subscribers.registry import register
 from subscribers.rules import between, choices, length
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id

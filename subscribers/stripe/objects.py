@@ -11,9 +11,10 @@ from urllib.parse import quote
 
 import requests
 
-from subscribers.base import External, Item, Page, Subscriber
+from subscribers.base import Subscriber
 from subscribers.errors import Gone, Retry, SystemDown
-from subscribers.http import server_time
+from subscribers.http.client import server_time
+from subscribers.records import External, Item, Page
 from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, external, told_by
 from subscribers.stripe.failures import KeySpent

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from subscribers.base import External, Item, register
 from subscribers.errors import Gone
+from subscribers.records import External, Item
+from subscribers.registry import register
 from subscribers.rules import between
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber

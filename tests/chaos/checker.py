@@ -13,7 +13,8 @@ from psycopg.rows import dict_row
 
 from models.catalogues import CATALOGUES
 from subscribers.base import Subscriber
-from subscribers.mapping import Mapper, same
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import same
 from subscribers.salesforce import SalesforceAccount
 from subscribers.stripe import RECORD_ID_KEY, StripeCustomer
 from tests.chaos.event_log import HUB, Journal, Story

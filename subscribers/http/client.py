@@ -6,7 +6,6 @@ import hmac
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -14,10 +13,18 @@ import requests
 from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-from subscribers.errors import LONGEST_REPLY, Gone, Reject, Retry, SyncError, SystemDown, clean
-from subscribers.rates import Rate, rate_of
+from subscribers.errors import LONGEST_REPLY, Reject, Retry, SyncError, clean
+from subscribers.http.failures import (
+    STATUSES,
+    describe_error,
+    http_date,
+    is_cut,
+    network_error,
+    retry_after,
+    status_error,
+)
+from subscribers.http.rate_limit_headers import Rate, rate_of
 
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
@@ -194,82 +201,6 @@ class Http:
                     yield secret
 
 
-#: HTTP status -> what to do next (RFC 9110, 15; RFC 6585). Of the others 5xx is `Retry` and the rest `Reject`.
-STATUSES: Mapping[int, type[SyncError]] = {
-    401: SystemDown,
-    403: SystemDown,
-    404: Gone,
-    408: Retry,
-    410: Gone,
-    412: Retry,
-    423: Retry,
-    425: Retry,
-    429: SystemDown,
-    503: SystemDown,
-}
-
-
-def status_error(
-    status: int,
-    message: str,
-    *,
-    fields: Mapping[str, str] | None = None,
-    after: float | None = None,
-    writes: bool = True,
-    request_id: str | None = None,
-    table: Mapping[int, type[SyncError]] = STATUSES,
-) -> SyncError:
-    """HTTP status -> what to do next, by `table`."""
-    text = f"{status}: {message}" if message else str(status)
-    kind = table.get(status, Retry if status >= 500 else Reject)
-    if issubclass(kind, SystemDown):
-        text = f"the login is refused ({text})" if status in (401, 403) else text
-        return kind(text, after=after, request_id=request_id)
-    if issubclass(kind, Retry):
-        return kind(text, after=after, maybe_done=writes and status >= 500, request_id=request_id)
-    if issubclass(kind, Reject):
-        return kind(text, fields=fields, request_id=request_id)
-    return kind(text, request_id=request_id)
-
-
-def is_cut(error: requests.RequestException) -> bool:
-    """Whether the connection was made and broke before the answer."""
-    slow = isinstance(error, requests.Timeout) or isinstance(error.args[0] if error.args else None, ReadTimeoutError)
-    if slow or isinstance(error, requests.exceptions.SSLError):
-        return False
-    return isinstance(error, requests.ConnectionError | requests.exceptions.ChunkedEncodingError) and not _unsent(error)
-
-
-def _unsent(error: requests.RequestException) -> bool:
-    reason = getattr(error.args[0] if error.args else None, "reason", None)
-    refused = isinstance(reason, NewConnectionError | ConnectTimeoutError)
-    return refused or isinstance(error, requests.ConnectTimeout)
-
-
-def network_error(error: requests.RequestException, *, writes: bool) -> SyncError:
-    """A failed call without an answer -> what to do next. The URL's query, which may hold secrets, is left out."""
-    if _unsent(error):
-        return SystemDown(f"cannot connect{_where(error)}")
-    if isinstance(error, requests.exceptions.SSLError):
-        return SystemDown("the TLS certificate is not trusted (or the connection is not TLS)")
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
-        return SystemDown("the configured URL is not a URL")
-    if isinstance(error, requests.Timeout):
-        return Retry("no answer in time", maybe_done=writes, unanswered=True)
-    return Retry("the connection was cut before the answer", maybe_done=writes, unanswered=True)
-
-
-def _where(error: requests.RequestException) -> str:
-    """To which host and port the call went, after a blank; nothing where that is not known."""
-    try:
-        parts = urlsplit((error.request and error.request.url) or "")
-        host = parts.hostname and (f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname)
-    except ValueError:
-        return ""
-    unknown = ": there is no such host" if "NameResolutionError" in repr(error) else ""
-    return f" to {host}{unknown}" if host else ""
-
-
 def secrets_of(setting: SecretStr) -> Iterator[str]:
     """The secrets in one setting: several are separated by blanks, so that they can be rotated."""
     yield from setting.get_secret_value().split()
@@ -278,15 +209,6 @@ def secrets_of(setting: SecretStr) -> Iterator[str]:
 def same_secret(given: str, expected: str) -> bool:
     """Compare in constant time, whatever characters a stranger sends."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
-
-
-def retry_after(response: requests.Response) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("Retry-After", "")
-    if value.isdecimal():
-        return float(value)
-    when = http_date(value)
-    return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def server_time(response: requests.Response) -> datetime | None:
@@ -301,43 +223,3 @@ def iso_time(value: object) -> datetime | None:
     except ValueError:
         return None
     return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-
-
-def http_date(value: str) -> datetime | None:
-    """An HTTP date as an instant, or None."""
-    try:
-        when = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
-        return None
-    return when.replace(tzinfo=UTC) if when.tzinfo is None else when.astimezone(UTC)
-
-
-def describe_error(
-    response: requests.Response, errors_in: Callable[[Any], Any] = lambda body: body.get("errors")
-) -> tuple[str, dict[str, str]]:
-    """(message, words per field) of the usual shapes of a JSON error body; else the start of the text.
-
-    `errors_in` finds the object of field names and their words.
-    """
-    try:
-        body = response.json()
-    except ValueError:
-        return _one_line(response.text), {}
-    if not isinstance(body, dict):
-        return _one_line(str(body)), {}
-    raw = errors_in(body)
-    fields = {str(name): _words(value) for name, value in raw.items()} if isinstance(raw, dict) else {}
-    message = body.get("message") or body.get("error") or body.get("detail") or ""
-    if fields:
-        message = "; ".join(f"{name}: {text}" for name, text in fields.items())
-    return _one_line(str(message or body)), fields
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(map(_words, value))
-    return str(value.get("message") or value) if isinstance(value, dict) else str(value)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]

@@ -12,11 +12,11 @@ from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from subscribers.base import External, ExternalField, Item, Page
 from subscribers.errors import Gone, Reject, Retry, SyncError
-from subscribers.http import iso_time
-from subscribers.paths import tops
-from subscribers.salesforce import describing
+from subscribers.http.client import iso_time
+from subscribers.mapping.paths import tops
+from subscribers.records import External, ExternalField, Item, Page
+from subscribers.salesforce import describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import (
     COLLECTION,
@@ -74,7 +74,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         """Beside the object's own, the rows' fields."""
         inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
         names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
-        return super().lacking() + describing.lacking(self.client, self.row_sobject, names)
+        return super().lacking() + describe.lacking(self.client, self.row_sobject, names)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from settings import Settings, names_in_file
-from subscribers.base import REGISTRY
+from subscribers.registry import REGISTRY
 
 #: What is read by its own name, besides the settings and the options of systems.
 _OTHERS = {"SYNCFLOW_PASSWORD"}

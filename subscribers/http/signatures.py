@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from subscribers.errors import BadSignature
-from subscribers.http import same_secret, secrets_of
+from subscribers.http.client import same_secret, secrets_of
 
 #: `standard`: Standard Webhooks 1.0 (Svix); `hmac`: a digest of the body in a header; `bearer`: the
 #: secret itself in `Authorization`; `none`: nothing, which has to be written down to be meant.

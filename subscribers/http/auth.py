@@ -12,7 +12,8 @@ from pydantic import SecretStr
 from requests.auth import AuthBase
 
 from subscribers.errors import SystemDown
-from subscribers.http import describe_error, network_error, new_session, retry_after
+from subscribers.http.client import new_session
+from subscribers.http.failures import describe_error, network_error, retry_after
 
 #: A token is renewed this long before it expires, seconds (a tenth of its life if that is less).
 _MARGIN = 60.0

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from subscribers.base import ExternalField
 from subscribers.errors import Gone
+from subscribers.records import ExternalField
 from subscribers.salesforce.system import Salesforce
 
 #: Salesforce's type -> ours, where it is not text.

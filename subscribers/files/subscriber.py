@@ -27,16 +27,18 @@ from typing import Annotated, Any, ClassVar, Literal
 import sqlalchemy as sa
 from pydantic import Field
 
-from subscribers import base, rows
-from subscribers.base import External, Item, Page, Subscriber, System
+from subscribers.base import Subscriber
 from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
-from subscribers.filestate import FileState
-from subscribers.mapping import Field as Entry
-from subscribers.mapping import Flat, is_empty, same
+from subscribers.files import formats
+from subscribers.files.formats import BadFile, Reading, Row
+from subscribers.files.state import FileState
+from subscribers.files.system import FileOptions, FileSystem, _down
+from subscribers.mapping.fields import Field as Entry
+from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
+from subscribers.mapping.transforms import find
+from subscribers.mapping.values import Flat, is_empty, same
 from subscribers.options import FOR_ALL, check_options, own_options
-from subscribers.paths import MISSING, is_plain, nest, parts, pick
-from subscribers.rows import BadFile, Reading, Row
-from subscribers.transforms import find
+from subscribers.records import External, Item, Page
 
 logger = logging.getLogger(__name__)
 
@@ -48,37 +50,6 @@ _DELETED_AT_ONCE = 5_000
 _UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload", "~")
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-
-
-class FileOptions(base.Options):
-    """The settings of a system of files, by the example of one named `erp`.
-
-    ERP_FOLDER: the folder, which must exist; all worker processes need to reach it.
-    """
-
-    folder: str
-
-
-class FileSystem(System):
-    """One folder, with a folder in it for each subscriber."""
-
-    Options = FileOptions
-
-    def folder(self, path: str, *parts: str) -> Path:
-        """A folder below the system's, which is made; the system's own is not: it may be a disk that is missing.
-
-        Raises:
-          SystemDown: it cannot be reached.
-        """
-        top = Path(self.options.folder)
-        if not top.is_dir():
-            raise SystemDown(f"there is no folder {top}")
-        folder = top.joinpath(path, *parts)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _down(error) from error
-        return folder
 
 
 class FileSubscriber(Subscriber):
@@ -233,9 +204,9 @@ class FileSubscriber(Subscriber):
                 first = [name.get(path, path) for path in (self.key_field, *mapped)]
                 last = [name.get(path, path) for path in (self.record_id_field, self.deleted_field) if path]
                 columns = dict.fromkeys([*first, *last, *(column for one in flat for column in one)])
-                rows.write(out, list(columns), flat, delimiter=self.delimiter, mask=self.for_spreadsheets)
+                formats.write(out, list(columns), flat, delimiter=self.delimiter, mask=self.for_spreadsheets)
             else:
-                rows.write(out, [], [{name.get(top, top): value for top, value in one.items()} for one in written])
+                formats.write(out, [], [{name.get(top, top): value for top, value in one.items()} for one in written])
         except OSError as error:
             raise _down(error) from error
 
@@ -320,7 +291,9 @@ class FileSubscriber(Subscriber):
             self._put_away(reading)
 
     def _pages(self, reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
-        found = rows.read(reading.path, encoding=self.encoding, delimiter=self.delimiter, unmask=self.for_spreadsheets)
+        found = formats.read(
+            reading.path, encoding=self.encoding, delimiter=self.delimiter, unmask=self.for_spreadsheets
+        )
         try:
             for batch in self._batches(found):
                 reading.seen += len(batch)
@@ -356,7 +329,7 @@ class FileSubscriber(Subscriber):
 
     def _batch(self, batch: list[Row], reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
         """What is new in these rows. It is noted as said when it is applied: as soon as we are asked for more."""
-        csv = rows.FORMATS[reading.path.suffix.lower()] == "csv"
+        csv = formats.FORMATS[reading.path.suffix.lower()] == "csv"
         last: dict[str, _Said] = {}
         for row in batch:
             try:
@@ -453,9 +426,9 @@ class FileSubscriber(Subscriber):
                 told.append({"line": None, "why": f"and {more} row{'' if more == 1 else 's'} more"})
             columns = list(dict.fromkeys(name for one in told for name in one))
             suffix = reading.path.suffix.lower()
-            suffix = suffix if suffix in rows.FORMATS else ".csv"
+            suffix = suffix if suffix in formats.FORMATS else ".csv"
             rejected = folder / f"{name}.rejected{suffix}"
-            rows.write(rejected, columns, told, mask=self.for_spreadsheets)
+            formats.write(rejected, columns, told, mask=self.for_spreadsheets)
             failed = "1 row" if reading.failed == 1 else f"{reading.failed} rows"
             logger.warning("%s: %s of %s failed; %s says why", self.name(), failed, name, rejected)
         reading.path.replace(self._folder("failed" if reading.failures else "done") / name)
@@ -498,10 +471,6 @@ def _one(outcomes: Sequence[Any]) -> Any:
     if isinstance(outcomes[0], SyncError):
         raise outcomes[0]
     return outcomes[0]
-
-
-def _down(error: OSError) -> SystemDown:
-    return SystemDown(f"{error.filename or 'the folder'}: {error.strerror}")
 
 
 def _now() -> datetime:

@@ -20,12 +20,17 @@ from pydantic import BaseModel, SecretStr, ValidationError, create_model
 
 from models.catalogues import CATALOGUES, Catalogue
 from settings import SettingsError
-from subscribers import files, rest
-from subscribers.base import REGISTRY, Subscriber, System, register
-from subscribers.files import FileSubscriber, FileSystem
-from subscribers.mapping import Field, check_rows
+from subscribers import rest
+from subscribers.base import Subscriber
+from subscribers.files import subscriber
+from subscribers.files.subscriber import FileSubscriber
+from subscribers.files.system import FileSystem
+from subscribers.mapping.fields import Field
+from subscribers.mapping.validation import check_rows
 from subscribers.options import lines, options_of
+from subscribers.registry import REGISTRY, register
 from subscribers.rest import RestSubscriber, RestSystem
+from subscribers.system import System
 
 #: Part of queue names, addresses and variables.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
@@ -43,7 +48,7 @@ class Kind:
 
 KINDS = {
     "rest": Kind(RestSystem, rest.SYSTEM_OPTIONS, RestSubscriber, rest.SUBSCRIBER_OPTIONS),
-    "files": Kind(FileSystem, (), FileSubscriber, files.SUBSCRIBER_OPTIONS),
+    "files": Kind(FileSystem, (), FileSubscriber, subscriber.SUBSCRIBER_OPTIONS),
 }
 
 

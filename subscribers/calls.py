@@ -1,0 +1,54 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from subscribers.errors import Retry, SyncError, SystemDown
+
+
+def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[[], None] = lambda: None) -> list[Any]:
+    """The outcome of `call` for each item. When the system is down the rest is not tried."""
+    outcomes: list[Any] = []
+    for item in items:
+        pace()
+        outcome = attempt(call, item)
+        outcomes.append(outcome)
+        if isinstance(outcome, SystemDown):
+            untried = SystemDown(str(outcome), after=outcome.after)
+            outcomes += [untried] * (len(items) - len(outcomes))
+            break
+    return outcomes
+
+
+def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What `call` returned, or the SyncError it raised; any other error as a `Retry` that keeps its traceback."""
+    try:
+        return call(*arguments)
+    except SyncError as error:
+        return error
+    except Exception as error:  # an author's bug must not take the batch's neighbours down with it
+        wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
+        wrapped.__cause__ = error
+        return wrapped
+
+
+_renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+
+
+def still_working() -> None:
+    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    _renew.get()()
+
+
+@contextmanager
+def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
+    """Have `still_working` call this meanwhile."""
+    token = _renew.set(renew)
+    try:
+        yield
+    finally:
+        _renew.reset(token)

@@ -1,0 +1,1 @@
+"""The HTTP client the REST-like systems share: login, signatures, rate limits, and failures by status."""

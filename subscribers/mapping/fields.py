@@ -1,0 +1,92 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Direction = Literal["both", "out", "in"]
+
+Conflict = Literal["internal", "external", "newest", "ask"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One entry of `field_to_data`; a plain string is short for `Field(path)`.
+
+    `path` is one of the forms in `paths`; `transform` a name of `transforms.TRANSFORMS`, with its
+    arguments. `default` is sent where the internal value is empty. `conflict` says who wins where both sides
+    changed the field since they last agreed: `internal`, `external`, `newest`, or `ask`: a person
+    settles it, and until then neither side is written. `link` names the catalogue whose record the
+    column points to: the other system's id of that record travels, see :func:`link_to`. `rows` maps
+    the columns of child rows, see :func:`rows`.
+    """
+
+    path: str
+    transform: str | None = None
+    direction: Direction = "both"
+    conflict: Conflict = "newest"
+    default: Any = None
+    required: bool = False
+    link: str | None = None
+    rows: Mapping[str, Field] | None = None
+
+
+def link_to(catalogue: str, path: str, *, required: bool = False, direction: Direction = "both") -> Field:
+    """A relation: the column holds the key of a record of `catalogue`, `path` the other system's id of it.
+
+    Where that record is not in the system yet it is delivered first, and this one waits without
+    using up attempts.
+    """
+    return Field(path, link=catalogue, required=required, direction=direction)
+
+
+def rows(
+    path: str,
+    fields: Mapping[str, Field | str],
+    *,
+    direction: Direction = "both",
+    conflict: Conflict = "newest",
+    required: bool = False,
+) -> Field:
+    """Child rows, such as an invoice's lines: `path` is a list there, `fields` maps the columns of a row.
+
+    They are compared, merged and sent as a whole and in their order, so a direction or a conflict
+    policy is theirs together. What a row there holds beside the mapped fields is nobody's business.
+    """
+    return Field(path, direction=direction, conflict=conflict, required=required, rows=_entries(fields))
+
+
+def _entries(fields: Mapping[str, Field | str]) -> dict[str, Field]:
+    return {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
+
+
+class FieldRow(BaseModel):
+    """A row of a mapping as the panel edits and the database keeps it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    column: str
+    path: str
+    transform: str | None = None
+    direction: Direction = "both"
+    conflict: Conflict = "newest"
+    default: Any = None
+    required: bool = False
+    link: str | None = None
+    #: The fields of child rows, as rows of the same form.
+    rows: list[FieldRow] | None = None
+
+    def field(self) -> Field:
+        """The same, as a mapping's entry."""
+        inner = None if self.rows is None else {row.column: row.field() for row in self.rows}
+        return Field(**self.model_dump(exclude={"column", "rows"}), rows=inner)
+
+
+def entry_row(column: str, entry: Field) -> dict[str, Any]:
+    """An entry of a mapping in the form of `FieldRow`."""
+    inner = None if entry.rows is None else [entry_row(*pair) for pair in entry.rows.items()]
+    return {"column": column, **vars(entry), "rows": inner}

@@ -1,0 +1,211 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from i18n import say
+from models.catalogues import CATALOGUES, Catalogue, Children
+from subscribers.mapping.fields import Field, FieldRow
+from subscribers.mapping.mapper import _children
+from subscribers.mapping.paths import is_plain, parts, problem
+from subscribers.mapping.transforms import Transform, find
+from subscribers.mapping.values import plain
+
+
+class Problem(str):
+    """One thing that is wrong with a mapping, as a sentence; with the place for who shows it there.
+
+    `row` counts from 1, `child` too within child rows (None: the row itself), `cell` is the name of a
+    field of `FieldRow`.
+    """
+
+    row: int
+    child: int | None
+    cell: str
+    reason: str
+
+    def __new__(cls, row: int, cell: str, reason: str, child: tuple[str, int] | None = None) -> Problem:
+        where = say("row {n}", n=row)
+        if child:
+            where = say("row {n}, {column} {place}", n=row, column=child[0], place=child[1])
+        made = super().__new__(cls, f"{where}: {reason}")
+        made.row, made.child, made.cell, made.reason = row, child and child[1], cell, reason
+        return made
+
+
+#: A cell of a row, and what is wrong with it.
+_Wrong = tuple[str, str]
+
+
+def check_rows(
+    rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
+) -> tuple[dict[str, Field], list[str]]:
+    """The mapping these rows make, and everything wrong with them, one `Problem` each naming row and cell."""
+    parsed: list[tuple[int, FieldRow]] = []
+    problems: list[str] = []
+    for number, raw in enumerate(rows, start=1):
+        try:
+            parsed.append((number, FieldRow.model_validate(raw)))
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                place = ".".join(map(str, item["loc"]))
+                words = item["msg"]
+                if item["type"] == "extra_forbidden":
+                    near = difflib.get_close_matches(place, FieldRow.model_fields, 1)
+                    words = say("is no key that is known here") + (say("; {near} is", near=near[0]) if near else "")
+                problems.append(Problem(number, place.partition(".")[0], f"{place}: {words}"))
+    fields: dict[str, Field] = {}
+    for number, row, wrong in _check(parsed, catalogue):
+        problems += [Problem(number, cell, reason) for cell, reason in wrong]
+        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
+            problems += _check_inner(number, row, child)
+        if not wrong:
+            fields[row.column] = row.field()
+    if not fields and not problems:
+        problems.append(say("a mapping needs at least one field"))
+    return fields, problems
+
+
+def _check(
+    rows: list[tuple[int, FieldRow]], catalogue: Catalogue | Children
+) -> Iterator[tuple[int, FieldRow, list[_Wrong]]]:
+    paths: set[str] = set()
+    columns: set[str] = set()
+    for number, row in rows:
+        wrong = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
+        twice = [name for name in parts(row.column) if name in columns]
+        wrong += [("column", say("the column {name!r} is mapped twice", name=name)) for name in twice]
+        own = parts(row.path) if is_plain(row.path) else [row.path]
+        for path in own if is_plain(row.path) else ():
+            if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
+                wrong.append(("path", say("{path!r} is inside, or holds, another row's external field", path=path)))
+        wrong += [
+            ("path", say("the external field {path!r} is used twice", path=path)) for path in own if path in paths
+        ]
+        columns.update(parts(row.column))
+        paths.update(own)
+        yield number, row, wrong
+
+
+def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
+    children = _children(catalogue)
+    for column in parts(row.column):
+        if column not in catalogue.columns:
+            known = ", ".join(catalogue.columns)
+            words = say(
+                "{name} has no column {column!r}; it has {known}", name=catalogue.name, column=column, known=known
+            )
+            yield "column", words
+        elif column in children and (row.rows is None or column != row.column):
+            columns = ", ".join(children[column].columns)
+            words = say(
+                "{column!r} are child rows: say in `rows` how their columns are mapped ({columns})",
+                column=column,
+                columns=columns,
+            )
+            yield "column", words
+        elif column not in children and row.rows is not None:
+            known = ", ".join(children)
+            there_are = (
+                say("{name} has child rows {known}", name=catalogue.name, known=known)
+                if children
+                else say("{name} has no child rows", name=catalogue.name)
+            )
+            plain_column = say("{column!r} is a plain column and takes no `rows`", column=column)
+            yield "column", f"{plain_column}; {there_are}"
+
+
+def _check_path(row: FieldRow) -> Iterator[_Wrong]:
+    if text := problem(row.path):
+        yield "path", text
+    elif not is_plain(row.path) and row.direction != "in":
+        yield (
+            "path",
+            say("{path!r} is an expression, which can only be read: its direction must be `in`", path=row.path),
+        )
+
+
+def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
+    if row.rows is not None and (row.transform or row.link or row.default is not None):
+        yield "transform", say("child rows as a whole have no transform, relation or default: their own fields have")
+    if row.link and row.link not in CATALOGUES:
+        yield (
+            "link",
+            say("no catalogue {link!r} to link to; there are {known}", link=row.link, known=", ".join(CATALOGUES)),
+        )
+    transform = Transform(plain, plain)
+    if row.transform:
+        try:
+            transform = find(row.transform)
+        except ValueError as error:
+            yield "transform", str(error)
+            return
+        if row.link:
+            yield "transform", say("a relation takes no transform: the system's own id travels")
+    here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
+    if row.rows is None and (here, there) != (transform.here, transform.there):
+        takes: dict[str, Any] = {"made": transform.there, "of": transform.here, "here": here, "there": there}
+        takes |= {"column": row.column, "path": row.path}
+        if row.transform:
+            yield (
+                "transform",
+                say(
+                    "the transform {name} makes {made} there of {of} here, "
+                    "but {column!r} and {path!r} are {here} and {there}",
+                    name=row.transform,
+                    **takes,
+                ),
+            )
+        else:
+            yield (
+                "transform",
+                say(
+                    "without a transform a row makes {made} there of {of} here, "
+                    "but {column!r} and {path!r} are {here} and {there}",
+                    **takes,
+                ),
+            )
+    if there > 1 and row.default is not None:
+        yield "default", say("several external fields take no default")
+    if transform.column is not None and transform.column not in _columns_around(catalogue):
+        yield (
+            "transform",
+            say(
+                "{transform}: {name} has no column {column!r}",
+                transform=row.transform,
+                name=catalogue.name,
+                column=transform.column,
+            ),
+        )
+
+
+def _columns_around(catalogue: Catalogue | Children) -> set[str]:
+    """The columns a transform may depend on: the record's own, for a child row those of its record too."""
+    around = {column.name for column in catalogue.table.c}
+    for parent in CATALOGUES.values():
+        if catalogue in parent.children:
+            around |= {column.name for column in parent.table.c}
+    return around
+
+
+def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
+    numbered = list(enumerate(row.rows or [], start=1))
+    problems: list[str] = []
+    for count, _one, wrong in _check([pair for pair in numbered if is_plain(pair[1].path)], child):
+        problems += [Problem(number, cell, reason, (row.column, count)) for cell, reason in wrong]
+    for count, one in numbered:
+        inside = (row.column, count)
+        if not is_plain(one.path):
+            says = say("{path!r} is no field name or dotted path, as the fields of child rows are", path=one.path)
+            problems.append(Problem(number, "path", says, inside))
+        if one.direction != "both" or one.conflict != "newest":
+            says = say("child rows are sent and merged as a whole: direction and conflict belong to the list")
+            problems.append(Problem(number, "direction", says, inside))
+    if not numbered:
+        problems.append(Problem(number, "column", say("child rows need at least one field")))
+    return problems

@@ -1,0 +1,66 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+from subscribers.errors import clean
+
+Flat = dict[str, Any]
+
+#: (catalogue, id on one side) -> id on the other side.
+Links = Mapping[tuple[str, str], str]
+
+#: Values that are compared, and written as JSON, as they stand: nearly all there are.
+_SIMPLE = frozenset({str, int, float, bool, type(None)})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values mean the same to a person: empty text and nothing do, 12 and 12.0 do.
+
+    In lists and objects too; a key that is not there is an empty one.
+    """
+    if type(one) is type(other) and type(one) in _SIMPLE:
+        return bool(one == other)
+    if is_empty(one) and is_empty(other):
+        return True
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(same(one.get(key), other.get(key)) for key in {*one, *other})
+    if isinstance(one, bool) is not isinstance(other, bool):
+        return False
+    return bool(one == other)
+
+
+def is_empty(value: Any) -> bool:
+    """None, empty text and a list without rows."""
+    return not value and (value is None or value in ("", []))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can carry it, the same way each time."""
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() and "\x00" not in value else clean(value)
+    if kind in _SIMPLE:
+        return value
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def words(wrong: Mapping[str, str]) -> str:
+    """Complaints per field as one sentence."""
+    return "; ".join(f"{name}: {text}" for name, text in wrong.items())

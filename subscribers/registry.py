@@ -1,0 +1,62 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.catalogues import CATALOGUES
+from subscribers.base import Subscriber
+from subscribers.mapping.fields import Field, entry_row
+from subscribers.mapping.validation import check_rows
+from subscribers.system import System
+
+#: Every subscriber class by name: the one table that answers "who is in the fan-out".
+REGISTRY: dict[str, type[Subscriber]] = {}
+
+
+def register(subscriber: type[Subscriber]) -> type[Subscriber]:
+    """Class decorator: put a subscriber into the fan-out.
+
+    Raises:
+      ValueError: the class is not complete, or its name is taken; said at import, not at the first record.
+    """
+    for attribute in ("system", "catalogue"):
+        if not getattr(subscriber, attribute, None):
+            raise ValueError(f"{subscriber.__name__}: set the class attribute {attribute!r}")
+    if subscriber.catalogue not in CATALOGUES:
+        raise ValueError(
+            f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
+        )
+    if problems := _mapping_problems(subscriber):
+        raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")
+    taken = REGISTRY.get(subscriber.name())
+    if taken is not None and taken.__qualname__ != subscriber.__qualname__:
+        raise ValueError(f"{subscriber.name()} is registered twice: {taken.__name__} and {subscriber.__name__}")
+    REGISTRY[subscriber.name()] = subscriber
+    return subscriber
+
+
+def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
+    catalogue = CATALOGUES[subscriber.catalogue]
+    entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
+    _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
+    unknown = [column for column in subscriber.match_on if column not in catalogue.table.c]
+    return problems + [f"match_on: {catalogue.name} has no column {column!r}" for column in unknown]
+
+
+def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
+    """The subscribers whose systems the environment configures, one client a system.
+
+    Raises:
+      SettingsError: a system is configured only in part.
+    """
+    systems: dict[str, System | None] = {}
+    subscribers = {}
+    for name, subscriber in (REGISTRY if registry is None else registry).items():
+        if subscriber.system not in systems:
+            systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
+        client = systems[subscriber.system]
+        at_work = subscriber.connected(client) if client is not None else None
+        if at_work is not None:
+            subscribers[name] = at_work
+    return subscribers
