@@ -1,7 +1,7 @@
 """The language people read in: `say` puts a text into the one chosen for the request at hand.
 
 English stands in the code and is the key; another language is a gettext catalogue, which the panel reads at its start
-(panel/languages.py). Who chooses none, such as a worker or a command, says everything in English. What is stored
+(panel/rendering/locale.py). Who chooses none, such as a worker or a command, says everything in English. What is stored
 (reasons, the audit trail, what a system answered) is not said but told as it is: it is never put into a language.
 """
 

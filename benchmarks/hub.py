@@ -31,7 +31,7 @@ from models.session import Database
 from settings import ROOT, VAR
 from tests import services
 from tests.chaos.fleet import end
-from workers.senders import INBOX, LATER, TICK_QUEUE
+from workers.publisher import INBOX, LATER, TICK_QUEUE
 
 #: Three systems that take one record a call, as most do; and three that take many.
 SINGLE = (SinkOf("one"), SinkOf("two"), SinkOf("three"))

@@ -35,7 +35,7 @@ from subscribers.records import External, Page
 from subscribers.stripe import Stripe, StripeCustomer, StripeOptions
 from subscribers.system import Options, System
 from tests.chaos.fleet import free_port
-from workers.senders import Senders
+from workers.publisher import Senders
 
 #: Webhooks of one round at leisure and beside deliveries, and of a burst; pages of a poll.
 COUNTS, SHORT_COUNTS, QUICK_COUNTS = (2_000, 10_000, 20), (400, 2_000, 10), (40, 60, 2)

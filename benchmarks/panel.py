@@ -27,11 +27,11 @@ from benchmarks.seeding import FULL, HOT, QUICK, SHORT, Size
 from conductor import Conductor
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Link
-from models.people import User
 from models.session import Database
+from models.users import User
 from panel.app import create_app
-from panel.security import create_user
-from panel.situation import Situation
+from panel.auth.accounts import create_user
+from panel.overview_cache import Situation
 from settings import Settings
 
 AIM_MS = 100

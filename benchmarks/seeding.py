@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-import models.people  # noqa: F401 - its tables belong to the metadata
+import models.users  # noqa: F401 - its tables belong to the metadata
 from models import capture, search
 from models.base import Base
 from models.catalogues import Customer

@@ -260,8 +260,8 @@ def _write_samples(connection: sa.Connection) -> None:
 
 
 def _first_admin(database: Database) -> str | None:
-    from models.people import User  # noqa: PLC0415 - workers and the relay need no Flask
-    from panel.security import create_user  # noqa: PLC0415
+    from models.users import User  # noqa: PLC0415 - workers and the relay need no Flask
+    from panel.auth.accounts import create_user  # noqa: PLC0415
 
     with database.read() as connection:
         if connection.execute(sa.select(User.id).limit(1)).first() is not None:

@@ -18,7 +18,6 @@ from typing import Any
 from settings import ROOT, SettingsError, get_settings
 from subscribers.unknown_settings import strange_names
 from workers.actors import register
-from workers.fleet import Fleet, wait_for_broker
 from workers.relay import Relay
 from workers.runtime import (
     Heartbeat,
@@ -30,6 +29,7 @@ from workers.runtime import (
     stop_on_signals,
 )
 from workers.scheduler import TickScheduler, work_off_tasks
+from workers.worker import Fleet, wait_for_broker
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def application() -> Any:
 def _web_server(runtime: Runtime) -> Any:
     """The panel and the webhook routes, for a thread of this process."""
     from panel.app import create_app  # noqa: PLC0415
-    from panel.serving import threaded_server  # noqa: PLC0415
+    from panel.http_server import threaded_server  # noqa: PLC0415
 
     settings = runtime.settings
     return threaded_server(create_app(runtime.conductor, settings), settings.host, settings.port)

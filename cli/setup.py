@@ -58,7 +58,7 @@ def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
 
 def create_admin(arguments: argparse.Namespace) -> int:
     """Make an admin. The password never stands on the command line, where other users could read it."""
-    from panel.security import create_user  # noqa: PLC0415 - workers and the relay need no Flask
+    from panel.auth.accounts import create_user  # noqa: PLC0415 - workers and the relay need no Flask
 
     settings = get_settings()
     password = os.environ.get("SYNCFLOW_PASSWORD")

@@ -4,15 +4,16 @@ Knows no broker and no Flask; everything here can be tried with a fake subscribe
 """
 
 from conductor.conductor import Conductor
-from conductor.desk import LetterFilter
-from conductor.guard import GUARD
-from conductor.hub import Announcer, Policy, QueueReport, QueueState
-from conductor.inward import UnknownSystem
-from conductor.mappings import MappingConflict, MappingRefused
-from conductor.overview import Glance, Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
-from conductor.previews import Effect, Preview
-from conductor.routing import RELAY_BATCH
-from conductor.throughput import SPANS, Series
+from conductor.dead_letters.operations import LetterFilter
+from conductor.inward.inbox import UnknownSystem
+from conductor.mappings.preview import Effect, Preview
+from conductor.mappings.store import MappingConflict, MappingRefused
+from conductor.outward.routing import RELAY_BATCH
+from conductor.policy import Policy
+from conductor.publisher import Announcer, QueueReport, QueueState
+from conductor.reports.overview import Glance, Overview, SubscriberStatus, SystemStatus, Trouble, Waiting, is_alive
+from conductor.reports.throughput import SPANS, Series
+from conductor.systems.delete_guard import GUARD
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [

@@ -8,35 +8,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from conductor import overview as views
-from conductor.alike import Alike
-from conductor.applying import Applying
-from conductor.asking import Asking
-from conductor.backfill import Backfill
-from conductor.checking import Checking, Finding
-from conductor.connection import Connection
-from conductor.desk import Desk, LetterFilter
-from conductor.discarding import Discarding
-from conductor.editing import Editing
-from conductor.guard import Guard
-from conductor.health import Health
-from conductor.hub import Announcer, Hub, Policy, QueueReport
-from conductor.inward import Inward
-from conductor.letters import Letters
-from conductor.limits import Limits
-from conductor.mappings import MappingRefused, Mappings
-from conductor.outward import Outward
-from conductor.previews import Effect, Preview, Previews
-from conductor.reconcile import Reconcile
-from conductor.relations import Relations
-from conductor.replaying import Replaying
-from conductor.resending import Resending
-from conductor.retrying import Retrying
-from conductor.routing import Routing
+from conductor.context import Hub
+from conductor.dead_letters.operations import LetterFilter
+from conductor.dead_letters.store import Letters
+from conductor.desk import Desk
+from conductor.inward.applying import Applying
+from conductor.inward.inbox import Inward
+from conductor.links.relations import Relations
+from conductor.mappings.preview import Effect, Preview, Previews
+from conductor.mappings.store import MappingRefused, Mappings
+from conductor.outward.delivery import Outward
+from conductor.outward.results import Settling
+from conductor.outward.routing import Routing
+from conductor.policy import Policy
+from conductor.publisher import Announcer, QueueReport
+from conductor.records import Editing
+from conductor.reports import overview as views
+from conductor.reports.throughput import Counting
 from conductor.schedule import Jobs
-from conductor.settling import Settling
-from conductor.tasks import Tasks
-from conductor.throughput import Counting
+from conductor.systems.caller import Asking
+from conductor.systems.circuit_breaker import Health
+from conductor.systems.concurrency import Limits
+from conductor.systems.connection_check import Checking, Finding
+from conductor.systems.delete_guard import Guard
+from conductor.tasks.backfill import Backfill
+from conductor.tasks.check_connection import Connection
+from conductor.tasks.discard_dead_letters import Discarding
+from conductor.tasks.reconcile import Reconcile
+from conductor.tasks.replay_webhooks import Replaying
+from conductor.tasks.resend_records import Resending
+from conductor.tasks.retry_dead_letters import Retrying
+from conductor.tasks.runner import Tasks
+from conductor.tasks.settle_conflicts import Alike
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber
@@ -241,12 +244,12 @@ class Conductor:
         return self.previews.effect(subscriber, rows)
 
     def glance(self) -> views.Glance:
-        """Whether the overview may be another; much cheaper than it. See `conductor.overview`."""
+        """Whether the overview may be another; much cheaper than it. See `conductor.reports.overview`."""
         with self.database.look() as connection:
             return views.glance(self.hub, connection)
 
     def overview(self, seen: views.Glance | None = None) -> views.Overview:
-        """How everything stands, for somebody who may have glanced at it. See `conductor.overview`."""
+        """How everything stands, for somebody who may have glanced at it. See `conductor.reports.overview`."""
         with self.database.look() as connection:
             return views.overview(self.hub, connection, seen or views.glance(self.hub, connection))
 

@@ -7,22 +7,21 @@ command line call these and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from conductor.health import Health
-from conductor.hub import Hub
-from conductor.letters import DISCARDED, Letters
-from conductor.mappings import Mappings
-from conductor.merge import Merge, rebase
-from conductor.overview import COUNT_LIMIT
-from conductor.relations import Relations, our_side
+from conductor.context import Hub
+from conductor.dead_letters.operations import _BATCH, LetterFilter
+from conductor.dead_letters.store import DISCARDED, Letters
+from conductor.links.merge import Merge, rebase
+from conductor.links.relations import Relations, our_side
+from conductor.mappings.store import Mappings
+from conductor.systems.circuit_breaker import Health
 from i18n import say
 from models.capture import sync_context
-from models.indexes import unindexed
+from models.counting import COUNT_LIMIT
 from models.ledger import (
     Change,
     Conflict,
@@ -33,43 +32,13 @@ from models.ledger import (
     Unsubscription,
     UnsubscriptionRecord,
 )
+from models.query_hints import unindexed
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping.values import Flat
 
-#: Dead letters handled in one transaction.
-_BATCH = 1000
-
 #: How long deletes flow after a person has said that they are meant.
 _DELETES_ALLOWED_SECONDS = 3600
-
-
-@dataclass(frozen=True)
-class LetterFilter:
-    """Which open dead letters are meant; what is None does not matter. All of it None means all."""
-
-    ids: list[int] | None = None
-    subscriber: str | None = None
-    fingerprint: str | None = None
-    error: str | None = None
-
-    def conditions(self) -> list[Any]:
-        """As conditions on the open letters."""
-        conditions: list[Any] = [DeadLetter.closed_at.is_(None)]
-        if self.ids is not None:
-            conditions.append(DeadLetter.id.in_(self.ids))
-        for name in ("subscriber", "fingerprint", "error"):
-            if (value := getattr(self, name)) is not None:
-                conditions.append(getattr(DeadLetter, name) == value)
-        return conditions
-
-    def chosen(self) -> dict[str, Any]:
-        """What matters, by name: the argument of a task about these letters."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def words(self) -> str:
-        """For the audit."""
-        return ", ".join(f"{name} {value}" for name, value in self.chosen().items()) or "all"
 
 
 class Desk:

@@ -14,11 +14,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.history import bounds, first_since
-from conductor.hub import Hub
-from conductor.tasks import OPEN
-from conductor.throughput import Counting
+from conductor.context import Hub
+from conductor.reports.throughput import Counting
+from conductor.tasks.runner import OPEN
 from i18n import say
+from models.history import bounds, first_since
 from models.ledger import (
     AuditEntry,
     Change,

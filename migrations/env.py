@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import context
 
 import models.ledger
-import models.people  # noqa: F401 - its tables belong to the metadata
+import models.users  # noqa: F401 - its tables belong to the metadata
 from models import capture, search
 from models.base import Base, UtcDateTime
 from models.session import Database

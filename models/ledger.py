@@ -447,7 +447,7 @@ class JobRun(Base):
 
 
 class Task(Base):
-    """Long work that a person began: how far it is, and who works at it. See `conductor.tasks`."""
+    """Long work that a person began: how far it is, and who works at it. See `conductor.tasks.runner`."""
 
     __tablename__ = "task"
     __table_args__ = (_where("ix_task_open", "id", condition="state IN ('running', 'stopping')"),)

@@ -17,14 +17,17 @@ from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
 from i18n import say
-from panel import errors, health, languages, oidc, security, views, webhooks, words
-from panel.situation import Situation
+from panel import errors, views
+from panel.auth import oidc, setup
+from panel.overview_cache import Situation
+from panel.rendering import filters, locale
+from panel.routes import health, metrics, webhooks
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID
 from settings import Settings
 
 #: What a stranger may ask for. Everything else needs a login, also what is added later.
 PUBLIC = {
-    "static", "webhooks.receive", "health.healthz", "health.metrics", "security.login",
+    "static", "webhooks.receive", "health.healthz", "metrics.metrics", "security.login",
     # The second step of a login, and the way over another provider: each knows who may go on there.
     "security.two_factor_token_validation", "security.mf_recovery", "oidc.begin", "oidc.back",
 }  # fmt: skip
@@ -85,7 +88,7 @@ class _Sessions(SecureCookieSessionInterface):
     """A page that updates itself is no sign of a person: it does not make a session longer."""
 
     def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
-        return session.modified or (not words.updating() and super().should_set_cookie(app, session))
+        return session.modified or (not filters.updating() and super().should_set_cookie(app, session))
 
 
 def create_app(conductor: Conductor, settings: Settings) -> Flask:
@@ -106,18 +109,19 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
     app.url_map.converters |= {"number": Number, "small": SmallNumber}
     app.session_interface = _Sessions()
-    languages.init(app, errors.for_program)
+    locale.init(app, errors.for_program)
     # Before CSRFProtect, so that a stranger is asked to log in, whatever he sends.
     app.before_request(_ask_to_log_in)
     csrf = CSRFProtect(app)
     errors.init(app)
-    security.init(app, conductor.database, settings)
-    languages.speak_at_login(app)
+    setup.init(app, conductor.database, settings)
+    locale.speak_at_login(app)
     oidc.init(app, settings)
     webhooks.init(csrf)
     app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(health.blueprint)
-    words.init(app, _admin(app))
+    app.register_blueprint(metrics.blueprint)
+    filters.init(app, _admin(app))
     app.after_request(_harden)
     return app
 
@@ -158,7 +162,7 @@ def _ask_to_log_in() -> Response | None:
         if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:
             abort(404)
         return None
-    if words.updating():
+    if filters.updating():
         abort(401)  # a login page has no place in the middle of another page
     back = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("security.login", next=back), code=303)

@@ -33,7 +33,7 @@ _WORDS = {
 }
 
 #: Endpoints whose callers are programs.
-_FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "health.metrics"}
+_FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "metrics.metrics"}
 
 DATABASE_AWAY = mark("The database does not answer")
 

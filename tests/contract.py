@@ -25,7 +25,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import BadSignature, Conductor, Policy
-from conductor.relations import our_side
+from conductor.links.relations import our_side
 from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database

@@ -18,7 +18,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from pydantic import SecretStr
 
-import models.people
+import models.users
 from conductor import Conductor
 from models import capture
 from models.base import Base, utcnow
@@ -26,9 +26,9 @@ from models.catalogues import CATALOGUES, Customer
 from models.ledger import Conflict, Cursor, Delivery, Link, Process
 from models.session import Database
 from panel.app import create_app
-from panel.security import create_user
-from panel.serving import threaded_server
-from panel.situation import Situation
+from panel.auth.accounts import create_user
+from panel.http_server import threaded_server
+from panel.overview_cache import Situation
 from settings import Settings
 from subscribers.base import Subscriber
 from subscribers.errors import BadSignature, BadWebhook, Reject
@@ -116,7 +116,7 @@ class World:
         if role is None:
             return client
         email = f"{role}@example.com"
-        people = sa.select(models.people.User.fs_uniquifier).where(models.people.User.email == email)
+        people = sa.select(models.users.User.fs_uniquifier).where(models.users.User.email == email)
         lives = self.rows(people)[0].fs_uniquifier
         session = lives, str(self.app.secret_key)
         if session in _SESSIONS:
@@ -175,7 +175,7 @@ _MADE: dict[str, list[dict[str, Any]]] = {}
 
 def _people(database: Database) -> None:
     """A viewer, an operator and an admin."""
-    tables = [models.people.Role.__table__, models.people.User.__table__, models.people.roles_users]
+    tables = [models.users.Role.__table__, models.users.User.__table__, models.users.roles_users]
     if _MADE:
         with database.write() as connection:
             for table in tables:

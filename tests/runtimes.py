@@ -20,10 +20,10 @@ from models.session import Database
 from settings import Settings
 from tests.fakes import FakeSubscriber, FakeSystem
 from workers.actors import bind_queues
-from workers.fleet import Fleet
+from workers.publisher import INBOX, LATER, TICK_QUEUE, Senders
 from workers.relay import Relay
 from workers.runtime import Runtime
-from workers.senders import INBOX, LATER, TICK_QUEUE, Senders
+from workers.worker import Fleet
 
 CUSTOMER = Customer.__table__
 

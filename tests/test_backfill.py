@@ -58,7 +58,7 @@ def bad_letters(world: World) -> list[tuple[str, str]]:
 
 
 def test_all_there_are_are_brought_once_in_pages(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.backfill.PAGE", 2)
+    monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     one = world.conductor.backfill("crm.customer", "ann")
     work(world)
     task = world.conductor.tasks.get(one)
@@ -106,7 +106,7 @@ def test_a_filter_keeps_to_its_records_on_both_sides(world: World) -> None:
 def test_stopped_and_gone_on_with_by_another_process(
     world: World, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.backfill.PAGE", 2)
+    monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     one = world.conductor.backfill("crm.customer", "ann")
     while world.conductor.tasks.get(one).done < 2:
         work(world, 1)
@@ -132,8 +132,8 @@ def test_asked_for_twice_it_runs_once(world: World) -> None:
 def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.backfill.PAGE", 2)
-    monkeypatch.setattr("conductor.retrying.PLENTY", 2)
+    monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
+    monkeypatch.setattr("conductor.tasks.throttle.PLENTY", 2)
     one = world.conductor.backfill("crm.customer", "ann")
     for _ in range(6):  # nobody delivers
         world.conductor.tasks.run_some()

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Policy
-from conductor.applying import Busy
+from conductor.links.leases import Busy
 from models.catalogues import Customer
 from models.ledger import Inbox, Link, System
 from models.schema import is_current

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from conductor.checking import Finding
+from conductor.systems.connection_check import Finding
 from models.session import Database
 from simulators.simulators import SalesforceSimulator, Simulator, StripeSimulator
 from subscribers.base import Subscriber

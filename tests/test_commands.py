@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from cli import COMMANDS, demo_settings, main
-from conductor.tasks import Tasks
+from conductor.tasks.runner import Tasks
 from models import capture
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link

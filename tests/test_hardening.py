@@ -68,7 +68,7 @@ def test_a_write_without_a_time_of_theirs_makes_no_event_newer(database: Databas
 
 
 def test_a_paused_systems_inbox_hides_nobody_elses(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.routing.SWEEP_BATCH", 3)
+    monkeypatch.setattr("conductor.outward.routing.SWEEP_BATCH", 3)
     world = World(database, "crm", "shop")
     for number in range(5):
         webhook(world, "crm", f"e{number}", "crm_1")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.history import first_since, newest_delivery, waiting_since
-from conductor.retrying import has_room
+from conductor.reports import pages
+from conductor.tasks.throttle import has_room
 from models.base import utcnow
 from models.catalogues import Customer
-from models.indexes import unindexed
+from models.history import first_since, newest_delivery, waiting_since
 from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, Link
+from models.query_hints import unindexed
 from models.session import Database
-from panel import paging
 from tests import panel_world
 from tests.fakes import World
 from tests.panel_world import World as PanelWorld
@@ -75,8 +75,8 @@ def plans(database: Database, kinds: tuple[str, ...] = ("SELECT",)) -> Iterator[
 def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
     owed = [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
     with plans(ledger) as found, ledger.read() as connection:
-        listing = paging.newest(connection, Link, owed, within=(Link.subscriber, SHOP))
-    assert [int(row.record_id) for row in listing.rows] == [3 * n for n in range(OPEN - 1, OPEN - 1 - paging.PAGE, -1)]
+        listing = pages.newest(connection, Link, owed, within=(Link.subscriber, SHOP))
+    assert [int(row.record_id) for row in listing.rows] == [3 * n for n in range(OPEN - 1, OPEN - 1 - pages.PAGE, -1)]
     assert all("ix_link_owed" in plan for plan in found), found
 
 
@@ -182,8 +182,8 @@ def test_a_delivery_goes_by_key_also_while_its_tables_are_young(migrated_url: st
 
 def test_what_no_index_serves_is_checked_row_by_row(ledger: Database) -> None:
     with plans(ledger) as found, ledger.read() as connection:
-        listing = paging.newest(connection, Inbox, scanned=[Inbox.system == "shop"])
-    assert len(listing.rows) == paging.PAGE
+        listing = pages.newest(connection, Inbox, scanned=[Inbox.system == "shop"])
+    assert len(listing.rows) == pages.PAGE
     assert not any("autoindex" in plan or "uq_inbox" in plan for plan in found), found
 
 

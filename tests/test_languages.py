@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from i18n import ENGLISH, Language, choose, chosen, plural, say
 from models.ledger import AuditEntry
-from models.people import User
-from panel import languages, words
+from models.users import User
+from panel.rendering import filters, locale
 from tests.panel_world import World, add_conflicts, csrf, post, world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def test_every_text_is_in_every_catalogue() -> None:
     texts = runpy.run_path(str(ROOT / "scripts" / "texts"))
     sources = texts["in_sources"]()
     assert len(sources) > 500
-    for file in languages.FOLDER.glob("*/LC_MESSAGES/messages.po"):
+    for file in locale.FOLDER.glob("*/LC_MESSAGES/messages.po"):
         wrong = list(texts["problems"](texts["read"](file), sources))
         assert wrong == [], "run `make texts`, then translate"
 
@@ -69,7 +69,7 @@ def test_what_the_scripts_say_is_in_the_page() -> None:
     scripts = "".join(file.read_text() for file in (ROOT / "panel" / "static").glob("*.js"))
     said = set(re.findall(r'\b(?:say|tell)\("([^"]+)"', scripts))
     said |= {text for pair in re.findall(r'\b(?:say|tell)\([^?"]*\? "([^"]+)" : "([^"]+)"', scripts) for text in pair}
-    assert said == set(words.IN_SCRIPTS)
+    assert said == set(filters.IN_SCRIPTS)
 
 
 def test_a_text_is_said_in_the_language_chosen_and_in_english_without_one() -> None:
@@ -78,7 +78,7 @@ def test_a_text_is_said_in_the_language_chosen_and_in_english_without_one() -> N
         "in 3 s",
         "2 fields",
     )
-    choose(languages.all_languages()["de"])
+    choose(locale.all_languages()["de"])
     assert (say("{time} ago", time="3 s"), plural("{n} field", "{n} fields", 1)) == ("vor 3 s", "1 Feld")
     assert say("what nobody translated, {as_it_is}") == "what nobody translated, {as_it_is}"
 
@@ -223,7 +223,7 @@ def test_every_page_says_all_it_says_through_the_catalogue(w: World, monkeypatch
     sources = runpy.run_path(str(ROOT / "scripts" / "texts"))["in_sources"]()
     known = {text for message in sources for text in ([message.id] if isinstance(message.id, str) else message.id)}
     marked = {"en": ENGLISH, "de": Language("de", "Deutsch", Marked(known))}
-    monkeypatch.setattr(languages, "all_languages", lambda: marked)
+    monkeypatch.setattr(locale, "all_languages", lambda: marked)
     client = w.client("admin")
     found = {}
     for path in (*PAGES, "/mappings/shop.customer?from=default", "/nobody"):

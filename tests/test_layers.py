@@ -18,13 +18,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings.py": set(),
     "i18n.py": set(),
     "models": set(),
-    "migrations": {"models", "models.people", "settings"},
+    "migrations": {"models", "models.users", "settings"},
     "broker.py": {"settings"},
-    "subscribers": {"models.catalogues", "settings", "language"},
-    "conductor": {"subscribers", "models", "settings", "language"},
+    "subscribers": {"models.catalogues", "settings", "i18n"},
+    "conductor": {"subscribers", "models", "settings", "i18n"},
     "workers": {"conductor", "broker", "subscribers", "models", "settings"},
-    "panel": {"conductor", "subscribers", "models", "models.people", "settings", "language"},
-    "cli": {"panel", "workers", "conductor", "subscribers", "models", "models.people", "settings"},
+    "panel": {"conductor", "subscribers", "models", "models.users", "settings", "i18n"},
+    "cli": {"panel", "workers", "conductor", "subscribers", "models", "models.users", "settings"},
     "simulators": set(),
     "syncflow": {"cli"},
 }
@@ -37,7 +37,7 @@ ONLY_IN: dict[str, set[str]] = {
     "flask": {"panel"},
     "flask_admin": {"panel"},
     "flask_login": {"panel"},
-    "flask_security": {"panel", "models/people.py"},
+    "flask_security": {"panel", "models/users.py"},
     "flask_wtf": {"panel"},
     "werkzeug": {"panel", "cli"},
     "authlib": {"panel"},
@@ -70,7 +70,7 @@ ONLY_IN: dict[str, set[str]] = {
 OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
 
 #: What the models know of the panel's people is for these only: workers need no Flask.
-NEEDS_ITS_OWN_ENTRY = {"models.people"}
+NEEDS_ITS_OWN_ENTRY = {"models.users"}
 
 
 def places() -> list[str]:
@@ -108,7 +108,7 @@ def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
-            # `from models import people` imports a module, `from models.people import User` a name of one.
+            # `from models import users` imports a module, `from models.users import User` a name of one.
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
             name = node.args[0]
@@ -165,11 +165,11 @@ def test_the_table_has_no_cycle_and_no_entry_too_many() -> None:
 
 def test_models_import_only_each_other_downwards() -> None:
     """Inside the ground floor: base <- tables <- capture, and nothing of it imports the people."""
-    order = {name: number for number, name in enumerate(("base", "bulk", "catalogues", "ledger", "people", "session"))}
+    order = {name: number for number, name in enumerate(("base", "bulk", "catalogues", "ledger", "users", "session"))}
     order |= {"schema": 9, "capture": 9}
     for path in sources("models"):
         names = {name.split(".")[1] for name, _ in imported(path) if name.startswith("models.")}
-        assert "people" not in names
+        assert "users" not in names
         if path.stem in order:
             assert all(order[name] < order[path.stem] for name in names), f"{path.name} imports {names}"
 
@@ -181,15 +181,15 @@ def test_models_import_only_each_other_downwards() -> None:
         ("subscribers", "from flask import g"),
         ("subscribers", "from models.ledger import Link"),
         ("subscribers", "from models import ledger"),
-        ("conductor", "from workers.senders import Senders"),
+        ("conductor", "from workers.publisher import Senders"),
         ("conductor", "def late():\n    import pika"),
-        ("conductor", "from models import people"),
-        ("conductor", "from models.people import User"),
+        ("conductor", "from models import users"),
+        ("conductor", "from models.users import User"),
         ("workers", "if True:\n    from panel.app import create_app"),
         ("workers", "__import__('panel')"),
         ("models", "from subscribers.base import Subscriber"),
         ("broker.py", "from conductor import Conductor"),
-        ("panel", "from workers.fleet import Fleet"),
+        ("panel", "from workers.worker import Fleet"),
         ("simulators", "from settings import ROOT"),
         ("simulators", "__import__(f'models.{name}')"),
         ("conductor", "import importlib\nimportlib.import_module('pan' + 'el')"),
@@ -207,7 +207,7 @@ def test_a_wrong_import_is_found(place: str, line: str) -> None:
         ("models.capture", "subscribers conductor dramatiq flask pika"),
         ("subscribers", "conductor broker dramatiq flask pika"),
         ("conductor", "broker workers dramatiq flask pika"),
-        ("workers.fleet", "panel cli flask flask_security"),
+        ("workers.worker", "panel cli flask flask_security"),
         # Each of these costs a relay or a worker megabytes that it would never use.
         ("cli", "panel flask werkzeug alembic simple_salesforce jwt stripe phonenumbers nameparser iso4217"),
     ],

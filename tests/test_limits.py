@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy as sa
 
-from conductor.limits import Limits, Stopping
+from conductor.systems.concurrency import Limits, Stopping
 from models.ledger import CallSlot
 from models.session import Database
 from tests.fakes import World

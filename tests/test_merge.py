@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from conductor.merge import Merge, merge, rebase
+from conductor.links.merge import Merge, merge, rebase
 from subscribers.mapping.values import same
 
 FIELDS = ("name", "email", "city", "active")

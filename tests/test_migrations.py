@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import models.ledger
-import models.people  # noqa: F401 - its tables belong to the metadata
+import models.users  # noqa: F401 - its tables belong to the metadata
 from models import capture, search
 from models.base import Base
 from models.catalogues import CATALOGUES, Catalogue, Customer, declare

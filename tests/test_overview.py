@@ -10,8 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Conductor, Glance
-from conductor.overview import ALIVE_SECONDS, glance, overview
-from conductor.throughput import MINUTE, MINUTE_DAYS, SPANS
+from conductor.reports.overview import ALIVE_SECONDS, glance, overview
+from conductor.reports.throughput import MINUTE, MINUTE_DAYS, SPANS
 from models.ledger import (
     Change,
     Conflict,
@@ -25,7 +25,7 @@ from models.ledger import (
     Throughput,
 )
 from models.session import Database
-from panel.situation import Situation
+from panel.overview_cache import Situation
 from tests.fakes import Clock, Ears, FakeSubscriber, FakeSystem
 
 DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from flask.testing import FlaskClient
 
 from models.ledger import AuditEntry, DeadLetter, Inbox
-from models.people import User
-from panel import brake, security
+from models.users import User
 from panel.app import create_app
+from panel.auth import accounts, login_throttle
 from settings import Settings
 from tests.panel_world import PASSWORD, ROLES, World, add_conflict, csrf, log_in, post, world
 
@@ -270,7 +270,7 @@ def test_wrong_passwords_slow_down_and_leave_a_trail(w: World) -> None:
         assert "Email or password is wrong." in answer.text
     answer = log_in(client, "admin@example.com")
     assert answer.status_code == 429
-    assert brake.TOO_MANY in answer.text
+    assert login_throttle.TOO_MANY in answer.text
     assert log_in(w.client(), "viewer@example.com").status_code == 302
     failed = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "login.failed"))
     assert [row.who for row in failed] == ["admin@example.com"] * 5
@@ -326,7 +326,7 @@ def test_changing_ones_password_ends_the_other_sessions(w: World) -> None:
 
 
 def test_creating_people_needs_no_web_process(w: World) -> None:
-    security.create_user(w.database, " Boss@Example.com ", PASSWORD, "admin")
+    accounts.create_user(w.database, " Boss@Example.com ", PASSWORD, "admin")
     assert log_in(w.client(), "boss@example.com").status_code == 302
     for email, password, role, words in (
         ("not an address", PASSWORD, "admin", "no email address"),
@@ -335,7 +335,7 @@ def test_creating_people_needs_no_web_process(w: World) -> None:
         ("new@example.com", PASSWORD, "king", "no role"),
     ):
         with pytest.raises(ValueError, match=words):
-            security.create_user(w.database, email, password, role)
+            accounts.create_user(w.database, email, password, role)
 
 
 def test_a_fresh_app_can_be_made_beside_another(sqlite: World) -> None:

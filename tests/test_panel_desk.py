@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from conductor.reports.dead_letter_groups import KINDS
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import AuditEntry, Conflict, DeadLetter, Link, Unsubscription, UnsubscriptionRecord
-from panel.exporting import cell
-from panel.record_lists import from_csv, split
-from panel.views.dead_letters import KINDS
+from panel.forms.record_list import from_csv, split
+from panel.rendering.csv_export import cell
 from tests.panel_world import World, add_conflicts, post, world
 
 
@@ -75,7 +75,7 @@ def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.
     post(client, "/dead-letters/discard", all="yes", reason="they left")
     (task,) = noisy.conductor.tasks.list("discard")
     assert task.total == crm + 2
-    for module in ("panel.views.dead_letters", "panel.words"):
+    for module in ("panel.views.dead_letters", "panel.rendering.filters"):
         monkeypatch.setattr(f"{module}.COUNT_LIMIT", 500)
     assert "Discard all 500+<" in client.get("/dead-letters/").text
 

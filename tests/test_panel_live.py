@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.throughput import MINUTE
+from conductor.reports.throughput import MINUTE
 from models.base import utcnow
 from models.ledger import Process, Schedule, Task, Throughput
 from subscribers.errors import SystemDown

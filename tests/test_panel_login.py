@@ -16,8 +16,8 @@ from passlib.totp import TOTP  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from models.ledger import AuditEntry
-from models.people import User
-from panel import brake
+from models.users import User
+from panel.auth import login_throttle
 from tests import oidc_provider
 from tests.oidc_provider import Provider
 from tests.panel_world import PASSWORD, World, csrf, log_in, post, world
@@ -102,7 +102,7 @@ def test_wrong_passwords_in_a_session_are_slowed_as_at_the_login(w: World, ask: 
         assert ask(client, "not the password at all").status_code == 200
     assert _actions(w, "viewer@example.com").count("login.failed") == 5
     answer = ask(client, PASSWORD)
-    assert answer.status_code == 429 and brake.TOO_MANY in answer.text and answer.headers["Retry-After"]
+    assert answer.status_code == 429 and login_throttle.TOO_MANY in answer.text and answer.headers["Retry-After"]
     assert _user(w).password == before
     assert log_in(w.client(), "viewer@example.com").status_code == 429, "one brake for all"
     assert ask(w.client("operator"), PASSWORD).status_code == 302
@@ -182,7 +182,7 @@ def test_wrong_codes_are_slowed(sqlite: World) -> None:
     for _ in range(5):
         assert _code(client, "abcdef").status_code == 200
     answer = _code(client, phone.code(30))
-    assert answer.status_code == 429 and brake.TOO_MANY in answer.text
+    assert answer.status_code == 429 and login_throttle.TOO_MANY in answer.text
     with time_machine.travel(time.time() + 16 * 60, tick=True):
         assert _code(_password_first(sqlite), phone.code()).status_code == 302
 

@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import MappingRefused
-from conductor.mapping_diff import bring_together, diff
-from conductor.previews import EXACT
+from conductor.mappings.diff import bring_together, diff
+from conductor.mappings.preview import EXACT
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import Link, Mapping, Unsubscription
-from panel.mapping_form import parse_default, parsed, show_default, shown, typed
+from panel.forms.mapping import parse_default, parsed, show_default, shown, typed
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import rows

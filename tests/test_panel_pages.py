@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor.redaction import MASK, safe_headers
+from conductor.reports.pages import PAGE, STRETCH
 from models.base import utcnow
 from models.ledger import (
     AuditEntry,
@@ -22,7 +23,6 @@ from models.ledger import (
     Link,
     System,
 )
-from panel.paging import PAGE, STRETCH
 from panel.views.systems import mask
 from tests.panel_world import TOKEN, WEBHOOK_SECRET, World, post, world
 

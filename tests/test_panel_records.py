@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import story
-from conductor.advice import CODE, MAPPING, RECORD, SYSTEM, advice
-from conductor.inward import KEPT_REFUSED
-from conductor.letters import fingerprint
+from conductor.dead_letters.advice import CODE, MAPPING, RECORD, SYSTEM, advice
+from conductor.dead_letters.store import fingerprint
+from conductor.inward.inbox import KEPT_REFUSED
 from conductor.redaction import LONGEST_REPLY, MASK, redact, reply_text, safe_headers, secrets_in
+from conductor.reports import pages, record_status, timeline
 from models import search
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import AuditEntry, DeadLetter, Delivery, Inbox, Link, RefusedWebhook, System, Task
-from panel import paging
-from panel.exporting import cell
+from panel.rendering.csv_export import cell
 from subscribers.errors import BadSignature, Reject
 from tests.panel_world import TOKEN, WEBHOOK_SECRET, ShopOptions, World, post, signature, world
 
@@ -71,7 +70,7 @@ def work_off(w: World) -> None:
 
 def stands(w: World, record_id: str, subscriber: str) -> tuple[str, str]:
     with w.database.read() as connection:
-        found = story.standings(w.conductor.hub, connection, "customer", record_id, exists=True)
+        found = record_status.standings(w.conductor.hub, connection, "customer", record_id, exists=True)
     one = next(standing for standing in found if standing.subscriber == subscriber)
     return one.word, "".join(part if isinstance(part, str) else "TIME" for part in one.sentence)
 
@@ -154,7 +153,7 @@ def test_every_row_of_a_long_timeline_is_on_exactly_one_page(w: World) -> None:
     before: str | None = None
     for _ in range(10):
         with w.database.read() as connection:
-            found = story.timeline(connection, "customer", ["shop.customer", "crm.customer"], "3", before)
+            found = timeline.timeline(connection, "customer", ["shop.customer", "crm.customer"], "3", before)
         moments = [m for e in found.entries for m in (e if isinstance(e, list) else [e, *e.again])]
         seen += [moment.row.id for moment in moments if moment.kind == "out"]
         before = found.older
@@ -396,7 +395,7 @@ LARGE = ("delivery", "change", "link", "inbox", "dead_letter", "audit_entry")
 
 def test_no_list_reads_a_whole_table(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every statement of every list is explained: on a large table it uses an index, or the newest stretch by key."""
-    monkeypatch.setattr(paging, "STRETCH", 200)
+    monkeypatch.setattr(pages, "STRETCH", 200)
     with w.database.write() as connection:
         search.install(connection, [CATALOGUES["customer"]])
     client = w.client("admin")

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Policy
-from conductor.limits import Limits
+from conductor.systems.concurrency import Limits
 from models.capture import sync_context
 from models.catalogues import Customer, Invoice
 from models.ledger import CallSlot, Change, Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, SyncContext, System

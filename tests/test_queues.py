@@ -16,7 +16,7 @@ import pytest
 from broker import BrokerUnreachable, LocalFanout, RabbitmqFanout
 from conductor import QueueReport, QueueState
 from settings import Settings
-from workers.queues import Management, Queues
+from workers.queue_stats import Management, Queues
 
 #: As RabbitMQ 3.10.8 answers GET /api/queues/{vhost}?columns=... Tried on a private node, by hand, since one takes
 #: longer to start than all these tests; one queue was made a moment ago and has no numbers yet.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.reconcile import MISSING_HERE, MISSING_THERE
+from conductor.tasks.reconcile import MISSING_HERE, MISSING_THERE
 from models.catalogues import Customer
 from models.ledger import Change, Link
 from models.session import Database
@@ -151,7 +151,7 @@ def test_deletions_there_in_great_number_are_not_repaired_without_asking(world: 
 
 
 def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.reconcile.PAGE", 2)
+    monkeypatch.setattr("conductor.tasks.reconcile.PAGE", 2)
     drift_apart(world)
     one = world.conductor.reconcile("crm.customer", "ann")
     world.conductor.tasks.run_some()

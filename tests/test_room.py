@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conductor.room import Room
+from conductor.outward.record_budget import Room
 from tests.runtimes import until
 
 pytestmark = pytest.mark.unit

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from broker import LocalFanout
 from conductor import Conductor
-from conductor.hub import Policy
+from conductor.policy import Policy
 from conductor.schedule import TIDY
 from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, JobRun, Process, Schedule
 from models.session import Database

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import LetterFilter, Policy
-from conductor.tasks import Step, Tasks
+from conductor.tasks.runner import Step, Tasks
 from models.catalogues import Customer
 from models.ledger import AuditEntry, DeadLetter, Inbox, Link, Task
 from models.session import Database
@@ -286,7 +286,7 @@ def work(world: World, steps: int = 30) -> None:
 def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.retrying.RETRY_BATCH", 3)
+    monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 3)
     kill(world, 10)
     one = world.conductor.retry_many(LetterFilter(error="Reject"), "ann")
     world.clock.tick()
@@ -302,8 +302,8 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
 
 
 def test_only_the_chosen_ones_and_no_flood(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.retrying.RETRY_BATCH", 2)
-    monkeypatch.setattr("conductor.retrying.PLENTY", 2)
+    monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 2)
+    monkeypatch.setattr("conductor.tasks.throttle.PLENTY", 2)
     kill(world, 6)
     one = world.conductor.retry_many(LetterFilter(ids=[1, 2, 3, 4]), "ann")
     tasks = world.conductor.tasks
@@ -352,7 +352,7 @@ def open_letters(world: World) -> int:
 
 
 def test_all_that_match_are_discarded_with_the_reason_on_each(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.discarding.DISCARD_BATCH", 3)
+    monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 3)
     kill(world, 7)
     one = world.conductor.discard_many(LetterFilter(error="Reject"), "ann", " test data ")
     world.clock.tick()
@@ -372,7 +372,7 @@ def test_all_that_match_are_discarded_with_the_reason_on_each(world: World, monk
 
 
 def test_discarding_can_be_stopped_and_outlives_the_process(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("conductor.discarding.DISCARD_BATCH", 2)
+    monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 2)
     kill(world, 5)
     tasks = world.conductor.tasks
     one = world.conductor.discard_many(LetterFilter(), "ann", "old")

@@ -18,7 +18,7 @@ from models.schema import migrate
 from models.session import Database
 from tests.fakes import FakeSystem
 from tests.runtimes import CUSTOMER, Hub, add, until, wipe
-from workers.fleet import wait_for_broker
+from workers.worker import wait_for_broker
 
 MakeHub = Callable[..., Hub]
 
@@ -228,7 +228,7 @@ def test_the_fleet_has_threads_of_its_own_for_each_system(make_hub: MakeHub) -> 
 def test_a_broker_that_is_not_there_yet_is_waited_for(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("workers.fleet._BROKER_PAUSE", 0.01)
+    monkeypatch.setattr("workers.worker._BROKER_PAUSE", 0.01)
     migrate(sqlite_url)
     database = Database(sqlite_url)
     hub = Hub(database, "crm", broker=RabbitmqFanout("amqp://127.0.0.1:1/", "classic"))

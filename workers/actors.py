@@ -16,7 +16,7 @@ from broker import Fanout
 from conductor import Conductor
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
-from workers.senders import INBOX, LATER, TICK_QUEUE
+from workers.publisher import INBOX, LATER, TICK_QUEUE
 
 #: Retries of a message whose actor failed for a reason of ours, and their pauses in milliseconds.
 _OPTIONS: dict[str, Any] = {"max_retries": 3, "min_backoff": 1_000, "max_backoff": 30_000}

@@ -27,8 +27,8 @@ from settings import Settings, SettingsError, get_settings
 from subscribers.config_file import register_file
 from subscribers.registry import connect
 from workers.actors import bind_queues
-from workers.queues import Management
-from workers.senders import Senders
+from workers.publisher import Senders
+from workers.queue_stats import Management
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     for noisy in ("alembic", "urllib3", "werkzeug", "dramatiq", "simple_salesforce", "periodiq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # A worker a system is what we want, see workers.fleet.
+    # A worker a system is what we want, see workers.worker.
     for broker in ("LocalFanout", "RabbitmqFanout"):
         logging.getLogger(f"dramatiq.broker.{broker}").addFilter(lambda r: "same type twice" not in r.getMessage())
 

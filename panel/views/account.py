@@ -8,7 +8,8 @@ from flask_security.utils import login_user
 from werkzeug import Response
 
 from i18n import chosen, mark, say
-from panel import languages, security
+from panel.auth import accounts, forms, permissions
+from panel.rendering import locale
 from panel.views.base import PanelView, action, done, field, page
 
 
@@ -20,35 +21,35 @@ class Account(PanelView):
     def index(self) -> str:
         return self.render(
             "panel/account.html",
-            permissions=security.PERMISSIONS,
-            mine=security.permissions_of(current_user),
-            two_factor=security.offers_two_factor(),
-            languages=languages.all_languages(),
+            permissions=permissions.PERMISSIONS,
+            mine=permissions.permissions_of(current_user),
+            two_factor=forms.offers_two_factor(),
+            languages=locale.all_languages(),
         )
 
     @action("/language", needs="view")
     def speak(self) -> Response:
         """Choose the language the panel speaks to this person; none: the browser's."""
         tag = field("language")
-        if tag and tag not in languages.all_languages():
+        if tag and tag not in locale.all_languages():
             abort(400, say("There is no such language here."))
-        people: security.Datastore = current_app.extensions["security"].datastore
+        people: accounts.Datastore = current_app.extensions["security"].datastore
         user = people.find_user(id=current_user.id)
         assert user is not None
         user.language = tag or None
-        security.add_audit(user.email, "user.language", user.email, language=tag or None)
+        accounts.add_audit(user.email, "user.language", user.email, language=tag or None)
         people.db.session.commit()
-        languages.choose_for(user)
+        locale.choose_for(user)
         return done(say("The panel speaks {language} to you now.", language=chosen().name), url_for(".index"))
 
     @action("/sessions", needs="view")
     def end_sessions(self) -> Response:
         """End all sessions of this person but the one at hand."""
-        people: security.Datastore = current_app.extensions["security"].datastore
+        people: accounts.Datastore = current_app.extensions["security"].datastore
         user = people.find_user(id=current_user.id)
         assert user is not None
-        security.end_sessions(user)
-        security.add_audit(user.email, "sessions.end", user.email)
+        accounts.end_sessions(user)
+        accounts.add_audit(user.email, "sessions.end", user.email)
         people.db.session.commit()
         login_user(user, remember=False)
         people.db.session.commit()

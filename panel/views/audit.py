@@ -7,9 +7,10 @@ from typing import Any
 
 from flask import Response, abort
 
+from conductor.reports import pages
 from i18n import mark, say
 from models.ledger import AuditEntry
-from panel import exporting, paging
+from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
 
@@ -20,7 +21,7 @@ class Audit(PanelView):
     def index(self) -> str:
         filters = wanted("who", "action", "what", "since", "until")
         with self.conductor.database.read() as connection:
-            listing = paging.newest(connection, AuditEntry, scanned=_conditions(filters), before=before())
+            listing = pages.newest(connection, AuditEntry, scanned=_conditions(filters), before=before())
         return self.render("panel/audit.html", listing=listing, filters=filters)
 
     @page("/export.csv", needs="audit")
@@ -28,7 +29,7 @@ class Audit(PanelView):
         """All that match, newest first, as CSV."""
         filters = wanted("who", "action", "what", "since", "until")
         columns = ("id", "at", "who", "action", "target", "details")
-        return exporting.download(self, AuditEntry, columns, _conditions(filters), **filters)
+        return csv_export.download(self, AuditEntry, columns, _conditions(filters), **filters)
 
 
 def _conditions(filters: dict[str, str]) -> list[Any]:

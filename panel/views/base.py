@@ -13,9 +13,9 @@ from werkzeug import Response
 
 from conductor import Conductor, Overview
 from i18n import chosen
-from panel.security import allowed, permissions_of
-from panel.situation import Situation
-from panel.words import updating
+from panel.auth.permissions import allowed, permissions_of
+from panel.overview_cache import Situation
+from panel.rendering.filters import updating
 
 #: Of a 64 bit key.
 LARGEST_ID = 2**63 - 1

@@ -6,11 +6,12 @@ from typing import Any
 
 from flask import Response
 
+from conductor.reports import pages
 from i18n import mark
 from models.catalogues import CATALOGUES
-from models.indexes import unindexed
 from models.ledger import Change
-from panel import exporting, paging
+from models.query_hints import unindexed
+from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
 _COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubscribe", "relayed_at")
@@ -29,11 +30,11 @@ class Changes(PanelView):
                 of = [
                     [Change.catalogue == name, Change.record_id == filters["record"], *waiting] for name in catalogues
                 ]
-                pages = [paging.newest(connection, Change, conditions, before=before()) for conditions in of]
-                listing = paging.merge(pages)
+                listings = [pages.newest(connection, Change, conditions, before=before()) for conditions in of]
+                listing = pages.merge(listings)
             else:
                 scanned = [Change.catalogue == filters["catalogue"]] if "catalogue" in filters else []
-                listing = paging.newest(connection, Change, waiting, scanned, before())
+                listing = pages.newest(connection, Change, waiting, scanned, before())
         return self.render("panel/changes.html", listing=listing, filters=filters, catalogues=CATALOGUES)
 
     @page("/export.csv", needs="export")
@@ -46,4 +47,4 @@ class Changes(PanelView):
             conditions += [Change.catalogue.in_(catalogues), Change.record_id == filters["record"]]
         elif "catalogue" in filters:
             conditions.append(unindexed(Change.catalogue == filters["catalogue"]))
-        return exporting.download(self, Change, _COLUMNS, conditions, **filters)
+        return csv_export.download(self, Change, _COLUMNS, conditions, **filters)

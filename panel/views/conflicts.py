@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor.alike import SETTLE
+from conductor.reports import pages
+from conductor.tasks.settle_conflicts import SETTLE
 from i18n import mark, say
 from models.ledger import Conflict
-from panel import paging
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
 from panel.views.tasks import is_current, shown
 
@@ -36,7 +36,7 @@ class Conflicts(PanelView):
         with self.conductor.database.read() as connection:
             # Open ones are few and have an index; settled ones are history.
             if settled:
-                listing = paging.newest(connection, Conflict, scanned=[state, *chosen], before=before())
+                listing = pages.newest(connection, Conflict, scanned=[state, *chosen], before=before())
                 kinds: list[Any] = []
             else:
                 kinds = self._kinds(connection)
@@ -58,16 +58,16 @@ class Conflicts(PanelView):
         )
 
     @staticmethod
-    def _open(connection: sa.Connection, filters: dict[str, str]) -> paging.Listing:
+    def _open(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         """Those that wait for a person, asked for by subscriber as their index has them."""
         is_open = Conflict.settled_at.is_(None)
         conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
         names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
-        pages = [
-            paging.newest(connection, Conflict, conditions, before=before(), within=(Conflict.subscriber, name))
+        listings = [
+            pages.newest(connection, Conflict, conditions, before=before(), within=(Conflict.subscriber, name))
             for name in names
         ]
-        return paging.merge(pages)
+        return pages.merge(listings)
 
     @action("/settle", needs="settle")
     def settle(self) -> Response:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,44 +10,26 @@ from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
 from conductor import LetterFilter
-from conductor.advice import Advice, advice
-from conductor.discarding import DISCARD
-from conductor.overview import COUNT_LIMIT
-from conductor.retrying import RETRY
+from conductor.dead_letters.advice import advice
+from conductor.reports import pages
+from conductor.reports.dead_letter_groups import _FILTERS, KINDS, _count, _errors, _open, _trying_again, open_groups
+from conductor.tasks.discard_dead_letters import DISCARD
+from conductor.tasks.retry_dead_letters import RETRY
 from i18n import mark, say
-from models.ledger import DeadLetter, Inbox, Link
-from panel import exporting, paging
+from models.ledger import DeadLetter
+from panel.rendering import csv_export
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
 from panel.views.tasks import is_current, shown
-
-_FILTERS = ("subscriber", "error", "fingerprint")
-
 
 _COLUMNS = (
     "id", "at", "subscriber", "record_id", "error", "message", "fields", "fingerprint", "closed_at", "resolution",
 )  # fmt: skip
 
-#: Kinds of error shown, the largest first: more than a person can read.
-KINDS = 200
 
 #: So many of the newest tasks about letters are shown beside them.
 _TASKS = 5
 
 _DISCARDED = mark("1 dead letter is discarded."), mark("{count} dead letters are discarded.")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Open letters of one subscriber that are mended the same way; message and time are those of the newest."""
-
-    subscriber: str
-    fingerprint: str
-    error: str
-    message: str
-    count: int
-    newest: int
-    at: datetime
-    advice: Advice
 
 
 class DeadLetters(PanelView):
@@ -87,7 +67,7 @@ class DeadLetters(PanelView):
         is_closed = filters.get("state") == "closed"
         conditions = [DeadLetter.closed_at.is_not(None) if is_closed else DeadLetter.closed_at.is_(None)]
         conditions += [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
-        return exporting.download(self, DeadLetter, _COLUMNS, conditions, **filters)
+        return csv_export.download(self, DeadLetter, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> Response:
@@ -151,82 +131,22 @@ class DeadLetters(PanelView):
         return done(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 
 
-def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Group]:
-    """The largest kinds of the open letters that match, with their counts."""
-    letters = DeadLetter.__table__
-    counted = (
-        sa.select(
-            letters.c.subscriber,
-            letters.c.fingerprint,
-            sa.func.count().label("letters"),
-            sa.func.max(letters.c.id).label("newest"),
-        )
-        .where(*_open(filters))
-        .group_by(letters.c.subscriber, letters.c.fingerprint)
-        .order_by(sa.func.count().desc())
-        .limit(KINDS)
-    )
-    kinds = {row.newest: row for row in connection.execute(counted)}
-    columns = (letters.c.id, letters.c.error, letters.c.message, letters.c.at, letters.c.traceback.is_not(None))
-    groups = []
-    for number, error, message, at, is_bug in connection.execute(
-        sa.select(*columns).where(letters.c.id.in_(list(kinds)))
-    ):
-        kind = kinds[number]
-        mend = advice(error, message, has_traceback=is_bug)
-        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, mend))
-    return sorted(groups, key=lambda group: (-group.count, group.subscriber))
-
-
-def _open(filters: dict[str, str]) -> list[Any]:
-    """The open letters that match: the same that a task about them takes."""
-    chosen = {name: filters.get(name) for name in _FILTERS}
-    return LetterFilter(ids=None, **chosen).conditions()
-
-
-def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> int:
-    """How many open letters match. Stops at COUNT_LIMIT where there are more kinds than are shown."""
-    if len(groups) < KINDS:
-        return sum(group.count for group in groups)
-    # In the order of the index over just these: PostgreSQL may take them for many, and read the whole table.
-    some = sa.select(DeadLetter.id).where(*_open(filters)).order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
-    count = sa.select(sa.func.count()).select_from(some.limit(COUNT_LIMIT).subquery())
-    return int(connection.execute(count).scalar_one())
-
-
-def _errors(connection: sa.Connection) -> list[str]:
-    """All errors to choose from. Those of one kind have the same: the newest of each is enough to look at."""
-    kinds = sa.select(sa.func.max(DeadLetter.id)).where(DeadLetter.closed_at.is_(None))
-    newest = kinds.group_by(DeadLetter.subscriber, DeadLetter.fingerprint)
-    return sorted(connection.scalars(sa.select(DeadLetter.error).distinct().where(DeadLetter.id.in_(newest))))
-
-
-def _find(connection: sa.Connection, filters: dict[str, str]) -> paging.Listing:
+def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     if filters.get("state") == "closed":
         conditions: list[Any] = [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
         closed = [DeadLetter.closed_at.is_not(None), *conditions]
-        return paging.newest(connection, DeadLetter, scanned=closed, before=before())
+        return pages.newest(connection, DeadLetter, scanned=closed, before=before())
     # The open ones of each subscriber lie in one index, newest first, and those of each of its kinds in another. There
     # are few subscribers; one that is no more may have some left.
     subscribers = sa.select(DeadLetter.subscriber).distinct().where(DeadLetter.closed_at.is_(None))
     names = [filters["subscriber"]] if "subscriber" in filters else connection.scalars(subscribers).all()
     is_open, kind = _open({name: filters[name] for name in filters if name == "error"}), filters.get("fingerprint")
-    pages = []
+    listings = []
     for name in names:
         indexed = [*is_open, DeadLetter.subscriber == name] if kind else is_open
         within = (DeadLetter.fingerprint, kind) if kind else (DeadLetter.subscriber, name)
-        pages.append(paging.newest(connection, DeadLetter, indexed, before=before(), within=within))
-    return paging.merge(pages)
-
-
-def _trying_again(connection: sa.Connection, letters: list[Any]) -> set[int]:
-    """Letters somebody retried already: they close once their record is through."""
-    links = sa.select(Link.id).where(Link.id.in_([row.link_id for row in letters]), Link.dead_at.is_(None))
-    inbox = sa.select(Inbox.id).where(Inbox.id.in_([row.inbox_id for row in letters]), Inbox.state == "waiting")
-    moving_links, moving_inbox = set(connection.scalars(links)), set(connection.scalars(inbox))
-    return {
-        row.id for row in letters if not row.closed_at and (row.link_id in moving_links or row.inbox_id in moving_inbox)
-    }
+        listings.append(pages.newest(connection, DeadLetter, indexed, before=before(), within=within))
+    return pages.merge(listings)
 
 
 def _letters() -> LetterFilter:

@@ -7,10 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Response, abort
 
+from conductor.reports import pages
 from i18n import mark
-from models.indexes import unindexed
 from models.ledger import Delivery
-from panel import exporting, paging
+from models.query_hints import unindexed
+from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
 OUTCOMES = ["delivered", "unchanged", "skipped", "failed", "dead", "waiting", "applied", "echo", "kept"]
@@ -35,7 +36,7 @@ class Deliveries(PanelView):
         if "outcome" in filters:
             scanned.append(Delivery.outcome == filters["outcome"])
         with self.conductor.database.read() as connection:
-            listing = paging.newest(connection, Delivery, indexed, scanned, before())
+            listing = pages.newest(connection, Delivery, indexed, scanned, before())
         return self.render(
             "panel/deliveries.html",
             listing=listing,
@@ -50,7 +51,7 @@ class Deliveries(PanelView):
         conditions = [self._of(filters["subscriber"], filters)] if "subscriber" in filters else []
         columns = {"record": Delivery.record_id, "outcome": Delivery.outcome}
         conditions += [column == filters[name] for name, column in columns.items() if name in filters]
-        return exporting.download(self, Delivery, _COLUMNS, conditions, **filters)
+        return csv_export.download(self, Delivery, _COLUMNS, conditions, **filters)
 
     @staticmethod
     def _of(subscriber: str, filters: dict[str, str]) -> Any:

@@ -10,15 +10,16 @@ from flask import Response as FlaskResponse
 from flask import abort, redirect, url_for
 from werkzeug import Response
 
-from conductor.history import first_since
-from conductor.inward import POLLED
-from conductor.overview import COUNT_LIMIT
+from conductor.inward.inbox import POLLED
 from conductor.redaction import safe_headers
-from conductor.replaying import Window
+from conductor.reports import pages
+from conductor.tasks.replay_webhooks import Window
 from i18n import mark, say
-from models.indexes import unindexed
+from models.counting import COUNT_LIMIT
+from models.history import first_since
 from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
-from panel import exporting, paging
+from models.query_hints import unindexed
+from panel.rendering import csv_export
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
 
 _COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "settled_at", "result")
@@ -36,7 +37,7 @@ class InboxPage(PanelView):
         window = _window(filters)
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
-            listing = paging.newest(connection, Inbox, indexed, scanned, upto)
+            listing = pages.newest(connection, Inbox, indexed, scanned, upto)
         count = self.conductor.replaying.count(window, COUNT_LIMIT) if window else None
         return self.render(
             "panel/inbox.html",
@@ -71,7 +72,7 @@ class InboxPage(PanelView):
         """The newest webhooks that were not taken, of each system."""
         newest = sa.select(RefusedWebhook.__table__).order_by(RefusedWebhook.at.desc(), RefusedWebhook.id.desc())
         with self.conductor.database.read() as connection:
-            rows = connection.execute(newest.limit(paging.PAGE)).all()
+            rows = connection.execute(newest.limit(pages.PAGE)).all()
         return self.render("panel/refused.html", rows=rows)
 
     @action("/<number:number>/replay", needs="replay")
@@ -100,7 +101,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
         end = [Inbox.id < upto] if upto is not None else []
-        return exporting.download(self, Inbox, _COLUMNS, [*indexed, *map(unindexed, scanned), *end], **filters)
+        return csv_export.download(self, Inbox, _COLUMNS, [*indexed, *map(unindexed, scanned), *end], **filters)
 
     def _conditions(
         self, connection: sa.Connection, filters: dict[str, str]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
+from conductor.reports import pages
 from i18n import mark
 from models.ledger import Link
-from panel import exporting, paging
+from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
 _COLUMNS = (
@@ -38,7 +39,7 @@ class Links(PanelView):
         conditions = [columns[name] == value for name, value in filters.items() if name in columns]
         if filters.get("state") == "owed":
             conditions += [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
-        return exporting.download(self, Link, _COLUMNS, conditions, **filters)
+        return csv_export.download(self, Link, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> str:
@@ -48,7 +49,7 @@ class Links(PanelView):
             abort(404)
         return self.render("panel/link.html", row=row, subscribers=self.conductor.subscribers)
 
-    def _find(self, connection: sa.Connection, filters: dict[str, str]) -> paging.Listing:
+    def _find(self, connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         conditions = []
         if "record" in filters:
             conditions.append(Link.record_id == filters["record"])
@@ -60,14 +61,14 @@ class Links(PanelView):
         names = [filters["subscriber"]] if "subscriber" in filters else list(self.conductor.subscribers)
         if owed:
             # What is owed is indexed per subscriber, so it is asked for per subscriber.
-            pages = [
-                paging.newest(connection, Link, conditions, before=before(), within=(Link.subscriber, name))
+            listings = [
+                pages.newest(connection, Link, conditions, before=before(), within=(Link.subscriber, name))
                 for name in names
             ]
-            return paging.merge(pages)
+            return pages.merge(listings)
         if "subscriber" not in filters:
-            return paging.newest(connection, Link, conditions, before=before())
+            return pages.newest(connection, Link, conditions, before=before())
         mine = [Link.subscriber == names[0]]
         if conditions:
-            return paging.newest(connection, Link, [*conditions, *mine], before=before())
-        return paging.newest(connection, Link, scanned=mine, before=before())
+            return pages.newest(connection, Link, [*conditions, *mine], before=before())
+        return pages.newest(connection, Link, scanned=mine, before=before())

@@ -11,13 +11,13 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor import Effect, MappingConflict, MappingRefused, Preview
-from conductor.mapping_diff import CELLS, RowDiff, Together, bring_together, diff
-from conductor.resending import RESEND
+from conductor.mappings.diff import CELLS, RowDiff, Together, bring_together, diff
+from conductor.tasks.resend_records import RESEND
 from i18n import mark, say
 from models.catalogues import CATALOGUES
 from models.ledger import Mapping
-from panel import mapping_form
-from panel.mapping_form import Row
+from panel.forms import mapping
+from panel.forms.mapping import Row
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID, PanelView, action, done, page, refused, whole
 from panel.views.tasks import shown
 from subscribers.base import Subscriber
@@ -106,7 +106,7 @@ class Mappings(PanelView):
         rows, loaded = mapper.rows(), ""
         if wanted := request.args.get("from", ""):
             rows, loaded = self._rows_of(known, wanted), wanted
-        return self._form(known, Draft(mapping_form.shown(rows), version, loaded=loaded))
+        return self._form(known, Draft(mapping.shown(rows), version, loaded=loaded))
 
     @action("/<subscriber>", needs="mappings")
     def save(self, subscriber: str) -> Response | str | tuple[str, int]:
@@ -114,14 +114,14 @@ class Mappings(PanelView):
         known = self._known(subscriber)
         pressed = request.form.get("do", "review")
         draft = Draft(
-            mapping_form.typed(request.form, known.records),
+            mapping.typed(request.form, known.records),
             request.form.get("version", 0, type=int),
             record=request.form.get("record", "").strip(),
         )
         if pressed.partition(":")[0] in ("add", "remove"):
-            draft.rows = mapping_form.changed(draft.rows, pressed)
+            draft.rows = mapping.changed(draft.rows, pressed)
             return self._form(known, draft)
-        rows = mapping_form.parsed(draft.rows)
+        rows = mapping.parsed(draft.rows)
         if self.conductor.mapping(subscriber)[1] != draft.version:
             return self._meanwhile(known, draft, rows)
         try:
@@ -164,7 +164,7 @@ class Mappings(PanelView):
             newest=newest,
             since=diff(self._rows_of(known, str(number - 1)), rows),
             until=diff(rows, mapper.rows()),
-            rows=mapping_form.shown(rows),
+            rows=mapping.shown(rows),
             **self._words(),
         )
 
@@ -238,7 +238,7 @@ class Mappings(PanelView):
         base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
         together = bring_together(base, rows, theirs)
         draft.meanwhile = next((row for row in self._versions(subscriber.name()) if row.version == newest), None)
-        draft.rows, draft.version, draft.together = mapping_form.shown(together.rows), newest, together
+        draft.rows, draft.version, draft.together = mapping.shown(together.rows), newest, together
         draft.diff = diff(base, theirs)
         return self._form(subscriber, draft), 409
 
@@ -255,7 +255,7 @@ class Mappings(PanelView):
             abort(404)
         rows = subscriber.default_mapper.rows() if row.fields is None else row.fields
         # An old version may lack what rows have had since.
-        return mapping_form.parsed(mapping_form.shown(rows))
+        return mapping.parsed(mapping.shown(rows))
 
     def _versions(self, subscriber: str) -> list[Any]:
         saved = sa.select(Mapping.__table__).where(Mapping.subscriber == subscriber)
@@ -309,5 +309,5 @@ def _cell(name: str, value: Any) -> str:
     if name == "required":
         return say("required") if value else say("not required")
     if name == "default":
-        return mapping_form.show_default(value) or say("none")
+        return mapping.show_default(value) or say("none")
     return str(value) if value else {"transform": say("as it is"), "link": say("no relation")}.get(name, "")

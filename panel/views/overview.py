@@ -12,12 +12,12 @@ from werkzeug import Response
 
 from conductor import SPANS, Series, is_alive
 from conductor import Overview as Standing
-from conductor.throughput import COLUMNS
+from conductor.reports.throughput import COLUMNS
 from i18n import mark, say
 from models.ledger import Delivery
-from panel import drawing
+from panel.rendering import charts
+from panel.rendering.filters import updating
 from panel.views.base import PanelView, page
-from panel.words import updating
 
 #: The newest deliveries shown at home, and of each what is shown.
 _LATEST = 8
@@ -69,7 +69,7 @@ class Overview(PanelView):
             "sparks": {name: _spark(name, s) for name, s in small.items()},
             "spans": list(SPANS),
             "span": span,
-            "chart": drawing.chart(series, _words(series, span)) if series else "",
+            "chart": charts.chart(series, _words(series, span)) if series else "",
             "deliveries": deliveries,
             "processes": _by_kind(overview.processes, lambda row: is_alive(conductor.hub, row)),
             "broker_error": broker_error,
@@ -83,9 +83,7 @@ def _span() -> str:
 
 def _spark(name: str, series: Series) -> Any:
     delivered = series.counts["delivered"]
-    return drawing.spark(
-        delivered, say("{name}: {count:,} delivered in the last hour", name=name, count=sum(delivered))
-    )
+    return charts.spark(delivered, say("{name}: {count:,} delivered in the last hour", name=name, count=sum(delivered)))
 
 
 def _words(series: Series, span: str) -> str:

@@ -13,8 +13,8 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
 from conductor import GUARD, Overview, QueueReport
-from conductor.guard import WINDOW_SECONDS
 from conductor.redaction import MASK
+from conductor.systems.delete_guard import WINDOW_SECONDS
 from i18n import mark, say
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System

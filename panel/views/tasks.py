@@ -8,19 +8,19 @@ from typing import Any
 from flask import abort, url_for
 from werkzeug import Response
 
-from conductor.alike import SETTLE
-from conductor.backfill import BACKFILL
-from conductor.connection import CHECK
-from conductor.discarding import DISCARD
-from conductor.reconcile import RECONCILE
-from conductor.replaying import KIND as REPLAY
-from conductor.resending import RESEND
-from conductor.retrying import RETRY
-from conductor.tasks import OPEN
+from conductor.reports import pages
+from conductor.tasks.backfill import BACKFILL
+from conductor.tasks.check_connection import CHECK
+from conductor.tasks.discard_dead_letters import DISCARD
+from conductor.tasks.reconcile import RECONCILE
+from conductor.tasks.replay_webhooks import KIND as REPLAY
+from conductor.tasks.resend_records import RESEND
+from conductor.tasks.retry_dead_letters import RETRY
+from conductor.tasks.runner import OPEN
+from conductor.tasks.settle_conflicts import SETTLE
 from i18n import mark, say
 from models.base import utcnow
 from models.ledger import Task
-from panel import paging
 from panel.views.base import PanelView, action, before, done, page, refused
 
 
@@ -30,7 +30,7 @@ class Tasks(PanelView):
     @page("/")
     def index(self) -> Response:
         with self.conductor.database.read() as connection:
-            listing = paging.newest(connection, Task, before=before())
+            listing = pages.newest(connection, Task, before=before())
         version = ([tuple(row) for row in listing.rows], listing.older)
         values = {"listing": listing, "tasks": list(map(shown, listing.rows))}
         return self.live("panel/tasks.html", version, lambda: values)

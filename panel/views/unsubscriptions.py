@@ -10,15 +10,15 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
+from conductor.reports.pages import PAGE
 from conductor.unsubscriptions import in_force
 from i18n import mark, say
 from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue
 from models.ledger import Link, Unsubscription, UnsubscriptionRecord
-from panel import record_lists
-from panel.paging import PAGE
-from panel.record_lists import Found
+from panel.forms import record_list
+from panel.forms.record_list import Found
 from panel.views.base import LARGEST_SMALL_ID, PanelView, action, before, done, field, page
 
 OPERATIONS = {
@@ -83,11 +83,11 @@ class Unsubscriptions(PanelView):
     def create(self) -> Response | str | tuple[str, int]:
         """Create one; or, before that, add a record to the list, or say what the list comes to."""
         problems: list[str] = []
-        entries = record_lists.split(field("records"))
+        entries = record_list.split(field("records"))
         pressed = field("do") or "create"
         if (upload := request.files.get("file")) and upload.filename:
             try:
-                entries += record_lists.from_csv(upload.read())
+                entries += record_list.from_csv(upload.read())
             except ValueError as error:
                 problems.append(say("{filename} is not read: {error}.", filename=upload.filename, error=error))
         if len(entries) > _LONGEST_LIST:
@@ -105,7 +105,7 @@ class Unsubscriptions(PanelView):
         if pressed == "find":
             entries += self._search(catalogues, field("find"), problems)
         with self.conductor.database.read() as connection:
-            found = record_lists.look_up(connection, catalogues, entries)
+            found = record_list.look_up(connection, catalogues, entries)
         if pressed in ("find", "preview") or (problems and upload):
             return self._page(problems, entries=entries, found=found)
         operation = field("operation")
@@ -236,7 +236,7 @@ def _candidates(connection: sa.Connection, catalogues: list[Catalogue], text: st
     """(catalogue, record id, label) of what an id, an email or a name stands for; a few at most."""
     hits: list[tuple[Catalogue, str, str]] = []
     for catalogue in catalogues:
-        ids = [text] if record_lists.key_of(catalogue, text) is not None else []
+        ids = [text] if record_list.key_of(catalogue, text) is not None else []
         ids += search.exactly(connection, catalogue, text, dict.fromkeys(("email", catalogue.label)), limit=5)
         records = catalogue.read(connection, ids)
         hits += [

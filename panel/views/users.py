@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from werkzeug import Response
 
 from i18n import mark, say
-from models.people import User
-from panel import security
+from models.users import User
+from panel.auth import accounts, permissions
 from panel.views.base import PanelView, action, done, field, page, refused
 
 
@@ -25,9 +25,9 @@ class Users(PanelView):
 
     @action("/", needs="users")
     def create(self) -> str | tuple[str, int]:
-        password = security.one_time_password()
+        password = accounts.one_time_password()
         try:
-            security.add_user(self._people, field("email"), password, field("role"), self.who, once=True)
+            accounts.add_user(self._people, field("email"), password, field("role"), self.who, once=True)
         except ValueError as error:
             return self._page(str(error)), 422
         return self._page(told=(field("email").lower(), password))
@@ -36,7 +36,7 @@ class Users(PanelView):
     def role(self, number: int) -> Response:
         user = self._other(number)
         try:
-            role = security.find_role(self._people, field("role"))
+            role = accounts.find_role(self._people, field("role"))
         except ValueError as error:
             return refused(str(error), url_for(".index"))
         before = [old.name for old in user.roles]
@@ -64,8 +64,8 @@ class Users(PanelView):
                 say("{email} logs in over the login provider, without a password here.", email=user.email),
                 url_for(".index"),
             )
-        password = security.one_time_password()
-        user.password = security.checked_hash(password)
+        password = accounts.one_time_password()
+        user.password = accounts.checked_hash(password)
         user.must_change_password = True
         self._keep(user, "user.password")
         return self._page(told=(user.email, password))
@@ -82,8 +82,8 @@ class Users(PanelView):
         return done(words, url_for(".index"))
 
     @property
-    def _people(self) -> security.Datastore:
-        people: security.Datastore = current_app.extensions["security"].datastore
+    def _people(self) -> accounts.Datastore:
+        people: accounts.Datastore = current_app.extensions["security"].datastore
         return people
 
     @property
@@ -101,8 +101,8 @@ class Users(PanelView):
         return user
 
     def _keep(self, user: User, action: str, **details: Any) -> None:
-        security.end_sessions(user)
-        security.add_audit(self.who, action, user.email, **details)
+        accounts.end_sessions(user)
+        accounts.add_audit(self.who, action, user.email, **details)
         self._session.commit()
 
     def _page(self, problem: str = "", told: tuple[str, str] | None = None) -> str:
@@ -110,8 +110,8 @@ class Users(PanelView):
         return self.render(
             "panel/users.html",
             people=people,
-            roles=security.ROLES,
-            permissions=security.PERMISSIONS,
+            roles=permissions.ROLES,
+            permissions=permissions.PERMISSIONS,
             problem=problem,
             told=told,
             form=request.form if told is None else {},

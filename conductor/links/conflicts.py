@@ -1,0 +1,28 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from models.ledger import Conflict
+
+
+def close_conflicts(
+    connection: sa.Connection, link: Any, choice: str, now: datetime, but: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Close what a person was asked about a link and need not decide any more; what that means for the link.
+
+    Because ours was edited to what they hold (`agreed`), or the record is on one side only (`gone`).
+    """
+    if not link.open_conflicts:
+        return {}
+    connection.execute(
+        sa.update(Conflict)
+        .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None), Conflict.path.not_in(list(but)))
+        .values(settled_at=now, choice=choice)
+    )
+    return {"open_conflicts": 0}

@@ -1,0 +1,7 @@
+"""TODO."""
+
+from __future__ import annotations
+
+
+class Busy(Exception):
+    """The record is being delivered at this moment."""

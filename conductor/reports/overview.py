@@ -1,0 +1,439 @@
+"""Is everything in sync? One state and one sentence per system and subscriber, and every trouble, from the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Hub
+from i18n import mark, plural, say
+from models.counting import COUNT_LIMIT
+from models.ledger import (
+    AuditEntry,
+    Change,
+    Conflict,
+    Cursor,
+    DeadLetter,
+    Delivery,
+    Inbox,
+    Link,
+    Process,
+    Schedule,
+    System,
+    ThroughputMark,
+)
+from models.query_hints import along
+
+#: Subscribers that are counted in one statement. PostgreSQL takes one over many of them for so dear that it compiles it
+#: to machine code first ("Just-in-Time Compilation"), which takes far longer than counting does.
+_AT_ONCE = 20
+
+#: A process is taken for dead when its heartbeat has been missing for this long, seconds.
+ALIVE_SECONDS = 20.0
+
+#: What has to run, and what stands still without it.
+_NEEDED = {
+    "relay": mark("changes are captured and wait"),
+    "worker": mark("nothing is sent and nothing that came in is applied"),
+    "scheduler": mark("no system is polled and no task goes on"),
+}
+
+#: Written out, so that SQLite sees that its index over the waiting rows will do.
+_WAITING: Any = sa.literal_column("'waiting'")
+
+#: The kind of a process that is all of them.
+_ALL_IN_ONE = "standalone"
+
+#: Kinds of trouble, the most urgent first; those that stand still by somebody's choice, or by need of one, come last.
+_URGENCY = ("process", "down", "poll", "dead", "paused", "conflict")
+
+#: A page that is asked for again is made anew after this many seconds, whatever its version says.
+_FORGET_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class SubscriberStatus:
+    """What one subscriber is owed now. Counts stop at COUNT_LIMIT.
+
+    `state` is ok, waiting, trying again, failing, down or paused.
+    """
+
+    name: str
+    owed: int
+    oldest_owed_since: datetime | None
+    dead: int
+    #: Why its polls fail now, if they do, and since when.
+    poll_error: str | None = None
+    poll_failing_since: datetime | None = None
+    #: Of those owed: records whose last attempt failed and that are tried again.
+    failing: int = 0
+    #: Fields that changed on both sides and wait for a person.
+    conflicts: int = 0
+    oldest_dead: datetime | None = None
+    state: str = "ok"
+
+
+@dataclass(frozen=True)
+class SystemStatus:
+    """One system: `state` is ok, waiting, failing, down or paused; `words` say it to a person."""
+
+    name: str
+    state: str
+    words: str
+    subscribers: list[SubscriberStatus] = field(default_factory=list)
+    since: datetime | None = None
+
+    @property
+    def owed(self) -> int:
+        """What all its subscribers are owed."""
+        return sum(s.owed for s in self.subscribers)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Work nobody is named for yet: changes the relay has not routed, inbox rows not applied."""
+
+    changes: int
+    inbox: int
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One thing that is not as it should be: what, since when, and what is being done about it.
+
+    `kind` is paused, down, poll, dead, conflict or process; `name` the system, subscriber or process meant.
+    `next_at` is when the hub tries by itself; where it is none, a person has to act.
+    """
+
+    kind: str
+    name: str
+    what: str
+    doing: str
+    since: datetime | None = None
+    next_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All of it at one moment."""
+
+    systems: list[SystemStatus]
+    waiting: Waiting
+    processes: list[Any]
+    troubles: list[Trouble]
+
+    @property
+    def subscribers(self) -> list[SubscriberStatus]:
+        """Those of all systems."""
+        return [subscriber for system in self.systems for subscriber in system.subscribers]
+
+    @property
+    def oldest(self) -> datetime | None:
+        """Since when the longest waiting record waits."""
+        return min((s.oldest_owed_since for s in self.subscribers if s.oldest_owed_since), default=None)
+
+    @property
+    def moving(self) -> int:
+        """Records owed to systems that may be called."""
+        return sum(system.owed for system in self.systems if system.state not in ("paused", "down"))
+
+    @property
+    def held(self) -> int:
+        """Records owed to systems that are paused or down."""
+        return sum(system.owed for system in self.systems if system.state in ("paused", "down"))
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether nothing is outstanding anywhere, whatever else may be the matter."""
+        nothing_new = not (self.waiting.changes or self.waiting.inbox)
+        return nothing_new and not any(self.total(name) for name in ("owed", "dead", "conflicts"))
+
+    @property
+    def tone(self) -> str:
+        """good, busy or bad: how soon a person should look."""
+        kinds = {trouble.kind for trouble in self.troubles}
+        if kinds - {"paused", "conflict"}:
+            return "bad"
+        return "good" if self.in_sync and not kinds else "busy"
+
+    @property
+    def headline(self) -> str:
+        """The answer to "is everything in sync?" in one sentence."""
+        if not self.troubles:
+            return say("Everything is in sync.") if self.in_sync else say("Catching up.")
+        what = _join([words for words in map(self._named, _URGENCY) if words])
+        return (
+            say("In sync so far, but {what}.", what=what)
+            if self.in_sync
+            else say("Not everything is in sync: {what}.", what=what)
+        )
+
+    def _named(self, kind: str) -> str:
+        names = [trouble.name for trouble in self.troubles if trouble.kind == kind]
+        if not names:
+            return ""
+        count, all_names = len(names), _join(names)
+        if kind == "process":
+            return say("no {names} is running", names=_join(names, say(" or ")))
+        if kind == "down":
+            return plural("{names} is down", "{names} are down", count, names=all_names)
+        if kind == "paused":
+            return plural("{names} is paused", "{names} are paused", count, names=all_names)
+        if kind == "poll":
+            return plural("the poll of {names} fails", "the polls of {names} fail", count, names=all_names)
+        if kind == "dead":
+            return counted(
+                self.total("dead"), "{count} dead letter waits for a person", "{count} dead letters wait for a person"
+            )
+        return counted(
+            self.total("conflicts"), "{count} conflict waits for a decision", "{count} conflicts wait for a decision"
+        )
+
+    def total(self, name: str) -> int:
+        """A count over all subscribers: owed, failing, dead or conflicts."""
+        return sum(getattr(s, name) for s in self.subscribers)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The few rows both an overview and its version are made of, read once, whatever the ledger's size.
+
+    `version` is another text whenever what an overview shows may be another.
+    """
+
+    version: str
+    systems: dict[str, Any]
+    polls: dict[str, Any]
+    processes: list[Any]
+
+
+# Statements are built once: building one costs as much as a small one takes.
+_NEWEST = sa.select(
+    *(
+        sa.select(sa.func.max(table.id)).scalar_subquery()
+        for table in (Change, Delivery, Inbox, DeadLetter, AuditEntry, Conflict)
+    ),
+    sa.select(sa.func.min(Change.id)).where(Change.relayed_at.is_(None)).scalar_subquery(),
+    sa.select(sa.func.min(Inbox.id)).where(Inbox.state == _WAITING).scalar_subquery(),
+    sa.select(sa.func.max(ThroughputMark.counted_to)).scalar_subquery(),
+)
+_SYSTEMS = sa.select(System.__table__).order_by(System.name)
+_POLLS = sa.select(Cursor.__table__).order_by(Cursor.subscriber)
+_PROCESSES = sa.select(Process.__table__).order_by(Process.kind, Process.name)
+_JOBS = sa.select(
+    Schedule.job, Schedule.paused_at, Schedule.started_at, Schedule.finished_at, Schedule.result
+).order_by(Schedule.job)
+
+
+def glance(hub: Hub, connection: sa.Connection) -> Glance:
+    """What tells whether an overview has to be made anew: some look-ups by key, and tables of a few rows."""
+    newest, jobs = connection.execute(_NEWEST).one(), connection.execute(_JOBS).all()
+    systems, polls = connection.execute(_SYSTEMS).all(), connection.execute(_POLLS).all()
+    processes = list(connection.execute(_PROCESSES).all())
+    seen = (
+        tuple(newest),
+        [tuple(row) for row in jobs],
+        # Not all of their columns: some are another with every call.
+        [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
+        [(row.subscriber, row.polled_at, row.failing_since) for row in polls],
+        [(row.name, is_alive(hub, row)) for row in processes],
+        int(hub.clock().timestamp()) // _FORGET_SECONDS,
+    )
+    version = hashlib.sha256(repr(seen).encode()).hexdigest()
+    return Glance(version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, processes)
+
+
+def overview(hub: Hub, connection: sa.Connection, seen: Glance) -> Overview:
+    """How everything stands now, for somebody who has just glanced at it."""
+    names = {system: [s.name() for s in hub.of_system(system)] for system in sorted(hub.systems)}
+    counts = _counts(connection, [name for some in names.values() for name in some])
+
+    def status(system: str) -> SystemStatus:
+        row = seen.systems.get(system)
+        return _status(system, row, [_subscriber(counts[each], row, seen.polls.get(each)) for each in names[system]])
+
+    found = [status(system) for system in names]
+    troubles = [trouble for status in found for trouble in _of_system(status, seen.systems.get(status.name))]
+    troubles += _of_processes(hub, seen.processes)
+    troubles.sort(key=lambda trouble: _URGENCY.index(trouble.kind))
+    waiting = Waiting(*connection.execute(_WAITING_COUNTS).one())
+    return Overview(found, waiting, seen.processes, troubles)
+
+
+def is_alive(hub: Hub, process: Any) -> bool:
+    """Whether its heartbeat is recent."""
+    return bool((hub.clock() - process.seen_at).total_seconds() < ALIVE_SECONDS)
+
+
+def _counts(connection: sa.Connection, names: list[str]) -> dict[str, Any]:
+    """What each of these subscribers is owed, by name."""
+    found: dict[str, Any] = {}
+    for start in range(0, len(names), _AT_ONCE):
+        some = names[start : start + _AT_ONCE]
+        parameters = {f"name{place}": name for place, name in enumerate(some)}
+        found |= {row.name: row for row in connection.execute(_counting(len(some)), parameters)}
+    return found
+
+
+@cache
+def _counting(number: int) -> sa.Select[Any]:
+    """A statement for that many subscribers, `name0` and so on: each costs a way to the database."""
+    asked = sa.union_all(
+        *(sa.select(sa.bindparam(f"name{place}", type_=Link.subscriber.type).label("name")) for place in range(number))
+    ).subquery()
+    owed = (Link.subscriber == asked.c.name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+    # Written out, not bound: SQLite does not see by a bound value that an index over some rows will do.
+    failing = (Link.subscriber == asked.c.name, Link.attempts > sa.literal_column("0"), Link.dead_at.is_(None))
+    letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))
+    oldest = (along(DeadLetter.subscriber, asked.c.name), DeadLetter.closed_at.is_(None))
+    first_dead = sa.select(DeadLetter.at).where(*oldest).order_by(DeadLetter.subscriber, DeadLetter.id).limit(1)
+    conflicts = (Conflict.subscriber == asked.c.name, Conflict.settled_at.is_(None))
+    return sa.select(
+        asked.c.name,
+        _count(_of_links(owed).correlate(asked)).label("owed"),
+        sa.select(sa.func.min(Link.owed_since)).where(*owed).scalar_subquery().label("oldest_owed_since"),
+        _count(sa.select(DeadLetter.id).where(*letters).correlate(asked)).label("dead"),
+        _count(_of_links(failing).correlate(asked)).label("failing"),
+        _count(sa.select(Conflict.id).where(*conflicts).correlate(asked)).label("conflicts"),
+        first_dead.scalar_subquery().label("oldest_dead"),
+    )
+
+
+def _subscriber(found: Any, system: Any, poll: Any) -> SubscriberStatus:
+    fails = poll is not None and poll.failing_since is not None
+    status = SubscriberStatus(
+        found.name,
+        found.owed,
+        found.oldest_owed_since,
+        found.dead,
+        poll.result or say("no words") if fails else None,
+        poll.failing_since if fails else None,
+        found.failing,
+        found.conflicts,
+        found.oldest_dead,
+    )
+    return SubscriberStatus(**{**vars(status), "state": _subscriber_state(status, system)})
+
+
+def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
+    if system is not None and system.paused_at is not None:
+        return "paused"
+    if system is not None and system.down_since is not None:
+        return "down"
+    if status.poll_error or status.dead:
+        return "failing"
+    if status.failing:
+        return "trying again"
+    return "waiting" if status.owed else "ok"
+
+
+def _of_links(conditions: Any) -> Any:
+    # In the order of the index over just these: PostgreSQL takes them for many, and would rather read the whole table.
+    return sa.select(Link.id).where(*conditions).order_by(Link.owed_since)
+
+
+def _count(statement: Any) -> Any:
+    limited = statement.limit(COUNT_LIMIT).subquery()
+    return sa.select(sa.func.count()).select_from(limited).scalar_subquery()
+
+
+# In the order of the indexes over just these, for the same reason as in `_of_links`.
+_WAITING_COUNTS = sa.select(
+    _count(sa.select(Change.id).where(Change.relayed_at.is_(None)).order_by(Change.id)),
+    _count(sa.select(Inbox.id).where(Inbox.state == _WAITING).order_by(Inbox.id)),
+)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """The text that fits a number, in it as `{count}`: 1 record, 12 records; where counting stopped, 10,000+."""
+    return plural(one, many, count, count=f"{count:,}{'+' if count >= COUNT_LIMIT else ''}")
+
+
+def _wait(owed: int) -> str:
+    return counted(owed, "{count} record waits", "{count} records wait") if owed else say("nothing waits for it")
+
+
+def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemStatus:
+    owed = sum(s.owed for s in subscribers)
+    dead = sum(s.dead for s in subscribers)
+    if row is not None and row.paused_at is not None:
+        why = f" ({row.pause_reason})" if row.pause_reason else ""
+        words = say("paused by {who}", who=row.paused_by) + f"{why}; {_wait(owed)}"
+        return SystemStatus(name, "paused", words, subscribers, row.paused_at)
+    if row is not None and row.down_since is not None:
+        return SystemStatus(name, "down", f"{row.down_reason}; {_wait(owed)}", subscribers, row.down_since)
+    if failing := next((s for s in subscribers if s.poll_error), None):
+        words = say("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
+        words += f"; {_wait(owed)}" if owed else ""
+        return SystemStatus(name, "failing", words, subscribers, failing.poll_failing_since)
+    if dead:
+        words = counted(dead, "{count} dead letter to look at", "{count} dead letters to look at")
+        words += f"; {_wait(owed)}" if owed else ""
+        oldest = min((s.oldest_dead for s in subscribers if s.oldest_dead), default=None)
+        return SystemStatus(name, "failing", words, subscribers, oldest)
+    if owed:
+        oldest = min((s.oldest_owed_since for s in subscribers if s.oldest_owed_since), default=None)
+        return SystemStatus(name, "waiting", _wait(owed), subscribers, oldest)
+    return SystemStatus(name, "ok", say("everything is in sync"), subscribers)
+
+
+def _of_system(status: SystemStatus, row: Any) -> list[Trouble]:
+    """What is wrong with one system and its subscribers: several things may be at once."""
+    troubles = []
+    if status.state == "paused":
+        why = f": {row.pause_reason}" if row.pause_reason else ""
+        what = say("{name} is paused by {who}", name=status.name, who=row.paused_by) + f"{why}."
+        troubles.append(Trouble("paused", status.name, what, f"{_sentence(_wait(status.owed))}.", row.paused_at))
+    if row is not None and row.down_since is not None:
+        tries = say("It is tried again when it is resumed.") if row.paused_at else say("It is tried again by itself.")
+        what = say("{name} is down: {reason}.", name=status.name, reason=row.down_reason)
+        next_at = None if row.paused_at else row.probe_at
+        doing = say("{wait} and no attempt is used up.", wait=_sentence(_wait(status.owed))) + f" {tries}"
+        troubles.append(Trouble("down", status.name, what, doing, row.down_since, next_at))
+    for s in status.subscribers:
+        if s.poll_error:
+            what = say("The poll of {name} fails: {error}.", name=s.name, error=s.poll_error)
+            doing = say("It goes on from the same place at its next turn; nothing is skipped.")
+            troubles.append(Trouble("poll", s.name, what, doing, s.poll_failing_since))
+        if s.dead:
+            letters = counted(
+                s.dead, "{count} dead letter waits for a person", "{count} dead letters wait for a person"
+            )
+            what = f"{s.name}: {letters}."
+            doing = say("Each goes again with the record's next change, or when somebody retries it.")
+            troubles.append(Trouble("dead", s.name, what, doing, s.oldest_dead))
+        if s.conflicts:
+            fields = counted(
+                s.conflicts, "{count} field was changed on both sides", "{count} fields were changed on both sides"
+            )
+            doing = say("Neither side is overwritten until somebody decides.")
+            troubles.append(Trouble("conflict", s.name, f"{s.name}: {fields}.", doing))
+    return troubles
+
+
+def _of_processes(hub: Hub, processes: list[Any]) -> list[Trouble]:
+    alive = {row.kind for row in processes if is_alive(hub, row)}
+    if _ALL_IN_ONE in alive:
+        return []
+    troubles = []
+    for kind, consequence in _NEEDED.items():
+        if kind not in alive:
+            since = max((row.seen_at for row in processes if row.kind in (kind, _ALL_IN_ONE)), default=None)
+            doing = say("Nothing is lost: it goes on where it stopped once one is started.")
+            what = say("No {kind} is running: {consequence}.", kind=kind, consequence=say(consequence))
+            troubles.append(Trouble("process", kind, what, doing, since))
+    return troubles
+
+
+def _join(words: list[str], last: str = "") -> str:
+    """a, b and c."""
+    return (last or say(" and ")).join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]

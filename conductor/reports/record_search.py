@@ -1,0 +1,133 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.reports.pages import STRETCH
+from i18n import say
+from models import search
+from models.catalogues import CATALOGUES, Catalogue
+from models.ledger import Link
+
+#: Most results a search shows.
+_MOST = 20
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A record a search found, and by what."""
+
+    catalogue: str
+    record_id: str
+    label: str
+    found_by: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found; `searched`: how many rows it looked through where no index could tell."""
+
+    hits: list[Hit]
+    searched: int | None = None
+
+
+def find(connection: sa.Connection, text: str) -> Found:
+    """Records by id, external id, or the words people know them by; the surest first."""
+    hits: dict[tuple[str, str], Hit] = {}
+    for catalogue in CATALOGUES.values():
+        for hit in [*_by_id(connection, catalogue, text), *_by_external_id(connection, catalogue, text)]:
+            hits.setdefault((hit.catalogue, hit.record_id), hit)
+    for catalogue in CATALOGUES.values():
+        for hit in _by_exact_value(connection, catalogue, text):
+            hits.setdefault((hit.catalogue, hit.record_id), hit)
+    if hits and "@" in text:
+        return Found(list(hits.values())[:_MOST])  # a whole address was meant, and the words in many are many
+    searched = None
+    for catalogue in CATALOGUES.values():
+        if search.installed(connection, catalogue):
+            by_words = _by_words(connection, catalogue, text)
+        else:
+            by_words, searched = _by_beginning(connection, catalogue, text), STRETCH
+        for hit in by_words:
+            hits.setdefault((hit.catalogue, hit.record_id), hit)
+    return Found(list(hits.values())[:_MOST], searched)
+
+
+def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    record = _read(connection, catalogue, text)
+    return [_hit(catalogue, record, say("id"))] if record else []
+
+
+def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    rows = connection.execute(
+        sa.select(Link.record_id, Link.subscriber)
+        .where(Link.external_id == text, Link.subscriber.like(f"%.{catalogue.name}"))
+        .limit(_MOST)
+    ).all()
+    records = catalogue.read(connection, [row.record_id for row in rows])
+    return [
+        _hit(
+            catalogue,
+            records.get(row.record_id, {catalogue.key.name: row.record_id}),
+            say("id in {subscriber}", subscriber=row.subscriber),
+        )
+        for row in rows
+    ]
+
+
+def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    hits = []
+    for name in catalogue.search_columns:
+        column = catalogue.table.c[name]
+        if search.has_index(column):
+            statement = sa.select(catalogue.table).where(column.in_({text, text.lower()})).limit(_MOST)
+            hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
+    return hits
+
+
+def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    keys = search.find(connection, catalogue, text, _MOST)
+    statement = sa.select(catalogue.table).where(catalogue.key.in_(keys)).order_by(catalogue.key)
+    columns = say(" and ").join(catalogue.search_columns)
+    return [
+        _hit(catalogue, row, say("words in {columns}", columns=columns))
+        for row in connection.execute(statement).mappings()
+    ]
+
+
+def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
+    """Without an index of words: what begins like it, in the newest stretch of the table."""
+    hits = []
+    stretch = _newest_stretch(connection, catalogue)
+    for name in catalogue.search_columns:
+        starts = sa.func.lower(catalogue.table.c[name]).startswith(text.lower(), autoescape=True)
+        statement = sa.select(catalogue.table).where(starts, *stretch).order_by(catalogue.key).limit(_MOST)
+        hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
+    return hits
+
+
+def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any]:
+    if catalogue.key.type.python_type is int:
+        top = connection.execute(sa.select(sa.func.max(catalogue.key))).scalar() or 0
+        return [catalogue.key > top - STRETCH]
+    newest = sa.select(catalogue.key).order_by(catalogue.key.desc()).limit(STRETCH)
+    return [catalogue.key.in_(newest)]
+
+
+def _hit(catalogue: Catalogue, record: Any, found_by: str) -> Hit:
+    label = record.get(catalogue.label) or ""
+    return Hit(catalogue.name, str(record[catalogue.key.name]), str(label), found_by)
+
+
+def _read(connection: sa.Connection, catalogue: Catalogue, record_id: str) -> dict[str, Any] | None:
+    try:
+        key = catalogue.key_of(record_id)
+    except (ValueError, ArithmeticError):
+        return None
+    if isinstance(key, int) and not -(2**63) <= key < 2**63:
+        return None
+    return catalogue.read(connection, [record_id]).get(record_id)

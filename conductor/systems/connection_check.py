@@ -1,0 +1,181 @@
+"""Does a system let us do what its subscribers are for? Login, permissions, and every mapped field, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal
+
+from conductor.context import Hub
+from conductor.mappings.store import MappingRefused, Mappings
+from subscribers.base import Subscriber
+from subscribers.calls import attempt
+from subscribers.errors import SyncError, SystemDown
+from subscribers.mapping.fields import Field
+from subscribers.mapping.paths import is_plain, parts
+from subscribers.records import ExternalField, kind_of
+from subscribers.registry import REGISTRY
+
+#: Values as a column of this type may hold them, to see what becomes of them on their way out.
+_SAMPLES: Mapping[type, Any] = {
+    str: "text",
+    int: 1,
+    float: 1.5,
+    bool: True,
+    Decimal: Decimal("1.5"),
+    date: date(2026, 11, 22),
+    datetime: datetime(2026, 11, 22, tzinfo=UTC),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `wrong` needs somebody to mend it, a `note` is good to know."""
+
+    state: Literal["ok", "wrong", "note"]
+    words: str
+
+
+class Checking:
+    """Looks at a system through its subscribers. Changes nothing, here or there."""
+
+    def __init__(self, hub: Hub, mappings: Mappings) -> None:
+        self.hub = hub
+        self.mappings = mappings
+
+    def check(self, system: str) -> dict[str, list[Finding]]:
+        """What was found, by subscriber. It is asked even while it is paused or held to be down.
+
+        Raises:
+          ValueError: there is no such system.
+        """
+        return {name: self.subscriber(name) for name in self.subscribers(system)}
+
+    def subscribers(self, system: str) -> list[str]:
+        """Whom a system is looked at through.
+
+        Raises:
+          ValueError: there is no such system.
+        """
+        names = sorted(one.name() for one in self.hub.of_system(system))
+        if not names and any(one.system == system for one in REGISTRY.values()):
+            prefix = system.upper().replace("-", "_")
+            raise ValueError(f"{system} is not configured: set {prefix}_... in the environment or .env")
+        if not names:
+            known = ", ".join(sorted(self.hub.systems)) or "none is configured"
+            raise ValueError(f"no system {system!r}; there are: {known}")
+        return names
+
+    def subscriber(self, name: str) -> list[Finding]:
+        """What was found through one subscriber."""
+        return list(self._subscriber(self.hub.subscribers[name]))
+
+    def _subscriber(self, subscriber: Subscriber) -> Iterator[Finding]:
+        try:
+            with self.hub.database.read() as connection:
+                mapper = self.mappings.current(connection, subscriber.name())[0]
+        except MappingRefused as refused:
+            yield from (Finding("wrong", problem) for problem in refused.problems)
+            return
+        subscriber.client.pace()
+        fields = attempt(subscriber.describe)
+        if isinstance(fields, SyncError):
+            what = "the login does not work" if isinstance(fields, SystemDown) else "it cannot be read"
+            yield Finding("wrong", f"{what}: {fields}")
+            return
+        yield Finding("ok", "the login works, and records can be read")
+        lacking = attempt(subscriber.lacking)
+        for words in [str(lacking)] if isinstance(lacking, SyncError) else lacking:
+            yield Finding("wrong", words)
+        yield from self._webhooks(subscriber)
+        if fields is None:
+            yield Finding("note", "it holds no record yet and does not describe its fields: they cannot be compared")
+            return
+        sample = mapper.outward(_sample(subscriber), strict=False)
+        for column, entry in mapper.fields.items():
+            yield from _entry(subscriber, column, entry, fields, sample.get(entry.path))
+        outward = [one.path for one in mapper.fields.values() if one.direction != "in" and is_plain(one.path)]
+        mapped = {part for path in outward for part in parts(path)}
+        for path, field in fields.items():
+            if field.required and field.writable and path not in mapped:
+                yield Finding("wrong", f"{path} has to be filled there, and no column is mapped to it")
+
+    @staticmethod
+    def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:
+        options = subscriber.client.options
+        secret = getattr(options, "webhook_secret", None)
+        if secret is not None and not secret:  # SecretStr, or plain text where its author chose so
+            name = f"{subscriber.system}_webhook_secret".upper()
+            polled = subscriber.poll_seconds
+            else_ = f"changes are only seen by the poll every {polled} s" if polled else "no change there is seen"
+            yield Finding("note", f"{name} is empty, so every webhook is refused: {else_}")
+
+
+def _entry(
+    subscriber: Subscriber, column: str, entry: Field, fields: Mapping[str, ExternalField], sample: Any
+) -> Iterator[Finding]:
+    """`sample` is what such a record's value becomes on its way out; None where that cannot be told."""
+    arrow = {"both": "<->", "out": "->", "in": "<-"}[entry.direction]
+    if not is_plain(entry.path):
+        yield Finding("note", f"{column} {arrow} {entry.path}: an expression, which is not compared")
+        return
+    paths = parts(entry.path)
+    samples = sample if len(paths) > 1 and isinstance(sample, list) else [sample] * len(paths)
+    for path, value in zip(paths, samples, strict=False):
+        yield _field(subscriber, column, f"{column} {arrow} {path}", entry, fields, path, value)
+
+
+def _field(
+    subscriber: Subscriber,
+    column: str,
+    pair: str,
+    entry: Field,
+    fields: Mapping[str, ExternalField],
+    path: str,
+    sample: Any,
+) -> Finding:
+    there = fields.get(path)
+    if there is None and _is_below_nothing(path, fields):
+        return Finding("note", f"{pair}: cannot be told, since nothing is filled in there")
+    if there is None:
+        return Finding("wrong", f"{pair}: there is no such field; it has {', '.join(sorted(fields)[:30])}")
+    if entry.direction != "in" and not there.writable:
+        return Finding("wrong", f"{pair}: this login may not write it (or nobody may; then map it with direction in)")
+    if entry.rows is None and not entry.link and not _fits(sample, there.kind):
+        words = f"{pair}: we send {kind_of(sample) or 'a value'}, but it is {there.kind} there"
+        return Finding("wrong", f"{words}; a transform may help")
+    ours = subscriber.records.table.c.get(column)
+    length = getattr(ours.type, "length", None) if ours is not None else None
+    if there.length and length and length > there.length and entry.direction != "in":
+        words = f"{pair}: holds {there.length} characters there and {length} here; a longer one is refused"
+        return Finding("note", words)
+    size = f", {there.length} characters" if there.length else ""
+    return Finding("ok", f"{pair} ({there.kind or 'empty there'}{size})")
+
+
+def _is_below_nothing(path: str, fields: Mapping[str, ExternalField]) -> bool:
+    """Whether an object that would hold it is empty in the record that was looked at."""
+    parts = path.split(".")
+    return any((one := fields.get(".".join(parts[:n]))) is not None and not one.kind for n in range(1, len(parts)))
+
+
+def _sample(subscriber: Subscriber) -> dict[str, Any]:
+    """A record as it may be, to see what becomes of its values on their way out."""
+    table = subscriber.records.table
+    record = {column.name: _SAMPLES.get(column.type.python_type) for column in table.c}
+    return record | {name: "eur" for name in ("currency",) if name in record}
+
+
+def _fits(sample: Any, kind: str) -> bool:
+    if sample is None or not kind or kind_of(sample) == kind:
+        return True
+    if kind in ("date", "datetime"):
+        return isinstance(sample, str) and sample[:4].isdecimal()
+    if kind == "number" and isinstance(sample, str):
+        try:
+            return Decimal(sample).is_finite()
+        except InvalidOperation:
+            return False
+    return False

@@ -1,0 +1,71 @@
+"""The mass-delete guard: unusually many deletes to or from one system pause it, and a person is asked.
+
+A wrong WHERE clause, a botched import or a key that suddenly sees an empty account looks like
+this, and a deleted record is the one thing a later sync cannot bring back.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from conductor.context import Hub
+from models.ledger import System
+
+#: Seconds over which deletes are counted.
+WINDOW_SECONDS = 600
+
+#: Who paused a system, as the panel shows it.
+GUARD = "mass-delete guard"
+
+
+class Guard:
+    """Counts deletes by system, in the transaction that does (or plans) them."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+
+    def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
+        """Count these deletes; False if they must wait for a person, and the system is paused then."""
+        limit = self.hub.systems[name].delete_limit
+        if not deletes or limit is None:
+            return True
+        now = self.hub.clock()
+        row = connection.execute(
+            sa.select(System.deletes, System.deletes_since, System.deletes_allowed_until, System.paused_at)
+            .where(System.name == name)
+            .with_for_update()
+        ).one_or_none()
+        if row is None or (row.deletes_allowed_until is not None and row.deletes_allowed_until > now):
+            return True
+        if row.paused_at is not None:
+            return False
+        fresh = row.deletes_since is None or row.deletes_since <= now - timedelta(seconds=WINDOW_SECONDS)
+        count = deletes if fresh else row.deletes + deletes
+        values = {"deletes": count, "deletes_since": now if fresh else row.deletes_since}
+        if count <= limit:
+            connection.execute(sa.update(System).where(System.name == name).values(**values))
+            return True
+        self.trip(connection, name, direction)
+        return False
+
+    def give_back(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
+        """These were counted but not done: they are counted when they are tried again."""
+        left = sa.case((System.deletes > deletes, System.deletes - deletes), else_=0)
+        same_window = System.deletes_since <= counted_at
+        connection.execute(sa.update(System).where(System.name == name, same_window).values(deletes=left))
+
+    def trip(self, connection: sa.Connection, name: str, direction: str) -> None:
+        """Pause the system and ask."""
+        limit = self.hub.systems[name].delete_limit
+        connection.execute(
+            sa.update(System)
+            .where(System.name == name, System.paused_at.is_(None))
+            .values(
+                paused_at=self.hub.clock(),
+                paused_by=GUARD,
+                pause_reason=f"more than {limit} deletes {direction} {name} within {WINDOW_SECONDS // 60} minutes; "
+                "resume it with deletes allowed if they are meant, or unsubscribe the operation delete first if not",
+            )
+        )

@@ -1,0 +1,68 @@
+"""Discarding many dead letters, as a task: a few hundred at a time, each with the person's reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Hub
+from conductor.dead_letters.operations import LetterFilter
+from conductor.desk import Desk
+from conductor.tasks.runner import Step, Tasks
+from models.ledger import DeadLetter
+
+#: The kind of these tasks.
+DISCARD = "discard"
+
+#: Letters closed in one step.
+DISCARD_BATCH = 500
+
+
+class Discarding:
+    """Does the steps of `discard` tasks. The argument is a `LetterFilter`, what is None left out, and the `reason`."""
+
+    def __init__(self, hub: Hub, desk: Desk, tasks: Tasks) -> None:
+        self.hub = hub
+        self.desk = desk
+        self.tasks = tasks
+        tasks.register(DISCARD, self.step)
+
+    def start(self, letters: LetterFilter, by: str, reason: str) -> int:
+        """Begin to close the letters that are open now; returns the task's id.
+
+        Raises:
+          ValueError: no reason is given.
+        """
+        reason = Desk.reason_of(reason)
+        argument = letters.chosen() | {"reason": reason}
+        with self.hub.database.read() as connection:
+            count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
+            total = connection.execute(count).scalar_one()
+        return self.tasks.start(DISCARD, by, argument=argument, total=total)
+
+    def step(self, task: Any) -> Step:
+        """Close the next letters. Each step has an audit row: so the count is right also where it is stopped."""
+        after = (task.position or {}).get("after", 0)
+        chosen = dict(task.argument)
+        reason = chosen.pop("reason")
+        letters = LetterFilter(**chosen)
+        with self.hub.database.read() as connection:
+            rows = connection.execute(
+                sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
+                # One that is written later, or anew because it was tried again meanwhile, was not meant.
+                .where(*letters.conditions(), DeadLetter.id > after, DeadLetter.at <= task.created_at)
+                .order_by(DeadLetter.id)
+                .limit(DISCARD_BATCH)
+            ).all()
+        done = task.done + len(rows)
+        words = f"{done} discarded: {reason}"
+        if not rows:
+            return Step(done, done, position=task.position, words=words, finished=True)
+
+        def effect(connection: sa.Connection) -> None:
+            self.desk.discard_rows(connection, rows, task.by, reason)
+            details = {"count": len(rows), "reason": reason, "task": task.id}
+            self.hub.audit(connection, task.by, "dead_letter.discard", letters.words(), **details)
+
+        return Step(done, done, position={"after": rows[-1].id}, words=words, effect=effect)

@@ -1,0 +1,113 @@
+"""Sending again what a changed mapping makes different: the records a system has, compared with what they would be now.
+
+Only what differs is marked as owed, a page at a time, and only while few are owed. From there it takes
+the way of every delivery, in the queue that live changes go before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Hub
+from conductor.links.relations import Relations, our_side
+from conductor.mappings.store import Mappings
+from conductor.tasks.runner import Step, Tasks, counted
+from conductor.tasks.throttle import has_room
+from models.ledger import Link
+from subscribers.base import Subscriber
+from subscribers.calls import attempt
+from subscribers.mapping.values import same
+
+#: The kind of these tasks.
+RESEND = "resend"
+
+#: Links looked at in one step.
+PAGE = 500
+
+#: Seconds until it is looked again whether there is room.
+_PAUSE = 1.0
+
+
+class Resending:
+    """Does the steps of `resend` tasks; they take no argument but the subscriber."""
+
+    def __init__(self, hub: Hub, mappings: Mappings, relations: Relations, tasks: Tasks) -> None:
+        self.hub = hub
+        self.mappings = mappings
+        self.relations = relations
+        self.tasks = tasks
+        tasks.register(RESEND, self.step)
+
+    def start(self, name: str, by: str) -> int:
+        """Begin to bring a subscriber's records to what the mapping in force says; returns the task's id.
+
+        One that runs already begins anew: the mapping may be another one now.
+
+        Raises:
+          ValueError: no such subscriber.
+        """
+        for task in self.tasks.list(RESEND, unfinished=True):
+            if task.subscriber == name and task.state == "running":
+                self.tasks.stop(task.id, by)
+        return self.tasks.start(RESEND, by, subscriber=name)
+
+    def step(self, task: Any) -> Step:
+        """Look at the next records there, and owe those that would be sent differently."""
+        return counted(self._step(task), task, lambda: self._count(task.subscriber))
+
+    def _count(self, name: str) -> int:
+        with self.hub.database.read() as connection:
+            return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_there(name))).scalar_one())
+
+    def _step(self, task: Any) -> Step:
+        subscriber = self.hub.subscribers.get(task.subscriber)
+        if subscriber is None:
+            raise ValueError(f"{task.subscriber} is not configured any more")
+        name, after = subscriber.name(), (task.position or {}).get("after", 0)
+        with self.hub.database.read() as connection:
+            if not has_room(self.hub, connection, [name]):
+                words = f"waits: {subscriber.system} has plenty to do"
+                return Step(task.done, task.good, task.bad, task.position, words=words, pause=_PAUSE)
+            page = sa.select(Link.id, Link.record_id, Link.agreed).where(*_there(name), Link.id > after)
+            links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
+            differing = self._differing(connection, subscriber, links)
+        good = task.good + len(differing)
+        words = f"{good} differ and are sent again"
+        if not links:
+            return Step(task.done, task.good, task.bad, task.position, finished=True, words=words)
+        position = {"after": links[-1].id}
+
+        def effect(connection: sa.Connection) -> None:
+            self._owe(connection, differing)
+
+        return Step(task.done + len(links), good, task.bad, position, words=words, effect=effect)
+
+    def _differing(self, connection: sa.Connection, subscriber: Subscriber, links: Any) -> list[int]:
+        mapper = self.mappings.current(connection, subscriber.name())[0]
+        records = subscriber.records.read(connection, [link.record_id for link in links])
+        related = self.relations.load(connection, subscriber, mapper, records.values())
+        found = []
+        for link in links:
+            record = records.get(link.record_id)
+            if record is None or attempt(subscriber.wants, record) is not True:
+                continue
+            ours: Any = attempt(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
+            agreed = link.agreed or {}
+            # What is refused becomes a dead letter by being tried: somebody has to see it.
+            if not isinstance(ours, tuple) or any(
+                p not in agreed or not same(v, agreed[p]) for p, v in ours[0].items()
+            ):
+                found.append(link.id)
+        return found
+
+    def _owe(self, connection: sa.Connection, link_ids: list[int]) -> None:
+        """Mark what is not owed already; the sweep announces it, after live changes."""
+        values = {"owed_change": Link.owed_change + 1, "owed_since": self.hub.clock(), "announced_at": None}
+        settled = (Link.id.in_(link_ids), Link.owed_change == Link.synced_change)
+        connection.execute(sa.update(Link).where(*settled).values(**values, attempts=0, retry_at=None))
+
+
+def _there(name: str) -> tuple[Any, ...]:
+    return Link.subscriber == name, Link.external_id.is_not(None), Link.gone_at.is_(None)

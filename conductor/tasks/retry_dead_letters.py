@@ -1,0 +1,105 @@
+"""Trying many dead letters again, as a task: a few hundred at a time, and then seen through to how they ended."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Hub
+from conductor.dead_letters.operations import LetterFilter
+from conductor.dead_letters.store import DISCARDED, Letters
+from conductor.tasks.runner import Step, Tasks
+from conductor.tasks.throttle import has_room
+from models.ledger import DeadLetter, Inbox, Link
+
+#: The kind of these tasks.
+RETRY = "retry"
+
+#: Letters tried again in one step.
+RETRY_BATCH = 500
+
+
+#: Seconds until it is looked again whether there is room, or how those that were tried again fare.
+_PAUSE = 1.0
+
+#: Seconds after which the count is final: what is still under way then has its attempts before it.
+_LONGEST = 3600
+
+
+class Retrying:
+    """Does the steps of `retry` tasks. The argument is a `LetterFilter`, what is None left out."""
+
+    def __init__(self, hub: Hub, letters: Letters, tasks: Tasks) -> None:
+        self.hub = hub
+        self.letters = letters
+        self.tasks = tasks
+        tasks.register(RETRY, self.step)
+
+    def start(self, letters: LetterFilter, by: str) -> int:
+        """Begin to try these letters again; returns the task's id."""
+        with self.hub.database.read() as connection:
+            count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
+            total = connection.execute(count).scalar_one()
+        return self.tasks.start(RETRY, by, argument=letters.chosen(), total=total)
+
+    def step(self, task: Any) -> Step:
+        """Try the next letters again; after the last one, count how they ended."""
+        position = task.position or {}
+        if "watching_since" in position:
+            return self._watch(task, position)
+        with self.hub.database.read() as connection:
+            rows = connection.execute(
+                sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id, DeadLetter.subscriber)
+                .where(*LetterFilter(**task.argument).conditions(), DeadLetter.id > position.get("after", 0))
+                # A letter that is written later has another task to wait for.
+                .where(DeadLetter.at <= task.created_at)
+                .order_by(DeadLetter.id)
+                .limit(RETRY_BATCH)
+            ).all()
+            room = has_room(self.hub, connection, {row.subscriber for row in rows})
+        if not rows:
+            watching = {**position, "watching_since": self.hub.clock().isoformat()}
+            return Step(task.done, position=watching, words=f"{task.done} tried again")
+        if not room:
+            words = "waits: their systems have plenty to do"
+            return Step(task.done, position=task.position, words=words, pause=_PAUSE)
+
+        def effect(connection: sa.Connection) -> None:
+            self.letters.again(connection, rows, task_id=task.id)
+
+        done = task.done + len(rows)
+        return Step(done, position={"after": rows[-1].id}, words=f"{done} tried again", effect=effect)
+
+    def _watch(self, task: Any, position: dict[str, Any]) -> Step:
+        good, bad, discarded = self._outcomes(task.id)
+        under_way = task.done - good - bad - discarded
+        over = datetime.fromisoformat(position["watching_since"]) + timedelta(seconds=_LONGEST) < self.hub.clock()
+        words = f"{good} of {task.done} succeeded, {bad} failed again"
+        if discarded:
+            words += f", {discarded} discarded"
+        if under_way > 0:
+            words += f", {under_way} under way"
+        finished = under_way <= 0 or over
+        return Step(task.done, good, bad, position=position, words=words, finished=finished, pause=_PAUSE)
+
+    def _outcomes(self, task_id: int) -> tuple[int, int, int]:
+        """Of the letters this task had tried again: mended, dead again, discarded by a person since."""
+        is_discarded = DeadLetter.resolution.like(f"{DISCARDED}%")
+        is_closed = DeadLetter.closed_at.is_not(None)
+        is_dead = sa.and_(~is_closed, sa.or_(Link.dead_at.is_not(None), Inbox.state == "dead"))
+        statement = (
+            sa.select(
+                sa.func.count().filter(is_closed, ~is_discarded),
+                sa.func.count().filter(is_dead),
+                sa.func.count().filter(is_closed, is_discarded),
+            )
+            .select_from(DeadLetter)
+            .outerjoin(Link, Link.id == DeadLetter.link_id)
+            .outerjoin(Inbox, Inbox.id == DeadLetter.inbox_id)
+            .where(DeadLetter.task_id == task_id)
+        )
+        with self.hub.database.read() as connection:
+            good, bad, discarded = connection.execute(statement).one()
+        return good, bad, discarded

@@ -1,0 +1,153 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from flask import Flask, current_app
+from flask_security.core import Security
+from flask_security.datastore import SQLAlchemySessionUserDatastore
+from flask_security.utils import hash_password
+from sqlalchemy.orm import scoped_session, sessionmaker
+
+from i18n import say
+from models.base import utcnow
+from models.ledger import AuditEntry
+from models.session import Database
+from models.users import Role, User
+from panel.auth.permissions import ROLES
+from panel.auth.settings import PASSWORD_LENGTH, _flask_security_settings
+
+
+class Datastore(SQLAlchemySessionUserDatastore):
+    """Ends the read transaction after each look-up.
+
+    Otherwise the person's row, read at the start of a request, would pin an old snapshot while the
+    conductor writes on a connection of its own, and SQLite would refuse a later write of ours.
+    """
+
+    def find_user(self, case_insensitive: bool = False, **kwargs: Any) -> User | None:
+        found: Any = super().find_user(case_insensitive=case_insensitive, **kwargs)
+        self._end_reading()
+        user: User | None = found
+        return user
+
+    def find_role(self, role: str) -> Role | None:
+        found: Any = super().find_role(role)
+        self._end_reading()
+        row: Role | None = found
+        return row
+
+    def mf_set_recovery_codes(self, user: Any, rcs: list[str] | None) -> None:
+        super().mf_set_recovery_codes(user, rcs)
+        if rcs is not None:  # Flask-Security sends no signal of new ones; None is a part of a reset.
+            add_audit(user.email, "two_factor.recovery_codes", user.email)
+
+    def mf_delete_recovery_code(self, user: Any, idx: int) -> bool:
+        # The original takes it out of the list in place, which nobody notices: the code would work again.
+        user.mf_recovery_codes = [code for place, code in enumerate(user.mf_recovery_codes or []) if place != idx]
+        self.db.session.add(user)
+        return True
+
+    def _end_reading(self) -> None:
+        session = self.db.session
+        if not (session.new or session.dirty or session.deleted):
+            session.commit()
+
+
+def add_audit(who: str, action: str, target: str, **details: Any) -> None:
+    """Put an audit row into the transaction in which people are being changed."""
+    session = current_app.extensions["security"].datastore.db.session
+    session.add(AuditEntry(who=who, action=action, target=target, details=details or None))
+
+
+def create_user(database: Database, email: str, password: str, role: str, by: str = "command line") -> None:
+    """Create a person. Needs no request and no running web process.
+
+    Raises:
+      ValueError: with words: no email address, a short password, an unknown role, or taken.
+    """
+    app = Flask("syncflow-people")
+    app.extensions["syncflow_database"] = database
+    # Nothing is signed here, so any key will do.
+    app.config.update(_flask_security_settings(secrets.token_hex(32), https=False))
+    session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
+    Security(app, Datastore(session, User, Role), register_blueprint=False)
+    with app.app_context():
+        try:
+            add_user(app.extensions["security"].datastore, email, password, role, by)
+        finally:
+            session.remove()
+
+
+def add_user(people: Datastore, email: str, password: str, role: str, by: str, *, once: bool = False) -> None:
+    """Create a person, inside an app context. `once`: the password must be changed at the first login.
+
+    Raises:
+      ValueError: with words.
+    """
+    address = check_email(email)
+    hashed = checked_hash(password)
+    if people.find_user(email=address, case_insensitive=True) is not None:
+        raise ValueError(say("{address} has an account already", address=address))
+    people.create_user(
+        email=address,
+        password=hashed,
+        roles=[find_role(people, role)],
+        confirmed_at=utcnow(),
+        must_change_password=once,
+    )
+    add_audit(by, "user.create", address, role=role)
+    people.db.session.commit()
+
+
+def find_role(people: Datastore, name: str) -> Role:
+    """The role's row, made at its first use.
+
+    Raises:
+      ValueError: there is no such role.
+    """
+    if name not in ROLES:
+        raise ValueError(say("there is no role {name!r}; there are {roles}", name=name, roles=", ".join(ROLES)))
+    role: Any = people.find_role(name) or people.create_role(name=name)
+    role.permissions = sorted(ROLES[name])
+    found: Role = role
+    return found
+
+
+def check_email(email: str) -> str:
+    """The address in its normal form.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        address: str = current_app.extensions["security"]._mail_util.validate(email.strip())
+    except ValueError as error:
+        raise ValueError(say("{email!r} is no email address: {error}", email=email, error=error)) from None
+    return address.lower()
+
+
+def checked_hash(password: str) -> str:
+    """The hash of an acceptable password.
+
+    Raises:
+      ValueError: it is too short.
+    """
+    problems, normal = current_app.extensions["security"]._password_util.validate(password, True)
+    if problems:
+        raise ValueError(say("the password is too short: at least {length} characters", length=PASSWORD_LENGTH))
+    hashed: str = hash_password(normal)
+    return hashed
+
+
+def one_time_password() -> str:
+    """A password to tell somebody once: 16 letters and digits in groups, about 79 bits."""
+    letters = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+    return "-".join("".join(secrets.choice(letters) for _ in range(4)) for _ in range(4))
+
+
+def end_sessions(user: User) -> None:
+    """Log a person out everywhere."""
+    user.fs_uniquifier = secrets.token_hex(32)

@@ -1,0 +1,58 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import current_app
+from flask_security import current_user
+from flask_security.forms import ChangePasswordForm, LoginForm, VerifyForm
+from flask_security.utils import verify_password
+from wtforms.validators import StopValidation
+
+from i18n import say
+from panel.auth import login_throttle
+
+
+class Throttled(LoginForm):
+    """The login form, refusing to look at a password after too many wrong ones."""
+
+    remember = None  # type: ignore[assignment]
+
+    def validate(self, **kwargs: Any) -> bool:
+        attempt = login_throttle.PASSWORDS.begin(self.email.data or "")
+        if attempt is None:
+            self.form_errors.append(say(login_throttle.TOO_MANY))
+            return False
+        if not super().validate(**kwargs):
+            return False
+        second = offers_two_factor() and self.user is not None and self.user.tf_primary_method
+        login_throttle.succeeded(attempt, "login.password" if second else "login")
+        return True
+
+
+class _PresentPassword:
+    """A form that asks for the present password: in an open session too, guessing it is slowed as at the login."""
+
+    def validate_password(self, field: Any) -> None:
+        attempt = login_throttle.PASSWORDS.begin(current_user.email)
+        if attempt is None:
+            raise StopValidation(say(login_throttle.TOO_MANY))
+        # The form refuses a wrong one by itself. It is looked at here as well, since what else may be
+        # wrong with the form, such as a new password that is too short, is no failed guess.
+        given = current_app.extensions["security"]._password_util.normalize(field.data or "")
+        if verify_password(given, current_user.password):
+            login_throttle.succeeded(attempt, "password.verify")
+
+
+class ThrottledVerify(_PresentPassword, VerifyForm):
+    """The form that asks for the password again before a change of how one logs in."""
+
+
+class ThrottledChange(_PresentPassword, ChangePasswordForm):
+    """The form for a new password."""
+
+
+def offers_two_factor() -> bool:
+    """Whether TOTP_SECRET is set."""
+    return bool(current_app.config.get("SECURITY_TWO_FACTOR"))

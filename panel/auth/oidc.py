@@ -1,0 +1,168 @@
+"""Logging in with OpenID Connect, where OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET are set.
+
+The authorization code flow with state, nonce and PKCE (OpenID Connect Core 1.0, 3.1; RFC 7636), by
+Authlib; the provider's addresses and keys come from its discovery document.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]
+from authlib.integrations.flask_client import OAuth  # type: ignore[import-untyped]
+from flask import Blueprint, Flask, abort, current_app, flash, redirect, request, session, url_for
+from flask_security.utils import login_user
+from joserfc.errors import JoseError
+from werkzeug import Response
+
+from i18n import mark, say
+from models.base import utcnow
+from models.users import User
+from panel.auth import accounts, permissions
+from settings import Settings
+
+logger = logging.getLogger(__name__)
+
+blueprint = Blueprint("oidc", __name__, url_prefix="/login/oidc")
+
+_NAME = "oidc"
+_AWAY = mark("The login provider does not answer. Try again, or log in with your password.")
+
+
+class Refused(Exception):
+    """This person may not come in this way; the message says why, for them to read."""
+
+
+def init(app: Flask, settings: Settings) -> None:
+    """Offer it on the login page, if it is configured."""
+    app.config["OIDC"] = bool(settings.oidc_issuer)
+    app.register_blueprint(blueprint)
+    if settings.oidc_client_secret is None:
+        return
+    app.config["OIDC_SETTINGS"] = settings
+    OAuth(app).register(
+        _NAME,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret.get_secret_value(),
+        server_metadata_url=f"{settings.oidc_issuer}/.well-known/openid-configuration",
+        client_kwargs={"scope": "openid email profile", "code_challenge_method": "S256", "timeout": 10},
+    )
+
+
+@blueprint.get("/")
+def begin() -> Response:
+    """Send the person to the provider."""
+    client = _client()
+    session["oidc_next"] = request.args.get("next", "")
+    try:
+        answer: Response = client.authorize_redirect(url_for("oidc.back", _external=True))
+    except (AuthlibBaseError, OSError, ValueError) as error:
+        return _failed(error, say(_AWAY))
+    return answer
+
+
+@blueprint.get("/return")
+def back() -> Response:
+    """The provider sent the person back: check what it says, find or make the account, log in."""
+    client = _client()
+    if "error" in request.args:
+        return _failed(None, say("The login provider refused: {error}.", error=request.args["error"][:80]))
+    try:
+        token = client.authorize_access_token()
+    except (AuthlibBaseError, JoseError, OSError, ValueError, KeyError) as error:
+        return _failed(error, say("That login could not be verified. Try again."))
+    if not token.get("userinfo"):
+        return _failed(None, say("The login provider sent no ID token: it may not be an OpenID Connect provider."))
+    try:
+        user = _person(token["userinfo"], current_app.config["OIDC_SETTINGS"])
+    except Refused as refusal:
+        return _failed(None, str(refusal))
+    login_user(user, remember=False, authn_via=["oidc"])
+    session["oidc_user"] = user.fs_uniquifier
+    accounts.add_audit(user.email, "login", request.remote_addr or "", by="OpenID Connect")
+    _people().db.session.commit()
+    return redirect(_next(session.pop("oidc_next", "")), code=303)
+
+
+def _client() -> Any:
+    if not current_app.config["OIDC"]:
+        abort(404)
+    return current_app.extensions["authlib.integrations.flask_client"].create_client(_NAME)
+
+
+def _people() -> accounts.Datastore:
+    people: accounts.Datastore = current_app.extensions["security"].datastore
+    return people
+
+
+def _failed(error: Exception | None, words: str) -> Response:
+    if error is not None:
+        # The class only: its words may quote what was exchanged.
+        logger.warning("login with OpenID Connect failed: %s", type(error).__name__)
+    flash(words, "error")
+    return redirect(url_for("security.login"), code=303)
+
+
+def _next(path: str) -> str:
+    # Only a path of our own, as after a login with a password.
+    ours = path.isprintable() and path.startswith("/") and not path.startswith(("//", "/\\"))
+    return path if ours else "/"
+
+
+def _person(claims: dict[str, Any], settings: Settings) -> User:
+    """The account of who the provider says this is; made at the first login.
+
+    Raises:
+      Refused: with words.
+    """
+    people = _people()
+    subject = f"{claims['iss']} {claims['sub']}"[:512]
+    role = _role(claims, settings)
+    user = people.find_user(oidc_subject=subject)
+    if user is None:
+        user = _newcomer(claims, subject, role or settings.oidc_default_role)
+    if not user.active:
+        raise Refused(say("This account is disabled. An admin can enable it under Users."))
+    if role is not None and [old.name for old in user.roles] != [role]:
+        before = [old.name for old in user.roles]
+        user.roles = [accounts.find_role(people, role)]
+        accounts.add_audit("OpenID Connect", "user.role", user.email, before=before, after=role)
+    return user
+
+
+def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
+    people = _people()
+    # An address that the provider has not checked may be anybody's.
+    if not claims.get("email") or claims.get("email_verified") is not True:
+        raise Refused(say("The login provider does not vouch for an email address of yours."))
+    try:
+        email = accounts.check_email(str(claims["email"]))
+    except ValueError:
+        raise Refused(say("The login provider names no usable email address.")) from None
+    known = people.find_user(email=email, case_insensitive=True)
+    if known is not None:
+        if known.oidc_subject is not None:
+            raise Refused(say("Another person of the login provider has this email address here. An admin can help."))
+        known.oidc_subject = subject
+        accounts.add_audit("OpenID Connect", "user.connect", email)
+        return known
+    if role == "none":
+        raise Refused(say("You have no role here. Ask an admin to make you an account, then log in again."))
+    user: Any = people.create_user(
+        email=email,
+        password=None,
+        roles=[accounts.find_role(people, role)],
+        confirmed_at=utcnow(),
+        oidc_subject=subject,
+    )
+    accounts.add_audit("OpenID Connect", "user.create", email, role=role)
+    found: User = user
+    return found
+
+
+def _role(claims: dict[str, Any], settings: Settings) -> str | None:
+    """The highest of our roles that the claim names; None where it names none."""
+    named = claims.get(settings.oidc_role_claim) if settings.oidc_role_claim else None
+    names = {named} if isinstance(named, str) else set(map(str, named)) if isinstance(named, list) else set()
+    return next((role for role in reversed(permissions.ROLES) if role in names), None)

@@ -1,0 +1,57 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from i18n import mark
+from models.base import utcnow
+
+PASSWORD_LENGTH = 12
+
+#: A person who has not used the panel for this long logs in again.
+SESSION_LIFETIME = timedelta(hours=12)
+
+#: Changing how one logs in asks for the password again when it was given longer ago than this.
+FRESH = timedelta(minutes=30)
+
+
+def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
+    return {
+        "SECRET_KEY": secret,
+        # Without a pepper, so that the secret key may be changed and a command needs none: argon2
+        # salts each password itself.
+        "SECURITY_PASSWORD_HASH": "argon2",
+        "SECURITY_PASSWORD_SINGLE_HASH": {"argon2"},
+        "SECURITY_PASSWORD_LENGTH_MIN": PASSWORD_LENGTH,
+        "SECURITY_EMAIL_VALIDATOR_ARGS": {"check_deliverability": False, "globally_deliverable": False},
+        "SECURITY_REGISTERABLE": False,
+        "SECURITY_RECOVERABLE": False,
+        "SECURITY_CHANGEABLE": True,
+        "SECURITY_TRACKABLE": True,
+        "SECURITY_SEND_PASSWORD_CHANGE_EMAIL": False,
+        "SECURITY_RETURN_GENERIC_RESPONSES": True,
+        "SECURITY_DATETIME_FACTORY": utcnow,
+        "SECURITY_API_ENABLED_METHODS": ["session"],
+        "SECURITY_POST_LOGIN_VIEW": "/",
+        "SECURITY_POST_LOGOUT_VIEW": "/login",
+        "SECURITY_POST_CHANGE_VIEW": "/",
+        "SECURITY_MSG_UNAUTHENTICATED": (mark("Log in to see this page."), "info"),
+        "SECURITY_MSG_GENERIC_AUTHN_FAILED": (mark("Email or password is wrong."), "error"),
+        "SECURITY_FRESHNESS": FRESH,
+        "SECURITY_FRESHNESS_GRACE_PERIOD": timedelta(minutes=10),
+        "SECURITY_MSG_REAUTHENTICATION_REQUIRED": (
+            mark("Your password once more, since this changes how you log in."),
+            "info",
+        ),
+        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (mark("Thank you. Go on."), "success"),
+        "SECURITY_MSG_PASSWORD_CHANGE": (mark("Your password is changed; all other sessions have ended."), "success"),
+        "SESSION_COOKIE_NAME": "syncflow",
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": https,
+        "PERMANENT_SESSION_LIFETIME": SESSION_LIFETIME,
+        # A token lives as long as the session: a page left open over lunch still works.
+        "WTF_CSRF_TIME_LIMIT": None,
+    }

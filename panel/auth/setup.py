@@ -1,0 +1,52 @@
+"""Who may enter and do what: login with Flask-Security-Too, three roles, one table of permissions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask
+from flask_security.core import Security
+from flask_security.signals import password_changed
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from models.session import Database
+from models.users import Role, User
+from panel.auth import two_factor
+from panel.auth.accounts import Datastore, add_audit
+from panel.auth.forms import Throttled, ThrottledChange, ThrottledVerify
+from panel.auth.settings import _flask_security_settings
+from settings import Settings
+
+
+def init(app: Flask, database: Database, settings: Settings) -> scoped_session[Session]:
+    """Set up login, sessions and roles on an app; returns the session people are read with."""
+    app.extensions["syncflow_database"] = database
+    app.config.update(_flask_security_settings(settings.secret(), settings.behind_proxy))
+    if settings.totp_secret is not None:
+        app.config.update(two_factor.settings(settings.totp_secret.get_secret_value()))
+    session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
+    security = Security(
+        app,
+        Datastore(session, User, Role),
+        login_form=Throttled,
+        verify_form=ThrottledVerify,
+        change_password_form=ThrottledChange,
+        two_factor_verify_code_form=two_factor.BrakedCode,
+        mf_recovery_form=two_factor.BrakedRecovery,
+        totp_cls=two_factor.OnceTotp,
+    )
+    security.want_json(lambda _request: False)
+    # Only sessions log in. The loader for tokens would read every request's body before its own route does.
+    security.login_manager.request_loader(None)
+    password_changed.connect(_password_changed, app)
+    two_factor.init(app, add_audit)
+    app.teardown_appcontext(lambda _error: session.remove())
+    return session
+
+
+def _password_changed(_app: Any, user: User, **_rest: Any) -> None:
+    user.must_change_password = False
+    add_audit(user.email, "password.change", user.email)
+
+
+# --- people: used by the panel's users page and by ./syncflow create-admin ---------------------------

@@ -1,0 +1,243 @@
+"""What templates may call: words for states, times, the menu."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, request, url_for
+from flask_admin import Admin
+from flask_admin.menu import MenuCategory
+from markupsafe import Markup
+
+from i18n import ENGLISH, chosen, mark, plural, say
+from models.base import utcnow
+from models.counting import COUNT_LIMIT
+from panel.auth.permissions import allowed
+
+#: The colour a word of state is shown in: good, busy, bad or quiet.
+TONES = {
+    mark("ok"): "good", mark("delivered"): "good", mark("applied"): "good", mark("up to date"): "good",
+    mark("done"): "good", mark("in force"): "good", mark("on"): "good", mark("flows"): "good",
+    mark("verified"): "good", mark("running"): "good",
+    mark("held back"): "busy", mark("waiting"): "busy", mark("owed"): "busy", mark("failed"): "busy",
+    mark("paused"): "busy", mark("trying again"): "busy", mark("stopping"): "busy", mark("late"): "busy",
+    mark("silent"): "bad", mark("nobody reads it"): "bad", mark("wrong"): "bad", mark("failing"): "bad",
+    mark("down"): "bad", mark("dead"): "bad", mark("dead letter"): "bad", mark("conflict"): "bad",
+}  # fmt: skip
+
+#: Other words that stand in the database or the code, and are said by a template: of state, and what happened.
+_SAID = (
+    mark("off"), mark("over"), mark("disabled"), mark("may log in"), mark("skipped"), mark("gone"),
+    mark("nothing owed"), mark("never sent"), mark("unchanged"), mark("kept"), mark("echo"), mark("stopped"),
+    mark("not configured"), mark("not run yet"), mark("note"), mark("settled"), mark("closed"), mark("open"),
+    mark("any"), mark("create"), mark("update"), mark("delete"), mark("archive"), mark("match"), mark("unlink"),
+    mark("created"), mark("updated"), mark("deleted"), mark("in"), mark("out"),
+    mark("ours"), mark("theirs"), mark("agreed"), mark("gone"), mark("Ours"), mark("Theirs"),
+    mark("mend the record"), mark("mend the mapping"), mark("mend the system"), mark("mend the code"),
+)  # fmt: skip
+
+#: Pages of the menu -> the key that leads there, after g.
+KEYS = {
+    "Overview": "o", "Dead letters": "d", "Conflicts": "c", "Systems": "s", "Mappings": "m", "Unsubscriptions": "u",
+    "Schedules": "j", "Queues": "q", "Tasks": "t", "Links": "l", "Deliveries": "v", "Changes": "h", "Inbox": "i",
+    "Audit": "a",
+}  # fmt: skip
+
+
+#: (seconds, once in that time, once in several of them)
+_PACES = (
+    (86_400, mark("every day"), mark("every {n} days")),
+    (3600, mark("every hour"), mark("every {n} h")),
+    (60, mark("every minute"), mark("every {n} min")),
+)
+
+#: What the scripts in static/ say: they look it up in the page, by the English.
+IN_SCRIPTS = (
+    mark("{time} ago"), mark("in {time}"), mark("Copy"), mark("Copy {text}"), mark("Live"), mark("Not live"),
+    mark("Logged out: reload the page"), mark("No answer, trying again"),
+    mark("time"), mark("delivered"), mark("received"), mark("failed"), mark("dead"),
+)  # fmt: skip
+
+
+def init(app: Flask, admin: Admin) -> None:
+    """Make the words known to all templates."""
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters.update(
+        when=when, every=every, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
+    )
+    app.jinja_env.filters["clock"] = clock
+    app.jinja_env.filters["in_a_sentence"] = in_a_sentence
+    app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
+    app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
+    app.context_processor(lambda: {"menu": lambda: _menu(admin)})
+
+
+def updating() -> bool:
+    """Whether a live page asks for its content anew."""
+    return request.headers.get("HX-Request") == "true"
+
+
+def in_a_sentence(words: str) -> str:
+    """A heading as it stands within a sentence: in English it begins small, elsewhere as its language has it."""
+    return words[:1].lower() + words[1:] if chosen() is ENGLISH else words
+
+
+def texts_in_scripts() -> dict[str, str]:
+    """What the scripts say in the language chosen, by the English; nothing in English."""
+    return {} if chosen() is ENGLISH else {text: say(text) for text in IN_SCRIPTS}
+
+
+def tone(word: str) -> str:
+    """The colour of a word of state."""
+    return TONES.get(word, "quiet")
+
+
+def number(value: int) -> str:
+    """12,345; where the conductor stopped counting, 10,000+."""
+    return f"{value:,}+" if value == COUNT_LIMIT else f"{value:,}"
+
+
+def every(seconds: int) -> str:
+    """How often, in words: every day, every 5 min, every 30 s."""
+    for size, one, many in _PACES:
+        if seconds >= size and seconds % size == 0:
+            count = seconds // size
+            return say(one) if count == 1 else say(many, n=count)
+    return say("every {n} s", n=seconds)
+
+
+def when(value: datetime | None) -> Markup:
+    """A time: UTC without JavaScript, the reader's own zone with it, always with UTC on hover."""
+    if value is None:
+        return Markup('<span class="none">{0}</span>').format(say("never"))
+    text = f"{value:%Y-%m-%d %H:%M:%S}"
+    return Markup('<time datetime="{0}" title="{1} UTC">{1} UTC</time>').format(value.isoformat(), text)
+
+
+def clock(value: datetime) -> Markup:
+    """A time in a sentence: of today only the hour, of other days the date as well; UTC on hover."""
+    text = f"{value:%H:%M}" if value.date() == utcnow().date() else f"{value:%-d %b %H:%M}"
+    return _time(value, text, "").replace("data-ago", "data-clock")
+
+
+def ago(value: datetime | None) -> Markup:
+    """How long ago, in the largest unit that fits, with the exact time on hover."""
+    if value is None:
+        return Markup('<span class="none">{0}</span>').format(say("never"))
+    seconds = (utcnow() - value).total_seconds()
+    time = duration(abs(seconds))
+    words = say("{time} ago", time=time) if seconds >= 0 else say("in {time}", time=time)
+    return _time(value, words, "")
+
+
+def lasting(value: datetime | None) -> Markup:
+    """For how long by now: 3 min."""
+    return (
+        _time(value, duration(abs((utcnow() - value).total_seconds())), "bare")
+        if value
+        else Markup("{0}").format(say("a moment"))
+    )
+
+
+def _time(value: datetime, words: str, kind: str) -> Markup:
+    return Markup('<time datetime="{0}" data-ago="{3}" title="{1} UTC">{2}</time>').format(
+        value.isoformat(), f"{value:%Y-%m-%d %H:%M:%S}", words, kind
+    )
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1 min, 7200 -> 2 h."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def link_state(link: Any) -> tuple[str, str]:
+    """Where one record stands with one subscriber: a word, and a sentence."""
+    if link.dead_at:
+        return "dead letter", say(
+            "not sent: a person has to look at it since {time:%Y-%m-%d %H:%M} UTC", time=link.dead_at
+        )
+    if link.owed_change > link.synced_change:
+        if link.unsubscription_id:
+            return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
+        if link.retry_at:
+            return "trying again", plural(
+                "{n} attempt failed, next {soon}",
+                "{n} attempts failed, next {soon}",
+                link.attempts,
+                soon=_soon(link.retry_at),
+            )
+        return "owed", say("waits for its turn")
+    if link.gone_at:
+        return "gone", say("deleted or detached there")
+    if link.unsubscription_id:
+        return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
+    if link.synced_at:
+        return "up to date", say("since {time:%Y-%m-%d %H:%M} UTC", time=link.synced_at)
+    return "nothing owed", say("never sent")
+
+
+def _soon(instant: datetime) -> str:
+    seconds = (instant - utcnow()).total_seconds()
+    return say("in {time}", time=duration(seconds)) if seconds >= 1 else say("at once")
+
+
+def pretty(value: Any) -> str:
+    """JSON laid out for reading; text that is no JSON as it is."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return str(value)
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+
+
+def shown(value: Any) -> str:
+    """One value for reading."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, bool | dict | list):
+        return pretty(value)
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
+    return str(value)
+
+
+def _assets(app: Flask) -> Any:
+    folder = Path(str(app.static_folder))
+    files = (file for file in folder.rglob("*") if file.is_file())
+    versions = {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()[:10] for file in files
+    }
+    return lambda name: url_for("static", filename=name, v=versions[name])
+
+
+def _menu(admin: Admin) -> list[dict[str, Any]]:
+    """The pages this person may see, in their groups."""
+    groups: list[dict[str, Any]] = [{"name": "", "pages": []}]
+    for item in admin.menu():
+        if isinstance(item, MenuCategory):
+            pages = [_page(child) for child in item.get_children()]
+            if pages:
+                groups.append({"name": say(item.name), "pages": pages})
+        elif item.is_visible() and item.is_accessible():
+            groups[0]["pages"].append(_page(item))
+    return groups
+
+
+def _page(item: Any) -> dict[str, Any]:
+    url = item.get_url()
+    here = request.path == url if url == "/" else request.path.startswith(url)
+    return {
+        "name": say(item.name),
+        "url": url,
+        "icon": item.get_icon_value(),
+        "here": here,
+        "key": KEYS.get(item.name),
+    }

@@ -1,0 +1,129 @@
+"""Which language a person is spoken to in: the one of the account, else the browser's, else English.
+
+A language is a file: translations/TAG/LC_MESSAGES/messages.po. Flask-Admin, Flask-Security and WTForms bring catalogues
+of their own, which follow the same choice through Flask-Babel.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from gettext import GNUTranslations
+from pathlib import Path
+from typing import Any
+
+from babel import Locale
+from babel.core import get_global
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from flask import Flask, request
+from flask_babel import Babel, refresh
+from flask_security import current_user
+from flask_security.babel import FsDomain
+from markupsafe import Markup
+
+from i18n import ENGLISH, Language, choose, chosen, say
+
+FOLDER = Path(__file__).parents[1] / "translations"
+
+
+def init(app: Flask, for_program: Callable[[], bool]) -> None:
+    """Have each request answered in the language of who asks; `for_program`: whether that is none, and gets English."""
+
+    def before_request() -> None:
+        choose(ENGLISH)
+        if request.endpoint != "static" and not for_program():
+            # By the browser first: whether there is an account is known by the database, which may be away.
+            choose_for(None)
+            if current_user.is_authenticated:
+                choose_for(current_user)
+
+    all_languages()  # read now: no request waits for a catalogue
+    app.before_request(before_request)
+    app.teardown_request(lambda _error: choose(ENGLISH))
+    Babel(app, locale_selector=lambda: _locale(chosen().tag), configure_jinja=False)
+    app.jinja_env.globals.update(_=_say, plural=_plural, language=chosen)
+    app.jinja_env.filters["said"] = _said
+
+
+def choose_for(user: Any) -> None:
+    """Speak as this person has chosen, or else as the browser of the request at hand asks for."""
+    languages = all_languages()
+    choose(languages.get((user and user.language) or "") or _asked_for(languages))
+    refresh()
+
+
+def _asked_for(languages: dict[str, Language]) -> Language:
+    """The first the browser names, with its country or without: en-US before de, where there are en and de."""
+    known = {tag.lower(): language for tag, language in languages.items()}
+    for tag, quality in request.accept_languages:
+        found = known.get(tag.lower()) or known.get(tag.lower().partition("-")[0])
+        if found is not None and quality > 0:
+            return found
+    return ENGLISH
+
+
+def speak_at_login(app: Flask) -> None:
+    """Have Flask-Security say the texts that are ours in the language chosen, too."""
+    app.extensions["security"].i18n_domain = _LoginTexts(app)  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=1)
+def all_languages() -> dict[str, Language]:
+    """Tag -> language: English, and one for each catalogue there is."""
+    files = sorted(FOLDER.glob("*/LC_MESSAGES/messages.po"))
+    others = [Language(_tag(file), _own_name(_tag(file)), _catalogue(file)) for file in files]
+    return {language.tag: language for language in (ENGLISH, *others)}
+
+
+def _tag(file: Path) -> str:
+    return file.parts[-3].replace("_", "-")
+
+
+def _catalogue(file: Path) -> GNUTranslations:
+    with file.open("rb") as source:
+        catalogue = read_po(source)
+    compiled = io.BytesIO()
+    write_mo(compiled, catalogue)
+    compiled.seek(0)
+    return GNUTranslations(compiled)
+
+
+def _own_name(tag: str) -> str:
+    return str(Locale.parse(tag, sep="-").get_display_name()).capitalize()
+
+
+@lru_cache(maxsize=16)
+def _locale(tag: str) -> str:
+    # With the country it is mostly spoken in: Flask-Security's catalogue is de_DE, and a plain de is found by that too.
+    name = tag.replace("-", "_")
+    parts = get_global("likely_subtags").get(name, name).split("_")
+    return f"{parts[0]}_{parts[-1]}" if len(parts) > 1 else name
+
+
+def _said(word: Any) -> str:
+    """A word that is known only when the page is made, such as one of state: `{{ row.state | said }}`."""
+    return say(str(word))
+
+
+def _say(text: str, /, **values: Any) -> Markup:
+    """`say` for a text that stands in a template: the text is HTML, what is filled in is escaped."""
+    said = Markup(say(text))  # a template's own text or its translation: neither is anybody's input
+    return said.format(**values) if values else said
+
+
+def _plural(one: str, many: str, number: int, /, **values: Any) -> Markup:
+    said = Markup(chosen().catalogue.ngettext(one, many, number))
+    return said.format(n=number, **values)
+
+
+class _LoginTexts(FsDomain):
+    """Flask-Security's catalogue, and before it ours, for the texts of the panel's settings."""
+
+    def gettext(self, string: str, **variables: Any) -> str:
+        ours = say(string)
+        if ours == string:
+            theirs: str = super().gettext(string, **variables)  # type: ignore[no-untyped-call]
+            return theirs
+        return ours % variables if variables else ours
