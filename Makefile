@@ -51,7 +51,7 @@ fmt: setup-dev ## format the code and fix what can be fixed
 
 .PHONY: model
 model: setup-dev ## run random histories through the real conductor, as long as one likes (SECONDS=300 SEED=7)
-	@$(PY) -m tests.model $(ARGS)
+	@$(PY) -m tests.model.model $(ARGS)
 
 .PHONY: chaos
 chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7)

@@ -29,8 +29,8 @@ from models.ledger import Process
 from models.schema import migrate
 from models.session import Database
 from settings import ROOT, VAR
-from tests import services
 from tests.chaos.fleet import end
+from tests.support import services
 from workers.publisher import INBOX, LATER, TICK_QUEUE
 
 #: Three systems that take one record a call, as most do; and three that take many.

@@ -29,7 +29,7 @@ from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.records import External, Item
 from subscribers.system import Options, System
-from tests import services
+from tests.support import services
 
 logger = logging.getLogger(__name__)
 

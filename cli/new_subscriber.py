@@ -126,7 +126,7 @@ _TEST = '''\
 
 from simulators.simulators import ShopSimulator
 from subscribers.$system import $Class
-from tests.contract import Contract
+from tests.subscribers.contract import Contract
 
 
 class Test$Class(Contract):
@@ -145,7 +145,7 @@ def new_subscriber_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def new_subscriber(arguments: argparse.Namespace) -> int:
-    """Write subscribers/SYSTEM.py and tests/test_SYSTEM.py, and import the first."""
+    """Write subscribers/SYSTEM.py and tests/subscribers/test_SYSTEM.py, and import the first."""
     try:
         written = write(ROOT, arguments.name, own=arguments.own)
     except ValueError as error:
@@ -173,7 +173,7 @@ def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
     if catalogue not in CATALOGUES:
         known = ", ".join(CATALOGUES)
         raise ValueError(f"no catalogue {catalogue!r}; there are {known}, or see docs/add-a-catalogue.md")
-    source, test = root / "subscribers" / f"{system}.py", root / "tests" / f"test_{system}.py"
+    source, test = root / "subscribers" / f"{system}.py", root / "tests" / "subscribers" / f"test_{system}.py"
     taken = [path for path in (source, test, source.with_suffix("")) if path.exists()]
     if taken:
         raise ValueError(f"{taken[0].relative_to(root)} is there already: add a class to it, or choose another name")

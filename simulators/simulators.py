@@ -7,7 +7,7 @@
         assert shop.writes() == ["POST /contacts"]
 
 Write another subclass of `Simulator` for a system of your own; what it cannot do may be left out, and
-the tests of `tests/contract.py` that need it are skipped.
+the tests of `tests/subscribers/contract.py` that need it are skipped.
 """
 
 import hashlib

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from models.schema import migrate
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
-from tests import services
+from tests.support import services
 
-pytest.register_assert_rewrite("tests.contract")
+pytest.register_assert_rewrite("tests.subscribers.contract")
 
 # How long an example takes says how busy the machine is, nothing else.
 settings.register_profile("syncflow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,15 +27,15 @@ NOT_UNIT = ("services", "acceptance", "browser")
 #: nearly done with its last; one of these begun last would keep one worker busy while all others have gone home.
 #: (`--no-loadscope-reorder` in pyproject.toml keeps the order; xdist would begin with the files of most tests.)
 LONGEST = (
-    "test_panel_browser.py",
-    "test_panel_access.py",
-    "test_panel_rows.py",
-    "test_chaos.py",
-    "test_fleet.py",
-    "test_bench.py",
-    "test_demo.py",
-    "test_model.py",
-    "test_workers.py",
+    "panel/test_browser.py",
+    "panel/test_access.py",
+    "panel/test_rows.py",
+    "chaos/test_chaos.py",
+    "acceptance/test_fleet.py",
+    "project/test_bench.py",
+    "acceptance/test_demo.py",
+    "model/test_model.py",
+    "workers/test_workers.py",
 )
 
 
@@ -45,10 +45,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+def _rank(item: pytest.Item) -> int:
+    name = "/".join(item.path.parts[-2:])
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark by what a test asks for, so that nobody has to remember to; let workers begin with what takes longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+        items.sort(key=_rank)
     for item in items:
         if NEEDS_SERVICES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("services")

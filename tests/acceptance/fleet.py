@@ -11,7 +11,6 @@ from pathlib import Path
 import requests
 
 from settings import ROOT
-from tests import services
 from tests.acceptance.processes import (
     Process,
     SalesforceSystem,
@@ -23,6 +22,7 @@ from tests.acceptance.processes import (
     free_port,
     vhost,
 )
+from tests.support import services
 
 #: Short, so that what a killed worker held is taken over within a test's patience, seconds.
 LEASE_SECONDS = 4.0

@@ -21,7 +21,7 @@ import requests
 import sqlalchemy as sa
 
 from settings import ROOT
-from tests import services
+from tests.support import services
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import services
 from tests.acceptance.demo import Demo, in_both
 from tests.acceptance.processes import ended_at_the_end, eventually, family, next_second, vhost
+from tests.support import services
 
 pytestmark = pytest.mark.acceptance
 

@@ -1,0 +1,515 @@
+"""The command line as a person meets it: real processes, readable errors, exit statuses that scripts can use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import dramatiq
+import pytest
+import sqlalchemy as sa
+
+from cli import COMMANDS, demo_settings, main
+from conductor.tasks.runner import Tasks
+from models import capture
+from models.catalogues import Customer
+from models.ledger import Change, DeadLetter, Link
+from models.schema import is_current, migrate
+from models.session import Database
+from settings import ROOT, Settings, get_settings
+from simulators.simulators import StripeSimulator
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+#: What would let a test see the machine's own settings.
+OURS = ("DATABASE_URL", "BROKER_URL", "SECRET_KEY", "STRIPE_", "SALESFORCE_", "SYNCFLOW_", "LOG_")
+
+
+@pytest.fixture
+def run(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
+    """`main` with these arguments, over an SQLite database of the test's own and no `.env`."""
+    for name in list(os.environ):
+        if name.startswith(OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.setitem(Settings.model_config, "env_file", tmp_path / ".env")
+    handlers, level = logging.root.handlers[:], logging.root.level
+    broker, encoder = dramatiq.broker.global_broker, dramatiq.get_encoder()
+
+    def run(*arguments: str, **variables: str) -> Done:
+        get_settings.cache_clear()
+        before = dict(os.environ)
+        with monkeypatch.context() as patch:
+            for name, value in {"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **variables}.items():
+                patch.setenv(name, value)
+            try:
+                status = main(arguments)
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+        os.environ.clear()  # a command beside a demo takes that one's
+        os.environ.update(before)
+        said = capsys.readouterr()
+        return Done(status, said.out, said.err)
+
+    yield run
+    get_settings.cache_clear()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    dramatiq.broker.global_broker = broker
+    dramatiq.set_encoder(encoder)
+
+
+def process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`./syncflow` as a process of its own, called from elsewhere."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | variables
+    return subprocess.run(
+        [sys.executable, str(ROOT / "syncflow"), *arguments],
+        env=env,
+        check=False,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+STRIPE = {"STRIPE_API_KEY": "sk_test_s3cret", "STRIPE_API_BASE": "http://127.0.0.1:9"}
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: ./syncflow {name}") and COMMANDS[name].help in " ".join(said.split())
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(f"    {name}" in done.stdout for name in COMMANDS)
+
+
+def test_no_command_and_an_unknown_one(run: Run) -> None:
+    for arguments in ([], ["fly"], ["poll"], ["capture", "paint"]):
+        done = run(*arguments)
+        assert done.returncode == 2 and done.stderr.startswith("usage: ./syncflow")
+
+
+@pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="these tests run outside .venv")
+def test_the_script_goes_on_with_its_own_packages(tmp_path: Path, sqlite_url: str) -> None:
+    """Called by its path, from anywhere, with a Python that has none of them: it goes on in .venv."""
+    done = subprocess.run(
+        [sys.base_prefix + "/bin/python3", "-I", str(ROOT / "syncflow"), "migrate"],
+        env={"PATH": "/usr/bin:/bin", "DATABASE_URL": sqlite_url, "BROKER_URL": "memory://"},
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "The database is up to date.\n", "")
+
+
+def test_a_process_says_what_is_wrong_and_ends_with_its_status() -> None:
+    for name in ("migrate", "status"):
+        done = process(name, DATABASE_URL="postgresql://u:p@h:s3cret/d")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("DATABASE_URL: ") and done.stderr.count("\n") == 1
+        assert "s3cret" not in done.stderr
+
+
+# --- migrate and capture ----------------------------------------------------------------------------------
+
+
+def test_migrate_up_down_and_up_again(run: Run, sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    done = run("migrate")
+    assert (done.returncode, done.stdout) == (0, "The database is up to date.\n")
+    assert is_current(database)
+    done = run("migrate", "--to", "base")
+    assert (done.returncode, done.stdout) == (0, "The database is at revision base.\n")
+    assert not is_current(database)
+    assert run("migrate").returncode == 0 and is_current(database)
+    database.close()
+
+
+def test_migrate_to_a_revision_that_does_not_exist(run: Run) -> None:
+    assert run("migrate").returncode == 0
+    done = run("migrate", "--to", "9876")
+    assert done.returncode == 2 and "9876" in done.stderr
+
+
+def test_migrate_makes_the_folder_of_a_new_database(run: Run, tmp_path: Path) -> None:
+    done = run("migrate", DATABASE_URL=f"sqlite:///{tmp_path}/deep/down/syncflow.db")
+    assert done.returncode == 0 and (tmp_path / "deep/down/syncflow.db").exists()
+
+
+def test_capture_is_installed_and_removed(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+
+    def triggers() -> list[str]:
+        with database.read() as connection:
+            return capture.installed(connection)
+
+    names = triggers()
+    done = run("capture", "remove")
+    assert done.returncode == 0 and done.stdout.startswith(f"{len(names)} triggers removed\n") and triggers() == []
+    done = run("capture", "install")
+    assert done.returncode == 0 and done.stdout.split("\n")[0] == f"{len(names)} triggers installed"
+    assert triggers() == names and all(f"  {name}\n" in done.stdout for name in names)
+    with database.write() as connection:
+        connection.execute(sa.text("INSERT INTO customer (name) VALUES ('Ada')"))
+        assert connection.execute(sa.select(sa.func.count()).select_from(Change)).scalar() == 1
+    database.close()
+
+
+def test_capture_before_migrate_says_what_to_do(run: Run) -> None:
+    done = run("capture", "install")
+    assert done.returncode == 2 and "./syncflow migrate" in done.stderr
+
+
+# --- status, poll, retry ----------------------------------------------------------------------------------
+
+
+def test_status_without_systems_says_how_to_get_one(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    done = run("status")
+    assert done.returncode == 0 and "No external system is configured" in done.stdout
+
+
+def test_status_says_what_waits_and_what_needs_a_person(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+    done = run("status", **STRIPE)
+    assert done.returncode == 0 and "everything is in sync" in done.stdout and "s3cret" not in done.stdout
+    with database.write() as connection:
+        connection.execute(sa.text("INSERT INTO customer (name) VALUES ('Ada')"))
+    done = run("status", **STRIPE)
+    assert done.returncode == 0 and "waiting: 1 captured change" in done.stdout
+    with database.write() as connection:
+        letter = {"subscriber": "stripe.customer", "error": "Reject", "fingerprint": "f", "message": "no"}
+        connection.execute(sa.insert(DeadLetter).values(**letter))
+    done = run("status", **STRIPE)
+    assert done.returncode == 1 and "failing" in done.stdout and "dead 1" in done.stdout
+    database.close()
+
+
+def test_poll_of_nobody_we_know(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    done = run("poll", "nosuch")
+    assert done.returncode == 2 and "No system 'nosuch'; there are: none is configured" in done.stderr
+    done = run("poll", "nosuch", **STRIPE)
+    assert done.returncode == 2 and "there are: stripe" in done.stderr
+
+
+def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    nobody = f"http://127.0.0.1:{closed_port()}"
+    done = run("poll", "stripe", **{**STRIPE, "STRIPE_API_BASE": nobody})
+    assert done.returncode == 1 and f"stripe.customer: cannot connect to {nobody[7:]}\n" in done.stderr
+
+
+def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+    with database.write() as c:
+        for number in (1, 2, 3):
+            link = {"subscriber": "stripe.customer", "record_id": str(number), "owed_change": 1}
+            key = c.execute(sa.insert(Link).values(**link, dead_at=sa.func.now())).inserted_primary_key[0]
+            error = "Retry" if number == 3 else "Reject"
+            letter = {"subscriber": "stripe.customer", "error": error, "fingerprint": "f", "message": "no"}
+            c.execute(sa.insert(DeadLetter).values(**letter, id=number, record_id=str(number), link_id=key))
+    assert run("retry", "--subscriber", "shop.customer").stdout == "0 dead letters are tried again\n"
+    assert run("retry", "--id", "1").stdout.startswith("1 dead letter")
+    assert run("retry", "--error", "Retry").stdout.startswith("1 dead letter")
+    assert run("retry").stdout.startswith("3 dead letters")
+    with database.read() as c:
+        assert c.execute(sa.select(sa.func.count()).select_from(Link).where(Link.dead_at.is_not(None))).scalar() == 0
+    database.close()
+
+
+def test_create_admin(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    done = run("create-admin", "ann@example.org", SYNCFLOW_PASSWORD="correct horse battery staple")
+    assert done.returncode == 0 and "ann@example.org" in done.stdout
+    done = run("create-admin", "ann@example.org", SYNCFLOW_PASSWORD="correct horse battery staple")
+    assert done.returncode == 1 and done.stderr.strip()
+
+
+# --- what a person can mend is said without a traceback ---------------------------------------------------
+
+NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "retry"]
+
+
+def arguments(name: str) -> list[str]:
+    return [name, *{"poll": ["stripe"], "capture": ["install"], "create-admin": ["ann@x.org"]}.get(name, [])]
+
+
+@pytest.mark.parametrize("name", NEEDS_TABLES)
+def test_an_empty_database_says_to_migrate(run: Run, name: str) -> None:
+    broker = "amqp://u:p@127.0.0.1:1/" if name in ("relay", "worker", "scheduler") else "memory://"
+    done = run(*arguments(name), BROKER_URL=broker, SECRET_KEY="x")
+    assert done.returncode == 2
+    assert done.stderr.startswith("DATABASE_URL: ") and "./syncflow migrate" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["migrate", "status", "capture", "standalone", "create-admin"])
+def test_a_database_that_does_not_answer(run: Run, name: str) -> None:
+    url = f"postgresql://u:s3cret@127.0.0.1:{closed_port()}/d"
+    done = run(*arguments(name), DATABASE_URL=url, SYNCFLOW_PASSWORD="correct horse battery staple")
+    assert done.returncode == 2
+    assert done.stderr.startswith("DATABASE_URL: ") and "s3cret" not in done.stderr
+    assert "migrate" not in done.stderr, "that would not help"
+
+
+@pytest.mark.parametrize("value", ["nonsense", "mysql://u:s3cret@h/d", "postgresql://u:p@h:s3cret/d"])
+def test_a_wrong_database_url(run: Run, value: str) -> None:
+    for name in ("migrate", "status", "capture", "standalone"):
+        done = run(*arguments(name), DATABASE_URL=value)
+        assert done.returncode == 2
+        assert done.stderr.startswith("DATABASE_URL: ") and "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["redis://h", "amqp://u:p@h:s3cret/"])
+def test_a_wrong_broker_url(run: Run, value: str) -> None:
+    done = run("status", BROKER_URL=value)
+    assert done.returncode == 2 and done.stderr.startswith("BROKER_URL: ") and "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["relay", "worker", "scheduler"])
+def test_a_process_of_the_fleet_needs_rabbitmq(run: Run, sqlite_url: str, name: str) -> None:
+    migrate(sqlite_url)
+    done = run(name)
+    assert done.returncode == 2
+    assert done.stderr.startswith("BROKER_URL: ") and "run ./syncflow standalone" in done.stderr
+
+
+def test_a_system_configured_in_part(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    done = run("status", STRIPE_API_BASE="http://127.0.0.1:9")
+    assert done.returncode == 2 and done.stderr.startswith("STRIPE_API_KEY: missing")
+
+
+# --- bringing records together -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stripe() -> Iterator[StripeSimulator]:
+    with StripeSimulator() as stripe:
+        yield stripe
+
+
+def settings(stripe: StripeSimulator) -> dict[str, str]:
+    return {"STRIPE_API_KEY": stripe.KEY, "STRIPE_API_BASE": stripe.stripe.url}
+
+
+def customers(url: str, *names: str) -> None:
+    """Customers that were there before anybody followed them."""
+    migrate(url)
+    database = Database(url)
+    with database.write() as c:
+        c.execute(sa.insert(Customer.__table__), [{"name": name, "email": f"{name}@x.example"} for name in names])
+        c.execute(sa.delete(Change))
+    database.close()
+
+
+def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    customers(sqlite_url, "ada", "grace")
+    for name in ("ada", "grace"):
+        stripe.add({"name": name, "email": f"{name}@x.example"})
+    done = run("backfill", "stripe.customer", **settings(stripe))
+    assert done.returncode == 0 and done.stdout.splitlines() == [
+        "No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.",
+        "0 sent, 2 were there already",
+    ]
+    done = run("reconcile", "stripe.customer", **settings(stripe))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no drift")
+    stripe.edit(stripe.ids()[0], {"name": "Ada Lovelace"})
+    done = run("reconcile", "stripe.customer", **settings(stripe))
+    assert done.returncode == 1 and done.stdout.splitlines()[-2:] == [
+        f"record 1, there {stripe.ids()[0]}: name: here 'ada', there 'Ada Lovelace'",
+        "1 record differs: name 1",
+    ]
+
+
+def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
+    run: Run, sqlite_url: str, stripe: StripeSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customers(sqlite_url, "ada")
+    with monkeypatch.context() as patch:
+        run_some = Tasks.run_some
+
+        def interrupted(self: Tasks) -> bool:
+            run_some(self)
+            raise KeyboardInterrupt
+
+        patch.setattr(Tasks, "run_some", interrupted)
+        done = run("backfill", "stripe.customer", "--where", "name=ada", **settings(stripe))
+    assert done.returncode == 130 and "stopped at 0 of 1; the same command goes on from there" in done.stdout
+    done = run("backfill", "stripe.customer", "--where", "name=ada", "--background", **settings(stripe))
+    assert (done.returncode, done.stdout) == (0, "task #1 is begun\n")
+
+
+def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    migrate(sqlite_url)
+    for arguments, words in (
+        (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),
+        (("backfill", "stripe.customer", "--where", "land=DE"), "customer has no column 'land'"),
+        (("backfill", "stripe.customer", "--where", "country"), "give COLUMN=VALUE, each column once"),
+        (("reconcile", "stripe.thing"), "no subscriber 'stripe.thing'"),
+        (("check", "stipe"), "no system 'stipe'; there are: stripe"),
+    ):
+        done = run(*arguments, **settings(stripe))
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_check_says_what_is_missing(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    migrate(sqlite_url)
+    stripe.add({"name": "Ada", "email": "ada@x.example"})
+    done = run("check", "stripe", **settings(stripe))
+    assert done.returncode == 0 and "  ok    name <-> name (text)" in done.stdout.splitlines()
+    assert "STRIPE_WEBHOOK_SECRET is empty" in done.stdout
+    stripe.fail(401, times=50)
+    done = run("check", **settings(stripe))
+    assert done.returncode == 1 and "  wrong the login does not work" in done.stdout
+    assert "to be mended" in done.stdout.splitlines()[-1] and stripe.KEY not in done.stdout
+
+
+def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("subscribers", "tests/subscribers"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
+    monkeypatch.setattr("cli.new_subscriber.ROOT", tmp_path)
+    done = run("new-subscriber", "acme.product", "--own")
+    assert done.returncode == 0 and "wrote subscribers/acme.py" in done.stdout
+    assert (tmp_path / "tests/subscribers/test_acme.py").exists()
+    assert len((tmp_path / "subscribers/acme.py").read_text().splitlines()) <= 100
+    for name, words in (
+        ("acme.customer", "subscribers/acme.py is there already"),
+        ("Acme", "give system and catalogue in lower case"),
+        ("../x.customer", "give system and catalogue in lower case"),
+        ("acme.thing", "no catalogue 'thing'; there are customer"),
+        ("books.invoice", "invoice needs customer_id"),
+    ):
+        done = run("new-subscriber", name)
+        assert done.returncode == 2 and words in done.stderr
+
+
+# --- beside a demo ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_settings, "FILE", tmp_path / "demo" / "running.json")
+
+
+@pytest.mark.usefixtures("beside_var")
+def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+    migrate(sqlite_url)
+    with StripeSimulator() as stripe:
+        options = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
+        with demo_settings.published({"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **options}):
+            done = run("status")
+            assert "stripe" in done.stdout and "A demo is running here" in done.stderr
+            another = f"sqlite:///{tmp_path / 'another.db'}"
+            migrate(another)
+            done = run("status", DATABASE_URL=another)
+            assert "No external system is configured" in done.stdout and done.stderr == ""
+            # Their own account goes before the demo's.
+            assert run(
+                "check", "stripe", STRIPE_API_KEY="sk_test_mine", STRIPE_API_BASE="http://127.0.0.1:1"
+            ).returncode
+        assert "it is not configured here" in run("status").stdout
+        # One that was killed leaves its file, and no lock.
+        demo_settings.FILE.write_text(json.dumps({"DATABASE_URL": sqlite_url, **options}))
+        assert "it is not configured here" in run("status").stdout
+
+
+# --- what is mistyped ---------------------------------------------------------------------------------------
+
+
+def test_names_in_env_that_nobody_reads_are_told(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+    migrate(sqlite_url)
+    lines = ["STRIPE_API_KEY=", "STRPE_API_KEY=sk", "LEASE_SECOND=1", "SYNCFLOW_VAR=x", "POSTGRES_PASSWORD=s3cret"]
+    tmp_path.joinpath(".env").write_text("\n".join(lines))
+    assert run("status").stderr.splitlines() == [
+        "STRPE_API_KEY: it stands in .env, but there is no such setting; was STRIPE_API_KEY meant?",
+        "LEASE_SECOND: it stands in .env, but there is no such setting; was LEASE_SECONDS meant?",
+        "SYNCFLOW_VAR: it is read from the environment only, not from .env",
+        "POSTGRES_PASSWORD: it stands in .env, but there is no such setting",
+    ]
+
+
+def test_a_file_of_systems_that_is_missing_says_where_it_was_looked_for(run: Run) -> None:
+    done = run("status", SYNCFLOW_SYSTEMS="nothing.toml")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"SYNCFLOW_SYSTEMS: there is no such file; a path that does not begin with / is taken from {ROOT}\n"
+    )
+
+
+#: A folder as a system.
+FOLDER = """
+[systems.erp]
+kind = "files"
+
+[systems.erp.subscribers.customer]
+path = "customers"
+key_field = "number"
+new_key = "S{id}"
+poll_seconds = 60
+
+[systems.erp.subscribers.customer.field_to_data]
+name = "name"
+"""
+
+
+def test_a_folder_that_was_mended_is_looked_at_at_once(sqlite_url: str, tmp_path: Path) -> None:
+    """Also while the hub would leave the system alone for a while."""
+    migrate(sqlite_url)
+    systems = tmp_path / "systems.toml"
+    systems.write_text(FOLDER)
+    variables = {"SYNCFLOW_SYSTEMS": str(systems), "ERP_FOLDER": str(tmp_path / "erp"), "DATABASE_URL": sqlite_url}
+    assert process("poll", "erp", **variables).returncode == 1
+    done = process("status", **variables)
+    assert done.returncode == 1 and "mended? ./syncflow poll erp looks at once" in done.stdout
+    tmp_path.joinpath("erp").mkdir()
+    assert process("poll", "erp", **variables).returncode == 0
+    assert process("status", **variables).returncode == 0
+
+
+def test_comparing_needs_no_worker(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    with StripeSimulator() as stripe:
+        variables = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
+        assert "No worker runs" not in run("reconcile", "stripe.customer", **variables).stdout
+        assert "No worker runs" in run("reconcile", "stripe.customer", "--repair", **variables).stdout

@@ -1,0 +1,296 @@
+"""Is everything in sync? What the overview says in mixed states, and that its numbers are cheap and exactly so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from conductor import Conductor, Glance
+from conductor.reports.overview import ALIVE_SECONDS, glance, overview
+from conductor.reports.throughput import MINUTE, MINUTE_DAYS, SPANS
+from models.ledger import (
+    Change,
+    Conflict,
+    Cursor,
+    DeadLetter,
+    Delivery,
+    Link,
+    Process,
+    Schedule,
+    System,
+    Throughput,
+)
+from models.session import Database
+from panel.overview_cache import Situation
+from tests.support.fakes import Clock, Ears, FakeSubscriber, FakeSystem
+
+DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def hub(database: Database, clock: Clock) -> Conductor:
+    """Two systems in order, and a process of each kind."""
+    subscribers = {}
+    for name in ("crm", "shop"):
+        kind = type(name.title(), (FakeSubscriber,), {"system": name})
+        made = kind(FakeSystem(name, clock))
+        subscribers[made.name()] = made
+    conductor = Conductor(database, subscribers, Ears(), clock=clock)
+    conductor.prepare()
+    for kind in ("relay", "worker", "scheduler"):
+        put(database, Process, name=kind, kind=kind, started_at=clock(), seen_at=clock())
+    return conductor
+
+
+def put(database: Database, table: Any, **values: Any) -> None:
+    with database.write() as connection:
+        connection.execute(sa.insert(table).values(**values))
+
+
+def change(database: Database, table: Any, condition: Any, **values: Any) -> None:
+    with database.write() as connection:
+        assert connection.execute(sa.update(table).where(condition).values(**values)).rowcount
+
+
+def owe(database: Database, subscriber: str, record: str, since: datetime, **values: Any) -> None:
+    put(database, Link, subscriber=subscriber, record_id=record, owed_change=1, owed_since=since, **values)
+
+
+# --- the answer in one sentence --------------------------------------------------------------------------
+
+
+def test_all_is_well(hub: Conductor) -> None:
+    overview = hub.overview()
+    assert (overview.tone, overview.headline, overview.troubles) == ("good", "Everything is in sync.", [])
+
+
+def test_what_is_on_its_way_is_no_trouble(hub: Conductor, database: Database, clock: Clock) -> None:
+    owe(database, "crm.customer", "1", clock() - timedelta(seconds=3))
+    overview = hub.overview()
+    assert (overview.tone, overview.headline, overview.moving) == ("busy", "Catching up.", 1)
+
+
+def test_a_pause_while_nothing_is_owed_is_told_as_such(hub: Conductor) -> None:
+    hub.pause("crm", "ada@example.com", "their maintenance")
+    overview = hub.overview()
+    assert (overview.tone, overview.headline) == ("busy", "In sync so far, but crm is paused.")
+    assert "ada@example.com: their maintenance" in overview.troubles[0].what
+
+
+def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Database, clock: Clock) -> None:
+    old, now = clock() - timedelta(minutes=9), clock()
+    probe = now + timedelta(seconds=30)
+    change(database, System, System.name == "crm", down_since=old, down_reason="refused", failures=3, probe_at=probe)
+    owe(database, "crm.customer", "1", old)
+    owe(database, "shop.customer", "2", now, attempts=2)
+    put(database, DeadLetter, subscriber="crm.customer", error="Reject", fingerprint="f", message="m", at=old)
+    link = {"link_id": 1, "subscriber": "shop.customer", "record_id": "2", "path": "email"}
+    put(database, Conflict, **link)
+    put(database, Cursor, subscriber="shop.customer", failing_since=old, result="401 Unauthorized")
+    change(database, Process, Process.kind == "relay", seen_at=now - timedelta(seconds=ALIVE_SECONDS))
+    overview = hub.overview()
+    assert overview.tone == "bad"
+    assert overview.headline == (
+        "Not everything is in sync: no relay is running, crm is down, the poll of shop.customer fails, "
+        "1 dead letter waits for a person and 1 conflict waits for a decision."
+    )
+    assert [(t.kind, t.since) for t in overview.troubles] == [
+        ("process", now - timedelta(seconds=ALIVE_SECONDS)),
+        ("down", old),
+        ("poll", old),
+        ("dead", old),
+        ("conflict", None),
+    ]
+    assert overview.troubles[1].next_at == probe
+    assert (overview.held, overview.moving, overview.oldest) == (1, 1, old)
+    assert {s.name: s.state for s in overview.subscribers} == {"crm.customer": "down", "shop.customer": "failing"}
+    assert overview.total("failing") == 1
+
+
+def test_the_oldest_is_the_oldest_whatever_its_place(hub: Conductor, database: Database, clock: Clock) -> None:
+    owe(database, "crm.customer", "1", clock())
+    owe(database, "crm.customer", "2", clock() - timedelta(days=2))
+    assert hub.overview().oldest == clock() - timedelta(days=2)
+
+
+def test_one_process_may_be_all_of_them(hub: Conductor, database: Database, clock: Clock) -> None:
+    with database.write() as connection:
+        connection.execute(sa.delete(Process))
+    assert "no relay, worker or scheduler is running" in hub.overview().headline
+    put(database, Process, name="one", kind="standalone", started_at=clock(), seen_at=clock())
+    assert hub.overview().troubles == []
+
+
+@pytest.mark.parametrize("what", ["change", "delivery", "dead letter", "pause", "poll", "process", "job", "count"])
+def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Database, clock: Clock, what: str) -> None:
+    put(database, Change, catalogue="customer", record_id="1", operation="created", at=clock())
+    put(database, Cursor, subscriber="crm.customer")
+    put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
+    before = hub.glance().version
+    assert hub.glance().version == before
+    if what == "change":
+        change(database, Change, sa.true(), relayed_at=clock())
+    elif what == "delivery":
+        put(database, Delivery, **DELIVERY, outcome="failed", at=clock())
+    elif what == "dead letter":
+        put(database, DeadLetter, subscriber="crm.customer", error="Reject", fingerprint="f", message="m", at=clock())
+    elif what == "pause":
+        hub.pause("crm", "ada@example.com", "maintenance")
+    elif what == "poll":
+        change(database, Cursor, sa.true(), failing_since=clock())
+    elif what == "process":
+        change(database, Process, Process.kind == "relay", seen_at=clock() - timedelta(hours=1))
+    elif what == "job":
+        change(database, Schedule, sa.true(), finished_at=clock())
+    else:
+        hub.throughput.count()
+    assert hub.glance().version != before
+
+
+# --- deliveries per minute -------------------------------------------------------------------------------
+
+
+def counted(database: Database, seconds: int = MINUTE) -> dict[str, int]:
+    """All that was counted."""
+    columns = ("delivered", "received", "failed", "dead")
+    sums = [sa.func.coalesce(sa.func.sum(getattr(Throughput, name)), 0) for name in columns]
+    with database.read() as connection:
+        row = connection.execute(sa.select(*sums).where(Throughput.seconds == seconds)).one()
+    return {name: int(value) for name, value in zip(columns, row, strict=True) if value}
+
+
+def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, database: Database, clock: Clock) -> None:
+    begun = clock()
+    for outcome in ("delivered", "delivered", "unchanged", "skipped", "failed", "dead"):
+        put(database, Delivery, **DELIVERY, outcome=outcome, at=clock())
+        clock.tick(20)
+    put(database, Delivery, **DELIVERY | {"direction": "in"}, outcome="applied", at=clock())
+    assert hub.throughput.count() == 7
+    assert hub.throughput.count() == 0
+    expected = {"delivered": 2, "received": 1, "failed": 1, "dead": 1}
+    assert counted(database) == counted(database, 3600) == expected
+    put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
+    hub.throughput.count()
+    assert counted(database) == expected | {"delivered": 3}
+    clock.tick(60)
+    with database.read() as connection:
+        series = hub.throughput.series(connection, SPANS["1h"], "crm.customer")
+        assert hub.throughput.by_subscriber(connection, SPANS["1h"])["crm.customer"] == series
+        assert sum(hub.throughput.series(connection, SPANS["7d"]).counts["delivered"]) == 0  # the hour is not over
+    minute = series.at.index(int(begun.timestamp()))
+    assert series.counts["delivered"][minute : minute + 3] == [2, 0, 1]
+    assert series.counts["failed"][minute : minute + 3] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("migrated_url", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True)
+def test_a_row_that_appears_late_is_counted(hub: Conductor, database: Database, clock: Clock) -> None:
+    """A transaction took its id first and commits last; and by then another one is under way."""
+    row = sa.insert(Delivery).values(**DELIVERY, outcome="delivered", at=clock())
+    with database.engine.connect() as slow, database.engine.connect() as another:
+        slow.execute(row)
+        put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
+        assert [hub.throughput.count() for _ in range(3)] == [0, 0, 0]
+        another.execute(row)
+        slow.commit()
+        assert hub.throughput.count() == 2
+        another.commit()
+    assert hub.throughput.count() == 1
+    assert counted(database) == {"delivered": 3}
+
+
+def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, database: Database, clock: Clock) -> None:
+    put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
+    hub.throughput.count()
+    clock.tick((MINUTE_DAYS * 24 + 1) * 3600)
+    hub.jobs.tidy()
+    assert (counted(database), counted(database, 3600)) == ({}, {"delivered": 1})
+
+
+def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
+    with database.read() as connection:
+        for span in SPANS.values():
+            series = hub.throughput.series(connection, span)
+            assert len(series.at) == len(series.counts["dead"]) == span.length // span.step <= 360
+            assert all(datetime.fromtimestamp(at, UTC) < hub.hub.clock() for at in series.at)
+
+
+# --- schedules --------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: Database, clock: Clock) -> None:
+    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
+    assert hub.jobs.claim() == []
+    hub.jobs.run_soon("tidy", "ada@example.com")
+    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
+    hub.jobs.pause("tidy", "ada@example.com")
+    with pytest.raises(ValueError, match="resume it first"):
+        hub.jobs.run_soon("tidy", "ada@example.com")
+    clock.tick(24 * 3600)
+    assert hub.jobs.claim() == []
+    hub.jobs.resume("tidy", "ada@example.com")
+    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
+    for work in (hub.jobs.pause, hub.jobs.run_soon):
+        with pytest.raises(KeyError):
+            work("no such job", "ada@example.com")
+
+
+# --- what an open page costs ------------------------------------------------------------------------------
+
+
+def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(hub: Conductor) -> None:
+    now, made, versions = [0.0], [], iter(range(100))
+
+    def make(seen: Glance) -> Any:
+        now[0] += 0.5
+        made.append(now[0])
+        return hub.overview(seen)
+
+    situation = Situation(lambda: replace(hub.glance(), version=str(next(versions))), make, clock=lambda: now[0])
+    version, overview = situation.now(fresh=True)
+    now[0] += 40
+    assert situation.now(fresh=False) == (version, overview) and len(made) == 1
+    assert situation.now(fresh=True)[0] != version and len(made) == 2
+    now[0] += 60  # half a second is one per cent of fifty
+    situation.now(fresh=False)
+    assert len(made) == 3
+
+
+def test_the_same_version_is_made_once(hub: Conductor) -> None:
+    made = []
+
+    def make(seen: Glance) -> Any:
+        made.append(seen.version)
+        return hub.overview(seen)
+
+    situation = Situation(lambda: replace(hub.glance(), version="same"), make)
+    assert situation.now(fresh=True) == situation.now(fresh=False) == situation.now(fresh=True)
+    assert made == ["same"]
+
+
+def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Database) -> None:
+    if not database.is_sqlite:
+        return
+    plans = []
+    with database.read() as connection:
+
+        def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+            if statement.startswith("SELECT"):
+                raw = connection.connection.driver_connection
+                plans.extend(row[3] for row in raw.execute("EXPLAIN QUERY PLAN " + statement, parameters))
+
+        sa.event.listen(connection, "before_cursor_execute", explain)
+        overview(hub.hub, connection, glance(hub.hub, connection))
+    small = ("system", "process", "schedule", "cursor", "throughput_mark")
+    read_whole = [
+        p for p in plans if p.startswith("SCAN") and not p.split()[1].startswith(("(", "anon_")) and "INDEX" not in p
+    ]
+    assert plans and not [p for p in read_whole if p.split()[1] not in (*small, "CONSTANT")]

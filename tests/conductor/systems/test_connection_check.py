@@ -1,0 +1,177 @@
+"""`./syncflow check`: what is missing is said in plain words, before the first record is sent."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conductor.systems.connection_check import Finding
+from models.session import Database
+from simulators.simulators import SalesforceSimulator, Simulator, StripeSimulator
+from subscribers.base import Subscriber
+from subscribers.errors import Gone, SystemDown
+from subscribers.mapping.fields import Field
+from subscribers.records import ExternalField
+from subscribers.salesforce import SalesforceAccount
+from subscribers.stripe import StripeCustomer
+from tests.support.fakes import World
+
+TEXT = ExternalField("text")
+
+
+@pytest.fixture
+def migrated_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    """Checking asks the database for nothing that differs: one kind is enough."""
+    shutil.copy(migrated_sqlite, tmp_path / "syncflow.db")
+    return f"sqlite:///{tmp_path / 'syncflow.db'}"
+
+
+def found(database: Database, fields: dict[str, ExternalField] | None, **attributes: Any) -> list[Finding]:
+    """What is said of a subscriber whose system describes itself so."""
+    world = World(database, "crm", describe=lambda self: fields, **attributes)
+    return world.conductor.check("crm")["crm.customer"]
+
+
+def wrong(findings: list[Finding]) -> list[str]:
+    return [finding.words for finding in findings if finding.state == "wrong"]
+
+
+def test_all_is_well(database: Database) -> None:
+    fields = {"name": ExternalField("text", 255), "phone": TEXT}
+    findings = found(database, fields, field_to_data={"name": "name", "phone": "phone"})
+    assert [(f.state, f.words) for f in findings] == [
+        ("ok", "the login works, and records can be read"),
+        ("ok", "name <-> name (text, 255 characters)"),
+        ("ok", "phone <-> phone (text)"),
+    ]
+
+
+def test_by_default_one_record_shows_the_fields(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name", "city": "address.city", "country": "address.land"})
+    assert "holds no record yet" in world.conductor.check("crm")["crm.customer"][-1].words
+    world.systems["crm"].add(name="Ada", address={"city": "Rome"})
+    words = wrong(world.conductor.check("crm")["crm.customer"])
+    assert words == ["country <-> address.land: there is no such field; it has address, address.city, name"]
+
+
+def test_below_an_empty_object_nothing_can_be_told(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"city": "address.city"})
+    world.systems["crm"].add(address=None)
+    finding = world.conductor.check("crm")["crm.customer"][-1]
+    assert finding.state == "note" and "nothing is filled in" in finding.words
+
+
+@pytest.mark.parametrize(
+    "column, entry, kind, fits",
+    [
+        ("name", "x", "number", False),
+        ("name", "x", "date", False),
+        ("active", "x", "boolean", True),
+        ("active", "x", "text", False),
+        ("active", Field("x", transform="yes_no"), "text", True),
+        ("active", Field("x", transform="yes_no"), "boolean", False),
+        ("created_at", "x", "datetime", True),
+        ("id", "x", "number", True),
+        ("id", Field("x", transform="minor_units"), "number", True),
+        ("id", Field("x", transform="minor_units"), "text", True),
+        ("name", Field("x", transform="date"), "date", True),
+        ("name", "x", "", True),
+        ("name", "x", "object", False),
+    ],
+)
+def test_whether_the_types_fit(database: Database, column: str, entry: str | Field, kind: str, fits: bool) -> None:
+    findings = found(database, {"x": ExternalField(kind)}, field_to_data={column: entry})
+    assert (wrong(findings) == []) is fits, findings
+
+
+def test_what_else_can_be_missing(database: Database) -> None:
+    fields = {
+        "name": ExternalField("text", writable=False),
+        "phone": ExternalField("text", 20),
+        "last": ExternalField("text", required=True),
+        "auto": ExternalField("text", required=True, writable=False),
+    }
+    findings = found(
+        database,
+        fields,
+        field_to_data={"name": "name", "phone": "phone"},
+        lacking=lambda self: ["this login may not delete things"],
+    )
+    assert wrong(findings) == [
+        "this login may not delete things",
+        "name <-> name: this login may not write it (or nobody may; then map it with direction in)",
+        "last has to be filled there, and no column is mapped to it",
+    ]
+    (note,) = [f.words for f in findings if f.state == "note"]
+    assert note == "phone <-> phone: holds 20 characters there and 40 here; a longer one is refused"
+
+
+def test_one_that_only_comes_in_need_not_be_writable(database: Database) -> None:
+    fields = {"name": ExternalField("text", writable=False)}
+    assert wrong(found(database, fields, field_to_data={"name": Field("name", direction="in")})) == []
+
+
+def test_a_login_that_does_not_work_is_said_first_and_alone(database: Database) -> None:
+    def describe(self: Any) -> None:
+        raise SystemDown("the login is refused (401: no such key)")
+
+    world = World(database, "crm", describe=describe)
+    (finding,) = world.conductor.check("crm")["crm.customer"]
+    assert finding.words == "the login does not work: the login is refused (401: no such key)"
+
+
+def test_a_system_nobody_knows(database: Database) -> None:
+    with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
+        World(database, "crm").conductor.check("crn")
+
+
+def test_a_system_that_is_known_and_not_configured(database: Database) -> None:
+    with pytest.raises(ValueError, match=r"^stripe is not configured: set STRIPE_\.\.\. in the environment or \.env$"):
+        World(database, "crm").conductor.check("stripe")
+
+
+# --- the systems that ship ------------------------------------------------------------------------------
+
+
+def at_work(kind: type[Subscriber], simulator: Simulator) -> Any:
+    return kind(kind.system_class(kind.system, kind.system_class.Options(**simulator.options())))
+
+
+def test_salesforce_describes_its_fields_and_says_what_a_login_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SalesforceSimulator() as org:
+        accounts = at_work(SalesforceAccount, org)
+        fields = accounts.describe()
+        assert fields["Name"] == ExternalField("text", 255, writable=True, required=True)
+        assert fields["Active__c"].kind == "boolean" and not fields["SystemModstamp"].writable
+        assert accounts.lacking() == []
+        monkeypatch.setattr("simulators.salesforce.describe._ABILITIES", ("queryable", "createable"))
+        accounts.client.options.external_id_field = "Other__c"
+        assert accounts.lacking() == [
+            "this login may not edit records of Account: give it that object permission",
+            "this login may not delete records of Account: give it that object permission",
+            "Account has no field Other__c, or this login may not see it: create it, or give the field permission",
+        ]
+        accounts.sobject = "Nothing__c"
+        assert "this login sees no object Nothing__c" in accounts.lacking()[0]
+
+
+def test_salesforce_shows_many_records_in_one_call() -> None:
+    with SalesforceSimulator() as org:
+        accounts = at_work(SalesforceAccount, org)
+        ids = [org.add({"Name": f"A{n}"}) for n in range(3)]
+        org.remove(ids[1])
+        one, two, three = accounts.bulk_fetch(ids)
+        assert (one.data["Name"], three.data["Name"]) == ("A0", "A2") and isinstance(two, Gone)
+        assert len(org.org.journal.calls(path="/query")) == 1
+
+
+def test_stripe_says_what_a_restricted_key_lacks() -> None:
+    with StripeSimulator() as stripe:
+        customers = at_work(StripeCustomer, stripe)
+        assert customers.lacking() == [] and stripe.ids() == []
+        stripe.stripe.faults.fail(403, method="POST")
+        (words,) = customers.lacking()
+        assert words.startswith("this key may not write customers: the API key is refused (403")

@@ -1,0 +1,153 @@
+"""Slots for calls at once: held over all processes, handed on within one, and never lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+
+from conductor.systems.concurrency import Limits, Stopping
+from models.ledger import CallSlot
+from models.session import Database
+from tests.support.fakes import World
+from tests.support.runtimes import until
+
+#: Longer than any of this takes; only a failing test waits for it.
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    world = World(database, "crm")
+    world.systems["crm"].concurrency = 2
+    world.conductor.prepare()
+    return world
+
+
+def start(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def owners(world: World) -> list[str]:
+    with world.conductor.hub.database.read() as connection:
+        held = sa.select(CallSlot.owner).where(CallSlot.owner.is_not(None)).order_by(CallSlot.number)
+        return [str(owner) for owner in connection.scalars(held)]
+
+
+def waiting(limits: Limits) -> int:
+    return len(limits._lines["crm"])
+
+
+def test_never_more_than_allowed_over_two_processes_and_all_come_through(world: World) -> None:
+    processes = [Limits(world.conductor.hub) for _ in range(2)]
+    lock, under_way, most, done = threading.Lock(), 0, 0, 0
+
+    def call(by: int) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += by
+            most = max(most, under_way)
+
+    def work(limits: Limits) -> None:
+        nonlocal done
+        for _ in range(15):
+            with limits.slot("crm") as slot:
+                call(+1)
+                call(-1)
+                slot.release()  # nothing is called any more
+                slot.take()
+                call(+1)
+                call(-1)
+        with lock:
+            done += 1
+
+    threads = [start(lambda limits=limits: work(limits)) for limits in processes for _ in range(4)]  # type: ignore[misc]
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert done == 8
+    assert 1 <= most <= 2
+    assert owners(world) == []
+
+
+def test_a_slot_is_handed_on_within_a_process(world: World) -> None:
+    limits, got = Limits(world.conductor.hub), list[list[str]]()
+
+    def follow() -> None:
+        with limits.slot("crm"):
+            got.append(owners(world))
+
+    with limits.slot("crm"), limits.slot("crm") as second:
+        before = owners(world)
+        assert not second.is_sought
+        threads = [start(follow) for _ in range(3)]
+        until(lambda: waiting(limits) == 3)
+        assert second.is_sought
+        second.release()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert got == [before] * 3
+        assert owners(world) == before[:1]
+    assert owners(world) == []
+
+
+def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(world: World) -> None:
+    here, elsewhere = Limits(world.conductor.hub), Limits(world.conductor.hub)
+    with here.slot("crm"), here.slot("crm") as second:
+        before = owners(world)
+        waits = start(lambda: here.enter("crm"))
+        until(lambda: waiting(here) == 1)
+        assert second._held is not None
+        second._held.since -= 10.0  # handed on for that long
+        second.release()
+        waits.join(PATIENCE)
+        after = owners(world)
+        assert (after[0], len(after)) == (before[0], 2) and after != before  # from the database, like anybody
+        assert elsewhere._take("crm", 1) == []
+
+
+def test_who_waits_is_told_to_stop_and_nothing_is_kept(world: World) -> None:
+    limits, told = Limits(world.conductor.hub), list[int]()
+
+    def wait() -> None:
+        with pytest.raises(Stopping), limits.slot("crm"):
+            pass
+        told.append(1)
+
+    with limits.slot("crm"), limits.slot("crm"):
+        threads = [start(wait) for _ in range(5)]
+        until(lambda: waiting(limits) == 5)
+        world.conductor.stop()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert len(told) == 5
+        assert waiting(limits) == 0
+    assert owners(world) == []
+
+
+def test_a_database_that_fails_leaves_nobody_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, failed = Limits(world.conductor.hub), list[BaseException]()
+    asked = limits._take
+
+    def fails(name: str, count: int) -> list[str]:
+        monkeypatch.setattr(limits, "_take", asked)
+        raise sa.exc.OperationalError("UPDATE call_slot", {}, Exception("it is away"))
+
+    with pytest.raises(sa.exc.OperationalError):
+        monkeypatch.setattr(limits, "_take", fails)
+        with limits.slot("crm"):
+            failed.append(AssertionError("it got one"))
+    assert failed == [] and waiting(limits) == 0
+    began = time.monotonic()
+    with limits.slot("crm"):
+        assert time.monotonic() - began < PATIENCE
+
+
+def test_a_system_without_a_limit_has_none(world: World) -> None:
+    world.systems["crm"].concurrency = None
+    with Limits(world.conductor.hub).slot("crm") as slot:
+        assert not slot.is_limited and not slot.is_held and not slot.is_sought

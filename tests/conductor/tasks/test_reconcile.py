@@ -1,0 +1,190 @@
+"""Reconcile: what drifted apart behind the hub's back is found, per field, and brought together on request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from conductor.tasks.reconcile import MISSING_HERE, MISSING_THERE
+from models.catalogues import Customer
+from models.ledger import Change, Link
+from models.session import Database
+from subscribers.errors import Retry, SystemDown
+from subscribers.mapping.fields import Field
+from tests.support.fakes import World
+
+CUSTOMER = Customer.__table__
+
+
+@pytest.fixture
+def world(database: Database) -> World:
+    """Five customers that a system has."""
+    world = World(database, "crm")
+    for n in range(1, 6):  # one after the other, so that crm_3 is of 3
+        with database.write() as c:
+            c.execute(sa.insert(CUSTOMER).values(name=f"Ada {n}", phone=str(n)))
+        world.run()
+    world.clock.tick(60)
+    return world
+
+
+def edit_unseen(world: World, record_id: int, **values: Any) -> None:
+    """As a restored backup does: no capture row is left of it."""
+    with world.conductor.database.write() as c:
+        c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == record_id).values(**values))
+        c.execute(sa.delete(Change).where(Change.relayed_at.is_(None)))
+
+
+def work(world: World, task_id: int) -> Any:
+    for _ in range(30):
+        world.conductor.tasks.run_some()
+        world.conductor.sweep()
+        world.run()
+        world.clock.tick(2)
+        if (task := world.conductor.tasks.get(task_id)).state != "running":
+            return task
+    return task
+
+
+def names(world: World) -> list[str]:
+    with world.conductor.database.read() as c:
+        return list(c.execute(sa.select(CUSTOMER.c.name).order_by(CUSTOMER.c.id)).scalars())
+
+
+def drift_apart(world: World) -> None:
+    """One field there, two here, a record gone there, one gone here."""
+    crm = world.systems["crm"]
+    crm.edit("crm_1", name="Theirs")
+    edit_unseen(world, 2, phone="22", name="Ours")
+    crm.remove("crm_3")
+    with world.conductor.database.write() as c:
+        c.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id == 4))
+        c.execute(sa.delete(Change).where(Change.relayed_at.is_(None)))
+    crm.calls.clear()
+
+
+def test_two_sides_that_agree_have_no_drift(world: World) -> None:
+    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 5, 5, 5, 0)
+    assert task.words == "no drift" and world.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
+
+
+def test_what_drifted_is_told_per_field_and_left_alone(world: World) -> None:
+    drift_apart(world)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert (task.done, task.good, task.bad) == (5, 1, 4)
+    assert task.position["fields"] == {"name": 2, "phone": 1, MISSING_THERE: 1, MISSING_HERE: 1}
+    assert ["1", "crm_1", "name", "Ada 1", "Theirs"] in task.position["examples"]
+    assert ["2", "crm_2", "phone", "22", "2"] in task.position["examples"]
+    assert task.words == "4 records differ: (deleted here) 1, (missing there) 1, name 2, phone 1"
+    assert world.systems["crm"].writes() == [] and names(world) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
+
+
+def test_repaired_both_sides_agree(world: World) -> None:
+    drift_apart(world)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
+    assert task.bad == 4 and "being repaired" in task.words
+    for _ in range(3):
+        world.conductor.sweep()
+        world.run()
+    assert names(world) == ["Theirs", "Ours", "Ada 3", "Ada 5"]
+    assert sorted((d["name"], d["phone"]) for d in world.shown("crm")) == [
+        ("Ada 5", "5"), ("Ours", "22"), ("Theirs", "1"),
+    ]  # fmt: skip
+    again = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert (again.words, again.total) == ("no drift", 3)
+
+
+def test_what_is_on_its_way_is_no_drift(world: World) -> None:
+    with world.conductor.database.write() as c:
+        c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(name="New"))
+    world.conductor.relay()
+    world.ears.heard.clear()
+    one = world.conductor.reconcile("crm.customer", "ann")
+    world.conductor.tasks.run_some()
+    assert world.conductor.tasks.get(one).bad == 0
+
+
+def test_a_lease_that_ran_out_hides_no_drift(world: World) -> None:
+    drift_apart(world)
+    with world.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
+        left = {"lease_owner": "died", "lease_until": world.clock.now}
+        c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
+    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert task.bad == 4
+
+
+def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: Database) -> None:
+    world = World(database, "crm", field_to_data={"name": "name", "phone": Field("phone", direction="in")})
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER).values(name="Ada", phone="1"))
+    world.run()
+    with database.write() as c:
+        c.execute(sa.update(Link).values(held={"name": "ADA"}))
+    world.systems["crm"].edit("crm_1", name="ADA", phone=None)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    assert task.words == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
+
+
+def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(world: World) -> None:
+    crm = world.systems["crm"]
+    crm.fail(SystemDown("503"))
+    one = world.conductor.reconcile("crm.customer", "ann")
+    world.conductor.tasks.run_some()
+    assert (world.conductor.tasks.get(one).words, world.conductor.tasks.get(one).done) == ("503", 0)
+    crm.fail(Retry("a lock"))
+    task = work(world, one)
+    assert (task.done, task.words) == (5, "no drift; 1 could not be read")
+
+
+def test_deletions_there_in_great_number_are_not_repaired_without_asking(world: World) -> None:
+    crm = world.systems["crm"]
+    crm.delete_limit = 2
+    type(world.conductor.subscribers["crm.customer"]).on_gone = "delete"
+    for number in range(1, 6):
+        crm.remove(f"crm_{number}")
+    one = world.conductor.reconcile("crm.customer", "ann", repair=True)
+    work(world, one)
+    assert len(names(world)) == 3 and "paused" in world.conductor.tasks.get(one).words
+
+
+def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conductor.tasks.reconcile.PAGE", 2)
+    drift_apart(world)
+    one = world.conductor.reconcile("crm.customer", "ann")
+    world.conductor.tasks.run_some()
+    world.conductor.tasks.stop(one, "ann")
+    assert world.conductor.tasks.get(one).done == 2
+    assert world.conductor.reconcile("crm.customer", "bob") == one
+    task = work(world, one)
+    assert (task.done, task.bad) == (5, 4)
+    assert len(task.position["examples"]) == 5
+
+
+def test_of_nobody_we_know(world: World) -> None:
+    with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
+        world.conductor.reconcile("crm.thing", "ann")
+
+
+@pytest.mark.parametrize("policy", ["archive", "ignore"])
+def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database: Database, policy: str) -> None:
+    world = World(database, "crm", on_delete=policy, archive_data={"notes": "archived"})
+    with database.write() as c:
+        c.execute(sa.insert(CUSTOMER).values(name="Ada"))
+    world.run()
+    with database.write() as c:
+        c.execute(sa.delete(CUSTOMER))
+    world.run()
+    world.clock.tick(60)
+    writes = len(world.systems["crm"].writes())
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
+    assert (task.words, len(world.systems["crm"].writes())) == ("no drift", writes)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_number_no_column_holds_is_told_like_any_other(world: World, repair: bool) -> None:
+    world.systems["crm"].edit("crm_1", phone=10**30)
+    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=repair))
+    assert (task.state, task.done, task.bad) == ("done", 5, 1)

@@ -1,0 +1,357 @@
+"""A model of the whole: random histories over fake systems, run through the conductor's real code.
+
+A history is a profile (what kind of systems these are) and a list of steps. Each step picks what it
+works on by number modulo what there is, so that any part of a history is a history too: that is
+what makes a failing one small. What the steps do is in `tests.support.model_world`, and what must hold once
+it has come to rest in `tests.model.model_properties`.
+
+`make model` looks for failing histories as long as one likes (SECONDS, SEED).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from tests.model.model_properties import check
+from tests.model.model_systems import Profile
+from tests.support.model_world import Step, World
+
+
+@dataclass(frozen=True)
+class History:
+    """Profiles by system, and steps."""
+
+    profiles: Mapping[str, Profile]
+    steps: tuple[Step, ...]
+
+    def words(self) -> str:
+        """As it is written into a test."""
+        plain = Profile()
+        lines = ["History({"]
+        for name, profile in self.profiles.items():
+            odd = ", ".join(f"{k}={v!r}" for k, v in vars(profile).items() if v != getattr(plain, k))
+            lines.append(f"    {name!r}: Profile({odd}),")
+        lines.append("}, (")
+        lines += [f"    {step!r}," for step in self.steps]
+        return "\n".join([*lines, "))"])
+
+
+# --- making histories -----------------------------------------------------------------------------------------------
+
+_TICKS = (0.3, 1.0, 3.0, 12.0, 31.0, 61.0, 100.0)
+
+#: Step -> weight, and the arguments' ranges.
+STEPS: dict[str, tuple[float, tuple[int, ...]]] = {
+    "insert": (3, (8, 8, 16)),
+    "edit": (6, (4, 4, 40, 16)),
+    "edit_all": (0.7, (3, 40, 16)),
+    "delete": (1.5, (4, 16)),
+    "recreate": (1, (4, 8, 16)),
+    "x_add": (1.5, (3, 32, 8)),
+    "x_edit": (6, (3, 4, 4, 40)),
+    "x_delete": (1, (3, 4)),
+    "hook": (6, (3, 3, 3)),
+    "hook_old": (1.5, (3, 40)),
+    "hook_lost": (1, (3, 8)),
+    "poll": (2, (3,)),
+    "relay": (3, ()),
+    "work": (9, (4, 8)),
+    "run": (9, (8,)),
+    "deliver": (1, (3,)),
+    "sweep": (1.5, (4,)),
+    "wipe": (0.3, ()),
+    "stop": (0.5, ()),
+    "fail": (3, (3, 7, 2, 3)),
+    "broker_away": (0.5, (3,)),
+    "pause": (0.3, (3,)),
+    "resume": (0.3, (3,)),
+    "retry": (0.5, ()),
+    "discard": (0.3, ()),
+    "unsubscribe": (0.7, (3, 5, 6, 2)),
+    "lift": (0.5, (3,)),
+    "mapping": (0.5, (3, 4)),
+    "push": (0.7, (4, 16)),
+    "settle": (0.25, ()),
+}
+#: Which argument names a field.
+_COLUMN_AT = {"edit": 1, "edit_all": 0, "x_edit": 2}
+#: Which argument names a value, and numbers of untidy ones.
+_VALUE_AT = {"edit": 2, "edit_all": 1, "x_edit": 3, "insert": 0, "x_add": 2}
+_UNTIDY = (7, 15, 23)
+_ALWAYS = {"insert", "run"}
+_NEVER_MEANWHILE = {"settle"}
+
+
+def make_profile(rng: random.Random) -> Profile:
+    """A kind of system."""
+    plain = rng.random() < 0.3
+    if plain:
+        return Profile(seconds=rng.random() < 0.5)
+    return Profile(
+        seconds=rng.random() < 0.5,
+        normalises=rng.random() < 0.35,
+        thin=rng.random() < 0.3,
+        marked=rng.random() < 0.85,
+        match_on=("email",) if rng.random() < 0.2 else (),
+        on_gone=rng.choice(("unlink", "unlink", "delete", "archive", "recreate")),
+        on_delete=rng.choice(("delete", "delete", "delete", "archive", "unlink", "ignore")),
+        conflict=rng.choice(("newest", "newest", "internal", "external")),
+        direction=rng.choice(("both", "both", "both", "out")),
+        eventful=rng.random() < 0.2,
+        bulk=rng.choice((1, 1, 3)),
+        answers=rng.random() < 0.8,
+    )
+
+
+def _without(kinds: list[str], weights: list[float], out: set[str]) -> tuple[list[str], list[float]]:
+    kept = [(kind, weight) for kind, weight in zip(kinds, weights, strict=True) if kind not in out]
+    return [kind for kind, _ in kept], [weight for _, weight in kept]
+
+
+def make_history(seed: int) -> History:
+    """The history of this seed. Each leaves out some kinds of steps, so that the others go deeper."""
+    rng = random.Random(seed)
+    names = ("crm", "shop", "erp")[: rng.choice((1, 1, 1, 2, 2, 3))]
+    profiles = {name: make_profile(rng) for name in names}
+    keep = rng.choice((0.35, 0.6, 0.9))
+    kinds = [kind for kind in STEPS if kind in _ALWAYS or rng.random() < keep]
+    weights = [STEPS[kind][0] for kind in kinds]
+    # In some histories everybody works on few fields of one record: that is where sides meet.
+    fields = rng.sample(range(4), rng.choice((1, 2, 4)))
+    if rng.random() < 0.4:
+        kinds, weights = _without(kinds, weights, {"insert", "x_add"})
+    untidy = 0.35 if any(profile.normalises for profile in profiles.values()) else 0.0
+    crashes, meanwhiles, ticks = (rng.choice((0, 0, 0.05, 0.15)) for _ in range(3))
+    ticks += 0.03
+
+    def step_of(kind: str) -> Step:
+        numbers = [rng.randrange(limit) for limit in STEPS[kind][1]]
+        if kind in _COLUMN_AT:
+            numbers[_COLUMN_AT[kind]] = rng.choice(fields)
+        if kind in _VALUE_AT and rng.random() < untidy:
+            numbers[_VALUE_AT[kind]] = rng.choice(_UNTIDY)
+        return (kind, *numbers)
+
+    def plain_step() -> Step:
+        return step_of(rng.choices(kinds, weights)[0])
+
+    def inner_step() -> Step:
+        """What others do meanwhile: mostly what concerns the very record that is worked on."""
+        dice = rng.random()
+        if dice < 0.15:
+            return ("tick", rng.choice(_TICKS))
+        if dice < 0.4:
+            return ("deliver", rng.choice((0, 1, 2, 3, 3, 3)))  # 3: where a call is under way
+        if dice < 0.55:
+            return ("then", step_of("edit"), ("relay",))
+        if dice < 0.7:
+            edit = step_of("x_edit")
+            return ("then", edit, ("hook_now", edit[1]))
+        step = plain_step()
+        return step if step[0] not in _NEVER_MEANWHILE else ("relay",)
+
+    def interruption(*what: object) -> Step:
+        # At any boundary, or only at calls of systems.
+        at_calls = rng.random() < 0.5
+        return (*what[:1], int(at_calls), rng.randint(1, 4 if at_calls else 25), *what[1:])
+
+    def step() -> Step:
+        dice = rng.random()
+        if dice < crashes:
+            return interruption("crash")
+        if dice < crashes + meanwhiles:
+            return interruption("meanwhile", inner_step())
+        if dice < crashes + meanwhiles + ticks:
+            return ("tick", rng.choice(_TICKS))
+        return plain_step()
+
+    start: list[Step] = [("insert", rng.randrange(8), rng.randrange(8), 0)]
+    if rng.random() < 0.7:
+        start.append(("run", 7))
+    return History(profiles, (*start, *(step() for _ in range(rng.choice((5, 8, 12, 20))))))
+
+
+# --- running them ---------------------------------------------------------------------------------------------------
+
+
+def run(history: History, *, trace: bool = False) -> World:
+    """Run a history; raises `Violation`, or whatever the hub raised that it should not."""
+    world = World(history.profiles, check, trace=trace)
+    try:
+        world.run(history.steps)
+    except BaseException as error:
+        error.world = world  # type: ignore[attr-defined]
+        raise
+    return world
+
+
+def fails(history: History) -> str | None:
+    """What is wrong with it, or None."""
+    try:
+        run(history)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def shrink(history: History, still: Callable[[str], bool] = lambda words: True) -> History:
+    """A smallest history that still fails: fewer steps, fewer systems, plainer ones, smaller numbers."""
+
+    def bad(candidate: History) -> bool:
+        words = fails(candidate)
+        return words is not None and still(words)
+
+    while True:
+        history = _fewer_steps(history, bad)
+        plainer = next(filter(bad, _plainer(history)), None)
+        if plainer is None:
+            return history
+        history = plainer
+
+
+def _fewer_steps(history: History, bad: Callable[[History], bool]) -> History:
+    size = max(len(history.steps) // 2, 1)
+    while True:
+        start = 0
+        while start < len(history.steps):
+            candidate = History(history.profiles, history.steps[:start] + history.steps[start + size :])
+            if bad(candidate):
+                history = candidate
+            else:
+                start += size
+        if size == 1:
+            return history
+        size //= 2
+
+
+def _plainer(history: History) -> Iterator[History]:
+    """Histories that are plainer in one respect."""
+    plain = Profile()
+    for name, profile in history.profiles.items():
+        rest = {other: p for other, p in history.profiles.items() if other != name}
+        if rest:
+            yield History(rest, history.steps)
+        for key, mood in vars(profile).items():
+            if mood != getattr(plain, key):
+                plainer = Profile(**{**vars(profile), key: getattr(plain, key)})
+                yield History({**history.profiles, name: plainer}, history.steps)
+    for index, step in enumerate(history.steps):
+        for simpler in _simpler(step):
+            yield History(history.profiles, (*history.steps[:index], simpler, *history.steps[index + 1 :]))
+
+
+def _simpler(step: Step) -> Iterator[Step]:
+    if step[0] == "then":
+        yield from step[1:]
+    for index, inner in enumerate(step):
+        if isinstance(inner, tuple):
+            for simpler in _simpler(inner):
+                yield (*step[:index], simpler, *step[index + 1 :])
+    for index, number in enumerate(step):
+        if isinstance(number, int) and number > 0:
+            for smaller in {0, number // 2, number - 1}:
+                yield (*step[:index], smaller, *step[index + 1 :])
+
+
+def explain(history: History) -> str:
+    """A failing history in words: what it is, what happened, what is wrong."""
+    try:
+        run(history, trace=True)
+    except BaseException as error:
+        world = getattr(error, "world", None)
+        happened = "\n".join(world.trace) if world is not None and world.trace else ""
+        return f"{history.words()}\n\n{happened}\n\n{type(error).__name__}: {error}"
+    return f"{history.words()}\n\nholds"
+
+
+@dataclass
+class Search:
+    """What a search has found."""
+
+    histories: int = 0
+    failing: list[tuple[int, str]] = field(default_factory=list)
+
+
+def _rarely_collect(number: int) -> None:
+    """Garbage collection is a third of the time; there is little to collect."""
+    gc.disable()
+    if number % 50 == 1:
+        gc.collect()
+        gc.freeze()
+
+
+def search(seeds: Iterable[int], seconds: float | None = None, most: int = 1) -> Search:
+    """Run the histories of these seeds until some fail or the time is over."""
+    found = Search()
+    end = time.monotonic() + seconds if seconds is not None else None
+    for seed in seeds:
+        if end is not None and time.monotonic() > end:
+            break
+        found.histories += 1
+        _rarely_collect(found.histories)
+        words = fails(make_history(seed))
+        if words is not None:
+            found.failing.append((seed, words))
+            if len(found.failing) >= most:
+                break
+    return found
+
+
+def _part(arguments: tuple[int, int, int, float | None, int | None, int]) -> Search:
+    seed, part, parts, seconds, count, most = arguments
+    logging.disable(logging.CRITICAL)
+    numbers = itertools.count(seed + part, parts) if count is None else range(seed + part, seed + count, parts)
+    return search(numbers, seconds, most)
+
+
+def search_parallel(
+    seed: int, *, seconds: float | None = None, count: int | None = None, most: int = 1, processes: int | None = None
+) -> Search:
+    """The same, on all cores."""
+    parts = processes or os.cpu_count() or 1
+    with multiprocessing.get_context("spawn").Pool(parts) as pool:
+        found = pool.map(_part, [(seed, part, parts, seconds, count, most) for part in range(parts)])
+        pool.close()
+        pool.join()  # they clean up
+    return Search(sum(f.histories for f in found), sorted(pair for f in found for pair in f.failing))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Run random histories; print the first that fails, made small.")
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("SECONDS") or 60))
+    seed = os.environ.get("SEED") or None
+    parser.add_argument("--seed", type=int, default=seed, help="of the first history; by default another each time")
+    parser.add_argument("--one", action="store_true", help="run only the history of --seed, and tell what happens")
+    parser.add_argument("--most", type=int, default=1, help="stop a process after so many failures")
+    parser.add_argument("--no-shrink", action="store_true")
+    options = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
+    print(f"seed {seed}", flush=True)
+    began = time.monotonic()
+    if options.one:
+        words = fails(make_history(seed))
+        found = Search(1, [(seed, words)] if words else [])
+    else:
+        found = search_parallel(seed, seconds=options.seconds, most=options.most)
+    rate = found.histories / (time.monotonic() - began)
+    print(f"{found.histories} histories, {rate:.0f} a second, {len(found.failing)} failing", flush=True)
+    for number, words in found.failing:
+        print(f"\nseed {number}: {words}", flush=True)
+    if found.failing and not options.no_shrink:
+        number, words = found.failing[0]
+        print(explain(shrink(make_history(number), lambda other: other[:20] == words[:20])))
+    summary = {"seed": seed, "histories": found.histories, "failing": [number for number, _ in found.failing]}
+    print(json.dumps(summary))
+    return 1 if found.failing else 0

@@ -1,0 +1,363 @@
+"""What must hold of a world that has come to rest; each check names its property by a letter.
+
+(a) every system holds exactly what its mapping of the internal record says, or the ledger or a person says why not;
+(b) nothing was created twice, there or here;  (c) it rests: another full round writes and changes nothing;
+(d) what could not be brought over has a dead letter that says why;
+(e) what one side wrote last, with nobody else touching that field since the last agreement, is what it is now;
+(f) the ledger is in order;  (g) unsubscriptions were honoured, and (h) no record was written to one system
+by two workers at once (both are checked at the calls).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+
+from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
+from subscribers.errors import SyncError
+from subscribers.mapping.paths import pick
+from subscribers.mapping.values import same
+from tests.model.model_systems import FIELDS, ModelSystem
+from tests.support.model_world import EVERYTHING, World
+
+
+@dataclass
+class Ledger:
+    """All there is to know at rest, read once."""
+
+    records: dict[str, dict[str, Any]]
+    links: dict[tuple[str, str], Any] = field(default_factory=dict)
+    by_external: dict[tuple[str, str], Any] = field(default_factory=dict)
+    letters: list[Any] = field(default_factory=list)
+    inbox: list[Any] = field(default_factory=list)
+    deliveries: list[Any] = field(default_factory=list)
+    changes: list[Any] = field(default_factory=list)
+    systems: list[Any] = field(default_factory=list)
+
+
+def check(world: World) -> None:
+    """Let the world come to rest and look whether all is well."""
+    world.calm()
+    world.come_to_rest()
+    ledger = _read(world)
+    for words in (
+        *_in_order(world, ledger),
+        *_explained(world, ledger),
+        *_converged(world, ledger),
+        *_nothing_extra(world, ledger),
+        *_created_once(world, ledger),
+        *_survived(world, ledger),
+    ):
+        raise world.violated(words)
+    _rests(world, ledger)
+    _agree(world, ledger)
+
+
+def _read(world: World) -> Ledger:
+    ledger = Ledger(world.records())
+    with world.engine_read() as connection:
+
+        def rows(table: Any) -> list[Any]:
+            return list(connection.execute(sa.select(table.__table__).order_by(table.id)))
+
+        for link in rows(Link):
+            ledger.links[link.subscriber, link.record_id] = link
+            if link.external_id is not None:
+                ledger.by_external[link.subscriber, link.external_id] = link
+        ledger.letters, ledger.inbox = rows(DeadLetter), rows(Inbox)
+        ledger.deliveries, ledger.changes, ledger.systems = rows(Delivery), rows(Change), rows(System)
+    return ledger
+
+
+# --- (f), (d) ---------------------------------------------------------------------------------------------------
+
+
+def _in_order(world: World, ledger: Ledger) -> list[str]:
+    wrong = []
+    open_letters = {row.id: row for row in ledger.letters if row.closed_at is None}
+    for link in ledger.links.values():
+        name = f"(f) {link.subscriber} {link.record_id}"
+        if link.owed_change < link.synced_change:
+            wrong.append(f"{name}: more was synced than owed")
+        if link.lease_until is not None or link.lease_owner is not None:
+            wrong.append(f"{name}: a lease is left")
+        if link.retry_at is not None:
+            wrong.append(f"{name}: a retry is left")
+        if link.owed_change > link.synced_change and link.dead_at is None:
+            wrong.append(f"{name}: something is owed")
+        if (link.owed_since is not None) != (link.owed_change > link.synced_change):
+            wrong.append(f"{name}: owed since {link.owed_since}, owed {link.owed_change}, synced {link.synced_change}")
+        if link.dead_at is not None and link.dead_letter_id not in open_letters:
+            wrong.append(f"(d) {link.subscriber} {link.record_id}: dead without a letter")
+        if link.dead_letter_id is not None and link.dead_letter_id not in open_letters:
+            wrong.append(f"{name}: names a letter that is closed")
+    for letter in open_letters.values():
+        links = [link.dead_letter_id for link in ledger.links.values() if link.id == letter.link_id]
+        if letter.link_id is not None and links != [letter.id]:
+            wrong.append(f"(f) letter {letter.id} is of link {letter.link_id}, which names {links}")
+        inbox = [row.state for row in ledger.inbox if row.id == letter.inbox_id]
+        if letter.inbox_id is not None and inbox != ["dead"]:
+            wrong.append(f"(f) letter {letter.id} is of inbox {letter.inbox_id}, which is {inbox}")
+    for row in ledger.systems:
+        if row.down_since is not None:
+            wrong.append(f"(f) {row.name} is still taken to be down")
+    return wrong
+
+
+def _explained(world: World, ledger: Ledger) -> list[str]:
+    wrong = [f"(d) letter {row.id} says nothing" for row in ledger.letters if not row.message.strip()]
+    told = {row.inbox_id for row in ledger.letters}
+    wrong += [f"(d) inbox {row.id} is dead without a letter" for row in ledger.inbox if row.state == "dead"
+              and row.id not in told]  # fmt: skip
+    return wrong
+
+
+# --- (a) --------------------------------------------------------------------------------------------------------
+
+
+def _excused(world: World, ledger: Ledger, name: str, record: str) -> frozenset[str]:
+    """The operations that may lawfully not have been done on this record of this subscriber."""
+    operations: set[str] = set()
+    for rule in world.rules:
+        if name in rule.subscribers and (rule.records is None or record in rule.records):
+            operations |= {rule.operation} if rule.operation else EVERYTHING
+    system = world.conductor.subscribers[name].system
+    newest = max(
+        (
+            row.id
+            for row in ledger.changes
+            if row.record_id == record and row.origin != system and (row.id, name) not in world.left_out
+        ),
+        default=0,
+    )
+    for excuse in world.excuses:
+        if excuse.subscriber == name and excuse.record_id in (None, record) and newest <= excuse.upto:
+            operations |= excuse.operations
+    return frozenset(operations)
+
+
+def _letter(ledger: Ledger, link: Any) -> bool:
+    return link is not None and any(row.link_id == link.id and row.closed_at is None for row in ledger.letters)
+
+
+def _troubled(world: World, ledger: Ledger, system: ModelSystem) -> set[str]:
+    """External ids of which something came in that could not be applied."""
+    bodies = {row.body for row in ledger.inbox if row.state == "dead" and row.system == system.name}
+    return {_external_id(system, body) for body in bodies} | {
+        _external_id(system, body) for body in world.discarded if _is_of(system, body)
+    }
+
+
+def _is_of(system: ModelSystem, body: str) -> bool:
+    return body.startswith("e") or f'"{system.name}_' in body
+
+
+def _external_id(system: ModelSystem, body: str) -> str:
+    if body.startswith("e"):
+        number = int(body[1:])
+        return system.log[number].id if number < len(system.log) else ""
+    return str(orjson.loads(body)["id"])
+
+
+def _converged(world: World, ledger: Ledger) -> list[str]:
+    wrong = []
+    for system in world.systems.values():
+        name = f"{system.name}.customer"
+        mapper, _ = world.conductor.mapping(name)
+        troubled = _troubled(world, ledger, system)
+        for record_id, record in ledger.records.items():
+            link = ledger.links.get((name, record_id))
+            if _letter(ledger, link):
+                continue
+            excused = _excused(world, ledger, name, record_id)
+            there = link is not None and link.gone_at is None and system.store.get(link.external_id)
+            if not there:
+                unlinked = link is not None and link.gone_there and system.profile.on_gone in ("unlink", "archive")
+                if "create" not in excused and not unlinked:
+                    wrong.append(f"(a) {name} {record_id} is not there: {link}")
+                continue
+            try:
+                flat = mapper.outward(record)
+            except SyncError as error:
+                wrong.append(f"(d) {name} {record_id} cannot be mapped and has no letter: {error}")
+                continue
+            differing = {
+                path: (pick(there, path), ours)
+                for path, ours in flat.items()
+                if not same(pick(there, path), system.normal(path, ours))
+            }
+            if differing and "update" not in excused and link.external_id not in troubled:
+                wrong.append(f"(a) {name} {record_id} {link.external_id} differs, theirs and ours: {differing}")
+    return wrong
+
+
+def _nothing_extra(world: World, ledger: Ledger) -> list[str]:
+    wrong = []
+    for system in world.systems.values():
+        name = f"{system.name}.customer"
+        troubled = _troubled(world, ledger, system)
+        noted = {row.external_id for row in ledger.deliveries if row.subscriber == name and row.outcome == "skipped"
+                 and row.direction == "in"}  # fmt: skip
+        # What was detached on purpose is of nobody, also when its record has come back as another one.
+        noted |= {row.external_id for row in ledger.deliveries if row.subscriber == name and row.operation == "unlink"}
+        for external_id, data in system.store.items():
+            link = ledger.by_external.get((name, external_id))
+            if external_id in troubled or _letter(ledger, link):
+                continue
+            if link is None:
+                if external_id not in noted:
+                    wrong.append(f"(a) {name} {external_id} has no record here")
+                continue
+            policy = system.profile.on_delete
+            if link.gone_at is None and link.record_id in ledger.records:
+                continue
+            if "delete" in _excused(world, ledger, name, link.record_id):
+                continue
+            if policy == "archive" and link.gone_at is None and data.get("phone") == "archived":
+                continue
+            if policy == "archive" and link.gone_at is None and external_id in _edited_since(system, external_id):
+                continue
+            if policy in ("unlink", "ignore"):
+                continue
+            wrong.append(f"(a) {name} {external_id} is left over of record {link.record_id}")
+    return wrong
+
+
+def _edited_since(system: ModelSystem, external_id: str) -> set[str]:
+    """It was archived by us at some time, and edited by a person after that."""
+    archived = [row for row in system.log if row.id == external_id and row.data.get("phone") == "archived"]
+    return {external_id} if archived else set()
+
+
+# --- (b) --------------------------------------------------------------------------------------------------------
+
+
+def _created_once(world: World, ledger: Ledger) -> list[str]:
+    wrong = []
+    here: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in ledger.deliveries:
+        if row.direction == "in" and row.operation == "create" and row.outcome == "applied":
+            here[row.subscriber, row.external_id].append(row.record_id)
+    for (name, external_id), records in here.items():
+        system = world.systems[name.split(".")[0]]
+        if len(records) > 1:
+            wrong.append(f"(b) {name} {external_id} became the records {records} here")
+        elif external_id in system.ours and system.ours[external_id][0] not in world.tainted:
+            wrong.append(f"(b) {name} {external_id}, created by us for {system.ours[external_id]}, became {records}")
+    created = sum(row.operation == "created" for row in ledger.changes)
+    if created != world.inserted + len(here):
+        wrong.append(f"(b) {created} records came up here: {world.inserted} inserted and {len(here)} from outside")
+    return wrong
+
+
+# --- (c) --------------------------------------------------------------------------------------------------------
+
+
+def _rests(world: World, ledger: Ledger) -> None:
+    writes = {name: system.writes() for name, system in world.systems.items()}
+    asked = {name: len(system.calls) for name, system in world.systems.items()}
+    everybody = sorted(world.incarnations)
+    # In full: whatever was ever told is told again, after history has been tidied up.
+    with world.database.plain_write() as connection:
+        connection.execute(sa.delete(Cursor))
+        connection.execute(sa.delete(Inbox).where(Inbox.state == "done"))
+    world.clock.tick(100)
+    world.poll_all(again=True)
+    for name in world.subscribers:
+        world.conductor.deliver(name, everybody)
+    world.conductor.sweep(everything=True)
+    world.work_off()
+    after = _read(world)
+    for name, system in world.systems.items():
+        # A list of past events is doubted again each time; records as they are were all seen.
+        fetched = [call for call in system.calls[asked[name] :] if call[0] == "fetch"]
+        if fetched and not system.profile.eventful:
+            raise world.violated(f"(c) at rest, yet {name} is asked again: {fetched}")
+    for name, system in world.systems.items():
+        if new := system.writes()[len(writes[name]) :]:
+            raise world.violated(f"(c) at rest, yet {name} is written to: {new}")
+    if new_changes := after.changes[len(ledger.changes) :]:
+        raise world.violated(f"(c) at rest, yet there are changes: {new_changes}")
+    if world.outstanding():
+        raise world.violated("(c) at rest, yet something is owed")
+
+
+# --- (e) --------------------------------------------------------------------------------------------------------
+
+
+def _survived(world: World, ledger: Ledger) -> list[str]:
+    if world.all_tainted or any(row.state == "dead" for row in ledger.inbox):
+        return []
+    wrong = []
+    known: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for row in ledger.deliveries:
+        if row.external_id is not None:
+            known[row.record_id].add((row.subscriber.split(".")[0], row.external_id))
+    for record_id, record in ledger.records.items():
+        if record_id in world.tainted:
+            continue
+        for column in FIELDS:
+            allowed, why = _allowed(world, record_id, column, known[record_id])
+            if allowed and not any(_matches(world, side, value, record[column], column) for side, value in allowed):
+                wrong.append(f"(e) {column} of {record_id} is {record[column]!r}, {why}")
+    return wrong
+
+
+def _allowed(
+    world: World, record_id: str, column: str, externals: set[tuple[str, str]]
+) -> tuple[list[tuple[str, Any]], str]:
+    """(side, value) that the field may have now, and that in words. Nothing: no telling."""
+    base = world.agreed.get(record_id)
+    writers = {("hub", record_id): world.written.get(("hub", record_id, column), [])}
+    lost = False
+    for system, external_id in externals:
+        mood = world.systems[system].profile
+        if column == "notes" and mood.direction == "out":
+            continue
+        writers[system, external_id] = world.written.get((system, external_id, column), [])
+        if writers[system, external_id]:
+            lost |= external_id not in world.systems[system].store or (system, record_id) in world.unequal
+    writers = {who: values for who, values in writers.items() if values}
+    allowed = [(who[0], values[-1]) for who, values in writers.items()]
+    if lost:
+        allowed += [(who[0], value) for who, values in writers.items() for value in values]
+    if base is not None and (lost or not writers):
+        allowed.append(("hub", base[column]))
+    before = f"was {base[column]!r}" if base is not None else "was not there"
+    return allowed, f"{before} at the last agreement; written since: {writers}"
+
+
+def _matches(world: World, side: str, expected: Any, found: Any, column: str) -> bool:
+    if same(expected, found):
+        return True
+    if any(same(world.systems[name].normal(column, expected), found) for name in world.unanswered):
+        return True
+    return side != "hub" and same(expected, world.systems[side].normal(column, found))
+
+
+def _agree(world: World, ledger: Ledger) -> None:
+    """From here on a new agreement counts."""
+    world.agreed = ledger.records
+    world.written.clear()
+    world.tainted.clear()
+    if any(row.state == "dead" for row in ledger.inbox):
+        world.all_tainted = True
+    world.unequal = {
+        (system.name, record_id)
+        for system in world.systems.values()
+        for record_id, record in ledger.records.items()
+        if not _equal(world, ledger, system, record_id, record)
+    }
+
+
+def _equal(world: World, ledger: Ledger, system: ModelSystem, record_id: str, record: dict[str, Any]) -> bool:
+    link = ledger.links.get((f"{system.name}.customer", record_id))
+    there = link is not None and link.gone_at is None and system.store.get(link.external_id)
+    return bool(there) and all(same(there.get(c), system.normal(c, record[c])) for c in FIELDS)
+
+
+__all__ = ["check"]

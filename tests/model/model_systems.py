@@ -1,0 +1,355 @@
+"""The systems of the model: they normalise, fail, are interrupted, and tell of each change; and the database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from models.base import Base
+from models.schema import migrate
+from models.session import Database
+from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.mapping.fields import Field
+from subscribers.records import Event, External, Item, Page
+from tests.support.fakes import FakeSubscriber, FakeSystem
+
+if TYPE_CHECKING:
+    from tests.support.model_world import World
+
+FIELDS = ("name", "email", "phone", "notes")
+
+
+class Violation(AssertionError):
+    """A property does not hold."""
+
+
+class Crash(BaseException):
+    """The process is gone, as by SIGKILL: nothing of it runs any more."""
+
+
+class BrokerAway(Exception):
+    """The announcer cannot be reached."""
+
+
+class Surprise(Exception):
+    """A bug in a subscriber: no error anybody has named."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What kind of system one is."""
+
+    #: Its clock ticks in whole seconds.
+    seconds: bool = False
+    #: It stores emails in lower case and text without blanks around it.
+    normalises: bool = False
+    #: Its webhooks say that, not what.
+    thin: bool = False
+    #: A record there carries our id, so that `find` finds it.
+    marked: bool = True
+    match_on: tuple[str, ...] = ()
+    on_gone: str = "unlink"
+    on_delete: str = "delete"
+    conflict: str = "newest"
+    #: Of the field `notes`.
+    direction: str = "both"
+    #: Its poll lists past events, not records as they are.
+    eventful: bool = False
+    bulk: int = 1
+    #: Its answer to an update says what it holds now.
+    answers: bool = True
+
+
+# --- the database -----------------------------------------------------------------------------------------
+
+
+class ModelDatabase(Database):
+    """A database whose transactions can be interrupted, in memory-backed files, emptied between histories."""
+
+    def __init__(self, url: str) -> None:
+        self.world: World | None = None
+        super().__init__(url)
+        sa.event.listen(self.engine, "connect", self._connected)
+        self._tables = [table.name for table in reversed(Base.metadata.sorted_tables) if table.name != "change"]
+
+    def _connected(self, connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")  # no machine goes down here
+        # The capture triggers' clock is the world's.
+        connection.create_function("strftime", 2, lambda _format, _when: self._stamp())
+
+    def _stamp(self) -> str:
+        now = self.world.clock() if self.world else datetime.now(UTC)
+        return f"{now:%Y-%m-%d %H:%M:%S.%f}"
+
+    def empty(self) -> None:
+        """Take out all rows."""
+        with self.plain_write() as connection:
+            raw: Any = connection.connection.driver_connection
+            for table in self._tables:
+                raw.execute(f'DELETE FROM "{table}"')
+            raw.execute("DELETE FROM change")
+            raw.execute("DELETE FROM sqlite_sequence") if self._has_sequences(raw) else None
+
+    @staticmethod
+    def _has_sequences(raw: Any) -> bool:
+        return bool(raw.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone())
+
+    def plain_write(self) -> Any:
+        """A transaction of somebody else's program: not interrupted."""
+        return super().write()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        if self.world is not None:
+            self.world.boundary("read")
+        with super().read() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        world = self.world
+        if world is None:
+            with super().write() as connection:
+                yield connection
+            return
+        world.boundary("begin")
+        with super().write() as connection:
+            world.inside += 1
+            try:
+                yield connection
+                world.boundary("commit")
+            finally:
+                world.inside -= 1
+        world.boundary("committed")
+
+
+@cache
+def shared_database() -> ModelDatabase:
+    """One a process: its compiled statements are what makes histories fast."""
+    memory = Path("/dev/shm")
+    folder = tempfile.mkdtemp(prefix="syncflow-model-", dir=memory if os.access(memory, os.W_OK) else None)
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=1)  # in a pool's process too
+    url = f"sqlite:///{folder}/model.db"
+    levels = logging.getLogger("alembic").level
+    migrate(url)
+    logging.getLogger("alembic").setLevel(levels)
+    return ModelDatabase(url)
+
+
+# --- the systems ------------------------------------------------------------------------------------------
+
+
+class ModelSystem(FakeSystem):
+    """A fake system with moods: it normalises, fails, is interrupted, and tells of each change."""
+
+    def __init__(self, name: str, world: World, profile: Profile) -> None:
+        super().__init__(name, self._now)
+        self.world = world
+        self.profile = profile
+        #: Every change there ever was, and which of them the hub has not been told yet.
+        self.log: list[External] = []
+        self.untold: list[int] = []
+        #: External id -> (record id, incarnation) of what the hub created.
+        self.ours: dict[str, tuple[str, int]] = {}
+        self.by_people = 0
+        #: Events there were at the last poll at rest.
+        self.polled = -1
+
+    def _now(self) -> datetime:
+        now = self.world.clock()
+        return now.replace(microsecond=0) if self.profile.seconds else now
+
+    def call(self, kind: str, what: str, effect: Callable[[], Any]) -> Any:
+        self.calls.append((kind, what))
+        world = self.world
+        world.note(f"{self.name}: {kind} {what}")
+        world.calling.append(0.0)
+        try:
+            world.boundary(f"{self.name} {kind} asked")
+            if not self.profile.answers:
+                world.unanswered.add(self.name)
+            failure = self.failures.pop(0) if self.failures else None
+            # Where nothing carries our mark, a lost answer to a create cannot be made good.
+            fragile = kind == "create" and not self.profile.marked
+            if failure is not None and (not failure[1] or fragile):
+                world.note(f"{self.name}: fails with {failure[0]!r}")
+                raise failure[0]
+            result = effect()
+            if fragile:
+                world.fragile |= {(f"{self.name}.customer", record) for record in what.split(",")}
+            else:
+                world.boundary(f"{self.name} {kind} done")
+            if failure is not None:
+                world.unanswered.add(self.name)
+                world.note(f"{self.name}: did it and fails with {failure[0]!r}")
+                raise failure[0]
+            return result
+        finally:
+            world.calling.pop()
+
+    def normal(self, path: str, value: Any) -> Any:
+        """A value as this system stores it."""
+        if not self.profile.normalises or not isinstance(value, str):
+            return value
+        return value.strip().lower() if path == "email" else value.strip()
+
+    def _normal(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: self.normal(path, value) for path, value in values.items()}
+
+    def tell(self, external: External) -> External:
+        """Write it into the log of events."""
+        self.log.append(external)
+        self.untold.append(len(self.log) - 1)
+        return external
+
+    def edit(self, external_id: str, **values: Any) -> External:
+        return self.tell(super().edit(external_id, **self._normal(values)))
+
+    def add(self, **values: Any) -> External:
+        if not self.profile.marked:
+            values.pop("hub_id", None)
+        return self.tell(super().add(**self._normal(values)))
+
+    def remove(self, external_id: str) -> External:
+        return self.tell(super().remove(external_id))
+
+    def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
+        return body.decode()
+
+    def events(self, body: bytes) -> list[Event]:
+        external = self.log[int(body.decode().removeprefix("e"))]
+        if self.profile.thin:
+            external = External(external.id, {}, at=external.at, deleted=external.deleted)
+        return [Event("thing", external)]
+
+    # --- what the hub's calls do ---------------------------------------------------------------------------
+
+    def check(self, item: Item) -> None:
+        """Some data is wrong, and some makes this system stumble, however often it is tried."""
+        if item.data.get("notes") == "reject":
+            raise Reject("422: notes are not valid", fields={"notes": "not valid"})
+        if item.data.get("notes") == "stumble":
+            raise Retry("500: stumbled")
+
+    def created(self, item: Item) -> External:
+        """Create one; two live ones of one record are what must never be."""
+        self.check(item)
+        owner = (item.record_id, self.world.incarnations[item.record_id])
+        twins = [other for other, of in self.ours.items() if of == owner and other in self.store]
+        external = self.add(**item.data, hub_id=item.record_id)
+        self.ours[external.id] = owner
+        self.world.note(f"{self.name}: created {external.id} for record {item.record_id}")
+        if twins:
+            raise self.world.violated(f"(b) {self.name}: {external.id} created for {owner}, which has {twins} already")
+        return external
+
+    def updated(self, item: Item) -> External | None:
+        """Update one."""
+        self.check(item)
+        if item.linked_id not in self.store:
+            raise Gone("404: no such record")
+        external = self.edit(item.linked_id, **item.changes)
+        return external if self.profile.answers else None
+
+    def removed(self, item: Item) -> None:
+        """Delete one."""
+        if item.linked_id not in self.store:
+            raise Gone("404: no such record")
+        self.remove(item.linked_id)
+
+
+class ModelSubscriber(FakeSubscriber):
+    """The subscriber of a ModelSystem."""
+
+    def create(self, item: Item) -> External:
+        return self._each("create", [item], self.client.created)[0]
+
+    def update(self, item: Item) -> External | None:
+        return self._each("update", [item], self.client.updated)[0]
+
+    def delete(self, item: Item) -> None:
+        self._each("delete", [item], self.client.removed)
+
+    def _each(self, kind: str, items: Sequence[Item], effect: Callable[[Item], Any]) -> list[Any]:
+        with self.client.world.writing(self, kind, items):
+            if len(items) == 1 and self.bulk_size == 1:
+                return [self.client.call(kind, items[0].record_id, lambda: effect(items[0]))]
+            what = ",".join(item.record_id for item in items)
+            return self.client.call(kind, what, lambda: [_outcome(effect, item) for item in items])
+
+    def bulk_create(self, items: Sequence[Item]) -> list[Any]:
+        return super().bulk_create(items) if self.bulk_size == 1 else self._each("create", items, self.client.created)
+
+    def bulk_update(self, items: Sequence[Item]) -> list[Any]:
+        return super().bulk_update(items) if self.bulk_size == 1 else self._each("update", items, self.client.updated)
+
+    def bulk_delete(self, items: Sequence[Item]) -> list[Any]:
+        return super().bulk_delete(items) if self.bulk_size == 1 else self._each("delete", items, self.client.removed)
+
+    def find(self, item: Item) -> External | None:
+        return super().find(item) if self.client.profile.marked else None
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        yield from self._events(position) if self.client.profile.eventful else self._records(position)
+
+    def _events(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        start = position["event"] if position else 0
+        found = self.client.call("list", f"events from {start}", lambda: list(self.client.log[start:]))
+        for number in range(0, len(found), 2):
+            page = found[number : number + 2]
+            yield Page(page, {"event": start + number + len(page)}, current=False)
+
+    def _records(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        system: ModelSystem = self.client
+        since = datetime.fromisoformat(position["since"]) if position else datetime.min.replace(tzinfo=UTC)
+
+        def listed() -> list[tuple[str, datetime]]:
+            stamps = {**system.changed, **system.deleted}
+            return sorted((pair for pair in stamps.items() if pair[1] >= since), key=lambda pair: pair[1])
+
+        def shown(key: str) -> External:
+            return system.external(key) if key in system.store else External(key, at=system.deleted[key], deleted=True)
+
+        found = system.call("list", f"records since {since:%H:%M:%S.%f}", listed)
+        for number in range(0, len(found), 2):
+            page = found[number : number + 2]
+            if number:
+                system.calls.append(("list", "next page"))
+            yield Page([shown(key) for key, _ in page], {"since": page[-1][1].isoformat()})
+
+
+def _outcome(effect: Callable[[Item], Any], item: Item) -> Any:
+    try:
+        return effect(item)
+    except SyncError as error:
+        return error
+
+
+@cache
+def subscriber_class(name: str, profile: Profile) -> type[ModelSubscriber]:
+    """The class an author would have written for such a system."""
+    mapping = {column: Field(column, conflict=profile.conflict) for column in FIELDS}  # type: ignore[arg-type]
+    mapping["notes"] = Field("notes", conflict=profile.conflict, direction=profile.direction)  # type: ignore[arg-type]
+    mapping["city"] = Field("address.city", conflict=profile.conflict)  # type: ignore[arg-type]
+    attributes = {
+        "system": name,
+        "field_to_data": mapping,
+        "match_on": profile.match_on,
+        "on_gone": profile.on_gone,
+        "on_delete": profile.on_delete,
+        "archive_data": {"phone": "archived"},
+        "bulk_size": profile.bulk,
+    }
+    return type(f"{name.title()}Customer", (ModelSubscriber,), attributes)

@@ -1,0 +1,127 @@
+"""The model test: whatever happens on the way, once it is quiet all sides agree. See `tests.model.model`.
+
+`make model` runs it for as long as one likes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from tests.model import model
+from tests.model.model_properties import check
+from tests.model.model_systems import Profile, Violation
+from tests.support.model_world import World
+
+#: Histories of the suite; the same ones each time, so that a red run is red again.
+HISTORIES = 2000
+SEED = 20_261_122
+
+#: Seconds after which a slow machine has done enough.
+SECONDS = 40.0
+
+
+def test_thousands_of_random_histories() -> None:
+    found = model.search_parallel(SEED, count=HISTORIES, seconds=SECONDS)
+    if found.failing:
+        seed, words = found.failing[0]
+        small = model.shrink(model.make_history(seed), lambda other: other[:20] == words[:20])
+        raise AssertionError(f"seed {seed}, made small:\n{model.explain(small)}")
+    assert found.histories > 50, "the machine is too slow for this test to say anything"
+
+
+PROFILES = st.integers(0, 2**32).map(lambda seed: model.make_profile(model.random.Random(seed)))
+STEPS = st.sampled_from(sorted(set(model.STEPS) - {"settle"})).flatmap(
+    lambda kind: st.tuples(st.just(kind), *(st.integers(0, limit - 1) for limit in model.STEPS[kind][1]))
+)
+
+
+class Machine(RuleBasedStateMachine):
+    """The same world, with hypothesis choosing the steps."""
+
+    @initialize(crm=PROFILES, shop=st.none() | PROFILES)
+    def begin(self, crm: Profile, shop: Profile | None) -> None:
+        self.world = World({"crm": crm, **({"shop": shop} if shop else {})}, check)
+        self.world.do(("insert", 1, 1, 0))
+
+    @rule(step=STEPS)
+    def step(self, step: tuple[Any, ...]) -> None:
+        self.world.do(step)
+
+    @rule()
+    def keep_up(self) -> None:
+        self.world.do(("run", 7))
+
+    @rule(step=STEPS, boundaries=st.integers(1, 20), at_calls=st.booleans())
+    def meanwhile(self, step: tuple[Any, ...], boundaries: int, at_calls: bool) -> None:
+        self.world.do(("meanwhile", at_calls, boundaries, step))
+
+    @rule(boundaries=st.integers(1, 20), at_calls=st.booleans())
+    def crash(self, boundaries: int, at_calls: bool) -> None:
+        self.world.do(("crash", at_calls, boundaries))
+
+    @rule(seconds=st.sampled_from((1.0, 31.0, 61.0)))
+    def time_passes(self, seconds: float) -> None:
+        self.world.do(("tick", seconds))
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            try:
+                if self.world.failure is None:
+                    self.world.do(("settle",))
+            finally:
+                self.world.database.world = None
+
+
+def test_histories_that_hypothesis_chooses() -> None:
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=20,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+            verbosity=Verbosity.quiet,
+        ),
+    )
+
+
+# --- the model itself -------------------------------------------------------------------------------------
+
+
+def test_the_model_sees_a_lost_edit() -> None:
+    """A system that forgets what it is told must not pass."""
+    history = model.History({"crm": Profile()}, (("insert", 0, 0, 0), ("run", 7), ("edit", 0, 1, 3, 0), ("run", 7)))
+    assert model.fails(history) is None
+    world = World(history.profiles, check)
+    crm = world.systems["crm"]
+    crm.updated = lambda item: crm.external(item.linked_id)  # type: ignore[method-assign]
+    try:
+        world.run(history.steps)
+    except Violation as violation:
+        assert "(a)" in str(violation) or "(e)" in str(violation)
+    else:
+        raise AssertionError("the model saw nothing")
+
+
+def test_a_failing_history_is_made_small() -> None:
+    steps = (("insert", 0, 0, 0), ("run", 7), ("x_edit", 0, 0, 3, 13), ("tick", 3.0), ("edit", 0, 3, 29, 0))
+    history = model.History({"crm": Profile(seconds=True), "shop": Profile()}, steps)
+    # Anything the history leads to may stand for a failure: here, that a record was rejected.
+    seen: list[model.History] = []
+
+    def fails(candidate: model.History) -> str | None:
+        seen.append(candidate)
+        return "yes" if any(step[0] == "edit" for step in candidate.steps) else None
+
+    original, model.fails = model.fails, fails
+    try:
+        small = model.shrink(history)
+    finally:
+        model.fails = original
+    assert small.steps == (("edit", 0, 0, 0, 0),) and list(small.profiles.values()) == [Profile()]

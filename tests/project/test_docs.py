@@ -1,0 +1,467 @@
+"""What the documentation names exists, what it tabulates is so, and the code in it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydantic import BaseModel, SecretStr
+
+import subscribers as shipped
+from benchmarks.__main__ import BENCHES
+from broker import fanout_message
+from cli.new_subscriber import write
+from conductor import Conductor
+from models import capture
+from models.capture import sync_context
+from models.catalogues import CATALOGUES, Customer, Invoice, InvoiceLine
+from models.ledger import Change, DeadLetter
+from models.schema import migrate
+from models.session import Database
+from settings import VAR, Settings
+from simulators.rest import DEMO_TOKEN
+from simulators.rest import RestSystem as ShopLike
+from subscribers.mapping.paths import nest
+from subscribers.registry import REGISTRY, connect
+from tests.project.test_layers import MAY_IMPORT
+from tests.support.fakes import Ears, World
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) | {f"bench-{name}" for name in ("", *BENCHES)}
+
+#: Files that a reader is told to make.
+READERS_OWN = {"subscribers/shop.py", "tests/subscribers/test_shop.py"}
+
+CUSTOMER = Customer.__table__
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def code_of(page: Path) -> list[str]:
+    """Every piece of inline code, and every line of the blocks."""
+    text = page.read_text()
+    blocks = re.findall(r"(?ms)^ *```\w*\n(.*?)^ *```", text)
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
+    return [line for block in blocks for line in block.splitlines()] + inline
+
+
+def marked(name: str, page: str, language: str = "python") -> str:
+    """The code block that follows the comment `<!-- name -->`."""
+    match = re.search(rf"<!-- {re.escape(name)} -->\n```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert match, f"{page} has no block marked {name!r}"
+    return match[1]
+
+
+def table(name: str, page: str) -> list[list[str]]:
+    """The rows of the table that follows the comment `<!-- name -->`, as cells."""
+    text = (ROOT / page).read_text().split(f"<!-- {name} -->\n")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\s-]", "", heading.strip().lower()).replace(" ", "-")
+
+
+# --- names ----------------------------------------------------------------------------------------------
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?:src|srcset)=\"([^\"]+)\"", text)
+    for target in targets:
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.+)$", found.read_text())
+            assert anchor in map(slug, headings), target
+
+
+def test_every_picture_is_shown_and_every_page_is_pictured() -> None:
+    said = "".join(page.read_text() for page in PAGES)
+    kept = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert [name for name in sorted(kept) if f"images/{name}" not in said] == []
+    taken = re.findall(r'(?m)^    "([a-z-]+)": "/', (ROOT / "scripts" / "screenshots").read_text())
+    assert {f"{name}-{scheme}.png" for name in taken for scheme in ("light", "dark")} <= kept
+
+
+@each_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    tops = {path.name for path in ROOT.iterdir()} - {"var"}
+    for code in code_of(page):
+        top = code.partition("/")[0]
+        is_path = re.fullmatch(r"[\w.-]+/[\w./-]*", code) and top in tops
+        is_file = re.fullmatch(r"[\w-]+\.(py|txt|md|toml)", code)
+        if (is_path or is_file) and code not in READERS_OWN:
+            assert (ROOT / code).exists(), code
+
+
+@each_page
+def test_make_targets_that_are_named_exist(page: Path) -> None:
+    for code in code_of(page):
+        for target in re.findall(r"(?:^|\s)make ((?:[a-z-]+ ?)+)", code.split("#")[0]):
+            assert set(target.split()) <= TARGETS, code
+
+
+@each_page
+def test_commands_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from cli import parser  # noqa: PLC0415 - it brings Flask along
+
+    for code in code_of(page):
+        line = code.split("#")[0]
+        if not line.startswith("./syncflow "):
+            continue
+        try:
+            parser().parse_args(shlex.split(line)[1:])
+        except SystemExit as end:
+            assert end.code == 0, f"{code}: {capsys.readouterr().err}"
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    from cli import COMMANDS  # noqa: PLC0415
+
+    section = (ROOT / "docs/local-setup.md").read_text().split("## Commands")[1].split("##")[0]
+    assert set(re.findall(r"(?m)^\| `\./syncflow ([a-z-]+)", section)) == set(COMMANDS)
+
+
+def test_the_words_are_explained() -> None:
+    section = (ROOT / "docs/architecture.md").read_text().split("## Words")[1].split("##")[0]
+    words = {
+        "catalogue", "record", "system", "subscriber", "`field_to_data`", "change", "link", "delivery",
+        "dead letter", "unsubscription", "inbox", "cursor", "conductor", "task",
+    }  # fmt: skip
+    assert words <= set(re.findall(r"(?m)^\| ([^|]+?) \|", section))
+
+
+def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
+    for name, _, imports in table("checked: layers", "docs/architecture.md"):
+        allowed = {module.partition(".")[0] for module in MAY_IMPORT[name.strip("`/")]}
+        assert set(re.findall(r"`(\w+)`", imports)) == allowed, name
+
+
+# --- settings -------------------------------------------------------------------------------------------
+
+
+def default_of(model: type[BaseModel], name: str) -> str:
+    """A default as it stands in the docs: nothing for none and for secrets, and var/ wherever that is."""
+    default = model.model_fields[name].get_default()
+    if default is None or isinstance(default, SecretStr) or model.model_fields[name].is_required():
+        return ""
+    return str(default).replace(str(VAR), "var")
+
+
+def shipped_options() -> dict[str, tuple[type[BaseModel], str]]:
+    """Every variable of the shipped systems -> (its options class, its field)."""
+    systems = {s.system: s.system_class.Options for s in REGISTRY.values() if s.__module__.startswith(shipped.__name__)}
+    return {
+        f"{name}_{field}".upper(): (options, field)
+        for name, options in systems.items()
+        for field in options.model_fields
+    }
+
+
+def test_the_table_of_settings_is_complete() -> None:
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table("checked: settings", "docs/local-setup.md")}
+    assert rows == {name.upper(): default_of(Settings, name) for name in Settings.model_fields}
+
+
+def test_the_example_environment_names_every_setting_and_holds_no_secret() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    found = dict(line[1:].split("=", 1) for line in lines if re.match(r"#[A-Z][A-Z_]+=", line))
+    known = {name.upper(): (Settings, name) for name in Settings.model_fields} | shipped_options()
+    assert found == {name: default_of(*where) for name, where in known.items()}
+    assert all(line == "" or line.startswith("#") for line in lines), "copied as it is it must change nothing"
+
+
+def test_the_systems_pages_name_their_settings() -> None:
+    everywhere = {"requests_per_second", "concurrency", "delete_limit"}
+    for variable, (_, field) in shipped_options().items():
+        page = ROOT / "docs" / f"{variable.partition('_')[0].lower()}.md"
+        assert field in everywhere or variable in page.read_text(), f"{page.name} does not say what {variable} is"
+
+
+# --- what is quoted -------------------------------------------------------------------------------------
+
+
+def test_the_quoted_message_is_what_is_published() -> None:
+    quoted = json.loads(marked("checked: envelope", "docs/architecture.md", "json"))
+    real = json.loads(fanout_message("customer", ["17", "42"]).encode())
+    for varying in ("message_id", "message_timestamp"):
+        assert type(quoted.pop(varying)) is type(real.pop(varying))
+    assert quoted == real
+
+
+def test_the_quoted_declaration_is_in_the_code() -> None:
+    quoted = marked("excerpt: models/catalogues.py", "docs/add-a-catalogue.md")
+    assert quoted.strip() in (ROOT / "models/catalogues.py").read_text()
+
+
+def test_the_quoted_mappings_are_the_shipped_ones() -> None:
+    for page, names in (
+        ("docs/stripe.md", ("stripe.customer", "stripe.product", "stripe.invoice")),
+        ("docs/salesforce.md", ("salesforce.customer",)),
+    ):
+        section = (ROOT / page).read_text().split("## What is mapped")[1].split("##")[0]
+        tables = [re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)`", part) for part in section.split("|---|---|")[1:]]
+        for table, name in zip(tables, names, strict=True):
+            fields = REGISTRY[name].field_to_data.items()
+            assert dict(table) == {column: f if isinstance(f, str) else f.path for column, f in fields}
+
+
+# --- what runs ------------------------------------------------------------------------------------------
+
+
+class Hub(World):
+    """A hub over real subscribers, moved step by step."""
+
+    def __init__(self, database: Database, names: set[str]) -> None:
+        self.ears = Ears()
+        self.conductor = Conductor(database, connect({name: REGISTRY[name] for name in names}), self.ears)
+        self.conductor.prepare()
+
+    def execute(self, statement: Any) -> Any:
+        with self.conductor.database.write() as connection:
+            return connection.execute(statement)
+
+    def add(self, **values: Any) -> int:
+        (key,) = self.execute(sa.insert(CUSTOMER).values(**values)).inserted_primary_key
+        return int(key)
+
+    def customer(self, key: int) -> Any:
+        with self.conductor.database.read() as connection:
+            return connection.execute(sa.select(CUSTOMER).where(CUSTOMER.c.id == key)).one()
+
+    def poll(self, name: str) -> None:
+        self.conductor.poll(name)
+        self.run()
+
+
+@pytest.fixture(autouse=True)
+def tables_put_back() -> Iterator[None]:
+    """What an example registers or declares is for its test only."""
+    before = [(kept, dict(kept)) for kept in (REGISTRY, CATALOGUES)]
+    yield
+    for kept, was in before:
+        kept.clear()
+        kept.update(was)
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShopLike]:
+    with ShopLike() as shop:
+        monkeypatch.setenv("SHOP_URL", shop.url)
+        monkeypatch.setenv("SHOP_TOKEN", DEMO_TOKEN)
+        monkeypatch.setenv("SHOP_WEBHOOK_SECRET", "a-long-random-text")
+        yield shop
+
+
+@pytest.fixture
+def start(sqlite_url: str) -> Iterator[Callable[[str], Hub]]:
+    """Runs an example's code and starts a hub with the subscribers it registered."""
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+
+    def start(code: str) -> Hub:
+        known = set(REGISTRY)
+        exec(compile(code, "example", "exec", dont_inherit=True), {"__name__": "example"})  # noqa: S102 - it is our own documentation
+        return Hub(database, set(REGISTRY) - known)
+
+    yield start
+    database.close()
+
+
+def test_the_readmes_example_is_short() -> None:
+    code = marked("runs: readme-shop", "README.md")
+    assert len(code.strip().splitlines()) <= 15
+
+
+SHOPS = [
+    ("README.md", "runs: readme-shop"),
+    ("docs/add-a-subscriber.md", "runs: configured"),
+    ("docs/add-a-subscriber.md", "runs: own-class"),
+]
+
+
+@pytest.mark.parametrize("page, name", SHOPS)
+def test_an_example_subscriber_keeps_customers_in_sync(
+    page: str, name: str, shop: ShopLike, start: Callable[[str], Hub]
+) -> None:
+    hub = start(marked(name, page))
+    key = hub.add(name="Ada", email="ada@x.example", phone="1", notes="first")
+    hub.run()
+    (contact,) = shop.contacts.newest(9)[0]
+    assert (contact["name"], contact["external_ref"], contact["note"]) == ("Ada", str(key), "first")
+
+    shop.contacts.update(contact["id"], {"name": "Ada Lovelace"})
+    hub.poll("shop.customer")
+    assert hub.customer(key).name == "Ada Lovelace"
+    assert not shop.journal.calls("PATCH"), "what came from the shop must not go back to it"
+
+    hub.execute(sa.update(CUSTOMER).values(phone="2"))
+    hub.run()
+    assert shop.contacts.get(contact["id"])["phone"] == "2"
+    assert len(shop.journal.calls("PATCH")) == 1
+
+    with hub.conductor.database.write() as connection, sync_context(connection, unsubscribe=["shop"]):
+        connection.execute(sa.insert(CUSTOMER).values(name="Grace", email="grace@x.example"))
+    shop.contacts.create({"name": "Grace Hopper", "email": "grace@x.example"})
+    hub.poll("shop.customer")
+    with hub.conductor.database.read() as connection:
+        names = connection.execute(sa.select(CUSTOMER.c.name).order_by(CUSTOMER.c.id)).scalars().all()
+    assert len(names) == 2, "matched by its email, not created again"
+
+
+def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[str], Hub]) -> None:
+    hub = start(marked("runs: configured", "docs/add-a-subscriber.md"))
+    key = hub.add(name="Ada", email="ada@x.example")
+    hub.run()
+    (contact,) = shop.contacts.newest(9)[0]
+    shop.contacts.update(contact["id"], {"name": "Ada Lovelace"})
+    now = shop.contacts.get(contact["id"])
+    event = {"id": "evt_1", "event": "contact.updated", "occurred_at": now["updated_at"], "data": now}
+    body = json.dumps(event).encode()
+    signature = hmac.new(b"a-long-random-text", body, hashlib.sha256).hexdigest()
+    assert hub.conductor.store_webhook("shop", body, {"X-Signature": signature})
+    hub.run()
+    assert hub.customer(key).name == "Ada Lovelace"
+
+
+def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callable[[str], Hub]) -> None:
+    hub = start(marked("runs: own-class", "docs/add-a-subscriber.md"))
+    key, other = hub.add(name="Ada", email="Ada@X.example"), hub.add(name="Nobody")
+    hub.run()
+    (contact,) = shop.contacts.newest(9)[0]
+    assert (contact["email"], contact["note"]) == ("ada@x.example", "none"), "the transform and the default"
+    with hub.conductor.database.read() as connection:
+        letter = connection.execute(sa.select(DeadLetter.__table__)).one()
+    assert (letter.record_id, letter.error, letter.fields) == (str(other), "Reject", {"email": "is required"})
+
+    hub.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id == key))
+    hub.run()
+    assert shop.contacts.get(contact["id"])["note"] == "closed", "archived there"
+
+    third = hub.add(name="Emmy", email="emmy@x.example")
+    hub.run()
+    shop.contacts.delete(shop.contacts.newest(1)[0][0]["id"])
+    hub.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == third).values(phone="3"))
+    hub.run()
+    assert hub.customer(third).active is False, "gone there, archived here"
+
+
+def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Hub]) -> None:
+    monkeypatch.setenv("BOOKS_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("BOOKS_TOKEN", "t")
+    hub = start(marked("runs: invoice", "docs/add-a-catalogue.md"))
+    customer = hub.add(name="Ada")
+    invoice = {"customer_id": customer, "number": "2026-1", "due_date": sa.func.date("2026-12-24")}
+    (key,) = hub.execute(sa.insert(Invoice.__table__).values(**invoice)).inserted_primary_key
+    hub.conductor.relay()
+    hub.execute(sa.insert(InvoiceLine.__table__).values(invoice_id=key, description="Tea", quantity=2, unit_price=450))
+    with hub.conductor.database.read() as connection:
+        waiting = connection.execute(sa.select(Change.__table__).where(Change.relayed_at.is_(None))).one()
+        subscriber = hub.conductor.subscribers["books.invoice"]
+        record = subscriber.records.read(connection, [waiting.record_id])[str(key)]
+    assert (waiting.catalogue, waiting.record_id, waiting.operation) == ("invoice", str(key), "updated")
+    assert nest(subscriber.default_mapper.outward(record)) == {
+        "number": "2026-1",
+        "status": "draft",
+        "due_on": "2026-12-24",
+        "lines": [{"text": "Tea", "quantity": 2, "price": "4.50"}],
+    }
+
+
+def test_the_pages_first_file_is_what_the_command_writes(tmp_path: Path) -> None:
+    for folder in ("subscribers", "tests/subscribers"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
+    source, test = write(tmp_path, "shop.customer")
+    assert source.read_text() == marked("runs: configured", "docs/add-a-subscriber.md")
+    assert test.read_text() == marked("runs: configured-test", "docs/add-a-subscriber.md")
+    assert "\nimport subscribers.shop\n" in (tmp_path / "subscribers/__init__.py").read_text()
+
+
+@pytest.mark.parametrize("name, most", [("runs: configured", 30), ("runs: own-class", 100)])
+def test_a_subscriber_is_short(name: str, most: int) -> None:
+    assert len(marked(name, "docs/add-a-subscriber.md").strip().splitlines()) <= most
+
+
+def test_the_simulators_example_runs() -> None:
+    exec(marked("runs: simulator", "docs/add-a-subscriber.md"), {})  # noqa: S102
+
+
+def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
+    shop: ShopLike, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop.contacts, "_needs_email", False)
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+
+    def theirs(statement: str) -> None:
+        with database.engine.connect() as connection, connection.begin():
+            connection.exec_driver_sql(statement)
+
+    theirs(
+        "CREATE TABLE shop_article (article_no varchar(32) PRIMARY KEY, title varchar(200) NOT NULL, price_cents int)"
+    )
+    theirs("INSERT INTO shop_article VALUES ('A-1', 'Teapot', 1250), ('A-2', 'Cup', 300), ('A-3', 'Spoon', NULL)")
+    exec(marked("runs: existing-table", "docs/add-a-catalogue.md"), {})  # noqa: S102
+    with database.write() as connection:
+        capture.install(connection)
+    exec(marked("runs: existing-subscriber", "docs/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
+    shop.contacts.create({"name": "Cup", "company": "A-2"})
+    hub = Hub(database, {"shop.article"})
+    hub.conductor.backfill("shop.article", "ann")
+    while hub.conductor.tasks.list(unfinished=True):
+        hub.conductor.tasks.run_some()
+        hub.conductor.sweep()
+        hub.run()
+    found = {one["company"]: (one["name"], one["note"]) for one in shop.contacts.newest(9)[0]}
+    assert found == {"A-1": ("Teapot", "12.50"), "A-2": ("Cup", "3.00"), "A-3": ("Spoon", None)}
+    theirs("UPDATE shop_article SET title = 'Big teapot' WHERE article_no = 'A-1'")
+    hub.run()
+    (contact,) = [one for one in shop.contacts.newest(9)[0] if one["company"] == "A-1"]
+    assert contact["name"] == "Big teapot"
+    shop.contacts.update(contact["id"], {"note": "13.00"})
+    hub.poll("shop.article")
+    with database.read() as connection:
+        row = connection.exec_driver_sql("SELECT price_cents FROM shop_article WHERE article_no = 'A-1'").one()
+    database.close()
+    assert row == (1300,)
+
+
+def test_the_existing_table_of_another_application_is_captured(database: Database) -> None:
+    with database.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE shop_article (article_no varchar(32) PRIMARY KEY, title varchar(200) NOT NULL,"
+            " price_cents integer, shelf varchar(9))"
+        )
+    exec(marked("runs: existing-table", "docs/add-a-catalogue.md"), {})  # noqa: S102
+    with database.write() as connection:
+        names = capture.install(connection)
+    assert any("shop_article" in name for name in names)
+    with database.engine.connect() as connection, connection.begin():  # as the other application would
+        connection.exec_driver_sql("INSERT INTO shop_article VALUES ('A-1', 'Teapot', 1250, 'left')")
+        connection.exec_driver_sql("UPDATE shop_article SET shelf = 'right'")
+        connection.exec_driver_sql("UPDATE shop_article SET price_cents = 1300")
+    with database.read() as connection:
+        changes = connection.execute(sa.select(Change.__table__).order_by(Change.id)).all()
+        record = CATALOGUES["article"].read(connection, ["A-1"])["A-1"]
+    assert [(c.catalogue, c.record_id, c.operation) for c in changes] == [
+        ("article", "A-1", "created"),
+        ("article", "A-1", "updated"),
+    ]
+    assert record == {"article_no": "A-1", "title": "Teapot", "price_cents": 1300}

@@ -1,0 +1,221 @@
+"""Who may import whom: the architecture, as one table that is checked against every import there is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: Folder or file at the top -> what of ours it may import. Arrows only go down:
+#: models <- subscribers <- conductor <- workers <- panel <- cli.
+MAY_IMPORT: dict[str, set[str]] = {
+    "settings.py": set(),
+    "i18n.py": set(),
+    "models": set(),
+    "migrations": {"models", "models.users", "settings"},
+    "broker.py": {"settings"},
+    "subscribers": {"models.catalogues", "settings", "i18n"},
+    "conductor": {"subscribers", "models", "settings", "i18n"},
+    "workers": {"conductor", "broker", "subscribers", "models", "settings"},
+    "panel": {"conductor", "subscribers", "models", "models.users", "settings", "i18n"},
+    "cli": {"panel", "workers", "conductor", "subscribers", "models", "models.users", "settings"},
+    "simulators": set(),
+    "syncflow": {"cli"},
+}
+
+#: Packages of others that give a layer away -> the only places where they may be imported.
+ONLY_IN: dict[str, set[str]] = {
+    "dramatiq": {"broker.py", "workers"},
+    "periodiq": {"broker.py", "workers"},
+    "pika": {"broker.py"},
+    "flask": {"panel"},
+    "flask_admin": {"panel"},
+    "flask_login": {"panel"},
+    "flask_security": {"panel", "models/users.py"},
+    "flask_wtf": {"panel"},
+    "werkzeug": {"panel", "cli"},
+    "authlib": {"panel"},
+    "qrcode": {"panel"},
+    "babel": {"panel"},
+    "flask_babel": {"panel"},
+    "alembic": {"migrations", "models/schema.py"},
+    "psycopg": {"models"},
+    "sqlite3": {"models", "simulators", "subscribers/files/state.py"},
+    "simple_salesforce": {"subscribers"},
+    "defusedxml": {"subscribers"},
+    "stripe": {"subscribers"},
+    "requests": {"subscribers", "workers", "cli", "simulators"},
+    "urllib3": {"subscribers"},
+    "jmespath": {"subscribers"},
+    "phonenumbers": {"subscribers"},
+    "pycountry": {"subscribers"},
+    "iso4217": {"subscribers"},
+    "nameparser": {"subscribers"},
+    "email_validator": {"subscribers"},
+    "aiohttp": {"simulators"},
+    "localstripe": {"simulators"},
+    "prometheus_client": {"panel"},
+    "structlog": {"workers"},
+    "pydantic_settings": {"settings.py"},
+    "dotenv": {"settings.py"},
+}
+
+#: Never part of a running hub, so without a place in the house.
+OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
+
+#: What the models know of the panel's people is for these only: workers need no Flask.
+NEEDS_ITS_OWN_ENTRY = {"models.users"}
+
+
+def places() -> list[str]:
+    """Every top-level Python file, and folder with Python in it, that is ours."""
+    folders = {
+        path.name
+        for path in ROOT.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and path.name != "var" and any(path.rglob("*.py"))
+    }
+    files = {path.name for path in ROOT.glob("*.py")} | {"syncflow"}
+    return sorted((folders | files) - OUTSIDE)
+
+
+def sources(place: str) -> list[Path]:
+    path = ROOT / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def module_names() -> set[str]:
+    """Every module of ours by its dotted name."""
+    names = set()
+    for place in places():
+        for path in sources(place):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            names.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return names | {Path(place).stem for place in places()}
+
+
+def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
+    """(dotted name, line) of every import in a file, wherever it stands: also in functions and under `if`."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            # `from models import users` imports a module, `from models.users import User` a name of one.
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+            name = node.args[0]
+            if isinstance(name, ast.JoinedStr):  # f"localstripe.{name}": its beginning says whose it is
+                name = name.values[0]
+            yield (name.value if isinstance(name, ast.Constant) else "something computed"), node.lineno
+
+
+def allowed(name: str, place: str, entries: set[str]) -> bool:
+    """Whether this import is in the table: the folder itself, or an entry that is the module or above it."""
+    if name.split(".", maxsplit=1)[0] == Path(place).stem:
+        return True
+    special = next((special for special in NEEDS_ITS_OWN_ENTRY if f"{name}.".startswith(f"{special}.")), None)
+    if special is not None:
+        return special in entries
+    return any(f"{name}.".startswith(f"{entry}.") for entry in entries)
+
+
+def broken(path: Path, place: str, text: str | None = None) -> list[str]:
+    """What the imports of a file break, one sentence each."""
+    here = path.relative_to(ROOT).as_posix()
+    ours = {Path(name).stem for name in MAY_IMPORT} | {"tests"}
+    found = []
+    for name, line in imported(path, text):
+        top = name.split(".")[0]
+        if name == "something computed":
+            found.append(f"{here}:{line} computes what it imports, which nobody can check or grep")
+        elif top in ours and not allowed(name, place, MAY_IMPORT[place]):
+            found.append(f"{here}:{line} imports {name}; {place} may import {sorted(MAY_IMPORT[place]) or 'nothing'}")
+        elif top in ONLY_IN and not {place, here} & ONLY_IN[top]:
+            found.append(f"{here}:{line} imports {name}; only {sorted(ONLY_IN[top])} may")
+    return found
+
+
+def test_everything_at_the_top_is_in_the_table() -> None:
+    assert set(places()) == set(MAY_IMPORT), "a new folder gets its line in MAY_IMPORT, a removed one loses it"
+
+
+@pytest.mark.parametrize("place", MAY_IMPORT)
+def test_imports_keep_to_the_table(place: str) -> None:
+    assert [sentence for path in sources(place) for sentence in broken(path, place)] == []
+
+
+def test_the_table_has_no_cycle_and_no_entry_too_many() -> None:
+    below = {Path(place).stem: {entry.split(".")[0] for entry in entries} for place, entries in MAY_IMPORT.items()}
+    while leaves := {place for place, entries in below.items() if not entries & set(below)}:
+        below = {place: entries for place, entries in below.items() if place not in leaves}
+    assert below == {}, "arrows only go down"
+    for place, entries in MAY_IMPORT.items():
+        used = {name for path in sources(place) for name, _ in imported(path)}
+        for entry in entries:
+            assert any(f"{name}.".startswith(f"{entry}.") for name in used), f"{place} does not use {entry}"
+
+
+def test_models_import_only_each_other_downwards() -> None:
+    """Inside the ground floor: base <- tables <- capture, and nothing of it imports the people."""
+    order = {name: number for number, name in enumerate(("base", "bulk", "catalogues", "ledger", "users", "session"))}
+    order |= {"schema": 9, "capture": 9}
+    for path in sources("models"):
+        names = {name.split(".")[1] for name, _ in imported(path) if name.startswith("models.")}
+        assert "users" not in names
+        if path.stem in order:
+            assert all(order[name] < order[path.stem] for name in names), f"{path.name} imports {names}"
+
+
+@pytest.mark.parametrize(
+    "place,line",
+    [
+        ("subscribers", "import broker"),
+        ("subscribers", "from flask import g"),
+        ("subscribers", "from models.ledger import Link"),
+        ("subscribers", "from models import ledger"),
+        ("conductor", "from workers.publisher import Senders"),
+        ("conductor", "def late():\n    import pika"),
+        ("conductor", "from models import users"),
+        ("conductor", "from models.users import User"),
+        ("workers", "if True:\n    from panel.app import create_app"),
+        ("workers", "__import__('panel')"),
+        ("models", "from subscribers.base import Subscriber"),
+        ("broker.py", "from conductor import Conductor"),
+        ("panel", "from workers.worker import Fleet"),
+        ("simulators", "from settings import ROOT"),
+        ("simulators", "__import__(f'models.{name}')"),
+        ("conductor", "import importlib\nimportlib.import_module('pan' + 'el')"),
+        ("conductor", "from tests.support.fakes import World"),
+    ],
+)
+def test_a_wrong_import_is_found(place: str, line: str) -> None:
+    file = ROOT / place if place.endswith(".py") else ROOT / place / "new.py"
+    assert len(broken(file, place, line)) == 1
+
+
+@pytest.mark.parametrize(
+    "module,absent",
+    [
+        ("models.capture", "subscribers conductor dramatiq flask pika"),
+        ("subscribers", "conductor broker dramatiq flask pika"),
+        ("conductor", "broker workers dramatiq flask pika"),
+        ("workers.worker", "panel cli flask flask_security"),
+        # Each of these costs a relay or a worker megabytes that it would never use.
+        ("cli", "panel flask werkzeug alembic simple_salesforce jwt stripe phonenumbers nameparser iso4217"),
+    ],
+)
+def test_a_layer_loads_nothing_above_it(module: str, absent: str) -> None:
+    """What the table cannot see: a package that drags another one in."""
+    code = f"import sys, {module}; print(*[n for n in {absent.split()} if n in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout.split() == []

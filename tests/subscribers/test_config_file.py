@@ -1,0 +1,206 @@
+"""A file of systems: what it declares is registered, and what is wrong with it is said with its place."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from settings import Settings, SettingsError
+from subscribers import rest
+from subscribers.config_file import register_file
+from subscribers.files import subscriber
+from subscribers.files.subscriber import FileSubscriber
+from subscribers.mapping.fields import Field
+from subscribers.registry import REGISTRY, connect
+from subscribers.rest import RestSubscriber, RestSystem
+from tests.project.test_docs import marked, table
+from workers.runtime import build
+
+FINE = """
+[systems.crm]
+url = "https://crm.example"
+auth = "none"
+delete_limit = 3
+
+[systems.crm.subscribers.customer]
+path = "/contacts"
+match_on = ["email"]
+[systems.crm.subscribers.customer.field_to_data]
+name = "name"
+email = { path = "mail", transform = "lower", conflict = "external" }
+
+[systems.crm.subscribers.invoice]
+path = "/bills"
+field_to_data = { number = "number", customer_id = { path = "contact", link = "customer" } }
+"""
+
+
+@pytest.fixture(autouse=True)
+def registry_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = dict(REGISTRY)
+    yield
+    REGISTRY.clear()
+    REGISTRY.update(before)
+
+
+@pytest.fixture
+def declare(tmp_path: Path) -> Any:
+    def declare(text: str) -> list[str]:
+        file = tmp_path / "systems.toml"
+        file.write_text(text)
+        return [one.name() for one in register_file(file)]
+
+    return declare
+
+
+def complaints(declare: Any, text: str) -> list[str]:
+    before = dict(REGISTRY)
+    with pytest.raises(SettingsError) as said:
+        declare(text)
+    assert before == REGISTRY, "all or nothing"
+    assert "s3cret" not in str(said.value)
+    return [line.removeprefix("systems.toml: ") for line in str(said.value).split("\n")]
+
+
+def test_what_is_declared_is_connected(declare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert declare(FINE) == ["crm.customer", "crm.invoice"]
+    monkeypatch.setenv("CRM_CONCURRENCY", "2")
+    connected = connect({name: REGISTRY[name] for name in ("crm.customer", "crm.invoice")})
+    customer, invoice = connected["crm.customer"], connected["crm.invoice"]
+    assert customer.client is invoice.client
+    assert (customer.client.delete_limit, customer.client.concurrency) == (3, 2)
+    assert customer.field_to_data["email"] == Field("mail", transform="lower", conflict="external")
+    assert invoice.default_mapper.relations() == {"customer"}
+    assert declare(FINE), "the same file may be read again"
+
+
+def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(FINE.replace('auth = "none"', 'auth = "basic"\nusername = "me"'))
+    with pytest.raises(SettingsError, match=r"^CRM_PASSWORD: missing"):
+        connect({"crm.customer": REGISTRY["crm.customer"]})
+    monkeypatch.setenv("CRM_PASSWORD", "s3cret")
+    monkeypatch.setenv("CRM_URL", "https://other.example")
+    assert connect({"crm.customer": REGISTRY["crm.customer"]})["crm.customer"].client.options.url.endswith(
+        "other.example"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('auth = "none"', 'auth = "digest"', "systems.crm.auth: Input should be 'bearer'"),
+        ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret: set CRM_TOKEN in the environment"),
+        ('auth = "none"', 'aut = "none"', "systems.crm.aut: is no key that is known here; auth is"),
+        ('"https://crm.example"', '"crm.example"', "systems.crm.url: an address starting with http"),
+        ("delete_limit = 3", "delete_limit = -3", "systems.crm.delete_limit: Input should be greater than or equal"),
+        ('auth = "none"', 'kind = "soap"', "systems.crm.kind: there are rest"),
+        ("systems.crm", "systems.CRM", "systems.CRM: a name starts with a letter"),
+        ("systems.crm", "systems.stripe", "systems.stripe: the code has a system of this name"),
+        ("[systems.crm]", "[system.x]\n[systems.crm]", "system: is not known here"),
+        (
+            "subscribers.invoice",
+            "subscribers.bill",
+            "systems.crm.subscribers.bill: no such catalogue; there are",
+        ),
+        ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: is missing"),
+        ('path = "/contacts"', "path = 7", "systems.crm.subscribers.customer.path: Input should be a valid string"),
+        ('["email"]', '["phone"]', "systems.crm.subscribers.customer.match_on: 'phone' is not in field_to_data"),
+        ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: no transform 'shout'"),
+        (
+            'name = "name"',
+            'title = "t"',
+            "systems.crm.subscribers.customer.field_to_data.title: customer has no",
+        ),
+        (
+            'transform = "lower"',
+            'transfrom = "lower"',
+            "systems.crm.subscribers.customer.field_to_data.email: transfrom: is no key that is known here",
+        ),
+        ("field_to_data = {", "fields = {", "systems.crm.subscribers.invoice.field_to_data: is missing"),
+    ],
+)
+def test_a_mistake_is_said_with_its_place(declare: Any, old: str, new: str, said: str) -> None:
+    assert any(line.startswith(said) for line in complaints(declare, FINE.replace(old, new)))
+
+
+def test_a_mistake_in_the_mapping_is_not_said_again_of_what_rests_on_it(declare: Any) -> None:
+    (said,) = complaints(declare, FINE.replace('"lower"', '"shout"'))
+    assert said.startswith("systems.crm.subscribers.customer.field_to_data.email: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "systems: declares nothing; write [systems.NAME]"),
+        ("systems = 3", "systems: declares nothing"),
+        ("[systems]\ncrm = 3", "systems.crm: is no table"),
+        ('[systems.crm]\nurl = "https://crm.example"', "systems.crm.subscribers: declares nothing"),
+        ("[systems.crm", "is no TOML: "),
+    ],
+)
+def test_a_file_that_is_no_declaration(declare: Any, text: str, said: str) -> None:
+    assert complaints(declare, text)[0].startswith(said)
+
+
+def test_a_process_starts_with_what_is_declared(
+    tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systems.toml").write_text(FINE)
+    monkeypatch.setenv("SYNCFLOW_SYSTEMS", str(tmp_path / "systems.toml"))
+    shutil.copy(migrated_sqlite, tmp_path / "hub.db")
+    runtime = build(Settings(_env_file=None, database_url=f"sqlite:///{tmp_path / 'hub.db'}"))
+    try:
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.conductor.subscribers)
+        assert {"crm.customer", "crm.invoice"} <= set(runtime.broker.get_declared_queues())
+    finally:
+        runtime.close()
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "latin.toml").write_bytes("# Zoë".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"latin\.toml: is no TOML"):
+        register_file(tmp_path / "latin.toml")
+    with pytest.raises(SettingsError, match=r"SYNCFLOW_SYSTEMS: .* cannot be read"):
+        register_file(tmp_path)
+
+
+# --- the pages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("page", "block", "base", "names"),
+    [
+        ("docs/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
+        ("docs/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+        ("docs/files.md", "checked: files subscriber", FileSubscriber, subscriber.SUBSCRIBER_OPTIONS),
+    ],
+)
+def test_the_tables_of_options_are_complete(page: str, block: str, base: type, names: tuple[str, ...]) -> None:
+    def shown(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else "" if not value else str(value)
+
+    rows = {row[0].strip("`"): row[1].strip("`") for row in table(block, page)}
+    assert rows == {name: shown(getattr(base, name, None)) for name in names}
+
+
+def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> None:
+    (tmp_path / "customers").mkdir()
+    declare(marked("runs: files", "docs/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
+    declared = connect({"erp.customer": REGISTRY.pop("erp.customer")})["erp.customer"]
+    exec(compile(marked("runs: files-code", "docs/files.md"), "example", "exec", dont_inherit=True), {"__name__": "x"})  # noqa: S102 - it is our own documentation
+    code = REGISTRY["erp.customer"]
+    assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
+    assert {n: getattr(declared, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
+        n: getattr(code, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")
+    }
+    assert list(declared.changed_since({"begun": ""})) == [] and (tmp_path / "customers" / "in").is_dir()
+
+
+@pytest.mark.parametrize("block", ["runs: pocketbase", "runs: kinto", "runs: files"])
+def test_a_declared_subscriber_takes_at_most_30_lines(block: str) -> None:
+    page = "docs/files.md" if block == "runs: files" else "docs/rest.md"
+    assert len(marked(block, page, "toml").strip().splitlines()) <= 30

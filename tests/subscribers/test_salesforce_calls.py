@@ -1,0 +1,247 @@
+"""How many calls Salesforce is asked for, and which are left to others: collections, bulk jobs, the daily reserve."""
+
+import json
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from models.catalogues import Customer
+from models.ledger import Cursor, System
+from models.session import Database
+from simulators.salesforce import SalesforceSimulator
+from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.records import External, Item
+from subscribers.salesforce import SalesforceAccount, bulk
+from subscribers.salesforce.failures import LIMIT_PAUSE
+from tests.support.salesforce_world import SalesforceWorld, connect
+
+JOB = "jobs/ingest"
+
+
+@pytest.fixture
+def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
+    return SalesforceWorld(sqlite_database, org, bulk_threshold=250)
+
+
+@pytest.fixture
+def accounts(org: SalesforceSimulator) -> SalesforceAccount:
+    return SalesforceAccount(connect(org))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test waits for a job to be looked at again."""
+    monkeypatch.setattr(bulk, "FIRST_LOOK", 0.001)
+    monkeypatch.setattr(bulk, "LONGEST_LOOK", 0.001)
+
+
+def many(world: SalesforceWorld, count: int) -> None:
+    with world.conductor.database.write() as c:
+        c.execute(sa.insert(Customer), [{"name": f"N{n}", "email": f"{n}@x.org"} for n in range(count)])
+
+
+def edit_all(world: SalesforceWorld, **values: str) -> None:
+    with world.conductor.database.write() as c:
+        c.execute(sa.update(Customer).values(**values))
+
+
+def phones(org: SalesforceSimulator) -> set[str | None]:
+    return {one["Phone"] for one in org.store.all("Account")}
+
+
+def item(number: int, name: str | None = "Anna", external_id: str | None = None, **changes: str | None) -> Item:
+    data = {"Name": name, "Phone": None, "Description": 'a "b", c\nd', "Active__c": True}
+    return Item(str(number), {}, data, changes or data, external_id, f"key-{number}")
+
+
+# --- collections ------------------------------------------------------------------------------------
+
+
+def test_1000_changed_records_are_5_write_calls(world: SalesforceWorld) -> None:
+    many(world, 1000)
+    world.run()
+    assert world.org.store.count("Account") == 1000
+    assert len(world.writes()) == 5
+    assert len({one.request_id for one in world.deliveries()} - {None}) == 5
+    world.org.journal.clear()
+    edit_all(world, phone="1")
+    world.run()
+    assert phones(world.org) == {"1"}
+    assert world.writes() == [("PATCH", "composite/sobjects")] * 5
+
+
+def test_10_edits_while_the_system_was_down_are_1_call(world: SalesforceWorld) -> None:
+    many(world, 1)
+    world.run()
+    world.org.journal.clear()
+    with world.conductor.database.write() as c:
+        world.conductor.health.went_down(c, "salesforce", SystemDown("maintenance"))
+    for number in range(10):
+        edit_all(world, phone=str(number))
+        world.run()
+    assert world.writes() == []
+    world.org.clock.advance(100)
+    world.conductor.deliver("salesforce.customer", ["1"])
+    assert world.writes() == [("PATCH", "composite/sobjects")]
+    assert phones(world.org) == {"9"}
+
+
+# --- bulk jobs --------------------------------------------------------------------------------------
+
+
+def test_a_backlog_above_the_threshold_is_one_job(world: SalesforceWorld) -> None:
+    many(world, 600)
+    world.conductor.relay()
+    world.ears.heard.clear()  # RabbitMQ lost it all, or nobody ever announced it: the sweep does
+    everybody = [str(n + 1) for n in range(600)]
+    world.conductor.sweep(everything=True)
+    world.run()
+    assert world.org.store.count("Account") == 600
+    assert [path.split("/")[0] for _, path in world.writes()] == ["jobs"] * 3
+    world.org.journal.clear()
+    edit_all(world, phone="1", notes="")
+    world.conductor.relay()
+    world.org.org.bulk_waits = 2
+    world.conductor.deliver("salesforce.customer", everybody)
+    assert phones(world.org) == {"1"}
+    assert len(world.writes()) == 3 and len(world.org.journal.calls()) == 3 + 3 + 3
+    world.conductor.deliver("salesforce.customer", everybody)
+    assert len(world.writes()) == 3, "nothing is owed any more"
+
+
+def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
+    items = [item(n, None if n == 7 else "x" * 256 if n == 8 else f"N{n}") for n in range(250)]
+    outcomes = accounts.bulk_create(items)
+    missing, long = outcomes[7], outcomes[8]
+    assert isinstance(missing, Reject) and list(missing.fields) == ["Name"] and "REQUIRED" in str(missing)
+    assert isinstance(long, Reject) and list(long.fields) == ["Name"] and "STRING_TOO_LONG" in str(long)
+    made = [one for one in outcomes if isinstance(one, External)]
+    assert len(made) == 248 and all(one.at is not None for one in made)
+    there = org.store.get("Account", made[0].id)
+    assert (there["Description"], there["Active__c"], there["Phone"]) == ('a "b", c\nd', True, None)
+    assert there["Syncflow_Id__c"] == made[0].record_id == "0"
+    org.edit("Account", made[0].id, Phone="1", BillingCity="Bonn")
+    org.remove("Account", made[1].id)
+    changes = [item(int(one.record_id or 0), external_id=one.id, Phone=None) for one in made]
+    updated = accounts.bulk_update(changes)
+    assert "ENTITY_IS_DELETED" in json.loads(updated[1].reply or "")["sf__Error"]
+    assert isinstance(updated[1], Gone) and sum(isinstance(one, External) for one in updated) == 247
+    there = org.store.get("Account", made[0].id)
+    assert (there["Phone"], there["BillingCity"]) == (None, "Bonn"), "what did not change is left as it is"
+
+
+def test_what_a_broken_job_did_not_come_to_is_tried_again(
+    org: SalesforceSimulator, accounts: SalesforceAccount
+) -> None:
+    org.org.bulk_stops_after = 100
+    outcomes = accounts.bulk_create([item(n) for n in range(250)])
+    assert all(isinstance(one, External) for one in outcomes[:100])
+    for one in outcomes[100:]:
+        assert isinstance(one, Retry) and not one.maybe_done and "before it came to this record" in str(one)
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "maybe_done"),
+    [(JOB, "POST", False), ("/batches", "PUT", False), (JOB, "PATCH", True)],
+)
+def test_a_job_that_is_cut_before_its_end(
+    org: SalesforceSimulator, accounts: SalesforceAccount, path: str, method: str, maybe_done: bool
+) -> None:
+    accounts.find(item(0))
+    org.drop(path=path, method=method)
+    for one in accounts.bulk_create([item(n) for n in range(250)]):
+        assert isinstance(one, SyncError) and one.maybe_done is maybe_done
+
+
+def test_a_question_about_a_job_is_asked_again(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
+    org.fail(3, status=503, method="GET", path=JOB)
+    org.drop(method="GET", path="failedResults")
+    assert all(isinstance(one, External) for one in accounts.bulk_create([item(n) for n in range(250)]))
+
+
+def test_a_text_that_a_file_cannot_carry_goes_by_collections(
+    org: SalesforceSimulator, accounts: SalesforceAccount
+) -> None:
+    outcomes = accounts.bulk_create([item(n, bulk.NULL if n == 3 else "Anna") for n in range(250)])
+    assert all(isinstance(one, External) for one in outcomes)
+    assert org.store.count("Account") == 250 and not org.journal.calls(path=JOB)
+    assert org.store.by_external_id("Account", "Syncflow_Id__c", "3")["Name"] == bulk.NULL  # type: ignore[index]
+
+
+def test_a_file_that_is_too_large_is_cut_in_two(
+    org: SalesforceSimulator, accounts: SalesforceAccount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "LARGEST_FILE", 10_000)
+    outcomes = accounts.bulk_create([item(n) for n in range(250)])
+    assert [one.record_id for one in outcomes if isinstance(one, External)] == [str(n) for n in range(250)]
+    assert len(org.journal.calls("POST", JOB)) == 2
+
+
+def test_a_long_job_keeps_its_records(world: SalesforceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(world, 300)
+    world.conductor.relay()
+    world.org.org.bulk_waits = 5
+    monkeypatch.setattr(time, "sleep", lambda seconds: world.org.clock.advance(50))
+    world.conductor.deliver("salesforce.customer", [str(n + 1) for n in range(300)])
+    assert {one.outcome for one in world.deliveries()} == {"delivered"} and len(world.deliveries()) == 300
+
+
+# --- the daily calls --------------------------------------------------------------------------------
+
+
+def used(world: SalesforceWorld, left: int) -> None:
+    """So many of the day's calls are left, which the next reply tells."""
+    world.org.org.calls_used = world.org.org.daily_limit - left - 1
+    world.client.usage = None
+    world.client.call(lambda org: org.limits())
+
+
+def system(world: SalesforceWorld) -> System:
+    with world.conductor.database.read() as c:
+        return c.execute(sa.select(System.__table__).where(System.name == "salesforce")).one()  # type: ignore[return-value]
+
+
+def test_polls_stop_first_then_changes_wait(world: SalesforceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(world, 1)
+    world.run()
+    used(world, 900)
+    world.org.journal.clear()
+    assert world.conductor.poll("salesforce.customer") == 0
+    with world.conductor.database.read() as c:
+        said = c.execute(sa.select(Cursor.result).where(Cursor.subscriber == "salesforce.customer")).scalar_one()
+    assert "900 of the org's 100000 daily API calls are left" in said and "SALESFORCE_API_RESERVE" in said
+    edit_all(world, phone="1")
+    world.run()
+    assert phones(world.org) == {"1"} and len(world.org.journal.calls()) == 1
+    world.org.clock.advance(10)
+    used(world, 500)
+    edit_all(world, phone="2")
+    world.org.journal.clear()
+    world.run()
+    assert world.org.journal.calls() == []
+    row = system(world)
+    assert (row.rate_remaining, row.rate_limit) == (500, 100_000)
+    assert row.down_since is not None and "500 of the org's 100000 daily API calls are left" in str(row.down_reason)
+    # A while later it is asked once, and goes on being left alone; until there are calls again.
+    later = time.monotonic() + LIMIT_PAUSE
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    world.org.clock.advance(LIMIT_PAUSE + 10)
+    world.conductor.deliver("salesforce.customer", ["1"])
+    assert [one.path.rstrip("/")[-7:] for one in world.org.journal.calls()] == ["/limits"]
+    world.org.org.calls_used = 0
+    later += LIMIT_PAUSE
+    world.org.clock.advance(LIMIT_PAUSE + 10)
+    world.conductor.deliver("salesforce.customer", ["1"])
+    assert phones(world.org) == {"2"} and system(world).down_since is None
+
+
+def test_without_a_reserve_the_last_call_is_used(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org, api_reserve=0)
+    used(world, 1)
+    many(world, 1)
+    world.run()
+    assert org.store.count("Account") == 1
+    edit_all(world, phone="1")
+    world.run()
+    assert system(world).down_since is not None

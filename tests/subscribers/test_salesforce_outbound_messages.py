@@ -1,0 +1,235 @@
+"""What the org tells of its own accord: outbound messages through the real webhook route, callouts, merges."""
+
+import json
+import logging
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from flask.testing import FlaskClient
+from pydantic import SecretStr
+
+from models.session import Database
+from panel.app import create_app
+from settings import Settings
+from simulators.salesforce import SalesforceSimulator
+from simulators.salesforce.messages import OutboundMessages
+from simulators.salesforce.org import ORG_ID
+from tests.support.panel_world import served
+from tests.support.salesforce_world import SalesforceWorld
+
+ADDRESS = "/webhooks/salesforce/new"
+IDS = ("001000000000001AAA", "001000000000002AAA")
+
+
+@pytest.fixture
+def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
+    return SalesforceWorld(sqlite_database, org, organization_id=ORG_ID[:15])
+
+
+@pytest.fixture
+def http(world: SalesforceWorld) -> FlaskClient:
+    return create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
+
+
+def message(*ids: str, org: str = ORG_ID, stamp: str = "2026-11-22T07:06:38.000Z", kind: str = "Account") -> str:
+    notifications = "".join(
+        f'<Notification><Id>04l00000000000{n}AAA</Id><sObject xsi:type="sf:{kind}" '
+        f'xmlns:sf="urn:sobject.enterprise.soap.sforce.com"><sf:Id>{one}</sf:Id>'
+        f"<sf:SystemModstamp>{stamp}</sf:SystemModstamp><sf:Name>not taken</sf:Name></sObject></Notification>"
+        for n, one in enumerate(ids)
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<soapenv:Envelope '
+        'xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsd="http://www.w3.org/2001/XMLSchema" '
+        'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"><soapenv:Body>'
+        '<notifications xmlns="http://soap.sforce.com/2005/09/outbound">'
+        f"<OrganizationId>{org}</OrganizationId><ActionId>04k000000000001AAA</ActionId>"
+        f"<SessionId xsi:nil='true'/><EnterpriseUrl>https://x</EnterpriseUrl>{notifications}</notifications>"
+        "</soapenv:Body></soapenv:Envelope>"
+    )
+
+
+def said(answer: Any) -> str | None:
+    """What the reply's Ack says, where it is the SOAP reply that Salesforce wants."""
+    envelope = ElementTree.fromstring(answer.data)
+    path = "{http://schemas.xmlsoap.org/soap/envelope/}Body/{http://soap.sforce.com/2005/09/outbound}"
+    assert answer.content_type.startswith("text/xml")
+    return envelope.findtext(f"{path}notificationsResponse/{{http://soap.sforce.com/2005/09/outbound}}Ack")
+
+
+# --- outbound messages ------------------------------------------------------------------------------
+
+
+def test_each_notification_of_a_message_is_an_event_of_its_own(world: SalesforceWorld, http: FlaskClient) -> None:
+    answer = http.post(ADDRESS, data=message(*IDS))
+    assert (answer.status_code, said(answer)) == (200, "true")
+    rows = world.inbox()
+    assert [row.event_id for row in rows] == ["04l000000000000AAA", "04l000000000001AAA"]
+    bodies = [json.loads(row.body) for row in rows]
+    assert [(one["sobject"], one["record"]["Id"]) for one in bodies] == [("Account", id) for id in IDS]
+    assert all("Name" not in one["record"] for one in bodies), "its values may be old: the record is fetched"
+    # The message comes again, in other company: acknowledged, and only what is new is stored.
+    answer = http.post(ADDRESS, data=message(*IDS, "001000000000003AAA"))
+    assert (answer.status_code, said(answer)) == (200, "true")
+    assert len(world.inbox()) == 3
+
+
+def test_a_message_of_the_org_brings_what_changed_there(world: SalesforceWorld) -> None:
+    customer = world.add("customer", name="Ada")
+    world.run()
+    app = create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32)))
+    store = world.org.org.store
+    with served(app) as url:
+        messages = OutboundMessages(f"{url}{ADDRESS}")
+        teller, store.on_change = store.on_change, messages.changed
+        try:
+            messages.sender.start()
+            messages.faults.webhook_duplicate()
+            world.org.clock.advance(100)
+            world.org.edit("Account", world.link("customer", customer).external_id, Phone="1")
+            made = world.org.add("Account", Name="Bob")
+            messages.sender.wait_idle()
+        finally:
+            store.on_change = teller
+            messages.sender.close()
+    before = world.writes()
+    world.run()
+    here = world.record("customer", customer)
+    assert here is not None and here["phone"] == "1"
+    assert world.link("customer", "2").external_id == made
+    assert world.writes() == before, "and nothing goes back"
+    assert len(messages.sender.attempts) == 3 and len(world.inbox()) == 2
+
+
+def test_a_message_that_is_not_acknowledged_comes_again(world: SalesforceWorld, http: FlaskClient) -> None:
+    answer = http.post("/webhooks/salesforce/wrong", data=message(*IDS))
+    assert answer.status_code == 400 and world.inbox() == []
+    assert http.post(ADDRESS, data=message(*IDS)).status_code == 200
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>'
+FILE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (message(*IDS, org="00D000000000009AAA"), "of another org"),
+        (message(*IDS).replace("?>\n", f"?>{BOMB}").replace("https://x", "&b;"), "DTDForbidden"),
+        (message(*IDS).replace("?>\n", f"?>{FILE}").replace("https://x", "&a;"), "DTDForbidden"),
+        (message(*IDS)[:-20], "no XML that is read here"),
+        (message(), "holds no Notification"),
+        ("<html/>", "holds no notifications"),
+        (message(IDS[0]).replace(IDS[0], ""), "lacks its type or Id"),
+        (message(IDS[0]).replace(' xsi:type="sf:Account"', ""), "lacks its type or Id"),
+        (message(IDS[0]).replace("<Id>04l000000000000AAA</Id>", ""), "lacks its Id"),
+    ],
+)
+def test_any_other_message_is_refused(world: SalesforceWorld, http: FlaskClient, body: str, words: str) -> None:
+    answer = http.post(ADDRESS, data=body)
+    assert answer.status_code == 400 and words in answer.get_json()["error"]
+    assert world.inbox() == []
+
+
+def test_messages_need_the_org_to_be_named(sqlite_database: Database, org: SalesforceSimulator) -> None:
+    world = SalesforceWorld(sqlite_database, org)
+    http = create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
+    answer = http.post(ADDRESS, data=message(*IDS))
+    assert answer.status_code == 400 and "SALESFORCE_ORGANIZATION_ID" in answer.get_json()["error"]
+
+
+def test_the_secret_in_the_address_is_in_no_log(
+    world: SalesforceWorld, http: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> bool:
+        raise RuntimeError("a bug")
+
+    with caplog.at_level(logging.DEBUG):
+        http.post("/webhooks/salesforce/hush-1", data=message(*IDS))
+        http.post(ADDRESS, data=message(*IDS))
+        http.post("/webhooks/salesforce/hush-1/", data=message(*IDS))
+        http.get("/webhooks/salesforce/hush-1")
+        monkeypatch.setattr(world.conductor.inward, "store_webhook", fail)
+        http.post("/webhooks/salesforce/hush-1", data=message(*IDS))
+    assert "page failed" in caplog.text and "refused" in caplog.text
+    assert "hush-1" not in caplog.text
+
+
+def test_a_callout_may_have_the_secret_in_its_address_too(world: SalesforceWorld, http: FlaskClient) -> None:
+    body = {"id": "e1", "sobject": "Account", "record": {"Id": IDS[0]}}
+    answer = http.post(ADDRESS, json=body)
+    assert (answer.status_code, answer.get_json()) == (202, {"status": "stored"})
+    again = http.post("/webhooks/salesforce", json=body, headers={"X-Syncflow-Secret": "old"})
+    assert (again.status_code, again.get_json()) == (200, {"status": "duplicate"})
+
+
+# --- merges -----------------------------------------------------------------------------------------
+
+
+def two_customers(world: SalesforceWorld) -> list[str]:
+    for name in ("Ada", "Bob"):
+        world.add("customer", name=name, email=f"{name}@x.org")
+    world.run()
+    return [world.link("customer", one).external_id for one in ("1", "2")]
+
+
+def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(world: SalesforceWorld) -> None:
+    world.poll("customer")
+    # All in one second, and the account that wins is the older one: a poll reads it first. It looks like customer 1.
+    world.org.clock.freeze()
+    master = world.org.add("Account", Name="Ada Ltd", Email__c="Ada@x.org", Phone="1")
+    first, second = two_customers(world)
+    world.org.store.merge("Account", master, [first])
+    world.org.clock.thaw()
+    world.org.clock.advance(100)
+    world.poll("customer")
+    assert world.count("customer") == 2
+    link = world.link("customer", "1")
+    assert (link.external_id, link.gone_at) == (master, None)
+    here = world.record("customer", "1")
+    assert here is not None and (here["name"], here["phone"]) == ("Ada Ltd", "1")
+    world.edit("customer", "1", phone="2")
+    world.run()
+    there = world.org.store.get("Account", master)
+    assert (there["Phone"], there["Syncflow_Id__c"]) == ("2", "1")
+    assert world.link("customer", "2").external_id == second
+
+
+def test_an_edit_of_a_merged_customer_waits_for_the_news(world: SalesforceWorld) -> None:
+    first, _ = two_customers(world)
+    world.poll("customer")
+    world.org.clock.advance(100)
+    master = world.org.add("Account", Name="Ada Ltd")
+    world.org.store.merge("Account", master, [first])
+    world.edit("customer", "1", phone="2")
+    world.run()
+    (failed,) = world.deliveries(outcome="failed")
+    assert f"merged there into {master}" in failed.reason
+    world.poll("customer")
+    world.org.clock.advance(100)
+    world.conductor.deliver("salesforce.customer", ["1"])
+    there = world.org.store.get("Account", master)
+    assert (there["Phone"], there["Name"], world.count("customer")) == ("2", "Ada Ltd", 2)
+
+
+def test_a_message_about_a_merged_account_follows_it(world: SalesforceWorld, http: FlaskClient) -> None:
+    first, _ = two_customers(world)
+    master = world.org.add("Account", Name="Ada Ltd")
+    world.org.store.merge("Account", master, [first])
+    http.post(ADDRESS, data=message(first))
+    world.run()
+    link = world.link("customer", "1")
+    assert (link.external_id, link.gone_at, world.count("customer")) == (master, None, 2)
+
+
+def test_a_customer_merged_into_another_ones_account_is_gone_there(world: SalesforceWorld) -> None:
+    first, second = two_customers(world)
+    world.poll("customer")
+    world.org.clock.advance(100)
+    world.org.store.merge("Account", second, [first])
+    world.poll("customer")
+    assert world.link("customer", "1").gone_at is not None
+    assert world.link("customer", "2").external_id == second
+    assert world.count("customer") == 2
+    assert [one["Id"] for one in world.org.store.all("Account")] == [second]

@@ -1,0 +1,780 @@
+"""The world of the model: two hub processes over one database, fake systems, a broker and people.
+
+Any step of one process may happen in the middle of a step of the other, or kill it there, at every
+call of a system and around every transaction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor import Conductor, LetterFilter, Policy
+from models.capture import sync_context
+from models.catalogues import Customer
+from models.ledger import DeadLetter, Inbox, Link, Unsubscription
+from subscribers.errors import Reject, Retry, SyncError, SystemDown
+from subscribers.records import Item
+from tests.model.model_systems import (
+    FIELDS,
+    BrokerAway,
+    Crash,
+    ModelSystem,
+    Profile,
+    Surprise,
+    Violation,
+    shared_database,
+    subscriber_class,
+)
+from tests.support.fakes import Clock
+
+Step = tuple[Any, ...]
+
+CUSTOMER: Any = Customer.__table__
+
+#: Short, so that histories get past it: seconds.
+POLICY = Policy(lease=60, stale=30, max_attempts=3, retry_first=2, retry_longest=10, probe_first=2, probe_longest=20)
+
+#: What a call may take, at most: the assumption under which a lease protects.
+LONGEST_CALL = POLICY.lease / 2 - 1
+
+#: Records and external records a history makes; few, so that its steps meet.
+MOST_RECORDS = 4
+
+#: Rounds after which a world that still moves is taken to move for ever.
+MOST_ROUNDS = 40
+
+
+class Queue:
+    """The broker: a list of messages, of which any may be lost, doubled or taken before its turn."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.messages: list[tuple[str, list[Any]]] = []
+        self.away = 0
+
+    def _put(self, where: str, ids: Sequence[Any]) -> None:
+        if self.away and not self.world.quiet:
+            self.away -= 1
+            self.world.note("the broker is away")
+            raise BrokerAway
+        self.messages.append((where, list(ids)))
+
+    def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
+        for name in self.world.subscribers:
+            self._put(name, record_ids)
+
+    def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
+        self._put(subscriber, record_ids)
+
+    def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
+        for inbox_id in inbox_ids:
+            self._put("inbox", [inbox_id])
+
+    def poll(self, subscriber: str, delay: float = 0.0) -> None:
+        self._put(f"poll {subscriber}", [])
+
+    def inbox_depth(self, system: str) -> int | None:
+        return 0
+
+    def depth(self, subscriber: str) -> int | None:
+        return sum(where == subscriber for where, _ in self.messages)
+
+
+@dataclass
+class Excuse:
+    """Why a subscriber may lawfully hold something else: until a change after `upto` is owed to it."""
+
+    subscriber: str
+    #: None: all records.
+    record_id: str | None
+    #: create: it may be missing; update: it may differ; delete: it may be left over.
+    operations: frozenset[str]
+    upto: int
+    why: str
+
+
+EVERYTHING = frozenset({"create", "update", "delete"})
+
+
+@dataclass
+class RuleMade:
+    """An unsubscription in force."""
+
+    id: int
+    subscribers: list[str]
+    operation: str | None
+    records: list[str] | None
+    until: datetime | None
+    #: The number of the step that made it.
+    step: int
+
+
+class World:
+    """Two hub processes over one database, fake systems, a broker and people."""
+
+    def __init__(self, profiles: Mapping[str, Profile], check: Callable[[World], None], *, trace: bool = False) -> None:
+        #: What must hold whenever the world has come to rest.
+        self.check = check
+        self.database = shared_database()
+        self.database.world = None
+        self.database.empty()
+        self.clock = Clock()
+        self.queue = Queue(self)
+        self.profiles = profiles
+        self.systems = {name: ModelSystem(name, self, profile) for name, profile in profiles.items()}
+        self.processes = [self._process() for _ in range(2)]
+        self.subscribers = list(self.processes[0].subscribers)
+        self.processes[0].health.ensure_rows()
+        self.trace: list[str] | None = [] if trace else None
+
+        self.quiet = False
+        self.depth = 0
+        self.number = 0
+        self.inside = 0
+        self.dead = False
+        #: (subscriber, record id) of creates whose answer must not be lost, until it is written down.
+        self.fragile: set[tuple[str, str]] = set()
+        self.failure: Violation | None = None
+        #: (subscriber, record id) being written there at this moment, and the systems that are asked to.
+        self.under_way: set[tuple[str, str]] = set()
+        self.callers: list[str] = []
+        #: Seconds that passed during each call under way.
+        self.calling: list[float] = []
+        #: (only calls count, boundaries to go, what happens there: a crash, or a step of another process).
+        self.armed: list[tuple[bool, int, Step | None]] = []
+
+        #: Times each record id was taken.
+        self.incarnations: dict[str, int] = {}
+        self.inserted = 0
+        self.next_id = itertools.count(1)
+        self.paused: set[str] = set()
+        self.rules: list[RuleMade] = []
+        self.excuses: list[Excuse] = []
+        #: (change id, subscriber) a writer left out.
+        self.left_out: set[tuple[int, str]] = set()
+        #: (side, id, column) -> values written since the last agreement, in order.
+        self.written: dict[tuple[str, str, str], list[Any]] = {}
+        #: What was agreed then.
+        self.agreed: dict[str, dict[str, Any]] = {}
+        self.tainted: set[str] = set()
+        self.all_tainted = False
+        #: Systems of which an answer was lost: their own form of a value may have been taken for an edit.
+        self.unanswered: set[str] = set()
+        #: (system, record id) that differed lawfully at the last agreement.
+        self.unequal: set[tuple[str, str]] = set()
+        self.discarded: set[str] = set()
+        self.database.world = self
+
+    def _process(self) -> Conductor:
+        subscribers = {}
+        for name, system in self.systems.items():
+            cls = subscriber_class(name, system.profile)
+            subscribers[cls.name()] = cls(system)
+        return Conductor(self.database, subscribers, self.queue, POLICY, self.clock)
+
+    @property
+    def conductor(self) -> Conductor:
+        """The process that runs now: what happens in the middle of a step is done by the other one."""
+        return self.processes[self.depth % 2]
+
+    def note(self, text: str) -> None:
+        """For the reader of a failing history."""
+        if self.trace is not None:
+            self.trace.append(f"{self.clock():%M:%S.%f}"[:9] + "  " * (self.depth + 1) + text)
+
+    def violated(self, words: str) -> Violation:
+        """Remember it: nothing on the way up may swallow it."""
+        if self.failure is None:
+            self.failure = Violation(words)
+        return self.failure
+
+    # --- interruptions ------------------------------------------------------------------------------------
+
+    def boundary(self, where: str) -> None:
+        """A point at which this process may die, or another one may come in between."""
+        if self.dead:
+            raise Crash
+        if where == "committed" and self.fragile:
+            self.fragile &= self._under_lease()
+        if self.quiet or not self.armed or self.fragile:
+            return
+        if where.endswith((" asked", " done")):
+            self.armed = [(calls, left - 1, what) for calls, left, what in self.armed]
+        else:
+            self.armed = [(calls, left - (not calls), what) for calls, left, what in self.armed]
+        for index, (_, left, what) in enumerate(self.armed):
+            if left > 0 or (what is not None and (self.inside or self.depth > 1)):
+                continue
+            del self.armed[index]
+            if what is None:
+                self.note(f"crash at: {where}")
+                self.unanswered.update(self.systems)
+                self.dead = True
+                raise Crash
+            self.note(f"meanwhile, at: {where}")
+            self.depth += 1
+            try:
+                self.do(what)
+            finally:
+                self.depth -= 1
+            return
+
+    @contextmanager
+    def writing(self, subscriber: Any, kind: str, items: Sequence[Item]) -> Iterator[None]:
+        """A call that writes: unsubscriptions made before this step are honoured, and nobody else writes there."""
+        if self.dead:
+            raise Crash
+        name = subscriber.name()
+        for item in items:
+            meant = kind if item.record else "delete"  # an archived record is deleted here
+            for rule in self.rules:
+                covers = name in rule.subscribers and rule.operation in (None, meant)
+                covers &= rule.records is None or item.record_id in rule.records
+                if covers and rule.step < self.number and self._in_force(rule):
+                    raise self.violated(f"(g) {kind} of {item.record_id} sent in spite of unsubscription {rule.id}")
+        mine = {(name, item.record_id) for item in items}
+        if twice := mine & self.under_way:
+            raise self.violated(f"(h) two write at once: {sorted(twice)}")
+        self.under_way |= mine
+        self.callers.append(subscriber.system)
+        try:
+            yield
+        finally:
+            self.under_way -= mine
+            self.callers.pop()
+
+    def _in_force(self, rule: RuleMade) -> bool:
+        return rule.until is None or rule.until > self.clock()
+
+    def do(self, step: Step) -> None:
+        """One step of one process; the process may die of it."""
+        if self.failure is not None:
+            raise self.failure
+        if not self.depth:
+            self.number += 1
+        self.clock.tick(0.05)
+        self._expire()
+        self.note(" ".join(map(str, step)))
+        try:
+            getattr(self, f"do_{step[0]}")(*step[1:])
+        except Crash:
+            self.dead = False
+            self.fragile.clear()
+        except BrokerAway:
+            self.note("gives up: the broker is away")
+        except (SyncError, Surprise) as error:
+            self.note(f"gives up: {error!r}")  # of a poll: the next one comes
+        if self.failure is not None:
+            raise self.failure
+
+    # --- people and programs here ---------------------------------------------------------------------------
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The internal records by id."""
+        with self.engine_read() as connection:
+            rows = connection.exec_driver_sql(_RECORDS).mappings()
+            return {str(row["id"]): {**row, "active": bool(row["active"])} for row in rows}
+
+    def _under_lease(self) -> set[tuple[str, str]]:
+        with self.engine_read() as connection:
+            leased = sa.select(Link.subscriber, Link.record_id).where(Link.lease_owner.is_not(None))
+            return {(row.subscriber, row.record_id) for row in connection.execute(leased)}
+
+    def engine_read(self) -> Any:
+        """A connection nobody interrupts."""
+        return self.database.engine.connect()
+
+    def _write(self, context: int, work: Callable[[sa.Connection], Any]) -> None:
+        """A program's transaction, possibly with an origin or an unsubscribe list."""
+        names = list(self.systems)
+        origin, unsubscribe = None, []
+        if context % 8 == 6:
+            unsubscribe = [names[context // 8 % len(names)]]
+        elif context % 8 == 7:
+            origin = names[context // 8 % len(names)]
+        with self.database.plain_write() as connection:
+            before = connection.exec_driver_sql("SELECT max(id) FROM change").scalar() or 0
+            with sync_context(connection, origin=origin, unsubscribe=unsubscribe):
+                work(connection)
+            rows = connection.exec_driver_sql(f"SELECT id, record_id FROM change WHERE id > {before}").all()
+        if origin is not None:
+            # Who says that it came from there need not have told the truth.
+            self.tainted.update(record for _, record in rows)
+        for change, record in rows:
+            for out in [*unsubscribe, *([origin] if origin else [])]:
+                name = f"{out}.customer"
+                self.left_out.add((change, name))
+                self.excuses.append(Excuse(name, record, EVERYTHING, change, "the writer left it out"))
+
+    def _pick(self, number: int, among: Iterable[str]) -> str | None:
+        chosen = sorted(among)
+        return chosen[number % len(chosen)] if chosen else None
+
+    def wrote(self, side: str, key: str, values: Mapping[str, Any]) -> None:
+        """Remember who wrote what since the last agreement."""
+        for column, value in values.items():
+            self.written.setdefault((side, key, column), []).append(value)
+
+    def do_insert(self, a: int, b: int, context: int) -> None:
+        """A new record here."""
+        if len(self.records()) >= MOST_RECORDS:
+            return
+        values = {"name": f"name{a}", "email": value("email", a), "phone": value("phone", b), "notes": None}
+        self._insert(values, context)
+
+    def _insert(self, values: dict[str, Any], context: int, record_id: str | None = None) -> None:
+        created: list[str] = []
+
+        def work(connection: sa.Connection) -> None:
+            own = {"id": int(record_id)} if record_id else {}
+            statement = sa.insert(CUSTOMER).values(**values, **own).returning(CUSTOMER.c.id)
+            created.append(str(connection.execute(statement).scalar_one()))
+            # Before the change can be seen by anybody.
+            self.incarnations[created[0]] = self.incarnations.get(created[0], 0) + 1
+
+        self._write(context, work)
+        self.inserted += 1
+        if self.incarnations[created[0]] > 1:
+            self.tainted.add(created[0])
+        self.wrote("hub", created[0], {**dict.fromkeys((*FIELDS, "city")), **values})
+
+    def do_recreate(self, number: int, a: int, context: int) -> None:
+        """A deleted record comes back under its id."""
+        gone = self._pick(number, set(self.incarnations) - set(self.records()))
+        if gone is not None:
+            self._insert({"name": f"name{a}", "email": value("email", a)}, context, gone)
+
+    def do_edit(self, number: int, column: int, v: int, context: int) -> None:
+        """An edit of one field here."""
+        record = self._pick(number, self.records())
+        if record is None:
+            return
+        name = FIELDS[column % 4]
+        new = value(name, v) or f"name{v}" if name == "name" else value(name, v)
+        statement = sa.update(CUSTOMER).where(CUSTOMER.c.id == int(record)).values({name: new})
+        before = self.records()[record][name]
+        self._write(context, lambda connection: connection.execute(statement))
+        if new != before:
+            self.wrote("hub", record, {name: new})
+
+    def do_edit_all(self, column: int, v: int, context: int) -> None:
+        """One statement for all records."""
+        name = FIELDS[1 + column % 3]
+        new = value(name, v)
+        records = self.records()
+        self._write(context, lambda connection: connection.execute(sa.update(CUSTOMER).values({name: new})))
+        for record, before in records.items():
+            if before[name] != new:
+                self.wrote("hub", record, {name: new})
+
+    def do_delete(self, number: int, context: int) -> None:
+        """A record is deleted here."""
+        record = self._pick(number, self.records())
+        if record is not None:
+            statement = sa.delete(CUSTOMER).where(CUSTOMER.c.id == int(record))
+            self._write(context, lambda connection: connection.execute(statement))
+            self.tainted.add(record)
+
+    # --- people there -----------------------------------------------------------------------------------------
+
+    def _system(self, number: int) -> ModelSystem:
+        return list(self.systems.values())[number % len(self.systems)]
+
+    def do_x_add(self, s: int, a: int, b: int) -> None:
+        """A person creates a record there."""
+        system = self._system(s)
+        if len(system.store) >= MOST_RECORDS:
+            return
+        values = {"name": f"name{a}" if a % 16 else None, "email": value("email", b), "phone": None, "notes": None}
+        external = system.add(**values, address={"city": None})
+        system.by_people += 1
+        self.wrote(system.name, external.id, {**self._stored(system, external.id), "city": None})
+
+    def _stored(self, system: ModelSystem, external_id: str) -> dict[str, Any]:
+        return {column: system.store[external_id][column] for column in FIELDS}
+
+    def do_x_edit(self, s: int, number: int, column: int, v: int) -> None:
+        """A person edits a record there."""
+        system = self._system(s)
+        external = self._pick(number, system.store)
+        if external is None:
+            return
+        name = FIELDS[column % 4]
+        before = system.store[external].get(name)
+        system.edit(external, **{name: value(name, v)})
+        if system.store[external][name] != before:
+            self.wrote(system.name, external, {name: system.store[external][name]})
+
+    def do_x_delete(self, s: int, number: int) -> None:
+        """A person deletes a record there."""
+        system = self._system(s)
+        external = self._pick(number, system.store)
+        if external is not None:
+            system.remove(external)
+
+    # --- webhooks and polls -----------------------------------------------------------------------------------
+
+    def do_hook(self, s: int, number: int, again: int) -> None:
+        """The system delivers one of its webhooks, the oldest or another, and may do so again."""
+        system = self._system(s)
+        if not system.untold:
+            return
+        index = number % len(system.untold)
+        event = system.untold[index]
+        if again % 3 != 2:
+            del system.untold[index]
+        self.conductor.store_webhook(system.name, f"e{event}".encode(), {})
+
+    def do_hook_now(self, s: int) -> None:
+        """The newest webhook is delivered and worked off at once."""
+        system = self._system(s)
+        if system.log:
+            self.do_hook_old(s, len(system.log) - 1)
+            mine = [message for message in self.queue.messages if message[0] == "inbox"]
+            for message in mine:
+                if message in self.queue.messages:  # else what came in between has taken it
+                    self.queue.messages.remove(message)
+                    self._consume(message)
+
+    def do_hook_old(self, s: int, number: int) -> None:
+        """A webhook arrives that may have been dropped, or worked off long ago."""
+        system = self._system(s)
+        if system.log:
+            self.conductor.store_webhook(system.name, f"e{number % len(system.log)}".encode(), {})
+
+    def do_hook_lost(self, s: int, number: int) -> None:
+        """A webhook never arrives."""
+        system = self._system(s)
+        if system.untold:
+            del system.untold[number % len(system.untold)]
+
+    def do_poll(self, s: int) -> None:
+        """A poll is due."""
+        self.conductor.poll(f"{self._system(s).name}.customer")
+
+    # --- the hub ------------------------------------------------------------------------------------------------
+
+    def do_relay(self) -> None:
+        """The relay runs."""
+        self.conductor.relay()
+
+    def do_sweep(self, everything: int) -> None:
+        """The sweep runs."""
+        self.conductor.sweep(everything=everything % 4 == 3)
+
+    def do_work(self, number: int, how: int) -> None:
+        """A worker takes a message: the next or another, perhaps doubled, perhaps lost with the worker."""
+        if not self.queue.messages:
+            return
+        index = number % len(self.queue.messages)
+        message = self.queue.messages[index]
+        if how % 8 == 7:
+            self._consume(message)  # delivered once more later
+            return
+        del self.queue.messages[index]
+        if how % 8 == 6:
+            self.note(f"lost: {message}")
+            return
+        self._consume(message, requeue=how % 2 == 0)
+
+    def _consume(self, message: tuple[str, list[Any]], *, requeue: bool = False) -> None:
+        where, ids = message
+        self.note(f"takes {where} {ids}")
+        try:
+            if where == "inbox":
+                self.conductor.receive(ids[0])
+            elif where.startswith("poll "):
+                self.conductor.poll(where.removeprefix("poll "))
+            else:
+                self.conductor.deliver(where, ids)
+        except (Crash, BrokerAway):
+            if requeue:
+                self.queue.messages.append(message)
+            raise
+
+    def do_run(self, limit: int) -> None:
+        """The relay and the workers keep up for a while."""
+        self.conductor.relay()
+        for _ in range(2 + limit % 8):
+            if not self.queue.messages:
+                return
+            self._consume(self.queue.messages.pop(0), requeue=True)
+
+    def do_deliver(self, s: int) -> None:
+        """Old news of all records comes once more."""
+        system = self.callers[-1] if s == 3 and self.callers else self._system(s).name
+        self.conductor.deliver(f"{system}.customer", sorted(self.incarnations))
+
+    def do_wipe(self) -> None:
+        """The broker's disk is gone."""
+        self.queue.messages.clear()
+
+    def do_stop(self) -> None:
+        """A process is asked to stop while it works; then it is started again."""
+        conductor = self.conductor
+        conductor.stop()
+        try:
+            if self.queue.messages:
+                self._consume(self.queue.messages.pop(0), requeue=True)
+        finally:
+            conductor.hub.stopping.clear()
+
+    def do_tick(self, seconds: float) -> None:
+        """Time passes; during a call no more than a call may take."""
+        if self.calling:
+            seconds = min(seconds, LONGEST_CALL - max(self.calling))
+            self.calling = [passed + seconds for passed in self.calling]
+        if seconds > 0:
+            self.clock.tick(seconds)
+        self._expire()
+
+    # --- faults -------------------------------------------------------------------------------------------------
+
+    def do_fail(self, s: int, kind: int, after: int, times: int) -> None:
+        """The next calls of a system fail, before or after they took effect."""
+        error: Exception = (
+            Retry("500: try later"),
+            Retry("timeout", maybe_done=True),
+            SystemDown("503"),
+            SystemDown("429", after=7),
+            SystemDown("connection reset", maybe_done=True),
+            Surprise("surprise"),
+            Reject("422: refused this once"),
+        )[kind % 7]
+        done = bool(after % 2) and kind % 7 in (1, 4, 5)
+        system = self._system(s)
+        system.failures += [(error, done)] * (1 + times % 3)  # type: ignore[list-item]
+
+    def do_broker_away(self, times: int) -> None:
+        """The broker does not take the next messages."""
+        self.queue.away = 1 + times % 3
+
+    def do_crash(self, calls: int, boundaries: int) -> None:
+        """Whoever reaches that boundary dies there."""
+        self.armed.append((bool(calls), boundaries, None))
+
+    def do_meanwhile(self, calls: int, boundaries: int, step: Step) -> None:
+        """When that boundary is reached, another process does this first."""
+        self.armed.append((bool(calls), boundaries, step))
+
+    def do_then(self, *steps: Step) -> None:
+        """Several steps, one right after the other."""
+        for step in steps:
+            self.do(step)
+
+    # --- operators ------------------------------------------------------------------------------------------------
+
+    def _now(self) -> int:
+        with self.engine_read() as connection:
+            return connection.exec_driver_sql("SELECT max(id) FROM change").scalar() or 0
+
+    def do_pause(self, s: int) -> None:
+        """A person pauses a system."""
+        self.paused.add(self._system(s).name)
+        self.conductor.pause(self._system(s).name, "ann", "")
+
+    def do_resume(self, s: int) -> None:
+        """A person resumes a system."""
+        self.conductor.resume(self._system(s).name, "ann")
+
+    def do_retry(self) -> None:
+        """A person tries all dead letters again."""
+        self.conductor.retry(LetterFilter(), "ann")
+
+    def do_discard(self) -> None:
+        """A person discards all dead letters."""
+        with self.engine_read() as connection:
+            rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
+            bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
+        try:
+            self.conductor.discard(LetterFilter(), "ann", "because")
+        finally:  # a process may die just after the commit
+            for row in rows:
+                if row.link_id is not None:
+                    self.excuses.append(Excuse(row.subscriber, row.record_id, EVERYTHING, self._now(), "discarded"))
+                else:
+                    self.discarded.add(bodies[row.inbox_id])
+                    self.all_tainted = True
+
+    def do_unsubscribe(self, s: int, operation: int, record: int, until: int) -> None:
+        """A person makes an unsubscription."""
+        system = self._system(s)
+        target = system.name if record % 2 else f"{system.name}.customer"
+        kind = (None, None, "create", "update", "delete")[operation % 5]
+        chosen = self._pick(record, self.incarnations) if record % 3 else None
+        end = self.clock.now + (self.clock.now - self.clock.now.replace(minute=0)) / 60 if until % 2 else None
+        end = end if end is not None and end > self.clock() else None
+        records = [chosen] if chosen else None
+        before = self._standing()
+        try:
+            self.conductor.unsubscribe(target, kind, records, end, "", "ann")
+        finally:  # it stands also where the process dies as soon as it is written down
+            for rule in self._standing() - before:
+                self.rules.append(RuleMade(rule, [f"{system.name}.customer"], kind, records, end, self.number))
+
+    def do_lift(self, number: int) -> None:
+        """A person lifts one."""
+        if not self.rules:
+            return
+        rule = self.rules[number % len(self.rules)]
+        if rule.id not in self._standing():
+            return
+        self._excuse(rule)
+        try:
+            self.conductor.lift(rule.id, "ann")
+        finally:  # it still stands where the process dies before that is written down
+            if rule.id not in self._standing():
+                self.rules.remove(rule)
+
+    def _standing(self) -> set[int]:
+        """The unsubscriptions there are."""
+        with self.engine_read() as connection:
+            return set(connection.execute(sa.select(Unsubscription.id)).scalars())
+
+    def _expire(self) -> None:
+        for rule in [rule for rule in self.rules if not self._in_force(rule)]:
+            self._excuse(rule)
+            self.rules.remove(rule)
+
+    def _excuse(self, rule: RuleMade) -> None:
+        kinds = EVERYTHING if rule.operation is None else frozenset({rule.operation})
+        upto = self._now()
+        for name in rule.subscribers:
+            for record in rule.records or [None]:
+                self.excuses.append(Excuse(name, record, kinds, upto, f"unsubscription {rule.id}"))
+
+    def do_mapping(self, s: int, variant: int) -> None:
+        """A person edits a mapping in the panel."""
+        system = self._system(s)
+        name = f"{system.name}.customer"
+        _, version = self.conductor.mapping(name)
+        rows = self.conductor.subscribers[name].default_mapper.rows()
+        if variant % 4 == 1:
+            rows = [row for row in rows if row["column"] != "phone"]
+        elif variant % 4 == 2:
+            rows = [{**row, "path": "remarks"} if row["column"] == "notes" else row for row in rows]
+        elif variant % 4 == 3:
+            rows = [{**row, "direction": "out"} if row["column"] == "phone" else row for row in rows]
+        try:
+            self.conductor.save_mapping(name, None if variant % 4 == 0 else rows, "ann", version)
+        finally:  # a process may die just after the commit
+            self.excuses.append(Excuse(name, None, frozenset({"update"}), self._now(), "the mapping was edited"))
+            self.all_tainted = True
+
+    def do_push(self, number: int, context: int) -> None:
+        """A person or program asks for a record to be looked at."""
+        record = self._pick(number, self.incarnations)
+        if record is None:
+            return
+        names = list(self.systems)
+        out = [names[context // 4 % len(names)]] if context % 4 == 3 else []
+        before = self._now()
+        try:
+            self.conductor.push("customer", record, unsubscribe=out)
+        finally:  # it may be done although the process died over it
+            change = self._now()
+            for system in out if change > before else []:
+                self.left_out.add((change, f"{system}.customer"))
+                self.excuses.append(Excuse(f"{system}.customer", record, EVERYTHING, change, "pushed without it"))
+
+    # --- rest -------------------------------------------------------------------------------------------------------
+
+    def do_settle(self) -> None:
+        """Everything comes to rest, and all must be well; then it goes on."""
+        if self.depth:
+            return
+        self.quiet = True
+        self.armed.clear()
+        try:
+            self.check(self)
+        finally:
+            self.quiet = False
+
+    def calm(self) -> None:
+        """No faults any more; nobody pauses anything."""
+        self.queue.away = 0
+        for system in self.systems.values():
+            system.polled = -1
+            system.failures.clear()
+            if system.name in self.paused:
+                self.conductor.resume(system.name, "ann")
+        self.paused.clear()
+
+    def come_to_rest(self) -> None:
+        """Sweeps and polls until nothing moves."""
+        for _ in range(MOST_ROUNDS):
+            self.clock.tick(100)
+            self._expire()
+            self.work_off()
+            if self.outstanding():
+                continue
+            if self.poll_all() and not self.queue.messages and not self.outstanding():
+                return
+        raise self.violated("(c) it does not come to rest")
+
+    def work_off(self) -> None:
+        self.conductor.relay()
+        self.conductor.sweep()
+        for _ in range(200):
+            if not self.queue.messages:
+                return
+            self._consume(self.queue.messages.pop(0))
+            if not self.queue.messages:
+                self.conductor.relay()
+        raise self.violated("(c) the queue never gets empty")
+
+    def poll_all(self, *, again: bool = False) -> bool:
+        """Poll every system in which something happened since its last poll; whether all could be asked."""
+        asked = True
+        for system in self.systems.values():
+            if system.polled == len(system.log) and not again:
+                continue
+            before, events = len(system.calls), len(system.log)
+            self.conductor.poll(f"{system.name}.customer")
+            if len(system.calls) > before:
+                system.polled = events
+            else:
+                asked = False  # it is taken to be down, and somebody else probes it
+        return asked
+
+    def outstanding(self) -> bool:
+        """Whether the ledger says that something is still to be done."""
+        with self.engine_read() as connection:
+            return bool(connection.exec_driver_sql(_OUTSTANDING).scalar())
+
+    def run(self, steps: Iterable[Step]) -> None:
+        """A whole history."""
+        random.seed(1)  # the jitter of pauses
+        try:
+            for step in steps:
+                self.do(step)
+            self.do(("settle",))
+        finally:
+            self.database.world = None
+
+
+_RECORDS = "SELECT id, name, email, phone, city, notes, active FROM customer ORDER BY id"
+_OUTSTANDING = """
+    SELECT EXISTS (SELECT 1 FROM change WHERE relayed_at IS NULL)
+        OR EXISTS (SELECT 1 FROM link WHERE owed_change > synced_change AND dead_at IS NULL)
+        OR EXISTS (SELECT 1 FROM inbox WHERE state = 'waiting')
+"""
+
+
+def value(column: str, number: int) -> Any:
+    """The values there are: a few that come back, one that is empty, untidy ones, bad ones, and fresh ones."""
+    if number % 8 == 6:
+        return None
+    if number % 8 == 7:
+        return f" {column.upper()}{number} "
+    if column == "notes" and number % 16 == 13:
+        return "reject" if number % 32 == 13 else "stumble"
+    return f"{column}{number}"

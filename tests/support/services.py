@@ -1,0 +1,207 @@
+"""The real services behind the fixtures: where they are, and a fresh corner of each for a test."""
+
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import pika
+import psycopg
+import pytest
+import requests
+from pika.exceptions import AMQPError
+from psycopg import sql
+
+PREFIX = "syncflow_test_"
+#: Seconds after which what a killed run left behind is nobody's any more.
+ABANDONED_AFTER = 24 * 3600
+ENV_FILE = Path(__file__).parents[2] / "var" / "services" / "env"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def _known() -> dict[str, str]:
+    """What `make services` found or started; the environment comes first."""
+    lines = ENV_FILE.read_text().splitlines() if ENV_FILE.exists() else []
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    return found | {key: value for key, value in os.environ.items() if key.startswith("TEST_")}
+
+
+def missing(what: str) -> NoReturn:
+    """A service that is not there: an error where it was promised, a skip on a bare laptop."""
+    if os.environ.get("CI") or os.environ.get("SYNCFLOW_REQUIRE_SERVICES"):
+        raise RuntimeError(what)
+    pytest.skip(what)
+
+
+def random_name() -> str:
+    """Carries its time of birth, so that leftovers can be told from what another run uses now."""
+    return f"{PREFIX}{int(time.time()):08x}{secrets.token_hex(4)}"
+
+
+def is_abandoned(name: str) -> bool:
+    if not name.startswith(PREFIX):
+        return False
+    try:
+        born = int(name.removeprefix(PREFIX)[:8], 16)
+    except ValueError:
+        return False
+    return time.time() - born > ABANDONED_AFTER
+
+
+# --- PostgreSQL -----------------------------------------------------------------
+
+
+def postgres_server() -> str:
+    """The URL of a server on which databases may be created, for psycopg."""
+    url = _known().get("TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
+    url = url.replace("postgresql+psycopg://", "postgresql://")
+    try:
+        with psycopg.connect(url, connect_timeout=5, autocommit=True) as server:
+            names = [row[0] for row in server.execute("SELECT datname FROM pg_database")]
+            for name in filter(is_abandoned, names):
+                _drop(server, name)
+    except psycopg.Error as error:
+        missing(f"no PostgreSQL for the tests ({str(error).strip()}); `make services` starts one")
+    return url
+
+
+#: Drops what nobody waits for: it takes the server a tenth of a second, and there are hundreds.
+_dropper = ThreadPoolExecutor(1, thread_name_prefix="dropper")
+
+
+@contextmanager
+def fresh_database(server_url: str, template: str = "template1", *, wait: bool = True) -> Iterator[str]:
+    """A database of its own (a copy of the template), as a URL for SQLAlchemy; dropped at the end.
+
+    Without `wait` that is done while its caller goes on, by the end of the process.
+    """
+    name = random_name()
+    with psycopg.connect(server_url, autocommit=True) as server:
+        server.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template)))
+    try:
+        yield urlsplit(server_url)._replace(scheme="postgresql+psycopg", path=f"/{name}").geturl()
+    finally:
+        dropped = _dropper.submit(_connect_and_drop, server_url, name)
+        if wait:
+            dropped.result()
+
+
+def _connect_and_drop(server_url: str, name: str) -> None:
+    with psycopg.connect(server_url, autocommit=True) as server:
+        _drop(server, name)
+
+
+def _drop(server: psycopg.Connection, name: str) -> None:
+    server.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+# --- RabbitMQ -------------------------------------------------------------------
+
+
+def rabbitmq_server() -> str:
+    """The URL of a node, on its default vhost."""
+    url = _known().get("TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
+    try:
+        pika.BlockingConnection(pika.URLParameters(url)).close()
+    except (AMQPError, OSError) as error:
+        missing(f"no RabbitMQ for the tests ({error!r}); `make services` starts one")
+    return url
+
+
+@contextmanager
+def fresh_vhost(server_url: str) -> Iterator[str]:
+    """A vhost of its own, or the default one where none can be made; deleted at the end.
+
+    Tests that may share the default vhost put a unique prefix before their names.
+    """
+    admins = (ManagementApi(server_url), Rabbitmqctl(server_url))
+    admin = next((admin for admin in admins if admin.reachable), None)
+    if admin is None:
+        yield server_url
+        return
+    for name in filter(is_abandoned, admin.vhosts()):
+        admin.delete(name)
+    name = random_name()
+    admin.create(name)
+    try:
+        yield urlsplit(server_url)._replace(path=f"/{name}").geturl()
+    finally:
+        admin.delete(name)
+
+
+class ManagementApi:
+    """RabbitMQ's management plugin: quick, where it is enabled."""
+
+    def __init__(self, server_url: str) -> None:
+        self.url = _known().get("TEST_BROKER_API", "")
+        self.user = urlsplit(server_url).username
+
+    @property
+    def reachable(self) -> bool:
+        if not self.url:
+            return False
+        try:
+            return requests.get(f"{self.url}/api/vhosts", timeout=10).ok
+        except requests.RequestException:
+            return False
+
+    def vhosts(self) -> list[str]:
+        return [vhost["name"] for vhost in self._call("GET", "vhosts").json()]
+
+    def create(self, name: str) -> None:
+        self._call("PUT", f"vhosts/{name}")
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        self._call("PUT", f"permissions/{name}/{self.user}", json=everything)
+
+    def delete(self, name: str) -> None:
+        self._call("DELETE", f"vhosts/{name}")
+
+    def _call(self, method: str, path: str, json: dict[str, str] | None = None) -> requests.Response:
+        answer = requests.request(method, f"{self.url}/api/{path}", json=json, timeout=30)
+        answer.raise_for_status()
+        return answer
+
+
+class Rabbitmqctl:
+    """RabbitMQ's command line: works for root beside the packaged service on its usual port."""
+
+    def __init__(self, server_url: str) -> None:
+        parts = urlsplit(server_url)
+        self.user = parts.username
+        self.is_packaged_service = parts.hostname in ("127.0.0.1", "localhost") and parts.port in (None, 5672)
+
+    @property
+    def reachable(self) -> bool:
+        if os.geteuid() != 0 or not self.is_packaged_service or not shutil.which("rabbitmqctl"):
+            return False
+        return self._run("list_vhosts", check=False).returncode == 0
+
+    def vhosts(self) -> list[str]:
+        return self._run("list_vhosts", "name", "--no-table-headers").stdout.split()
+
+    def create(self, name: str) -> None:
+        self._run("add_vhost", name)
+        self._run("set_permissions", "-p", name, self.user or "guest", ".*", ".*", ".*")
+
+    def delete(self, name: str) -> None:
+        self._run("delete_vhost", name)
+
+    def _run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["rabbitmqctl", "--quiet", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=60)
+
+
+# --- the browser ----------------------------------------------------------------
+
+
+def chromium() -> str:
+    """The path of a chromium for playwright's `executable_path`."""
+    path = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    return path or missing("no chromium for the browser tests; `make chromium` installs one")
