@@ -242,10 +242,10 @@ class _Filler:
             "owed_since": f"CASE WHEN {owed} OR {failing} THEN {self._ago(f'{_DAY} - i * 0.01')} END",
             "announced_at": self._at("i", count),
             "synced_at": self._at("i", count),
-            "agreed": self._json(_payload(record)),
-            "seen_at": self._at("i", count),
-            "wrote_at": self._at("i", count),
-            "gone_there": "FALSE",
+            "base": self._json(_payload(record)),
+            "last_seen_at": self._at("i", count),
+            "last_write_at": self._at("i", count),
+            "deleted_remotely": "FALSE",
             "attempts": f"CASE WHEN {failing} THEN 2 ELSE 0 END",
             "retry_at": f"CASE WHEN {failing} THEN {self._ago(f'-{3650 * _DAY}')} END",
             "unsubscription_id": f"CASE WHEN {kept} THEN 1 END",
@@ -311,7 +311,7 @@ class _Filler:
             "state": f"CASE WHEN {waiting} THEN 'waiting' WHEN {dead} THEN 'dead' ELSE 'done' END",
             "attempts": "1",
             "retry_at": f"CASE WHEN {waiting} THEN {self._ago(f'-{3650 * _DAY}')} END",
-            "settled_at": self._at("i", count),
+            "finished_at": self._at("i", count),
             "result": f"CASE WHEN NOT ({waiting}) THEN 'customer ' || {_text('i')} || ': applied' END",
         })  # fmt: skip
 
@@ -368,12 +368,12 @@ class _Filler:
             "ours": self._json("'\"ours\"'"),
             "theirs": self._json("'\"theirs\"'"),
             "at": self._at("i", total),
-            "settled_at": f"CASE WHEN NOT ({is_open}) THEN {self._at('i', total)} END",
-            "settled_by": f"CASE WHEN NOT ({is_open}) THEN 'operator@example.com' END",
+            "resolved_at": f"CASE WHEN NOT ({is_open}) THEN {self._at('i', total)} END",
+            "resolved_by": f"CASE WHEN NOT ({is_open}) THEN 'operator@example.com' END",
             "choice": f"CASE WHEN NOT ({is_open}) THEN 'ours' END",
         })  # fmt: skip
         self._run(
-            "UPDATE link SET open_conflicts = 1 WHERE id IN (SELECT link_id FROM conflict WHERE settled_at IS NULL)"
+            "UPDATE link SET open_conflicts = 1 WHERE id IN (SELECT link_id FROM conflict WHERE resolved_at IS NULL)"
         )
 
     def _audit(self, count: int) -> None:
@@ -396,7 +396,7 @@ class _Filler:
         }, numbered=False)  # fmt: skip
         self._rows(Task, self.size.tasks, {
             "kind": "'retry'", "argument": self._json("'{\"subscriber\":\"shop.customer\"}'"), "state": "'done'",
-            "total": "100", "done": "100", "good": "90", "bad": "10", "words": "'90 of 100 succeeded'",
+            "total": "100", "done": "100", "succeeded": "90", "failed": "10", "words": "'90 of 100 succeeded'",
             "by": "'operator@example.com'", "created_at": self._at("i", self.size.tasks),
             "finished_at": self._at("i", self.size.tasks),
         })  # fmt: skip
@@ -435,7 +435,7 @@ class _Filler:
             self._run(f'DELETE FROM "{table}"')
         kinds = self._one_of(["web", "relay", "worker", "scheduler"], "i")
         self._rows(Process, 4, {
-            "name": f"{kinds} || '-1'", "kind": kinds, "started_at": self._ago("3600"), "seen_at": self._ago("0"),
+            "name": f"{kinds} || '-1'", "kind": kinds, "started_at": self._ago("3600"), "last_seen_at": self._ago("0"),
         })  # fmt: skip
         self._rows(Cursor, len(SHARES), {
             "subscriber": self._one_of(list(SHARES), "i"), "polled_at": self._ago("30"), "result": "'2 records'",

@@ -89,7 +89,7 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
                     pause.wait(_LOOK_EVERY)
                 task = tasks.get(task_id)
                 bar.total = task.total  # the first step has counted it
-                bar.set_description_str(task.words or "", refresh=False)
+                bar.set_description_str(task.message or "", refresh=False)
                 bar.update(task.done - bar.n)
     except KeyboardInterrupt:
         if (task := tasks.get(task_id)).state == "running":
@@ -99,15 +99,17 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
         return 130
     for record_id, external_id, field, ours, theirs in (task.position or {}).get("examples", []):
         print(f"record {record_id}, there {external_id}: {field}: here {ours!r}, there {theirs!r}")
-    print(f"{task.state}: {task.words}" if task.state != "done" else task.words)
-    return 0 if task.state == "done" and not task.bad else 1
+    print(f"{task.state}: {task.message}" if task.state != "done" else task.message)
+    return 0 if task.state == "done" and not task.failed else 1
 
 
 def _is_alive(runtime: Runtime) -> bool:
     recent = runtime.conductor.hub.later(-4 * HEARTBEAT_SECONDS)
     works = Process.kind.in_(("standalone", "worker"))
     with runtime.database.read() as connection:
-        return connection.execute(sa.select(Process.id).where(works, Process.seen_at >= recent)).first() is not None
+        return (
+            connection.execute(sa.select(Process.id).where(works, Process.last_seen_at >= recent)).first() is not None
+        )
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +129,7 @@ def check(arguments: argparse.Namespace) -> int:
             for name, findings in runtime.conductor.check(system).items():
                 print(name)
                 for finding in findings:
-                    print(f"  {finding.state:<5} {finding.words}")
+                    print(f"  {finding.state:<5} {finding.message}")
                     wrong += finding.state == "wrong"
     except ValueError as error:
         print(error, file=sys.stderr)

@@ -257,19 +257,19 @@ class Desk:
 
     def _settle_conflict(self, conflict_id: int, choice: str, by: str) -> None:
         with self.hub.database.write() as connection:
-            is_open = sa.and_(Conflict.id == conflict_id, Conflict.settled_at.is_(None))
+            is_open = sa.and_(Conflict.id == conflict_id, Conflict.resolved_at.is_(None))
             conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()
             if conflict is None:
                 raise ValueError(say("there is no open conflict #{number}", number=conflict_id))
-            held = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
-            link = connection.execute(held).one()
+            locked = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
+            link = connection.execute(locked).one()
             if link.lease_until is not None and link.lease_until > self.hub.clock():
                 raise ValueError(say("the record is being delivered at this moment; try again"))
             # A lease that ran out is taken away: who had it may live on, and knows nothing of this.
             free = {"lease_owner": None, "lease_until": None}
             values = self._settled_values(connection, conflict, link, choice) | free
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
-            closed = {"settled_at": self.hub.clock(), "settled_by": by, "choice": choice}
+            closed = {"resolved_at": self.hub.clock(), "resolved_by": by, "choice": choice}
             connection.execute(sa.update(Conflict).where(is_open).values(**closed))
             target = f"#{conflict_id} {conflict.subscriber} {conflict.record_id} {conflict.path}"
             versions = {"base": conflict.base, "ours": conflict.ours, "theirs": conflict.theirs}
@@ -287,8 +287,12 @@ class Desk:
             with sync_context(connection, origin=subscriber.system):
                 subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys, record))
         ours = self._ours(connection, subscriber, link.record_id)
-        agreed, held = rebase(result, link.agreed or {}, link.held or {}, ours)
-        values: dict[str, Any] = {"agreed": agreed, "held": held or None, "open_conflicts": Link.open_conflicts - 1}
+        base, remote_values = rebase(result, link.base or {}, link.remote_values or {}, ours)
+        values: dict[str, Any] = {
+            "base": base,
+            "remote_values": remote_values or None,
+            "open_conflicts": Link.open_conflicts - 1,
+        }
         if choice == "ours":
             now = self.hub.clock()
             values |= {"owed_change": Link.owed_change + 1, "retry_at": now}

@@ -48,7 +48,7 @@ POLL = "poll "
 TIDY = "tidy"
 
 #: Times that do not grow with the id; of these tables all rows are looked at, and there are few.
-_ENDS = (DeadLetter.closed_at, Conflict.settled_at)
+_ENDS = (DeadLetter.closed_at, Conflict.resolved_at)
 
 _HAS_LETTER = sa.exists().where(DeadLetter.inbox_id == Inbox.id, DeadLetter.closed_at.is_(None))
 _SETTLED = sa.or_(Inbox.state == "done", sa.and_(Inbox.state == "dead", ~_HAS_LETTER))
@@ -221,7 +221,7 @@ class Jobs:
             (Delivery, Delivery.at, old, always),
             (Change, Change.at, old, Change.relayed_at.is_not(None)),
             (DeadLetter, DeadLetter.closed_at, old, always),
-            (Conflict, Conflict.settled_at, old, always),
+            (Conflict, Conflict.resolved_at, old, always),
             # After the letters: one whose letter is open can still be tried again.
             (
                 Inbox,
@@ -235,7 +235,7 @@ class Jobs:
         ):
             removed += self._remove(table, at, before, settled)
         with self.hub.database.write() as connection:
-            connection.execute(sa.delete(Process).where(Process.seen_at < yesterday))
+            connection.execute(sa.delete(Process).where(Process.last_seen_at < yesterday))
             removed += self.throughput.thin(connection, policy.history_days)
         return f"{removed} old rows removed"
 

@@ -72,7 +72,7 @@ class Link(Base):
         _where("ix_link_retry", "retry_at", condition="retry_at IS NOT NULL"),
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
         _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),
-        _where("ix_link_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
+        _where("ix_link_blocked_by", "blocked_by", condition="blocked_by IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -92,26 +92,26 @@ class Link(Base):
     synced_at: Mapped[datetime | None]
 
     #: External field -> value as we mapped it when hub and system last agreed.
-    agreed: Mapped[dict[str, Any] | None]
-    #: External field -> value as the system stores it, only where that differs from `agreed`.
-    held: Mapped[dict[str, Any] | None]
+    base: Mapped[dict[str, Any] | None]
+    #: External field -> value as the system stores it, only where that differs from `base`.
+    remote_values: Mapped[dict[str, Any] | None]
     #: External field that only goes out -> what they held when ours was last sent again over it.
-    righted: Mapped[dict[str, Any] | None]
+    overridden_values: Mapped[dict[str, Any] | None]
     #: By the system's clock: the newest state of theirs that was merged, and our own last write.
-    seen_at: Mapped[datetime | None]
-    wrote_at: Mapped[datetime | None]
+    last_seen_at: Mapped[datetime | None]
+    last_write_at: Mapped[datetime | None]
     #: Deleted or detached: the external id is kept so that late events are recognised.
-    gone_at: Mapped[datetime | None]
+    unlinked_at: Mapped[datetime | None]
     #: True: the external side was deleted there; False: we did it.
-    gone_there: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    deleted_remotely: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
 
     #: A create was begun under this key and its outcome is not known yet.
-    intent: Mapped[str | None] = mapped_column(sa.String(64))
+    create_token: Mapped[str | None] = mapped_column(sa.String(64))
     #: Written before a create or an update is sent, gone when its outcome is known: field -> value.
-    doubt: Mapped[dict[str, Any] | None]
+    unconfirmed_write: Mapped[dict[str, Any] | None]
     #: What each of our last writes put back beside its own fields in nested objects (`fields`), as it stood there when
     #: it was read (`since`, by the system's clock) until that write (`until`): an edit there in between is undone.
-    alongside: Mapped[list[dict[str, Any]] | None]
+    write_windows: Mapped[list[dict[str, Any]] | None]
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(sa.String(64))
@@ -122,7 +122,7 @@ class Link(Base):
     #: The unsubscription that covered the record when it was last looked at.
     unsubscription_id: Mapped[int | None]
     #: The link of the related record that has to be delivered first.
-    waits_for: Mapped[int | None] = mapped_column(BigId)
+    blocked_by: Mapped[int | None] = mapped_column(BigId)
     #: Fields whose conflict waits for a person.
     open_conflicts: Mapped[int] = mapped_column(default=0, server_default="0")
 
@@ -237,8 +237,8 @@ class Conflict(Base):
 
     __tablename__ = "conflict"
     __table_args__ = (
-        _where("uq_conflict_open", "link_id", "path", condition="settled_at IS NULL", unique=True),
-        _where("ix_conflict_open", "subscriber", "id", condition="settled_at IS NULL"),
+        _where("uq_conflict_open", "link_id", "path", condition="resolved_at IS NULL", unique=True),
+        _where("ix_conflict_open", "subscriber", "id", condition="resolved_at IS NULL"),
         sa.Index("ix_conflict_link", "link_id"),
     )
 
@@ -252,8 +252,8 @@ class Conflict(Base):
     ours: Mapped[Any | None] = mapped_column(Json)
     theirs: Mapped[Any | None] = mapped_column(Json)
     at: Mapped[datetime] = mapped_column(default=utcnow)
-    settled_at: Mapped[datetime | None]
-    settled_by: Mapped[str | None] = mapped_column(sa.String(255))
+    resolved_at: Mapped[datetime | None]
+    resolved_by: Mapped[str | None] = mapped_column(sa.String(255))
     #: ours, theirs, or agreed (the sides came to agree by themselves).
     choice: Mapped[str | None] = mapped_column(sa.String(8))
 
@@ -296,7 +296,7 @@ class Inbox(Base):
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     #: When it is announced (again) if it still waits then.
     retry_at: Mapped[datetime | None]
-    settled_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
     #: In words, what it led to.
     result: Mapped[str | None] = mapped_column(sa.Text)
 
@@ -463,12 +463,12 @@ class Task(Base):
     #: How many pieces there are, where that is known, and of those: handled, well, badly.
     total: Mapped[int | None]
     done: Mapped[int] = mapped_column(default=0, server_default="0")
-    good: Mapped[int] = mapped_column(default=0, server_default="0")
-    bad: Mapped[int] = mapped_column(default=0, server_default="0")
+    succeeded: Mapped[int] = mapped_column(default=0, server_default="0")
+    failed: Mapped[int] = mapped_column(default=0, server_default="0")
     #: Where the next step begins, as its kind reads it.
     position: Mapped[dict[str, Any] | None]
     #: How far it is, in words.
-    words: Mapped[str | None] = mapped_column(sa.Text)
+    message: Mapped[str | None] = mapped_column(sa.Text)
     by: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     finished_at: Mapped[datetime | None]
@@ -487,7 +487,7 @@ class Process(Base):
     name: Mapped[str] = mapped_column(sa.String(128), unique=True)
     kind: Mapped[str] = mapped_column(sa.String(16))
     started_at: Mapped[datetime]
-    seen_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
     note: Mapped[str | None] = mapped_column(sa.Text)
 
 

@@ -156,7 +156,7 @@ class Heartbeat:
     def _run(self) -> None:
         started = utcnow()
         while True:
-            values = {"kind": self.kind, "started_at": started, "seen_at": utcnow()}
+            values = {"kind": self.kind, "started_at": started, "last_seen_at": utcnow()}
             insert = self.database.insert(Process).values(name=self.name, **values)
             self._write(insert.on_conflict_do_update(index_elements=["name"], set_=values))
             if self._stop.wait(HEARTBEAT_SECONDS):

@@ -53,7 +53,7 @@ class Applying:
         if link is None:
             return self._unknown(connection, incoming, polled)
         self._take_over(connection, incoming, link)
-        if link.gone_at is not None:
+        if link.unlinked_at is not None:
             return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
         if external.deleted:
             return self._deleted(connection, incoming, link)
@@ -72,9 +72,9 @@ class Applying:
         if not incoming.newest:
             if undone:
                 raise NeedsFetch
-            if link.seen_at is not None and external.at is not None and external.at < link.seen_at:
+            if link.last_seen_at is not None and external.at is not None and external.at < link.last_seen_at:
                 return self._note(connection, incoming, link, "skipped", "it is older than what is known here")
-            if link.doubt is not None or not _is_newer(external.at, link):
+            if link.unconfirmed_write is not None or not _is_newer(external.at, link):
                 raise NeedsFetch
         return self._merge(connection, incoming, link, record, theirs)
 
@@ -97,12 +97,12 @@ class Applying:
 
     @staticmethod
     def _is_echo(link: Any, theirs: Flat) -> bool:
-        agreed, held = link.agreed or {}, link.held or {}
-        return all(path in agreed and same(value, held.get(path, agreed[path])) for path, value in theirs.items())
+        base, remote_values = link.base or {}, link.remote_values or {}
+        return all(path in base and same(value, remote_values.get(path, base[path])) for path, value in theirs.items())
 
     def _echo(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
         seen = incoming.external.at
-        if seen is not None and link.seen_at is not None and seen <= link.seen_at:
+        if seen is not None and link.last_seen_at is not None and seen <= link.last_seen_at:
             return Applied("echo", "seen before")  # a poll's overlap: nothing to write down again
         self._see(connection, link, seen)
         if seen is not None and (written := self._written_by_now(incoming, link)):
@@ -112,56 +112,62 @@ class Applying:
     def _pass_over(self, connection: sa.Connection, incoming: Incoming, link: Any, words: str) -> Applied:
         """Nothing is to be done; a poll's overlap is not written down again."""
         seen = incoming.external.at
-        if seen is not None and link.seen_at is not None and seen <= link.seen_at:
+        if seen is not None and link.last_seen_at is not None and seen <= link.last_seen_at:
             return Applied("skipped", "seen before")
         self._see(connection, link, seen)
         return self._note(connection, incoming, link, "skipped", words)
 
     def _see(self, connection: sa.Connection, link: Any, seen: datetime | None) -> None:
         # Ours may be the newer knowledge: an echo can be late.
-        if seen is not None and (link.seen_at is None or seen > link.seen_at):
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(seen_at=seen))
+        if seen is not None and (link.last_seen_at is None or seen > link.last_seen_at):
+            connection.execute(sa.update(Link).where(Link.id == link.id).values(last_seen_at=seen))
 
     def _merge(self, connection: sa.Connection, incoming: Incoming, link: Any, record: Record, theirs: Flat) -> Applied:
         subscriber, mapper = incoming.subscriber, incoming.mapper
-        agreed, held = link.agreed or {}, link.held or {}
+        base, remote_values = link.base or {}, link.remote_values or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours, _ = our_side(subscriber, mapper, record, related)
-        agreed, held = in_doubt.settle(link.doubt, theirs, agreed, held)
+        base, remote_values = in_doubt.settle(link.unconfirmed_write, theirs, base, remote_values)
         undone = _undone(incoming, link, theirs)
         stands = {path: theirs.get(path) for path in undone}
         theirs = {**theirs, **undone}
         result = merge(
-            agreed=agreed,
-            held=held,
+            base=base,
+            remote_values=remote_values,
             theirs=theirs,
             ours=ours,
             comes_in=mapper.comes_in,
             winner=lambda path: self._winner(connection, incoming, link, path),
-            righted=link.righted if _is_as_we_wrote(incoming.external.at, link) else None,
+            overridden_values=link.overridden_values if _is_as_we_wrote(incoming.external.at, link) else None,
         )
         if result.take:
             self._write_record(connection, subscriber, mapper, link.record_id, record, result.take)
         now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
         related = self.relations.load(connection, subscriber, mapper, [now_here])
         ours_now, _ = our_side(subscriber, mapper, now_here, related)
-        new_agreed, new_held = rebase(result, agreed, held, ours_now)
+        new_base, new_remote_values = rebase(result, base, remote_values, ours_now)
         # What our own write has undone is not what they hold: they are owed it.
-        new_agreed |= stands
-        new_held = {path: value for path, value in new_held.items() if path not in undone}
-        values: dict[str, Any] = {"agreed": new_agreed, "held": new_held or None, "doubt": None}
-        if link.doubt is not None:
-            values["alongside"] = overwrites.ended(link.alongside, incoming.external.at)
+        new_base |= stands
+        new_remote_values = {path: value for path, value in new_remote_values.items() if path not in undone}
+        values: dict[str, Any] = {
+            "base": new_base,
+            "remote_values": new_remote_values or None,
+            "unconfirmed_write": None,
+        }
+        if link.unconfirmed_write is not None:
+            values["write_windows"] = overwrites.ended(link.write_windows, incoming.external.at)
         if result.ask or link.open_conflicts:
-            base = {path: held.get(path, agreed.get(path)) for path in result.ask}
-            values["open_conflicts"] = self._ask(connection, link, base, ours, result)
+            bases = {path: remote_values.get(path, base.get(path)) for path in result.ask}
+            values["open_conflicts"] = self._ask(connection, link, bases, ours, result)
         if one_way := {path: value for path, value in result.keep.items() if not mapper.comes_in(path)}:
-            values["righted"] = {**(link.righted or {}), **one_way}
+            values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
         if incoming.external.at is not None:
-            values |= {"seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
+            values |= {"last_seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
         if undone:
-            values["alongside"] = overwrites.without(values.get("alongside", link.alongside), _windows(incoming, link))
-        owed = bool(result.keep or undone) or _unsent(ours_now, new_agreed)
+            values["write_windows"] = overwrites.without(
+                values.get("write_windows", link.write_windows), _windows(incoming, link)
+            )
+        owed = bool(result.keep or undone) or _unsent(ours_now, new_base)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
             values |= {"owed_change": Link.owed_change + 1, **self._owed_now()}
@@ -172,10 +178,13 @@ class Applying:
     @staticmethod
     def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:
         """When our last write was, by their clock, at the latest: a fetch that came after it tells."""
-        if incoming.newest and link.wrote_at is not None and link.wrote_at >= UNKNOWN_TIME:
+        if incoming.newest and link.last_write_at is not None and link.last_write_at >= UNKNOWN_TIME:
             # What is edited from now on is after it, and was not undone by it.
-            at_last = [one for one in link.alongside or [] if one.get("until") == UNKNOWN_TIME.isoformat()]
-            return {"wrote_at": incoming.external.at, "alongside": overwrites.without(link.alongside, at_last)}
+            at_last = [one for one in link.write_windows or [] if one.get("until") == UNKNOWN_TIME.isoformat()]
+            return {
+                "last_write_at": incoming.external.at,
+                "write_windows": overwrites.without(link.write_windows, at_last),
+            }
         return {}
 
     def _owed_now(self) -> dict[str, Any]:
@@ -186,9 +195,9 @@ class Applying:
         """Keep both versions of fields a person decides about; returns how many are open now."""
         now = self.hub.clock()
         settled = [*result.take, *result.keep, *result.settled]
-        is_open = sa.and_(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+        is_open = sa.and_(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
         connection.execute(
-            sa.update(Conflict).where(is_open, Conflict.path.in_(settled)).values(settled_at=now, choice="agreed")
+            sa.update(Conflict).where(is_open, Conflict.path.in_(settled)).values(resolved_at=now, choice="agreed")
         )
         for path, theirs in result.ask.items():
             versions = {"ours": ours.get(path), "theirs": theirs, "at": now}
@@ -232,7 +241,7 @@ class Applying:
             return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise Guarded
-        values: dict[str, Any] = {"agreed": None, "held": None, "doubt": None, "alongside": None}
+        values: dict[str, Any] = {"base": None, "remote_values": None, "unconfirmed_write": None, "write_windows": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
         if policy == "recreate" or unseen:
@@ -243,7 +252,7 @@ class Applying:
                 "announced_at": self.hub.clock(),
             }
         else:
-            values |= {"gone_at": self.hub.clock(), "gone_there": True}
+            values |= {"unlinked_at": self.hub.clock(), "deleted_remotely": True}
             values |= close_conflicts(connection, link, "gone", self.hub.clock())
             remove_here(connection, subscriber, link.record_id)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
@@ -256,7 +265,7 @@ class Applying:
         if heir is None or self._link(connection, Link.external_id == heir, incoming.subscriber) is not None:
             return None
         # What was agreed stays the base: what the other record has in its place comes in with it.
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir, alongside=None))
+        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir, write_windows=None))
         return self._note(connection, incoming, link, "applied", f"merged there into {heir}, which it is linked to now")
 
     # --- records nobody here knows ------------------------------------------------------------------------
@@ -346,7 +355,7 @@ class Applying:
         self._take_over(connection, incoming, link)
         values = {
             "external_id": external.id,
-            "intent": None,
+            "create_token": None,
             "owed_change": Link.owed_change + 1,
             "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
             "announced_at": self.hub.clock(),
@@ -365,7 +374,7 @@ class Applying:
         if not found:
             return None
         link = self._link(connection, Link.record_id == found[0], subscriber)
-        taken = link is not None and link.external_id is not None and link.gone_at is None
+        taken = link is not None and link.external_id is not None and link.unlinked_at is None
         return None if taken else found[0]
 
     @staticmethod
@@ -383,18 +392,23 @@ class Applying:
         theirs = incoming.mapper.theirs(external.data)
         link = self._link(connection, Link.record_id == record_id, subscriber)
         if link is None:
-            link = self._new_link(connection, incoming, record_id, agreed={})
+            link = self._new_link(connection, incoming, record_id, base={})
         else:
             self._take_over(connection, incoming, link)
-            if link.external_id is not None and link.gone_at is None:
+            if link.external_id is not None and link.unlinked_at is None:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
-            values: dict[str, Any] = {"external_id": external.id, "gone_at": None, "gone_there": False, "intent": None}
-            values |= {"agreed": {}, "held": None, "doubt": None, "alongside": None}
-            if link.intent is not None and external.record_id == record_id:
+            values: dict[str, Any] = {
+                "external_id": external.id,
+                "unlinked_at": None,
+                "deleted_remotely": False,
+                "create_token": None,
+            }
+            values |= {"base": {}, "remote_values": None, "unconfirmed_write": None, "write_windows": None}
+            if link.create_token is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
                 values |= {
-                    "agreed": in_doubt.created(link.doubt, theirs),
+                    "base": in_doubt.created(link.unconfirmed_write, theirs),
                     "owed_change": Link.owed_change + 1,
                     **self._owed_now(),
                 }
@@ -403,13 +417,11 @@ class Applying:
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
         return self._merge(connection, incoming, link, record, theirs)
 
-    def _new_link(
-        self, connection: sa.Connection, incoming: Incoming, record_id: str, agreed: Flat | None = None
-    ) -> Any:
+    def _new_link(self, connection: sa.Connection, incoming: Incoming, record_id: str, base: Flat | None = None) -> Any:
         subscriber, external, mapper = incoming.subscriber, incoming.external, incoming.mapper
-        held: Flat = {}
+        remote_values: Flat = {}
         owed: dict[str, Any] = {}
-        if agreed is None:
+        if base is None:
             theirs = mapper.theirs(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
             related = self.relations.load(connection, subscriber, mapper, [record])
@@ -417,19 +429,19 @@ class Applying:
             # What only goes out, and is not so there yet, they are owed.
             keep = {p: v for p, v in theirs.items() if not mapper.comes_in(p) and not same(v, ours.get(p))}
             take = {p: v for p, v in theirs.items() if p not in keep}
-            agreed, held = rebase(Merge(take=take, keep=keep), {}, {}, ours)
-            if keep or _unsent(ours, agreed):
+            base, remote_values = rebase(Merge(take=take, keep=keep), {}, {}, ours)
+            if keep or _unsent(ours, base):
                 owed = {"owed_change": Link.owed_change + 1, **self._owed_now()}
         values = {
             "external_id": external.id,
-            "gone_at": None,
-            "gone_there": False,
-            "intent": None,
-            "agreed": agreed,
-            "held": held or None,
-            "doubt": None,
-            "alongside": None,
-            "seen_at": external.at,
+            "unlinked_at": None,
+            "deleted_remotely": False,
+            "create_token": None,
+            "base": base,
+            "remote_values": remote_values or None,
+            "unconfirmed_write": None,
+            "write_windows": None,
+            "last_seen_at": external.at,
             "synced_at": self.hub.clock(),
         }
         # A link of this record may be left from an earlier external one that is gone.
@@ -491,7 +503,7 @@ class Applying:
 
 def _windows(incoming: Incoming, link: Any) -> overwrites.Windows:
     """Our writes by which what it tells of may have been undone."""
-    return overwrites.around(link.alongside, (incoming.event or incoming.external).at)
+    return overwrites.around(link.write_windows, (incoming.event or incoming.external).at)
 
 
 def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
@@ -518,17 +530,17 @@ def _is_newer(at: datetime | None, link: Any) -> bool:
     """Certainly newer than all that is known: systems' clocks tick in seconds, so a tie is no proof."""
     if at is None:
         return False
-    return all(known is None or at > known for known in (link.seen_at, link.wrote_at))
+    return all(known is None or at > known for known in (link.last_seen_at, link.last_write_at))
 
 
 def _is_as_we_wrote(at: datetime | None, link: Any) -> bool:
     """Whether nothing was changed there since our own last write."""
-    return at is not None and link.wrote_at is not None and at <= link.wrote_at
+    return at is not None and link.last_write_at is not None and at <= link.last_write_at
 
 
-def _unsent(ours: Flat, agreed: Flat) -> bool:
+def _unsent(ours: Flat, base: Flat) -> bool:
     """Whether they have never been told of something: they did not mention it, and it is not empty here."""
-    return any(path not in agreed and not is_empty(value) for path, value in ours.items())
+    return any(path not in base and not is_empty(value) for path, value in ours.items())
 
 
 def _words(result: Merge) -> str:

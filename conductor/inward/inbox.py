@@ -128,7 +128,7 @@ class Inward:
         insert = self.hub.database.insert(Inbox).values(**values)
         same_event = ["system", "event_id"]
         if reopen:
-            fresh = {"state": "waiting", "attempts": 0, "settled_at": None}
+            fresh = {"state": "waiting", "attempts": 0, "finished_at": None}
             fresh |= {"body": values["body"], "retry_at": values["retry_at"]}
             insert = insert.on_conflict_do_update(index_elements=same_event, set_=fresh, where=Inbox.state == "done")
         else:
@@ -221,7 +221,7 @@ class Inward:
             connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == row.id)
-                .values(state="done", settled_at=self.hub.clock(), result=result, retry_at=None)
+                .values(state="done", finished_at=self.hub.clock(), result=result, retry_at=None)
             )
             letter = self.letters.of_inbox(connection, row.id)
             self.letters.close(connection, [letter] if letter is not None else [], result)

@@ -16,13 +16,13 @@ def close_conflicts(
 ) -> dict[str, Any]:
     """Close what a person was asked about a link and need not decide any more; what that means for the link.
 
-    Because ours was edited to what they hold (`agreed`), or the record is on one side only (`gone`).
+    Because ours was edited to what they hold (`base`), or the record is on one side only (`gone`).
     """
     if not link.open_conflicts:
         return {}
     connection.execute(
         sa.update(Conflict)
-        .where(Conflict.link_id == link.id, Conflict.settled_at.is_(None), Conflict.path.not_in(list(but)))
-        .values(settled_at=now, choice=choice)
+        .where(Conflict.link_id == link.id, Conflict.resolved_at.is_(None), Conflict.path.not_in(list(but)))
+        .values(resolved_at=now, choice=choice)
     )
     return {"open_conflicts": 0}

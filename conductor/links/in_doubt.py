@@ -1,4 +1,4 @@
-"""Writes in doubt: what was about to be sent when nobody learned whether it arrived (`Link.doubt`).
+"""Writes in doubt: what was about to be sent when nobody learned whether it arrived (`Link.unconfirmed_write`).
 
 It is on disk before the call and goes when the outcome is known. An edit of theirs made over what
 arrived must show as theirs, or sending ours again would undo it.
@@ -19,16 +19,16 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
     return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
 
 
-def settle(sent: Flat | None, theirs: Flat, agreed: Flat, held: Flat) -> tuple[Flat, Flat]:
+def settle(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:
     """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
-    agreed, held = dict(agreed), dict(held)
+    base, remote_values = dict(base), dict(remote_values)
     for path, value in (sent or {}).items():
         if path not in theirs:
             continue
         # Of a field that was never agreed nobody knows what they held before: nothing but ours itself tells.
-        was = held.get(path, agreed.get(path))
-        arrived = not same(theirs[path], was) if path in agreed else same(theirs[path], value)
+        was = remote_values.get(path, base.get(path))
+        arrived = not same(theirs[path], was) if path in base else same(theirs[path], value)
         if arrived:
-            agreed[path] = value  # what differs from it now is an edit of theirs
-            held.pop(path, None)
-    return agreed, held
+            base[path] = value  # what differs from it now is an edit of theirs
+            remote_values.pop(path, None)
+    return base, remote_values

@@ -40,38 +40,43 @@ class Merge:
 
 def merge(
     *,
-    agreed: Mapping[str, Any],
-    held: Mapping[str, Any],
+    base: Mapping[str, Any],
+    remote_values: Mapping[str, Any],
     theirs: Mapping[str, Any],
     ours: Mapping[str, Any],
     comes_in: Callable[[str], bool],
     winner: Callable[[str], Winner],
-    righted: Mapping[str, Any] | None = None,
+    overridden_values: Mapping[str, Any] | None = None,
 ) -> Merge:
     """Decide for every field in `theirs`.
 
-    `agreed` and `held` are the link's base: our form of it, and the system's where that differs.
+    `base` and `remote_values` are the link's base: our form of it, and the system's where that differs.
     `comes_in` says whether a field's direction lets their change in; `winner` settles a conflict.
-    `righted`, where nothing was changed there since our own write: what they held in fields that only
+    `overridden_values`, where nothing was changed there since our own write: what they held in fields that only
     go out when ours was last sent over it. The same again is the system's form of ours; sent once
     more it would come back once more, for ever.
     """
     result = Merge()
     for path, value in theirs.items():
-        base = held.get(path, agreed.get(path))
-        if path in agreed and same(value, base):
+        known = remote_values.get(path, base.get(path))
+        if path in base and same(value, known):
             continue
         if path in ours and same(value, ours[path]):
             result.settled[path] = value
-        elif path not in agreed and is_empty(value) and not is_empty(ours.get(path)):
+        elif path not in base and is_empty(value) and not is_empty(ours.get(path)):
             result.keep[path] = value  # linked just now: what is missing there is filled, not erased here
-        elif not comes_in(path) and righted and path in righted and same(value, righted[path]):
+        elif (
+            not comes_in(path)
+            and overridden_values
+            and path in overridden_values
+            and same(value, overridden_values[path])
+        ):
             result.form[path] = value
         elif not comes_in(path):
             result.keep[path] = value
-        elif path not in ours or (path in agreed and same(ours[path], agreed[path])):
+        elif path not in ours or (path in base and same(ours[path], base[path])):
             result.take[path] = value
-        elif path not in agreed and is_empty(ours[path]):
+        elif path not in base and is_empty(ours[path]):
             result.take[path] = value  # and what is missing here is filled, not erased there
         else:
             who = result.conflicts[path] = winner(path)
@@ -80,21 +85,21 @@ def merge(
 
 
 def rebase(
-    result: Merge, agreed: Mapping[str, Any], held: Mapping[str, Any], ours_now: Mapping[str, Any]
+    result: Merge, base: Mapping[str, Any], remote_values: Mapping[str, Any], ours_now: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The link's new (agreed, held) after a merge. `ours_now`: our fields once `take` is written.
 
     A kept field gets their value as base: our differing one is then owed to them, and the same
     event seen again changes nothing. Of a field that is asked about only what they hold is noted.
     """
-    new_agreed, new_held = dict(agreed), dict(held)
+    new_base, new_remote_values = dict(base), dict(remote_values)
     for path, value in result.keep.items():
-        new_agreed[path] = value
-        new_held.pop(path, None)
-    new_held.update({**result.ask, **result.form})
+        new_base[path] = value
+        new_remote_values.pop(path, None)
+    new_remote_values.update({**result.ask, **result.form})
     for path, value in {**result.take, **result.settled}.items():
-        new_agreed[path] = ours_now.get(path, value)
-        new_held.pop(path, None)
-        if not same(new_agreed[path], value):
-            new_held[path] = value
-    return new_agreed, new_held
+        new_base[path] = ours_now.get(path, value)
+        new_remote_values.pop(path, None)
+        if not same(new_base[path], value):
+            new_remote_values[path] = value
+    return new_base, new_remote_values

@@ -1,4 +1,4 @@
-"""What our writes put back beside their own fields (`Link.alongside`): nested objects travel whole.
+"""What our writes put back beside their own fields (`Link.write_windows`): nested objects travel whole.
 
 What somebody edits there between our reading such an object and our writing it is undone by the write, and only
 the event of that edit tells of it. So each write leaves a window: when it was read, when it was written (both by

@@ -72,7 +72,7 @@ class Relations:
             statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id.in_(ids))
             for row in connection.execute(statement):
                 related.links[catalogue, row.record_id] = row
-                if row.external_id is not None and row.gone_at is None:
+                if row.external_id is not None and row.unlinked_at is None:
                     related.ids[catalogue, row.record_id] = row.external_id
         return related
 
@@ -126,7 +126,7 @@ class Relations:
                 return Verdict(announce=(subscriber.name(), link.record_id))  # it is being lifted
             skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
-        if parent.external_id is not None and parent.gone_at is None:
+        if parent.external_id is not None and parent.unlinked_at is None:
             return Verdict(announce=(subscriber.name(), link.record_id))  # it came meanwhile
         return Verdict(Reject(f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"), parent=parent.id)
 
@@ -144,13 +144,13 @@ class Relations:
 
     @staticmethod
     def _is_cycle(connection: sa.Connection, link_id: int, parent: Any) -> bool:
-        waits_for = parent.waits_for
+        blocked_by = parent.blocked_by
         for _ in range(_LONGEST_CHAIN):
-            if waits_for is None:
+            if blocked_by is None:
                 return False
-            if waits_for == link_id:
+            if blocked_by == link_id:
                 return True
-            waits_for = connection.execute(sa.select(Link.waits_for).where(Link.id == waits_for)).scalar()
+            blocked_by = connection.execute(sa.select(Link.blocked_by).where(Link.id == blocked_by)).scalar()
         return True
 
     def are_waited_for(self, subscriber: Subscriber) -> bool:
@@ -164,8 +164,8 @@ class Relations:
         if not self.are_waited_for(subscriber):
             return []
         now = self.hub.clock()
-        values = {"waits_for": None, "retry_at": None, "announced_at": now, "dead_at": None}
-        woken = sa.or_(Link.waits_for.in_(delivered), sa.and_(Link.waits_for.in_(ended), Link.dead_at.is_(None)))
+        values = {"blocked_by": None, "retry_at": None, "announced_at": now, "dead_at": None}
+        woken = sa.or_(Link.blocked_by.in_(delivered), sa.and_(Link.blocked_by.in_(ended), Link.dead_at.is_(None)))
         statement = sa.update(Link).where(woken).values(**values).returning(Link.subscriber, Link.record_id)
         return [(row.subscriber, row.record_id) for row in connection.execute(statement)]
 

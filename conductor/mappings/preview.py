@@ -165,11 +165,13 @@ class Previews:
     def _notes(self, connection: sa.Connection, subscriber: Subscriber, record: Record, record_id: str) -> list[str]:
         notes = []
         name = subscriber.name()
-        linked = sa.select(Link.external_id, Link.gone_at).where(Link.subscriber == name, Link.record_id == record_id)
+        linked = sa.select(Link.external_id, Link.unlinked_at).where(
+            Link.subscriber == name, Link.record_id == record_id
+        )
         link = connection.execute(linked).one_or_none()
         if attempt(subscriber.wants, record) is not True:
             notes.append(say("{name} does not want this record: nothing of it is sent.", name=name))
-        elif link is None or link.external_id is None or link.gone_at is not None:
+        elif link is None or link.external_id is None or link.unlinked_at is not None:
             words = say("It is not in {system} so far: it would be created with all of this.", system=subscriber.system)
             notes.append(words)
         targets = (subscriber.system, name)

@@ -291,9 +291,15 @@ class Outward:
         rows = []
         for plan in plans:
             link = plan.claim.link
-            in_doubt = plan.ours if link.id in telling else link.doubt
+            in_doubt = plan.ours if link.id in telling else link.unconfirmed_write
             rows.append(
-                {"id": link.id, "lease_owner": token, "lease_until": until, "intent": link.intent, "doubt": in_doubt}
+                {
+                    "id": link.id,
+                    "lease_owner": token,
+                    "lease_until": until,
+                    "create_token": link.create_token,
+                    "unconfirmed_write": in_doubt,
+                }
             )
         taken = update_if(connection, _LINK, rows, [{ROW_VERSION: plan.claim.version} for plan in plans])
         return {row["id"]: row for row in rows if row["id"] in taken}
@@ -329,8 +335,8 @@ class Outward:
             return
         # Where it was deleted here with it, a record that exists has come back, and is created anew.
         stays_unlinked = subscriber.on_gone in ("unlink", "archive")
-        if claim.link.gone_at is not None and claim.link.gone_there and stays_unlinked:
-            when = f"{claim.link.gone_at:%Y-%m-%d %H:%M} UTC"
+        if claim.link.unlinked_at is not None and claim.link.deleted_remotely and stays_unlinked:
+            when = f"{claim.link.unlinked_at:%Y-%m-%d %H:%M} UTC"
             plan.settle("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
             return
         plan.operation = "update" if claim.linked else "create"
@@ -340,9 +346,9 @@ class Outward:
             _hold_asked(claim, plan.flat)
             data = nest(plan.flat, onto=data)
         subscriber.validate(data)
-        plan.differing = _differing(plan.flat, claim.link.agreed or {}, claim.asked)
+        plan.differing = _differing(plan.flat, claim.link.base or {}, claim.asked)
         # What is in doubt may have arrived: it is looked at, also where ours is what it was before that.
-        if claim.linked and not plan.differing and claim.link.doubt is None:
+        if claim.linked and not plan.differing and claim.link.unconfirmed_write is None:
             plan.settle("unchanged", "the system holds all of it already")
         changes = data if not claim.linked else changed(data, plan.flat, plan.differing)
         plan.item = make_item(claim, data, changes)
@@ -350,7 +356,7 @@ class Outward:
     def _choose_removal(self, subscriber: Subscriber, plan: Plan) -> None:
         claim = plan.claim
         if not claim.linked:
-            if claim.fresh_intent or claim.link.gone_at is not None:
+            if claim.fresh_create_token or claim.link.unlinked_at is not None:
                 plan.settle("unchanged", "the record is deleted, and the system does not have it")
                 return
             plan.operation = "delete"  # a create was begun: it may be there, see _resolve
@@ -490,7 +496,7 @@ class Outward:
         """Learn what has to be known before this is sent: what the system has."""
         if not plan.claim.linked:
             self._resolve(subscriber, plan, mapper)
-        if plan.is_open and plan.operation == "update" and plan.claim.link.doubt is not None:
+        if plan.is_open and plan.operation == "update" and plan.claim.link.unconfirmed_write is not None:
             self._look_again(subscriber, plan, mapper)
         if plan.is_open and plan.operation == "update":
             self._spare(subscriber, plan, mapper)
@@ -510,13 +516,15 @@ class Outward:
             return
         plan.claim.found = True
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        agreed = in_doubt.created(plan.claim.link.doubt, mapper.theirs(found.data))
-        plan.claim.now_with(external_id=found.id, gone_at=None, agreed=agreed, held=None, doubt=None)
-        plan.claim.now_with(wrote_at=found.at or UNKNOWN_TIME)
+        base = in_doubt.created(plan.claim.link.unconfirmed_write, mapper.theirs(found.data))
+        plan.claim.now_with(
+            external_id=found.id, unlinked_at=None, base=base, remote_values=None, unconfirmed_write=None
+        )
+        plan.claim.now_with(last_write_at=found.at or UNKNOWN_TIME)
         if plan.operation == "delete":
             plan.item = replace(plan.item, external_id=found.id)
             return
-        plan.differing = _differing(plan.flat, agreed, {})
+        plan.differing = _differing(plan.flat, base, {})
         changes = changed(plan.item.data, plan.flat, plan.differing)
         plan.item = replace(plan.item, external_id=found.id, changes=changes)
         plan.operation = "update"
@@ -540,11 +548,17 @@ class Outward:
             plan.fail(found)
             return
         theirs = mapper.theirs(found.data)
-        agreed, held = in_doubt.settle(claim.link.doubt, theirs, claim.link.agreed or {}, claim.link.held or {})
-        claim.now_with(agreed=agreed, held=held or None, alongside=overwrites.ended(claim.link.alongside, found.at))
+        base, remote_values = in_doubt.settle(
+            claim.link.unconfirmed_write, theirs, claim.link.base or {}, claim.link.remote_values or {}
+        )
+        claim.now_with(
+            base=base,
+            remote_values=remote_values or None,
+            write_windows=overwrites.ended(claim.link.write_windows, found.at),
+        )
         # It was before this: what was read there earlier, and comes in later, may be from before it.
-        claim.now_with(wrote_at=found.at or UNKNOWN_TIME)
-        plan.differing = _differing(plan.flat, agreed, claim.asked)
+        claim.now_with(last_write_at=found.at or UNKNOWN_TIME)
+        plan.differing = _differing(plan.flat, base, claim.asked)
         plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing))
         if not plan.differing:
             plan.operation = "match"
@@ -558,7 +572,7 @@ class Outward:
         """
         claim, item = plan.claim, plan.item
         assert item is not None
-        agreed, held = claim.link.agreed or {}, claim.link.held or {}
+        base, remote_values = claim.link.base or {}, claim.link.remote_values or {}
         beside = plan.beside
         if not beside:
             return
@@ -571,8 +585,10 @@ class Outward:
         theirs = mapper.theirs(found.data)
         stood = {path: theirs[path] for path in sorted(beside) if path in theirs}
         if found.at is not None:
-            claim.now_with(alongside=overwrites.begun(claim.link.alongside, found.at, claim.link.wrote_at, stood))
-        claim.beside = {p: v for p, v in stood.items() if not same(v, held.get(p, agreed[p]))}
+            claim.now_with(
+                write_windows=overwrites.begun(claim.link.write_windows, found.at, claim.link.last_write_at, stood)
+            )
+        claim.beside = {p: v for p, v in stood.items() if not same(v, remote_values.get(p, base[p]))}
         if claim.beside:
             plan.flat = {**plan.flat, **claim.beside}
             data = nest(claim.beside, onto=deepcopy(item.data))
@@ -627,8 +643,8 @@ def _needs_look(plan: Plan) -> bool:
     if claim.told:
         return False
     if not claim.linked:
-        return not claim.fresh_intent
-    return plan.operation == "update" and (claim.link.doubt is not None or bool(plan.beside))
+        return not claim.fresh_create_token
+    return plan.operation == "update" and (claim.link.unconfirmed_write is not None or bool(plan.beside))
 
 
 def _found(subscriber: Subscriber, item: Item) -> External | None:
@@ -649,15 +665,15 @@ def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> N
     rows = []
     # A relay may mark the same links at this moment, in another order: who loses that race begins again.
     for plan in plans:
-        plan.claim.now_with(doubt=plan.ours)
+        plan.claim.now_with(unconfirmed_write=plan.ours)
         plan.claim.told = True
         known = {name: getattr(plan.claim.link, name) for name in KNOWN}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
     update_many(connection, _LINK, rows, match=("id", "lease_owner"))
 
 
-def _differing(flat: Flat, agreed: Flat, asked: Flat) -> list[str]:
-    return [p for p, v in flat.items() if p not in asked and (p not in agreed or not same(v, agreed[p]))]
+def _differing(flat: Flat, base: Flat, asked: Flat) -> list[str]:
+    return [p for p, v in flat.items() if p not in asked and (p not in base or not same(v, base[p]))]
 
 
 def _asked(connection: sa.Connection, link_ids: list[int]) -> dict[int, Flat]:
@@ -665,7 +681,7 @@ def _asked(connection: sa.Connection, link_ids: list[int]) -> dict[int, Flat]:
     found: dict[int, Flat] = {}
     if link_ids:
         statement = sa.select(Conflict.link_id, Conflict.path, Conflict.theirs)
-        rows = connection.execute(statement.where(Conflict.link_id.in_(link_ids), Conflict.settled_at.is_(None)))
+        rows = connection.execute(statement.where(Conflict.link_id.in_(link_ids), Conflict.resolved_at.is_(None)))
         for row in rows:
             found.setdefault(row.link_id, {})[row.path] = row.theirs
     return found

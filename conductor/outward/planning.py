@@ -26,7 +26,7 @@ _LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 
 
 #: What a call is told against when nobody learned how it ended.
-KNOWN = ("external_id", "gone_at", "agreed", "held", "doubt", "alongside", "wrote_at")
+KNOWN = ("external_id", "unlinked_at", "base", "remote_values", "unconfirmed_write", "write_windows", "last_write_at")
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Claim:
     version: str
     record: Record | None
     #: True: nobody has begun to create it before.
-    fresh_intent: bool
+    fresh_create_token: bool
     #: Fields whose conflict waits for a person -> what the system holds.
     asked: Flat = field(default_factory=dict)
     #: Fields beside ours in a nested object that were edited there and have not come in yet -> what the system holds.
@@ -57,7 +57,7 @@ class Claim:
     @property
     def linked(self) -> bool:
         """Whether there is a live external record."""
-        return self.link.external_id is not None and self.link.gone_at is None
+        return self.link.external_id is not None and self.link.unlinked_at is None
 
     def now_with(self, **values: Any) -> None:
         """Go on as if the link had these values."""
@@ -154,19 +154,19 @@ class Plan:
 def make_claim(row: Any, record: Record | None, token: str, asked: Flat) -> Claim:
     """A link that was read, its columns first, as it will be under the lease of this name."""
     link = SimpleNamespace(**dict(zip(_LINK_COLUMNS, row, strict=False)))
-    creates = link.external_id is None or link.gone_at is not None
-    fresh_intent = creates and link.intent is None
-    if fresh_intent:
+    creates = link.external_id is None or link.unlinked_at is not None
+    fresh_create_token = creates and link.create_token is None
+    if fresh_create_token:
         # The intent to create is on disk before the call that creates.
-        link.intent = token
-    return Claim(link, row.row_version, record, fresh_intent, asked)
+        link.create_token = token
+    return Claim(link, row.row_version, record, fresh_create_token, asked)
 
 
 def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
     """The record as a subscriber's methods are given it."""
     # The same creation, tried again, has the same key; an edited one must have another, since
     # systems refuse a key that comes with other data.
-    seed = [claim.link.subscriber, claim.record_id, claim.link.intent, data]
+    seed = [claim.link.subscriber, claim.record_id, claim.link.create_token, data]
     return Item(
         record_id=claim.record_id,
         record=claim.record or {},

@@ -185,20 +185,20 @@ class Settling:
                 unsubscription = verdict.unsubscription_id
             elif verdict.error:
                 plan.error = verdict.error
-                return self._after_error(connection, subscriber, plan) | {"waits_for": verdict.parent}  # type: ignore[operator]
+                return self._after_error(connection, subscriber, plan) | {"blocked_by": verdict.parent}  # type: ignore[operator]
             else:
                 plan.settle("waiting", str(plan.error))
                 # Woken when the parent is through; the time is the net below that. A parent that came meanwhile
                 # wakes nobody any more: then it is announced, and no time may keep that from being heard.
                 net = self.hub.later(self.hub.policy.stale) if verdict.parent is not None else None
                 retry_at = _unless_newer(plan, net)
-                return {"waits_for": verdict.parent, "retry_at": retry_at, "intent": _unbegun(plan)}
+                return {"blocked_by": verdict.parent, "retry_at": retry_at, "create_token": _unbegun(plan)}
         if plan.error is not None:
             values = self._after_error(connection, subscriber, plan)
             if values is not None:
                 return values
         if plan.outcome == "waiting":
-            return {"intent": _unbegun(plan)}
+            return {"create_token": _unbegun(plan)}
         now = self.hub.clock()
         values = self._ended(plan, mapper, unsubscription, now)
         if plan.claim.record is None:
@@ -217,17 +217,17 @@ class Settling:
             "owed_since": now if plan.owed_now > link.owed_change else None,
             "attempts": 0,
             "retry_at": None,
-            "waits_for": None,
+            "blocked_by": None,
             "unsubscription_id": unsubscription,
             # A create that was never begun, or that is done, leaves no question open.
-            "intent": _unbegun(plan) if plan.outcome == "skipped" else None,
+            "create_token": _unbegun(plan) if plan.outcome == "skipped" else None,
         }
         if plan.outcome != "skipped" or plan.claim.told:  # what was not looked at is as doubtful as before
-            values["doubt"] = None
+            values["unconfirmed_write"] = None
         if plan.outcome == "skipped" and plan.claim.told:
-            values["alongside"] = overwrites.dropped(link.alongside)
+            values["write_windows"] = overwrites.dropped(link.write_windows)
         if plan.outcome == "skipped" and plan.claim.found:
-            values |= {name: getattr(link, name) for name in KNOWN} | {"intent": None}
+            values |= {name: getattr(link, name) for name in KNOWN} | {"create_token": None}
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(plan, mapper, now)
         return values
@@ -243,22 +243,22 @@ class Settling:
         # Without a time of theirs nothing can be told newer than our write: events are fetched until one is seen.
         wrote = external.at if external is not None and external.at is not None else UNKNOWN_TIME
         if plan.operation in ("delete", "unlink"):
-            gone = {"gone_at": now, "gone_there": False, "agreed": None, "held": None}
-            return gone | {"external_id": link.external_id, "wrote_at": wrote}
+            gone = {"unlinked_at": now, "deleted_remotely": False, "base": None, "remote_values": None}
+            return gone | {"external_id": link.external_id, "last_write_at": wrote}
         values: dict[str, Any] = {"synced_at": now}
         if plan.operation == "archive":
             # It stays linked: should the record come back, everything is sent anew.
-            return values | {"agreed": None, "held": None, "wrote_at": wrote}
+            return values | {"base": None, "remote_values": None, "last_write_at": wrote}
         if plan.operation not in ("create", "update", "match"):
             return values
-        values |= self._bases(plan, mapper) | {"gone_at": None, "gone_there": False}
+        values |= self._bases(plan, mapper) | {"unlinked_at": None, "deleted_remotely": False}
         values["open_conflicts"] = len(plan.claim.asked)
         if plan.outcome == "delivered":
-            values["wrote_at"] = link.wrote_at if plan.operation == "match" else wrote
+            values["last_write_at"] = link.last_write_at if plan.operation == "match" else wrote
         if plan.outcome == "delivered":
-            values["alongside"] = overwrites.ended(link.alongside, wrote)
+            values["write_windows"] = overwrites.ended(link.write_windows, wrote)
         else:
-            values["alongside"] = overwrites.dropped(link.alongside)
+            values["write_windows"] = overwrites.dropped(link.write_windows)
         if external is not None or link.external_id is not None:
             values["external_id"] = external.id if external is not None else link.external_id
         return values
@@ -269,13 +269,17 @@ class Settling:
         sent = plan.sent if plan.operation != "match" else set()
         reply = mapper.theirs(plan.external.data) if mapper is not None and plan.external is not None else {}
         linked = plan.claim.linked
-        held = {p: v for p, v in (link.held or {}).items() if p not in sent or p in asked} if linked else {}
-        held |= {p: reply[p] for p in sent if p in reply and p not in asked and not same(reply[p], plan.flat[p])}
-        old = (link.agreed or {}) if linked else {}
+        remote_values = (
+            {p: v for p, v in (link.remote_values or {}).items() if p not in sent or p in asked} if linked else {}
+        )
+        remote_values |= {
+            p: reply[p] for p in sent if p in reply and p not in asked and not same(reply[p], plan.flat[p])
+        }
+        old = (link.base or {}) if linked else {}
         ours = {p: v for p, v in plan.flat.items() if p not in asked}
         # What only comes in, and what a person is asked about, keeps its base.
         kept = {p: v for p, v in old.items() if p not in ours}
-        return {"agreed": {**kept, **ours}, "held": held or None}
+        return {"base": {**kept, **ours}, "remote_values": remote_values or None}
 
     # --- failures -----------------------------------------------------------------------------------
 
@@ -330,20 +334,26 @@ class Settling:
         policy = subscriber.on_gone
         if policy == "recreate":
             plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
-            forgotten = {"external_id": None, "agreed": None, "held": None, "gone_at": None, "doubt": None}
-            forgotten["alongside"] = None  # that was of the other record
-            forgotten["intent"] = None  # creating it again is another creation
+            forgotten = {
+                "external_id": None,
+                "base": None,
+                "remote_values": None,
+                "unlinked_at": None,
+                "unconfirmed_write": None,
+            }
+            forgotten["write_windows"] = None  # that was of the other record
+            forgotten["create_token"] = None  # creating it again is another creation
             plan.owed_now += 1
             return forgotten | {"owed_change": plan.owed_now}
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
         return close_conflicts(connection, plan.claim.link, "gone", self.hub.clock()) | {
-            "gone_at": self.hub.clock(),
-            "gone_there": True,
-            "agreed": None,
-            "held": None,
-            "doubt": None,
+            "unlinked_at": self.hub.clock(),
+            "deleted_remotely": True,
+            "base": None,
+            "remote_values": None,
+            "unconfirmed_write": None,
             "synced_change": plan.claim.link.owed_change,
             "owed_since": self.hub.clock() if plan.owed_now > plan.claim.link.owed_change else None,
             "attempts": 0,
@@ -391,7 +401,7 @@ def _is_plain(plan: Plan) -> bool:
 
 def _unbegun(plan: Plan) -> str | None:
     """The intent after a create that this batch did not begin: an older question stays open."""
-    return None if plan.claim.fresh_intent else plan.claim.link.intent
+    return None if plan.claim.fresh_create_token else plan.claim.link.create_token
 
 
 def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
@@ -400,7 +410,7 @@ def _after_create(plan: Plan, error: SyncError) -> dict[str, Any]:
         return {}
     if error.maybe_done and plan.operation == "create" and plan.duration is not None:
         return {}
-    return {"intent": _unbegun(plan)}
+    return {"create_token": _unbegun(plan)}
 
 
 def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
@@ -408,7 +418,7 @@ def _after_call(plan: Plan, error: SyncError) -> dict[str, Any]:
     was_sent = plan.duration is not None and error.maybe_done
     if not plan.claim.told or was_sent:
         return {}
-    return {"doubt": None, "alongside": overwrites.dropped(plan.claim.link.alongside)}
+    return {"unconfirmed_write": None, "write_windows": overwrites.dropped(plan.claim.link.write_windows)}
 
 
 def _unless_newer(plan: Plan, when: datetime | None) -> datetime | None:

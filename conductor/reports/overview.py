@@ -267,7 +267,7 @@ def overview(hub: Hub, connection: sa.Connection, seen: Glance) -> Overview:
 
 def is_alive(hub: Hub, process: Any) -> bool:
     """Whether its heartbeat is recent."""
-    return bool((hub.clock() - process.seen_at).total_seconds() < ALIVE_SECONDS)
+    return bool((hub.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
 
 
 def _counts(connection: sa.Connection, names: list[str]) -> dict[str, Any]:
@@ -292,7 +292,7 @@ def _counting(number: int) -> sa.Select[Any]:
     letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))
     oldest = (along(DeadLetter.subscriber, asked.c.name), DeadLetter.closed_at.is_(None))
     first_dead = sa.select(DeadLetter.at).where(*oldest).order_by(DeadLetter.subscriber, DeadLetter.id).limit(1)
-    conflicts = (Conflict.subscriber == asked.c.name, Conflict.settled_at.is_(None))
+    conflicts = (Conflict.subscriber == asked.c.name, Conflict.resolved_at.is_(None))
     return sa.select(
         asked.c.name,
         _count(_of_links(owed).correlate(asked)).label("owed"),
@@ -423,7 +423,7 @@ def _of_processes(hub: Hub, processes: list[Any]) -> list[Trouble]:
     troubles = []
     for kind, consequence in _NEEDED.items():
         if kind not in alive:
-            since = max((row.seen_at for row in processes if row.kind in (kind, _ALL_IN_ONE)), default=None)
+            since = max((row.last_seen_at for row in processes if row.kind in (kind, _ALL_IN_ONE)), default=None)
             doing = say("Nothing is lost: it goes on where it stopped once one is started.")
             what = say("No {kind} is running: {consequence}.", kind=kind, consequence=say(consequence))
             troubles.append(Trouble("process", kind, what, doing, since))

@@ -34,7 +34,7 @@ class Standing:
     rule: int | None = None
     conflicts: int = 0
     #: (catalogue, record) that has to be there first.
-    waits_for: tuple[str, str] | None = None
+    blocked_by: tuple[str, str] | None = None
 
 
 def standings(hub: Hub, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool) -> list[Standing]:
@@ -89,13 +89,13 @@ def _standing(
             link.open_conflicts,
         )
         return stands("conflict", words)
-    if link.gone_at is not None:
+    if link.unlinked_at is not None:
         words = (
             say("deleted in {system} at {time}", system=title, time=_TIME)
-            if link.gone_there
+            if link.deleted_remotely
             else say("deleted or detached there by us at {time}", time=_TIME)
         )
-        return stands("gone", *_timed(words, link.gone_at), say("; nothing is sent any more") if exists else "")
+        return stands("gone", *_timed(words, link.unlinked_at), say("; nothing is sent any more") if exists else "")
     if link.unsubscription_id is not None:
         if rule is not None:
             return stands("skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
@@ -130,9 +130,9 @@ def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: st
         why = f": {system.down_reason}" if system.down_reason else ""
         words = say("waiting, {system} is down since {time}", system=title, time=_TIME)
         return _stands(stands, "waiting", *_timed(words, system.down_since), f"{saved}{why}")
-    if link.waits_for is not None:
+    if link.blocked_by is not None:
         parent = connection.execute(
-            sa.select(Link.subscriber, Link.record_id).where(Link.id == link.waits_for)
+            sa.select(Link.subscriber, Link.record_id).where(Link.id == link.blocked_by)
         ).one_or_none()
         if parent is not None:
             catalogue = parent.subscriber.partition(".")[2]
@@ -145,7 +145,7 @@ def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: st
                     record_id=parent.record_id,
                     system=title,
                 ),
-                waits_for=(catalogue, parent.record_id),
+                blocked_by=(catalogue, parent.record_id),
             )
     if link.lease_until is not None and link.lease_until > now:
         return _stands(stands, "waiting", say("being sent at this moment"))
@@ -191,7 +191,7 @@ def _rule(
     hub: Hub, connection: sa.Connection, subscriber: Subscriber, record_id: str, link: Any, exists: bool
 ) -> Rule | None:
     """The unsubscription that stops what would be sent next."""
-    linked = link is not None and link.external_id is not None and link.gone_at is None
+    linked = link is not None and link.external_id is not None and link.unlinked_at is None
     operation = ("update" if linked else "create") if exists else "delete"
     rules = in_force(connection, (subscriber.system, subscriber.name()), [record_id], hub.clock())
     return next((rule for rule in rules if rule.covers(operation, record_id)), None)

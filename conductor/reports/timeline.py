@@ -128,8 +128,8 @@ def _decisions(
     found: list[Moment] = []
     for row in _rows(connection, Conflict, Conflict.link_id.in_(list(connection.scalars(links))), limit=PAGE):
         found.append(Moment(row.at, "conflict", row))
-        if row.settled_at is not None:
-            found.append(Moment(row.settled_at, "settled", row))
+        if row.resolved_at is not None:
+            found.append(Moment(row.resolved_at, "settled", row))
     letters = (_of(DeadLetter, record_id), DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_not(None))
     found += [Moment(row.closed_at, "closed", row) for row in _rows(connection, DeadLetter, *letters, limit=PAGE)]
     newest = None if first or not shown else shown[0].at

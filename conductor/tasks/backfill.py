@@ -145,7 +145,7 @@ class Backfill:
             self._readings[task.id] = reading
 
         reached = {**position, "at": page.position, "read": read}
-        return self._on(task, reached, effect, words=f"{read} records read there, to find those that are here too")
+        return self._on(task, reached, effect, message=f"{read} records read there, to find those that are here too")
 
     def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
@@ -191,7 +191,7 @@ class Backfill:
         self, connection: sa.Connection, subscriber: Subscriber, incoming: Incoming, error: SyncError, where: list[Any]
     ) -> None:
         """It is of a record here that cannot be told, or cannot be merged: a person has to, and nothing is sent."""
-        words = f"{error} (retry to create it there all the same)"
+        message = f"{error} (retry to create it there all the same)"
         for record_id in self.applying.candidates(connection, incoming, _UNCLEAR, where):
             if self._is_known(connection, subscriber, record_id):
                 continue
@@ -203,7 +203,7 @@ class Backfill:
             upsert = insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values)
             link_id = connection.execute(upsert.returning(Link.id)).scalar_one()
             letter = self.letters.write(
-                connection, subscriber.name(), Reject(words), record_id=record_id, link_id=link_id
+                connection, subscriber.name(), Reject(message), record_id=record_id, link_id=link_id
             )
             connection.execute(sa.update(Link).where(Link.id == link_id).values(dead_letter_id=letter))
 
@@ -235,8 +235,8 @@ class Backfill:
 
         sent = position.get("sent", 0) + len(missing)
         reached = {**position, "after": ids[-1], "sent": sent}
-        words = f"{sent} marked to be sent, {task.done + len(ids) - sent} are there already"
-        return self._on(task, reached, effect, done=task.done + len(ids), words=words)
+        message = f"{sent} marked to be sent, {task.done + len(ids) - sent} are there already"
+        return self._on(task, reached, effect, done=task.done + len(ids), message=message)
 
     @staticmethod
     def _known(connection: sa.Connection, name: str, ids: list[str]) -> set[str]:
@@ -256,21 +256,29 @@ class Backfill:
             # What is owed since later is not this task's.
             waits = sa.select(sa.func.count(Link.id)).where(*under_way, Link.owed_since <= fed_at)
             left = connection.execute(waits).scalar_one()
-            bad = connection.execute(sa.select(sa.func.count(DeadLetter.id)).where(*letters)).scalar_one()
+            failed = connection.execute(sa.select(sa.func.count(DeadLetter.id)).where(*letters)).scalar_one()
         finished = left == 0 or (self.hub.clock() - fed_at).total_seconds() > _LONGEST
-        good = max(task.done - bad - left, 0)
+        succeeded = max(task.done - failed - left, 0)
         sent = position.get("sent", 0)
-        words = f"{sent} sent, {task.done - sent} were there already"
-        words += f"; {bad} dead letters to look at" if bad else ""
-        words += f"; {left} under way" if left else ""
-        return Step(task.done, good, bad, position, finished=finished, words=words, pause=0.0 if finished else _PAUSE)
+        message = f"{sent} sent, {task.done - sent} were there already"
+        message += f"; {failed} dead letters to look at" if failed else ""
+        message += f"; {left} under way" if left else ""
+        return Step(
+            task.done,
+            succeeded,
+            failed,
+            position,
+            finished=finished,
+            message=message,
+            pause=0.0 if finished else _PAUSE,
+        )
 
     @staticmethod
     def _on(
-        task: Any, position: dict[str, Any], effect: Any = None, *, done: int | None = None, words: str = ""
+        task: Any, position: dict[str, Any], effect: Any = None, *, done: int | None = None, message: str = ""
     ) -> Step:
         done = task.done if done is None else done
-        return Step(done, task.good, task.bad, position, effect=effect, words=words or task.words or "")
+        return Step(done, task.succeeded, task.failed, position, effect=effect, message=message or task.message or "")
 
 
 def conditions(catalogue: Catalogue, where: Mapping[str, str]) -> list[Any]:
@@ -310,8 +318,8 @@ def _kept(position: dict[str, Any]) -> dict[str, Any]:
     return {name: position[name] for name in ("sent",) if name in position}
 
 
-def _wait(task: Any, position: dict[str, Any], words: str, seconds: float) -> Step:
-    return Step(task.done, task.good, task.bad, position, words=words, pause=seconds)
+def _wait(task: Any, position: dict[str, Any], message: str, seconds: float) -> Step:
+    return Step(task.done, task.succeeded, task.failed, position, message=message, pause=seconds)
 
 
 def _owe(hub: Hub, connection: sa.Connection, name: str, record_ids: list[str]) -> None:

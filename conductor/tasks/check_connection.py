@@ -35,7 +35,7 @@ _Answer = tuple[list[Finding], float]
 class Connection:
     """Does the steps of `check` tasks. The argument is `{"system": name}`.
 
-    What was found stays in the task's position: `{"found": {subscriber: [[state, words], ...]}, "took": seconds}`.
+    What was found stays in the task's position: `{"found": {subscriber: [[state, message], ...]}, "took": seconds}`.
     """
 
     def __init__(self, hub: Hub, checking: Checking, tasks: Tasks) -> None:
@@ -84,9 +84,9 @@ class Connection:
         if answer.done():
             findings, took = answer.result()
         elif took < LONGEST:
-            words = f"asks {name}" + (f", no answer for {took:.0f} s yet" if took >= 2 else "")
+            message = f"asks {name}" + (f", no answer for {took:.0f} s yet" if took >= 2 else "")
             asking = {**position, "since": since}
-            return Step(task.done, task.good, task.bad, asking, words=words, pause=PAUSE)
+            return Step(task.done, task.succeeded, task.failed, asking, message=message, pause=PAUSE)
         else:
             findings = [Finding("wrong", f"no answer within {LONGEST:g} s")]
         del self._asked[task.id, name]
@@ -96,12 +96,12 @@ class Connection:
 
     def _step(self, task: Any, position: dict[str, Any], *, finished: bool) -> Step:
         wrong = [sum(state == "wrong" for state, _words in findings) for findings in position["found"].values()]
-        bad, things = sum(map(bool, wrong)), sum(wrong)
+        failed, things = sum(map(bool, wrong)), sum(wrong)
         if things:
-            words = f"{things} {'thing needs' if things == 1 else 'things need'} to be mended"
+            message = f"{things} {'thing needs' if things == 1 else 'things need'} to be mended"
         else:
-            words = "all is well" if finished else "all is well so far"
-        return Step(len(wrong), len(wrong) - bad, bad, position, finished=finished, words=words)
+            message = "all is well" if finished else "all is well so far"
+        return Step(len(wrong), len(wrong) - failed, failed, position, finished=finished, message=message)
 
     def _ask(self, task_id: int, name: str) -> Future[_Answer]:
         # Of tests that were stopped, or that another process has brought to their end.

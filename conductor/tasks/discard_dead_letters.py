@@ -56,13 +56,13 @@ class Discarding:
                 .limit(DISCARD_BATCH)
             ).all()
         done = task.done + len(rows)
-        words = f"{done} discarded: {reason}"
+        message = f"{done} discarded: {reason}"
         if not rows:
-            return Step(done, done, position=task.position, words=words, finished=True)
+            return Step(done, done, position=task.position, message=message, finished=True)
 
         def effect(connection: sa.Connection) -> None:
             self.desk.discard_rows(connection, rows, task.by, reason)
             details = {"count": len(rows), "reason": reason, "task": task.id}
             self.hub.audit(connection, task.by, "dead_letter.discard", letters.words(), **details)
 
-        return Step(done, done, position={"after": rows[-1].id}, words=words, effect=effect)
+        return Step(done, done, position={"after": rows[-1].id}, message=message, effect=effect)

@@ -113,11 +113,11 @@ class Reconcile:
             page = sa.select(Link.__table__).where(*_linked(subscriber.name()), Link.id > position["after"])
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
         if not links:
-            words = _words(position, task.bad, repaired=task.argument["repair"])
-            return Step(task.done, task.good, task.bad, position, finished=True, words=words)
+            message = _words(position, task.failed, repaired=task.argument["repair"])
+            return Step(task.done, task.succeeded, task.failed, position, finished=True, message=message)
         report = _Report(position)
         began = time.monotonic()
-        looked = bad = 0
+        looked = failed = 0
         waits: NotNow | None = None
         size = subscriber.bulk_size if type(subscriber).bulk_fetch is not Subscriber.bulk_fetch else 1
         try:
@@ -125,14 +125,14 @@ class Reconcile:
                 for link, drift in self._compare(subscriber, links[looked : looked + size]):
                     if drift and drift.fields and task.argument["repair"]:
                         self._repair(subscriber, link, drift)
-                    bad += report.add(link, drift)
+                    failed += report.add(link, drift)
                     looked += 1
         except NotNow as error:
             waits = error
-        done, bad = task.done + looked, task.bad + bad
-        words = str(waits) if waits else _words(report.position(), bad, repaired=task.argument["repair"])
+        done, failed = task.done + looked, task.failed + failed
+        message = str(waits) if waits else _words(report.position(), failed, repaired=task.argument["repair"])
         pause = max(waits.after, _PAUSE) if waits else 0.0
-        return Step(done, done - bad, bad, report.position(), words=words, pause=pause)
+        return Step(done, done - failed, failed, report.position(), message=message, pause=pause)
 
     def _compare(self, subscriber: Subscriber, links: Sequence[Any]) -> list[tuple[Any, Drift | None]]:
         """Look at these links; what drifted, and None where the system would not show the record."""
@@ -175,7 +175,7 @@ class Reconcile:
             except Exception as error:  # this one's: the others go on
                 logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
-        still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.gone_at.is_(None))
+        still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         values: dict[str, Any] = {"owed_change": Link.owed_change + 1, "announced_at": None}
         values["owed_since"] = self.hub.clock()
         self.hub.database.transact(lambda c: c.execute(sa.update(Link).where(still).values(**values)))
@@ -217,7 +217,7 @@ def _kept(value: Any) -> Any:
 
 
 def _linked(name: str) -> tuple[Any, ...]:
-    return (Link.subscriber == name, Link.external_id.is_not(None), Link.gone_at.is_(None))
+    return (Link.subscriber == name, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
 
 
 def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]:
@@ -238,7 +238,7 @@ def _moves(before: Any, link: Any, now: datetime) -> bool:
 
 def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:
     """It is deleted here, and stays there as `on_delete` says; an archived one has nothing agreed any more."""
-    stays = subscriber.on_delete == "ignore" or (subscriber.on_delete == "archive" and link.agreed is None)
+    stays = subscriber.on_delete == "ignore" or (subscriber.on_delete == "archive" and link.base is None)
     return stays and link.record_id not in records
 
 
@@ -251,13 +251,13 @@ def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Re
         drift.fields[MISSING_HERE] = (None, link.external_id)
         drift.ours_only = True
         return drift
-    agreed, held = link.agreed or {}, link.held or {}
+    base, remote_values = link.base or {}, link.remote_values or {}
     theirs = mapper.theirs(external.data)
     drift.ours_only = True
     for path, value in theirs.items():
-        base = held.get(path, agreed.get(path))
-        is_there = path in agreed and same(value, base)
-        is_here = path not in ours or (path in agreed and same(ours[path], agreed[path]))
+        known = remote_values.get(path, base.get(path))
+        is_there = path in base and same(value, known)
+        is_here = path not in ours or (path in base and same(ours[path], base[path]))
         if (is_there and is_here) or (path in ours and same(value, ours[path])):
             continue
         drift.fields[path] = (ours.get(path), value)
@@ -265,10 +265,10 @@ def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Re
     return drift
 
 
-def _words(position: dict[str, Any], bad: int, *, repaired: bool) -> str:
+def _words(position: dict[str, Any], failed: int, *, repaired: bool) -> str:
     unread = f"; {position['unread']} could not be read" if position["unread"] else ""
-    if not bad:
+    if not failed:
         return "no drift" + unread
     fields = ", ".join(f"{path} {count}" for path, count in sorted(position["fields"].items()))
     done = ", being repaired" if repaired else ""
-    return f"{bad} {'record differs' if bad == 1 else 'records differ'}{done}: {fields}{unread}"
+    return f"{failed} {'record differs' if failed == 1 else 'records differ'}{done}: {fields}{unread}"

@@ -101,19 +101,19 @@ class Replaying:
             mine = sa.select(Inbox.id).where(*_of(window, first, end)).order_by(Inbox.id)
             ids = list(connection.scalars(mine.limit(STEP)))
         if not ids:
-            words = f"{task.done} event{'' if task.done == 1 else 's'} applied again"
-            return Step(task.done, good=task.done, position=task.position, finished=True, words=words)
+            message = f"{task.done} event{'' if task.done == 1 else 's'} applied again"
+            return Step(task.done, succeeded=task.done, position=task.position, finished=True, message=message)
 
         def effect(connection: sa.Connection) -> None:
             settled = (Inbox.id.in_(ids), Inbox.state != "waiting")
             connection.execute(sa.update(Inbox).where(*settled).values(self._again()))
 
         done = task.done + len(ids)
-        return Step(done, good=done, position={"next": ids[-1] + 1, "end": end}, effect=effect, pause=PAUSE)
+        return Step(done, succeeded=done, position={"next": ids[-1] + 1, "end": end}, effect=effect, pause=PAUSE)
 
     def _again(self) -> dict[str, Any]:
         # The sweep announces it: at once, and after what is under way.
-        return {"state": "waiting", "attempts": 0, "retry_at": self.hub.clock(), "settled_at": None}
+        return {"state": "waiting", "attempts": 0, "retry_at": self.hub.clock(), "finished_at": None}
 
     @staticmethod
     def _range(connection: sa.Connection, window: Window) -> tuple[int, int]:

@@ -68,21 +68,21 @@ class Resending:
         name, after = subscriber.name(), (task.position or {}).get("after", 0)
         with self.hub.database.read() as connection:
             if not has_room(self.hub, connection, [name]):
-                words = f"waits: {subscriber.system} has plenty to do"
-                return Step(task.done, task.good, task.bad, task.position, words=words, pause=_PAUSE)
-            page = sa.select(Link.id, Link.record_id, Link.agreed).where(*_there(name), Link.id > after)
+                message = f"waits: {subscriber.system} has plenty to do"
+                return Step(task.done, task.succeeded, task.failed, task.position, message=message, pause=_PAUSE)
+            page = sa.select(Link.id, Link.record_id, Link.base).where(*_there(name), Link.id > after)
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
             differing = self._differing(connection, subscriber, links)
-        good = task.good + len(differing)
-        words = f"{good} differ and are sent again"
+        succeeded = task.succeeded + len(differing)
+        message = f"{succeeded} differ and are sent again"
         if not links:
-            return Step(task.done, task.good, task.bad, task.position, finished=True, words=words)
+            return Step(task.done, task.succeeded, task.failed, task.position, finished=True, message=message)
         position = {"after": links[-1].id}
 
         def effect(connection: sa.Connection) -> None:
             self._owe(connection, differing)
 
-        return Step(task.done + len(links), good, task.bad, position, words=words, effect=effect)
+        return Step(task.done + len(links), succeeded, task.failed, position, message=message, effect=effect)
 
     def _differing(self, connection: sa.Connection, subscriber: Subscriber, links: Any) -> list[int]:
         mapper = self.mappings.current(connection, subscriber.name())[0]
@@ -94,11 +94,9 @@ class Resending:
             if record is None or attempt(subscriber.wants, record) is not True:
                 continue
             ours: Any = attempt(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
-            agreed = link.agreed or {}
+            base = link.base or {}
             # What is refused becomes a dead letter by being tried: somebody has to see it.
-            if not isinstance(ours, tuple) or any(
-                p not in agreed or not same(v, agreed[p]) for p, v in ours[0].items()
-            ):
+            if not isinstance(ours, tuple) or any(p not in base or not same(v, base[p]) for p, v in ours[0].items()):
                 found.append(link.id)
         return found
 
@@ -110,4 +108,4 @@ class Resending:
 
 
 def _there(name: str) -> tuple[Any, ...]:
-    return Link.subscriber == name, Link.external_id.is_not(None), Link.gone_at.is_(None)
+    return Link.subscriber == name, Link.external_id.is_not(None), Link.unlinked_at.is_(None)

@@ -61,28 +61,28 @@ class Retrying:
             room = has_room(self.hub, connection, {row.subscriber for row in rows})
         if not rows:
             watching = {**position, "watching_since": self.hub.clock().isoformat()}
-            return Step(task.done, position=watching, words=f"{task.done} tried again")
+            return Step(task.done, position=watching, message=f"{task.done} tried again")
         if not room:
-            words = "waits: their systems have plenty to do"
-            return Step(task.done, position=task.position, words=words, pause=_PAUSE)
+            message = "waits: their systems have plenty to do"
+            return Step(task.done, position=task.position, message=message, pause=_PAUSE)
 
         def effect(connection: sa.Connection) -> None:
             self.letters.again(connection, rows, task_id=task.id)
 
         done = task.done + len(rows)
-        return Step(done, position={"after": rows[-1].id}, words=f"{done} tried again", effect=effect)
+        return Step(done, position={"after": rows[-1].id}, message=f"{done} tried again", effect=effect)
 
     def _watch(self, task: Any, position: dict[str, Any]) -> Step:
-        good, bad, discarded = self._outcomes(task.id)
-        under_way = task.done - good - bad - discarded
+        succeeded, failed, discarded = self._outcomes(task.id)
+        under_way = task.done - succeeded - failed - discarded
         over = datetime.fromisoformat(position["watching_since"]) + timedelta(seconds=_LONGEST) < self.hub.clock()
-        words = f"{good} of {task.done} succeeded, {bad} failed again"
+        message = f"{succeeded} of {task.done} succeeded, {failed} failed again"
         if discarded:
-            words += f", {discarded} discarded"
+            message += f", {discarded} discarded"
         if under_way > 0:
-            words += f", {under_way} under way"
+            message += f", {under_way} under way"
         finished = under_way <= 0 or over
-        return Step(task.done, good, bad, position=position, words=words, finished=finished, pause=_PAUSE)
+        return Step(task.done, succeeded, failed, position=position, message=message, finished=finished, pause=_PAUSE)
 
     def _outcomes(self, task_id: int) -> tuple[int, int, int]:
         """Of the letters this task had tried again: mended, dead again, discarded by a person since."""
@@ -101,5 +101,5 @@ class Retrying:
             .where(DeadLetter.task_id == task_id)
         )
         with self.hub.database.read() as connection:
-            good, bad, discarded = connection.execute(statement).one()
-        return good, bad, discarded
+            succeeded, failed, discarded = connection.execute(statement).one()
+        return succeeded, failed, discarded

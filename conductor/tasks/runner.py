@@ -30,15 +30,15 @@ class Step:
 
     `effect` is what the step changes in the database. It runs in the transaction that writes the
     counts, and only if the task is still ours; it may run twice when that transaction lost a race.
-    `pause`: seconds in which there is nothing to do for this task. `words` say it to a person.
+    `pause`: seconds in which there is nothing to do for this task. `message` say it to a person.
     """
 
     done: int
-    good: int = 0
-    bad: int = 0
+    succeeded: int = 0
+    failed: int = 0
     position: dict[str, Any] | None = None
     finished: bool = False
-    words: str = ""
+    message: str = ""
     #: How much there is to do, where that was not known when the task began.
     total: int | None = None
     effect: Callable[[sa.Connection], None] | None = None
@@ -171,8 +171,8 @@ class Tasks:
             logger.warning("task #%d %s: another process took over; this step counts for nothing", task.id, task.kind)
         except Exception as error:
             logger.exception("task #%d %s failed", task.id, task.kind)
-            words = f"{type(error).__name__}: {error}"
-            self._release(task, {"state": "failed", "words": words, "finished_at": self.hub.clock()})
+            message = f"{type(error).__name__}: {error}"
+            self._release(task, {"state": "failed", "message": message, "finished_at": self.hub.clock()})
         return True
 
     def _take(self) -> Any:
@@ -206,10 +206,10 @@ class Tasks:
         finished_at = sa.literal(now, Task.finished_at.type)
         values: dict[str, Any] = {
             "done": step.done,
-            "good": step.good,
-            "bad": step.bad,
+            "succeeded": step.succeeded,
+            "failed": step.failed,
             "position": step.position,
-            "words": step.words or None,
+            "message": step.message or None,
             **({} if step.total is None else {"total": step.total}),
             "state": "done" if step.finished else sa.case((asked_to_stop, "stopped"), else_=Task.state),
             "finished_at": now if step.finished else sa.case((asked_to_stop, finished_at), else_=sa.null()),

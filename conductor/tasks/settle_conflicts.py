@@ -53,18 +53,18 @@ class Alike:
         page = sa.select(Conflict.id).where(*is_open, Conflict.id > after, Conflict.id <= argument["until"])
         with self.hub.database.read() as connection:
             ids = list(connection.execute(page.order_by(Conflict.id).limit(PAGE)).scalars())
-        good, bad = task.good, task.bad
+        succeeded, failed = task.succeeded, task.failed
         for number in ids:
             try:
                 self.desk.settle_conflict(number, argument["choice"], task.by)
-                good += 1
+                succeeded += 1
             except ValueError:
-                bad += 1
-        words = f"{good} settled: {argument['choice']} it is"
-        words += f"; {bad} could not be settled just now and stay open" if bad else ""
+                failed += 1
+        message = f"{succeeded} settled: {argument['choice']} it is"
+        message += f"; {failed} could not be settled just now and stay open" if failed else ""
         position = {"after": ids[-1]} if ids else task.position
-        return Step(good + bad, good, bad, position, finished=len(ids) < PAGE, words=words)
+        return Step(succeeded + failed, succeeded, failed, position, finished=len(ids) < PAGE, message=message)
 
 
 def _open(subscriber: str, path: str) -> tuple[Any, ...]:
-    return Conflict.subscriber == subscriber, Conflict.path == path, Conflict.settled_at.is_(None)
+    return Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None)

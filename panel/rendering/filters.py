@@ -174,7 +174,7 @@ def link_state(link: Any) -> tuple[str, str]:
                 soon=_soon(link.retry_at),
             )
         return "owed", say("waits for its turn")
-    if link.gone_at:
+    if link.unlinked_at:
         return "gone", say("deleted or detached there")
     if link.unsubscription_id:
         return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)

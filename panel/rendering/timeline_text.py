@@ -58,7 +58,7 @@ def told(moment: Moment) -> tuple[str, str]:
         return say("In conflict with {system}: {path}", system=system, path=row.path), "bad"
     if kind == "settled":
         whose = say(_SETTLED.get(row.choice, _DECIDED), path=row.path, system=system)
-        return whose + (say(", by {who}", who=row.settled_by) if row.settled_by else ""), "good"
+        return whose + (say(", by {who}", who=row.resolved_by) if row.resolved_by else ""), "good"
     if kind == "closed":
         return say("Dead letter #{number} of {system} closed", number=row.id, system=system), "good"
     words, tone = (_OUT if kind == "out" else _IN).get(

@@ -59,5 +59,5 @@ def _collect_ledger(conductor: Conductor, gauge: Any) -> None:
     with conductor.database.read() as connection:
         for name, count in connection.execute(sa.select(System.name, System.webhooks_rejected)):
             refused.labels(name).set(count)
-        for row in connection.execute(sa.select(Process.kind, Process.name, Process.seen_at)):
-            seen.labels(row.kind, row.name).set((utcnow() - row.seen_at).total_seconds())
+        for row in connection.execute(sa.select(Process.kind, Process.name, Process.last_seen_at)):
+            seen.labels(row.kind, row.name).set((utcnow() - row.last_seen_at).total_seconds())

@@ -30,7 +30,7 @@ class Conflicts(PanelView):
     def index(self) -> str:
         filters = wanted("subscriber", "field", "state")
         settled = filters.get("state") == "settled"
-        state = Conflict.settled_at.is_not(None) if settled else Conflict.settled_at.is_(None)
+        state = Conflict.resolved_at.is_not(None) if settled else Conflict.resolved_at.is_(None)
         columns = {"subscriber": Conflict.subscriber, "field": Conflict.path}
         chosen = [column == filters[name] for name, column in columns.items() if name in filters]
         with self.conductor.database.read() as connection:
@@ -60,7 +60,7 @@ class Conflicts(PanelView):
     @staticmethod
     def _open(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         """Those that wait for a person, asked for by subscriber as their index has them."""
-        is_open = Conflict.settled_at.is_(None)
+        is_open = Conflict.resolved_at.is_(None)
         conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
         names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
         listings = [
@@ -100,7 +100,7 @@ class Conflicts(PanelView):
         """Before all of one field are settled alike: how many, and what it means for some of them."""
         subscriber, path, choice = (request.args.get(name, "") for name in ("subscriber", "field", "choice"))
         self._known(subscriber)
-        is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.settled_at.is_(None))
+        is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None))
         with self.conductor.database.read() as connection:
             rows = connection.execute(
                 sa.select(Conflict.__table__).where(*is_open).order_by(Conflict.id.desc()).limit(_EXAMPLES)
@@ -130,7 +130,7 @@ class Conflicts(PanelView):
     def _kinds(connection: sa.Connection) -> list[Any]:
         """Open conflicts by subscriber and field, the most first; the index of open ones bounds the work."""
         count = sa.func.count().label("count")
-        statement = sa.select(Conflict.subscriber, Conflict.path, count).where(Conflict.settled_at.is_(None))
+        statement = sa.select(Conflict.subscriber, Conflict.path, count).where(Conflict.resolved_at.is_(None))
         grouped = statement.group_by(Conflict.subscriber, Conflict.path).order_by(count.desc(), Conflict.path)
         return list(connection.execute(grouped.limit(_KINDS)))
 
@@ -151,7 +151,7 @@ class Conflicts(PanelView):
 
 def _subscribers(connection: sa.Connection) -> list[str]:
     """Those with open conflicts, configured or not."""
-    names = sa.select(Conflict.subscriber).where(Conflict.settled_at.is_(None)).distinct()
+    names = sa.select(Conflict.subscriber).where(Conflict.resolved_at.is_(None)).distinct()
     return list(connection.scalars(names))
 
 

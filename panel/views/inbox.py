@@ -22,7 +22,7 @@ from models.query_hints import unindexed
 from panel.rendering import csv_export
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
 
-_COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "settled_at", "result")
+_COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "finished_at", "result")
 
 #: Deliveries shown of what one webhook led to.
 _MOST = 50

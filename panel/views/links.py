@@ -13,7 +13,7 @@ from panel.views.base import PanelView, before, page, wanted
 
 _COLUMNS = (
     "id", "subscriber", "record_id", "external_id", "synced_at", "owed_since", "attempts", "retry_at", "dead_at",
-    "gone_at", "unsubscription_id", "open_conflicts",
+    "unlinked_at", "unsubscription_id", "open_conflicts",
 )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def _by_kind(rows: list[Any], alive: Any) -> list[dict[str, Any]]:
         {
             "kind": kind,
             "alive": sum(map(alive, found)),
-            "seen_at": max(row.seen_at for row in found),
+            "last_seen_at": max(row.last_seen_at for row in found),
             "rows": [(row, alive(row)) for row in found],
         }
         for kind, found in sorted(kinds.items())

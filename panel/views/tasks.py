@@ -98,13 +98,13 @@ _LETTERS = {
 def shown(row: Any) -> dict[str, Any]:
     """A task as its templates take it. `percent` is None where nobody knows how much there is."""
     percent = min(100 * row.done / row.total, 100) if row.total else None
-    good, bad = _COUNTS.get(row.kind, (mark("went well"), mark("went badly")))
+    succeeded, failed = _COUNTS.get(row.kind, (mark("went well"), mark("went badly")))
     return {
         "row": row,
         "what": words_of(row),
         "percent": 100 if row.state == "done" else percent,
-        "good": good,
-        "bad": bad,
+        "succeeded": succeeded,
+        "failed": failed,
         "report": row.position if row.kind == RECONCILE and row.position else None,
         "test": row.position if row.kind == CHECK and row.position else None,
         "of_system": row.argument["system"] if row.kind == CHECK else None,

@@ -152,14 +152,14 @@ class Judge:
         if system in story.deleted:
             if found:
                 self._add("unexplained", f"{about}: deleted there, and there again", [record_id], externals)
-            elif link is None or link["gone_at"] is None:
+            elif link is None or link["unlinked_at"] is None:
                 self._add("differing", f"{about}: deleted there, and the hub does not know", [record_id])
             return
         if not found:
             if not self._excused(story, subscriber.name(), record_id):
                 self._add("lost", f"{about}: not there", [record_id])
             return
-        if link is None or link["external_id"] not in externals or link["gone_at"] is not None:
+        if link is None or link["external_id"] not in externals or link["unlinked_at"] is not None:
             self._add("unexplained", f"{about}: not linked", [record_id], externals)
         self._compare(story, system, row, found[0], about)
 

@@ -446,4 +446,4 @@ def test_a_deletion_there_outlives_a_call_whose_lease_ran_out(world: World) -> N
     crm.on_call = slow
     world.run()
     settle(world)
-    assert one_row(world, Link, Link.subscriber == "crm.customer").gone_at is not None
+    assert one_row(world, Link, Link.subscriber == "crm.customer").unlinked_at is not None

@@ -106,7 +106,7 @@ def test_a_deleted_record_is_deleted_there(world: World) -> None:
         c.execute(sa.delete(CUSTOMER))
     world.run()
     assert world.shown("crm") == world.shown("shop") == []
-    assert link(world, "crm", one).gone_at is not None
+    assert link(world, "crm", one).unlinked_at is not None
 
 
 @pytest.mark.parametrize("policy,left", [("unlink", 1), ("ignore", 1), ("archive", 1), ("delete", 0)])
@@ -298,7 +298,7 @@ def test_a_create_whose_answer_was_lost_is_looked_up_before_it_is_repeated(world
     one = add(world)
     world.systems["crm"].fail(Retry("no answer in time", maybe_done=True), after=True)
     world.run()
-    assert link(world, "crm", one).external_id is None and link(world, "crm", one).intent
+    assert link(world, "crm", one).external_id is None and link(world, "crm", one).create_token
     edit(world, one, notes="edited meanwhile")
     world.run()
     assert len(world.shown("crm")) == 1
@@ -645,7 +645,7 @@ def test_gone_on_fetch_of_a_webhook_is_a_deletion(world: World) -> None:
     crm.store["crm_1"]["notes"] = "x"
     stale = crm.external("crm_1")
     world.conductor.inward.take(world.conductor.subscribers["crm.customer"], stale)
-    assert link(world, "crm").gone_there
+    assert link(world, "crm").deleted_remotely
 
 
 # --- mappings -----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_the_id_of_a_deleted_record_is_not_given_to_another(database: Database, 
 
 
 def test_a_record_that_comes_back_from_there_is_not_taken_for_gone(database: Database) -> None:
-    # The new link kept `gone_at` of the one before it: nothing was ever sent or taken again.
+    # The new link kept `unlinked_at` of the one before it: nothing was ever sent or taken again.
     world = World(database, "crm", on_gone="delete")
     one = add(world)
     world.run()
@@ -44,7 +44,7 @@ def test_a_record_that_comes_back_from_there_is_not_taken_for_gone(database: Dat
         incoming = type("Incoming", (), {"subscriber": subscriber, "mapper": mapper})()
         incoming.external = External("crm_2", {"name": "Ada again"})
         world.conductor.inward.applying._new_link(c, incoming, one)
-    assert link(world, "crm", one).gone_at is None and not link(world, "crm", one).gone_there
+    assert link(world, "crm", one).unlinked_at is None and not link(world, "crm", one).deleted_remotely
 
 
 def test_a_field_that_only_goes_out_is_put_right_in_a_record_created_there(database: Database) -> None:

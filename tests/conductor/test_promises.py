@@ -69,7 +69,7 @@ def test_a_related_record_goes_first_and_the_dependent_uses_up_no_attempt(billin
     assert invoice_link(billing).attempts == 0
     billing.run()
     assert bills(billing) == [{"number": "R-1", "status": "draft", "customer": link(billing, "crm").external_id}]
-    assert invoice_link(billing).attempts == 0 and invoice_link(billing).waits_for is None
+    assert invoice_link(billing).attempts == 0 and invoice_link(billing).blocked_by is None
 
 
 def test_a_related_record_that_came_while_it_was_looked_for_is_not_waited_for(
@@ -255,8 +255,8 @@ def test_a_value_that_does_not_fit_here_is_said_and_holds_up_no_other_conflict(d
     while world.conductor.tasks.run_some():
         world.clock.tick()
     done = world.conductor.tasks.get(task)
-    assert (done.state, done.good, done.bad) == ("done", 2, 1)
-    assert [row.id for row in rows(world, Conflict, Conflict.settled_at.is_(None))] == [long]
+    assert (done.state, done.succeeded, done.failed) == ("done", 2, 1)
+    assert [row.id for row in rows(world, Conflict, Conflict.resolved_at.is_(None))] == [long]
 
 
 # --- the mass-delete guard ------------------------------------------------------------------------------
@@ -714,7 +714,7 @@ def test_an_update_in_doubt_is_looked_up_before_it_is_sent_again(database: Datab
     again(world)
     assert world.shown("crm")[0]["notes"] == "1"
     assert [kind for kind, _ in world.systems["crm"].calls if kind == "update"] == ["update"] * (1 if arrived else 2)
-    assert link(world, "crm").doubt is None and link(world, "crm").agreed["notes"] == "1"
+    assert link(world, "crm").unconfirmed_write is None and link(world, "crm").base["notes"] == "1"
 
 
 def test_an_edit_over_an_update_whose_answer_was_lost_survives(database: Database) -> None:
@@ -1014,22 +1014,22 @@ def test_what_is_in_doubt_stays_so_while_its_record_is_skipped(database: Databas
     world.run()
     rule = world.conductor.unsubscribe("crm", None, [one], None, "freeze", by="ann")
     again(world)
-    assert link(world, "crm").doubt == {"notes": "1"}
+    assert link(world, "crm").unconfirmed_write == {"notes": "1"}
     edit(world, one, notes="0")
     world.run()
     world.conductor.lift(rule, by="ann", bring=True)
     again(world)
     assert record(world, one).notes == world.shown("crm")[0]["notes"] == "0"
-    assert link(world, "crm").doubt is None
+    assert link(world, "crm").unconfirmed_write is None
 
 
 def test_a_record_that_cannot_be_written_down_before_its_call_leaves_its_neighbours_alone(database: Database) -> None:
     fields = {"name": "name", "phone": Field("phone", transform="text_number")}
     world = World(database, "crm", field_to_data=fields)
     bad = add(world, name="more than 64 bits", phone="9" * 20)
-    add(world, name="good", phone="4")
+    add(world, name="succeeded", phone="4")
     world.run()
-    assert [data["name"] for data in world.shown("crm")] == ["good"]
+    assert [data["name"] for data in world.shown("crm")] == ["succeeded"]
     assert "cannot be written down" in rows(world, DeadLetter, DeadLetter.record_id == bad)[0].message
     assert link(world, "crm", bad).dead_at is not None and link(world, "crm", bad).lease_owner is None
 
@@ -1220,4 +1220,4 @@ def test_an_edit_told_after_the_deletion_that_followed_it_changes_nothing(databa
     assert record(world, one).active is False
     edit(world, one, active=True)  # a person wants it all the same
     world.conductor.inward.take(follows, External("crm_1"))
-    assert record(world, one).active is True and link(world, "crm").gone_at is not None
+    assert record(world, one).active is True and link(world, "crm").unlinked_at is not None

@@ -255,7 +255,7 @@ def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Data
     with database.write() as c:
         for key, at, ended in ((1, old, old), (2, old, new), (3, old, None), (4, new, new)):
             c.execute(sa.insert(DeadLetter).values(id=key, inbox_id=key, at=at, closed_at=ended, **letter))
-            c.execute(sa.insert(Conflict).values(id=key, at=at, settled_at=ended, **(conflict | {"link_id": key})))
+            c.execute(sa.insert(Conflict).values(id=key, at=at, resolved_at=ended, **(conflict | {"link_id": key})))
             c.execute(sa.insert(Inbox).values(id=key, event_id=str(key), received_at=at, **inbox))
             c.execute(
                 sa.insert(AuditEntry).values(id=key, at=ancient if key == 1 else at, who="w", action="a", target="t")
@@ -272,7 +272,7 @@ def test_tidy_removes_processes_that_died_and_slots_that_passed(database: Databa
     with database.write() as c:
         for name, hours in (("dead", 30), ("alive", 50)):
             seen = clock() + timedelta(hours=hours)
-            c.execute(sa.insert(Process).values(name=name, kind="web", started_at=seen, seen_at=seen))
+            c.execute(sa.insert(Process).values(name=name, kind="web", started_at=seen, last_seen_at=seen))
     for _ in range(3):
         conductor.jobs.tick()
         clock.tick(20 * 3600)

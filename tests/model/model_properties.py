@@ -174,9 +174,11 @@ def _converged(world: World, ledger: Ledger) -> list[str]:
             if _letter(ledger, link):
                 continue
             excused = _excused(world, ledger, name, record_id)
-            there = link is not None and link.gone_at is None and system.store.get(link.external_id)
+            there = link is not None and link.unlinked_at is None and system.store.get(link.external_id)
             if not there:
-                unlinked = link is not None and link.gone_there and system.profile.on_gone in ("unlink", "archive")
+                unlinked = (
+                    link is not None and link.deleted_remotely and system.profile.on_gone in ("unlink", "archive")
+                )
                 if "create" not in excused and not unlinked:
                     wrong.append(f"(a) {name} {record_id} is not there: {link}")
                 continue
@@ -213,13 +215,13 @@ def _nothing_extra(world: World, ledger: Ledger) -> list[str]:
                     wrong.append(f"(a) {name} {external_id} has no record here")
                 continue
             policy = system.profile.on_delete
-            if link.gone_at is None and link.record_id in ledger.records:
+            if link.unlinked_at is None and link.record_id in ledger.records:
                 continue
             if "delete" in _excused(world, ledger, name, link.record_id):
                 continue
-            if policy == "archive" and link.gone_at is None and data.get("phone") == "archived":
+            if policy == "archive" and link.unlinked_at is None and data.get("phone") == "archived":
                 continue
-            if policy == "archive" and link.gone_at is None and external_id in _edited_since(system, external_id):
+            if policy == "archive" and link.unlinked_at is None and external_id in _edited_since(system, external_id):
                 continue
             if policy in ("unlink", "ignore"):
                 continue
@@ -311,7 +313,7 @@ def _allowed(
     world: World, record_id: str, column: str, externals: set[tuple[str, str]]
 ) -> tuple[list[tuple[str, Any]], str]:
     """(side, value) that the field may have now, and that in words. Nothing: no telling."""
-    base = world.agreed.get(record_id)
+    base = world.base.get(record_id)
     writers = {("hub", record_id): world.written.get(("hub", record_id, column), [])}
     lost = False
     for system, external_id in externals:
@@ -341,7 +343,7 @@ def _matches(world: World, side: str, expected: Any, found: Any, column: str) ->
 
 def _agree(world: World, ledger: Ledger) -> None:
     """From here on a new agreement counts."""
-    world.agreed = ledger.records
+    world.base = ledger.records
     world.written.clear()
     world.tainted.clear()
     if any(row.state == "dead" for row in ledger.inbox):
@@ -356,7 +358,7 @@ def _agree(world: World, ledger: Ledger) -> None:
 
 def _equal(world: World, ledger: Ledger, system: ModelSystem, record_id: str, record: dict[str, Any]) -> bool:
     link = ledger.links.get((f"{system.name}.customer", record_id))
-    there = link is not None and link.gone_at is None and system.store.get(link.external_id)
+    there = link is not None and link.unlinked_at is None and system.store.get(link.external_id)
     return bool(there) and all(same(there.get(c), system.normal(c, record[c])) for c in FIELDS)
 
 

@@ -139,8 +139,8 @@ def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Data
 
 def test_open_conflicts_are_listed_by_their_index(panel: PanelWorld) -> None:
     row = {"subscriber": SHOP, "path": "name", "at": utcnow()}
-    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "settled_at": utcnow()} for n in range(MANY)])
-    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "settled_at": None} for n in range(3)])
+    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "resolved_at": utcnow()} for n in range(MANY)])
+    fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "resolved_at": None} for n in range(3)])
     client = panel.client("admin")
     with plans(panel.database) as found:
         page = client.get("/conflicts/").text

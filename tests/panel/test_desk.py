@@ -75,7 +75,7 @@ def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.
     post(client, "/dead-letters/discard", all="yes", reason="they left")
     (task,) = noisy.conductor.tasks.list("discard")
     assert task.total == crm + 2
-    for module in ("panel.views.dead_letters", "panel.rendering.filters"):
+    for module in ("conductor.reports.dead_letter_groups", "panel.rendering.filters"):
         monkeypatch.setattr(f"{module}.COUNT_LIMIT", 500)
     assert "Discard all 500+<" in client.get("/dead-letters/").text
 
@@ -243,7 +243,7 @@ def test_settling_needs_a_choice_that_is_one(sqlite: World) -> None:
     assert post(client, "/conflicts/settle", number="x").status_code == 303
     assert client.get("/conflicts/alike?subscriber=nobody&field=x&choice=ours").status_code == 404
     assert client.get("/conflicts/alike?subscriber=shop.customer&field=x&choice=both").status_code == 400
-    assert not sqlite.rows(sa.select(Conflict.id).where(Conflict.settled_at.is_not(None)))
+    assert not sqlite.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_not(None)))
 
 
 def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: World) -> None:
@@ -260,7 +260,7 @@ def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: Wor
         pass
     people = _people(w)
     assert [people[n][0] for n in (1, 2, 3)] == ["theirs1", "grace.hopper@example.com", "theirs3"]
-    left = {row.id for row in w.rows(sa.select(Conflict.id).where(Conflict.settled_at.is_(None)))}
+    left = {row.id for row in w.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_(None)))}
     assert left == {two, city}
     (task,) = w.conductor.tasks.list("settle")
     assert (task.state, task.good, task.bad) == ("done", 2, 1)

@@ -182,7 +182,7 @@ def test_the_link_to_rabbitmq_shows_no_login(sqlite_url: str) -> None:
 
 def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(w: World) -> None:
     client = w.client("operator")
-    change(w, Task, Task.id == 1, total=400, done=100, good=98, bad=2)
+    change(w, Task, Task.id == 1, total=400, done=100, succeeded=98, failed=2)
     page = client.get("/tasks/").text
     assert "Reconcile crm.customer" in page and 'value="25.0"' in page and "2 drifted apart" in page
     post(client, "/tasks/1/stop", back="/tasks/1")
@@ -195,7 +195,7 @@ def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(w: World) -> None
 def test_reconciling_tells_what_drifted_and_repairs_it(w: World) -> None:
     client = w.client("operator")
     position = {"after": 9, "fields": {"email": 1}, "examples": [["1", "crm-1", "email", "a@b", "c@d"]], "unread": 0}
-    change(w, Task, Task.id == 1, state="done", done=4, bad=1, position=position)
+    change(w, Task, Task.id == 1, state="done", done=4, failed=1, position=position)
     page = client.get("/tasks/1").text
     assert "What drifted apart" in page and "c@d" in page
     answer = post(client, "/systems/reconcile/crm.customer", repair="yes")
@@ -237,12 +237,12 @@ def test_a_connection_is_tested_as_a_task(w: World, monkeypatch: pytest.MonkeyPa
 
 def test_a_task_that_nobody_works_at_says_so(w: World) -> None:
     client = w.client("operator")
-    change(w, Process, Process.kind == "scheduler", seen_at=utcnow().replace(year=2025))
+    change(w, Process, Process.kind == "scheduler", last_seen_at=utcnow().replace(year=2025))
     where = post(client, "/systems/shop/check").headers["Location"]
     assert "No scheduler is running: no system is polled and no task goes on." in client.get(where).text
 
 
 def test_a_process_that_went_silent_is_trouble(w: World) -> None:
-    change(w, Process, Process.kind == "worker", seen_at=utcnow().replace(year=2025))
+    change(w, Process, Process.kind == "worker", last_seen_at=utcnow().replace(year=2025))
     page = w.client("viewer").get("/").text
     assert "no worker is running" in page and "silent" in page

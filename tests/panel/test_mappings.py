@@ -188,7 +188,7 @@ def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
     assert 'data-line="/tasks/' in w.client("viewer").get(PAGE).text
     with w.database.write() as connection:
         # One that is up to date with the new mapping already.
-        agreed = w.rows(sa.select(Link.agreed).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
+        agreed = w.rows(sa.select(Link.base).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
         values = {"agreed": {**agreed[0].agreed, "active": "yes"}}
         connection.execute(
             sa.update(Link).where(Link.subscriber == "shop.customer", Link.record_id == "1").values(**values)

@@ -93,11 +93,11 @@ def test_each_standing_is_a_sentence(w: World) -> None:
     assert stands(w, "1", shop) == ("waiting", "waiting, Shop is paused by me since TIME (moving)")
     other = w.rows(sa.select(Link.id).where(Link.record_id == "3", Link.subscriber == shop))[0].id
     change(w, System, System.name == "shop", paused_at=None, down_since=None)
-    change(w, Link, of, attempts=0, retry_at=None, waits_for=other)
+    change(w, Link, of, attempts=0, retry_at=None, blocked_by=other)
     assert stands(w, "1", shop)[1] == "waiting for customer 3, which has to be in Shop first"
-    change(w, Link, of, waits_for=None, synced_change=Link.owed_change, open_conflicts=2)
+    change(w, Link, of, blocked_by=None, synced_change=Link.owed_change, open_conflicts=2)
     assert stands(w, "1", shop) == ("conflict", "2 fields wait for a person to decide; the rest is up to date")
-    change(w, Link, of, open_conflicts=0, gone_at=utcnow(), gone_there=True)
+    change(w, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
     assert stands(w, "1", shop) == ("gone", "deleted in Shop at TIME; nothing is sent any more")
     w.conductor.lift(1, "me")
     w.conductor.push("customer", "3")
@@ -241,7 +241,7 @@ def test_all_that_match_are_retried_as_a_task_that_says_how_many_succeed(w: Worl
         connection.exec_driver_sql("DELETE FROM change WHERE relayed_at IS NULL")
     work_off(w)
     task = w.rows(sa.select(Task.__table__))[0]
-    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 2, 2, 0, 2)
+    assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 2, 2, 0, 2)
     assert "0 of 2 succeeded, 2 failed again" in page(w, "/dead-letters/")
 
 

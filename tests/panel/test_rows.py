@@ -125,7 +125,7 @@ def test_row_1_the_state_of_everything_at_a_glance(at: Open, w: World) -> None:
     with w.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(name="Ada King"))
         connection.execute(
-            sa.update(Process).where(Process.kind == "worker").values(seen_at=utcnow() - timedelta(hours=1))
+            sa.update(Process).where(Process.kind == "worker").values(last_seen_at=utcnow() - timedelta(hours=1))
         )
     w.sync()
     visit = at(1400, "dark")

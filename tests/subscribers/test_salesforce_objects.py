@@ -208,7 +208,7 @@ def test_an_org_without_the_object_unlinks_nothing(world: SalesforceWorld) -> No
     world.edit("invoice", one, lines=LINES[:1])
     world.run()
     link = world.link("invoice", one)
-    assert link.gone_at is None and link.dead_at is not None
+    assert link.unlinked_at is None and link.dead_at is not None
 
 
 def test_creating_what_is_there_already_takes_its_lines_over(world: SalesforceWorld) -> None:
@@ -223,12 +223,12 @@ def test_a_customer_deleted_there_does_not_unlink_the_invoice(world: SalesforceW
     world.org.remove("Account", world.link("customer", "1").external_id)
     world.edit("invoice", one, customer_id=int(world.add("customer", name="Bob")))
     world.run()
-    assert world.link("invoice", one).gone_at is None
+    assert world.link("invoice", one).unlinked_at is None
     (account,) = world.org.store.all("Account")
     assert world.org.store.all("Invoice__c")[0]["Customer__c"] == account["Id"]
     world.edit("invoice", one, customer_id=1)  # linked still, as no poll has told of it
     world.run()
-    assert world.link("invoice", one).gone_at is None
+    assert world.link("invoice", one).unlinked_at is None
     (failed,) = world.deliveries(outcome="failed", subscriber="salesforce.invoice")
     assert "a record that it points to is deleted there" in failed.reason
 

@@ -186,7 +186,7 @@ def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(world: Sa
     world.poll("customer")
     assert world.count("customer") == 2
     link = world.link("customer", "1")
-    assert (link.external_id, link.gone_at) == (master, None)
+    assert (link.external_id, link.unlinked_at) == (master, None)
     here = world.record("customer", "1")
     assert here is not None and (here["name"], here["phone"]) == ("Ada Ltd", "1")
     world.edit("customer", "1", phone="2")
@@ -220,7 +220,7 @@ def test_a_message_about_a_merged_account_follows_it(world: SalesforceWorld, htt
     http.post(ADDRESS, data=message(first))
     world.run()
     link = world.link("customer", "1")
-    assert (link.external_id, link.gone_at, world.count("customer")) == (master, None, 2)
+    assert (link.external_id, link.unlinked_at, world.count("customer")) == (master, None, 2)
 
 
 def test_a_customer_merged_into_another_ones_account_is_gone_there(world: SalesforceWorld) -> None:
@@ -229,7 +229,7 @@ def test_a_customer_merged_into_another_ones_account_is_gone_there(world: Salesf
     world.org.clock.advance(100)
     world.org.store.merge("Account", second, [first])
     world.poll("customer")
-    assert world.link("customer", "1").gone_at is not None
+    assert world.link("customer", "1").unlinked_at is not None
     assert world.link("customer", "2").external_id == second
     assert world.count("customer") == 2
     assert [one["Id"] for one in world.org.store.all("Account")] == [second]

@@ -163,7 +163,7 @@ class World:
         #: (side, id, column) -> values written since the last agreement, in order.
         self.written: dict[tuple[str, str, str], list[Any]] = {}
         #: What was agreed then.
-        self.agreed: dict[str, dict[str, Any]] = {}
+        self.base: dict[str, dict[str, Any]] = {}
         self.tainted: set[str] = set()
         self.all_tainted = False
         #: Systems of which an answer was lost: their own form of a value may have been taken for an edit.

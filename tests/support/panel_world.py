@@ -208,7 +208,7 @@ def seed(made: World) -> None:
             connection.execute(sa.insert(Customer).values(name=name, email=email, city=city))
         now = utcnow()
         for kind in ("web", "relay", "worker", "scheduler"):
-            connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, seen_at=now))
+            connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, last_seen_at=now))
         connection.execute(sa.insert(Cursor).values(subscriber="shop.customer", polled_at=now, result="2 records"))
     conductor = made.conductor
     conductor.unsubscribe("crm.customer", None, ["2"], None, "billing freeze", "operator@example.com")
@@ -224,7 +224,7 @@ def add_conflict(made: World, path: str = "email") -> int:
     with made.database.write() as connection:
         linked = (Link.subscriber == "shop.customer", Link.record_id == "1")
         link = connection.execute(sa.select(Link.__table__).where(*linked)).one()
-        known = sa.delete(Conflict).where(Conflict.link_id == link.id, Conflict.settled_at.is_(None))
+        known = sa.delete(Conflict).where(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
         connection.execute(known)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(open_conflicts=1))
         versions = {"base": "ada@base.example", "ours": "ada@ours.example", "theirs": "ada@theirs.example"}

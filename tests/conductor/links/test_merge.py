@@ -25,7 +25,12 @@ def together(
 ) -> Merge:
     winner = who if callable(who) else (lambda path: who)
     return merge(
-        agreed=agreed, held=held or {}, theirs=theirs, ours=ours, comes_in=lambda path: path not in out, winner=winner
+        base=agreed,
+        remote_values=held or {},
+        theirs=theirs,
+        ours=ours,
+        comes_in=lambda path: path not in out,
+        winner=winner,
     )
 
 

@@ -47,7 +47,7 @@ def hub(database: Database, clock: Clock) -> Conductor:
     conductor = Conductor(database, subscribers, Ears(), clock=clock)
     conductor.prepare()
     for kind in ("relay", "worker", "scheduler"):
-        put(database, Process, name=kind, kind=kind, started_at=clock(), seen_at=clock())
+        put(database, Process, name=kind, kind=kind, started_at=clock(), last_seen_at=clock())
     return conductor
 
 
@@ -96,7 +96,7 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
     link = {"link_id": 1, "subscriber": "shop.customer", "record_id": "2", "path": "email"}
     put(database, Conflict, **link)
     put(database, Cursor, subscriber="shop.customer", failing_since=old, result="401 Unauthorized")
-    change(database, Process, Process.kind == "relay", seen_at=now - timedelta(seconds=ALIVE_SECONDS))
+    change(database, Process, Process.kind == "relay", last_seen_at=now - timedelta(seconds=ALIVE_SECONDS))
     overview = hub.overview()
     assert overview.tone == "bad"
     assert overview.headline == (
@@ -126,7 +126,7 @@ def test_one_process_may_be_all_of_them(hub: Conductor, database: Database, cloc
     with database.write() as connection:
         connection.execute(sa.delete(Process))
     assert "no relay, worker or scheduler is running" in hub.overview().headline
-    put(database, Process, name="one", kind="standalone", started_at=clock(), seen_at=clock())
+    put(database, Process, name="one", kind="standalone", started_at=clock(), last_seen_at=clock())
     assert hub.overview().troubles == []
 
 
@@ -148,7 +148,7 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
     elif what == "poll":
         change(database, Cursor, sa.true(), failing_since=clock())
     elif what == "process":
-        change(database, Process, Process.kind == "relay", seen_at=clock() - timedelta(hours=1))
+        change(database, Process, Process.kind == "relay", last_seen_at=clock() - timedelta(hours=1))
     elif what == "job":
         change(database, Schedule, sa.true(), finished_at=clock())
     else:

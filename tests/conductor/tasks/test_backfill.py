@@ -62,13 +62,13 @@ def test_all_there_are_are_brought_once_in_pages(world: World, monkeypatch: pyte
     one = world.conductor.backfill("crm.customer", "ann")
     work(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 6, 6, 6, 0)
-    assert task.words == "6 sent, 0 were there already"
+    assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 6, 6, 6, 0)
+    assert task.message == "6 sent, 0 were there already"
     assert held(world) == [f"Ada {n}" for n in range(6)]
     assert [kind for kind, _ in world.systems["crm"].writes()] == ["create"] * 6
     two = world.conductor.backfill("crm.customer", "ann")
     work(world)
-    assert two != one and world.conductor.tasks.get(two).words == "0 sent, 6 were there already"
+    assert two != one and world.conductor.tasks.get(two).message == "0 sent, 6 were there already"
     assert len(world.systems["crm"].writes()) == 6
 
 
@@ -79,7 +79,7 @@ def test_what_is_there_already_is_linked_and_not_created_again(world: World) -> 
     world.clock.tick()
     one = world.conductor.backfill("crm.customer", "ann")
     work(world)
-    assert len(crm.store) == 7 and world.conductor.tasks.get(one).words == "5 sent, 1 were there already"
+    assert len(crm.store) == 7 and world.conductor.tasks.get(one).message == "5 sent, 1 were there already"
     with world.conductor.database.read() as c:
         (phone,) = c.execute(sa.select(CUSTOMER.c.phone).where(CUSTOMER.c.email == "ada1@x.org")).one()
         assert c.execute(sa.select(sa.func.count()).select_from(CUSTOMER)).scalar() == 6, "the stranger stays there"
@@ -139,7 +139,7 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
         world.conductor.tasks.run_some()
         world.clock.tick(2)
     task = world.conductor.tasks.get(one)
-    assert (task.done, task.words) == (2, "waits: crm has plenty to do")
+    assert (task.done, task.message) == (2, "waits: crm has plenty to do")
     monkeypatch.setattr(type(world.conductor.subscribers["crm.customer"]), "lot_size", lambda self, waiting: 4)
     for _ in range(3):  # as many as one call takes
         world.conductor.tasks.run_some()
@@ -148,7 +148,7 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
     world.conductor.sweep()
     assert world.ears.later == [("crm.customer", ["1", "2", "3", "4"])] == world.ears.heard
     work(world)
-    assert world.conductor.tasks.get(one).good == 6
+    assert world.conductor.tasks.get(one).succeeded == 6
 
 
 def test_records_that_cannot_be_told_apart_wait_for_a_person(world: World) -> None:
@@ -159,12 +159,12 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(world: World) -> No
     there = crm.add(name="Ada 0 or 1", email="same@x.org")
     one = world.conductor.backfill("crm.customer", "ann")
     work(world)
-    words = (
+    message = (
         f"several records here have the same email as {there.id}: which is it? (retry to create it there all the same)"
     )
-    assert bad_letters(world) == [("1", words), ("2", words)] and len(crm.store) == 5
+    assert bad_letters(world) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.good, task.bad) == ("done", 4, 2) and "2 dead letters to look at" in task.words
+    assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters to look at" in task.message
     world.conductor.retry(LetterFilter(), "ann")
     work(world, 3)
     assert bad_letters(world) == [] and len(crm.store) == 7
@@ -175,7 +175,7 @@ def test_what_the_system_refuses_is_counted(world: World) -> None:
     one = world.conductor.backfill("crm.customer", "ann")
     work(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.good, task.bad) == ("done", 5, 1) and bad_letters(world) == [("4", "no")]
+    assert (task.state, task.succeeded, task.failed) == ("done", 5, 1) and bad_letters(world) == [("4", "no")]
 
 
 def _refuse(kind: str, what: str, record_id: str) -> None:
@@ -199,7 +199,7 @@ def test_a_list_that_cannot_be_read_now_is_read_later(
     world.systems["crm"].add(name="Ada 1", email="ada1@x.org")
     one = world.conductor.backfill("crm.customer", "ann")
     world.conductor.tasks.run_some()
-    assert world.conductor.tasks.get(one).words == str(error)
+    assert world.conductor.tasks.get(one).message == str(error)
     work(world)
     assert len(world.systems["crm"].store) == 6 and world.conductor.tasks.get(one).state == "done"
 
@@ -208,7 +208,7 @@ def test_a_paused_system_gets_nothing_and_the_task_says_why(world: World) -> Non
     world.conductor.pause("crm", "ann", "lunch")
     one = world.conductor.backfill("crm.customer", "ann")
     work(world, 5)
-    assert world.conductor.tasks.get(one).words == "crm is paused: lunch" and held(world) == []
+    assert world.conductor.tasks.get(one).message == "crm is paused: lunch" and held(world) == []
 
 
 def test_bad_input_is_refused_in_words(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +260,7 @@ def test_after_an_hour_the_rest_is_left_to_its_own_attempts(world: World) -> Non
     world.clock.now += timedelta(hours=1)
     work(world, 1)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.words) == ("done", "6 sent, 0 were there already; 6 under way")
+    assert (task.state, task.message) == ("done", "6 sent, 0 were there already; 6 under way")
 
 
 def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
@@ -276,7 +276,7 @@ def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
         stop.set()
         tasks.join()
     assert hub.held("crm") == [f"Ada {n:03}" for n in range(300)] and hub.outstanding() == 0
-    assert hub.conductor.tasks.get(one).good == 300
+    assert hub.conductor.tasks.get(one).succeeded == 300
 
 
 def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_position(

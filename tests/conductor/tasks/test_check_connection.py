@@ -41,8 +41,8 @@ def test_what_was_found_is_kept(database: Database) -> None:
     one = world.conductor.connection.start("crm", "ann")
     run(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.done, task.total, task.good, task.bad) == ("done", 1, 1, 1, 0)
-    assert task.words == "all is well" and task.position["took"] >= 0
+    assert (task.state, task.done, task.total, task.succeeded, task.failed) == ("done", 1, 1, 1, 0)
+    assert task.message == "all is well" and task.position["took"] >= 0
     assert task.position["found"]["crm.customer"][0] == ["ok", "the login works, and records can be read"]
     two = world.conductor.connection.start("crm", "ann")
     run(world)
@@ -57,7 +57,7 @@ def test_what_is_wrong_is_counted(database: Database) -> None:
     one = world.conductor.connection.start("crm", "ann")
     run(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.bad, task.words) == ("done", 1, "1 thing needs to be mended")
+    assert (task.state, task.failed, task.message) == ("done", 1, "1 thing needs to be mended")
 
 
 def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Database, silence: Silence) -> None:
@@ -66,15 +66,15 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
     one = world.conductor.connection.start("crm", "ann")
     assert world.conductor.connection.start("crm", "bob") == one  # one under way is not begun again
     tasks.run_some()
-    assert silence.asked.is_set() and tasks.get(one).words == "asks crm.customer"
+    assert silence.asked.is_set() and tasks.get(one).message == "asks crm.customer"
     assert not tasks.run_some()  # others' turn
     world.clock.tick(10)
     tasks.run_some()
-    assert tasks.get(one).words == "asks crm.customer, no answer for 10 s yet"
+    assert tasks.get(one).message == "asks crm.customer, no answer for 10 s yet"
     world.clock.tick(50)
     tasks.run_some()
     task = tasks.get(one)
-    assert (task.state, task.bad, task.position["took"]) == ("done", 1, 60)
+    assert (task.state, task.failed, task.position["took"]) == ("done", 1, 60)
     assert task.position["found"] == {"crm.customer": [["wrong", "no answer within 60 s"]]}
 
 
@@ -87,7 +87,7 @@ def test_it_can_be_stopped_and_another_process_asks_again(database: Database, si
     world.conductor.tasks.resume(one, "ann")
     other = World(database, "crm")  # its system answers
     run(other)
-    assert other.conductor.tasks.get(one).words == "all is well"
+    assert other.conductor.tasks.get(one).message == "all is well"
 
 
 def test_a_system_that_is_not_there(database: Database) -> None:

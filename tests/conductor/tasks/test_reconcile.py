@@ -67,25 +67,25 @@ def drift_apart(world: World) -> None:
 
 def test_two_sides_that_agree_have_no_drift(world: World) -> None:
     task = work(world, world.conductor.reconcile("crm.customer", "ann"))
-    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 5, 5, 5, 0)
-    assert task.words == "no drift" and world.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
+    assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 5, 5, 5, 0)
+    assert task.message == "no drift" and world.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
 
 
 def test_what_drifted_is_told_per_field_and_left_alone(world: World) -> None:
     drift_apart(world)
     task = work(world, world.conductor.reconcile("crm.customer", "ann"))
-    assert (task.done, task.good, task.bad) == (5, 1, 4)
+    assert (task.done, task.succeeded, task.failed) == (5, 1, 4)
     assert task.position["fields"] == {"name": 2, "phone": 1, MISSING_THERE: 1, MISSING_HERE: 1}
     assert ["1", "crm_1", "name", "Ada 1", "Theirs"] in task.position["examples"]
     assert ["2", "crm_2", "phone", "22", "2"] in task.position["examples"]
-    assert task.words == "4 records differ: (deleted here) 1, (missing there) 1, name 2, phone 1"
+    assert task.message == "4 records differ: (deleted here) 1, (missing there) 1, name 2, phone 1"
     assert world.systems["crm"].writes() == [] and names(world) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
 
 
 def test_repaired_both_sides_agree(world: World) -> None:
     drift_apart(world)
     task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
-    assert task.bad == 4 and "being repaired" in task.words
+    assert task.failed == 4 and "being repaired" in task.message
     for _ in range(3):
         world.conductor.sweep()
         world.run()
@@ -94,7 +94,7 @@ def test_repaired_both_sides_agree(world: World) -> None:
         ("Ada 5", "5"), ("Ours", "22"), ("Theirs", "1"),
     ]  # fmt: skip
     again = work(world, world.conductor.reconcile("crm.customer", "ann"))
-    assert (again.words, again.total) == ("no drift", 3)
+    assert (again.message, again.total) == ("no drift", 3)
 
 
 def test_what_is_on_its_way_is_no_drift(world: World) -> None:
@@ -104,7 +104,7 @@ def test_what_is_on_its_way_is_no_drift(world: World) -> None:
     world.ears.heard.clear()
     one = world.conductor.reconcile("crm.customer", "ann")
     world.conductor.tasks.run_some()
-    assert world.conductor.tasks.get(one).bad == 0
+    assert world.conductor.tasks.get(one).failed == 0
 
 
 def test_a_lease_that_ran_out_hides_no_drift(world: World) -> None:
@@ -113,7 +113,7 @@ def test_a_lease_that_ran_out_hides_no_drift(world: World) -> None:
         left = {"lease_owner": "died", "lease_until": world.clock.now}
         c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
     task = work(world, world.conductor.reconcile("crm.customer", "ann"))
-    assert task.bad == 4
+    assert task.failed == 4
 
 
 def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: Database) -> None:
@@ -122,10 +122,10 @@ def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: 
         c.execute(sa.insert(CUSTOMER).values(name="Ada", phone="1"))
     world.run()
     with database.write() as c:
-        c.execute(sa.update(Link).values(held={"name": "ADA"}))
+        c.execute(sa.update(Link).values(remote_values={"name": "ADA"}))
     world.systems["crm"].edit("crm_1", name="ADA", phone=None)
     task = work(world, world.conductor.reconcile("crm.customer", "ann"))
-    assert task.words == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
+    assert task.message == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
 
 
 def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(world: World) -> None:
@@ -133,10 +133,10 @@ def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted
     crm.fail(SystemDown("503"))
     one = world.conductor.reconcile("crm.customer", "ann")
     world.conductor.tasks.run_some()
-    assert (world.conductor.tasks.get(one).words, world.conductor.tasks.get(one).done) == ("503", 0)
+    assert (world.conductor.tasks.get(one).message, world.conductor.tasks.get(one).done) == ("503", 0)
     crm.fail(Retry("a lock"))
     task = work(world, one)
-    assert (task.done, task.words) == (5, "no drift; 1 could not be read")
+    assert (task.done, task.message) == (5, "no drift; 1 could not be read")
 
 
 def test_deletions_there_in_great_number_are_not_repaired_without_asking(world: World) -> None:
@@ -147,7 +147,7 @@ def test_deletions_there_in_great_number_are_not_repaired_without_asking(world: 
         crm.remove(f"crm_{number}")
     one = world.conductor.reconcile("crm.customer", "ann", repair=True)
     work(world, one)
-    assert len(names(world)) == 3 and "paused" in world.conductor.tasks.get(one).words
+    assert len(names(world)) == 3 and "paused" in world.conductor.tasks.get(one).message
 
 
 def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.M
     assert world.conductor.tasks.get(one).done == 2
     assert world.conductor.reconcile("crm.customer", "bob") == one
     task = work(world, one)
-    assert (task.done, task.bad) == (5, 4)
+    assert (task.done, task.failed) == (5, 4)
     assert len(task.position["examples"]) == 5
 
 
@@ -180,11 +180,11 @@ def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database
     world.clock.tick(60)
     writes = len(world.systems["crm"].writes())
     task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
-    assert (task.words, len(world.systems["crm"].writes())) == ("no drift", writes)
+    assert (task.message, len(world.systems["crm"].writes())) == ("no drift", writes)
 
 
 @pytest.mark.parametrize("repair", [False, True])
 def test_a_number_no_column_holds_is_told_like_any_other(world: World, repair: bool) -> None:
     world.systems["crm"].edit("crm_1", phone=10**30)
     task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=repair))
-    assert (task.state, task.done, task.bad) == ("done", 5, 1)
+    assert (task.state, task.done, task.failed) == ("done", 5, 1)

@@ -35,8 +35,8 @@ def counting(world: World, to: int = 5) -> Callable[[Any], Step]:
         def effect(connection: sa.Connection) -> None:
             connection.execute(sa.insert(CUSTOMER).values(name=f"Ada {number}"))
 
-        words = f"{number} written"
-        return Step(number, number, position={"number": number}, finished=number == to, words=words, effect=effect)
+        message = f"{number} written"
+        return Step(number, number, position={"number": number}, finished=number == to, message=message, effect=effect)
 
     world.conductor.tasks.register("count", step)
     return step
@@ -59,11 +59,11 @@ def test_a_task_is_done_step_by_step_and_says_how_far_it_is(world: World) -> Non
     one = tasks.start("count", "ann", argument={"to": 5}, total=5)
     assert tasks.run_some()
     task = tasks.get(one)
-    assert (task.state, task.done, task.total, task.words, task.by) == ("running", 1, 5, "1 written", "ann")
+    assert (task.state, task.done, task.total, task.message, task.by) == ("running", 1, 5, "1 written", "ann")
     while tasks.run_some():
         pass
     task = tasks.get(one)
-    assert (task.state, task.done, task.good, task.finished_at) == ("done", 5, 5, world.clock())
+    assert (task.state, task.done, task.succeeded, task.finished_at) == ("done", 5, 5, world.clock())
     assert written(world) == 5
     assert [t.id for t in tasks.list("count")] == [one] and tasks.list(unfinished=True) == []
 
@@ -197,7 +197,7 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(world: World) -> None:
     tasks.register("fail", fail)
     one = tasks.start("fail", "ann")
     assert tasks.run_some() and not tasks.run_some()
-    assert (tasks.get(one).state, tasks.get(one).words) == ("failed", "RuntimeError: no luck")
+    assert (tasks.get(one).state, tasks.get(one).message) == ("failed", "RuntimeError: no luck")
     tasks.register("fail", lambda task: Step(1, finished=True))
     tasks.resume(one, "ann")
     assert tasks.run_some() and tasks.get(one).state == "done"
@@ -294,8 +294,8 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
     world.systems["crm"].fail(Reject("still no"), times=2)
     work(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 10, 10, 8, 2)
-    assert task.words == "8 of 10 succeeded, 2 failed again"
+    assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 10, 10, 8, 2)
+    assert task.message == "8 of 10 succeeded, 2 failed again"
     with world.conductor.database.read() as c:
         assert c.execute(sa.select(sa.func.count()).where(DeadLetter.closed_at.is_(None))).scalar() == 3
         assert c.execute(sa.select(sa.func.count()).where(Link.dead_at.is_not(None))).scalar() == 3
@@ -310,9 +310,9 @@ def test_only_the_chosen_ones_and_no_flood(world: World, monkeypatch: pytest.Mon
     for _ in range(3):
         tasks.run_some()
         world.clock.tick(2)
-    assert (tasks.get(one).done, tasks.get(one).words) == (2, "waits: their systems have plenty to do")
+    assert (tasks.get(one).done, tasks.get(one).message) == (2, "waits: their systems have plenty to do")
     work(world)
-    assert tasks.get(one).good == 4 == len(world.systems["crm"].store)
+    assert tasks.get(one).succeeded == 4 == len(world.systems["crm"].store)
 
 
 def test_discarded_in_between_and_letters_about_events(world: World) -> None:
@@ -327,7 +327,7 @@ def test_discarded_in_between_and_letters_about_events(world: World) -> None:
     world.conductor.discard(LetterFilter(ids=[1]), "bob", "an old one")
     work(world)
     task = tasks.get(one)
-    assert (task.state, task.words) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
+    assert (task.state, task.message) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
 
 
 def test_what_does_not_come_to_an_end_is_counted_as_under_way(world: World) -> None:
@@ -340,7 +340,7 @@ def test_what_does_not_come_to_an_end_is_counted_as_under_way(world: World) -> N
     world.clock.tick(3600)
     world.conductor.tasks.run_some()
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.words) == ("done", "0 of 1 succeeded, 0 failed again, 1 under way")
+    assert (task.state, task.message) == ("done", "0 of 1 succeeded, 0 failed again, 1 under way")
 
 
 # --- many dead letters discarded ----------------------------------------------------------------------------
@@ -359,8 +359,8 @@ def test_all_that_match_are_discarded_with_the_reason_on_each(world: World, monk
     kill(world, 1)  # a later one is not meant
     work(world)
     task = world.conductor.tasks.get(one)
-    assert (task.state, task.total, task.done, task.good, task.bad) == ("done", 7, 7, 7, 0)
-    assert task.words == "7 discarded: test data"
+    assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 7, 7, 7, 0)
+    assert task.message == "7 discarded: test data"
     with world.conductor.database.read() as c:
         closed = c.execute(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None))).scalars().all()
         assert closed == ["discarded by ann: test data"] * 7
