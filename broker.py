@@ -151,8 +151,8 @@ class RabbitmqFanout(RabbitmqBroker):
         if "ProbableAuthenticationError" in said:
             return BrokerUnreachable(f"RabbitMQ at {where} refuses the login; see BROKER_URL")
         if "ProbableAccessDeniedError" in said or "NOT_ALLOWED" in said:
-            lacking = f"no virtual host {parameters.virtual_host!r} for this login"
-            return BrokerUnreachable(f"RabbitMQ at {where} has {lacking}; see BROKER_URL")
+            missing_permissions = f"no virtual host {parameters.virtual_host!r} for this login"
+            return BrokerUnreachable(f"RabbitMQ at {where} has {missing_permissions}; see BROKER_URL")
         why = next((words for name, words in _CAUSES.items() if name in said), None)
         return BrokerUnreachable(f"RabbitMQ does not answer at {where}: {why or type(error).__name__}")
 
@@ -191,7 +191,7 @@ class RabbitmqFanout(RabbitmqBroker):
                 del self.connection  # an idle connection the server closed: the next one will do
         raise BrokerUnreachable("RabbitMQ does not answer")
 
-    def look(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
+    def inspect_queues(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
         """Messages ready and consumers of those queues that exist, by passive declares.
 
         Over a connection of its own, closed again: who looks on behalf of a person must not wait longer than `timeout`
@@ -288,7 +288,7 @@ class LocalFanout(StubBroker):
         """Messages waiting in a queue."""
         return int(self.queues[queue_name].qsize())
 
-    def look(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
+    def inspect_queues(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
         """Messages waiting in those queues; who reads them is this process itself."""
         return {name: (int(self.queues[name].qsize()), None) for name in names if name in self.queues}
 

@@ -1,4 +1,4 @@
-"""The language people read in: `say` puts a text into the one chosen for the request at hand.
+"""The language people read in: `gettext` puts a text into the one chosen for the request at hand.
 
 English stands in the code and is the key; another language is a gettext catalogue, which the panel reads at its start
 (panel/rendering/locale.py). Who chooses none, such as a worker or a command, says everything in English. What is stored
@@ -29,27 +29,27 @@ ENGLISH = Language("en", "English", NullTranslations())
 _chosen: ContextVar[Language] = ContextVar("language", default=ENGLISH)
 
 
-def chosen() -> Language:
+def current_locale() -> Language:
     """The language of the request at hand; English outside of one."""
     return _chosen.get()
 
 
-def choose(language: Language) -> None:
+def set_locale(language: Language) -> None:
     """Say everything in this language from now on, in this thread."""
     _chosen.set(language)
 
 
-def say(text: str, /, **values: Any) -> str:
+def gettext(text: str, /, **values: Any) -> str:
     """A text in the chosen language, its `{names}` filled in as `str.format` does."""
     said = _chosen.get().catalogue.gettext(text) if text else text
     return said.format(**values) if values else said
 
 
-def plural(one: str, many: str, number: int, /, **values: Any) -> str:
+def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
     """The text that fits a number, which is there as `{n}`, in the chosen language."""
     return _chosen.get().catalogue.ngettext(one, many, number).format(n=number, **values)
 
 
-def mark(text: str) -> str:
+def gettext_noop(text: str) -> str:
     """A text that is said later, from a table: marked for the catalogues, and returned as it is."""
     return text

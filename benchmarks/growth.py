@@ -102,7 +102,7 @@ def _measure(ledger: Ledger, records: int) -> dict[str, float]:
     told = {
         "a sweep that finds nothing, ms": _look(ledger.everyone.sweep),
         "the overview made anew, ms": _look(ledger.everyone.overview),
-        "the overview's version, ms": _look(ledger.everyone.glance),
+        "the overview's version, ms": _look(ledger.everyone.overview_version),
     }
     made: list[int] = []
 

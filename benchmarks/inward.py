@@ -35,7 +35,7 @@ from subscribers.records import External, Page
 from subscribers.stripe import Stripe, StripeCustomer, StripeOptions
 from subscribers.system import Options, System
 from tests.chaos.fleet import free_port
-from workers.publisher import Senders
+from workers.publisher import DramatiqPublisher
 
 #: Webhooks of one round at leisure and beside deliveries, and of a burst; pages of a poll.
 COUNTS, SHORT_COUNTS, QUICK_COUNTS = (2_000, 10_000, 20), (400, 2_000, 10), (40, 60, 2)
@@ -127,8 +127,8 @@ class Sender:
             Page([External(body["id"], body, at=_time(0)) for body in map(_customer, lot)], {})
             for lot in _lots(range(customers))
         ]
-        conductor = Conductor(self.hub.database, {subscriber.name(): subscriber}, Senders(LocalFanout()))
-        conductor.health.probe_again(client.name)  # a scheduler may have found that there is no Stripe to be polled
+        conductor = Conductor(self.hub.database, {subscriber.name(): subscriber}, DramatiqPublisher(LocalFanout()))
+        conductor.breaker.probe_again(client.name)  # a scheduler may have found that there is no Stripe to be polled
         if conductor.poll(subscriber.name()) != customers:
             raise RuntimeError("the customers could not be linked")
 
@@ -314,7 +314,7 @@ def _polls(bench: Workbench, kind: str, count: int) -> dict[str, float]:
     with bench.database(kind) as url:
         database = Database(url)
         subscriber = _Pages(System("pages", Options()))
-        conductor = Conductor(database, {subscriber.name(): subscriber}, Senders(LocalFanout()))
+        conductor = Conductor(database, {subscriber.name(): subscriber}, DramatiqPublisher(LocalFanout()))
         conductor.prepare()
         for turn, (what, changes) in enumerate(turns.items()):
             subscriber.pages = [

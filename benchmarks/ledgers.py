@@ -21,7 +21,7 @@ from benchmarks.seeding import Size
 from conductor import Conductor, QueueReport
 from models.base import utcnow
 from models.catalogues import Customer
-from models.ledger import AuditEntry, Change, Delivery, Link, ThroughputMark
+from models.ledger import AuditEntry, Change, Delivery, Link, ThroughputWatermark
 from models.schema import migrate
 from models.session import Database
 from settings import VAR
@@ -73,7 +73,7 @@ def left_as_it_was(database: Database) -> Iterator[None]:
     added: tuple[Any, ...] = (AuditEntry, Delivery, Link, Customer, Change)
     with database.read() as connection:
         tops = [(table, connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) for table in added]
-        counted = connection.execute(sa.select(ThroughputMark.counted_to)).scalar() or 0
+        counted = connection.execute(sa.select(ThroughputWatermark.counted_to)).scalar() or 0
     try:
         yield
     finally:
@@ -81,7 +81,7 @@ def left_as_it_was(database: Database) -> Iterator[None]:
             for table, top in tops:
                 connection.execute(sa.delete(table).where(table.id > top))
             # On SQLite their ids come again.
-            connection.execute(sa.update(ThroughputMark).values(counted_to=counted))
+            connection.execute(sa.update(ThroughputWatermark).values(counted_to=counted))
         if not database.is_sqlite:
             seeding.vacuum(database)
 

@@ -31,7 +31,7 @@ from models.session import Database
 from models.users import User
 from panel.app import create_app
 from panel.auth.accounts import create_user
-from panel.overview_cache import Situation
+from panel.overview_cache import OverviewCache
 from settings import Settings
 
 AIM_MS = 100
@@ -65,7 +65,9 @@ class Site:
 
     def forget(self) -> None:
         """Have the overview made anew, as for the first page after something happened."""
-        made = Situation(self.conductor.glance, self.conductor.overview, lambda: time.monotonic() + self.ahead)
+        made = OverviewCache(
+            self.conductor.overview_version, self.conductor.overview, lambda: time.monotonic() + self.ahead
+        )
         self.app.extensions["syncflow_situation"] = made
 
 

@@ -34,7 +34,7 @@ from models.ledger import (
     System,
     Task,
     Throughput,
-    ThroughputMark,
+    ThroughputWatermark,
     Unsubscription,
     UnsubscriptionRecord,
 )
@@ -295,7 +295,7 @@ class _Filler:
             "at": self._at("i", count),
             "duration": "40.0 + i % 200",
         })  # fmt: skip
-        self.connection.execute(sa.insert(ThroughputMark).values(id=1, counted_to=count, top=count))
+        self.connection.execute(sa.insert(ThroughputWatermark).values(id=1, counted_to=count, top=count))
 
     def _inbox(self, count: int) -> None:
         # Of those at the end some are dead, and some wait for the system that is paused.

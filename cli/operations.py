@@ -8,18 +8,18 @@ import sys
 
 import sqlalchemy as sa
 
-from conductor import LetterFilter
+from conductor import DeadLetterFilter
 from models.ledger import System
 from models.session import Database
 from subscribers.errors import SyncError
-from subscribers.unknown_settings import strange_names
+from subscribers.unknown_settings import unknown_settings
 from workers.runtime import build
 
 
 def status(_arguments: argparse.Namespace) -> int:
     """One line a system and subscriber; exit status 1 if something needs a person."""
     runtime = build()
-    for words in strange_names():
+    for words in unknown_settings():
         print(words, file=sys.stderr)
     overview = runtime.conductor.overview()
     systems, waiting = overview.systems, overview.waiting
@@ -61,7 +61,7 @@ def poll(arguments: argparse.Namespace) -> int:
         return 2
     failed = False
     for name in names:
-        runtime.conductor.health.probe_again(runtime.conductor.subscribers[name].system)  # a person asks: not later
+        runtime.conductor.breaker.probe_again(runtime.conductor.subscribers[name].system)  # a person asks: not later
         try:
             count = runtime.conductor.poll(name)
             print(f"{name}: {count} record{'' if count == 1 else 's'}")
@@ -82,7 +82,7 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
 def retry(arguments: argparse.Namespace) -> int:
     """Have dead letters tried again; says how many."""
     runtime = build()
-    letters = LetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
+    letters = DeadLetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
     count = runtime.conductor.retry(letters, by=f"{getpass.getuser()} (command line)")
     runtime.close()
     print("1 dead letter is tried again" if count == 1 else f"{count} dead letters are tried again")

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 from settings import ROOT, SettingsError, get_settings
-from subscribers.unknown_settings import strange_names
+from subscribers.unknown_settings import unknown_settings
 from workers.actors import register
 from workers.relay import Relay
 from workers.runtime import (
@@ -29,7 +29,7 @@ from workers.runtime import (
     stop_on_signals,
 )
 from workers.scheduler import TickScheduler, work_off_tasks
-from workers.worker import Fleet, wait_for_broker
+from workers.worker import WorkerPool, wait_for_broker
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
             "with memory:// run ./syncflow standalone"
         )
     runtime = build_when_up(settings, by_key=True)
-    for words in strange_names():
+    for words in unknown_settings():
         logger.warning(words)
     stop = threading.Event()
     stop_on_signals(stop)
@@ -66,7 +66,7 @@ def worker(_arguments: argparse.Namespace) -> int:
     runtime, stop, heartbeat = _start("worker")
     wait_for_broker(runtime, stop)
     if not stop.is_set():  # it may have been told to stop before there was a broker
-        fleet = Fleet(runtime)
+        fleet = WorkerPool(runtime)
         fleet.start()
         stop.wait()
         fleet.stop()
@@ -109,7 +109,7 @@ def web(_arguments: argparse.Namespace) -> int:
     build_when_up(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
     if settings.standalone:
         logger.warning("BROKER_URL is memory://, so web alone delivers and polls nothing: run ./syncflow standalone")
-    for words in strange_names():
+    for words in unknown_settings():
         logger.warning(words)
     gunicorn = [
         sys.executable, "-m", "gunicorn", "cli.processes:application()",
@@ -150,13 +150,13 @@ def standalone(_arguments: argparse.Namespace) -> int:
     settings = get_settings()
     configure_logging(settings)
     runtime = build(settings)
-    for words in strange_names():
+    for words in unknown_settings():
         logger.warning(words)
     stop = threading.Event()
     heartbeat = Heartbeat(runtime.database, "standalone").start()
     server = _web_server(runtime)
     prepare_for_work()
-    fleet = Fleet(runtime)
+    fleet = WorkerPool(runtime)
     fleet.start()
     threads = [
         threading.Thread(target=server.serve_forever, name="web", daemon=True),

@@ -104,7 +104,7 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
 
 
 def _is_alive(runtime: Runtime) -> bool:
-    recent = runtime.conductor.hub.later(-4 * HEARTBEAT_SECONDS)
+    recent = runtime.conductor.context.later(-4 * HEARTBEAT_SECONDS)
     works = Process.kind.in_(("standalone", "worker"))
     with runtime.database.read() as connection:
         return (
@@ -129,7 +129,7 @@ def check(arguments: argparse.Namespace) -> int:
             for name, findings in runtime.conductor.check(system).items():
                 print(name)
                 for finding in findings:
-                    print(f"  {finding.state:<5} {finding.message}")
+                    print(f"  {finding.state:<5} {finding.words}")
                     wrong += finding.state == "wrong"
     except ValueError as error:
         print(error, file=sys.stderr)

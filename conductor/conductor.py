@@ -8,38 +8,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from conductor.context import Hub
-from conductor.dead_letters.operations import LetterFilter
-from conductor.dead_letters.store import Letters
+from conductor.context import Context
+from conductor.dead_letters.operations import DeadLetterFilter
+from conductor.dead_letters.store import DeadLetterStore
 from conductor.desk import Desk
-from conductor.inward.applying import Applying
+from conductor.inward.applying import InboundApplier
 from conductor.inward.inbox import Inward
 from conductor.links.relations import Relations
 from conductor.mappings.preview import Effect, Preview, Previews
 from conductor.mappings.store import MappingRefused, Mappings
 from conductor.outward.delivery import Outward
-from conductor.outward.results import Settling
+from conductor.outward.results import ResultWriter
 from conductor.outward.routing import Routing
 from conductor.policy import Policy
-from conductor.publisher import Announcer, QueueReport
-from conductor.records import Editing
+from conductor.publisher import Publisher, QueueReport
+from conductor.records import Records
 from conductor.reports import overview as views
-from conductor.reports.throughput import Counting
-from conductor.schedule import Jobs
-from conductor.systems.caller import Asking
-from conductor.systems.circuit_breaker import Health
+from conductor.reports.throughput import ThroughputCounter
+from conductor.schedule import JobScheduler
+from conductor.systems.caller import SystemCaller
+from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import Limits
 from conductor.systems.connection_check import Checking, Finding
-from conductor.systems.delete_guard import Guard
+from conductor.systems.delete_guard import DeleteGuard
 from conductor.tasks.backfill import Backfill
 from conductor.tasks.check_connection import Connection
 from conductor.tasks.discard_dead_letters import Discarding
 from conductor.tasks.reconcile import Reconcile
 from conductor.tasks.replay_webhooks import Replaying
 from conductor.tasks.resend_records import Resending
+from conductor.tasks.resolve_conflicts import Alike
 from conductor.tasks.retry_dead_letters import Retrying
-from conductor.tasks.runner import Tasks
-from conductor.tasks.settle_conflicts import Alike
+from conductor.tasks.runner import TaskRunner
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber
@@ -54,63 +54,65 @@ class Conductor:
         self,
         database: Database,
         subscribers: Mapping[str, Subscriber],
-        announcer: Announcer,
+        publisher: Publisher,
         policy: Policy | None = None,
         clock: Callable[[], datetime] = utcnow,
     ) -> None:
-        self.hub = Hub(database, subscribers, announcer, policy or Policy(), clock)
-        self.health = Health(self.hub)
-        self.letters = Letters(self.hub)
-        self.mappings = Mappings(self.hub)
-        self.relations = Relations(self.hub)
-        self.limits = Limits(self.hub)
-        self.guard = Guard(self.hub)
-        self.routing = Routing(self.hub)
-        settling = Settling(self.hub, self.health, self.letters, self.relations)
-        self.outward = Outward(self.hub, self.health, self.mappings, self.relations, settling, self.limits, self.guard)
-        applying = Applying(self.hub, self.relations, self.guard)
-        self.inward = Inward(self.hub, self.health, self.mappings, self.letters, applying, self.guard, self.limits)
-        self.desk = Desk(self.hub, self.health, self.letters, self.mappings, self.relations)
-        self.previews = Previews(self.hub, self.mappings, self.relations)
-        self.throughput = Counting(self.hub)
-        self.jobs = Jobs(self.hub, self.throughput)
-        self.tasks = Tasks(self.hub)
-        self.retrying = Retrying(self.hub, self.letters, self.tasks)
-        self.discarding = Discarding(self.hub, self.desk, self.tasks)
-        self.replaying = Replaying(self.hub, self.tasks)
-        self.editing = Editing(self.hub)
-        self.alike = Alike(self.hub, self.desk, self.tasks)
-        self.resending = Resending(self.hub, self.mappings, self.relations, self.tasks)
-        self.asking = Asking(self.hub, self.health, self.limits)
-        self.filling = Backfill(self.hub, self.mappings, self.letters, applying, self.asking, self.tasks)
-        self.checking = Checking(self.hub, self.mappings)
-        self.connection = Connection(self.hub, self.checking, self.tasks)
-        self.comparing = Reconcile(self.hub, self.mappings, self.relations, self.inward, self.asking, self.tasks)
+        self.context = Context(database, subscribers, publisher, policy or Policy(), clock)
+        self.breaker = CircuitBreaker(self.context)
+        self.letters = DeadLetterStore(self.context)
+        self.mappings = Mappings(self.context)
+        self.relations = Relations(self.context)
+        self.limits = Limits(self.context)
+        self.guard = DeleteGuard(self.context)
+        self.routing = Routing(self.context)
+        settling = ResultWriter(self.context, self.breaker, self.letters, self.relations)
+        self.outward = Outward(
+            self.context, self.breaker, self.mappings, self.relations, settling, self.limits, self.guard
+        )
+        applying = InboundApplier(self.context, self.relations, self.guard)
+        self.inward = Inward(self.context, self.breaker, self.mappings, self.letters, applying, self.guard, self.limits)
+        self.desk = Desk(self.context, self.breaker, self.letters, self.mappings, self.relations)
+        self.previews = Previews(self.context, self.mappings, self.relations)
+        self.throughput = ThroughputCounter(self.context)
+        self.schedule = JobScheduler(self.context, self.throughput)
+        self.tasks = TaskRunner(self.context)
+        self.retrying = Retrying(self.context, self.letters, self.tasks)
+        self.discarding = Discarding(self.context, self.desk, self.tasks)
+        self.replaying = Replaying(self.context, self.tasks)
+        self.editing = Records(self.context)
+        self.alike = Alike(self.context, self.desk, self.tasks)
+        self.resending = Resending(self.context, self.mappings, self.relations, self.tasks)
+        self.caller = SystemCaller(self.context, self.breaker, self.limits)
+        self.filling = Backfill(self.context, self.mappings, self.letters, applying, self.caller, self.tasks)
+        self.checking = Checking(self.context, self.mappings)
+        self.connection = Connection(self.context, self.checking, self.tasks)
+        self.comparing = Reconcile(self.context, self.mappings, self.relations, self.inward, self.caller, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
-        self.health.ensure_rows()
-        self.jobs.ensure_rows()
+        self.breaker.ensure_rows()
+        self.schedule.ensure_rows()
         self.limits.attach()
 
     def stop(self) -> None:
         """From now on finish only what is in hand; the rest goes back to its queue."""
-        self.hub.stopping.set()
+        self.context.stopping.set()
 
     @property
     def database(self) -> Database:
         """The internal database, which also holds the ledger."""
-        return self.hub.database
+        return self.context.database
 
     @property
     def subscribers(self) -> Mapping[str, Subscriber]:
         """The connected subscribers by name."""
-        return self.hub.subscribers
+        return self.context.subscribers
 
     @property
     def systems(self) -> dict[str, System]:
         """The connected systems by name."""
-        return self.hub.systems
+        return self.context.systems
 
     # --- outward ------------------------------------------------------------------------------------
 
@@ -150,11 +152,11 @@ class Conductor:
 
     # --- people -------------------------------------------------------------------------------------
 
-    def retry(self, letters: LetterFilter, by: str) -> int:
+    def retry(self, letters: DeadLetterFilter, by: str) -> int:
         """Try dead letters again. See `Desk.retry`."""
         return self.desk.retry(letters, by)
 
-    def retry_many(self, letters: LetterFilter, by: str) -> int:
+    def retry_many(self, letters: DeadLetterFilter, by: str) -> int:
         """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
         return self.retrying.start(letters, by)
 
@@ -170,11 +172,11 @@ class Conductor:
         """Whether a system lets its subscribers do their work. See `Checking.check`."""
         return self.checking.check(system)
 
-    def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
+    def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent. See `Desk.discard`."""
         return self.desk.discard(letters, by, reason)
 
-    def discard_many(self, letters: LetterFilter, by: str, reason: str) -> int:
+    def discard_many(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent as a task, a few hundred at a time; its id. See `Discarding.start`."""
         return self.discarding.start(letters, by, reason)
 
@@ -243,16 +245,16 @@ class Conductor:
         """How many records it would change. See `Previews.effect`."""
         return self.previews.effect(subscriber, rows)
 
-    def glance(self) -> views.Glance:
+    def overview_version(self) -> views.OverviewVersion:
         """Whether the overview may be another; much cheaper than it. See `conductor.reports.overview`."""
-        with self.database.look() as connection:
-            return views.glance(self.hub, connection)
+        with self.database.read_autocommit() as connection:
+            return views.overview_version(self.context, connection)
 
-    def overview(self, seen: views.Glance | None = None) -> views.Overview:
+    def overview(self, seen: views.OverviewVersion | None = None) -> views.Overview:
         """How everything stands, for somebody who may have glanced at it. See `conductor.reports.overview`."""
-        with self.database.look() as connection:
-            return views.overview(self.hub, connection, seen or views.glance(self.hub, connection))
+        with self.database.read_autocommit() as connection:
+            return views.overview(self.context, connection, seen or views.overview_version(self.context, connection))
 
     def queues(self) -> QueueReport:
-        """The broker's queues. See `Announcer.queues`."""
-        return self.hub.announcer.queues()
+        """The broker's queues. See `Publisher.queues`."""
+        return self.context.publisher.queues()

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from conductor.policy import Policy
-from conductor.publisher import Announcer
+from conductor.publisher import Publisher
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
@@ -23,12 +23,12 @@ UNKNOWN_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass
-class Hub:
+class Context:
     """The conductor's surroundings, shared by its parts."""
 
     database: Database
     subscribers: Mapping[str, Subscriber]
-    announcer: Announcer
+    publisher: Publisher
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], datetime] = utcnow
     #: Set when this process is asked to stop: what is in hand is finished, the rest handed back.

@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from conductor.dead_letters.operations import _BATCH, LetterFilter
-from conductor.dead_letters.store import DISCARDED, Letters
+from conductor.context import Context
+from conductor.dead_letters.operations import _BATCH, DeadLetterFilter
+from conductor.dead_letters.store import DISCARDED, DeadLetterStore
 from conductor.links.merge import Merge, rebase
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
-from conductor.systems.circuit_breaker import Health
-from i18n import say
+from conductor.systems.circuit_breaker import CircuitBreaker
+from i18n import gettext
 from models.capture import sync_context
-from models.counting import COUNT_LIMIT
+from models.counting import DISPLAY_LIMIT
 from models.ledger import (
     Change,
     Conflict,
@@ -32,7 +32,7 @@ from models.ledger import (
     Unsubscription,
     UnsubscriptionRecord,
 )
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping.values import Flat
@@ -44,20 +44,27 @@ _DELETES_ALLOWED_SECONDS = 3600
 class Desk:
     """The operator's desk."""
 
-    def __init__(self, hub: Hub, health: Health, letters: Letters, mappings: Mappings, relations: Relations) -> None:
-        self.hub = hub
-        self.health = health
+    def __init__(
+        self,
+        context: Context,
+        health: CircuitBreaker,
+        letters: DeadLetterStore,
+        mappings: Mappings,
+        relations: Relations,
+    ) -> None:
+        self.context = context
+        self.breaker = health
         self.letters = letters
         self.mappings = mappings
         self.relations = relations
 
     # --- dead letters -------------------------------------------------------------------------------
 
-    def retry(self, letters: LetterFilter, by: str) -> int:
+    def retry(self, letters: DeadLetterFilter, by: str) -> int:
         """Let these records be tried again at once; returns how many. A letter closes when its record is through."""
         return self._each_batch(letters, self.letters.again, by, "dead_letter.retry")
 
-    def discard(self, letters: LetterFilter, by: str, reason: str) -> int:
+    def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Close letters without sending: what they are about counts as settled until the next change."""
         reason = self.reason_of(reason)
         return self._each_batch(
@@ -76,14 +83,14 @@ class Desk:
           ValueError: there is none.
         """
         if not text.strip():
-            raise ValueError(say("say why: a discarded dead letter needs a reason"))
+            raise ValueError(gettext("say why: a discarded dead letter needs a reason"))
         return text.strip()
 
-    def _each_batch(self, letters: LetterFilter, work: Any, by: str, action: str, **details: object) -> int:
+    def _each_batch(self, letters: DeadLetterFilter, work: Any, by: str, action: str, **details: object) -> int:
         done = 0
         after = 0
         while True:
-            with self.hub.database.write() as connection:
+            with self.context.database.write() as connection:
                 rows = connection.execute(
                     sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
                     .where(*letters.conditions(), DeadLetter.id > after)
@@ -95,7 +102,7 @@ class Desk:
                     after = rows[-1].id
                 done += len(rows)
                 if len(rows) < _BATCH:
-                    self.hub.audit(connection, by, action, letters.words(), count=done, **details)
+                    self.context.audit(connection, by, action, letters.words(), count=done, **details)
                     return done
 
     def discard_rows(self, connection: sa.Connection, rows: Iterable[Any], by: str, reason: str) -> None:
@@ -116,11 +123,11 @@ class Desk:
     def pause(self, system: str, by: str, reason: str) -> None:
         """Send nothing to this system, and poll nothing from it, until it is resumed. What is owed waits."""
         self._require_system(system)
-        now = self.hub.clock()
-        with self.hub.database.write() as connection:
+        now = self.context.clock()
+        with self.context.database.write() as connection:
             values = {"paused_at": now, "paused_by": by, "pause_reason": reason or None}
             self._update_system(connection, system, values)
-            self.hub.audit(connection, by, "system.pause", system, reason=reason)
+            self.context.audit(connection, by, "system.pause", system, reason=reason)
 
     def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
         """Let it flow again; what waited is announced with the next sweep. A system that is down is tried at once.
@@ -128,7 +135,7 @@ class Desk:
         `allow_deletes`: what the mass-delete guard held back is meant, and flows for the next hour.
         """
         self._require_system(system)
-        now = self.hub.clock()
+        now = self.context.clock()
         values: dict[str, Any] = {
             "paused_at": None,
             "paused_by": None,
@@ -137,31 +144,31 @@ class Desk:
             "probe_at": now,
         }
         if allow_deletes:
-            values |= {"deletes": 0, "deletes_allowed_until": self.hub.later(_DELETES_ALLOWED_SECONDS)}
-        with self.hub.database.write() as connection:
+            values |= {"deletes": 0, "deletes_allowed_until": self.context.later(_DELETES_ALLOWED_SECONDS)}
+        with self.context.database.write() as connection:
             self._update_system(connection, system, values)
             # As the index over what waits says it; by the system SQLite would read all that ever came from there.
-            waiting = (unindexed(Inbox.system == system), Inbox.state == sa.literal_column("'waiting'"))
+            waiting = (no_index(Inbox.system == system), Inbox.state == sa.literal_column("'waiting'"))
             connection.execute(sa.update(Inbox).where(*waiting).values(retry_at=now))
-            self.hub.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
+            self.context.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
 
     def poll_soon(self, subscriber: str, by: str) -> None:
         """Have a subscriber polled now; a system that is down is asked too."""
-        if subscriber not in self.hub.subscribers:
+        if subscriber not in self.context.subscribers:
             raise KeyError(subscriber)
-        with self.hub.database.write() as connection:
-            self.hub.audit(connection, by, "subscriber.poll", subscriber)
-        self.health.probe_again(self.hub.subscribers[subscriber].system)
-        self.hub.announcer.poll(subscriber)
+        with self.context.database.write() as connection:
+            self.context.audit(connection, by, "subscriber.poll", subscriber)
+        self.breaker.probe_again(self.context.subscribers[subscriber].system)
+        self.context.publisher.poll(subscriber)
 
     def _update_system(self, connection: sa.Connection, system: str, values: dict[str, Any]) -> None:
-        insert = self.hub.database.insert(System).values(name=system, **values)
+        insert = self.context.database.insert(System).values(name=system, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
 
     def _require_system(self, system: str) -> None:
-        if system not in self.hub.systems:
-            known = ", ".join(sorted(self.hub.systems)) or say("none is configured")
-            raise ValueError(say("no system {name!r}; there are: {known}", name=system, known=known))
+        if system not in self.context.systems:
+            known = ", ".join(sorted(self.context.systems)) or gettext("none is configured")
+            raise ValueError(gettext("no system {name!r}; there are: {known}", name=system, known=known))
 
     # --- unsubscriptions ----------------------------------------------------------------------------
 
@@ -179,21 +186,21 @@ class Desk:
         Raises:
           ValueError: no such target or operation, or an empty list of records.
         """
-        targets = set(self.hub.subscribers) | set(self.hub.systems)
+        targets = set(self.context.subscribers) | set(self.context.systems)
         if target not in targets:
             known = ", ".join(sorted(targets))
-            raise ValueError(say("no system or subscriber {name!r}; there are: {known}", name=target, known=known))
+            raise ValueError(gettext("no system or subscriber {name!r}; there are: {known}", name=target, known=known))
         if operation not in (None, "create", "update", "delete"):
             raise ValueError(
-                say("no operation {operation!r}; there are create, update and delete", operation=operation)
+                gettext("no operation {operation!r}; there are create, update and delete", operation=operation)
             )
         if record_ids is not None and not record_ids:
-            raise ValueError(say("the list of records is empty"))
+            raise ValueError(gettext("the list of records is empty"))
         if record_ids is not None and (long := next((r for r in record_ids if len(r) > 64), None)):
-            raise ValueError(say("{start}... is too long for a record's id", start=long[:20]))
-        if until is not None and until <= self.hub.clock():
-            raise ValueError(say("the end lies in the past"))
-        with self.hub.database.write() as connection:
+            raise ValueError(gettext("{start}... is too long for a record's id", start=long[:20]))
+        if until is not None and until <= self.context.clock():
+            raise ValueError(gettext("the end lies in the past"))
+        with self.context.database.write() as connection:
             rule = connection.execute(
                 sa.insert(Unsubscription)
                 .values(
@@ -202,7 +209,7 @@ class Desk:
                     listed_only=record_ids is not None,
                     until=until,
                     reason=reason,
-                    created_at=self.hub.clock(),
+                    created_at=self.context.clock(),
                     created_by=by,
                 )
                 .returning(Unsubscription.id)
@@ -211,14 +218,14 @@ class Desk:
                 rows = [{"unsubscription_id": rule, "record_id": r} for r in dict.fromkeys(record_ids)]
                 connection.execute(sa.insert(UnsubscriptionRecord), rows)
             details = {"operation": operation, "records": record_ids and len(record_ids), "reason": reason}
-            self.hub.audit(connection, by, "unsubscription.create", f"#{rule} {target}", **details)
+            self.context.audit(connection, by, "unsubscription.create", f"#{rule} {target}", **details)
         return int(rule)
 
     def missed(self, unsubscription_id: int) -> int:
         """How many records a rule has kept back: what lifting it could bring over. Stops at COUNT_LIMIT."""
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             kept = sa.select(Link.unsubscription_id).where(Link.unsubscription_id == unsubscription_id)
-            some = kept.limit(COUNT_LIMIT).subquery()
+            some = kept.limit(DISPLAY_LIMIT).subquery()
             return int(connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
 
     def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
@@ -226,19 +233,19 @@ class Desk:
 
         Returns how many records are brought over.
         """
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             rule = Unsubscription.id == unsubscription_id
             target = connection.execute(sa.delete(Unsubscription).where(rule).returning(Unsubscription.target)).scalar()
             if target is None:
-                raise ValueError(say("there is no unsubscription #{number}", number=unsubscription_id))
+                raise ValueError(gettext("there is no unsubscription #{number}", number=unsubscription_id))
             values: dict[str, Any] = {"unsubscription_id": None}
             if bring:
-                now = self.hub.clock()
+                now = self.context.clock()
                 values |= {"owed_change": Link.owed_change + 1, "owed_since": now, "retry_at": now}
             kept = sa.update(Link).where(Link.unsubscription_id == unsubscription_id).values(**values)
             kept_back = connection.execute(kept).rowcount
             count = kept_back if bring else 0
-            self.hub.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {target}", brought=count)
+            self.context.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {target}", brought=count)
         return int(count)
 
     # --- conflicts ----------------------------------------------------------------------------------
@@ -256,27 +263,27 @@ class Desk:
             raise ValueError(str(error)) from error
 
     def _settle_conflict(self, conflict_id: int, choice: str, by: str) -> None:
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             is_open = sa.and_(Conflict.id == conflict_id, Conflict.resolved_at.is_(None))
             conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()
             if conflict is None:
-                raise ValueError(say("there is no open conflict #{number}", number=conflict_id))
+                raise ValueError(gettext("there is no open conflict #{number}", number=conflict_id))
             locked = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
             link = connection.execute(locked).one()
-            if link.lease_until is not None and link.lease_until > self.hub.clock():
-                raise ValueError(say("the record is being delivered at this moment; try again"))
+            if link.lease_until is not None and link.lease_until > self.context.clock():
+                raise ValueError(gettext("the record is being delivered at this moment; try again"))
             # A lease that ran out is taken away: who had it may live on, and knows nothing of this.
             free = {"lease_owner": None, "lease_until": None}
             values = self._settled_values(connection, conflict, link, choice) | free
             connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
-            closed = {"resolved_at": self.hub.clock(), "resolved_by": by, "choice": choice}
+            closed = {"resolved_at": self.context.clock(), "resolved_by": by, "choice": choice}
             connection.execute(sa.update(Conflict).where(is_open).values(**closed))
             target = f"#{conflict_id} {conflict.subscriber} {conflict.record_id} {conflict.path}"
             versions = {"base": conflict.base, "ours": conflict.ours, "theirs": conflict.theirs}
-            self.hub.audit(connection, by, "conflict.settle", target, choice=choice, **versions)
+            self.context.audit(connection, by, "conflict.settle", target, choice=choice, **versions)
 
     def _settled_values(self, connection: sa.Connection, conflict: Any, link: Any, choice: str) -> dict[str, Any]:
-        subscriber = self.hub.subscribers[conflict.subscriber]
+        subscriber = self.context.subscribers[conflict.subscriber]
         if not self.mappings.current(connection, conflict.subscriber)[0].comes_in(conflict.path):
             return {"open_conflicts": Link.open_conflicts - 1}  # the field is not mapped any more
         result = Merge(**{"keep" if choice == "ours" else "take": {conflict.path: conflict.theirs}})
@@ -294,7 +301,7 @@ class Desk:
             "open_conflicts": Link.open_conflicts - 1,
         }
         if choice == "ours":
-            now = self.hub.clock()
+            now = self.context.clock()
             values |= {"owed_change": Link.owed_change + 1, "retry_at": now}
             values["owed_since"] = sa.func.coalesce(Link.owed_since, now)
         return values
@@ -302,7 +309,7 @@ class Desk:
     def _ours(self, connection: sa.Connection, subscriber: Subscriber, record_id: str) -> Flat:
         record = subscriber.records.read(connection, [record_id]).get(record_id)
         if record is None:
-            raise ValueError(say("the record does not exist any more"))
+            raise ValueError(gettext("the record does not exist any more"))
         mapper = self.mappings.current(connection, subscriber.name())[0]
         related = self.relations.load(connection, subscriber, mapper, [record])
         return our_side(subscriber, mapper, record, related)[0]
@@ -314,7 +321,7 @@ class Desk:
 
         Returns the id of the change row; it takes the same way as a captured change.
         """
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             change = connection.execute(
                 sa.insert(Change)
                 .values(
@@ -322,7 +329,7 @@ class Desk:
                     record_id=record_id,
                     operation="updated",
                     unsubscribe=",".join(unsubscribe) or None,
-                    at=self.hub.clock(),
+                    at=self.context.clock(),
                 )
                 .returning(Change.id)
             ).scalar_one()

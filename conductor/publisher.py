@@ -36,7 +36,7 @@ class QueueReport:
     note: str | None = None
 
 
-class Announcer(Protocol):
+class Publisher(Protocol):
     """Puts news into queues. It may lose any of it: the ledger's sweeps announce it again."""
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from i18n import say
+from conductor.context import Context
+from i18n import gettext
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
 from subscribers.mapping.coercion import fit
@@ -34,7 +34,7 @@ class EditConflict(Exception):
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         names = ", ".join(moved)
-        super().__init__(say("somebody changed {names} meanwhile; look at it and edit again", names=names))
+        super().__init__(gettext("somebody changed {names} meanwhile; look at it and edit again", names=names))
         self.moved = moved
 
 
@@ -65,15 +65,15 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
         try:
             return fit(column, kind(text))
         except ValueError:
-            raise ValueError(say("{value!r} is no number", value=text)) from None
+            raise ValueError(gettext("{value!r} is no number", value=text)) from None
     return fit(column, text)
 
 
-class Editing:
+class Records:
     """Changes records on a person's behalf."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     def edit(self, catalogue: str, record_id: str, typed: Mapping[str, str], seen: Mapping[str, str], by: str) -> int:
         """Set these columns as a person typed them; returns how many have changed.
@@ -87,15 +87,17 @@ class Editing:
         """
         about = CATALOGUES[catalogue]
         columns = {column.name: column for column in editable(about)}
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             record = about.read(connection, [record_id], lock=True).get(record_id)
             if record is None:
-                raise ValueError(say("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
+                raise ValueError(
+                    gettext("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id)
+                )
             values = self._values(columns, record, typed, seen)
             if values:
                 before = {name: record[name] for name in values}
                 about.update(connection, record_id, values)
-                self.hub.audit(
+                self.context.audit(
                     connection, by, "record.edit", f"{catalogue} {record_id}", before=before, after=dict(values)
                 )
         return len(values)
@@ -106,14 +108,21 @@ class Editing:
         Raises:
           ValueError: there is no such record.
         """
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             exists = record_id in CATALOGUES[catalogue].read(connection, [record_id])
             linked = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.like(f"%.{catalogue}"))
             if not exists and connection.execute(linked.limit(1)).first() is None:
-                raise ValueError(say("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
-            change = {"catalogue": catalogue, "record_id": record_id, "operation": "updated", "at": self.hub.clock()}
+                raise ValueError(
+                    gettext("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id)
+                )
+            change = {
+                "catalogue": catalogue,
+                "record_id": record_id,
+                "operation": "updated",
+                "at": self.context.clock(),
+            }
             connection.execute(sa.insert(Change).values(**change))
-            self.hub.audit(connection, by, "record.sync", f"{catalogue} {record_id}")
+            self.context.audit(connection, by, "record.sync", f"{catalogue} {record_id}")
 
     @staticmethod
     def _values(

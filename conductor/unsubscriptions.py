@@ -8,7 +8,7 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from i18n import say
+from i18n import gettext
 from models.ledger import Unsubscription, UnsubscriptionRecord
 
 
@@ -60,11 +60,11 @@ def standing(connection: sa.Connection, rules: Collection[int]) -> set[int]:
 
 
 def _words(row: sa.Row[tuple[object, ...]]) -> str:
-    until = say("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
+    until = gettext("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
     inside = ", ".join(part for part in (row.reason, until) if part)
     if inside:
-        return say("unsubscription #{number} ({inside}) covers it", number=row.id, inside=inside)
-    return say("unsubscription #{number} covers it", number=row.id)
+        return gettext("unsubscription #{number} ({inside}) covers it", number=row.id, inside=inside)
+    return gettext("unsubscription #{number} covers it", number=row.id)
 
 
 def names(text: str | None) -> set[str]:

@@ -152,16 +152,16 @@ def upsert_many(
     _run_each(connection, text, table, columns, rows)
 
 
-def among(connection: sa.Connection, column: Any, values: Iterable[Any]) -> sa.ColumnElement[bool]:
+def in_values(connection: sa.Connection, column: Any, values: Iterable[Any]) -> sa.ColumnElement[bool]:
     """`column` is one of these values: as one parameter, so that the statement is the same however many they are."""
     chosen = list(values)
     dialect = connection.dialect.name
     if not is_list(dialect, chosen):
         return cast("sa.ColumnElement[bool]", column.in_(chosen))
-    return listed(dialect, column, None, as_list(dialect, chosen))
+    return in_param(dialect, column, None, as_list(dialect, chosen))
 
 
-def listed(dialect: str, column: Any, name: str | None, value: Any = None) -> sa.ColumnElement[bool]:
+def in_param(dialect: str, column: Any, name: str | None, value: Any = None) -> sa.ColumnElement[bool]:
     """`column` is one of the values of the parameter of this name, for a statement that is built once.
 
     What is given for it is made by `as_list`.
@@ -181,7 +181,7 @@ def is_list(dialect: str, values: Sequence[Any]) -> bool:
 
 
 def as_list(dialect: str, values: Sequence[Any]) -> Any:
-    """Values as the parameter of `listed`."""
+    """Values as the parameter of `in_param`."""
     return list(values) if dialect == "postgresql" else json.dumps(list(values))  # of any length, unlike orjson's
 
 

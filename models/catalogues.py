@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, BigId, utcnow
-from models.bulk import as_list, is_list, listed
+from models.bulk import as_list, in_param, is_list
 
 Record = dict[str, Any]
 
@@ -188,7 +188,7 @@ def _select(table: sa.Table, lock: bool) -> sa.Select[Any]:
 @lru_cache
 def _reading(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
     """Built once: building it anew for each batch costs more than running it."""
-    return _select(table, lock).where(listed(dialect, column, "values"))
+    return _select(table, lock).where(in_param(dialect, column, "values"))
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class Throughput(Base):
     dead: Mapped[int]
 
 
-class ThroughputMark(Base):
+class ThroughputWatermark(Base):
     """How far the deliveries are counted. One row, which is also the lock of whoever counts."""
 
     __tablename__ = "throughput_mark"

@@ -13,7 +13,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import visitors
 
 
-def along(column: Any, value: Any) -> sa.ColumnElement[bool]:
+def range_equals(column: Any, value: Any) -> sa.ColumnElement[bool]:
     """`column = value`, to be ordered by that column and then by the id: an order only their index has.
 
     Said with an equal sign the order is that of the ids alone, which the primary key has too: PostgreSQL takes what is
@@ -23,7 +23,7 @@ def along(column: Any, value: Any) -> sa.ColumnElement[bool]:
     return condition
 
 
-def unindexed(condition: Any) -> Any:
+def no_index(condition: Any) -> Any:
     """A condition to be checked row by row: SQLite, which has no statistics, would take any index on its column."""
     return visitors.replacement_traverse(condition, {}, _unindexed)
 

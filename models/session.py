@@ -81,7 +81,7 @@ class Database:
             yield connection
 
     @contextmanager
-    def look(self) -> Iterator[sa.Connection]:
+    def read_autocommit(self) -> Iterator[sa.Connection]:
         """A connection for a few reads on the way of a delivery: it costs no round trips of its own.
 
         Nor what is prepared there: psycopg forgets a connection's statements when a transaction is rolled back, as one
@@ -100,13 +100,17 @@ class Database:
         with self._turn, self._writing.connect() as connection, connection.begin():
             yield connection
 
-    def transact(self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
+    def run_in_transaction(
+        self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
         """Run `work(connection, ...)` in a write transaction, again from the start when it lost a race."""
         return self._insist(self.write, work, *arguments, **options)
 
-    def at_once(self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs) -> T:
-        """As `transact`, for work that writes by one statement on PostgreSQL: that needs no transaction around it."""
-        return self._insist(self.write if self.is_sqlite else self.look, work, *arguments, **options)
+    def execute_atomic(
+        self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """As `run_in_transaction`, for work that writes by one statement on PostgreSQL: that needs no transaction around it."""
+        return self._insist(self.write if self.is_sqlite else self.read_autocommit, work, *arguments, **options)
 
     @staticmethod
     def _insist(

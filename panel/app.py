@@ -16,10 +16,10 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter, Map
 
 from conductor import Conductor
-from i18n import say
+from i18n import gettext
 from panel import errors, views
 from panel.auth import oidc, setup
-from panel.overview_cache import Situation
+from panel.overview_cache import OverviewCache
 from panel.rendering import filters, locale
 from panel.routes import health, metrics, webhooks
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID
@@ -95,7 +95,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
-    app.extensions["syncflow_situation"] = Situation(conductor.glance, conductor.overview)
+    app.extensions["syncflow_situation"] = OverviewCache(conductor.overview_version, conductor.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,
@@ -157,7 +157,7 @@ def _ask_to_log_in() -> Response | None:
             session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
         with_password = session.get("oidc_user") != current_user.fs_uniquifier
         if with_password and current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
-            flash(say("Your password was good for one login. Choose your own."), "info")
+            flash(gettext("Your password was good for one login. Choose your own."), "info")
             return redirect(url_for("security.change_password"), code=303)
         if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:
             abort(404)

@@ -14,28 +14,28 @@ from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped]
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 
 logger = logging.getLogger(__name__)
 
 _TITLES = {
-    401: mark("A login is needed"),
-    400: mark("That request cannot be read"),
-    403: mark("You may not do that"),
-    404: mark("There is no such page"),
-    405: mark("That is not done this way"),
-    413: mark("That is too large"),
+    401: gettext_noop("A login is needed"),
+    400: gettext_noop("That request cannot be read"),
+    403: gettext_noop("You may not do that"),
+    404: gettext_noop("There is no such page"),
+    405: gettext_noop("That is not done this way"),
+    413: gettext_noop("That is too large"),
 }
 _WORDS = {
-    401: mark("Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ..."),
-    403: mark("Your role does not include this. An admin can change it under Users."),
-    404: mark("It may have been removed, or the address has a typing error."),
+    401: gettext_noop("Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ..."),
+    403: gettext_noop("Your role does not include this. An admin can change it under Users."),
+    404: gettext_noop("It may have been removed, or the address has a typing error."),
 }
 
 #: Endpoints whose callers are programs.
 _FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "metrics.metrics"}
 
-DATABASE_AWAY = mark("The database does not answer")
+DATABASE_AWAY = gettext_noop("The database does not answer")
 
 
 def init(app: Flask) -> None:
@@ -62,29 +62,29 @@ def answer(status: int, title: str, words: str, error_id: str | None = None) -> 
 
 
 def _stale_form(_error: CSRFError) -> tuple[Response | str, int]:
-    return answer(400, say("The form was out of date"), say("Go back, reload the page and send it again."))
+    return answer(400, gettext("The form was out of date"), gettext("Go back, reload the page and send it again."))
 
 
 def _http(error: HTTPException) -> tuple[Response | str, int] | HTTPException:
     status = error.code or 500
     if status < 400 or error.response is not None:
         return error
-    title = say(_TITLES.get(status, error.name))
-    return answer(status, title, say(_WORDS.get(status, error.description or "")))
+    title = gettext(_TITLES.get(status, error.name))
+    return answer(status, title, gettext(_WORDS.get(status, error.description or "")))
 
 
 def _database_away(error: Exception) -> tuple[Response | str, int]:
     error_id = _logged(error)
     # Rendering asks who is logged in, and that would ask the database again.
     g._login_user = current_app.login_manager.anonymous_user()  # type: ignore[attr-defined]
-    words = say(
+    words = gettext(
         "Nothing is lost: what is owed is delivered when it is back. If Syncflow is new here, run ./syncflow migrate."
     )
-    return answer(503, say(DATABASE_AWAY), words, error_id)
+    return answer(503, gettext(DATABASE_AWAY), words, error_id)
 
 
 def _unexpected(error: Exception) -> tuple[Response | str, int]:
-    title, words = say("Something went wrong here"), say("The log has the details under this id.")
+    title, words = gettext("Something went wrong here"), gettext("The log has the details under this id.")
     return answer(500, title, words, _logged(error))
 
 

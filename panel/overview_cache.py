@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from conductor import Glance, Overview
-from i18n import chosen
+from conductor import Overview, OverviewVersion
+from i18n import current_locale
 
 #: What making it may take of one core, however many pages are open and however large the ledger is.
 _SHARE = 0.01
@@ -16,16 +16,16 @@ _SHARE = 0.01
 _CHEAP = 0.05
 
 
-class Situation:
+class OverviewCache:
     """Remembers the newest overview of this process and its version."""
 
     def __init__(
         self,
-        glance: Callable[[], Glance],
-        overview: Callable[[Glance], Overview],
+        overview_version: Callable[[], OverviewVersion],
+        overview: Callable[[OverviewVersion], Overview],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._glance = glance
+        self._glance = overview_version
         self._overview = overview
         self._clock = clock
         self._lock = threading.Lock()
@@ -36,7 +36,7 @@ class Situation:
     def now(self, *, fresh: bool) -> tuple[str, Overview]:
         """The version and the overview; without `fresh`, for a page that updates itself, perhaps somewhat old ones."""
         with self._lock:
-            tag = chosen().tag
+            tag = current_locale().tag
             known = self._known.get(tag)
             if known is not None and not fresh and self._clock() < self._rest_until[tag]:
                 return known

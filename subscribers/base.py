@@ -118,7 +118,7 @@ class Subscriber:
         """The record as it is there now. Raises `Gone`."""
         raise NotImplementedError
 
-    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+    def list_all(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Pages of all records there, after a page's position; it changes nothing, here or there.
 
         As a poll reads from the beginning. Override where that has effects of its own.
@@ -147,20 +147,20 @@ class Subscriber:
 
         As one record shows them, unless the system can describe itself: then override it.
         """
-        for page in self.everything(None):
+        for page in self.list_all(None):
             for external in page.records:
                 if not external.deleted and external.data:
                     return fields_of(external.data)
             break
         return None
 
-    def lacking(self) -> list[str]:
+    def missing_permissions(self) -> list[str]:
         """What the login lacks, one sentence each; as far as can be seen without doing it."""
         return []
 
     # --- bulk calls: what the conductor really calls -------------------------------------------------
 
-    def lot_size(self, waiting: int) -> int:
+    def batch_size(self, waiting: int) -> int:
         """How many of so many waiting records one call of `bulk_*` is given."""
         return self.bulk_size
 
@@ -177,7 +177,7 @@ class Subscriber:
         return one_by_one(self.delete, items, self.client.pace)
 
 
-def received(subscriber: Subscriber, external: External) -> External:
+def normalize_incoming(subscriber: Subscriber, external: External) -> External:
     """What came in, as the subscriber's `after_receive` has it; without data there is nothing to change."""
     if not external.data:
         return external

@@ -15,7 +15,7 @@ def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[
     outcomes: list[Any] = []
     for item in items:
         pace()
-        outcome = attempt(call, item)
+        outcome = call_safely(call, item)
         outcomes.append(outcome)
         if isinstance(outcome, SystemDown):
             untried = SystemDown(str(outcome), after=outcome.after)
@@ -24,7 +24,7 @@ def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[
     return outcomes
 
 
-def attempt(call: Callable[..., Any], *arguments: Any) -> Any:
+def call_safely(call: Callable[..., Any], *arguments: Any) -> Any:
     """What `call` returned, or the SyncError it raised; any other error as a `Retry` that keeps its traceback."""
     try:
         return call(*arguments)

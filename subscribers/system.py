@@ -59,7 +59,7 @@ class System:
     def pace(self) -> None:
         """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
 
-    def wait_reason(self) -> str | None:
+    def defer_reason(self) -> str | None:
         """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
         return None
 

@@ -11,7 +11,7 @@ from subscribers.registry import REGISTRY
 _OTHERS = {"SYNCFLOW_PASSWORD"}
 
 
-def strange_names() -> list[str]:
+def unknown_settings() -> list[str]:
     """A sentence for each name in `.env` that is no setting and no option of a system known here.
 
     The environment itself is not looked at: most of it is for other programs.

@@ -57,7 +57,7 @@ def _inbox_actors(broker: Fanout, conductor: Conductor, system: str) -> None:
 
     def poll(subscriber: str) -> None:
         try:
-            conductor.jobs.run(f"poll {subscriber}", lambda: f"{conductor.poll(subscriber)} records")
+            conductor.schedule.run(f"poll {subscriber}", lambda: f"{conductor.poll(subscriber)} records")
         except SyncError:
             return  # the cursor has not moved, the system's state is written down, and the next run comes
 
@@ -68,7 +68,7 @@ def _inbox_actors(broker: Fanout, conductor: Conductor, system: str) -> None:
 
 def _tick_actor(broker: Fanout, conductor: Conductor) -> None:
     def tick() -> None:
-        conductor.jobs.tick()
+        conductor.schedule.tick()
 
     # One schedule and no retries: the slots in the database decide what is due, see conductor.schedule.
     schedule = cron("* * * * *")

@@ -21,7 +21,7 @@ LATER = ".later"
 TICK_QUEUE = "syncflow.tick"
 
 
-class Senders:
+class DramatiqPublisher:
     """Builds each message by hand, so that a process that only sends need not know the actors."""
 
     def __init__(self, broker: Fanout, management: Management | None = None) -> None:

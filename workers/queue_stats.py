@@ -136,7 +136,7 @@ class Queues:
             else:
                 queues = {name: state for name, state in found.items() if name in self.names}
                 return QueueReport("management", utcnow(), queues)
-        counts = self.broker.look(self.names, _TIMEOUT)
+        counts = self.broker.inspect_queues(self.names, _TIMEOUT)
         queues = {name: QueueState(name, ready, None, consumers) for name, (ready, consumers) in counts.items()}
         source = "memory" if isinstance(self.broker, LocalFanout) else "broker"
         return QueueReport(source, utcnow(), queues, note=note)

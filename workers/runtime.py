@@ -27,7 +27,7 @@ from settings import Settings, SettingsError, get_settings
 from subscribers.config_file import register_file
 from subscribers.registry import connect
 from workers.actors import bind_queues
-from workers.publisher import Senders
+from workers.publisher import DramatiqPublisher
 from workers.queue_stats import Management
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def build(settings: Settings | None = None, *, by_key: bool = False) -> Runtime:
         register_file(settings.syncflow_systems)
     connected = connect()
     broker = make_broker(settings)
-    senders = Senders(broker, Management.from_settings(settings))
+    senders = DramatiqPublisher(broker, Management.from_settings(settings))
     senders.systems = {name: s.system for name, s in connected.items()}
     bind_queues(broker, connected)
     conductor = Conductor(database, connected, senders, Policy.from_settings(settings))

@@ -14,7 +14,7 @@ _BATCH = 1000
 
 
 @dataclass(frozen=True)
-class LetterFilter:
+class DeadLetterFilter:
     """Which open dead letters are meant; what is None does not matter. All of it None means all."""
 
     ids: list[int] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.redaction import redact
 from models.ledger import DeadLetter, Inbox, Link
 from subscribers.errors import Reject, SyncError
@@ -52,11 +52,11 @@ def trace(error: SyncError) -> str | None:
     return "".join(traceback.format_exception(cause))[-8000:]
 
 
-class Letters:
+class DeadLetterStore:
     """Writes and closes dead letters; always inside the caller's transaction."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     def write(
         self,
@@ -83,7 +83,7 @@ class Letters:
             "fields": error.fields if isinstance(error, Reject) and error.fields else None,
             "payload": redact(payload) if payload is not None else None,
             "traceback": trace(error),
-            "at": self.hub.clock(),
+            "at": self.context.clock(),
         }
         if letter_id is not None:
             renewed = connection.execute(
@@ -99,7 +99,7 @@ class Letters:
 
         `task_id`: the task that sees to it, and counts how they end.
         """
-        now = self.hub.clock()
+        now = self.context.clock()
         links = [row.link_id for row in rows if row.link_id is not None]
         inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
         connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
@@ -125,6 +125,6 @@ class Letters:
         connection.execute(
             sa.update(DeadLetter)
             .where(DeadLetter.id.in_(letter_ids), DeadLetter.closed_at.is_(None))
-            .values(closed_at=self.hub.clock(), resolution=resolution)
+            .values(closed_at=self.context.clock(), resolution=resolution)
         )
         connection.execute(sa.update(Link).where(Link.dead_letter_id.in_(letter_ids)).values(dead_letter_id=None))

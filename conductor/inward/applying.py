@@ -12,16 +12,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import UNKNOWN_TIME, Hub
-from conductor.inward.incoming import Applied, Guarded, Incoming, NeedsFetch
+from conductor.context import UNKNOWN_TIME, Context
+from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.links import in_doubt, overwrites
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
-from conductor.links.leases import Busy
+from conductor.links.leases import LinkLeased
 from conductor.links.merge import Merge, Winner, merge, rebase
 from conductor.links.relations import Relations, our_side
 from conductor.redaction import redact
-from conductor.systems.delete_guard import Guard
+from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
 from models.catalogues import Record
 from models.ledger import Change, Conflict, Delivery, Link
@@ -31,11 +31,11 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat, is_empty, same
 
 
-class Applying:
+class InboundApplier:
     """The one place where what came in meets what is here."""
 
-    def __init__(self, hub: Hub, relations: Relations, guard: Guard) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, relations: Relations, guard: DeleteGuard) -> None:
+        self.context = context
         self.relations = relations
         self.guard = guard
 
@@ -62,7 +62,7 @@ class Applying:
             raise NeedsFetch  # a thin event: it says that, not what
         if incoming.newest and link.lease_owner != incoming.token:
             # Linked, or delivered to, since it was fetched: it may not be the newest any more.
-            raise Busy
+            raise LinkLeased
         undone = _undone(incoming, link, theirs)
         if self._is_echo(link, theirs) and not undone:
             return self._echo(connection, incoming, link)
@@ -90,8 +90,8 @@ class Applying:
         """
         if link.lease_owner in (None, incoming.token):
             return
-        if link.lease_until is not None and link.lease_until > self.hub.clock():
-            raise Busy
+        if link.lease_until is not None and link.lease_until > self.context.clock():
+            raise LinkLeased
         free = {"lease_owner": None, "lease_until": None}
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**free))
 
@@ -188,12 +188,12 @@ class Applying:
         return {}
 
     def _owed_now(self) -> dict[str, Any]:
-        now = self.hub.clock()
+        now = self.context.clock()
         return {"owed_since": sa.func.coalesce(Link.owed_since, now), "announced_at": now}
 
     def _ask(self, connection: sa.Connection, link: Any, base: Flat, ours: Flat, result: Merge) -> int:
         """Keep both versions of fields a person decides about; returns how many are open now."""
-        now = self.hub.clock()
+        now = self.context.clock()
         settled = [*result.take, *result.keep, *result.settled]
         is_open = sa.and_(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
         connection.execute(
@@ -240,7 +240,7 @@ class Applying:
         if moved := self._moved(connection, incoming, link):
             return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
-            raise Guarded
+            raise HeldByDeleteGuard
         values: dict[str, Any] = {"base": None, "remote_values": None, "unconfirmed_write": None, "write_windows": None}
         # An edit made here that they have not seen outlives their deletion.
         unseen = link.owed_change > link.synced_change and policy == "delete"
@@ -248,12 +248,12 @@ class Applying:
             values |= {
                 "external_id": None,
                 "owed_change": Link.owed_change + 1,
-                "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
-                "announced_at": self.hub.clock(),
+                "owed_since": sa.func.coalesce(Link.owed_since, self.context.clock()),
+                "announced_at": self.context.clock(),
             }
         else:
-            values |= {"unlinked_at": self.hub.clock(), "deleted_remotely": True}
-            values |= close_conflicts(connection, link, "gone", self.hub.clock())
+            values |= {"unlinked_at": self.context.clock(), "deleted_remotely": True}
+            values |= close_conflicts(connection, link, "gone", self.context.clock())
             remove_here(connection, subscriber, link.record_id)
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"
@@ -357,8 +357,8 @@ class Applying:
             "external_id": external.id,
             "create_token": None,
             "owed_change": Link.owed_change + 1,
-            "owed_since": sa.func.coalesce(Link.owed_since, self.hub.clock()),
-            "announced_at": self.hub.clock(),
+            "owed_since": sa.func.coalesce(Link.owed_since, self.context.clock()),
+            "announced_at": self.context.clock(),
         }
         connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
         return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
@@ -442,10 +442,10 @@ class Applying:
             "unconfirmed_write": None,
             "write_windows": None,
             "last_seen_at": external.at,
-            "synced_at": self.hub.clock(),
+            "synced_at": self.context.clock(),
         }
         # A link of this record may be left from an earlier external one that is gone.
-        insert = self.hub.database.insert(Link).values(subscriber=subscriber.name(), record_id=record_id, **values)
+        insert = self.context.database.insert(Link).values(subscriber=subscriber.name(), record_id=record_id, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values))
         if owed:
             is_it = sa.and_(Link.subscriber == subscriber.name(), Link.record_id == record_id)
@@ -493,7 +493,7 @@ class Applying:
                 payload=redact(incoming.mapper.theirs(external.data)) or None,
                 inbox_id=incoming.inbox_id,
                 request_id=external.request_id,
-                at=self.hub.clock(),
+                at=self.context.clock(),
             )
         )
         waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None

@@ -16,19 +16,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub, new_token
-from conductor.dead_letters.store import Letters
-from conductor.inward.applying import Applying
-from conductor.inward.incoming import Applied, Guarded, Incoming, NeedsFetch
-from conductor.links.leases import Busy
+from conductor.context import Context, new_token
+from conductor.dead_letters.store import DeadLetterStore
+from conductor.inward.applying import InboundApplier
+from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
+from conductor.links.leases import LinkLeased
 from conductor.mappings.store import Mappings
 from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
-from conductor.systems.circuit_breaker import Gate, Health
+from conductor.systems.circuit_breaker import CircuitBreaker, Permit
 from conductor.systems.concurrency import Limits, Stopping
-from conductor.systems.delete_guard import Guard
+from conductor.systems.delete_guard import DeleteGuard
 from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
-from subscribers.base import Subscriber, received
-from subscribers.calls import attempt, renewed_by
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely, renewed_by
 from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
 from subscribers.records import External, Page
 from subscribers.system import System as Client
@@ -62,7 +62,7 @@ class _Overtaken(Exception):
 class _Closed(Exception):
     """The system is not to be called now. That is no news of the system itself."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Permit) -> None:
         super().__init__(gate.reason)
         self.after = gate.after
 
@@ -72,16 +72,16 @@ class Inward:
 
     def __init__(
         self,
-        hub: Hub,
-        health: Health,
+        context: Context,
+        health: CircuitBreaker,
         mappings: Mappings,
-        letters: Letters,
-        applying: Applying,
-        guard: Guard,
+        letters: DeadLetterStore,
+        applying: InboundApplier,
+        guard: DeleteGuard,
         limits: Limits,
     ) -> None:
-        self.hub = hub
-        self.health = health
+        self.context = context
+        self.breaker = health
         self.mappings = mappings
         self.letters = letters
         self.applying = applying
@@ -96,7 +96,7 @@ class Inward:
         Raises:
           UnknownSystem, BadSignature, BadWebhook: nothing was stored.
         """
-        client = self.hub.systems.get(system)
+        client = self.context.systems.get(system)
         if client is None:
             raise UnknownSystem(system)
         lowered = {name.lower(): value for name, value in headers.items()}
@@ -109,10 +109,10 @@ class Inward:
             "system": system,
             "kind": "webhook",
             "headers": safe_headers(lowered, secrets_in(client.options)),
-            "received_at": self.hub.clock(),
-            "retry_at": self.hub.later(self.hub.policy.stale),
+            "received_at": self.context.clock(),
+            "retry_at": self.context.later(self.context.policy.stale),
         }
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             stored = [self._store(connection, {**shared, **_event_values(*event)}) for event in events]
         new = [inbox_id for inbox_id in stored if inbox_id is not None]
         if new:
@@ -121,11 +121,11 @@ class Inward:
 
     def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
         """(body, content type) with which a stored webhook is to be answered; None where a 2xx is enough."""
-        return self.hub.systems[system].acknowledgement(body)
+        return self.context.systems[system].acknowledgement(body)
 
     def _store(self, connection: sa.Connection, values: dict[str, Any], *, reopen: bool = False) -> int | None:
         """The row's id; None if it is there already. `reopen`: one that is settled is looked at again."""
-        insert = self.hub.database.insert(Inbox).values(**values)
+        insert = self.context.database.insert(Inbox).values(**values)
         same_event = ["system", "event_id"]
         if reopen:
             fresh = {"state": "waiting", "attempts": 0, "finished_at": None}
@@ -137,14 +137,14 @@ class Inward:
 
     def _announce_inbox(self, system: str, ids: list[int]) -> None:
         try:
-            self.hub.announcer.inbox(system, ids)
+            self.context.publisher.inbox(system, ids)
         except Exception:
             # It is stored and will be swept; the sender must not be told otherwise.
             logger.warning("the inbox could not be announced; the sweep will do it", exc_info=True)
 
     def _note_refused(self, client: Client, body: bytes, headers: Mapping[str, str], error: Exception) -> None:
         """Count it, and keep so much that a person sees whose it is: a stranger's, or a secret that does not fit."""
-        now, secrets = self.hub.clock(), secrets_in(client.options)
+        now, secrets = self.context.clock(), secrets_in(client.options)
         counted = (
             sa.update(System)
             .where(System.name == client.name)
@@ -159,37 +159,37 @@ class Inward:
             "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_STRANGER),
             "size": len(body),
         }
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             number = connection.execute(counted).scalar() or 0
-            insert = self.hub.database.insert(RefusedWebhook).values(
+            insert = self.context.database.insert(RefusedWebhook).values(
                 system=client.name, slot=number % KEPT_REFUSED, **trace
             )
             connection.execute(insert.on_conflict_do_update(index_elements=["system", "slot"], set_=trace))
 
     def receive(self, inbox_id: int) -> None:
         """Apply one inbox row and write down what it led to."""
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             row = connection.execute(
                 sa.select(Inbox.__table__).where(Inbox.id == inbox_id, Inbox.state == "waiting")
             ).one_or_none()
         if row is None:
             return
         name = row.subscriber or row.system
-        if self.health.is_paused(row.system):
+        if self.breaker.is_paused(row.system):
             return  # it waits; resuming the system announces it
         try:
             self._settle_inbox(row, "; ".join(self._receive(row)) or "nothing here follows this kind of record")
-        except Guarded:
-            self.hub.database.transact(self.guard.trip, row.system, "from")
+        except HeldByDeleteGuard:
+            self.context.database.run_in_transaction(self.guard.trip, row.system, "from")
         except Stopping:
             return  # it waits in the inbox
-        except Busy:
+        except LinkLeased:
             self._postpone(row, "the record is being delivered", BUSY_PAUSE, attempts=row.attempts)
         except _Closed as closed:
             self._postpone(row, str(closed), max(closed.after, BUSY_PAUSE), attempts=row.attempts)
         except SystemDown as error:
-            self.hub.database.transact(self.health.went_down, row.system, error)
-            self._postpone(row, str(error), error.after or self.hub.policy.probe_first, attempts=row.attempts)
+            self.context.database.run_in_transaction(self.breaker.went_down, row.system, error)
+            self._postpone(row, str(error), error.after or self.context.policy.probe_first, attempts=row.attempts)
         except SyncError as error:
             self._failed(row, name, error)
         except Exception as error:
@@ -200,47 +200,47 @@ class Inward:
 
     def _receive(self, row: Any) -> list[str]:
         if row.kind == POLLED:
-            subscriber = self.hub.subscribers[row.subscriber]
+            subscriber = self.context.subscribers[row.subscriber]
             polled = _load(row.body)
-            made = attempt(received, subscriber, polled)
+            made = call_safely(normalize_incoming, subscriber, polled)
             # What cannot be used says only which record it is: that one is fetched.
             event = replace(polled, data={}) if isinstance(made, SyncError) else made
             return [self._apply_fetched(subscriber, event, row.id).words]
         words = []
-        client = self.hub.systems.get(row.system)
+        client = self.context.systems.get(row.system)
         if client is None:
             raise Retry(f"the system {row.system} is not configured any more")
         for event in client.events(row.body.encode()):
-            for subscriber in self.hub.of_system(row.system):
+            for subscriber in self.context.of_system(row.system):
                 if subscriber.resource == event.resource:
                     words.append(self.take(subscriber, event.external, row.id).words)
         return words
 
     def _settle_inbox(self, row: Any, result: str) -> None:
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == row.id)
-                .values(state="done", finished_at=self.hub.clock(), result=result, retry_at=None)
+                .values(state="done", finished_at=self.context.clock(), result=result, retry_at=None)
             )
             letter = self.letters.of_inbox(connection, row.id)
             self.letters.close(connection, [letter] if letter is not None else [], result)
 
     def _postpone(self, row: Any, result: str, seconds: float, *, attempts: int) -> None:
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == row.id)
-                .values(result=result, retry_at=self.hub.later(seconds), attempts=attempts)
+                .values(result=result, retry_at=self.context.later(seconds), attempts=attempts)
             )
 
     def _failed(self, row: Any, name: str, error: SyncError) -> None:
         attempts = row.attempts + 1
-        if isinstance(error, Retry | Gone) and attempts < self.hub.policy.max_attempts:
+        if isinstance(error, Retry | Gone) and attempts < self.context.policy.max_attempts:
             after = error.after if isinstance(error, Retry) else None
-            self._postpone(row, str(error), after or self.hub.policy.backoff(attempts), attempts=attempts)
+            self._postpone(row, str(error), after or self.context.policy.backoff(attempts), attempts=attempts)
             return
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == row.id)
@@ -257,23 +257,23 @@ class Inward:
         Returns how many records came in. A system that is paused or down is not asked, nor while another poll of this
         subscriber is under way: it may take longer than the time between two.
         """
-        subscriber = self.hub.subscribers[name]
-        gate = self.health.gate(subscriber.system)
+        subscriber = self.context.subscribers[name]
+        gate = self.breaker.gate(subscriber.system)
         if not gate.open:
             logger.info("%s is not polled: %s", name, gate.reason)
             return 0
         count = self._poll_in_turn(subscriber, new_token())
         if count is None and gate.probing:
-            self.health.nothing_asked(subscriber.system)
+            self.breaker.nothing_asked(subscriber.system)
         return count or 0
 
     def _poll_in_turn(self, subscriber: Subscriber, token: str) -> int | None:
         """Poll if nobody else does; None if the system was not asked."""
         name = subscriber.name()
-        if why := subscriber.client.wait_reason():
-            self.hub.database.transact(self._write_cursor, name, {"result": f"not polled: {why}"})
+        if why := subscriber.client.defer_reason():
+            self.context.database.run_in_transaction(self._write_cursor, name, {"result": f"not polled: {why}"})
             return None
-        cursor = self.hub.database.transact(self._take_turn, name, token)
+        cursor = self.context.database.run_in_transaction(self._take_turn, name, token)
         if cursor is None:
             logger.info("%s is being polled already", name)
             return None
@@ -281,20 +281,20 @@ class Inward:
             with renewed_by(lambda: self._keep_turn(name, token)):
                 return self._read_on(subscriber, cursor.position, token)
         finally:
-            self.hub.database.transact(self._end_turn, name, token)
+            self.context.database.run_in_transaction(self._end_turn, name, token)
 
     def _take_turn(self, connection: sa.Connection, name: str, token: str) -> Any:
         """The cursor, if nobody polls."""
-        now = self.hub.clock()
-        mine = {"poller": token, "polling_until": self.hub.later(self.hub.policy.lease)}
+        now = self.context.clock()
+        mine = {"poller": token, "polling_until": self.context.later(self.context.policy.lease)}
         is_free = sa.or_(Cursor.polling_until.is_(None), Cursor.polling_until <= now)
-        insert = self.hub.database.insert(Cursor).values(subscriber=name, **mine)
+        insert = self.context.database.insert(Cursor).values(subscriber=name, **mine)
         taken = insert.on_conflict_do_update(index_elements=["subscriber"], set_=mine, where=is_free)
         return connection.execute(taken.returning(Cursor.position)).one_or_none()
 
     def _keep_turn(self, name: str, token: str) -> None:
         self.limits.renew()
-        self.hub.database.transact(self._write_turn, name, token, {})
+        self.context.database.run_in_transaction(self._write_turn, name, token, {})
 
     def _write_turn(self, connection: sa.Connection, name: str, token: str, values: dict[str, Any]) -> None:
         """Renew the turn, with these values of the cursor.
@@ -302,7 +302,7 @@ class Inward:
         Raises:
           _Overtaken: somebody else polls by now.
         """
-        until = self.hub.later(self.hub.policy.lease)
+        until = self.context.later(self.context.policy.lease)
         mine = sa.update(Cursor).where(Cursor.subscriber == name, Cursor.poller == token)
         if not connection.execute(mine.values(polling_until=until, **values)).rowcount:
             raise _Overtaken
@@ -318,7 +318,7 @@ class Inward:
         try:
             with self.limits.slot(subscriber.system):
                 for page in self._paced(subscriber, position):
-                    owed = self.hub.database.transact(self._apply_page, subscriber, page, token)
+                    owed = self.context.database.run_in_transaction(self._apply_page, subscriber, page, token)
                     self.limits.renew()
                     count += len(page.records)
                     self._announce_owed(owed)
@@ -327,14 +327,14 @@ class Inward:
         except _Overtaken:
             logger.warning("the poll of %s took too long over a page; another one reads on", subscriber.name())
             return count
-        except Guarded:
-            self.hub.database.transact(self.guard.trip, subscriber.system, "from")
+        except HeldByDeleteGuard:
+            self.context.database.run_in_transaction(self.guard.trip, subscriber.system, "from")
             return count
         except SyncError as error:
-            self.hub.database.transact(self._poll_failed, subscriber, error)
+            self.context.database.run_in_transaction(self._poll_failed, subscriber, error)
             raise
         result = f"{count} records" if count else "nothing new"
-        self.hub.database.transact(self._polled, subscriber, result)
+        self.context.database.run_in_transaction(self._polled, subscriber, result)
         return count
 
     @staticmethod
@@ -346,21 +346,21 @@ class Inward:
 
     def _polled(self, connection: sa.Connection, subscriber: Subscriber, result: str) -> None:
         self._write_cursor(
-            connection, subscriber.name(), {"polled_at": self.hub.clock(), "failing_since": None, "result": result}
+            connection, subscriber.name(), {"polled_at": self.context.clock(), "failing_since": None, "result": result}
         )
-        self.health.succeeded(connection, subscriber.system)
+        self.breaker.succeeded(connection, subscriber.system)
 
     def _poll_failed(self, connection: sa.Connection, subscriber: Subscriber, error: SyncError) -> None:
         logger.warning("the poll of %s failed: %s", subscriber.name(), error)
-        now = self.hub.clock()
+        now = self.context.clock()
         self._write_cursor(connection, subscriber.name(), {"polled_at": now, "result": str(error)})
         mine = (Cursor.subscriber == subscriber.name(), Cursor.failing_since.is_(None))
         connection.execute(sa.update(Cursor).where(*mine).values(failing_since=now))
         if isinstance(error, SystemDown):
-            self.health.went_down(connection, subscriber.system, error)
+            self.breaker.went_down(connection, subscriber.system, error)
 
     def _write_cursor(self, connection: sa.Connection, name: str, values: dict[str, Any]) -> None:
-        insert = self.hub.database.insert(Cursor).values(subscriber=name, **values)
+        insert = self.context.database.insert(Cursor).values(subscriber=name, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["subscriber"], set_=values))
 
     def _apply_page(
@@ -370,10 +370,10 @@ class Inward:
         owed = []
         for external in page.records:
             try:
-                incoming = Incoming(subscriber, received(subscriber, external), mapper, newest=False)
+                incoming = Incoming(subscriber, normalize_incoming(subscriber, external), mapper, newest=False)
                 with connection.begin_nested():  # one bad record must not take its page down
                     applied = self.applying.apply(connection, incoming, polled=page.current)
-            except (Guarded, sa.exc.OperationalError):
+            except (HeldByDeleteGuard, sa.exc.OperationalError):
                 raise  # not this record's fault
             except Exception as error:
                 self._set_aside(connection, subscriber, external, error)
@@ -396,8 +396,8 @@ class Inward:
                 "event_id": f"poll:{subscriber.name()}:{external.id}:{external.at}",
                 "kind": POLLED,
                 "body": _dump(external),
-                "received_at": self.hub.clock(),
-                "retry_at": self.hub.clock(),
+                "received_at": self.context.clock(),
+                "retry_at": self.context.clock(),
             },
             # Systems tell times in seconds: another edit of the same second has the same name.
             reopen=True,
@@ -407,9 +407,9 @@ class Inward:
 
     def take(self, subscriber: Subscriber, external: External, inbox_id: int | None = None) -> Applied:
         """Apply what a webhook said of one record, fetching the record where that is not safe."""
-        external = received(subscriber, external)
+        external = normalize_incoming(subscriber, external)
         try:
-            applied = self.hub.database.transact(self._apply_one, subscriber, external, inbox_id=inbox_id)
+            applied = self.context.database.run_in_transaction(self._apply_one, subscriber, external, inbox_id=inbox_id)
         except NeedsFetch:
             return self._apply_fetched(subscriber, external, inbox_id)
         self._announce_owed([applied.owed] if applied.owed else [])
@@ -434,7 +434,7 @@ class Inward:
 
     def _apply_fetched(self, subscriber: Subscriber, external: External, inbox_id: int | None = None) -> Applied:
         """Fetch the record as it is now, while nobody delivers it, and apply that."""
-        gate = self.health.gate(subscriber.system)
+        gate = self.breaker.gate(subscriber.system)
         if not gate.open:
             raise _Closed(gate)
         token = new_token()
@@ -443,14 +443,14 @@ class Inward:
             try:
                 with self.limits.slot(subscriber.system):
                     subscriber.client.pace()
-                    fresh = received(subscriber, subscriber.fetch(external.id))
+                    fresh = normalize_incoming(subscriber, subscriber.fetch(external.id))
             except Gone as gone:
                 heir = gone.merged_into or external.merged_into
                 fresh = replace(external, deleted=True, data={}, merged_into=heir)
             if gate.probing:
-                self.hub.database.transact(self.health.succeeded, subscriber.system)
+                self.context.database.run_in_transaction(self.breaker.succeeded, subscriber.system)
             more = {"newest": True, "token": token, "event": external, "inbox_id": inbox_id}
-            applied = self.hub.database.transact(self._apply_one, subscriber, fresh, **more)
+            applied = self.context.database.run_in_transaction(self._apply_one, subscriber, fresh, **more)
         finally:
             owed = self._release(link_id, token) if link_id is not None else None
         self._announce_owed([pair for pair in (owed or applied.owed,) if pair])
@@ -458,22 +458,22 @@ class Inward:
 
     def _lease(self, subscriber: Subscriber, external: External, token: str) -> int | None:
         """Take the link's lease; None where there is no link yet."""
-        now = self.hub.clock()
+        now = self.context.clock()
         same_link = sa.and_(Link.subscriber == subscriber.name(), Link.external_id == external.id)
         statement = (
             sa.update(Link)
             .where(same_link, sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
-            .values(lease_owner=token, lease_until=self.hub.later(self.hub.policy.lease))
+            .values(lease_owner=token, lease_until=self.context.later(self.context.policy.lease))
             .returning(Link.id)
         )
 
         def lease(connection: sa.Connection) -> int | None:
             taken: int | None = connection.execute(statement).scalar()
             if taken is None and connection.execute(sa.select(Link.id).where(same_link)).scalar() is not None:
-                raise Busy
+                raise LinkLeased
             return taken
 
-        return self.hub.database.transact(lease)
+        return self.context.database.run_in_transaction(lease)
 
     def _release(self, link_id: int, token: str) -> tuple[str, str] | None:
         """Give the lease back; the link, if it is owed something (whose news may have come meanwhile)."""
@@ -483,13 +483,13 @@ class Inward:
             .values(lease_owner=None, lease_until=None)
             .returning(Link.subscriber, Link.record_id, Link.owed_change, Link.synced_change)
         )
-        row = self.hub.database.transact(lambda c: c.execute(statement).one_or_none())
+        row = self.context.database.run_in_transaction(lambda c: c.execute(statement).one_or_none())
         return (row.subscriber, row.record_id) if row and row.owed_change > row.synced_change else None
 
     def _announce_owed(self, pairs: list[tuple[str, str]]) -> None:
         for name, record in pairs:
             try:
-                self.hub.announcer.records(name, [record])
+                self.context.publisher.records(name, [record])
             except Exception:
                 logger.warning("%s %s could not be announced; the sweep will do it", name, record, exc_info=True)
 

@@ -13,7 +13,7 @@ class NeedsFetch(Exception):
     """What came in may not be the newest: the record has to be fetched."""
 
 
-class Guarded(Exception):
+class HeldByDeleteGuard(Exception):
     """The mass-delete guard holds it back until a person says that it is meant."""
 
 

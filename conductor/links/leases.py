@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Busy(Exception):
+class LinkLeased(Exception):
     """The record is being delivered at this moment."""

@@ -9,9 +9,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.unsubscriptions import standing
-from i18n import say
+from i18n import gettext
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
@@ -36,7 +36,7 @@ class WaitsFor(SyncError):
     """The record cannot be sent before a related one; costs no attempt. See `Relations.judge`."""
 
     def __init__(self, catalogue: str, record_id: str) -> None:
-        super().__init__(say("it waits for its {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
+        super().__init__(gettext("it waits for its {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))
         self.catalogue = catalogue
         self.record_id = record_id
 
@@ -55,8 +55,8 @@ class Verdict:
 class Relations:
     """Looks up related records' links, and decides about records that wait for one."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     def load(
         self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, records: Iterable[Record]
@@ -105,7 +105,7 @@ class Relations:
         """Decide, in the transaction that writes it down, what becomes of a record that waits."""
         name = f"{subscriber.system}.{wait.catalogue}"
         what = f"its {wait.catalogue} {wait.record_id}"
-        if name not in self.hub.subscribers:
+        if name not in self.context.subscribers:
             return Verdict(Reject(f"it points to {what}, but {subscriber.system} has no subscriber for that"))
         statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
         parent = connection.execute(statement).one_or_none()
@@ -132,12 +132,12 @@ class Relations:
 
     def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> Any:
         """A link for a related record nobody has asked to sync so far, owed from now on."""
-        subscriber = self.hub.subscribers[name]
+        subscriber = self.context.subscribers[name]
         if wait.record_id not in subscriber.records.read(connection, [wait.record_id]):
             return None
-        now = self.hub.clock()
+        now = self.context.clock()
         values = {"owed_change": 1, "owed_since": now, "announced_at": now}
-        insert = self.hub.database.insert(Link).values(subscriber=name, record_id=wait.record_id, **values)
+        insert = self.context.database.insert(Link).values(subscriber=name, record_id=wait.record_id, **values)
         connection.execute(insert.on_conflict_do_nothing(index_elements=["subscriber", "record_id"]))
         statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
         return connection.execute(statement).one()
@@ -155,7 +155,7 @@ class Relations:
 
     def are_waited_for(self, subscriber: Subscriber) -> bool:
         """Whether records of other catalogues point to its records."""
-        return any(subscriber.catalogue in s.mapper.relations() for s in self.hub.of_system(subscriber.system))
+        return any(subscriber.catalogue in s.mapper.relations() for s in self.context.of_system(subscriber.system))
 
     def wake(
         self, connection: sa.Connection, subscriber: Subscriber, delivered: list[int], ended: list[int]
@@ -163,7 +163,7 @@ class Relations:
         """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
         if not self.are_waited_for(subscriber):
             return []
-        now = self.hub.clock()
+        now = self.context.clock()
         values = {"blocked_by": None, "retry_at": None, "announced_at": now, "dead_at": None}
         woken = sa.or_(Link.blocked_by.in_(delivered), sa.and_(Link.blocked_by.in_(ended), Link.dead_at.is_(None)))
         statement = sa.update(Link).where(woken).values(**values).returning(Link.subscriber, Link.record_id)

@@ -16,15 +16,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.links.relations import Related, Relations, our_side
 from conductor.mappings.store import MappingRefused, Mappings
 from conductor.unsubscriptions import in_force
-from i18n import say
+from i18n import gettext
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber
-from subscribers.calls import attempt
+from subscribers.calls import call_safely
 from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import MISSING, nest
@@ -95,8 +95,8 @@ class Effect:
 class Previews:
     """Tries mappings on records."""
 
-    def __init__(self, hub: Hub, mappings: Mappings, relations: Relations) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, mappings: Mappings, relations: Relations) -> None:
+        self.context = context
         self.mappings = mappings
         self.relations = relations
 
@@ -106,9 +106,9 @@ class Previews:
         Raises:
           MappingRefused: something in the rows is wrong.
         """
-        subscriber = self.hub.subscribers[name]
+        subscriber = self.context.subscribers[name]
         after = _mapper(subscriber, rows)
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             before = self._in_force(connection, subscriber)
             try:
                 record = subscriber.records.read(connection, [record_id]).get(record_id)
@@ -118,8 +118,8 @@ class Previews:
                 return None
             related = self._related(connection, subscriber, (before, after), [record])
             notes = self._notes(connection, subscriber, record, record_id)
-        if isinstance(waits := attempt(self.relations.check, after, record, related), SyncError):
-            notes.append(say("Before it is sent, {waits}.", waits=waits))
+        if isinstance(waits := call_safely(self.relations.check, after, record, related), SyncError):
+            notes.append(gettext("Before it is sent, {waits}.", waits=waits))
         return Preview(
             record_id, _sent(subscriber, before, record, related), _sent(subscriber, after, record, related), notes
         )
@@ -130,11 +130,11 @@ class Previews:
         Raises:
           MappingRefused: something in the rows is wrong.
         """
-        subscriber = self.hub.subscribers[name]
+        subscriber = self.context.subscribers[name]
         after = _mapper(subscriber, rows)
         tally = _Tally()
         deadline = time.monotonic() + _BUDGET
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             before = self._in_force(connection, subscriber)
             total = _count(connection, subscriber)
             whole = total <= EXACT
@@ -169,13 +169,15 @@ class Previews:
             Link.subscriber == name, Link.record_id == record_id
         )
         link = connection.execute(linked).one_or_none()
-        if attempt(subscriber.wants, record) is not True:
-            notes.append(say("{name} does not want this record: nothing of it is sent.", name=name))
+        if call_safely(subscriber.wants, record) is not True:
+            notes.append(gettext("{name} does not want this record: nothing of it is sent.", name=name))
         elif link is None or link.external_id is None or link.unlinked_at is not None:
-            words = say("It is not in {system} so far: it would be created with all of this.", system=subscriber.system)
+            words = gettext(
+                "It is not in {system} so far: it would be created with all of this.", system=subscriber.system
+            )
             notes.append(words)
         targets = (subscriber.system, name)
-        for rule in in_force(connection, targets, [record_id], self.hub.clock()):
+        for rule in in_force(connection, targets, [record_id], self.context.clock()):
             if rule.covers("update", record_id) or rule.covers("create", record_id):
                 notes.append(f"{rule.words[0].upper()}{rule.words[1:]}.")
         return notes
@@ -200,7 +202,7 @@ class _Tally:
         self.looked += 1
         place = self.places[-1]
         place[0] += 1
-        if attempt(subscriber.wants, record) is not True:
+        if call_safely(subscriber.wants, record) is not True:
             return
         old, new = (_sent(subscriber, mapper, record, related) for mapper in (before, after))
         if isinstance(new, SyncError):
@@ -260,11 +262,11 @@ def _mapper(subscriber: Subscriber, rows: list[dict[str, Any]]) -> Mapper:
 
 
 def _sent(subscriber: Subscriber, mapper: Mapper, record: Record, related: Related) -> Flat | SyncError:
-    ours: Any = attempt(lambda: our_side(subscriber, mapper, record, related, strict=True))
+    ours: Any = call_safely(lambda: our_side(subscriber, mapper, record, related, strict=True))
     if isinstance(ours, SyncError):
         return ours
     flat, data = ours
-    refused = attempt(subscriber.validate, nest(flat, onto=data))
+    refused = call_safely(subscriber.validate, nest(flat, onto=data))
     return refused if isinstance(refused, SyncError) else flat
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from i18n import say
+from conductor.context import Context
+from i18n import gettext
 from models.ledger import Mapping
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.validation import check_rows
@@ -28,8 +28,8 @@ class MappingConflict(Exception):
 class Mappings:
     """Reads and writes mapping versions. Readers see a new version with their next batch."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._cache: dict[str, tuple[int, Mapper]] = {}
 
     def current(self, connection: sa.Connection, name: str, version: int | None = None) -> tuple[Mapper, int]:
@@ -42,7 +42,7 @@ class Mappings:
         cached = self._cache.get(name)
         if cached is None or cached[0] != version:
             cached = self._cache[name] = (version, self._load(connection, name, version))
-            self.hub.subscribers[name].mapper = cached[1]
+            self.context.subscribers[name].mapper = cached[1]
         return cached[1], version
 
     @staticmethod
@@ -52,7 +52,7 @@ class Mappings:
         return connection.execute(newest).scalar() or 0
 
     def _load(self, connection: sa.Connection, name: str, version: int) -> Mapper:
-        subscriber = self.hub.subscribers[name]
+        subscriber = self.context.subscribers[name]
         if version == 0:
             return subscriber.default_mapper
         rows = connection.execute(
@@ -65,7 +65,7 @@ class Mappings:
             # It was right when it was saved; the table or the code has changed since.
             raise MappingRefused(
                 [
-                    say(
+                    gettext(
                         "version {version} of the mapping of {name}: {problem}",
                         version=version,
                         name=name,
@@ -83,16 +83,18 @@ class Mappings:
           MappingRefused: something in it is wrong.
           MappingConflict: `expected_version` is not the newest any more.
         """
-        subscriber = self.hub.subscribers[name]
+        subscriber = self.context.subscribers[name]
         if rows is not None:
             _fields, problems = check_rows(rows, subscriber.records)
             if problems:
                 raise MappingRefused(problems)
         try:
-            with self.hub.database.write() as connection:
+            with self.context.database.write() as connection:
                 if self.version(connection, name) != expected_version:
                     raise MappingConflict(
-                        say("{name}: version {version} is not the newest any more", name=name, version=expected_version)
+                        gettext(
+                            "{name}: version {version} is not the newest any more", name=name, version=expected_version
+                        )
                     )
                 saved = (Mapping.subscriber == name, Mapping.version == expected_version)
                 before = connection.execute(sa.select(Mapping.fields).where(*saved)).scalar()
@@ -101,14 +103,14 @@ class Mappings:
                         subscriber=name,
                         version=expected_version + 1,
                         fields=rows,
-                        created_at=self.hub.clock(),
+                        created_at=self.context.clock(),
                         created_by=by,
                     )
                 )
                 default = subscriber.default_mapper.rows()
-                self.hub.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
+                self.context.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
         except sa.exc.IntegrityError:
             raise MappingConflict(
-                say("{name}: somebody saved version {version} first", name=name, version=expected_version + 1)
+                gettext("{name}: somebody saved version {version} first", name=name, version=expected_version + 1)
             ) from None
         return expected_version + 1

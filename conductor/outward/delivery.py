@@ -18,22 +18,22 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import UNKNOWN_TIME, Hub, new_token
+from conductor.context import UNKNOWN_TIME, Context, new_token
 from conductor.links import in_doubt, overwrites
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
-from conductor.outward.planning import KNOWN, Batch, Claim, Plan, changed, make_claim, make_item
-from conductor.outward.record_budget import Away, Room
-from conductor.outward.results import Settled, Settling
-from conductor.systems.circuit_breaker import GATE, Gate, Health
+from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Claim, Plan, changed, make_claim, make_item
+from conductor.outward.record_budget import RecordBudget, Yielded
+from conductor.outward.results import FollowUp, ResultWriter
+from conductor.systems.circuit_breaker import BREAKER_COLUMNS, CircuitBreaker, Permit
 from conductor.systems.concurrency import Limits, Slot, Stopping
-from conductor.systems.delete_guard import Guard
+from conductor.systems.delete_guard import DeleteGuard
 from conductor.unsubscriptions import in_force
 from models.base import UtcDateTime
-from models.bulk import ROW_VERSION, as_list, listed, update_if, update_many, version_of
+from models.bulk import ROW_VERSION, as_list, in_param, update_if, update_many, version_of
 from models.ledger import Conflict, Link, Mapping, System, Unsubscription
-from subscribers.base import Subscriber, received
-from subscribers.calls import attempt, renewed_by
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import nest
@@ -67,7 +67,7 @@ class _Turn:
     """What a batch holds while it is worked off: one of the system's slots, and room in this process."""
 
     slot: Slot
-    away: Away
+    away: Yielded
 
     def was_long_in_coming(self) -> bool:
         """Wait for the slot; True if what was read before may be out of date by now.
@@ -88,42 +88,42 @@ class Outward:
 
     def __init__(
         self,
-        hub: Hub,
-        health: Health,
+        context: Context,
+        health: CircuitBreaker,
         mappings: Mappings,
         relations: Relations,
-        settling: Settling,
+        settling: ResultWriter,
         limits: Limits,
-        guard: Guard,
+        guard: DeleteGuard,
     ) -> None:
-        self.hub = hub
-        self.health = health
+        self.context = context
+        self.breaker = health
         self.mappings = mappings
         self.relations = relations
-        self.settling = settling
+        self.results = settling
         self.limits = limits
         self.guard = guard
         #: Subscriber -> how long its last calls took, each.
         self._seconds: dict[str, float] = {}
-        self._room = Room(ROOM, LEAST_ROOM)
+        self._room = RecordBudget(ROOM, LEAST_ROOM)
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date, as far as they are owed anything."""
-        subscriber = self.hub.subscribers.get(name)
+        subscriber = self.context.subscribers.get(name)
         if subscriber is None:
             logger.info("%s is not configured here; what it is owed stays in the ledger", name)
             return
         waiting = list(dict.fromkeys(record_ids))
         began = time.monotonic()
         while waiting:
-            if self.hub.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
-                self.hub.announcer.records(name, waiting)
+            if self.context.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET:
+                self.context.publisher.records(name, waiting)
                 return
             waiting = self._deliver_some(subscriber, waiting)
 
     def _deliver_some(self, subscriber: Subscriber, waiting: list[str]) -> list[str]:
         """Deliver as many of these as fit into one batch; the others."""
-        lot, slot = subscriber.lot_size(len(waiting)), self.limits.slot(subscriber.system)
+        lot, slot = subscriber.batch_size(len(waiting)), self.limits.slot(subscriber.system)
         count = lot if lot > 1 else self._single_chunk(subscriber.name())
         if lot == 1 and slot.is_limited and not slot.is_sought:
             count = -(-min(count, len(waiting)) // 2)  # there are threads with nothing to do
@@ -132,7 +132,7 @@ class Outward:
             return self._deliver_chunk(subscriber, chunk, rest, _Turn(slot, away))
 
     def _deliver_chunk(self, subscriber: Subscriber, chunk: list[str], rest: list[str], turn: _Turn) -> list[str]:
-        name, lot = subscriber.name(), subscriber.lot_size(len(chunk) + len(rest))
+        name, lot = subscriber.name(), subscriber.batch_size(len(chunk) + len(rest))
         batch = self._look_up(subscriber, chunk)
         if not batch.gate.open:
             logger.info("%s: %d records wait: %s", name, len(chunk) + len(rest), batch.gate.reason)
@@ -147,17 +147,17 @@ class Outward:
             # A call a record: whoever is free makes them at the same time, and shares what is too much for one again.
             half = -(-len(rest) // 2)
             for part in filter(None, (rest[:half], rest[half:])):
-                self.hub.announcer.records(name, part)
+                self.context.publisher.records(name, part)
             rest = []
         try:
             called = self._work_off(subscriber, batch, turn)
         except Stopping:
             called = False
-            self.hub.announcer.records(name, [claim.record_id for claim in batch.claims])
+            self.context.publisher.records(name, [claim.record_id for claim in batch.claims])
         finally:
             turn.slot.release()
         if batch.gate.probing and not called:
-            self.health.nothing_asked(subscriber.system)
+            self.breaker.nothing_asked(subscriber.system)
         return rest
 
     def _single_chunk(self, name: str) -> int:
@@ -176,7 +176,7 @@ class Outward:
             batch = self._look_up(subscriber, again, probe=False)
             if not batch.gate.open:
                 return called  # they stay owed, and are announced when the system is back
-        self.hub.announcer.records(subscriber.name(), again)
+        self.context.publisher.records(subscriber.name(), again)
         return called
 
     def _round(self, subscriber: Subscriber, batch: Batch, turn: _Turn) -> tuple[list[str], bool]:
@@ -187,25 +187,27 @@ class Outward:
         if any(plan.is_open for plan in plans) and turn.was_long_in_coming() and not batch.gate.probing:
             return [claim.record_id for claim in batch.claims], False
         plans, moved = self._claim(plans, batch.token)
-        counted, at = self._hold_deletes(subscriber, plans), self.hub.clock()
+        counted, at = self._hold_deletes(subscriber, plans), self.context.clock()
         with turn.away():
             self._call(subscriber, plans, batch)
             turn.slot.release()  # what is left to do calls nobody
         # These come back as if they had never been tried, and are counted then.
         spared = sum(plan.outcome == "waiting" or isinstance(plan.error, SystemDown) for plan in counted)
         if spared:
-            self.hub.database.transact(self.guard.give_back, subscriber.system, spared, at)
+            self.context.database.run_in_transaction(self.guard.refund, subscriber.system, spared, at)
         settled = self._settle(subscriber, plans, batch)
         for name, record_id in settled.announce:
-            self.hub.announcer.records(name, [record_id])
+            self.context.publisher.records(name, [record_id])
         return settled.again + moved, any(plan.asked for plan in plans)
 
-    def _settle(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
-        plans, settled = self.settling.write_at_once(subscriber, plans, batch)
+    def _settle(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> FollowUp:
+        plans, settled = self.results.write_at_once(subscriber, plans, batch)
         if not plans:
             return settled
         try:
-            return settled.and_then(self.hub.database.transact(self.settling.write, subscriber, plans, batch))
+            return settled.and_then(
+                self.context.database.run_in_transaction(self.results.write, subscriber, plans, batch)
+            )
         except sa.exc.OperationalError:
             raise
         except Exception:
@@ -213,7 +215,7 @@ class Outward:
             logger.exception("%s: a batch could not be written down; one by one", subscriber.name())
         for plan in plans:
             try:
-                one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
+                one = self.context.database.run_in_transaction(self.results.write, subscriber, [plan], batch)
             except sa.exc.OperationalError:
                 raise
             except Exception as error:
@@ -222,7 +224,7 @@ class Outward:
                 unwritten.maybe_done = plan.error is None or plan.error.maybe_done
                 plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
                 plan.fail(unwritten)
-                one = self.hub.database.transact(self.settling.write, subscriber, [plan], batch)
+                one = self.context.database.run_in_transaction(self.results.write, subscriber, [plan], batch)
             settled = settled.and_then(one)
         return settled
 
@@ -233,18 +235,18 @@ class Outward:
 
         Without `probe` it may not while it is down.
         """
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             return self._read(connection, subscriber, record_ids, probe)
 
     def _read(self, connection: sa.Connection, subscriber: Subscriber, record_ids: list[str], probe: bool) -> Batch:
         """Those of these links that are owed something and free, with what is needed to plan for them."""
-        name, now, dialect = subscriber.name(), self.hub.clock(), connection.dialect.name
+        name, now, dialect = subscriber.name(), self.context.clock(), connection.dialect.name
         asked_for = {"name": name, "system": subscriber.system, "ids": as_list(dialect, record_ids), "now": now}
         rows = connection.execute(_free_links(dialect), asked_for).all()
-        batch = Batch(new_token(), Gate(open=True))
+        batch = Batch(new_token(), Permit(open=True))
         if not rows:
             return batch
-        batch.gate = self.health.judge(subscriber.system, rows[0], probe=probe)
+        batch.gate = self.breaker.judge(subscriber.system, rows[0], probe=probe)
         if not batch.gate.open:
             return batch
         ids = [row.record_id for row in rows]
@@ -254,7 +256,7 @@ class Outward:
             batch.rules = in_force(connection, (subscriber.system, name), ids, now)
         asked = _asked(connection, [row.id for row in rows if row.open_conflicts])
         batch.claims = [make_claim(row, records.get(row.record_id), batch.token, asked.get(row.id, {})) for row in rows]
-        mapper = attempt(lambda: self.mappings.current(connection, name, rows[0].mapping_version)[0])
+        mapper = call_safely(lambda: self.mappings.current(connection, name, rows[0].mapping_version)[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
@@ -268,14 +270,14 @@ class Outward:
         """
         telling = {p.claim.link.id for p in plans if p.is_open and p.operation in _TOLD and not _needs_look(p)}
         try:
-            taken = self.hub.database.at_once(self._lease, plans, token, telling)
+            taken = self.context.database.execute_atomic(self._lease, plans, token, telling)
         except sa.exc.OperationalError:
             raise
         except Exception:
             # What one of them is about to be sent cannot be written down: `_write_ahead` finds out which.
             logger.warning("a batch could not be claimed with what is to be sent; without", exc_info=True)
             telling = set()
-            taken = self.hub.database.at_once(self._lease, plans, token, telling)
+            taken = self.context.database.execute_atomic(self._lease, plans, token, telling)
         mine = []
         for plan in plans:
             if (leased := taken.get(plan.claim.link.id)) is not None:
@@ -287,7 +289,7 @@ class Outward:
     def _lease(
         self, connection: sa.Connection, plans: list[Plan], token: str, telling: set[int]
     ) -> dict[int, dict[str, Any]]:
-        until = self.hub.later(self.hub.policy.lease)
+        until = self.context.later(self.context.policy.lease)
         rows = []
         for plan in plans:
             link = plan.claim.link
@@ -310,7 +312,7 @@ class Outward:
         plan = Plan(claim)
         if batch.mapper is None:
             return plan.fail(Reject(f"the mapping of {subscriber.name()} does not fit its table any more"))
-        outcome = attempt(self._choose, subscriber, plan, batch, batch.mapper)
+        outcome = call_safely(self._choose, subscriber, plan, batch, batch.mapper)
         if isinstance(outcome, SyncError):
             plan.fail(outcome)
         self._mind(plan, batch)
@@ -378,7 +380,9 @@ class Outward:
         """Have deletions wait where the guard says so; those it has counted and lets through."""
         deletes = [p for p in plans if p.is_open and p.operation in ("delete", "archive")]
         fresh = [p for p in deletes if p.claim.link.attempts == 0]  # a retry is no other deletion
-        if not deletes or self.hub.database.transact(self.guard.allows, subscriber.system, len(fresh), "to"):
+        if not deletes or self.context.database.run_in_transaction(
+            self.guard.allows, subscriber.system, len(fresh), "to"
+        ):
             return fresh
         for plan in deletes:
             plan.settle("waiting", "held by the mass-delete guard")
@@ -389,7 +393,7 @@ class Outward:
     def _call(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> None:
         for plan in plans:
             if plan.is_open and plan.operation != "none" and batch.mapper is not None and _needs_look(plan):
-                short = plan.claim.link.lease_until <= self.hub.later(self.hub.policy.lease / 2)
+                short = plan.claim.link.lease_until <= self.context.later(self.context.policy.lease / 2)
                 if short and not self._still_ours([p for p in plans if p.is_open], batch.token):
                     self._lose(plans)
                     return
@@ -408,7 +412,7 @@ class Outward:
             ("delete", subscriber.bulk_delete),
         ):
             chosen = [p for p in plans if p.is_open and p.operation == operation]
-            size = max(subscriber.lot_size(len(chosen)), 1)
+            size = max(subscriber.batch_size(len(chosen)), 1)
             for start in range(0, len(chosen), size):
                 some = chosen[start : start + size]
                 self._call_chunk(subscriber, call, some, batch.token)
@@ -426,7 +430,7 @@ class Outward:
             subscriber.client.pace()
         began = time.perf_counter()
         with renewed_by(lambda: self._still_ours(chosen, token)):
-            outcomes = attempt(call, [plan.item for plan in chosen])
+            outcomes = call_safely(call, [plan.item for plan in chosen])
         duration = (time.perf_counter() - began) * 1000
         self._seconds[subscriber.name()] = duration / 1000 / len(chosen)
         if not isinstance(outcomes, SyncError) and len(outcomes) != len(chosen):
@@ -451,7 +455,7 @@ class Outward:
         if not plans:
             return
         try:
-            self.hub.database.transact(_write_doubts, plans, token)
+            self.context.database.run_in_transaction(_write_doubts, plans, token)
             return
         except sa.exc.OperationalError:
             raise
@@ -460,7 +464,7 @@ class Outward:
             logger.warning("the links of a batch could not be written down; one by one", exc_info=True)
         for plan in plans:
             try:
-                self.hub.database.transact(_write_doubts, [plan], token)
+                self.context.database.run_in_transaction(_write_doubts, [plan], token)
             except sa.exc.IntegrityError:
                 found = plan.claim.link.external_id
                 plan.claim.now_with(external_id=None)
@@ -481,13 +485,13 @@ class Outward:
     def _still_ours(self, plans: list[Plan], token: str) -> bool:
         """Renew the lease where half of it is gone; False if somebody else took over."""
         until = min(plan.claim.link.lease_until for plan in plans)
-        if until > self.hub.later(self.hub.policy.lease / 2):
+        if until > self.context.later(self.context.policy.lease / 2):
             return True
         self.limits.renew()
         ids = [plan.claim.link.id for plan in plans]
-        renewed = self.hub.later(self.hub.policy.lease)
+        renewed = self.context.later(self.context.policy.lease)
         statement = sa.update(Link).where(Link.id.in_(ids), Link.lease_owner == token).values(lease_until=renewed)
-        rows = self.hub.database.transact(lambda c: c.execute(statement).rowcount)
+        rows = self.context.database.run_in_transaction(lambda c: c.execute(statement).rowcount)
         for plan in plans:
             plan.claim.now_with(lease_until=renewed)
         return bool(rows == len(ids))
@@ -506,7 +510,7 @@ class Outward:
         assert plan.item is not None
         plan.asked = True
         subscriber.client.pace()
-        found = attempt(_found, subscriber, plan.item)
+        found = call_safely(_found, subscriber, plan.item)
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -543,7 +547,7 @@ class Outward:
         assert item is not None
         plan.asked = True
         subscriber.client.pace()
-        found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
+        found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -578,7 +582,7 @@ class Outward:
             return
         plan.asked = True
         subscriber.client.pace()
-        found = attempt(lambda: received(subscriber, subscriber.fetch(item.linked_id)))
+        found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id)))
         if isinstance(found, SyncError):
             plan.fail(found)
             return
@@ -611,13 +615,13 @@ def _free_links(dialect: str) -> sa.Select[Any]:
         sa.select(
             _LINK,
             *version_of(dialect, _LINK),
-            *GATE,
+            *BREAKER_COLUMNS,
             version.scalar_subquery().label("mapping_version"),
             unsubscribed.label("unsubscribed"),
         )
         .select_from(sa.outerjoin(_LINK, System, System.name == system))
         # By the record: while there are few links PostgreSQL would take any index that holds the subscriber as well.
-        .where(Link.subscriber.concat(sa.literal_column("''")) == name, listed(dialect, Link.record_id, "ids"))
+        .where(Link.subscriber.concat(sa.literal_column("''")) == name, in_param(dialect, Link.record_id, "ids"))
         # Said as a difference: by the index over all that is owed PostgreSQL would look through a whole backlog.
         .where(Link.owed_change - Link.synced_change > 0, Link.dead_at.is_(None))
         .where(sa.or_(Link.retry_at.is_(None), Link.retry_at <= now))
@@ -649,12 +653,12 @@ def _needs_look(plan: Plan) -> bool:
 
 def _found(subscriber: Subscriber, item: Item) -> External | None:
     external = subscriber.find(item)
-    return external and received(subscriber, external)
+    return external and normalize_incoming(subscriber, external)
 
 
 def _answered(subscriber: Subscriber, external: External) -> External:
     """The answer to a write. It is done: where `after_receive` fails the answer's data are not used, its id is."""
-    made = attempt(received, subscriber, external)
+    made = call_safely(normalize_incoming, subscriber, external)
     if isinstance(made, SyncError):
         logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
         return replace(external, data={})
@@ -667,7 +671,7 @@ def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> N
     for plan in plans:
         plan.claim.now_with(unconfirmed_write=plan.ours)
         plan.claim.told = True
-        known = {name: getattr(plan.claim.link, name) for name in KNOWN}
+        known = {name: getattr(plan.claim.link, name) for name in RECONCILABLE_COLUMNS}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
     update_many(connection, _LINK, rows, match=("id", "lease_owner"))
 

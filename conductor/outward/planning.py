@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from conductor.links.relations import Related
-from conductor.systems.circuit_breaker import Gate
+from conductor.systems.circuit_breaker import Permit
 from conductor.unsubscriptions import Rule
 from models.catalogues import Record
 from models.ledger import Link
@@ -26,7 +26,15 @@ _LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
 
 
 #: What a call is told against when nobody learned how it ended.
-KNOWN = ("external_id", "unlinked_at", "base", "remote_values", "unconfirmed_write", "write_windows", "last_write_at")
+RECONCILABLE_COLUMNS = (
+    "external_id",
+    "unlinked_at",
+    "base",
+    "remote_values",
+    "unconfirmed_write",
+    "write_windows",
+    "last_write_at",
+)
 
 
 @dataclass
@@ -70,7 +78,7 @@ class Batch:
 
     token: str
     #: Whether the system may be called, as of when the links were read.
-    gate: Gate
+    gate: Permit
     claims: list[Claim] = field(default_factory=list)
     #: None: the mapping saved in the panel does not fit its table any more.
     mapper: Mapper | None = None

@@ -14,10 +14,10 @@ from contextlib import AbstractContextManager, contextmanager
 _Line = deque[tuple[int, threading.Event]]
 
 #: Gives the room back for a block in which something is called that only has to be waited for.
-Away = Callable[[], AbstractContextManager[None]]
+Yielded = Callable[[], AbstractContextManager[None]]
 
 
-class Room:
+class RecordBudget:
     """For so many records; a small batch takes the room of `least`, for it has a connection to the database as well.
 
     What was begun is finished before more begins, so that no more piles up in between.
@@ -31,7 +31,7 @@ class Room:
         self._begun, self._new = _Line(), _Line()
 
     @contextmanager
-    def taken(self, records: int) -> Iterator[Away]:
+    def taken(self, records: int) -> Iterator[Yielded]:
         """Begin a batch: waits until there is room for it, and nothing begun waits for some."""
         # A very large batch must not keep out those of another system.
         need = min(max(records, self._least), max(self._all // 2, 1))

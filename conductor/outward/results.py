@@ -10,17 +10,17 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import UNKNOWN_TIME, Hub
-from conductor.dead_letters.store import Letters
+from conductor.context import UNKNOWN_TIME, Context
+from conductor.dead_letters.store import DeadLetterStore
 from conductor.links import overwrites
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, WaitsFor
-from conductor.outward.planning import KNOWN, Batch, Plan
+from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
-from conductor.systems.circuit_breaker import Health
+from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.unsubscriptions import standing
-from models.bulk import among, insert_many, update_if, update_many
+from models.bulk import in_values, insert_many, update_if, update_many
 from models.history import newest_delivery
 from models.ledger import Delivery, Link, System
 from subscribers.base import Subscriber
@@ -35,31 +35,33 @@ _DELIVERY: Any = Delivery.__table__
 
 
 @dataclass
-class Settled:
+class FollowUp:
     """What follows from a settled batch: records to take up again at once, links to announce."""
 
     again: list[str] = field(default_factory=list)
     announce: list[tuple[str, str]] = field(default_factory=list)
 
-    def and_then(self, other: Settled) -> Settled:
+    def and_then(self, other: FollowUp) -> FollowUp:
         """This and what follows from more records."""
-        return Settled(self.again + other.again, self.announce + other.announce)
+        return FollowUp(self.again + other.again, self.announce + other.announce)
 
 
-class Settling:
+class ResultWriter:
     """Decides what each outcome means for the link."""
 
-    def __init__(self, hub: Hub, health: Health, letters: Letters, relations: Relations) -> None:
-        self.hub = hub
-        self.health = health
+    def __init__(
+        self, context: Context, health: CircuitBreaker, letters: DeadLetterStore, relations: Relations
+    ) -> None:
+        self.context = context
+        self.breaker = health
         self.letters = letters
         self.relations = relations
         #: System -> what no reply that is kept may quote.
         self._secrets_of: dict[str, tuple[str, ...]] = {}
 
-    def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> Settled:
+    def write(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> FollowUp:
         """Write down the whole batch and give the leases back."""
-        settled, now = Settled(), self.hub.clock()
+        settled, now = FollowUp(), self.context.clock()
         plans = [replace(plan) for plan in plans]  # what is decided here is decided anew should it lose a race
         self._note_health(connection, subscriber, plans)
         self._look_at_rules(connection, plans)
@@ -93,12 +95,12 @@ class Settling:
         settled.announce += self._wake(connection, subscriber, plans)
         return settled
 
-    def write_at_once(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> tuple[list[Plan], Settled]:
+    def write_at_once(self, subscriber: Subscriber, plans: list[Plan], batch: Batch) -> tuple[list[Plan], FollowUp]:
         """Write down what simply ended, where nothing new is owed meanwhile; the plans that `write` has to see to.
 
         Nearly all simply end, and need not be locked and read again before.
         """
-        now = self.hub.clock()
+        now = self.context.clock()
         alike: defaultdict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
         for plan in plans:
             if not _is_plain(plan):
@@ -114,18 +116,18 @@ class Settling:
             links, deliveries = [link for link, _ in pairs], [delivery for _, delivery in pairs]
             was = [{"lease_owner": batch.token, "owed_change": link["synced_change"]} for link in links]
             try:
-                written |= self.hub.database.at_once(update_if, _LINK, links, was, (_DELIVERY, deliveries))
+                written |= self.context.database.execute_atomic(update_if, _LINK, links, was, (_DELIVERY, deliveries))
             except sa.exc.OperationalError:
                 raise
             except Exception:
                 logger.debug("%s: `write` finds out which of them cannot be written", subscriber.name(), exc_info=True)
-        settled = Settled()
+        settled = FollowUp()
         ended = [plan for plan in plans if plan.claim.link.id in written]
-        to_note = not batch.gate.noted or self.health.has_news(subscriber.system)
+        to_note = not batch.gate.noted or self.breaker.has_news(subscriber.system)
         if to_note and any(plan.was_answered for plan in ended):
-            self.hub.database.transact(self.health.succeeded, subscriber.system)
+            self.context.database.run_in_transaction(self.breaker.succeeded, subscriber.system)
         if ended and self.relations.are_waited_for(subscriber):
-            settled.announce = self.hub.database.transact(self._wake, subscriber, ended)
+            settled.announce = self.context.database.run_in_transaction(self._wake, subscriber, ended)
         return [plan for plan in plans if plan.claim.link.id not in written], settled
 
     @staticmethod
@@ -140,9 +142,9 @@ class Settling:
     def _note_health(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
         down = next((p.error for p in plans if isinstance(p.error, SystemDown)), None)
         if down is not None:
-            self.health.went_down(connection, subscriber.system, down)
+            self.breaker.went_down(connection, subscriber.system, down)
         elif any(p.was_answered for p in plans):
-            self.health.succeeded(connection, subscriber.system)
+            self.breaker.succeeded(connection, subscriber.system)
 
     def _wake(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> list[tuple[str, str]]:
         delivered = [p.claim.link.id for p in plans if p.outcome in ("delivered", "unchanged")]
@@ -155,7 +157,9 @@ class Settling:
         if not plans:
             return {}
         ids = [plan.claim.link.id for plan in plans]
-        mine = sa.select(Link.id, Link.owed_change).where(among(connection, Link.id, ids), Link.lease_owner == token)
+        mine = sa.select(Link.id, Link.owed_change).where(
+            in_values(connection, Link.id, ids), Link.lease_owner == token
+        )
         # In one order in every process, so that relays and workers do not deadlock.
         rows = connection.execute(mine.order_by(Link.record_id).with_for_update())
         return {row.id: row.owed_change for row in rows}
@@ -171,7 +175,7 @@ class Settling:
         subscriber: Subscriber,
         plan: Plan,
         mapper: Mapper | None,
-        settled: Settled,
+        settled: FollowUp,
     ) -> dict[str, Any]:
         link = plan.claim.link
         unsubscription = plan.rule.id if plan.rule else None
@@ -190,7 +194,7 @@ class Settling:
                 plan.settle("waiting", str(plan.error))
                 # Woken when the parent is through; the time is the net below that. A parent that came meanwhile
                 # wakes nobody any more: then it is announced, and no time may keep that from being heard.
-                net = self.hub.later(self.hub.policy.stale) if verdict.parent is not None else None
+                net = self.context.later(self.context.policy.stale) if verdict.parent is not None else None
                 retry_at = _unless_newer(plan, net)
                 return {"blocked_by": verdict.parent, "retry_at": retry_at, "create_token": _unbegun(plan)}
         if plan.error is not None:
@@ -199,7 +203,7 @@ class Settling:
                 return values
         if plan.outcome == "waiting":
             return {"create_token": _unbegun(plan)}
-        now = self.hub.clock()
+        now = self.context.clock()
         values = self._ended(plan, mapper, unsubscription, now)
         if plan.claim.record is None:
             values |= close_conflicts(connection, link, "gone", now)
@@ -227,7 +231,7 @@ class Settling:
         if plan.outcome == "skipped" and plan.claim.told:
             values["write_windows"] = overwrites.dropped(link.write_windows)
         if plan.outcome == "skipped" and plan.claim.found:
-            values |= {name: getattr(link, name) for name in KNOWN} | {"create_token": None}
+            values |= {name: getattr(link, name) for name in RECONCILABLE_COLUMNS} | {"create_token": None}
         if plan.outcome in ("delivered", "unchanged"):
             values |= self._agreement(plan, mapper, now)
         return values
@@ -297,12 +301,14 @@ class Settling:
             plan.settle("waiting", str(error))
             return known
         attempts = link.attempts + 1
-        if attempts >= self.hub.policy.max_attempts and self._may_be_the_network(connection, subscriber, link, error):
-            attempts = self.hub.policy.max_attempts - 1
-        if isinstance(error, Retry) and attempts < self.hub.policy.max_attempts:
+        if attempts >= self.context.policy.max_attempts and self._may_be_the_network(
+            connection, subscriber, link, error
+        ):
+            attempts = self.context.policy.max_attempts - 1
+        if isinstance(error, Retry) and attempts < self.context.policy.max_attempts:
             plan.settle("failed", str(error))
-            pause = max(self.hub.policy.backoff(attempts), error.after or 0.0)
-            return known | {"attempts": attempts, "retry_at": _unless_newer(plan, self.hub.later(pause))}
+            pause = max(self.context.policy.backoff(attempts), error.after or 0.0)
+            return known | {"attempts": attempts, "retry_at": _unless_newer(plan, self.context.later(pause))}
         plan.settle("dead", str(error))
         letter = self.letters.write(
             connection,
@@ -313,7 +319,7 @@ class Settling:
             payload=plan.flat,
             letter_id=link.dead_letter_id,
         )
-        dead_at = _unless_newer(plan, self.hub.clock())
+        dead_at = _unless_newer(plan, self.context.clock())
         return known | {"attempts": attempts, "retry_at": None, "dead_at": dead_at, "dead_letter_id": letter}
 
     def _may_be_the_network(
@@ -348,14 +354,14 @@ class Settling:
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
-        return close_conflicts(connection, plan.claim.link, "gone", self.hub.clock()) | {
-            "unlinked_at": self.hub.clock(),
+        return close_conflicts(connection, plan.claim.link, "gone", self.context.clock()) | {
+            "unlinked_at": self.context.clock(),
             "deleted_remotely": True,
             "base": None,
             "remote_values": None,
             "unconfirmed_write": None,
             "synced_change": plan.claim.link.owed_change,
-            "owed_since": self.hub.clock() if plan.owed_now > plan.claim.link.owed_change else None,
+            "owed_since": self.context.clock() if plan.owed_now > plan.claim.link.owed_change else None,
             "attempts": 0,
         }
 

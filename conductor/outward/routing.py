@@ -19,11 +19,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.unsubscriptions import names
-from models.bulk import among, upsert_many
+from models.bulk import in_values, upsert_many
 from models.ledger import Change, Delivery, Inbox, Link, SyncContext, System
-from models.query_hints import along, unindexed
+from models.query_hints import no_index, range_equals
 from subscribers.base import Subscriber
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class Batch:
 class Routing:
     """Decides who is owed what."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     # --- captured changes -------------------------------------------------------------------------
 
@@ -95,12 +95,12 @@ class Routing:
 
         Raises whatever the announcer raises: the marks are committed by then, so nothing is lost.
         """
-        if self.hub.database.is_sqlite:
+        if self.context.database.is_sqlite:
             # Often there is nothing, and looking must not cost the single writer's place.
-            with self.hub.database.look() as connection:
+            with self.context.database.read_autocommit() as connection:
                 if connection.execute(_WAITING, {"limit": 1}).first() is None:
                     return 0
-        batch = self.hub.database.transact(self.route, limit)
+        batch = self.context.database.run_in_transaction(self.route, limit)
         self.announce(batch)
         return batch.changes
 
@@ -109,7 +109,7 @@ class Routing:
 
         Several relays may run: each takes rows nobody else holds.
         """
-        taken = connection.execute(_take(connection.dialect.name), {"limit": limit, "now": self.hub.clock()})
+        taken = connection.execute(_take(connection.dialect.name), {"limit": limit, "now": self.context.clock()})
         rows = sorted(taken, key=lambda row: row.id)
         if not rows:
             return Batch()
@@ -117,7 +117,7 @@ class Routing:
         skips: list[dict[str, Any]] = []
         news: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for row in rows:
-            for subscriber in self.hub.of_catalogue(row.catalogue):
+            for subscriber in self.context.of_catalogue(row.catalogue):
                 skip = self._excluded(row, subscriber)
                 if skip is None:
                     mark = owed.setdefault((subscriber.name(), row.record_id), _Owed(row.id, row.at))
@@ -135,7 +135,7 @@ class Routing:
         """Tell the subscribers of each catalogue, as many records a message as were waiting."""
         for catalogue, records in batch.news.items():
             for start in range(0, len(records), MESSAGE_RECORDS):
-                self.hub.announcer.changes(catalogue, records[start : start + MESSAGE_RECORDS])
+                self.context.publisher.changes(catalogue, records[start : start + MESSAGE_RECORDS])
 
     @staticmethod
     def _excluded(change: Any, subscriber: Subscriber) -> str | None:
@@ -154,13 +154,13 @@ class Routing:
             "operation": "none",
             "outcome": "skipped",
             "reason": reason,
-            "at": self.hub.clock(),
+            "at": self.context.clock(),
         }
 
     def _mark(self, connection: sa.Connection, owed: dict[tuple[str, str], _Owed]) -> None:
         if not owed:
             return
-        now = self.hub.clock()
+        now = self.context.clock()
         # In one order in every process, so that relays and workers do not deadlock.
         marks = [
             {
@@ -172,7 +172,7 @@ class Routing:
             }
             for (subscriber, record), mark in sorted(owed.items())
         ]
-        greatest = "max" if self.hub.database.is_sqlite else "greatest"
+        greatest = "max" if self.context.database.is_sqlite else "greatest"
         changes = {
             # Always growing: two transactions may commit in another order than they took their
             # change ids, and a delivery under way must not settle what it has not seen.
@@ -196,8 +196,8 @@ class Routing:
         """
         self._forget_leaked_context()
         swept = self._due_retries() + self._waiting_inbox()
-        for name in sorted(self.hub.subscribers):
-            if self.hub.announcer.depth(name) in (0, None):
+        for name in sorted(self.context.subscribers):
+            if self.context.publisher.depth(name) in (0, None):
                 swept += self._stalled(name, everything)
         return swept
 
@@ -206,18 +206,18 @@ class Routing:
 
         Every change after it would count as the origin's own, and never be sent there.
         """
-        if not self.hub.database.is_sqlite:
+        if not self.context.database.is_sqlite:
             return
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             leaked = connection.execute(sa.select(SyncContext.origin, SyncContext.unsubscribe)).first()
         if leaked is not None:
             logger.warning("a writer has committed inside its sync context (%s); it is forgotten now", leaked)
-            with self.hub.database.write() as connection:
+            with self.context.database.write() as connection:
                 connection.execute(sa.delete(SyncContext))
 
     def _due_retries(self) -> int:
-        now = self.hub.clock()
-        with self.hub.database.look() as connection:
+        now = self.context.clock()
+        with self.context.database.read_autocommit() as connection:
             if connection.execute(sa.select(Link.id).where(Link.retry_at <= now).limit(1)).first() is None:
                 return 0
         due = sa.select(Link.id).where(Link.retry_at <= now).order_by(Link.subscriber, Link.record_id)
@@ -227,34 +227,36 @@ class Routing:
             .values(retry_at=None, announced_at=now)
             .returning(Link.subscriber, Link.record_id)
         )
-        rows = self.hub.database.transact(lambda c: c.execute(statement).all())
+        rows = self.context.database.run_in_transaction(lambda c: c.execute(statement).all())
         self._tell((row.subscriber, row.record_id) for row in rows)
         return len(rows)
 
     def _stalled(self, name: str, everything: bool) -> int:
-        subscriber = self.hub.subscribers[name]
-        with self.hub.database.look() as connection:
+        subscriber = self.context.subscribers[name]
+        with self.context.database.read_autocommit() as connection:
             system = connection.execute(
                 sa.select(System.__table__).where(System.name == subscriber.system)
             ).one_or_none()
         if system is not None and system.paused_at is not None:
             return 0
-        limit = max(SWEEP_BATCH, subscriber.lot_size(SWEEP_BATCH))
+        limit = max(SWEEP_BATCH, subscriber.batch_size(SWEEP_BATCH))
         first: Any = Link.id
-        now = self.hub.clock()
-        old = self.hub.later(-self.hub.policy.stale)
+        now = self.context.clock()
+        old = self.context.later(-self.context.policy.stale)
         if system is not None and system.down_since is not None:
             if system.probe_at is not None and system.probe_at > now:
                 return 0
             # The first of these few that needs a call is the probe.
-            limit, old, first = max(PROBE_BATCH, subscriber.lot_size(PROBE_BATCH)), now, Link.announced_at
+            limit, old, first = max(PROBE_BATCH, subscriber.batch_size(PROBE_BATCH)), now, Link.announced_at
         elif system is not None and system.up_since is not None:
             old = max(old, system.up_since)
         ids = self._stalled_ids(name, now if everything else old, now, limit, first)
         if not ids:
             return 0
         told = sa.update(Link).values(announced_at=now).returning(Link.record_id)
-        rows = self.hub.database.transact(lambda c: c.execute(told.where(among(c, Link.id, ids))).all())
+        rows = self.context.database.run_in_transaction(
+            lambda c: c.execute(told.where(in_values(c, Link.id, ids))).all()
+        )
         records = [row.record_id for row in rows]
         if first is Link.announced_at:
             random.shuffle(records)  # another one each time: it may be the record that is answered so
@@ -265,7 +267,7 @@ class Routing:
         # A read first: nearly always there is nothing, and that must not cost a write transaction.
         statement = (
             sa.select(Link.id)
-            .where(along(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+            .where(range_equals(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
             .where(Link.retry_at.is_(None))
             .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
             .where(
@@ -278,32 +280,32 @@ class Routing:
             .order_by(Link.subscriber, first)
             .limit(limit)
         )
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             return list(connection.execute(statement).scalars())
 
     def _waiting_inbox(self) -> int:
-        now = self.hub.clock()
+        now = self.context.clock()
         # Written out: an index over what waits is not used for a value that comes as a parameter.
         waits = Inbox.state == sa.literal_column("'waiting'")
         due = sa.select(Inbox.id, Inbox.system).where(waits, Inbox.retry_at <= now)
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             paused = set(connection.execute(sa.select(System.name).where(System.paused_at.is_not(None))).scalars())
-            idle = [s for s in self.hub.systems if s not in paused and not self.hub.announcer.inbox_depth(s)]
-            due = due.where(unindexed(Inbox.system.in_(idle))).order_by(Inbox.id)
+            idle = [s for s in self.context.systems if s not in paused and not self.context.publisher.inbox_depth(s)]
+            due = due.where(no_index(Inbox.system.in_(idle))).order_by(Inbox.id)
             rows = connection.execute(due.limit(SWEEP_BATCH)).all()
         if not rows:
             return 0
         statement = (
             sa.update(Inbox)
             .where(Inbox.id.in_([row.id for row in rows]), Inbox.state == "waiting")
-            .values(retry_at=self.hub.later(self.hub.policy.stale))
+            .values(retry_at=self.context.later(self.context.policy.stale))
         )
-        self.hub.database.transact(lambda c: c.execute(statement))
+        self.context.database.run_in_transaction(lambda c: c.execute(statement))
         by_system: defaultdict[str, list[int]] = defaultdict(list)
         for row in rows:
             by_system[row.system].append(row.id)
         for system, ids in by_system.items():
-            self.hub.announcer.inbox(system, ids)
+            self.context.publisher.inbox(system, ids)
         return len(rows)
 
     def _tell(self, pairs: Iterable[tuple[str, str]]) -> None:
@@ -311,8 +313,8 @@ class Routing:
         for name, record in pairs:
             by_subscriber[name].append(record)
         for name, records in by_subscriber.items():
-            if name not in self.hub.subscribers:
+            if name not in self.context.subscribers:
                 continue  # its system is not configured any more; it stays owed
-            size = max(MESSAGE_RECORDS, self.hub.subscribers[name].lot_size(len(records)))
+            size = max(MESSAGE_RECORDS, self.context.subscribers[name].batch_size(len(records)))
             for start in range(0, len(records), size):
-                self.hub.announcer.records(name, records[start : start + size], later=True)
+                self.context.publisher.records(name, records[start : start + size], later=True)

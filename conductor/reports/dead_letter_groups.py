@@ -8,9 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import LetterFilter
-from conductor.dead_letters.advice import Advice, advice
-from models.counting import COUNT_LIMIT
+from conductor import DeadLetterFilter
+from conductor.dead_letters.remedies import Remedy, remedy
+from models.counting import DISPLAY_LIMIT
 from models.ledger import DeadLetter, Inbox, Link
 
 _FILTERS = ("subscriber", "error", "fingerprint")
@@ -30,7 +30,7 @@ class Group:
     count: int
     newest: int
     at: datetime
-    advice: Advice
+    advice: Remedy
 
 
 def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Group]:
@@ -55,15 +55,15 @@ def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Grou
         sa.select(*columns).where(letters.c.id.in_(list(kinds)))
     ):
         kind = kinds[number]
-        mend = advice(error, message, has_traceback=is_bug)
-        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, mend))
+        fix = remedy(error, message, has_traceback=is_bug)
+        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, fix))
     return sorted(groups, key=lambda group: (-group.count, group.subscriber))
 
 
 def _open(filters: dict[str, str]) -> list[Any]:
     """The open letters that match: the same that a task about them takes."""
     chosen = {name: filters.get(name) for name in _FILTERS}
-    return LetterFilter(ids=None, **chosen).conditions()
+    return DeadLetterFilter(ids=None, **chosen).conditions()
 
 
 def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> int:
@@ -72,7 +72,7 @@ def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Grou
         return sum(group.count for group in groups)
     # In the order of the index over just these: PostgreSQL may take them for many, and read the whole table.
     some = sa.select(DeadLetter.id).where(*_open(filters)).order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
-    count = sa.select(sa.func.count()).select_from(some.limit(COUNT_LIMIT).subquery())
+    count = sa.select(sa.func.count()).select_from(some.limit(DISPLAY_LIMIT).subquery())
     return int(connection.execute(count).scalar_one())
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from i18n import mark, plural, say
-from models.counting import COUNT_LIMIT
+from conductor.context import Context
+from i18n import gettext, gettext_noop, ngettext
+from models.counting import DISPLAY_LIMIT
 from models.ledger import (
     AuditEntry,
     Change,
@@ -25,9 +25,9 @@ from models.ledger import (
     Process,
     Schedule,
     System,
-    ThroughputMark,
+    ThroughputWatermark,
 )
-from models.query_hints import along
+from models.query_hints import range_equals
 
 #: Subscribers that are counted in one statement. PostgreSQL takes one over many of them for so dear that it compiles it
 #: to machine code first ("Just-in-Time Compilation"), which takes far longer than counting does.
@@ -38,9 +38,9 @@ ALIVE_SECONDS = 20.0
 
 #: What has to run, and what stands still without it.
 _NEEDED = {
-    "relay": mark("changes are captured and wait"),
-    "worker": mark("nothing is sent and nothing that came in is applied"),
-    "scheduler": mark("no system is polled and no task goes on"),
+    "relay": gettext_noop("changes are captured and wait"),
+    "worker": gettext_noop("nothing is sent and nothing that came in is applied"),
+    "scheduler": gettext_noop("no system is polled and no task goes on"),
 }
 
 #: Written out, so that SQLite sees that its index over the waiting rows will do.
@@ -103,7 +103,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Incident:
     """One thing that is not as it should be: what, since when, and what is being done about it.
 
     `kind` is paused, down, poll, dead, conflict or process; `name` the system, subscriber or process meant.
@@ -125,7 +125,7 @@ class Overview:
     systems: list[SystemStatus]
     waiting: Waiting
     processes: list[Any]
-    troubles: list[Trouble]
+    troubles: list[Incident]
 
     @property
     def subscribers(self) -> list[SubscriberStatus]:
@@ -154,7 +154,7 @@ class Overview:
         return nothing_new and not any(self.total(name) for name in ("owed", "dead", "conflicts"))
 
     @property
-    def tone(self) -> str:
+    def severity(self) -> str:
         """good, busy or bad: how soon a person should look."""
         kinds = {trouble.kind for trouble in self.troubles}
         if kinds - {"paused", "conflict"}:
@@ -165,12 +165,12 @@ class Overview:
     def headline(self) -> str:
         """The answer to "is everything in sync?" in one sentence."""
         if not self.troubles:
-            return say("Everything is in sync.") if self.in_sync else say("Catching up.")
+            return gettext("Everything is in sync.") if self.in_sync else gettext("Catching up.")
         what = _join([words for words in map(self._named, _URGENCY) if words])
         return (
-            say("In sync so far, but {what}.", what=what)
+            gettext("In sync so far, but {what}.", what=what)
             if self.in_sync
-            else say("Not everything is in sync: {what}.", what=what)
+            else gettext("Not everything is in sync: {what}.", what=what)
         )
 
     def _named(self, kind: str) -> str:
@@ -179,13 +179,13 @@ class Overview:
             return ""
         count, all_names = len(names), _join(names)
         if kind == "process":
-            return say("no {names} is running", names=_join(names, say(" or ")))
+            return gettext("no {names} is running", names=_join(names, gettext(" or ")))
         if kind == "down":
-            return plural("{names} is down", "{names} are down", count, names=all_names)
+            return ngettext("{names} is down", "{names} are down", count, names=all_names)
         if kind == "paused":
-            return plural("{names} is paused", "{names} are paused", count, names=all_names)
+            return ngettext("{names} is paused", "{names} are paused", count, names=all_names)
         if kind == "poll":
-            return plural("the poll of {names} fails", "the polls of {names} fail", count, names=all_names)
+            return ngettext("the poll of {names} fails", "the polls of {names} fail", count, names=all_names)
         if kind == "dead":
             return counted(
                 self.total("dead"), "{count} dead letter waits for a person", "{count} dead letters wait for a person"
@@ -200,7 +200,7 @@ class Overview:
 
 
 @dataclass(frozen=True)
-class Glance:
+class OverviewVersion:
     """The few rows both an overview and its version are made of, read once, whatever the ledger's size.
 
     `version` is another text whenever what an overview shows may be another.
@@ -220,7 +220,7 @@ _NEWEST = sa.select(
     ),
     sa.select(sa.func.min(Change.id)).where(Change.relayed_at.is_(None)).scalar_subquery(),
     sa.select(sa.func.min(Inbox.id)).where(Inbox.state == _WAITING).scalar_subquery(),
-    sa.select(sa.func.max(ThroughputMark.counted_to)).scalar_subquery(),
+    sa.select(sa.func.max(ThroughputWatermark.counted_to)).scalar_subquery(),
 )
 _SYSTEMS = sa.select(System.__table__).order_by(System.name)
 _POLLS = sa.select(Cursor.__table__).order_by(Cursor.subscriber)
@@ -230,7 +230,7 @@ _JOBS = sa.select(
 ).order_by(Schedule.job)
 
 
-def glance(hub: Hub, connection: sa.Connection) -> Glance:
+def overview_version(context: Context, connection: sa.Connection) -> OverviewVersion:
     """What tells whether an overview has to be made anew: some look-ups by key, and tables of a few rows."""
     newest, jobs = connection.execute(_NEWEST).one(), connection.execute(_JOBS).all()
     systems, polls = connection.execute(_SYSTEMS).all(), connection.execute(_POLLS).all()
@@ -241,16 +241,18 @@ def glance(hub: Hub, connection: sa.Connection) -> Glance:
         # Not all of their columns: some are another with every call.
         [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
         [(row.subscriber, row.polled_at, row.failing_since) for row in polls],
-        [(row.name, is_alive(hub, row)) for row in processes],
-        int(hub.clock().timestamp()) // _FORGET_SECONDS,
+        [(row.name, is_alive(context, row)) for row in processes],
+        int(context.clock().timestamp()) // _FORGET_SECONDS,
     )
     version = hashlib.sha256(repr(seen).encode()).hexdigest()
-    return Glance(version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, processes)
+    return OverviewVersion(
+        version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, processes
+    )
 
 
-def overview(hub: Hub, connection: sa.Connection, seen: Glance) -> Overview:
+def overview(context: Context, connection: sa.Connection, seen: OverviewVersion) -> Overview:
     """How everything stands now, for somebody who has just glanced at it."""
-    names = {system: [s.name() for s in hub.of_system(system)] for system in sorted(hub.systems)}
+    names = {system: [s.name() for s in context.of_system(system)] for system in sorted(context.systems)}
     counts = _counts(connection, [name for some in names.values() for name in some])
 
     def status(system: str) -> SystemStatus:
@@ -259,15 +261,15 @@ def overview(hub: Hub, connection: sa.Connection, seen: Glance) -> Overview:
 
     found = [status(system) for system in names]
     troubles = [trouble for status in found for trouble in _of_system(status, seen.systems.get(status.name))]
-    troubles += _of_processes(hub, seen.processes)
+    troubles += _of_processes(context, seen.processes)
     troubles.sort(key=lambda trouble: _URGENCY.index(trouble.kind))
     waiting = Waiting(*connection.execute(_WAITING_COUNTS).one())
     return Overview(found, waiting, seen.processes, troubles)
 
 
-def is_alive(hub: Hub, process: Any) -> bool:
+def is_alive(context: Context, process: Any) -> bool:
     """Whether its heartbeat is recent."""
-    return bool((hub.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
+    return bool((context.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
 
 
 def _counts(connection: sa.Connection, names: list[str]) -> dict[str, Any]:
@@ -290,7 +292,7 @@ def _counting(number: int) -> sa.Select[Any]:
     # Written out, not bound: SQLite does not see by a bound value that an index over some rows will do.
     failing = (Link.subscriber == asked.c.name, Link.attempts > sa.literal_column("0"), Link.dead_at.is_(None))
     letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))
-    oldest = (along(DeadLetter.subscriber, asked.c.name), DeadLetter.closed_at.is_(None))
+    oldest = (range_equals(DeadLetter.subscriber, asked.c.name), DeadLetter.closed_at.is_(None))
     first_dead = sa.select(DeadLetter.at).where(*oldest).order_by(DeadLetter.subscriber, DeadLetter.id).limit(1)
     conflicts = (Conflict.subscriber == asked.c.name, Conflict.resolved_at.is_(None))
     return sa.select(
@@ -311,7 +313,7 @@ def _subscriber(found: Any, system: Any, poll: Any) -> SubscriberStatus:
         found.owed,
         found.oldest_owed_since,
         found.dead,
-        poll.result or say("no words") if fails else None,
+        poll.result or gettext("no words") if fails else None,
         poll.failing_since if fails else None,
         found.failing,
         found.conflicts,
@@ -338,7 +340,7 @@ def _of_links(conditions: Any) -> Any:
 
 
 def _count(statement: Any) -> Any:
-    limited = statement.limit(COUNT_LIMIT).subquery()
+    limited = statement.limit(DISPLAY_LIMIT).subquery()
     return sa.select(sa.func.count()).select_from(limited).scalar_subquery()
 
 
@@ -351,11 +353,11 @@ _WAITING_COUNTS = sa.select(
 
 def counted(count: int, one: str, many: str) -> str:
     """The text that fits a number, in it as `{count}`: 1 record, 12 records; where counting stopped, 10,000+."""
-    return plural(one, many, count, count=f"{count:,}{'+' if count >= COUNT_LIMIT else ''}")
+    return ngettext(one, many, count, count=f"{count:,}{'+' if count >= DISPLAY_LIMIT else ''}")
 
 
 def _wait(owed: int) -> str:
-    return counted(owed, "{count} record waits", "{count} records wait") if owed else say("nothing waits for it")
+    return counted(owed, "{count} record waits", "{count} records wait") if owed else gettext("nothing waits for it")
 
 
 def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemStatus:
@@ -363,12 +365,12 @@ def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemS
     dead = sum(s.dead for s in subscribers)
     if row is not None and row.paused_at is not None:
         why = f" ({row.pause_reason})" if row.pause_reason else ""
-        words = say("paused by {who}", who=row.paused_by) + f"{why}; {_wait(owed)}"
+        words = gettext("paused by {who}", who=row.paused_by) + f"{why}; {_wait(owed)}"
         return SystemStatus(name, "paused", words, subscribers, row.paused_at)
     if row is not None and row.down_since is not None:
         return SystemStatus(name, "down", f"{row.down_reason}; {_wait(owed)}", subscribers, row.down_since)
     if failing := next((s for s in subscribers if s.poll_error), None):
-        words = say("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
+        words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
         words += f"; {_wait(owed)}" if owed else ""
         return SystemStatus(name, "failing", words, subscribers, failing.poll_failing_since)
     if dead:
@@ -379,60 +381,64 @@ def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemS
     if owed:
         oldest = min((s.oldest_owed_since for s in subscribers if s.oldest_owed_since), default=None)
         return SystemStatus(name, "waiting", _wait(owed), subscribers, oldest)
-    return SystemStatus(name, "ok", say("everything is in sync"), subscribers)
+    return SystemStatus(name, "ok", gettext("everything is in sync"), subscribers)
 
 
-def _of_system(status: SystemStatus, row: Any) -> list[Trouble]:
+def _of_system(status: SystemStatus, row: Any) -> list[Incident]:
     """What is wrong with one system and its subscribers: several things may be at once."""
     troubles = []
     if status.state == "paused":
         why = f": {row.pause_reason}" if row.pause_reason else ""
-        what = say("{name} is paused by {who}", name=status.name, who=row.paused_by) + f"{why}."
-        troubles.append(Trouble("paused", status.name, what, f"{_sentence(_wait(status.owed))}.", row.paused_at))
+        what = gettext("{name} is paused by {who}", name=status.name, who=row.paused_by) + f"{why}."
+        troubles.append(Incident("paused", status.name, what, f"{_sentence(_wait(status.owed))}.", row.paused_at))
     if row is not None and row.down_since is not None:
-        tries = say("It is tried again when it is resumed.") if row.paused_at else say("It is tried again by itself.")
-        what = say("{name} is down: {reason}.", name=status.name, reason=row.down_reason)
+        tries = (
+            gettext("It is tried again when it is resumed.")
+            if row.paused_at
+            else gettext("It is tried again by itself.")
+        )
+        what = gettext("{name} is down: {reason}.", name=status.name, reason=row.down_reason)
         next_at = None if row.paused_at else row.probe_at
-        doing = say("{wait} and no attempt is used up.", wait=_sentence(_wait(status.owed))) + f" {tries}"
-        troubles.append(Trouble("down", status.name, what, doing, row.down_since, next_at))
+        doing = gettext("{wait} and no attempt is used up.", wait=_sentence(_wait(status.owed))) + f" {tries}"
+        troubles.append(Incident("down", status.name, what, doing, row.down_since, next_at))
     for s in status.subscribers:
         if s.poll_error:
-            what = say("The poll of {name} fails: {error}.", name=s.name, error=s.poll_error)
-            doing = say("It goes on from the same place at its next turn; nothing is skipped.")
-            troubles.append(Trouble("poll", s.name, what, doing, s.poll_failing_since))
+            what = gettext("The poll of {name} fails: {error}.", name=s.name, error=s.poll_error)
+            doing = gettext("It goes on from the same place at its next turn; nothing is skipped.")
+            troubles.append(Incident("poll", s.name, what, doing, s.poll_failing_since))
         if s.dead:
             letters = counted(
                 s.dead, "{count} dead letter waits for a person", "{count} dead letters wait for a person"
             )
             what = f"{s.name}: {letters}."
-            doing = say("Each goes again with the record's next change, or when somebody retries it.")
-            troubles.append(Trouble("dead", s.name, what, doing, s.oldest_dead))
+            doing = gettext("Each goes again with the record's next change, or when somebody retries it.")
+            troubles.append(Incident("dead", s.name, what, doing, s.oldest_dead))
         if s.conflicts:
             fields = counted(
                 s.conflicts, "{count} field was changed on both sides", "{count} fields were changed on both sides"
             )
-            doing = say("Neither side is overwritten until somebody decides.")
-            troubles.append(Trouble("conflict", s.name, f"{s.name}: {fields}.", doing))
+            doing = gettext("Neither side is overwritten until somebody decides.")
+            troubles.append(Incident("conflict", s.name, f"{s.name}: {fields}.", doing))
     return troubles
 
 
-def _of_processes(hub: Hub, processes: list[Any]) -> list[Trouble]:
-    alive = {row.kind for row in processes if is_alive(hub, row)}
+def _of_processes(context: Context, processes: list[Any]) -> list[Incident]:
+    alive = {row.kind for row in processes if is_alive(context, row)}
     if _ALL_IN_ONE in alive:
         return []
     troubles = []
     for kind, consequence in _NEEDED.items():
         if kind not in alive:
             since = max((row.last_seen_at for row in processes if row.kind in (kind, _ALL_IN_ONE)), default=None)
-            doing = say("Nothing is lost: it goes on where it stopped once one is started.")
-            what = say("No {kind} is running: {consequence}.", kind=kind, consequence=say(consequence))
-            troubles.append(Trouble("process", kind, what, doing, since))
+            doing = gettext("Nothing is lost: it goes on where it stopped once one is started.")
+            what = gettext("No {kind} is running: {consequence}.", kind=kind, consequence=gettext(consequence))
+            troubles.append(Incident("process", kind, what, doing, since))
     return troubles
 
 
 def _join(words: list[str], last: str = "") -> str:
     """a, b and c."""
-    return (last or say(" and ")).join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return (last or gettext(" and ")).join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _sentence(words: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models.query_hints import along, unindexed
+from models.query_hints import no_index, range_equals
 
 PAGE = 50
 
@@ -47,14 +47,14 @@ def newest(
     if within is None:
         statement = statement.order_by(rows_of.c.id.desc())
     else:
-        statement = statement.where(along(*within)).order_by(within[0].desc(), rows_of.c.id.desc())
+        statement = statement.where(range_equals(*within)).order_by(within[0].desc(), rows_of.c.id.desc())
     if before is not None:
         statement = statement.where(rows_of.c.id < before)
     if not scanned:
         return _listing(connection.execute(statement).all())
     top = before if before is not None else _top(connection, rows_of)
     floor = max(top - STRETCH, 0)
-    rows = connection.execute(statement.where(rows_of.c.id >= floor, *map(unindexed, scanned))).all()
+    rows = connection.execute(statement.where(rows_of.c.id >= floor, *map(no_index, scanned))).all()
     listing = _listing(rows)
     if listing.older is None and floor > 0:
         return Listing(listing.rows, older=floor, searched=STRETCH)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.reports.pages import STRETCH
-from i18n import say
+from i18n import gettext
 from models import search
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import Link
@@ -59,7 +59,7 @@ def find(connection: sa.Connection, text: str) -> Found:
 
 def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     record = _read(connection, catalogue, text)
-    return [_hit(catalogue, record, say("id"))] if record else []
+    return [_hit(catalogue, record, gettext("id"))] if record else []
 
 
 def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -73,7 +73,7 @@ def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) 
         _hit(
             catalogue,
             records.get(row.record_id, {catalogue.key.name: row.record_id}),
-            say("id in {subscriber}", subscriber=row.subscriber),
+            gettext("id in {subscriber}", subscriber=row.subscriber),
         )
         for row in rows
     ]
@@ -92,9 +92,9 @@ def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) 
 def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     keys = search.find(connection, catalogue, text, _MOST)
     statement = sa.select(catalogue.table).where(catalogue.key.in_(keys)).order_by(catalogue.key)
-    columns = say(" and ").join(catalogue.search_columns)
+    columns = gettext(" and ").join(catalogue.search_columns)
     return [
-        _hit(catalogue, row, say("words in {columns}", columns=columns))
+        _hit(catalogue, row, gettext("words in {columns}", columns=columns))
         for row in connection.execute(statement).mappings()
     ]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.reports.timeline import _of, _rows
 from conductor.unsubscriptions import Rule, in_force
-from i18n import plural, say
+from i18n import gettext, ngettext
 from models.history import newest_delivery, waiting_since
 from models.ledger import DeadLetter, Link, System, Unsubscription
 from subscribers.base import Subscriber
@@ -21,7 +21,7 @@ _TIME = "\N{WATCH}"
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecordStatus:
     """Where a record stands with one subscriber: a word of state, and a sentence of texts and times."""
 
     subscriber: str
@@ -37,21 +37,23 @@ class Standing:
     blocked_by: tuple[str, str] | None = None
 
 
-def standings(hub: Hub, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool) -> list[Standing]:
+def record_statuses(
+    context: Context, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool
+) -> list[RecordStatus]:
     """One for each subscriber of the catalogue, by name."""
-    subscribers = sorted(hub.of_catalogue(catalogue), key=lambda s: s.name())
+    subscribers = sorted(context.of_catalogue(catalogue), key=lambda s: s.name())
     names = [s.name() for s in subscribers]
     links = {row.subscriber: row for row in _rows(connection, Link, Link.subscriber.in_(names), _of(Link, record_id))}
     systems = {row.name: row for row in connection.execute(sa.select(System.__table__))}
     waiting = waiting_since(connection, catalogue, record_id)
     return [
-        _standing(hub, connection, s, record_id, links.get(s.name()), systems.get(s.system), waiting, exists)
+        _standing(context, connection, s, record_id, links.get(s.name()), systems.get(s.system), waiting, exists)
         for s in subscribers
     ]
 
 
 def _standing(
-    hub: Hub,
+    context: Context,
     connection: sa.Connection,
     subscriber: Subscriber,
     record_id: str,
@@ -59,31 +61,31 @@ def _standing(
     system: Any,
     captured: datetime | None,
     exists: bool,
-) -> Standing:
+) -> RecordStatus:
     name, title = subscriber.name(), subscriber.system.capitalize()
 
-    def stands(word: str, *sentence: str | datetime, **more: Any) -> Standing:
+    def stands(word: str, *sentence: str | datetime, **more: Any) -> RecordStatus:
         conflicts = link.open_conflicts if link is not None else 0
-        return Standing(name, subscriber.system, word, list(sentence), link, conflicts=conflicts, **more)
+        return RecordStatus(name, subscriber.system, word, list(sentence), link, conflicts=conflicts, **more)
 
-    rule = _rule(hub, connection, subscriber, record_id, link, exists)
+    rule = _rule(context, connection, subscriber, record_id, link, exists)
     if link is not None and link.dead_at is not None:
         letter = _letter(connection, link)
         words = f": {letter.message}" if letter is not None else ""
         return stands(
-            "dead letter", *_timed(say("not sent since {time}", time=_TIME), link.dead_at), words, letter=letter
+            "dead letter", *_timed(gettext("not sent since {time}", time=_TIME), link.dead_at), words, letter=letter
         )
     if link is not None and link.owed_change > link.synced_change:
         if rule is not None:
-            return stands("skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
-        return _owed(hub, connection, link, system, title, stands)
+            return stands("skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
+        return _owed(context, connection, link, system, title, stands)
     if captured is not None:
-        words = say("changed here at {time}; the relay has not looked at it yet", time=_TIME)
+        words = gettext("changed here at {time}; the relay has not looked at it yet", time=_TIME)
         return stands("waiting", *_timed(words, captured))
     if link is None:
         return _never(connection, subscriber, record_id, rule, stands)
     if link.open_conflicts:
-        words = plural(
+        words = ngettext(
             "1 field waits for a person to decide; the rest is up to date",
             "{n} fields wait for a person to decide; the rest is up to date",
             link.open_conflicts,
@@ -91,44 +93,44 @@ def _standing(
         return stands("conflict", words)
     if link.unlinked_at is not None:
         words = (
-            say("deleted in {system} at {time}", system=title, time=_TIME)
+            gettext("deleted in {system} at {time}", system=title, time=_TIME)
             if link.deleted_remotely
-            else say("deleted or detached there by us at {time}", time=_TIME)
+            else gettext("deleted or detached there by us at {time}", time=_TIME)
         )
-        return stands("gone", *_timed(words, link.unlinked_at), say("; nothing is sent any more") if exists else "")
+        return stands("gone", *_timed(words, link.unlinked_at), gettext("; nothing is sent any more") if exists else "")
     if link.unsubscription_id is not None:
         if rule is not None:
-            return stands("skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
-        words = say(
+            return stands("skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
+        words = gettext(
             "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
             number=link.unsubscription_id,
         )
         there = _is_there(connection, link.unsubscription_id)
         return stands("skipped", words, rule=link.unsubscription_id if there else None)
     if link.synced_at is not None:
-        since = _timed(say("up to date since {time}", time=_TIME), link.synced_at)
+        since = _timed(gettext("up to date since {time}", time=_TIME), link.synced_at)
         if rule is not None:
-            words = say("; what changes from now on is not sent: {why}", why=rule.words)
+            words = gettext("; what changes from now on is not sent: {why}", why=rule.words)
             return stands("up to date", *since, words, rule=rule.id)
         return stands("up to date", *since)
     return _never(connection, subscriber, record_id, rule, stands)
 
 
-def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: str, stands: Any) -> Standing:
-    now = hub.clock()
+def _owed(context: Context, connection: sa.Connection, link: Any, system: Any, title: str, stands: Any) -> RecordStatus:
+    now = context.clock()
     if system is not None and system.paused_at is not None:
         why = f" ({system.pause_reason})" if system.pause_reason else ""
         words = (
-            say("waiting, {system} is paused by {who} since {time}", system=title, who=system.paused_by, time=_TIME)
+            gettext("waiting, {system} is paused by {who} since {time}", system=title, who=system.paused_by, time=_TIME)
             if system.paused_by
-            else say("waiting, {system} is paused since {time}", system=title, time=_TIME)
+            else gettext("waiting, {system} is paused since {time}", system=title, time=_TIME)
         )
         return _stands(stands, "waiting", *_timed(words, system.paused_at), why)
     if system is not None and system.down_since is not None:
         # While a system is down only probes are made, and none of them counts against its records.
-        saved = plural(", {n} attempt saved", ", {n} attempts saved", system.failures) if system.failures else ""
+        saved = ngettext(", {n} attempt saved", ", {n} attempts saved", system.failures) if system.failures else ""
         why = f": {system.down_reason}" if system.down_reason else ""
-        words = say("waiting, {system} is down since {time}", system=title, time=_TIME)
+        words = gettext("waiting, {system} is down since {time}", system=title, time=_TIME)
         return _stands(stands, "waiting", *_timed(words, system.down_since), f"{saved}{why}")
     if link.blocked_by is not None:
         parent = connection.execute(
@@ -139,7 +141,7 @@ def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: st
             return _stands(
                 stands,
                 "waiting",
-                say(
+                gettext(
                     "waiting for {catalogue} {record_id}, which has to be in {system} first",
                     catalogue=catalogue,
                     record_id=parent.record_id,
@@ -148,24 +150,24 @@ def _owed(hub: Hub, connection: sa.Connection, link: Any, system: Any, title: st
                 blocked_by=(catalogue, parent.record_id),
             )
     if link.lease_until is not None and link.lease_until > now:
-        return _stands(stands, "waiting", say("being sent at this moment"))
+        return _stands(stands, "waiting", gettext("being sent at this moment"))
     if link.attempts and link.retry_at is not None:
-        words = say(
+        words = gettext(
             "attempt {number} of {most} failed, next at {time}",
             number=link.attempts,
-            most=hub.policy.max_attempts,
+            most=context.policy.max_attempts,
             time=_TIME,
         )
         last = _last_words(connection, link)
         return _stands(stands, "trying again", *_timed(words, link.retry_at), f": {last}" if last else "")
     if link.owed_since is None:
-        return _stands(stands, "waiting", say("owed; it waits for its turn"))
-    words = say("owed since {time}; it waits for its turn", time=_TIME)
+        return _stands(stands, "waiting", gettext("owed; it waits for its turn"))
+    words = gettext("owed since {time}; it waits for its turn", time=_TIME)
     return _stands(stands, "waiting", *_timed(words, link.owed_since))
 
 
-def _stands(stands: Any, word: str, *sentence: str | datetime, **more: Any) -> Standing:
-    standing: Standing = stands(word, *sentence, **more)
+def _stands(stands: Any, word: str, *sentence: str | datetime, **more: Any) -> RecordStatus:
+    standing: RecordStatus = stands(word, *sentence, **more)
     return standing
 
 
@@ -177,23 +179,23 @@ def _timed(words: str, time: datetime) -> list[str | datetime]:
 
 def _never(
     connection: sa.Connection, subscriber: Subscriber, record_id: str, rule: Rule | None, stands: Any
-) -> Standing:
+) -> RecordStatus:
     """Nothing was ever sent: the newest skip tells why, if anything does."""
     if rule is not None:
-        return _stands(stands, "skipped", say("not sent: {why}", why=rule.words), rule=rule.id)
+        return _stands(stands, "skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
     skip = newest_delivery(connection, record_id, subscriber.name(), "skipped")
     if skip is not None and skip.reason:
-        return _stands(stands, "skipped", say("not sent: {why}", why=skip.reason))
-    return _stands(stands, "never sent", say("nothing was owed to it yet: it is sent with its next change"))
+        return _stands(stands, "skipped", gettext("not sent: {why}", why=skip.reason))
+    return _stands(stands, "never sent", gettext("nothing was owed to it yet: it is sent with its next change"))
 
 
 def _rule(
-    hub: Hub, connection: sa.Connection, subscriber: Subscriber, record_id: str, link: Any, exists: bool
+    context: Context, connection: sa.Connection, subscriber: Subscriber, record_id: str, link: Any, exists: bool
 ) -> Rule | None:
     """The unsubscription that stops what would be sent next."""
     linked = link is not None and link.external_id is not None and link.unlinked_at is None
     operation = ("update" if linked else "create") if exists else "delete"
-    rules = in_force(connection, (subscriber.system, subscriber.name()), [record_id], hub.clock())
+    rules = in_force(connection, (subscriber.system, subscriber.name()), [record_id], context.clock())
     return next((rule for rule in rules if rule.covers(operation, record_id)), None)
 
 

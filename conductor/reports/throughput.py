@@ -14,8 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from models.ledger import Delivery, Throughput, ThroughputMark
+from conductor.context import Context
+from models.ledger import Delivery, Throughput, ThroughputWatermark
 
 MINUTE, HOUR = 60, 3600
 
@@ -69,11 +69,11 @@ class Series:
         return [round(count * MINUTE / self.step, 2) for count in self.counts[column]]
 
 
-class Counting:
+class ThroughputCounter:
     """Counts the deliveries and tells how many there were when."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     # --- counting ---------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class Counting:
         for _ in range(_BATCHES):
             if not self._is_news():
                 break
-            batch = self.hub.database.transact(self._count_batch)
+            batch = self.context.database.run_in_transaction(self._count_batch)
             done += batch
             if batch < _BATCH:
                 break
@@ -94,20 +94,20 @@ class Counting:
 
     def _is_news(self) -> bool:
         newest = sa.select(sa.func.max(Delivery.id)).scalar_subquery()
-        counted = sa.select(ThroughputMark.counted_to).scalar_subquery()
-        with self.hub.database.read() as connection:
+        counted = sa.select(ThroughputWatermark.counted_to).scalar_subquery()
+        with self.context.database.read() as connection:
             top, done = connection.execute(sa.select(newest, counted)).one()
         return top is not None and top > (done or 0)
 
     def _count_batch(self, connection: sa.Connection) -> int:
-        insert = self.hub.database.insert(ThroughputMark).values(id=1)
+        insert = self.context.database.insert(ThroughputWatermark).values(id=1)
         connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
-        held = sa.select(ThroughputMark.__table__).with_for_update(skip_locked=True)
+        held = sa.select(ThroughputWatermark.__table__).with_for_update(skip_locked=True)
         mark = connection.execute(held).one_or_none()
         if mark is None:
             return 0  # another process counts
         newest = connection.execute(sa.select(sa.func.max(Delivery.id))).scalar() or 0
-        writers = [] if self.hub.database.is_sqlite else list(connection.execute(_WRITERS).scalars())
+        writers = [] if self.context.database.is_sqlite else list(connection.execute(_WRITERS).scalars())
         if not writers:
             sure = newest
         elif set(writers).isdisjoint(mark.writers or ()):
@@ -121,7 +121,7 @@ class Counting:
         # Only when the last top is reached: busy writers would else move it away for ever.
         if sure >= mark.top:
             values |= {"top": newest, "writers": writers}
-        connection.execute(sa.update(ThroughputMark).values(**values))
+        connection.execute(sa.update(ThroughputWatermark).values(**values))
         return int(end - mark.counted_to)
 
     def _add(self, connection: sa.Connection, low: int, high: int) -> None:
@@ -137,7 +137,7 @@ class Counting:
                     counts[seconds, int(minute) // seconds * seconds, subscriber][column] += count
         if not counts:
             return
-        insert = self.hub.database.insert(Throughput)
+        insert = self.context.database.insert(Throughput)
         added = {name: getattr(Throughput, name) + getattr(insert.excluded, name) for name in COLUMNS}
         statement = insert.on_conflict_do_update(index_elements=["seconds", "at", "subscriber"], set_=added)
         connection.execute(
@@ -150,7 +150,7 @@ class Counting:
 
     def _minute(self) -> Any:
         """The minute a delivery belongs to, in seconds since 1970."""
-        if self.hub.database.is_sqlite:
+        if self.context.database.is_sqlite:
             return sa.extract("epoch", Delivery.at) / sa.literal_column("60") * sa.literal_column("60")
         return sa.extract("epoch", sa.func.date_trunc("minute", Delivery.at))
 
@@ -158,7 +158,7 @@ class Counting:
         """Forget minutes and hours nobody asks for any more; returns how many rows."""
         removed = 0
         for seconds, days in ((MINUTE, MINUTE_DAYS), (HOUR, history_days)):
-            old = self.hub.clock() - timedelta(days=days)
+            old = self.context.clock() - timedelta(days=days)
             statement = sa.delete(Throughput).where(Throughput.seconds == seconds, Throughput.at < old)
             removed += connection.execute(statement).rowcount
         return removed
@@ -193,7 +193,7 @@ class Counting:
         return begin, *connection.execute(_SUM, _within(begin, span)).one()
 
     def _begin(self, span: Span) -> int:
-        end = int(self.hub.clock().timestamp()) // span.step * span.step
+        end = int(self.context.clock().timestamp()) // span.step * span.step
         return end - span.length
 
 

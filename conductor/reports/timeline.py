@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from models.ledger import Change, Conflict, DeadLetter, Delivery, Link
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from subscribers.mapping.values import same
 
 #: Lines of a timeline on one page, and how many deliveries before it are read for what was there before.
@@ -42,7 +42,7 @@ class Difference:
 
 
 @dataclass
-class Moment:
+class TimelineEvent:
     """One line of a timeline. `kind` is change, out, in, conflict, settled or closed; `row` the ledger's row."""
 
     at: datetime
@@ -50,10 +50,10 @@ class Moment:
     row: Any
     fields: list[Difference] = field(default_factory=list)
     #: The same once more, newest first: attempts that failed alike.
-    again: list[Moment] = field(default_factory=list)
+    again: list[TimelineEvent] = field(default_factory=list)
 
     @property
-    def is_noise(self) -> bool:
+    def is_routine(self) -> bool:
         """Whether it tells nothing new: an echo, a repeat, a delivery with nothing to send."""
         return self.kind in ("in", "out") and (
             self.row.outcome in _NOISE or (self.kind == "in" and self.row.outcome == "skipped")
@@ -64,7 +64,7 @@ class Moment:
 class Timeline:
     """A page of moments, newest first; noise that follows on noise is one list. `older` begins the next page."""
 
-    entries: list[Moment | list[Moment]]
+    entries: list[TimelineEvent | list[TimelineEvent]]
     older: str | None = None
 
 
@@ -86,13 +86,15 @@ def timeline(
         connection,
         Delivery,
         _of(Delivery, record_id),
-        unindexed(Delivery.subscriber.in_(names)),  # of one subscriber SQLite would read all there is
+        no_index(Delivery.subscriber.in_(names)),  # of one subscriber SQLite would read all there is
         upto=upto_delivery,
         limit=PAGE + 1 + _BEFORE,
     )
     differences = _differences(deliveries)
-    moments = [Moment(row.at, "change", row) for row in changes]
-    moments += [Moment(row.at, row.direction, row, differences.get(row.id, [])) for row in deliveries[: PAGE + 1]]
+    moments = [TimelineEvent(row.at, "change", row) for row in changes]
+    moments += [
+        TimelineEvent(row.at, row.direction, row, differences.get(row.id, [])) for row in deliveries[: PAGE + 1]
+    ]
     # A change comes before what it led to, also in the same instant; within a kind the id tells.
     moments.sort(key=lambda moment: (moment.at, moment.kind != "change", moment.row.id), reverse=True)
     shown, older = moments[:PAGE], None
@@ -106,7 +108,7 @@ def timeline(
     return Timeline(_folded(shown), older)
 
 
-def _next(shown: list[Moment], kinds: tuple[str, ...], upto: int | None) -> int:
+def _next(shown: list[TimelineEvent], kinds: tuple[str, ...], upto: int | None) -> int:
     """Where the rows of a kind go on: below the last one shown; 0 stands for the beginning of an untouched kind."""
     ids = [moment.row.id for moment in shown if moment.kind in kinds]
     return min(ids) if ids else upto or 0
@@ -121,17 +123,25 @@ def _position(before: str | None) -> tuple[int | None, int | None]:
 
 
 def _decisions(
-    connection: sa.Connection, names: Sequence[str], record_id: str, shown: list[Moment], *, first: bool, last: bool
-) -> list[Moment]:
+    connection: sa.Connection,
+    names: Sequence[str],
+    record_id: str,
+    shown: list[TimelineEvent],
+    *,
+    first: bool,
+    last: bool,
+) -> list[TimelineEvent]:
     """Conflicts and closed dead letters, as far as they belong to this page of the timeline."""
     links = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.in_(names))
-    found: list[Moment] = []
+    found: list[TimelineEvent] = []
     for row in _rows(connection, Conflict, Conflict.link_id.in_(list(connection.scalars(links))), limit=PAGE):
-        found.append(Moment(row.at, "conflict", row))
+        found.append(TimelineEvent(row.at, "conflict", row))
         if row.resolved_at is not None:
-            found.append(Moment(row.resolved_at, "settled", row))
+            found.append(TimelineEvent(row.resolved_at, "settled", row))
     letters = (_of(DeadLetter, record_id), DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_not(None))
-    found += [Moment(row.closed_at, "closed", row) for row in _rows(connection, DeadLetter, *letters, limit=PAGE)]
+    found += [
+        TimelineEvent(row.closed_at, "closed", row) for row in _rows(connection, DeadLetter, *letters, limit=PAGE)
+    ]
     newest = None if first or not shown else shown[0].at
     oldest = None if last or not shown else shown[-1].at
     return [m for m in found if (newest is None or m.at <= newest) and (oldest is None or m.at > oldest)]
@@ -150,23 +160,23 @@ def _differences(deliveries: Sequence[Any]) -> dict[int, list[Difference]]:
     return found
 
 
-def _folded(moments: Iterable[Moment]) -> list[Moment | list[Moment]]:
-    entries: list[Moment | list[Moment]] = []
+def _folded(moments: Iterable[TimelineEvent]) -> list[TimelineEvent | list[TimelineEvent]]:
+    entries: list[TimelineEvent | list[TimelineEvent]] = []
     for moment in moments:
         last = entries[-1] if entries else None
-        if moment.is_noise:
+        if moment.is_routine:
             if isinstance(last, list):
                 last.append(moment)
             else:
                 entries.append([moment])
-        elif isinstance(last, Moment) and _is_alike(last, moment):
+        elif isinstance(last, TimelineEvent) and _is_alike(last, moment):
             last.again.append(moment)
         else:
             entries.append(moment)
     return entries
 
 
-def _is_alike(one: Moment, other: Moment) -> bool:
+def _is_alike(one: TimelineEvent, other: TimelineEvent) -> bool:
     """Attempts that failed the same way."""
     if one.kind != "out" or other.kind != "out" or {one.row.outcome, other.row.outcome} != {"failed"}:
         return False

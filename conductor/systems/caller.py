@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from conductor.context import Hub
-from conductor.systems.circuit_breaker import Health
+from conductor.context import Context
+from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import Limits, Stopping
 from subscribers.errors import SystemDown
 
 T = TypeVar("T")
 
 
-class NotNow(Exception):
+class SystemUnavailable(Exception):
     """The system is not to be called now; `after` is in seconds, the message says why."""
 
     def __init__(self, words: str, after: float) -> None:
@@ -21,35 +21,35 @@ class NotNow(Exception):
         self.after = after
 
 
-class Asking:
+class SystemCaller:
     """Makes single calls for tasks."""
 
-    def __init__(self, hub: Hub, health: Health, limits: Limits) -> None:
-        self.hub = hub
-        self.health = health
+    def __init__(self, context: Context, health: CircuitBreaker, limits: Limits) -> None:
+        self.context = context
+        self.breaker = health
         self.limits = limits
 
-    def ask(self, system: str, call: Callable[[], T]) -> T:
+    def call(self, system: str, call: Callable[[], T]) -> T:
         """What `call` returns.
 
         Raises:
           NotNow: the system is paused or down, or turned out to be.
           SyncError: any other failure of the call.
         """
-        gate = self.health.gate(system)
+        gate = self.breaker.gate(system)
         if not gate.open:
-            raise NotNow(gate.reason, gate.after)
-        if why := self.hub.systems[system].wait_reason():
-            raise NotNow(why, self.hub.policy.stale)
+            raise SystemUnavailable(gate.reason, gate.after)
+        if why := self.context.systems[system].defer_reason():
+            raise SystemUnavailable(why, self.context.policy.stale)
         try:
             with self.limits.slot(system):
-                self.hub.systems[system].pace()
+                self.context.systems[system].pace()
                 result = call()
         except Stopping:
-            raise NotNow("this process stops", 0.0) from None
+            raise SystemUnavailable("this process stops", 0.0) from None
         except SystemDown as error:
-            self.hub.database.transact(self.health.went_down, system, error)
-            raise NotNow(str(error), error.after or self.hub.policy.probe_first) from None
+            self.context.database.run_in_transaction(self.breaker.went_down, system, error)
+            raise SystemUnavailable(str(error), error.after or self.context.policy.probe_first) from None
         if gate.probing:
-            self.hub.database.transact(self.health.succeeded, system)
+            self.context.database.run_in_transaction(self.breaker.succeeded, system)
         return result

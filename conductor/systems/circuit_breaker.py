@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from models.ledger import System
 from subscribers.errors import SystemDown
 from subscribers.http.rate_limit_headers import Rate
@@ -28,7 +28,7 @@ _MANY_CALLS = 2**31 - 1
 _ALONE_EACH = 3
 
 #: What has to be known of a system to tell whether it may be called.
-GATE = (
+BREAKER_COLUMNS = (
     System.paused_at,
     System.pause_reason,
     System.down_since,
@@ -40,7 +40,7 @@ GATE = (
 
 
 @dataclass(frozen=True)
-class Gate:
+class Permit:
     """May the system be called? While it is down, one caller at a time may probe it with one call."""
 
     open: bool
@@ -54,47 +54,47 @@ class Gate:
     noted: bool = False
 
 
-class Health:
+class CircuitBreaker:
     """The circuit breaker of every system."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
         #: What this process wrote down last of each system's limit, and when.
         self._told: dict[str, tuple[Rate, datetime]] = {}
 
     def ensure_rows(self) -> None:
         """Make sure each connected system has its row."""
-        with self.hub.database.write() as connection:
-            for name in self.hub.systems:
-                statement = self.hub.database.insert(System).values(name=name)
+        with self.context.database.write() as connection:
+            for name in self.context.systems:
+                statement = self.context.database.insert(System).values(name=name)
                 connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
 
-    def gate(self, name: str) -> Gate:
+    def gate(self, name: str) -> Permit:
         """Ask before calling. An answer with `probing` has taken the one place of the prober."""
-        with self.hub.database.look() as connection:
-            row = connection.execute(sa.select(*GATE).where(System.name == name)).one_or_none()
-        return Gate(open=True) if row is None else self.judge(name, row)
+        with self.context.database.read_autocommit() as connection:
+            row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
+        return Permit(open=True) if row is None else self.judge(name, row)
 
-    def judge(self, name: str, row: Any, *, probe: bool = True) -> Gate:
-        """As `gate`, of a row with the columns `GATE`. Without `probe` a system that is down is not probed."""
+    def judge(self, name: str, row: Any, *, probe: bool = True) -> Permit:
+        """As `gate`, of a row with the columns `BREAKER_COLUMNS`. Without `probe` a system that is down is not probed."""
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
-            return Gate(open=False, reason=why, after=self.hub.policy.stale)
+            return Permit(open=False, reason=why, after=self.context.policy.stale)
         if row.down_since is None:
             since = row.last_success_at
-            return Gate(open=True, noted=since is not None and since > self.hub.later(-_NOTE_SUCCESS_EVERY))
-        left = (row.probe_at - self.hub.clock()).total_seconds() if row.probe_at is not None else 0.0
+            return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_SUCCESS_EVERY))
+        left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
-        waiting = Gate(open=False, reason=why, after=max(left, self.hub.policy.probe_first))
-        if not probe or (row.probe_at is not None and row.probe_at > self.hub.clock()):
+        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_first))
+        if not probe or (row.probe_at is not None and row.probe_at > self.context.clock()):
             return waiting
         if not self._take_probe(name, row.failures):
             return waiting
-        return Gate(open=True, probing=True, alone=row.failures % _ALONE_EACH == 0)
+        return Permit(open=True, probing=True, alone=row.failures % _ALONE_EACH == 0)
 
     def is_paused(self, name: str) -> bool:
         """Whether a person (or the guard) has stopped this system."""
-        with self.hub.database.look() as connection:
+        with self.context.database.read_autocommit() as connection:
             paused = sa.select(System.paused_at).where(System.name == name)
             return connection.execute(paused).scalar() is not None
 
@@ -104,13 +104,13 @@ class Health:
         statement = (
             sa.update(System)
             .where(System.name == name, System.down_since.is_not(None))
-            .where(sa.or_(System.probe_at.is_(None), System.probe_at <= self.hub.clock()))
+            .where(sa.or_(System.probe_at.is_(None), System.probe_at <= self.context.clock()))
             .values(
                 failures=failures + 1,
-                probe_at=self.hub.later(self.hub.policy.probe(failures + 1) + self.hub.policy.probe_first),
+                probe_at=self.context.later(self.context.policy.probe(failures + 1) + self.context.policy.probe_first),
             )
         )
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             return connection.execute(statement).rowcount == 1
 
     def probe_again(self, name: str) -> None:
@@ -123,8 +123,8 @@ class Health:
 
     def _let_probe(self, name: str, **values: Any) -> None:
         down = (System.name == name, System.down_since.is_not(None))
-        with self.hub.database.write() as connection:
-            connection.execute(sa.update(System).where(*down).values(probe_at=self.hub.clock(), **values))
+        with self.context.database.write() as connection:
+            connection.execute(sa.update(System).where(*down).values(probe_at=self.context.clock(), **values))
 
     def went_down(self, connection: sa.Connection, name: str, error: SystemDown) -> None:
         """Leave the system alone for a while; longer each time, or as long as it asked for."""
@@ -134,27 +134,29 @@ class Health:
         ).one_or_none()
         failures = row.failures if row else 0
         # Calls that were under way together failed together: that is one failure.
-        if row is None or row.probe_at is None or row.probe_at <= self.hub.clock() or not failures:
+        if row is None or row.probe_at is None or row.probe_at <= self.context.clock() or not failures:
             failures += 1
-        pause = max(self.hub.policy.probe(failures), error.after or 0.0)
+        pause = max(self.context.policy.probe(failures), error.after or 0.0)
         logger.warning("%s is down, next try in %.0f s: %s", name, pause, error)
         connection.execute(
             sa.update(System)
             .where(System.name == name)
             .values(
-                down_since=sa.func.coalesce(System.down_since, self.hub.clock()),
+                down_since=sa.func.coalesce(System.down_since, self.context.clock()),
                 down_reason=str(error),
                 failures=failures,
-                probe_at=self.hub.later(pause),
+                probe_at=self.context.later(pause),
             )
         )
 
     def succeeded(self, connection: sa.Connection, name: str) -> None:
         """A call worked: the system is up, whatever was thought before."""
         self._note_rate(connection, name)
-        now = self.hub.clock()
+        now = self.context.clock()
         was_down = System.down_since.is_not(None)
-        noted = sa.or_(System.last_success_at.is_(None), System.last_success_at < self.hub.later(-_NOTE_SUCCESS_EVERY))
+        noted = sa.or_(
+            System.last_success_at.is_(None), System.last_success_at < self.context.later(-_NOTE_SUCCESS_EVERY)
+        )
         # One statement that nearly always finds nothing to do: it goes along with every batch.
         up_since = connection.execute(
             sa.update(System)
@@ -178,18 +180,18 @@ class Health:
         told, at = self._told.get(name, (None, None))
         if rate is None or rate == told:
             return False
-        return rate.remaining == 0 or at is None or at < self.hub.later(-_NOTE_SUCCESS_EVERY)
+        return rate.remaining == 0 or at is None or at < self.context.later(-_NOTE_SUCCESS_EVERY)
 
     def _rate(self, name: str) -> Rate | None:
-        return self.hub.systems[name].rate if name in self.hub.systems else None
+        return self.context.systems[name].rate if name in self.context.systems else None
 
     def _note_rate(self, connection: sa.Connection, name: str) -> None:
         """Keep what the system's answers said of its limit, for people to see; the end of it at once."""
         rate = self._rate(name)
         if rate is None or not self.has_news(name):
             return
-        self._told[name] = rate, self.hub.clock()
-        stale = sa.or_(System.rate_seen_at.is_(None), System.rate_seen_at < self.hub.later(-_NOTE_SUCCESS_EVERY))
+        self._told[name] = rate, self.context.clock()
+        stale = sa.or_(System.rate_seen_at.is_(None), System.rate_seen_at < self.context.later(-_NOTE_SUCCESS_EVERY))
         connection.execute(
             sa.update(System)
             .where(System.name == name, sa.true() if rate.remaining == 0 else stale)
@@ -198,6 +200,6 @@ class Health:
                 rate_remaining=min(rate.remaining, _MANY_CALLS),
                 rate_limit=None if rate.limit is None else min(rate.limit, _MANY_CALLS),
                 rate_reset_at=rate.reset,
-                rate_seen_at=self.hub.clock(),
+                rate_seen_at=self.context.clock(),
             )
         )

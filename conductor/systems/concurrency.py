@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from conductor.context import Hub, new_token
+from conductor.context import Context, new_token
 from models.base import UtcDateTime
 from models.ledger import CallSlot, System
 
@@ -60,11 +60,11 @@ class Limits:
 
     def __init__(
         self,
-        hub: Hub,
+        context: Context,
         sleep: Callable[[float], None] = time.sleep,
         rest: Callable[[threading.Event, float | None], object] = threading.Event.wait,
     ) -> None:
-        self.hub = hub
+        self.context = context
         self.sleep = sleep
         self.rest = rest
         self._lock = threading.Lock()
@@ -75,7 +75,7 @@ class Limits:
 
     def attach(self) -> None:
         """Have every system with a rate wait for its turn before each call."""
-        for name, system in self.hub.systems.items():
+        for name, system in self.context.systems.items():
             if rate := system.requests_per_second:
                 system.pace = partial(self.wait, name, rate)  # type: ignore[method-assign]
             if limit := system.concurrency:
@@ -88,20 +88,20 @@ class Limits:
         with self._lock:
             reserved = self._reserved.setdefault(name, deque())
             # Turns that were not taken are lost, or they would all be taken at once some day.
-            forgotten = self.hub.later(-_RESERVE_SECONDS)
+            forgotten = self.context.later(-_RESERVE_SECONDS)
             while reserved and reserved[0] < forgotten:
                 reserved.popleft()
             if not reserved:
                 reserved.extend(self._reserve(name, rate))
             turn = reserved.popleft()
-        seconds = (turn - self.hub.clock()).total_seconds()
+        seconds = (turn - self.context.clock()).total_seconds()
         if seconds > 0:
             self.sleep(seconds)
 
     def _reserve(self, name: str, rate: float) -> list[datetime]:
         count = max(int(rate * _RESERVE_SECONDS), 1)
-        with self.hub.database.write() as connection:
-            now = self.hub.clock()
+        with self.context.database.write() as connection:
+            now = self.context.clock()
             row = sa.select(System.next_call_at).where(System.name == name).with_for_update()
             start = max(connection.execute(row).scalar() or now, now)
             end = start + timedelta(seconds=count / rate)
@@ -116,13 +116,13 @@ class Limits:
         Entering it raises:
           Stopping: this process is asked to stop, and there was no slot.
         """
-        return Slot(self, name if self.hub.systems[name].concurrency else None)
+        return Slot(self, name if self.context.systems[name].concurrency else None)
 
     def renew(self) -> None:
         """Keep the slot this thread holds, if it holds one, for another lease."""
         if (held := getattr(self._mine, "slot", None)) is not None:
-            until = self.hub.later(self.hub.policy.lease)
-            with self.hub.database.write() as connection:
+            until = self.context.later(self.context.policy.lease)
+            with self.context.database.write() as connection:
                 connection.execute(sa.update(CallSlot).where(CallSlot.owner == held.token).values(until=until))
 
     def is_waited_for(self, name: str) -> bool:
@@ -137,7 +137,7 @@ class Limits:
             line.append(waiter)
         try:
             while not self._is_given(line, waiter):
-                if waiter.is_first and not self._ask(name, waiter) and self.hub.stopping.is_set():
+                if waiter.is_first and not self._ask(name, waiter) and self.context.stopping.is_set():
                     raise Stopping
                 if waiter.given is None:
                     self.rest(waiter.called, _SLOT_PAUSE if waiter.is_first else None)
@@ -190,20 +190,20 @@ class Limits:
                 if line:
                     line[0].called.set()
                 return
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             connection.execute(sa.update(CallSlot).where(CallSlot.owner == held.token).values(owner=None, until=None))
 
     def _take(self, name: str, count: int) -> list[str]:
         """Take so many free slots, or as many as there are; their tokens."""
-        limit = self.hub.systems[name].concurrency
-        now, until = self.hub.clock(), self.hub.later(self.hub.policy.lease)
+        limit = self.context.systems[name].concurrency
+        now, until = self.context.clock(), self.context.later(self.context.policy.lease)
         values = {"of": name, "limit": limit, "count": count, "now": now, "token": new_token(), "until_": until}
-        return self.hub.database.at_once(lambda connection: list(connection.scalars(_take_free(), values)))
+        return self.context.database.execute_atomic(lambda connection: list(connection.scalars(_take_free(), values)))
 
     def _ensure_slots(self, name: str, limit: int) -> None:
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             for number in range(1, limit + 1):
-                insert = self.hub.database.insert(CallSlot).values(system=name, number=number)
+                insert = self.context.database.insert(CallSlot).values(system=name, number=number)
                 connection.execute(insert.on_conflict_do_nothing(index_elements=["system", "number"]))
 
 

@@ -8,10 +8,10 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.mappings.store import MappingRefused, Mappings
 from subscribers.base import Subscriber
-from subscribers.calls import attempt
+from subscribers.calls import call_safely
 from subscribers.errors import SyncError, SystemDown
 from subscribers.mapping.fields import Field
 from subscribers.mapping.paths import is_plain, parts
@@ -41,8 +41,8 @@ class Finding:
 class Checking:
     """Looks at a system through its subscribers. Changes nothing, here or there."""
 
-    def __init__(self, hub: Hub, mappings: Mappings) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, mappings: Mappings) -> None:
+        self.context = context
         self.mappings = mappings
 
     def check(self, system: str) -> dict[str, list[Finding]]:
@@ -59,35 +59,35 @@ class Checking:
         Raises:
           ValueError: there is no such system.
         """
-        names = sorted(one.name() for one in self.hub.of_system(system))
+        names = sorted(one.name() for one in self.context.of_system(system))
         if not names and any(one.system == system for one in REGISTRY.values()):
             prefix = system.upper().replace("-", "_")
             raise ValueError(f"{system} is not configured: set {prefix}_... in the environment or .env")
         if not names:
-            known = ", ".join(sorted(self.hub.systems)) or "none is configured"
+            known = ", ".join(sorted(self.context.systems)) or "none is configured"
             raise ValueError(f"no system {system!r}; there are: {known}")
         return names
 
     def subscriber(self, name: str) -> list[Finding]:
         """What was found through one subscriber."""
-        return list(self._subscriber(self.hub.subscribers[name]))
+        return list(self._subscriber(self.context.subscribers[name]))
 
     def _subscriber(self, subscriber: Subscriber) -> Iterator[Finding]:
         try:
-            with self.hub.database.read() as connection:
+            with self.context.database.read() as connection:
                 mapper = self.mappings.current(connection, subscriber.name())[0]
         except MappingRefused as refused:
             yield from (Finding("wrong", problem) for problem in refused.problems)
             return
         subscriber.client.pace()
-        fields = attempt(subscriber.describe)
+        fields = call_safely(subscriber.describe)
         if isinstance(fields, SyncError):
             what = "the login does not work" if isinstance(fields, SystemDown) else "it cannot be read"
             yield Finding("wrong", f"{what}: {fields}")
             return
         yield Finding("ok", "the login works, and records can be read")
-        lacking = attempt(subscriber.lacking)
-        for words in [str(lacking)] if isinstance(lacking, SyncError) else lacking:
+        missing_permissions = call_safely(subscriber.missing_permissions)
+        for words in [str(missing_permissions)] if isinstance(missing_permissions, SyncError) else missing_permissions:
             yield Finding("wrong", words)
         yield from self._webhooks(subscriber)
         if fields is None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from models.ledger import System
 
 #: Seconds over which deletes are counted.
@@ -20,18 +20,18 @@ WINDOW_SECONDS = 600
 GUARD = "mass-delete guard"
 
 
-class Guard:
+class DeleteGuard:
     """Counts deletes by system, in the transaction that does (or plans) them."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
     def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
         """Count these deletes; False if they must wait for a person, and the system is paused then."""
-        limit = self.hub.systems[name].delete_limit
+        limit = self.context.systems[name].delete_limit
         if not deletes or limit is None:
             return True
-        now = self.hub.clock()
+        now = self.context.clock()
         row = connection.execute(
             sa.select(System.deletes, System.deletes_since, System.deletes_allowed_until, System.paused_at)
             .where(System.name == name)
@@ -50,7 +50,7 @@ class Guard:
         self.trip(connection, name, direction)
         return False
 
-    def give_back(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
+    def refund(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
         """These were counted but not done: they are counted when they are tried again."""
         left = sa.case((System.deletes > deletes, System.deletes - deletes), else_=0)
         same_window = System.deletes_since <= counted_at
@@ -58,12 +58,12 @@ class Guard:
 
     def trip(self, connection: sa.Connection, name: str, direction: str) -> None:
         """Pause the system and ask."""
-        limit = self.hub.systems[name].delete_limit
+        limit = self.context.systems[name].delete_limit
         connection.execute(
             sa.update(System)
             .where(System.name == name, System.paused_at.is_(None))
             .values(
-                paused_at=self.hub.clock(),
+                paused_at=self.context.clock(),
                 paused_by=GUARD,
                 pause_reason=f"more than {limit} deletes {direction} {name} within {WINDOW_SECONDS // 60} minutes; "
                 "resume it with deletes allowed if they are meant, or unsubscribe the operation delete first if not",

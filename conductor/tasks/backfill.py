@@ -14,20 +14,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from conductor.dead_letters.store import Letters
-from conductor.inward.applying import Applying
+from conductor.context import Context
+from conductor.dead_letters.store import DeadLetterStore
+from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Incoming
-from conductor.links.leases import Busy
+from conductor.links.leases import LinkLeased
 from conductor.mappings.store import Mappings
-from conductor.systems.caller import Asking, NotNow
-from conductor.tasks.runner import Step, Tasks, counted
-from conductor.tasks.throttle import has_room
-from i18n import say
+from conductor.systems.caller import SystemCaller, SystemUnavailable
+from conductor.tasks.runner import Step, TaskRunner, counted
+from conductor.tasks.throttle import below_backlog_limit
+from i18n import gettext
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
-from subscribers.base import Subscriber, received
-from subscribers.calls import attempt
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely
 from subscribers.errors import Reject, Retry, SyncError
 from subscribers.mapping.values import is_empty
 from subscribers.records import External, Page
@@ -53,18 +53,18 @@ class Backfill:
 
     def __init__(
         self,
-        hub: Hub,
+        context: Context,
         mappings: Mappings,
-        letters: Letters,
-        applying: Applying,
-        asking: Asking,
-        tasks: Tasks,
+        letters: DeadLetterStore,
+        applying: InboundApplier,
+        asking: SystemCaller,
+        tasks: TaskRunner,
     ) -> None:
-        self.hub = hub
+        self.context = context
         self.mappings = mappings
         self.letters = letters
         self.applying = applying
-        self.asking = asking
+        self.caller = asking
         self.tasks = tasks
         #: Task -> the position its reading has reached, and how it goes on: a list may share one position over pages.
         self._readings: dict[int, tuple[Any, Iterator[Page]]] = {}
@@ -78,13 +78,13 @@ class Backfill:
         Raises:
           ValueError: no such subscriber or column, or what exists there could not be recognised.
         """
-        subscriber = self.hub.subscribers.get(name)
+        subscriber = self.context.subscribers.get(name)
         if subscriber is None:
-            known = ", ".join(sorted(self.hub.subscribers)) or say("none is configured")
-            raise ValueError(say("no subscriber {name!r}; there are: {known}", name=name, known=known))
+            known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
+            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=name, known=known))
         if subscriber.match_on and not _lists(subscriber):
             raise ValueError(
-                say(
+                gettext(
                     "{name} has match_on but no changed_since: what it holds already cannot be read, and would be "
                     "created a second time",
                     name=name,
@@ -105,29 +105,29 @@ class Backfill:
         return counted(self._step(task), task, lambda: self._count(task))
 
     def _count(self, task: Any) -> int:
-        records = self.hub.subscribers[task.subscriber].records
+        records = self.context.subscribers[task.subscriber].records
         chosen = conditions(records, task.argument["where"])
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             count = sa.select(sa.func.count()).select_from(records.table).where(*chosen)
             return int(connection.execute(count).scalar_one())
 
     def _step(self, task: Any) -> Step:
-        subscriber = self.hub.subscribers.get(task.subscriber)
+        subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")
         position = task.position or {"phase": "look" if _lists(subscriber) else "bring"}
         try:
             return getattr(self, f"_{position['phase']}")(task, subscriber, position)  # type: ignore[no-any-return]
-        except NotNow as error:
+        except SystemUnavailable as error:
             return _wait(task, position, str(error), max(error.after, _PAUSE))
 
     # --- what is there already ------------------------------------------------------------------------
 
     def _look(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         try:
-            page = self.asking.ask(subscriber.system, lambda: self._next_page(task, subscriber, position))
+            page = self.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
-            return _wait(task, position, str(error), error.after or self.hub.policy.retry_first)
+            return _wait(task, position, str(error), error.after or self.context.policy.retry_first)
         read = position.get("read", 0) + (len(page.records) if page else 0)
         if page is None:
             return self._on(task, {"phase": "bring", "found": position.get("found", 0)})
@@ -150,7 +150,7 @@ class Backfill:
     def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
         if reading is None or reached != position.get("at"):
-            reading = iter(subscriber.everything(position.get("at")))
+            reading = iter(subscriber.list_all(position.get("at")))
         page = next(reading, None)
         if page is not None:
             self._readings[task.id] = (page.position, reading)
@@ -164,7 +164,7 @@ class Backfill:
         where = conditions(subscriber.records, task.argument["where"])
         found = []
         for external in externals:
-            made = attempt(received, subscriber, external)
+            made = call_safely(normalize_incoming, subscriber, external)
             if isinstance(made, SyncError):
                 self._doubt(connection, subscriber, Incoming(subscriber, external, mapper), made, where)
                 continue
@@ -172,7 +172,7 @@ class Backfill:
             try:
                 with connection.begin_nested():
                     record_id = self.applying.adopt(connection, incoming, where)
-            except Busy:
+            except LinkLeased:
                 continue  # it is being delivered, so somebody changed it just now
             except SyncError as error:
                 self._doubt(connection, subscriber, incoming, error, where)
@@ -195,9 +195,9 @@ class Backfill:
         for record_id in self.applying.candidates(connection, incoming, _UNCLEAR, where):
             if self._is_known(connection, subscriber, record_id):
                 continue
-            now = self.hub.clock()
+            now = self.context.clock()
             values = {"owed_change": Link.owed_change + 1, "owed_since": now, "dead_at": now}
-            insert = self.hub.database.insert(Link).values(
+            insert = self.context.database.insert(Link).values(
                 subscriber=subscriber.name(), record_id=record_id, **{**values, "owed_change": 1}
             )
             upsert = insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values)
@@ -220,18 +220,18 @@ class Backfill:
         where = conditions(catalogue, task.argument["where"])
         if "after" in position:
             where.append(catalogue.key > catalogue.key_of(position["after"]))
-        with self.hub.database.read() as connection:
-            if not has_room(self.hub, connection, [name]):
+        with self.context.database.read() as connection:
+            if not below_backlog_limit(self.context, connection, [name]):
                 return _wait(task, position, f"waits: {subscriber.system} has plenty to do", _PAUSE)
             page = sa.select(catalogue.key).where(*where).order_by(catalogue.key).limit(PAGE)
             ids = [str(key) for key in connection.execute(page).scalars()]
             known = self._known(connection, name, ids)
         if not ids:
-            return self._on(task, {"phase": "watch", **_kept(position), "fed_at": self.hub.clock().isoformat()})
+            return self._on(task, {"phase": "watch", **_kept(position), "fed_at": self.context.clock().isoformat()})
         missing = [record_id for record_id in ids if record_id not in known]
 
         def effect(connection: sa.Connection) -> None:
-            _owe(self.hub, connection, name, missing)
+            _owe(self.context, connection, name, missing)
 
         sent = position.get("sent", 0) + len(missing)
         reached = {**position, "after": ids[-1], "sent": sent}
@@ -252,12 +252,12 @@ class Backfill:
         name = subscriber.name()
         under_way = (Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
         letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.at >= task.created_at)
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             # What is owed since later is not this task's.
             waits = sa.select(sa.func.count(Link.id)).where(*under_way, Link.owed_since <= fed_at)
             left = connection.execute(waits).scalar_one()
             failed = connection.execute(sa.select(sa.func.count(DeadLetter.id)).where(*letters)).scalar_one()
-        finished = left == 0 or (self.hub.clock() - fed_at).total_seconds() > _LONGEST
+        finished = left == 0 or (self.context.clock() - fed_at).total_seconds() > _LONGEST
         succeeded = max(task.done - failed - left, 0)
         sent = position.get("sent", 0)
         message = f"{sent} sent, {task.done - sent} were there already"
@@ -311,7 +311,7 @@ def _value(column: sa.Column[Any], text: str) -> Any:
 
 def _lists(subscriber: Subscriber) -> bool:
     kind = type(subscriber)
-    return kind.changed_since is not Subscriber.changed_since or kind.everything is not Subscriber.everything
+    return kind.changed_since is not Subscriber.changed_since or kind.list_all is not Subscriber.list_all
 
 
 def _kept(position: dict[str, Any]) -> dict[str, Any]:
@@ -322,13 +322,13 @@ def _wait(task: Any, position: dict[str, Any], message: str, seconds: float) -> 
     return Step(task.done, task.succeeded, task.failed, position, message=message, pause=seconds)
 
 
-def _owe(hub: Hub, connection: sa.Connection, name: str, record_ids: list[str]) -> None:
+def _owe(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> None:
     """Mark what is not there and not on its way; the sweep announces it, after live changes."""
     if not record_ids:
         return
-    now = hub.clock()
+    now = context.clock()
     fresh = {"owed_since": now, "announced_at": None, "attempts": 0, "retry_at": None, "dead_at": None}
-    insert = hub.database.insert(Link)
+    insert = context.database.insert(Link)
     statement = insert.on_conflict_do_update(
         index_elements=["subscriber", "record_id"],
         set_={"owed_change": Link.owed_change + 1, **fresh},

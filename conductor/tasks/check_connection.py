@@ -14,9 +14,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.systems.connection_check import Checking, Finding
-from conductor.tasks.runner import OPEN, Step, Tasks
+from conductor.tasks.runner import OPEN, Step, TaskRunner
 from models.ledger import Task
 
 #: The kind of these tasks.
@@ -38,8 +38,8 @@ class Connection:
     What was found stays in the task's position: `{"found": {subscriber: [[state, message], ...]}, "took": seconds}`.
     """
 
-    def __init__(self, hub: Hub, checking: Checking, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, checking: Checking, tasks: TaskRunner) -> None:
+        self.context = context
         self.checking = checking
         self.tasks = tasks
         #: (task, subscriber) -> the answer to come, of what this process asks.
@@ -65,7 +65,7 @@ class Connection:
             .where(Task.kind == CHECK)
             .group_by(Task.argument["system"].as_string())
         )  # fmt: skip
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             rows = connection.execute(sa.select(Task.__table__).where(Task.id.in_(newest))).all()
         return {row.argument["system"]: row for row in rows}
 
@@ -76,7 +76,7 @@ class Connection:
         waiting = [name for name in self.checking.subscribers(task.argument["system"]) if name not in found]
         if not waiting:
             return self._step(task, position, finished=True)
-        name, now = waiting[0], self.hub.clock()
+        name, now = waiting[0], self.context.clock()
         since = position.get("since") or now.isoformat()
         took = (now - datetime.fromisoformat(since)).total_seconds()
         answer = self._ask(task.id, name)

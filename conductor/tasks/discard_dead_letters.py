@@ -6,10 +6,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from conductor.dead_letters.operations import LetterFilter
+from conductor.context import Context
+from conductor.dead_letters.operations import DeadLetterFilter
 from conductor.desk import Desk
-from conductor.tasks.runner import Step, Tasks
+from conductor.tasks.runner import Step, TaskRunner
 from models.ledger import DeadLetter
 
 #: The kind of these tasks.
@@ -20,15 +20,15 @@ DISCARD_BATCH = 500
 
 
 class Discarding:
-    """Does the steps of `discard` tasks. The argument is a `LetterFilter`, what is None left out, and the `reason`."""
+    """Does the steps of `discard` tasks. The argument is a `DeadLetterFilter`, what is None left out, and the `reason`."""
 
-    def __init__(self, hub: Hub, desk: Desk, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, desk: Desk, tasks: TaskRunner) -> None:
+        self.context = context
         self.desk = desk
         self.tasks = tasks
         tasks.register(DISCARD, self.step)
 
-    def start(self, letters: LetterFilter, by: str, reason: str) -> int:
+    def start(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Begin to close the letters that are open now; returns the task's id.
 
         Raises:
@@ -36,7 +36,7 @@ class Discarding:
         """
         reason = Desk.reason_of(reason)
         argument = letters.chosen() | {"reason": reason}
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
             total = connection.execute(count).scalar_one()
         return self.tasks.start(DISCARD, by, argument=argument, total=total)
@@ -46,8 +46,8 @@ class Discarding:
         after = (task.position or {}).get("after", 0)
         chosen = dict(task.argument)
         reason = chosen.pop("reason")
-        letters = LetterFilter(**chosen)
-        with self.hub.database.read() as connection:
+        letters = DeadLetterFilter(**chosen)
+        with self.context.database.read() as connection:
             rows = connection.execute(
                 sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
                 # One that is written later, or anew because it was tried again meanwhile, was not meant.
@@ -63,6 +63,6 @@ class Discarding:
         def effect(connection: sa.Connection) -> None:
             self.desk.discard_rows(connection, rows, task.by, reason)
             details = {"count": len(rows), "reason": reason, "task": task.id}
-            self.hub.audit(connection, task.by, "dead_letter.discard", letters.words(), **details)
+            self.context.audit(connection, task.by, "dead_letter.discard", letters.words(), **details)
 
         return Step(done, done, position={"after": rows[-1].id}, message=message, effect=effect)

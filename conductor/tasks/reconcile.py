@@ -18,18 +18,18 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.inward.inbox import Inward
-from conductor.inward.incoming import Guarded
-from conductor.links.leases import Busy
+from conductor.inward.incoming import HeldByDeleteGuard
+from conductor.links.leases import LinkLeased
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
-from conductor.systems.caller import Asking, NotNow
-from conductor.tasks.runner import Step, Tasks, counted
+from conductor.systems.caller import SystemCaller, SystemUnavailable
+from conductor.tasks.runner import Step, TaskRunner, counted
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.base import Subscriber, received
-from subscribers.calls import attempt
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely
 from subscribers.errors import Gone, SyncError, SystemDown
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat, same
@@ -72,13 +72,19 @@ class Reconcile:
     """
 
     def __init__(
-        self, hub: Hub, mappings: Mappings, relations: Relations, inward: Inward, asking: Asking, tasks: Tasks
+        self,
+        context: Context,
+        mappings: Mappings,
+        relations: Relations,
+        inward: Inward,
+        asking: SystemCaller,
+        tasks: TaskRunner,
     ) -> None:
-        self.hub = hub
+        self.context = context
         self.mappings = mappings
         self.relations = relations
         self.inward = inward
-        self.asking = asking
+        self.caller = asking
         self.tasks = tasks
         tasks.register(RECONCILE, self.step)
 
@@ -101,15 +107,15 @@ class Reconcile:
         return counted(self._step(task), task, lambda: self._count(task.subscriber))
 
     def _count(self, name: str) -> int:
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_linked(name))).scalar_one())
 
     def _step(self, task: Any) -> Step:
-        subscriber = self.hub.subscribers.get(task.subscriber)
+        subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")
         position = task.position or {"after": 0, "fields": {}, "examples": [], "unread": 0}
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             page = sa.select(Link.__table__).where(*_linked(subscriber.name()), Link.id > position["after"])
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
         if not links:
@@ -118,7 +124,7 @@ class Reconcile:
         report = _Report(position)
         began = time.monotonic()
         looked = failed = 0
-        waits: NotNow | None = None
+        waits: SystemUnavailable | None = None
         size = subscriber.bulk_size if type(subscriber).bulk_fetch is not Subscriber.bulk_fetch else 1
         try:
             while looked < len(links) and time.monotonic() - began < STEP_SECONDS:
@@ -127,7 +133,7 @@ class Reconcile:
                         self._repair(subscriber, link, drift)
                     failed += report.add(link, drift)
                     looked += 1
-        except NotNow as error:
+        except SystemUnavailable as error:
             waits = error
         done, failed = task.done + looked, task.failed + failed
         message = str(waits) if waits else _words(report.position(), failed, repaired=task.argument["repair"])
@@ -137,8 +143,8 @@ class Reconcile:
     def _compare(self, subscriber: Subscriber, links: Sequence[Any]) -> list[tuple[Any, Drift | None]]:
         """Look at these links; what drifted, and None where the system would not show the record."""
         ids = [link.external_id for link in links]
-        found = self.asking.ask(subscriber.system, lambda: _fetch(subscriber, ids))
-        with self.hub.database.read() as connection:
+        found = self.caller.call(subscriber.system, lambda: _fetch(subscriber, ids))
+        with self.context.database.read() as connection:
             mapper = self.mappings.current(connection, subscriber.name())[0]
             # The links again, since a delivery may have been under way while we asked.
             again = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
@@ -147,7 +153,7 @@ class Reconcile:
             related = self.relations.load(connection, subscriber, mapper, records.values())
             flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
         drifts: list[tuple[Any, Drift | None]] = []
-        now = self.hub.clock()
+        now = self.context.clock()
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
             drift: Drift | None = Drift(before.record_id, before.external_id)
@@ -163,13 +169,13 @@ class Reconcile:
         if not drift.ours_only:
             try:
                 self.inward.look_again(subscriber, link.external_id)
-            except Guarded:
-                self.hub.database.transact(self.inward.guard.trip, subscriber.system, "from")
-                raise NotNow("held by the mass-delete guard", self.hub.policy.stale) from None
-            except Busy:
+            except HeldByDeleteGuard:
+                self.context.database.run_in_transaction(self.inward.guard.trip, subscriber.system, "from")
+                raise SystemUnavailable("held by the mass-delete guard", self.context.policy.stale) from None
+            except LinkLeased:
                 return  # it is being delivered, which brings it together as well
             except SystemDown as error:
-                raise NotNow(str(error), error.after or self.hub.policy.probe_first) from None
+                raise SystemUnavailable(str(error), error.after or self.context.policy.probe_first) from None
             except sa.exc.OperationalError:
                 raise
             except Exception as error:  # this one's: the others go on
@@ -177,8 +183,8 @@ class Reconcile:
                 return
         still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         values: dict[str, Any] = {"owed_change": Link.owed_change + 1, "announced_at": None}
-        values["owed_since"] = self.hub.clock()
-        self.hub.database.transact(lambda c: c.execute(sa.update(Link).where(still).values(**values)))
+        values["owed_since"] = self.context.clock()
+        self.context.database.run_in_transaction(lambda c: c.execute(sa.update(Link).where(still).values(**values)))
 
 
 class _Report:
@@ -222,11 +228,11 @@ def _linked(name: str) -> tuple[Any, ...]:
 
 def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]:
     """One outcome an id; SystemDown is raised."""
-    found = [attempt(subscriber.fetch, ids[0])] if len(ids) == 1 else subscriber.bulk_fetch(ids)
+    found = [call_safely(subscriber.fetch, ids[0])] if len(ids) == 1 else subscriber.bulk_fetch(ids)
     for one in found:
         if isinstance(one, SystemDown):
             raise one
-    return [one if isinstance(one, SyncError) else attempt(received, subscriber, one) for one in found]
+    return [one if isinstance(one, SyncError) else call_safely(normalize_incoming, subscriber, one) for one in found]
 
 
 def _moves(before: Any, link: Any, now: datetime) -> bool:

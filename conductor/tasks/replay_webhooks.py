@@ -11,13 +11,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.inward.inbox import POLLED
-from conductor.tasks.runner import Step, Tasks
-from i18n import say
+from conductor.tasks.runner import Step, TaskRunner
+from i18n import gettext
 from models.history import first_since
 from models.ledger import Inbox
-from models.query_hints import unindexed
+from models.query_hints import no_index
 
 KIND = "replay"
 
@@ -25,7 +25,7 @@ KIND = "replay"
 STEP, PAUSE = 100, 1.0
 
 #: Counting a window stops here.
-COUNT_LIMIT = 100_000
+REPLAY_LIMIT = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Window:
 class Replaying:
     """Applies again what came in."""
 
-    def __init__(self, hub: Hub, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, tasks: TaskRunner) -> None:
+        self.context = context
         self.tasks = tasks
         tasks.register(KIND, self.step)
 
@@ -51,7 +51,7 @@ class Replaying:
         Raises:
           ValueError: there is none, or it waits already.
         """
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             row = connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == inbox_id, Inbox.state != "waiting")
@@ -59,12 +59,12 @@ class Replaying:
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
-                raise ValueError(say("inbox #{number} waits already, or there is none", number=inbox_id))
-            self.hub.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
+                raise ValueError(gettext("inbox #{number} waits already, or there is none", number=inbox_id))
+            self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
 
-    def count(self, window: Window, limit: int = COUNT_LIMIT) -> int:
+    def count(self, window: Window, limit: int = REPLAY_LIMIT) -> int:
         """How many events a window holds; stops at `limit`."""
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             first, end = self._range(connection, window)
             limited = sa.select(Inbox.id).where(*_of(window, first, end)).limit(limit).subquery()
             return int(connection.execute(sa.select(sa.func.count()).select_from(limited)).scalar_one())
@@ -75,13 +75,13 @@ class Replaying:
         Raises:
           ValueError: there is no such system, or nothing in the window.
         """
-        if window.system not in self.hub.systems:
-            raise ValueError(say("no system {name!r}", name=window.system))
+        if window.system not in self.context.systems:
+            raise ValueError(gettext("no system {name!r}", name=window.system))
         if window.since >= window.until:
-            raise ValueError(say("the window ends before it begins"))
+            raise ValueError(gettext("the window ends before it begins"))
         total = self.count(window)
         if not total:
-            raise ValueError(say("{system} sent nothing in that time", system=window.system))
+            raise ValueError(gettext("{system} sent nothing in that time", system=window.system))
         argument = {
             "system": window.system,
             "since": window.since.isoformat(),
@@ -93,7 +93,7 @@ class Replaying:
         """Put the next few back into the queue."""
         times = (datetime.fromisoformat(task.argument[name]) for name in ("since", "until"))
         window = Window(task.argument["system"], *times)
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             if task.position:
                 first, end = task.position["next"], task.position["end"]
             else:
@@ -113,7 +113,7 @@ class Replaying:
 
     def _again(self) -> dict[str, Any]:
         # The sweep announces it: at once, and after what is under way.
-        return {"state": "waiting", "attempts": 0, "retry_at": self.hub.clock(), "finished_at": None}
+        return {"state": "waiting", "attempts": 0, "retry_at": self.context.clock(), "finished_at": None}
 
     @staticmethod
     def _range(connection: sa.Connection, window: Window) -> tuple[int, int]:
@@ -124,4 +124,4 @@ class Replaying:
 
 
 def _of(window: Window, first: int, end: int) -> tuple[Any, ...]:
-    return Inbox.id >= first, Inbox.id < end, unindexed(Inbox.system == window.system), Inbox.kind != POLLED
+    return Inbox.id >= first, Inbox.id < end, no_index(Inbox.system == window.system), Inbox.kind != POLLED

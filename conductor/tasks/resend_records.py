@@ -10,14 +10,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
-from conductor.tasks.runner import Step, Tasks, counted
-from conductor.tasks.throttle import has_room
+from conductor.tasks.runner import Step, TaskRunner, counted
+from conductor.tasks.throttle import below_backlog_limit
 from models.ledger import Link
 from subscribers.base import Subscriber
-from subscribers.calls import attempt
+from subscribers.calls import call_safely
 from subscribers.mapping.values import same
 
 #: The kind of these tasks.
@@ -33,8 +33,8 @@ _PAUSE = 1.0
 class Resending:
     """Does the steps of `resend` tasks; they take no argument but the subscriber."""
 
-    def __init__(self, hub: Hub, mappings: Mappings, relations: Relations, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, mappings: Mappings, relations: Relations, tasks: TaskRunner) -> None:
+        self.context = context
         self.mappings = mappings
         self.relations = relations
         self.tasks = tasks
@@ -58,16 +58,16 @@ class Resending:
         return counted(self._step(task), task, lambda: self._count(task.subscriber))
 
     def _count(self, name: str) -> int:
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_there(name))).scalar_one())
 
     def _step(self, task: Any) -> Step:
-        subscriber = self.hub.subscribers.get(task.subscriber)
+        subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
             raise ValueError(f"{task.subscriber} is not configured any more")
         name, after = subscriber.name(), (task.position or {}).get("after", 0)
-        with self.hub.database.read() as connection:
-            if not has_room(self.hub, connection, [name]):
+        with self.context.database.read() as connection:
+            if not below_backlog_limit(self.context, connection, [name]):
                 message = f"waits: {subscriber.system} has plenty to do"
                 return Step(task.done, task.succeeded, task.failed, task.position, message=message, pause=_PAUSE)
             page = sa.select(Link.id, Link.record_id, Link.base).where(*_there(name), Link.id > after)
@@ -91,9 +91,9 @@ class Resending:
         found = []
         for link in links:
             record = records.get(link.record_id)
-            if record is None or attempt(subscriber.wants, record) is not True:
+            if record is None or call_safely(subscriber.wants, record) is not True:
                 continue
-            ours: Any = attempt(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
+            ours: Any = call_safely(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
             base = link.base or {}
             # What is refused becomes a dead letter by being tried: somebody has to see it.
             if not isinstance(ours, tuple) or any(p not in base or not same(v, base[p]) for p, v in ours[0].items()):
@@ -102,7 +102,7 @@ class Resending:
 
     def _owe(self, connection: sa.Connection, link_ids: list[int]) -> None:
         """Mark what is not owed already; the sweep announces it, after live changes."""
-        values = {"owed_change": Link.owed_change + 1, "owed_since": self.hub.clock(), "announced_at": None}
+        values = {"owed_change": Link.owed_change + 1, "owed_since": self.context.clock(), "announced_at": None}
         settled = (Link.id.in_(link_ids), Link.owed_change == Link.synced_change)
         connection.execute(sa.update(Link).where(*settled).values(**values, attempts=0, retry_at=None))
 

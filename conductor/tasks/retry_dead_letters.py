@@ -7,11 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
-from conductor.dead_letters.operations import LetterFilter
-from conductor.dead_letters.store import DISCARDED, Letters
-from conductor.tasks.runner import Step, Tasks
-from conductor.tasks.throttle import has_room
+from conductor.context import Context
+from conductor.dead_letters.operations import DeadLetterFilter
+from conductor.dead_letters.store import DISCARDED, DeadLetterStore
+from conductor.tasks.runner import Step, TaskRunner
+from conductor.tasks.throttle import below_backlog_limit
 from models.ledger import DeadLetter, Inbox, Link
 
 #: The kind of these tasks.
@@ -29,17 +29,17 @@ _LONGEST = 3600
 
 
 class Retrying:
-    """Does the steps of `retry` tasks. The argument is a `LetterFilter`, what is None left out."""
+    """Does the steps of `retry` tasks. The argument is a `DeadLetterFilter`, what is None left out."""
 
-    def __init__(self, hub: Hub, letters: Letters, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, letters: DeadLetterStore, tasks: TaskRunner) -> None:
+        self.context = context
         self.letters = letters
         self.tasks = tasks
         tasks.register(RETRY, self.step)
 
-    def start(self, letters: LetterFilter, by: str) -> int:
+    def start(self, letters: DeadLetterFilter, by: str) -> int:
         """Begin to try these letters again; returns the task's id."""
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
             total = connection.execute(count).scalar_one()
         return self.tasks.start(RETRY, by, argument=letters.chosen(), total=total)
@@ -49,18 +49,18 @@ class Retrying:
         position = task.position or {}
         if "watching_since" in position:
             return self._watch(task, position)
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             rows = connection.execute(
                 sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id, DeadLetter.subscriber)
-                .where(*LetterFilter(**task.argument).conditions(), DeadLetter.id > position.get("after", 0))
+                .where(*DeadLetterFilter(**task.argument).conditions(), DeadLetter.id > position.get("after", 0))
                 # A letter that is written later has another task to wait for.
                 .where(DeadLetter.at <= task.created_at)
                 .order_by(DeadLetter.id)
                 .limit(RETRY_BATCH)
             ).all()
-            room = has_room(self.hub, connection, {row.subscriber for row in rows})
+            room = below_backlog_limit(self.context, connection, {row.subscriber for row in rows})
         if not rows:
-            watching = {**position, "watching_since": self.hub.clock().isoformat()}
+            watching = {**position, "watching_since": self.context.clock().isoformat()}
             return Step(task.done, position=watching, message=f"{task.done} tried again")
         if not room:
             message = "waits: their systems have plenty to do"
@@ -75,7 +75,7 @@ class Retrying:
     def _watch(self, task: Any, position: dict[str, Any]) -> Step:
         succeeded, failed, discarded = self._outcomes(task.id)
         under_way = task.done - succeeded - failed - discarded
-        over = datetime.fromisoformat(position["watching_since"]) + timedelta(seconds=_LONGEST) < self.hub.clock()
+        over = datetime.fromisoformat(position["watching_since"]) + timedelta(seconds=_LONGEST) < self.context.clock()
         message = f"{succeeded} of {task.done} succeeded, {failed} failed again"
         if discarded:
             message += f", {discarded} discarded"
@@ -100,6 +100,6 @@ class Retrying:
             .outerjoin(Inbox, Inbox.id == DeadLetter.inbox_id)
             .where(DeadLetter.task_id == task_id)
         )
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             succeeded, failed, discarded = connection.execute(statement).one()
         return succeeded, failed, discarded

@@ -14,8 +14,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Hub, new_token
-from i18n import say
+from conductor.context import Context, new_token
+from i18n import gettext
 from models.ledger import Task
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ def counted(step: Step, task: Any, count: Callable[[], int]) -> Step:
 Work = Callable[[Any], Step]
 
 
-class Tasks:
+class TaskRunner:
     """Starts, stops and works off tasks."""
 
-    def __init__(self, hub: Hub) -> None:
-        self.hub = hub
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._kinds: dict[str, Work] = {}
 
     def register(self, kind: str, work: Work) -> None:
@@ -84,17 +84,17 @@ class Tasks:
         """
         if kind not in self._kinds:
             raise ValueError(
-                say("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self._kinds)))
+                gettext("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self._kinds)))
             )
-        if subscriber is not None and subscriber not in self.hub.subscribers:
-            known = ", ".join(sorted(self.hub.subscribers)) or say("none is configured")
-            raise ValueError(say("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
+        if subscriber is not None and subscriber not in self.context.subscribers:
+            known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
+            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
         values = {"kind": kind, "subscriber": subscriber, "argument": argument or {}, "total": total, "by": by}
-        with self.hub.database.write() as connection:
-            insert = sa.insert(Task).values(**values, state="running", created_at=self.hub.clock())
+        with self.context.database.write() as connection:
+            insert = sa.insert(Task).values(**values, state="running", created_at=self.context.clock())
             task_id = int(connection.execute(insert.returning(Task.id)).scalar_one())
             details = {"subscriber": subscriber, "argument": argument or {}, "total": total}
-            self.hub.audit(connection, by, "task.start", f"#{task_id} {kind}", **details)
+            self.context.audit(connection, by, "task.start", f"#{task_id} {kind}", **details)
         return task_id
 
     def stop(self, task_id: int, by: str) -> None:
@@ -103,7 +103,7 @@ class Tasks:
         Raises:
           ValueError: it does not run.
         """
-        now = self.hub.clock()
+        now = self.context.clock()
         is_held = sa.and_(Task.lease_owner.is_not(None), Task.lease_until > now)
         values = {
             "state": sa.case((is_held, "stopping"), else_="stopped"),
@@ -121,21 +121,21 @@ class Tasks:
         self._change(task_id, by, "task.resume", ("stopped", "failed"), values)
 
     def _change(self, task_id: int, by: str, action: str, states: Sequence[str], values: dict[str, Any]) -> None:
-        with self.hub.database.write() as connection:
+        with self.context.database.write() as connection:
             statement = sa.update(Task).where(Task.id == task_id, Task.state.in_(states)).values(**values)
             row = connection.execute(statement.returning(Task.kind, Task.done, Task.total)).one_or_none()
             if row is None:
                 state = connection.execute(sa.select(Task.state).where(Task.id == task_id)).scalar()
                 raise ValueError(
-                    say("task #{number} is {state}", number=task_id, state=say(state))
+                    gettext("task #{number} is {state}", number=task_id, state=gettext(state))
                     if state
-                    else say("there is no task #{number}", number=task_id)
+                    else gettext("there is no task #{number}", number=task_id)
                 )
-            self.hub.audit(connection, by, action, f"#{task_id} {row.kind}", done=row.done, total=row.total)
+            self.context.audit(connection, by, action, f"#{task_id} {row.kind}", done=row.done, total=row.total)
 
     def get(self, task_id: int) -> Any:
         """One task as a row, or None."""
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             return connection.execute(sa.select(Task.__table__).where(Task.id == task_id)).one_or_none()
 
     def list(self, *kinds: str, unfinished: bool = False, limit: int = 50) -> Sequence[Any]:
@@ -145,7 +145,7 @@ class Tasks:
             statement = statement.where(Task.kind.in_(kinds))
         if unfinished:
             statement = statement.where(Task.state.in_(OPEN))
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             return connection.execute(statement).all()
 
     # --- what the scheduler does ------------------------------------------------------------------------
@@ -160,11 +160,11 @@ class Tasks:
         if task is None:
             return False
         if task.state == "stopping":
-            self._release(task, {"state": "stopped", "finished_at": self.hub.clock()})
+            self._release(task, {"state": "stopped", "finished_at": self.context.clock()})
             return True
         try:
             step = self._kinds[task.kind](task)
-            self.hub.database.transact(self._commit, task, step)
+            self.context.database.run_in_transaction(self._commit, task, step)
         except sa.exc.OperationalError:
             raise
         except _LeaseLost:
@@ -172,12 +172,12 @@ class Tasks:
         except Exception as error:
             logger.exception("task #%d %s failed", task.id, task.kind)
             message = f"{type(error).__name__}: {error}"
-            self._release(task, {"state": "failed", "message": message, "finished_at": self.hub.clock()})
+            self._release(task, {"state": "failed", "message": message, "finished_at": self.context.clock()})
         return True
 
     def _take(self) -> Any:
         """A task nobody holds, under a lease of ours; the one that has waited longest first."""
-        now = self.hub.clock()
+        now = self.context.clock()
         is_due = sa.or_(
             Task.lease_until.is_(None),
             Task.lease_until <= now,
@@ -189,19 +189,19 @@ class Tasks:
             .order_by(Task.lease_until.asc().nulls_first(), Task.id)
             .limit(1)
         )
-        with self.hub.database.read() as connection:  # nearly always there is nothing
+        with self.context.database.read() as connection:  # nearly always there is nothing
             if connection.execute(due).first() is None:
                 return None
         mine = (
             sa.update(Task)
             .where(Task.id == due.with_for_update(skip_locked=True).scalar_subquery())
-            .values(lease_owner=new_token(), lease_until=self.hub.later(self.hub.policy.lease))
+            .values(lease_owner=new_token(), lease_until=self.context.later(self.context.policy.lease))
             .returning(*Task.__table__.columns)
         )
-        return self.hub.database.transact(lambda c: c.execute(mine).one_or_none())
+        return self.context.database.run_in_transaction(lambda c: c.execute(mine).one_or_none())
 
     def _commit(self, connection: sa.Connection, task: Any, step: Step) -> None:
-        now = self.hub.clock()
+        now = self.context.clock()
         asked_to_stop = Task.state == "stopping"
         finished_at = sa.literal(now, Task.finished_at.type)
         values: dict[str, Any] = {
@@ -214,7 +214,7 @@ class Tasks:
             "state": "done" if step.finished else sa.case((asked_to_stop, "stopped"), else_=Task.state),
             "finished_at": now if step.finished else sa.case((asked_to_stop, finished_at), else_=sa.null()),
             "lease_owner": None,
-            "lease_until": self.hub.later(step.pause),
+            "lease_until": self.context.later(step.pause),
         }
         mine = sa.update(Task).where(Task.id == task.id, Task.lease_owner == task.lease_owner)
         if not connection.execute(mine.values(**values)).rowcount:
@@ -225,7 +225,7 @@ class Tasks:
     def _release(self, task: Any, values: dict[str, Any]) -> None:
         mine = sa.update(Task).where(Task.id == task.id, Task.lease_owner == task.lease_owner)
         statement = mine.values(**values, lease_owner=None, lease_until=None)
-        self.hub.database.transact(lambda c: c.execute(statement))
+        self.context.database.run_in_transaction(lambda c: c.execute(statement))
 
 
 class _LeaseLost(Exception):

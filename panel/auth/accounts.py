@@ -11,7 +11,7 @@ from flask_security.datastore import SQLAlchemySessionUserDatastore
 from flask_security.utils import hash_password
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from i18n import say
+from i18n import gettext
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
@@ -90,7 +90,7 @@ def add_user(people: Datastore, email: str, password: str, role: str, by: str, *
     address = check_email(email)
     hashed = checked_hash(password)
     if people.find_user(email=address, case_insensitive=True) is not None:
-        raise ValueError(say("{address} has an account already", address=address))
+        raise ValueError(gettext("{address} has an account already", address=address))
     people.create_user(
         email=address,
         password=hashed,
@@ -109,7 +109,7 @@ def find_role(people: Datastore, name: str) -> Role:
       ValueError: there is no such role.
     """
     if name not in ROLES:
-        raise ValueError(say("there is no role {name!r}; there are {roles}", name=name, roles=", ".join(ROLES)))
+        raise ValueError(gettext("there is no role {name!r}; there are {roles}", name=name, roles=", ".join(ROLES)))
     role: Any = people.find_role(name) or people.create_role(name=name)
     role.permissions = sorted(ROLES[name])
     found: Role = role
@@ -125,7 +125,7 @@ def check_email(email: str) -> str:
     try:
         address: str = current_app.extensions["security"]._mail_util.validate(email.strip())
     except ValueError as error:
-        raise ValueError(say("{email!r} is no email address: {error}", email=email, error=error)) from None
+        raise ValueError(gettext("{email!r} is no email address: {error}", email=email, error=error)) from None
     return address.lower()
 
 
@@ -137,7 +137,7 @@ def checked_hash(password: str) -> str:
     """
     problems, normal = current_app.extensions["security"]._password_util.validate(password, True)
     if problems:
-        raise ValueError(say("the password is too short: at least {length} characters", length=PASSWORD_LENGTH))
+        raise ValueError(gettext("the password is too short: at least {length} characters", length=PASSWORD_LENGTH))
     hashed: str = hash_password(normal)
     return hashed
 

@@ -10,7 +10,7 @@ from flask_security.forms import ChangePasswordForm, LoginForm, VerifyForm
 from flask_security.utils import verify_password
 from wtforms.validators import StopValidation
 
-from i18n import say
+from i18n import gettext
 from panel.auth import login_throttle
 
 
@@ -22,7 +22,7 @@ class Throttled(LoginForm):
     def validate(self, **kwargs: Any) -> bool:
         attempt = login_throttle.PASSWORDS.begin(self.email.data or "")
         if attempt is None:
-            self.form_errors.append(say(login_throttle.TOO_MANY))
+            self.form_errors.append(gettext(login_throttle.TOO_MANY))
             return False
         if not super().validate(**kwargs):
             return False
@@ -37,7 +37,7 @@ class _PresentPassword:
     def validate_password(self, field: Any) -> None:
         attempt = login_throttle.PASSWORDS.begin(current_user.email)
         if attempt is None:
-            raise StopValidation(say(login_throttle.TOO_MANY))
+            raise StopValidation(gettext(login_throttle.TOO_MANY))
         # The form refuses a wrong one by itself. It is looked at here as well, since what else may be
         # wrong with the form, such as a new password that is too short, is no failed guess.
         given = current_app.extensions["security"]._password_util.normalize(field.data or "")

@@ -13,17 +13,17 @@ import sqlalchemy as sa
 from flask import after_this_request, current_app, request
 from werkzeug import Response
 
-from i18n import mark
+from i18n import gettext_noop
 from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
 
 _WINDOW = timedelta(minutes=15)
-TOO_MANY = mark("Too many failed logins. Wait 15 minutes, then try again.")
+TOO_MANY = gettext_noop("Too many failed logins. Wait 15 minutes, then try again.")
 
 
 @dataclass(frozen=True)
-class Brake:
+class LoginThrottle:
     """How many failures within 15 minutes are borne: of one account from one address, of one address,
     of one account from anywhere. The last is wide for passwords, so that a stranger cannot easily
     lock a person out; for codes a password is known already, so it is narrow."""
@@ -55,8 +55,8 @@ class Brake:
             return int(connection.execute(sa.insert(trail).values(**row).returning(trail.id)).scalar_one())
 
 
-PASSWORDS = Brake("login.failed")
-CODES = Brake("two_factor.failed", account=20)
+PASSWORDS = LoginThrottle("login.failed")
+CODES = LoginThrottle("two_factor.failed", account=20)
 
 
 def succeeded(attempt: int, action: str) -> None:

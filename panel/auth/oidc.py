@@ -16,7 +16,7 @@ from flask_security.utils import login_user
 from joserfc.errors import JoseError
 from werkzeug import Response
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.users import User
 from panel.auth import accounts, permissions
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 blueprint = Blueprint("oidc", __name__, url_prefix="/login/oidc")
 
 _NAME = "oidc"
-_AWAY = mark("The login provider does not answer. Try again, or log in with your password.")
+_AWAY = gettext_noop("The login provider does not answer. Try again, or log in with your password.")
 
 
 class Refused(Exception):
@@ -58,7 +58,7 @@ def begin() -> Response:
     try:
         answer: Response = client.authorize_redirect(url_for("oidc.back", _external=True))
     except (AuthlibBaseError, OSError, ValueError) as error:
-        return _failed(error, say(_AWAY))
+        return _failed(error, gettext(_AWAY))
     return answer
 
 
@@ -67,13 +67,13 @@ def back() -> Response:
     """The provider sent the person back: check what it says, find or make the account, log in."""
     client = _client()
     if "error" in request.args:
-        return _failed(None, say("The login provider refused: {error}.", error=request.args["error"][:80]))
+        return _failed(None, gettext("The login provider refused: {error}.", error=request.args["error"][:80]))
     try:
         token = client.authorize_access_token()
     except (AuthlibBaseError, JoseError, OSError, ValueError, KeyError) as error:
-        return _failed(error, say("That login could not be verified. Try again."))
+        return _failed(error, gettext("That login could not be verified. Try again."))
     if not token.get("userinfo"):
-        return _failed(None, say("The login provider sent no ID token: it may not be an OpenID Connect provider."))
+        return _failed(None, gettext("The login provider sent no ID token: it may not be an OpenID Connect provider."))
     try:
         user = _person(token["userinfo"], current_app.config["OIDC_SETTINGS"])
     except Refused as refusal:
@@ -123,7 +123,7 @@ def _person(claims: dict[str, Any], settings: Settings) -> User:
     if user is None:
         user = _newcomer(claims, subject, role or settings.oidc_default_role)
     if not user.active:
-        raise Refused(say("This account is disabled. An admin can enable it under Users."))
+        raise Refused(gettext("This account is disabled. An admin can enable it under Users."))
     if role is not None and [old.name for old in user.roles] != [role]:
         before = [old.name for old in user.roles]
         user.roles = [accounts.find_role(people, role)]
@@ -135,20 +135,22 @@ def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
     people = _people()
     # An address that the provider has not checked may be anybody's.
     if not claims.get("email") or claims.get("email_verified") is not True:
-        raise Refused(say("The login provider does not vouch for an email address of yours."))
+        raise Refused(gettext("The login provider does not vouch for an email address of yours."))
     try:
         email = accounts.check_email(str(claims["email"]))
     except ValueError:
-        raise Refused(say("The login provider names no usable email address.")) from None
+        raise Refused(gettext("The login provider names no usable email address.")) from None
     known = people.find_user(email=email, case_insensitive=True)
     if known is not None:
         if known.oidc_subject is not None:
-            raise Refused(say("Another person of the login provider has this email address here. An admin can help."))
+            raise Refused(
+                gettext("Another person of the login provider has this email address here. An admin can help.")
+            )
         known.oidc_subject = subject
         accounts.add_audit("OpenID Connect", "user.connect", email)
         return known
     if role == "none":
-        raise Refused(say("You have no role here. Ask an admin to make you an account, then log in again."))
+        raise Refused(gettext("You have no role here. Ask an admin to make you an account, then log in again."))
     user: Any = people.create_user(
         email=email,
         password=None,

@@ -6,25 +6,25 @@ from typing import Any
 
 from flask_security import current_user
 
-from i18n import mark
+from i18n import gettext_noop
 
 #: Every permission, in words.
 PERMISSIONS = {
-    "view": mark("see all pages but users and audit"),
-    "retry": mark("send dead letters again"),
-    "discard": mark("close dead letters unsent"),
-    "edit": mark("edit records"),
-    "replay": mark("apply received webhooks again"),
-    "export": mark("download lists"),
-    "settle": mark("settle conflicts"),
-    "pause": mark("pause and resume systems"),
-    "poll": mark("have a system polled now, test its connection"),
-    "schedules": mark("run, pause and resume schedules"),
-    "tasks": mark("begin, stop and resume long work"),
-    "unsubscribe": mark("create and lift unsubscriptions"),
-    "mappings": mark("change mappings"),
-    "users": mark("manage users"),
-    "audit": mark("read the audit trail"),
+    "view": gettext_noop("see all pages but users and audit"),
+    "retry": gettext_noop("send dead letters again"),
+    "discard": gettext_noop("close dead letters unsent"),
+    "edit": gettext_noop("edit records"),
+    "replay": gettext_noop("apply received webhooks again"),
+    "export": gettext_noop("download lists"),
+    "settle": gettext_noop("settle conflicts"),
+    "pause": gettext_noop("pause and resume systems"),
+    "poll": gettext_noop("have a system polled now, test its connection"),
+    "schedules": gettext_noop("run, pause and resume schedules"),
+    "tasks": gettext_noop("begin, stop and resume long work"),
+    "unsubscribe": gettext_noop("create and lift unsubscriptions"),
+    "mappings": gettext_noop("change mappings"),
+    "users": gettext_noop("manage users"),
+    "audit": gettext_noop("read the audit trail"),
 }
 
 _OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from i18n import mark
+from i18n import gettext_noop
 from models.base import utcnow
 
 PASSWORD_LENGTH = 12
@@ -37,16 +37,19 @@ def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SECURITY_POST_LOGIN_VIEW": "/",
         "SECURITY_POST_LOGOUT_VIEW": "/login",
         "SECURITY_POST_CHANGE_VIEW": "/",
-        "SECURITY_MSG_UNAUTHENTICATED": (mark("Log in to see this page."), "info"),
-        "SECURITY_MSG_GENERIC_AUTHN_FAILED": (mark("Email or password is wrong."), "error"),
+        "SECURITY_MSG_UNAUTHENTICATED": (gettext_noop("Log in to see this page."), "info"),
+        "SECURITY_MSG_GENERIC_AUTHN_FAILED": (gettext_noop("Email or password is wrong."), "error"),
         "SECURITY_FRESHNESS": FRESH,
         "SECURITY_FRESHNESS_GRACE_PERIOD": timedelta(minutes=10),
         "SECURITY_MSG_REAUTHENTICATION_REQUIRED": (
-            mark("Your password once more, since this changes how you log in."),
+            gettext_noop("Your password once more, since this changes how you log in."),
             "info",
         ),
-        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (mark("Thank you. Go on."), "success"),
-        "SECURITY_MSG_PASSWORD_CHANGE": (mark("Your password is changed; all other sessions have ended."), "success"),
+        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (gettext_noop("Thank you. Go on."), "success"),
+        "SECURITY_MSG_PASSWORD_CHANGE": (
+            gettext_noop("Your password is changed; all other sessions have ended."),
+            "success",
+        ),
         "SESSION_COOKIE_NAME": "syncflow",
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",

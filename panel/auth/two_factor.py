@@ -18,7 +18,7 @@ from flask_security.recovery_codes import MfRecoveryForm
 from flask_security.signals import tf_disabled, tf_profile_changed
 from flask_security.totp import Totp
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.users import User
 from panel.auth import login_throttle
 
@@ -41,18 +41,18 @@ def settings(secret: str) -> dict[str, Any]:
         "SECURITY_MULTI_FACTOR_RECOVERY_CODES_N": _RECOVERY_CODES,
         "SECURITY_MULTI_FACTOR_RECOVERY_CODES_KEYS": [_fernet_key(secret)],
         "SECURITY_MSG_TWO_FACTOR_INVALID_TOKEN": (
-            mark("That code is wrong or was used before. Wait for the next one."),
+            gettext_noop("That code is wrong or was used before. Wait for the next one."),
             "error",
         ),
         "SECURITY_MSG_TWO_FACTOR_CHANGE_METHOD_SUCCESSFUL": (
-            mark("Two-factor login is on. Now make recovery codes, for the day the phone is lost."),
+            gettext_noop("Two-factor login is on. Now make recovery codes, for the day the phone is lost."),
             "success",
         ),
-        "SECURITY_MSG_TWO_FACTOR_DISABLED": (mark("Two-factor login is off."), "success"),
-        "SECURITY_MSG_TWO_FACTOR_LOGIN_SUCCESSFUL": (mark("You are logged in."), "success"),
-        "SECURITY_MSG_TWO_FACTOR_PERMISSION_DENIED": (mark("Log in with email and password first."), "info"),
+        "SECURITY_MSG_TWO_FACTOR_DISABLED": (gettext_noop("Two-factor login is off."), "success"),
+        "SECURITY_MSG_TWO_FACTOR_LOGIN_SUCCESSFUL": (gettext_noop("You are logged in."), "success"),
+        "SECURITY_MSG_TWO_FACTOR_PERMISSION_DENIED": (gettext_noop("Log in with email and password first."), "info"),
         "SECURITY_MSG_INVALID_RECOVERY_CODE": (
-            mark("That is none of your recovery codes, or it was used before."),
+            gettext_noop("That is none of your recovery codes, or it was used before."),
             "error",
         ),
     }
@@ -95,7 +95,7 @@ class BrakedRecovery(MfRecoveryForm):
 def _braked(form: Any, validate: Any, kwargs: dict[str, Any]) -> bool:
     attempt = login_throttle.CODES.begin(form.user.email)
     if attempt is None:
-        form.form_errors = [*form.form_errors, say(login_throttle.TOO_MANY)]
+        form.form_errors = [*form.form_errors, gettext(login_throttle.TOO_MANY)]
         return False
     if not validate(**kwargs):
         return False

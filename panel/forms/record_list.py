@@ -11,7 +11,7 @@ from itertools import islice
 
 import sqlalchemy as sa
 
-from i18n import say
+from i18n import gettext
 from models.catalogues import Catalogue
 
 #: Headings of the column that is read from a CSV file; without one of them it is the first.
@@ -52,15 +52,15 @@ def from_csv(content: bytes) -> list[str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(say("it is not UTF-8 text; save it as CSV UTF-8")) from None
+        raise ValueError(gettext("it is not UTF-8 text; save it as CSV UTF-8")) from None
     if "\0" in text:
-        raise ValueError(say("it is no text file"))
+        raise ValueError(gettext("it is no text file"))
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
     try:
         rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     except csv.Error as error:
-        raise ValueError(say("it cannot be read as CSV: {error}", error=error)) from None
+        raise ValueError(gettext("it cannot be read as CSV: {error}", error=error)) from None
     if not rows:
         return []
     headings = [cell.strip().lower() for cell in rows[0]]

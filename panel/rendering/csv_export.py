@@ -28,7 +28,7 @@ def download(view: PanelView, table: Any, columns: Sequence[str], conditions: Se
     name = str(table.__tablename__).replace("_", "-")
     conductor = view.conductor
     with conductor.database.write() as connection:
-        conductor.hub.audit(connection, view.who, "export", name, **({"filters": asked} if asked else {}))
+        conductor.context.audit(connection, view.who, "export", name, **({"filters": asked} if asked else {}))
     file = f"{name}-{utcnow():%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{file}"'}
     lines = _lines(conductor.database, table, columns, conditions)
@@ -39,11 +39,11 @@ def _lines(database: Database, table: Any, columns: Sequence[str], conditions: S
     yield _line(columns)
     with database.read() as connection:
         top = (connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) + 1
-    chosen = [getattr(table, name) for name in columns]
+    current_locale = [getattr(table, name) for name in columns]
     while top > 0:
         # No statement reads more than a stretch, and no transaction stays open while somebody's line is slow.
         floor = max(top - STRETCH, 0)
-        statement = sa.select(table.id, *chosen).where(table.id >= floor, table.id < top, *conditions)
+        statement = sa.select(table.id, *current_locale).where(table.id >= floor, table.id < top, *conditions)
         with database.read() as connection:
             rows = connection.execute(statement.order_by(table.id.desc()).limit(_BATCH)).all()
         for row in rows:

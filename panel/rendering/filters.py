@@ -13,31 +13,31 @@ from flask_admin import Admin
 from flask_admin.menu import MenuCategory
 from markupsafe import Markup
 
-from i18n import ENGLISH, chosen, mark, plural, say
+from i18n import ENGLISH, current_locale, gettext, gettext_noop, ngettext
 from models.base import utcnow
-from models.counting import COUNT_LIMIT
+from models.counting import DISPLAY_LIMIT
 from panel.auth.permissions import allowed
 
 #: The colour a word of state is shown in: good, busy, bad or quiet.
 TONES = {
-    mark("ok"): "good", mark("delivered"): "good", mark("applied"): "good", mark("up to date"): "good",
-    mark("done"): "good", mark("in force"): "good", mark("on"): "good", mark("flows"): "good",
-    mark("verified"): "good", mark("running"): "good",
-    mark("held back"): "busy", mark("waiting"): "busy", mark("owed"): "busy", mark("failed"): "busy",
-    mark("paused"): "busy", mark("trying again"): "busy", mark("stopping"): "busy", mark("late"): "busy",
-    mark("silent"): "bad", mark("nobody reads it"): "bad", mark("wrong"): "bad", mark("failing"): "bad",
-    mark("down"): "bad", mark("dead"): "bad", mark("dead letter"): "bad", mark("conflict"): "bad",
+    gettext_noop("ok"): "good", gettext_noop("delivered"): "good", gettext_noop("applied"): "good", gettext_noop("up to date"): "good",
+    gettext_noop("done"): "good", gettext_noop("in force"): "good", gettext_noop("on"): "good", gettext_noop("flows"): "good",
+    gettext_noop("verified"): "good", gettext_noop("running"): "good",
+    gettext_noop("held back"): "busy", gettext_noop("waiting"): "busy", gettext_noop("owed"): "busy", gettext_noop("failed"): "busy",
+    gettext_noop("paused"): "busy", gettext_noop("trying again"): "busy", gettext_noop("stopping"): "busy", gettext_noop("late"): "busy",
+    gettext_noop("silent"): "bad", gettext_noop("nobody reads it"): "bad", gettext_noop("wrong"): "bad", gettext_noop("failing"): "bad",
+    gettext_noop("down"): "bad", gettext_noop("dead"): "bad", gettext_noop("dead letter"): "bad", gettext_noop("conflict"): "bad",
 }  # fmt: skip
 
 #: Other words that stand in the database or the code, and are said by a template: of state, and what happened.
 _SAID = (
-    mark("off"), mark("over"), mark("disabled"), mark("may log in"), mark("skipped"), mark("gone"),
-    mark("nothing owed"), mark("never sent"), mark("unchanged"), mark("kept"), mark("echo"), mark("stopped"),
-    mark("not configured"), mark("not run yet"), mark("note"), mark("settled"), mark("closed"), mark("open"),
-    mark("any"), mark("create"), mark("update"), mark("delete"), mark("archive"), mark("match"), mark("unlink"),
-    mark("created"), mark("updated"), mark("deleted"), mark("in"), mark("out"),
-    mark("ours"), mark("theirs"), mark("agreed"), mark("gone"), mark("Ours"), mark("Theirs"),
-    mark("mend the record"), mark("mend the mapping"), mark("mend the system"), mark("mend the code"),
+    gettext_noop("off"), gettext_noop("over"), gettext_noop("disabled"), gettext_noop("may log in"), gettext_noop("skipped"), gettext_noop("gone"),
+    gettext_noop("nothing owed"), gettext_noop("never sent"), gettext_noop("unchanged"), gettext_noop("kept"), gettext_noop("echo"), gettext_noop("stopped"),
+    gettext_noop("not configured"), gettext_noop("not run yet"), gettext_noop("note"), gettext_noop("settled"), gettext_noop("closed"), gettext_noop("open"),
+    gettext_noop("any"), gettext_noop("create"), gettext_noop("update"), gettext_noop("delete"), gettext_noop("archive"), gettext_noop("match"), gettext_noop("unlink"),
+    gettext_noop("created"), gettext_noop("updated"), gettext_noop("deleted"), gettext_noop("in"), gettext_noop("out"),
+    gettext_noop("ours"), gettext_noop("theirs"), gettext_noop("agreed"), gettext_noop("gone"), gettext_noop("Ours"), gettext_noop("Theirs"),
+    gettext_noop("mend the record"), gettext_noop("mend the mapping"), gettext_noop("mend the system"), gettext_noop("mend the code"),
 )  # fmt: skip
 
 #: Pages of the menu -> the key that leads there, after g.
@@ -50,16 +50,16 @@ KEYS = {
 
 #: (seconds, once in that time, once in several of them)
 _PACES = (
-    (86_400, mark("every day"), mark("every {n} days")),
-    (3600, mark("every hour"), mark("every {n} h")),
-    (60, mark("every minute"), mark("every {n} min")),
+    (86_400, gettext_noop("every day"), gettext_noop("every {n} days")),
+    (3600, gettext_noop("every hour"), gettext_noop("every {n} h")),
+    (60, gettext_noop("every minute"), gettext_noop("every {n} min")),
 )
 
 #: What the scripts in static/ say: they look it up in the page, by the English.
 IN_SCRIPTS = (
-    mark("{time} ago"), mark("in {time}"), mark("Copy"), mark("Copy {text}"), mark("Live"), mark("Not live"),
-    mark("Logged out: reload the page"), mark("No answer, trying again"),
-    mark("time"), mark("delivered"), mark("received"), mark("failed"), mark("dead"),
+    gettext_noop("{time} ago"), gettext_noop("in {time}"), gettext_noop("Copy"), gettext_noop("Copy {text}"), gettext_noop("Live"), gettext_noop("Not live"),
+    gettext_noop("Logged out: reload the page"), gettext_noop("No answer, trying again"),
+    gettext_noop("time"), gettext_noop("delivered"), gettext_noop("received"), gettext_noop("failed"), gettext_noop("dead"),
 )  # fmt: skip
 
 
@@ -83,12 +83,12 @@ def updating() -> bool:
 
 def in_a_sentence(words: str) -> str:
     """A heading as it stands within a sentence: in English it begins small, elsewhere as its language has it."""
-    return words[:1].lower() + words[1:] if chosen() is ENGLISH else words
+    return words[:1].lower() + words[1:] if current_locale() is ENGLISH else words
 
 
 def texts_in_scripts() -> dict[str, str]:
     """What the scripts say in the language chosen, by the English; nothing in English."""
-    return {} if chosen() is ENGLISH else {text: say(text) for text in IN_SCRIPTS}
+    return {} if current_locale() is ENGLISH else {text: gettext(text) for text in IN_SCRIPTS}
 
 
 def tone(word: str) -> str:
@@ -98,7 +98,7 @@ def tone(word: str) -> str:
 
 def number(value: int) -> str:
     """12,345; where the conductor stopped counting, 10,000+."""
-    return f"{value:,}+" if value == COUNT_LIMIT else f"{value:,}"
+    return f"{value:,}+" if value == DISPLAY_LIMIT else f"{value:,}"
 
 
 def every(seconds: int) -> str:
@@ -106,14 +106,14 @@ def every(seconds: int) -> str:
     for size, one, many in _PACES:
         if seconds >= size and seconds % size == 0:
             count = seconds // size
-            return say(one) if count == 1 else say(many, n=count)
-    return say("every {n} s", n=seconds)
+            return gettext(one) if count == 1 else gettext(many, n=count)
+    return gettext("every {n} s", n=seconds)
 
 
 def when(value: datetime | None) -> Markup:
     """A time: UTC without JavaScript, the reader's own zone with it, always with UTC on hover."""
     if value is None:
-        return Markup('<span class="none">{0}</span>').format(say("never"))
+        return Markup('<span class="none">{0}</span>').format(gettext("never"))
     text = f"{value:%Y-%m-%d %H:%M:%S}"
     return Markup('<time datetime="{0}" title="{1} UTC">{1} UTC</time>').format(value.isoformat(), text)
 
@@ -127,10 +127,10 @@ def clock(value: datetime) -> Markup:
 def ago(value: datetime | None) -> Markup:
     """How long ago, in the largest unit that fits, with the exact time on hover."""
     if value is None:
-        return Markup('<span class="none">{0}</span>').format(say("never"))
+        return Markup('<span class="none">{0}</span>').format(gettext("never"))
     seconds = (utcnow() - value).total_seconds()
     time = duration(abs(seconds))
-    words = say("{time} ago", time=time) if seconds >= 0 else say("in {time}", time=time)
+    words = gettext("{time} ago", time=time) if seconds >= 0 else gettext("in {time}", time=time)
     return _time(value, words, "")
 
 
@@ -139,7 +139,7 @@ def lasting(value: datetime | None) -> Markup:
     return (
         _time(value, duration(abs((utcnow() - value).total_seconds())), "bare")
         if value
-        else Markup("{0}").format(say("a moment"))
+        else Markup("{0}").format(gettext("a moment"))
     )
 
 
@@ -160,32 +160,32 @@ def duration(seconds: float) -> str:
 def link_state(link: Any) -> tuple[str, str]:
     """Where one record stands with one subscriber: a word, and a sentence."""
     if link.dead_at:
-        return "dead letter", say(
+        return "dead letter", gettext(
             "not sent: a person has to look at it since {time:%Y-%m-%d %H:%M} UTC", time=link.dead_at
         )
     if link.owed_change > link.synced_change:
         if link.unsubscription_id:
-            return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
+            return "skipped", gettext("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
         if link.retry_at:
-            return "trying again", plural(
+            return "trying again", ngettext(
                 "{n} attempt failed, next {soon}",
                 "{n} attempts failed, next {soon}",
                 link.attempts,
                 soon=_soon(link.retry_at),
             )
-        return "owed", say("waits for its turn")
+        return "owed", gettext("waits for its turn")
     if link.unlinked_at:
-        return "gone", say("deleted or detached there")
+        return "gone", gettext("deleted or detached there")
     if link.unsubscription_id:
-        return "skipped", say("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
+        return "skipped", gettext("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
     if link.synced_at:
-        return "up to date", say("since {time:%Y-%m-%d %H:%M} UTC", time=link.synced_at)
-    return "nothing owed", say("never sent")
+        return "up to date", gettext("since {time:%Y-%m-%d %H:%M} UTC", time=link.synced_at)
+    return "nothing owed", gettext("never sent")
 
 
 def _soon(instant: datetime) -> str:
     seconds = (instant - utcnow()).total_seconds()
-    return say("in {time}", time=duration(seconds)) if seconds >= 1 else say("at once")
+    return gettext("in {time}", time=duration(seconds)) if seconds >= 1 else gettext("at once")
 
 
 def pretty(value: Any) -> str:
@@ -225,7 +225,7 @@ def _menu(admin: Admin) -> list[dict[str, Any]]:
         if isinstance(item, MenuCategory):
             pages = [_page(child) for child in item.get_children()]
             if pages:
-                groups.append({"name": say(item.name), "pages": pages})
+                groups.append({"name": gettext(item.name), "pages": pages})
         elif item.is_visible() and item.is_accessible():
             groups[0]["pages"].append(_page(item))
     return groups
@@ -235,7 +235,7 @@ def _page(item: Any) -> dict[str, Any]:
     url = item.get_url()
     here = request.path == url if url == "/" else request.path.startswith(url)
     return {
-        "name": say(item.name),
+        "name": gettext(item.name),
         "url": url,
         "icon": item.get_icon_value(),
         "here": here,

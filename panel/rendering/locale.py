@@ -23,7 +23,7 @@ from flask_security import current_user
 from flask_security.babel import FsDomain
 from markupsafe import Markup
 
-from i18n import ENGLISH, Language, choose, chosen, say
+from i18n import ENGLISH, Language, current_locale, gettext, set_locale
 
 FOLDER = Path(__file__).parents[1] / "translations"
 
@@ -32,7 +32,7 @@ def init(app: Flask, for_program: Callable[[], bool]) -> None:
     """Have each request answered in the language of who asks; `for_program`: whether that is none, and gets English."""
 
     def before_request() -> None:
-        choose(ENGLISH)
+        set_locale(ENGLISH)
         if request.endpoint != "static" and not for_program():
             # By the browser first: whether there is an account is known by the database, which may be away.
             choose_for(None)
@@ -41,16 +41,16 @@ def init(app: Flask, for_program: Callable[[], bool]) -> None:
 
     all_languages()  # read now: no request waits for a catalogue
     app.before_request(before_request)
-    app.teardown_request(lambda _error: choose(ENGLISH))
-    Babel(app, locale_selector=lambda: _locale(chosen().tag), configure_jinja=False)
-    app.jinja_env.globals.update(_=_say, plural=_plural, language=chosen)
+    app.teardown_request(lambda _error: set_locale(ENGLISH))
+    Babel(app, locale_selector=lambda: _locale(current_locale().tag), configure_jinja=False)
+    app.jinja_env.globals.update(_=_say, ngettext=_plural, language=current_locale)
     app.jinja_env.filters["said"] = _said
 
 
 def choose_for(user: Any) -> None:
     """Speak as this person has chosen, or else as the browser of the request at hand asks for."""
     languages = all_languages()
-    choose(languages.get((user and user.language) or "") or _asked_for(languages))
+    set_locale(languages.get((user and user.language) or "") or _asked_for(languages))
     refresh()
 
 
@@ -104,17 +104,17 @@ def _locale(tag: str) -> str:
 
 def _said(word: Any) -> str:
     """A word that is known only when the page is made, such as one of state: `{{ row.state | said }}`."""
-    return say(str(word))
+    return gettext(str(word))
 
 
 def _say(text: str, /, **values: Any) -> Markup:
-    """`say` for a text that stands in a template: the text is HTML, what is filled in is escaped."""
-    said = Markup(say(text))  # a template's own text or its translation: neither is anybody's input
+    """`gettext` for a text that stands in a template: the text is HTML, what is filled in is escaped."""
+    said = Markup(gettext(text))  # a template's own text or its translation: neither is anybody's input
     return said.format(**values) if values else said
 
 
 def _plural(one: str, many: str, number: int, /, **values: Any) -> Markup:
-    said = Markup(chosen().catalogue.ngettext(one, many, number))
+    said = Markup(current_locale().catalogue.ngettext(one, many, number))
     return said.format(n=number, **values)
 
 
@@ -122,7 +122,7 @@ class _LoginTexts(FsDomain):
     """Flask-Security's catalogue, and before it ours, for the texts of the panel's settings."""
 
     def gettext(self, string: str, **variables: Any) -> str:
-        ours = say(string)
+        ours = gettext(string)
         if ours == string:
             theirs: str = super().gettext(string, **variables)  # type: ignore[no-untyped-call]
             return theirs

@@ -7,14 +7,14 @@ from flask_security import current_user
 from flask_security.utils import login_user
 from werkzeug import Response
 
-from i18n import chosen, mark, say
+from i18n import current_locale, gettext, gettext_noop
 from panel.auth import accounts, forms, permissions
 from panel.rendering import locale
 from panel.views.base import PanelView, action, done, field, page
 
 
 class Account(PanelView):
-    title, path = mark("Your account"), "/account"
+    title, path = gettext_noop("Your account"), "/account"
     in_menu = False
 
     @page("/")
@@ -32,7 +32,7 @@ class Account(PanelView):
         """Choose the language the panel speaks to this person; none: the browser's."""
         tag = field("language")
         if tag and tag not in locale.all_languages():
-            abort(400, say("There is no such language here."))
+            abort(400, gettext("There is no such language here."))
         people: accounts.Datastore = current_app.extensions["security"].datastore
         user = people.find_user(id=current_user.id)
         assert user is not None
@@ -40,7 +40,9 @@ class Account(PanelView):
         accounts.add_audit(user.email, "user.language", user.email, language=tag or None)
         people.db.session.commit()
         locale.choose_for(user)
-        return done(say("The panel speaks {language} to you now.", language=chosen().name), url_for(".index"))
+        return done(
+            gettext("The panel speaks {language} to you now.", language=current_locale().name), url_for(".index")
+        )
 
     @action("/sessions", needs="view")
     def end_sessions(self) -> Response:
@@ -53,5 +55,5 @@ class Account(PanelView):
         people.db.session.commit()
         login_user(user, remember=False)
         people.db.session.commit()
-        flash(say("All your other sessions have ended."), "success")
+        flash(gettext("All your other sessions have ended."), "success")
         return redirect(url_for(".index"), code=303)

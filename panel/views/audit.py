@@ -8,14 +8,14 @@ from typing import Any
 from flask import Response, abort
 
 from conductor.reports import pages
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.ledger import AuditEntry
 from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
 
 class Audit(PanelView):
-    title, path, icon, group, needs = mark("Audit"), "/audit", "audit", mark("Administration"), "audit"
+    title, path, icon, group, needs = gettext_noop("Audit"), "/audit", "audit", gettext_noop("Administration"), "audit"
 
     @page("/", needs="audit")
     def index(self) -> str:
@@ -52,7 +52,7 @@ def _day(text: str) -> datetime:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        abort(400, say("{text!r} is no day such as 2026-12-31.", text=text))
+        abort(400, gettext("{text!r} is no day such as 2026-12-31.", text=text))
     if not 1900 < day.year < 9999:
-        abort(400, say("{text} is too far away.", text=text))
+        abort(400, gettext("{text} is too far away.", text=text))
     return datetime.combine(day, time(), UTC)

@@ -12,9 +12,9 @@ from flask_security import current_user
 from werkzeug import Response
 
 from conductor import Conductor, Overview
-from i18n import chosen
+from i18n import current_locale
 from panel.auth.permissions import allowed, permissions_of
-from panel.overview_cache import Situation
+from panel.overview_cache import OverviewCache
 from panel.rendering.filters import updating
 
 #: Of a 64 bit key.
@@ -65,10 +65,10 @@ class PanelView(BaseView):  # type: ignore[misc]
         conductor: Conductor = current_app.extensions["syncflow"]
         return conductor
 
-    def situation(self) -> tuple[str, Overview]:
+    def overview_cache(self) -> tuple[str, Overview]:
         """How everything stands, and the version of that; a page that updates itself may be told what is known."""
-        situation: Situation = current_app.extensions["syncflow_situation"]
-        return situation.now(fresh=not updating())
+        overview_cache: OverviewCache = current_app.extensions["syncflow_situation"]
+        return overview_cache.now(fresh=not updating())
 
     @property
     def who(self) -> str:
@@ -84,7 +84,7 @@ class PanelView(BaseView):  # type: ignore[misc]
 
         `version` has to differ (by its repr) whenever what `values` returns does; these are the template's.
         """
-        seen = (version, self.who, chosen().tag, sorted(permissions_of(current_user)), request.full_path)
+        seen = (version, self.who, current_locale().tag, sorted(permissions_of(current_user)), request.full_path)
         tag = hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
         if updating() and request.if_none_match.contains(tag):
             answer = Response(status=304)

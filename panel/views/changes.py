@@ -7,10 +7,10 @@ from typing import Any
 from flask import Response
 
 from conductor.reports import pages
-from i18n import mark
+from i18n import gettext_noop
 from models.catalogues import CATALOGUES
 from models.ledger import Change
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
@@ -18,7 +18,7 @@ _COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubs
 
 
 class Changes(PanelView):
-    title, path, icon, group = mark("Changes"), "/changes", "changes", mark("History")
+    title, path, icon, group = gettext_noop("Changes"), "/changes", "changes", gettext_noop("History")
 
     @page("/")
     def index(self) -> str:
@@ -46,5 +46,5 @@ class Changes(PanelView):
             catalogues = [filters["catalogue"]] if "catalogue" in filters else list(CATALOGUES)
             conditions += [Change.catalogue.in_(catalogues), Change.record_id == filters["record"]]
         elif "catalogue" in filters:
-            conditions.append(unindexed(Change.catalogue == filters["catalogue"]))
+            conditions.append(no_index(Change.catalogue == filters["catalogue"]))
         return csv_export.download(self, Change, _COLUMNS, conditions, **filters)

@@ -10,8 +10,8 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor.reports import pages
-from conductor.tasks.settle_conflicts import SETTLE
-from i18n import mark, say
+from conductor.tasks.resolve_conflicts import SETTLE
+from i18n import gettext, gettext_noop
 from models.ledger import Conflict
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
 from panel.views.tasks import is_current, shown
@@ -24,7 +24,7 @@ _EXAMPLES = 5
 
 
 class Conflicts(PanelView):
-    title, path, icon = mark("Conflicts"), "/conflicts", "conflicts"
+    title, path, icon = gettext_noop("Conflicts"), "/conflicts", "conflicts"
 
     @page("/")
     def index(self) -> str:
@@ -77,7 +77,7 @@ class Conflicts(PanelView):
         picked = {number: everything or field(f"choice.{text}") for text, number in numbers.items()}
         choices = {number: choice for number, choice in picked.items() if choice}
         if not choices:
-            return refused(say("Choose ours or theirs first."), url_for("conflicts.index"))
+            return refused(gettext("Choose ours or theirs first."), url_for("conflicts.index"))
         for choice in choices.values():
             _checked(choice)
         with self.conductor.database.read() as connection:
@@ -89,11 +89,11 @@ class Conflicts(PanelView):
                 self.conductor.settle_conflict(number, _checked(choice), self.who)
             except ValueError as error:
                 return refused(
-                    say("Conflict #{number} is not settled: {error}.", number=number, error=error),
+                    gettext("Conflict #{number} is not settled: {error}.", number=number, error=error),
                     url_for("conflicts.index"),
                 )
-        settled = ", ".join(f"#{number} {say(choice)}" for number, choice in choices.items())
-        return done(say("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
+        settled = ", ".join(f"#{number} {gettext(choice)}" for number, choice in choices.items())
+        return done(gettext("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
 
     @page("/alike", needs="settle")
     def alike(self) -> str:
@@ -120,7 +120,7 @@ class Conflicts(PanelView):
     def settle_alike(self) -> Response:
         self._known(field("subscriber"))
         number = self.conductor.settle_alike(field("subscriber"), field("field"), _checked(field("choice")), self.who)
-        return done(say("Task #{number} settles them.", number=number), url_for("conflicts.index"))
+        return done(gettext("Task #{number} settles them.", number=number), url_for("conflicts.index"))
 
     def _known(self, subscriber: str) -> None:
         if subscriber not in self.conductor.subscribers:
@@ -157,5 +157,5 @@ def _subscribers(connection: sa.Connection) -> list[str]:
 
 def _checked(choice: str) -> Choice:
     if choice not in ("ours", "theirs"):
-        abort(400, say("Choose ours or theirs."))
+        abort(400, gettext("Choose ours or theirs."))
     return "ours" if choice == "ours" else "theirs"

@@ -9,13 +9,13 @@ from flask import Response as FlaskResponse
 from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
-from conductor import LetterFilter
-from conductor.dead_letters.advice import advice
+from conductor import DeadLetterFilter
+from conductor.dead_letters.remedies import remedy
 from conductor.reports import pages
 from conductor.reports.dead_letter_groups import _FILTERS, KINDS, _count, _errors, _open, _trying_again, open_groups
 from conductor.tasks.discard_dead_letters import DISCARD
 from conductor.tasks.retry_dead_letters import RETRY
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.ledger import DeadLetter
 from panel.rendering import csv_export
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
@@ -29,11 +29,11 @@ _COLUMNS = (
 #: So many of the newest tasks about letters are shown beside them.
 _TASKS = 5
 
-_DISCARDED = mark("1 dead letter is discarded."), mark("{count} dead letters are discarded.")
+_DISCARDED = gettext_noop("1 dead letter is discarded."), gettext_noop("{count} dead letters are discarded.")
 
 
 class DeadLetters(PanelView):
-    title, path, icon = mark("Dead letters"), "/dead-letters", "dead-letters"
+    title, path, icon = gettext_noop("Dead letters"), "/dead-letters", "dead-letters"
 
     @page("/")
     def index(self) -> Response:
@@ -79,7 +79,7 @@ class DeadLetters(PanelView):
         values = {
             "row": row,
             "again": row.id in again,
-            "advice": advice(row.error, row.message, has_traceback=row.traceback is not None),
+            "advice": remedy(row.error, row.message, has_traceback=row.traceback is not None),
             "subscribers": self.conductor.subscribers,
         }
         return self.live("panel/dead_letter.html", (tuple(row), values["again"]), lambda: values)
@@ -91,15 +91,15 @@ class DeadLetters(PanelView):
         if letters.ids is not None:
             count = self.conductor.retry(letters, self.who)
             return done(
-                _told(count, mark("1 dead letter goes again."), mark("{count} dead letters go again.")),
+                _told(count, gettext_noop("1 dead letter goes again."), gettext_noop("{count} dead letters go again.")),
                 url_for(".index"),
             )
         task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.who))
         return done(
             _told(
                 task.total,
-                mark("1 dead letter is tried again."),
-                mark("{count} dead letters are tried again, in the background."),
+                gettext_noop("1 dead letter is tried again."),
+                gettext_noop("{count} dead letters are tried again, in the background."),
             ),
             url_for(".index"),
         )
@@ -111,9 +111,9 @@ class DeadLetters(PanelView):
             newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
             number = connection.execute(newest).scalar()
         if number is None:
-            return refused(say("Nothing to try: those letters were closed already."), url_for(".index"))
-        self.conductor.retry(LetterFilter(ids=[number]), self.who)
-        flash(say("This one goes again; the page tells how it ends."), "success")
+            return refused(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
+        self.conductor.retry(DeadLetterFilter(ids=[number]), self.who)
+        flash(gettext("This one goes again; the page tells how it ends."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
@@ -121,13 +121,13 @@ class DeadLetters(PanelView):
         """One letter is closed at once, all that match as a task, which shows how far it is and can be stopped."""
         reason = field("reason")
         if not reason:
-            return refused(say("Say why they need not be sent."), url_for(".index"))
+            return refused(gettext("Say why they need not be sent."), url_for(".index"))
         letters = _letters()
         if letters.ids is not None:
             count = self.conductor.discard(letters, self.who, reason)
             return done(_told(count, *_DISCARDED), url_for(".index"))
         task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.who, reason))
-        many = mark("{count} dead letters are discarded, in the background.")
+        many = gettext_noop("{count} dead letters are discarded, in the background.")
         return done(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 
 
@@ -149,23 +149,23 @@ def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     return pages.merge(listings)
 
 
-def _letters() -> LetterFilter:
+def _letters() -> DeadLetterFilter:
     """The letters a form means: one by its id, or all that match the filters."""
     if typed := field("id"):
         if (number := whole(typed)) is None:
             abort(404)
-        return LetterFilter(ids=[number])
-    chosen = LetterFilter(
+        return DeadLetterFilter(ids=[number])
+    chosen = DeadLetterFilter(
         subscriber=field("subscriber") or None,
         error=field("error") or None,
         fingerprint=field("fingerprint") or None,
     )
-    if chosen == LetterFilter() and field("all") != "yes":
-        abort(400, say("Nothing was chosen."))
+    if chosen == DeadLetterFilter() and field("all") != "yes":
+        abort(400, gettext("Nothing was chosen."))
     return chosen
 
 
 def _told(count: int, one: str, many: str) -> str:
     if count == 0:
-        return say("Nothing to do: those letters were closed already.")
-    return say(one) if count == 1 else say(many, count=f"{count:,}")
+        return gettext("Nothing to do: those letters were closed already.")
+    return gettext(one) if count == 1 else gettext(many, count=f"{count:,}")

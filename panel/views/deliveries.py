@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from flask import Response, abort
 
 from conductor.reports import pages
-from i18n import mark
+from i18n import gettext_noop
 from models.ledger import Delivery
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
 
@@ -23,7 +23,7 @@ _COLUMNS = (
 
 
 class Deliveries(PanelView):
-    title, path, icon, group = mark("Deliveries"), "/deliveries", "deliveries", mark("History")
+    title, path, icon, group = gettext_noop("Deliveries"), "/deliveries", "deliveries", gettext_noop("History")
 
     @page("/")
     def index(self) -> str:
@@ -57,7 +57,7 @@ class Deliveries(PanelView):
     def _of(subscriber: str, filters: dict[str, str]) -> Any:
         """A record has few deliveries and a subscriber many: beside the record only its index is of use."""
         mine = Delivery.subscriber == subscriber
-        return unindexed(mine) if "record" in filters else mine
+        return no_index(mine) if "record" in filters else mine
 
     @page("/<number:number>")
     def one(self, number: int) -> str:

@@ -14,11 +14,11 @@ from conductor.inward.inbox import POLLED
 from conductor.redaction import safe_headers
 from conductor.reports import pages
 from conductor.tasks.replay_webhooks import Window
-from i18n import mark, say
-from models.counting import COUNT_LIMIT
+from i18n import gettext, gettext_noop
+from models.counting import DISPLAY_LIMIT
 from models.history import first_since
 from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from panel.rendering import csv_export
 from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
 
@@ -29,7 +29,7 @@ _MOST = 50
 
 
 class InboxPage(PanelView):
-    title, path, icon, group = mark("Inbox"), "/inbox", "inbox", mark("History")
+    title, path, icon, group = gettext_noop("Inbox"), "/inbox", "inbox", gettext_noop("History")
 
     @page("/")
     def index(self) -> str:
@@ -38,7 +38,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
             listing = pages.newest(connection, Inbox, indexed, scanned, upto)
-        count = self.conductor.replaying.count(window, COUNT_LIMIT) if window else None
+        count = self.conductor.replaying.count(window, DISPLAY_LIMIT) if window else None
         return self.render(
             "panel/inbox.html",
             listing=listing,
@@ -80,19 +80,21 @@ class InboxPage(PanelView):
         try:
             self.conductor.replaying.one(number, self.who)
         except ValueError as error:
-            return refused(say("Not replayed: {error}.", error=error), url_for(".one", number=number))
-        return done(say("It is applied once more; the page tells what comes of it."), url_for(".one", number=number))
+            return refused(gettext("Not replayed: {error}.", error=error), url_for(".one", number=number))
+        return done(
+            gettext("It is applied once more; the page tells what comes of it."), url_for(".one", number=number)
+        )
 
     @action("/replay", needs="replay")
     def replay_window(self) -> Response:
         """All that a system sent in a stretch of time, as a task."""
         window = _window({name: field(name) for name in ("system", "since", "until")})
         if window is None:
-            return refused(say("Choose a system, and when the window begins and ends."), url_for(".index"))
+            return refused(gettext("Choose a system, and when the window begins and ends."), url_for(".index"))
         try:
             task = self.conductor.replaying.start(window, self.who)
         except ValueError as error:
-            return refused(say("Not replayed: {error}.", error=error), url_for(".index"))
+            return refused(gettext("Not replayed: {error}.", error=error), url_for(".index"))
         return redirect(url_for("tasks.one", number=task), code=303)
 
     @page("/export.csv", needs="export")
@@ -101,7 +103,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
         end = [Inbox.id < upto] if upto is not None else []
-        return csv_export.download(self, Inbox, _COLUMNS, [*indexed, *map(unindexed, scanned), *end], **filters)
+        return csv_export.download(self, Inbox, _COLUMNS, [*indexed, *map(no_index, scanned), *end], **filters)
 
     def _conditions(
         self, connection: sa.Connection, filters: dict[str, str]

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from flask import Response, abort
 
 from conductor.reports import pages
-from i18n import mark
+from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
 from panel.views.base import PanelView, before, page, wanted
@@ -18,7 +18,7 @@ _COLUMNS = (
 
 
 class Links(PanelView):
-    title, path, icon, group = mark("Links"), "/links", "links", mark("History")
+    title, path, icon, group = gettext_noop("Links"), "/links", "links", gettext_noop("History")
 
     @page("/")
     def index(self) -> str:

@@ -13,7 +13,7 @@ from werkzeug import Response
 from conductor import Effect, MappingConflict, MappingRefused, Preview
 from conductor.mappings.diff import CELLS, RowDiff, Together, bring_together, diff
 from conductor.tasks.resend_records import RESEND
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES
 from models.ledger import Mapping
 from panel.forms import mapping
@@ -26,23 +26,23 @@ from subscribers.mapping.transforms import TRANSFORMS
 from subscribers.mapping.validation import Problem
 
 #: The choices of a row, with what they mean.
-DIRECTIONS = {"both": mark("both ways"), "out": mark("out only"), "in": mark("in only")}
+DIRECTIONS = {"both": gettext_noop("both ways"), "out": gettext_noop("out only"), "in": gettext_noop("in only")}
 CONFLICTS = {
-    "newest": mark("newest wins"),
-    "internal": mark("internal wins"),
-    "external": mark("external wins"),
-    "ask": mark("ask a person"),
+    "newest": gettext_noop("newest wins"),
+    "internal": gettext_noop("internal wins"),
+    "external": gettext_noop("external wins"),
+    "ask": gettext_noop("ask a person"),
 }
 #: What the cells are called.
 TITLES = {
-    "column": mark("Internal column"),
-    "path": mark("External field"),
-    "direction": mark("Direction"),
-    "transform": mark("Transform"),
-    "link": mark("Points to"),
-    "conflict": mark("In conflict"),
-    "default": mark("Default"),
-    "required": mark("Required"),
+    "column": gettext_noop("Internal column"),
+    "path": gettext_noop("External field"),
+    "direction": gettext_noop("Direction"),
+    "transform": gettext_noop("Transform"),
+    "link": gettext_noop("Points to"),
+    "conflict": gettext_noop("In conflict"),
+    "default": gettext_noop("Default"),
+    "required": gettext_noop("Required"),
 }
 
 #: Longest history shown; versions are made by people, so there are few.
@@ -80,7 +80,7 @@ class Draft:
 
 
 class Mappings(PanelView):
-    title, path, icon = mark("Mappings"), "/mappings", "mappings"
+    title, path, icon = gettext_noop("Mappings"), "/mappings", "mappings"
 
     @page("/")
     def index(self) -> str:
@@ -137,7 +137,7 @@ class Mappings(PanelView):
         if pressed == "send":
             number = self.conductor.resend(subscriber, self.who)
             return done(
-                say(
+                gettext(
                     "Version {version} of {subscriber} is in force; task #{number} sends what differs.",
                     version=version,
                     subscriber=subscriber,
@@ -145,7 +145,9 @@ class Mappings(PanelView):
                 ),
                 here,
             )
-        return done(say("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here)
+        return done(
+            gettext("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here
+        )
 
     @page("/<subscriber>/versions/<small:number>")
     def version(self, subscriber: str, number: int) -> str:
@@ -171,7 +173,9 @@ class Mappings(PanelView):
     @action("/<subscriber>/default", needs="mappings")
     def default(self, subscriber: str) -> Response:
         self._known(subscriber)
-        return self._put(subscriber, None, mark("{subscriber} is back to the code's default, as version {version}."))
+        return self._put(
+            subscriber, None, gettext_noop("{subscriber} is back to the code's default, as version {version}.")
+        )
 
     @action("/<subscriber>/versions/<small:number>/revert", needs="mappings")
     def revert(self, subscriber: str, number: int) -> Response:
@@ -180,7 +184,7 @@ class Mappings(PanelView):
         return self._put(
             subscriber,
             rows,
-            mark("{subscriber} is as it was in version {number}, as version {version}."),
+            gettext_noop("{subscriber} is as it was in version {number}, as version {version}."),
             number=number,
         )
 
@@ -189,15 +193,17 @@ class Mappings(PanelView):
         """Send again what the mapping in force makes different."""
         self._known(subscriber)
         number = self.conductor.resend(subscriber, self.who)
-        return done(say("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber))
+        return done(
+            gettext("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber)
+        )
 
     def _put(self, subscriber: str, rows: list[Row] | None, words: str, **values: Any) -> Response:
         here = url_for(".edit", subscriber=subscriber)
         try:
             version = self.conductor.save_mapping(subscriber, rows, self.who, request.form.get("version", 0, type=int))
         except (MappingConflict, MappingRefused) as error:
-            return refused(say("Not saved: {error}", error=error), here)
-        return done(say(words, subscriber=subscriber, version=version, **values), here)
+            return refused(gettext("Not saved: {error}", error=error), here)
+        return done(gettext(words, subscriber=subscriber, version=version, **values), here)
 
     def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
         """What the draft would do, before anything is saved. Raises `MappingRefused`."""
@@ -283,7 +289,8 @@ class Mappings(PanelView):
             "transforms": TRANSFORMS,
             "directions": _said(DIRECTIONS),
             "conflicts": _said(CONFLICTS),
-            "links": {"": say("no relation")} | {name: say("a {catalogue}", catalogue=name) for name in CATALOGUES},
+            "links": {"": gettext("no relation")}
+            | {name: gettext("a {catalogue}", catalogue=name) for name in CATALOGUES},
             "titles": _said(TITLES),
             "cells": CELLS,
             "cell": _cell,
@@ -297,17 +304,17 @@ class Mappings(PanelView):
 
 
 def _said(words: dict[str, str]) -> dict[str, str]:
-    return {key: say(text) for key, text in words.items()}
+    return {key: gettext(text) for key, text in words.items()}
 
 
 def _cell(name: str, value: Any) -> str:
     """A cell of a version for reading."""
     if name == "direction":
-        return say(DIRECTIONS.get(value, str(value)))
+        return gettext(DIRECTIONS.get(value, str(value)))
     if name == "conflict":
-        return say(CONFLICTS.get(value, str(value)))
+        return gettext(CONFLICTS.get(value, str(value)))
     if name == "required":
-        return say("required") if value else say("not required")
+        return gettext("required") if value else gettext("not required")
     if name == "default":
-        return mapping.show_default(value) or say("none")
-    return str(value) if value else {"transform": say("as it is"), "link": say("no relation")}.get(name, "")
+        return mapping.show_default(value) or gettext("none")
+    return str(value) if value else {"transform": gettext("as it is"), "link": gettext("no relation")}.get(name, "")

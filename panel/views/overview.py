@@ -11,9 +11,9 @@ from flask import jsonify, request
 from werkzeug import Response
 
 from conductor import SPANS, Series, is_alive
-from conductor import Overview as Standing
+from conductor import Overview as RecordStatus
 from conductor.reports.throughput import COLUMNS
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.ledger import Delivery
 from panel.rendering import charts
 from panel.rendering.filters import updating
@@ -32,19 +32,19 @@ _SPAN, _SMALL = "6h", "1h"
 
 
 class Overview(PanelView):
-    title, path, icon = mark("Overview"), "/", "overview"
+    title, path, icon = gettext_noop("Overview"), "/", "overview"
 
     @page("/")
     def index(self) -> Response:
         queues = self.conductor.queues()
-        version, overview = self.situation()
+        version, overview = self.overview_cache()
         return self.live("panel/overview.html", (version, queues.error), lambda: self._values(overview, queues.error))
 
     @page("/throughput.json")
     def throughput(self) -> Response:
         """The chart's numbers: the instants, then per minute delivered, received, failed and dead."""
         counting, span = self.conductor.throughput, _span()
-        with self.conductor.database.look() as connection:
+        with self.conductor.database.read_autocommit() as connection:
             tag = hashlib.sha256(repr((span, counting.version(connection, SPANS[span]))).encode()).hexdigest()[:32]
             if request.if_none_match.contains(tag):
                 answer = FlaskResponse(status=304)
@@ -54,9 +54,9 @@ class Overview(PanelView):
         answer.set_etag(tag)
         return answer
 
-    def _values(self, overview: Standing, broker_error: str | None) -> dict[str, Any]:
+    def _values(self, overview: RecordStatus, broker_error: str | None) -> dict[str, Any]:
         conductor, span = self.conductor, _span()
-        with conductor.database.look() as connection:
+        with conductor.database.read_autocommit() as connection:
             small = conductor.throughput.by_subscriber(connection, SPANS[_SMALL])
             # An open page keeps the chart it has, and brings that up to date by its numbers.
             series = None if updating() else conductor.throughput.series(connection, SPANS[span])
@@ -71,7 +71,7 @@ class Overview(PanelView):
             "span": span,
             "chart": charts.chart(series, _words(series, span)) if series else "",
             "deliveries": deliveries,
-            "processes": _by_kind(overview.processes, lambda row: is_alive(conductor.hub, row)),
+            "processes": _by_kind(overview.processes, lambda row: is_alive(conductor.context, row)),
             "broker_error": broker_error,
         }
 
@@ -83,14 +83,16 @@ def _span() -> str:
 
 def _spark(name: str, series: Series) -> Any:
     delivered = series.counts["delivered"]
-    return charts.spark(delivered, say("{name}: {count:,} delivered in the last hour", name=name, count=sum(delivered)))
+    return charts.spark(
+        delivered, gettext("{name}: {count:,} delivered in the last hour", name=name, count=sum(delivered))
+    )
 
 
 def _words(series: Series, span: str) -> str:
     """The chart for whoever cannot see it."""
     totals = {name: sum(counts) for name, counts in series.counts.items()}
     most = max(series.per_minute("delivered"), default=0)
-    return say(
+    return gettext(
         "In the last {span}: {delivered:,} delivered, at most {most:g} a minute; "
         "{received:,} received, {failed:,} failed, {dead:,} dead.",
         span=span,

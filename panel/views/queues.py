@@ -9,12 +9,12 @@ from flask import current_app
 from werkzeug import Response
 
 from conductor import QueueReport, QueueState
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from panel.views.base import PanelView, page
 
 
 class Queues(PanelView):
-    title, path, icon, group = mark("Queues"), "/queues", "queues", mark("History")
+    title, path, icon, group = gettext_noop("Queues"), "/queues", "queues", gettext_noop("History")
 
     @page("/")
     def index(self) -> Response:
@@ -31,13 +31,13 @@ class Queues(PanelView):
         base, _, last = name.rpartition(".")
         subscribers, systems = self.conductor.subscribers, self.conductor.systems
         if name in subscribers:
-            what = say("Live changes")
+            what = gettext("Live changes")
         elif base in subscribers:
-            what = say("Retries and repeated news, after live changes")
+            what = gettext("Retries and repeated news, after live changes")
         elif last == "inbox" and base in systems:
-            what = say("Webhooks and polls")
+            what = gettext("Webhooks and polls")
         else:
-            what = say("The tick of the schedules")
+            what = gettext("The tick of the schedules")
         subscriber = name if name in subscribers else base if base in subscribers else None
         return {"queue": queue, "what": what, "subscriber": subscriber, "state": _state(queue), "page": _page_of(name)}
 

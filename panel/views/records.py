@@ -12,16 +12,16 @@ from werkzeug import Response
 from conductor.records import EditConflict, EditRefused, as_typed, editable
 from conductor.reports import record_status, timeline
 from conductor.reports.record_search import Found, _read, find
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from panel.rendering import timeline_text
 from panel.views.base import PanelView, action, done, page, refused
 
 
 class Records(PanelView):
-    title, path = mark("Records"), "/record"
+    title, path = gettext_noop("Records"), "/record"
     in_menu = False
 
     @page("/")
@@ -40,24 +40,24 @@ class Records(PanelView):
         names = [name for name, s in self.conductor.subscribers.items() if s.catalogue == catalogue]
         with self.conductor.database.read() as connection:
             record = _read(connection, about, record_id)
-            standings = record_status.standings(
-                self.conductor.hub, connection, catalogue, record_id, exists=record is not None
+            record_statuses = record_status.record_statuses(
+                self.conductor.context, connection, catalogue, record_id, exists=record is not None
             )
             story = timeline.timeline(connection, catalogue, names, record_id, request.args.get("before"))
-        if record is None and not story.entries and all(standing.link is None for standing in standings):
+        if record is None and not story.entries and all(status.link is None for status in record_statuses):
             abort(404)
         values = {
             "catalogue": about,
             "record_id": record_id,
             "record": record,
-            "standings": standings,
+            "record_statuses": record_statuses,
             "timeline": story,
             "subscribers": self.conductor.subscribers,
             "told": timeline_text.told,
             "short": timeline_text.short,
             "system_title": timeline_text.title,
         }
-        return self.live("panel/record.html", (record, standings, story), lambda: values)
+        return self.live("panel/record.html", (record, record_statuses, story), lambda: values)
 
     @page("/<catalogue>/<path:record_id>/edit", needs="edit")
     def edit(self, catalogue: str, record_id: str) -> str:
@@ -83,13 +83,13 @@ class Records(PanelView):
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
             # What was typed stays. Who saves again has seen what stands there by now.
-            flash(say("Nothing was saved: {error}.", error=error), "error")
+            flash(gettext("Nothing was saved: {error}.", error=error), "error")
             return self._form(about, record_id, typed, {**seen, **error.moved}, {}, error.moved), 409
         except ValueError as error:
-            return refused(say("Nothing was saved: {error}.", error=error), here)
+            return refused(gettext("Nothing was saved: {error}.", error=error), here)
         if not count:
-            return done(say("Nothing was changed."), here)
-        return done(say("Saved. It flows to every system from here, as any change does."), here)
+            return done(gettext("Nothing was changed."), here)
+        return done(gettext("Saved. It flows to every system from here, as any change does."), here)
 
     @action("/<catalogue>/<path:record_id>/sync", needs="retry")
     def sync(self, catalogue: str, record_id: str) -> Response:
@@ -100,7 +100,7 @@ class Records(PanelView):
             self.conductor.editing.sync(catalogue, record_id, self.who)
         except ValueError as error:
             return refused(f"{error}.", here)
-        return done(say("Every system is asked to take it now; what differs there is sent."), here)
+        return done(gettext("Every system is asked to take it now; what differs there is sent."), here)
 
     def _form(
         self,
@@ -138,7 +138,7 @@ def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, reco
     names = [name for name, s in subscribers.items() if s.catalogue == about.name]
     mine = (
         DeadLetter.record_id == record_id,
-        unindexed(DeadLetter.subscriber.in_(names)),
+        no_index(DeadLetter.subscriber.in_(names)),
         DeadLetter.closed_at.is_(None),
     )
     return list(connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20)))

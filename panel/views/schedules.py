@@ -8,17 +8,17 @@ import sqlalchemy as sa
 from flask import abort, url_for
 from werkzeug import Response
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.ledger import Schedule
 from panel.views.base import PanelView, action, done, field, page, refused
 
 
 class Schedules(PanelView):
-    title, path, icon = mark("Schedules"), "/schedules", "schedules"
+    title, path, icon = gettext_noop("Schedules"), "/schedules", "schedules"
 
     @page("/")
     def index(self) -> Response:
-        jobs = self.conductor.jobs
+        jobs = self.conductor.schedule
         with self.conductor.database.read() as connection:
             rows = connection.execute(sa.select(Schedule.__table__).order_by(Schedule.job)).all()
         known = jobs.intervals()
@@ -27,7 +27,7 @@ class Schedules(PanelView):
         return self.live("panel/schedules.html", version, lambda: {"jobs": found})
 
     def _shown(self, row: Any, known: bool) -> dict[str, Any]:
-        jobs = self.conductor.jobs
+        jobs = self.conductor.schedule
         state = self._state(row, known)
         return {"row": row, "words": jobs.words(row.job), "state": state, "next_at": jobs.next_run(row), "known": known}
 
@@ -40,27 +40,27 @@ class Schedules(PanelView):
             return "running"
         if row.failed:
             return "failing"
-        if self.conductor.jobs.is_late(row):
+        if self.conductor.schedule.is_late(row):
             return "late"
         return "ok" if row.finished_at else "not run yet"
 
     @action("/pause", needs="schedules")
     def pause(self) -> Response:
-        self._do(lambda job: self.conductor.jobs.pause(job, self.who))
-        return done(say("“{job}” rests until it is resumed.", job=field("job")), url_for(".index"))
+        self._do(lambda job: self.conductor.schedule.pause(job, self.who))
+        return done(gettext("“{job}” rests until it is resumed.", job=field("job")), url_for(".index"))
 
     @action("/resume", needs="schedules")
     def resume(self) -> Response:
-        self._do(lambda job: self.conductor.jobs.resume(job, self.who))
-        return done(say("“{job}” runs again.", job=field("job")), url_for(".index"))
+        self._do(lambda job: self.conductor.schedule.resume(job, self.who))
+        return done(gettext("“{job}” runs again.", job=field("job")), url_for(".index"))
 
     @action("/run", needs="schedules")
     def run(self) -> Response:
         try:
-            self._do(lambda job: self.conductor.jobs.run_soon(job, self.who))
+            self._do(lambda job: self.conductor.schedule.run_soon(job, self.who))
         except ValueError as error:
-            return refused(say("Not done: {error}.", error=error), url_for(".index"))
-        return done(say("“{job}” runs within a minute.", job=field("job")), url_for(".index"))
+            return refused(gettext("Not done: {error}.", error=error), url_for(".index"))
+        return done(gettext("“{job}” runs within a minute.", job=field("job")), url_for(".index"))
 
     @staticmethod
     def _do(work: Any) -> None:

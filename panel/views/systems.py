@@ -15,7 +15,7 @@ from werkzeug import Response
 from conductor import GUARD, Overview, QueueReport
 from conductor.redaction import MASK
 from conductor.systems.delete_guard import WINDOW_SECONDS
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, done, field, page, refused
@@ -26,14 +26,14 @@ _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|
 
 
 class Systems(PanelView):
-    title, path, icon = mark("Systems"), "/systems", "systems"
+    title, path, icon = gettext_noop("Systems"), "/systems", "systems"
 
     @page("/")
     def index(self) -> Response:
         queues = self.conductor.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
         tests = self.conductor.connection.last()
-        version, overview = self.situation()
+        version, overview = self.overview_cache()
         with self.conductor.database.read() as connection:
             left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
         seen = (
@@ -75,10 +75,11 @@ class Systems(PanelView):
         self._known(system)
         reason = field("reason")
         if not reason:
-            return refused(say("Say why, for whoever finds it paused."), url_for("systems.index"))
+            return refused(gettext("Say why, for whoever finds it paused."), url_for("systems.index"))
         self.conductor.pause(system, self.who, reason)
         return done(
-            say("{system} is paused. Its changes wait until it is resumed.", system=system), url_for("systems.index")
+            gettext("{system} is paused. Its changes wait until it is resumed.", system=system),
+            url_for("systems.index"),
         )
 
     @action("/<system>/resume", needs="pause")
@@ -87,9 +88,9 @@ class Systems(PanelView):
         meant = field("deletes") == "yes"
         self.conductor.resume(system, self.who, allow_deletes=meant)
         words = (
-            say("{system} is resumed, and its deletes flow for an hour.", system=system)
+            gettext("{system} is resumed, and its deletes flow for an hour.", system=system)
             if meant
-            else say("{system} is resumed.", system=system)
+            else gettext("{system} is resumed.", system=system)
         )
         return done(words, url_for("systems.index"))
 
@@ -105,7 +106,9 @@ class Systems(PanelView):
         if subscriber not in self.conductor.subscribers:
             abort(404)
         self.conductor.poll_soon(subscriber, self.who)
-        return done(say("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index"))
+        return done(
+            gettext("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index")
+        )
 
     @action("/backfill/<subscriber>", needs="tasks")
     def backfill(self, subscriber: str) -> Response:
@@ -123,8 +126,8 @@ class Systems(PanelView):
         try:
             number = start()
         except ValueError as error:
-            return refused(say("Not begun: {error}.", error=error), url_for(".index"))
-        return done(say("It is under way; this page may be left."), url_for("tasks.one", number=number))
+            return refused(gettext("Not begun: {error}.", error=error), url_for(".index"))
+        return done(gettext("It is under way; this page may be left."), url_for("tasks.one", number=number))
 
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
@@ -155,7 +158,7 @@ def masked(options: BaseModel) -> dict[str, str]:
 def mask(name: str, value: Any) -> str:
     """One option as it may be shown."""
     if value is None or value == "":
-        return say("not set")
+        return gettext("not set")
     if isinstance(value, SecretStr | SecretBytes) or _SECRET_NAME.search(name):
         return MASK
     if isinstance(value, Mapping):

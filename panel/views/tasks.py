@@ -15,17 +15,17 @@ from conductor.tasks.discard_dead_letters import DISCARD
 from conductor.tasks.reconcile import RECONCILE
 from conductor.tasks.replay_webhooks import KIND as REPLAY
 from conductor.tasks.resend_records import RESEND
+from conductor.tasks.resolve_conflicts import SETTLE
 from conductor.tasks.retry_dead_letters import RETRY
 from conductor.tasks.runner import OPEN
-from conductor.tasks.settle_conflicts import SETTLE
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import Task
 from panel.views.base import PanelView, action, before, done, page, refused
 
 
 class Tasks(PanelView):
-    title, path, icon = mark("Tasks"), "/tasks", "tasks"
+    title, path, icon = gettext_noop("Tasks"), "/tasks", "tasks"
 
     @page("/")
     def index(self) -> Response:
@@ -41,7 +41,7 @@ class Tasks(PanelView):
         if row is None:
             abort(404)
         # The page one waits on: it says so where nobody is there to do the work.
-        troubles = self.situation()[1].troubles if row.state in OPEN else []
+        troubles = self.overview_cache()[1].troubles if row.state in OPEN else []
         idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
         values = {"task": shown(row), "idle": idle, "subscribers": self.conductor.subscribers}
         return self.live("panel/task.html", (tuple(row), idle), lambda: values)
@@ -59,12 +59,14 @@ class Tasks(PanelView):
         return self._change(
             self.conductor.tasks.stop,
             number,
-            mark("Task #{number} stops after the step in hand; what is done stays done."),
+            gettext_noop("Task #{number} stops after the step in hand; what is done stays done."),
         )
 
     @action("/<number:number>/resume", needs="tasks")
     def resume(self, number: int) -> Response:
-        return self._change(self.conductor.tasks.resume, number, mark("Task #{number} goes on from where it was."))
+        return self._change(
+            self.conductor.tasks.resume, number, gettext_noop("Task #{number} goes on from where it was.")
+        )
 
     def _change(self, work: Any, number: int, words: str) -> Response:
         if self.conductor.tasks.get(number) is None:
@@ -72,33 +74,33 @@ class Tasks(PanelView):
         try:
             work(number, self.who)
         except ValueError as error:
-            return refused(say("Not done: {error}.", error=error), url_for(".index"))
-        return done(say(words, number=number), url_for(".index"))
+            return refused(gettext("Not done: {error}.", error=error), url_for(".index"))
+        return done(gettext(words, number=number), url_for(".index"))
 
 
 _STAYS = timedelta(minutes=10)
 
 #: What the two counts of a task of a kind mean.
 _COUNTS = {
-    RETRY: (mark("are through"), mark("failed again")),
-    BACKFILL: (mark("are there"), mark("could not be brought")),
-    RECONCILE: (mark("agree"), mark("drifted apart")),
-    CHECK: (mark("are well"), mark("need mending")),
-    DISCARD: (mark("are discarded"), mark("could not be")),
-    REPLAY: (mark("are applied again"), mark("were passed over")),
+    RETRY: (gettext_noop("are through"), gettext_noop("failed again")),
+    BACKFILL: (gettext_noop("are there"), gettext_noop("could not be brought")),
+    RECONCILE: (gettext_noop("agree"), gettext_noop("drifted apart")),
+    CHECK: (gettext_noop("are well"), gettext_noop("need mending")),
+    DISCARD: (gettext_noop("are discarded"), gettext_noop("could not be")),
+    REPLAY: (gettext_noop("are applied again"), gettext_noop("were passed over")),
 }
 
 #: What is done to dead letters, of all subscribers and of one.
 _LETTERS = {
-    RETRY: (mark("Retry dead letters"), mark("Retry dead letters of {subscriber}")),
-    DISCARD: (mark("Discard dead letters"), mark("Discard dead letters of {subscriber}")),
+    RETRY: (gettext_noop("Retry dead letters"), gettext_noop("Retry dead letters of {subscriber}")),
+    DISCARD: (gettext_noop("Discard dead letters"), gettext_noop("Discard dead letters of {subscriber}")),
 }
 
 
 def shown(row: Any) -> dict[str, Any]:
     """A task as its templates take it. `percent` is None where nobody knows how much there is."""
     percent = min(100 * row.done / row.total, 100) if row.total else None
-    succeeded, failed = _COUNTS.get(row.kind, (mark("went well"), mark("went badly")))
+    succeeded, failed = _COUNTS.get(row.kind, (gettext_noop("went well"), gettext_noop("went badly")))
     return {
         "row": row,
         "what": words_of(row),
@@ -120,42 +122,42 @@ def words_of(task: Any) -> str:
     """What a task does, in words."""
     if task.kind == RECONCILE:
         if task.argument.get("repair"):
-            return say("Repair what drifted in {subscriber}", subscriber=task.subscriber)
-        return say("Reconcile {subscriber}", subscriber=task.subscriber)
+            return gettext("Repair what drifted in {subscriber}", subscriber=task.subscriber)
+        return gettext("Reconcile {subscriber}", subscriber=task.subscriber)
     if task.kind == BACKFILL:
         where = task.argument.get("where") or {}
         if not where:
-            return say("Backfill {subscriber}", subscriber=task.subscriber)
-        conditions = say(" and ").join(
-            say("{name} is {value}", name=name, value=value) for name, value in where.items()
+            return gettext("Backfill {subscriber}", subscriber=task.subscriber)
+        conditions = gettext(" and ").join(
+            gettext("{name} is {value}", name=name, value=value) for name, value in where.items()
         )
-        return say("Backfill {subscriber} where {conditions}", subscriber=task.subscriber, conditions=conditions)
+        return gettext("Backfill {subscriber} where {conditions}", subscriber=task.subscriber, conditions=conditions)
     if task.kind in (RETRY, DISCARD):
         wanted = dict(task.argument)
         wanted.pop("reason", None)  # said while it goes, and kept on each letter
         of_all, of_one = _LETTERS[task.kind]
-        what = say(of_one, subscriber=wanted.pop("subscriber")) if "subscriber" in wanted else say(of_all)
-        what += say(", of one kind") if wanted.pop("fingerprint", None) else ""
+        what = gettext(of_one, subscriber=wanted.pop("subscriber")) if "subscriber" in wanted else gettext(of_all)
+        what += gettext(", of one kind") if wanted.pop("fingerprint", None) else ""
         chosen = [f"{name} {_short(value)}" for name, value in sorted(wanted.items())]
         return what + (": " + ", ".join(chosen) if chosen else "")
     if task.kind == REPLAY:
         since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
         system = task.argument["system"]
-        return say("Replay webhooks of {system}, {since} to {until} UTC", system=system, since=since, until=until)
+        return gettext("Replay webhooks of {system}, {since} to {until} UTC", system=system, since=since, until=until)
     if task.kind == CHECK:
-        return say("Test the connection of {name}", name=task.argument["system"])
+        return gettext("Test the connection of {name}", name=task.argument["system"])
     if task.kind == RESEND:
-        return say("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
+        return gettext("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
     if task.kind == SETTLE:
         choice = task.argument["choice"]
-        return say(
+        return gettext(
             "Settle the conflicts of {subscriber} about {path}: {choice}",
             subscriber=task.subscriber,
             path=task.argument["path"],
-            choice=say(choice),
+            choice=gettext(choice),
         )
     return f"{task.kind} {task.subscriber or ''}".strip()
 
 
 def _short(value: Any) -> str:
-    return say("{count:,} chosen", count=len(value)) if isinstance(value, list) else str(value)
+    return gettext("{count:,} chosen", count=len(value)) if isinstance(value, list) else str(value)

@@ -12,7 +12,7 @@ from werkzeug import Response
 
 from conductor.reports.pages import PAGE
 from conductor.unsubscriptions import in_force
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue
@@ -22,10 +22,10 @@ from panel.forms.record_list import Found
 from panel.views.base import LARGEST_SMALL_ID, PanelView, action, before, done, field, page
 
 OPERATIONS = {
-    "": mark("everything"),
-    "create": mark("create only"),
-    "update": mark("update only"),
-    "delete": mark("delete only"),
+    "": gettext_noop("everything"),
+    "create": gettext_noop("create only"),
+    "update": gettext_noop("update only"),
+    "delete": gettext_noop("delete only"),
 }
 
 #: Most records one list may hold.
@@ -48,7 +48,7 @@ class Held:
 
 
 class Unsubscriptions(PanelView):
-    title, path, icon = mark("Unsubscriptions"), "/unsubscriptions", "unsubscriptions"
+    title, path, icon = gettext_noop("Unsubscriptions"), "/unsubscriptions", "unsubscriptions"
 
     @page("/")
     def index(self) -> str:
@@ -89,15 +89,17 @@ class Unsubscriptions(PanelView):
             try:
                 entries += record_list.from_csv(upload.read())
             except ValueError as error:
-                problems.append(say("{filename} is not read: {error}.", filename=upload.filename, error=error))
+                problems.append(gettext("{filename} is not read: {error}.", filename=upload.filename, error=error))
         if len(entries) > _LONGEST_LIST:
             problems.append(
-                say("At most {most:,} records fit one list; this one has {n:,}.", most=_LONGEST_LIST, n=len(entries))
+                gettext(
+                    "At most {most:,} records fit one list; this one has {n:,}.", most=_LONGEST_LIST, n=len(entries)
+                )
             )
             return self._page(problems, entries=entries), 422
         target = field("target")
         if target not in self._targets():
-            problems.append(say("Choose a system or a subscriber."))
+            problems.append(gettext("Choose a system or a subscriber."))
             if pressed != "create":
                 return self._page(problems, entries=entries), 422
         wants_list = field("scope") == "records"
@@ -110,19 +112,19 @@ class Unsubscriptions(PanelView):
             return self._page(problems, entries=entries, found=found)
         operation = field("operation")
         if operation not in OPERATIONS:
-            problems.append(say("Choose what does not flow."))
+            problems.append(gettext("Choose what does not flow."))
         if wants_list and not entries:
-            problems.append(say("List at least one record, or choose all records."))
+            problems.append(gettext("List at least one record, or choose all records."))
         if entries and not wants_list:
             problems.append(
-                say("There is a list of records, but all records are chosen: empty it, or choose only these.")
+                gettext("There is a list of records, but all records are chosen: empty it, or choose only these.")
             )
         until = _until(problems)
         reason = field("reason")
         if not reason:
-            problems.append(say("Say why: others will ask."))
+            problems.append(gettext("Say why: others will ask."))
         if wants_list and found.unknown and field("unknown") != "yes":
-            problems.append(say("Some records of the list are not known here, see below."))
+            problems.append(gettext("Some records of the list are not known here, see below."))
         if problems:
             return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
         try:
@@ -131,7 +133,7 @@ class Unsubscriptions(PanelView):
             )
         except ValueError as error:
             return self._page([f"{error}."], entries=entries, found=found), 422
-        return done(say("Unsubscription #{number} is in force.", number=number), url_for(".index"))
+        return done(gettext("Unsubscription #{number} is in force.", number=number), url_for(".index"))
 
     @action("/<small:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
@@ -142,7 +144,7 @@ class Unsubscriptions(PanelView):
         if field("bring") == "yes":
             brought = self.conductor.lift(number, self.who, bring=True)
             return done(
-                say(
+                gettext(
                     "Unsubscription #{number} is lifted; {brought:,} records are on their way.",
                     number=number,
                     brought=brought,
@@ -150,7 +152,7 @@ class Unsubscriptions(PanelView):
                 url_for(".index"),
             )
         self.conductor.lift(number, self.who)
-        words = say(
+        words = gettext(
             "Unsubscription #{number} is lifted. What it kept back flows with each record's next change.", number=number
         )
         return done(words, url_for(".index"))
@@ -168,7 +170,9 @@ class Unsubscriptions(PanelView):
             found = _candidates(connection, catalogues, text) if text else []
         if not found:
             words = (
-                say("No record is found by {text!r}.", text=text) if text else say("Type an id, an email or a name.")
+                gettext("No record is found by {text!r}.", text=text)
+                if text
+                else gettext("Type an id, an email or a name.")
             )
             problems.append(words)
         return [record_id for _catalogue, record_id, _label in found]
@@ -178,7 +182,7 @@ class Unsubscriptions(PanelView):
         held = []
         with self.conductor.database.read() as connection:
             for catalogue, record_id, label in _candidates(connection, self._catalogues(""), text):
-                for subscriber in self.conductor.hub.of_catalogue(catalogue.name):
+                for subscriber in self.conductor.context.of_catalogue(catalogue.name):
                     name = subscriber.name()
                     rules = in_force(connection, (subscriber.system, name), [record_id], utcnow())
                     covering = {
@@ -252,9 +256,9 @@ def _until(problems: list[str]) -> datetime | None:
     try:
         until = datetime.fromisoformat(text)
     except ValueError:
-        problems.append(say("The end is no date and time such as 2026-12-31T18:00."))
+        problems.append(gettext("The end is no date and time such as 2026-12-31T18:00."))
         return None
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until
     if until <= utcnow():
-        problems.append(say("The end lies in the past."))
+        problems.append(gettext("The end lies in the past."))
     return until

@@ -10,14 +10,14 @@ from flask_security import current_user
 from sqlalchemy.orm import Session
 from werkzeug import Response
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 from models.users import User
 from panel.auth import accounts, permissions
 from panel.views.base import PanelView, action, done, field, page, refused
 
 
 class Users(PanelView):
-    title, path, icon, group, needs = mark("Users"), "/users", "users", mark("Administration"), "users"
+    title, path, icon, group, needs = gettext_noop("Users"), "/users", "users", gettext_noop("Administration"), "users"
 
     @page("/", needs="users")
     def index(self) -> str:
@@ -42,7 +42,7 @@ class Users(PanelView):
         before = [old.name for old in user.roles]
         user.roles = [role]
         self._keep(user, "user.role", before=before, after=role.name)
-        return done(say("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
+        return done(gettext("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
 
     @action("/<small:number>/active", needs="users")
     def active(self, number: int) -> Response:
@@ -50,9 +50,9 @@ class Users(PanelView):
         user.active = field("active") == "yes"
         self._keep(user, "user.enable" if user.active else "user.disable")
         words = (
-            say("{email} may log in again.", email=user.email)
+            gettext("{email} may log in again.", email=user.email)
             if user.active
-            else say("{email} is logged out and may not log in any more.", email=user.email)
+            else gettext("{email} is logged out and may not log in any more.", email=user.email)
         )
         return done(words, url_for(".index"))
 
@@ -61,7 +61,7 @@ class Users(PanelView):
         user = self._other(number)
         if user.password is None:
             return refused(
-                say("{email} logs in over the login provider, without a password here.", email=user.email),
+                gettext("{email} logs in over the login provider, without a password here.", email=user.email),
                 url_for(".index"),
             )
         password = accounts.one_time_password()
@@ -76,7 +76,7 @@ class Users(PanelView):
         self._people.tf_reset(user)
         user.mf_recovery_codes = None
         self._keep(user, "user.two_factor_off")
-        words = say(
+        words = gettext(
             "{email} logs in with the password alone now, and can set up two-factor login again.", email=user.email
         )
         return done(words, url_for(".index"))
@@ -97,7 +97,7 @@ class Users(PanelView):
         if user is None:
             abort(404)
         if user.id == current_user.id:
-            abort(409, say("This is you. Another admin has to do that; your own password is changed in the menu."))
+            abort(409, gettext("This is you. Another admin has to do that; your own password is changed in the menu."))
         return user
 
     def _keep(self, user: User, action: str, **details: Any) -> None:

@@ -226,7 +226,7 @@ class FileSubscriber(Subscriber):
         known = self._state.of_record(item.record_id)
         return External(known.key, nest(known.held), at=known.at, record_id=known.record_id) if known else None
 
-    def everything(self, position: dict[str, Any] | None) -> Iterator[Page]:
+    def list_all(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Nothing: what their files said so far was taken in when these were read, and a file is read once."""
         return iter(())
 

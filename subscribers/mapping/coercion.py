@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from i18n import say
+from i18n import gettext
 
 
 def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
@@ -18,7 +18,7 @@ def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
       ValueError: there is none.
     """
     if record_id is None:
-        raise ValueError(say("points to a record that is not known here"))
+        raise ValueError(gettext("points to a record that is not known here"))
     python_type = column.type.python_type
     return record_id if python_type is str else python_type(record_id)
 
@@ -31,7 +31,7 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     """
     if value is None or value == "":
         if not column.nullable:
-            raise ValueError(say("is empty, but {name} needs a value", name=column.name))
+            raise ValueError(gettext("is empty, but {name} needs a value", name=column.name))
         return None
     expected = column.type.python_type
     if expected is str:
@@ -47,21 +47,23 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     if expected is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if expected is int and isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(say("{value} is too large for {name}", value=value, name=column.name))
+        raise ValueError(gettext("{value} is too large for {name}", value=value, name=column.name))
     if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
         raise ValueError(
-            say("{value!r} is no {kind}, as {name} needs", value=value, kind=expected.__name__, name=column.name)
+            gettext("{value!r} is no {kind}, as {name} needs", value=value, kind=expected.__name__, name=column.name)
         )
     return value
 
 
 def _fit_text(column: sa.Column[Any], value: Any) -> str:
     if isinstance(value, dict | list):
-        raise ValueError(say("is a {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
+        raise ValueError(gettext("is a {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
     text = str(value)
     length = getattr(column.type, "length", None)
     if length is not None and len(text) > length:
-        raise ValueError(say("{n} characters, but {name} holds {length}", n=len(text), name=column.name, length=length))
+        raise ValueError(
+            gettext("{n} characters, but {name} holds {length}", n=len(text), name=column.name, length=length)
+        )
     if "\x00" in text:
-        raise ValueError(say("holds a NUL character, which no text column takes"))
+        raise ValueError(gettext("holds a NUL character, which no text column takes"))
     return text

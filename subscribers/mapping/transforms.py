@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import pycountry
 
-from i18n import mark, say
+from i18n import gettext, gettext_noop
 
 Value = Any
 
@@ -77,18 +77,18 @@ def _find(words: str) -> Transform:
     name, colon, arguments = words.partition(":")
     kind = TRANSFORMS.get(name)
     if kind is None:
-        raise ValueError(say("no transform {name!r}; there are {known}", name=words, known=", ".join(TRANSFORMS)))
+        raise ValueError(gettext("no transform {name!r}; there are {known}", name=words, known=", ".join(TRANSFORMS)))
     if colon and not kind.example:
-        words = say("the transform {name} takes no arguments, but is given {given!r}", name=name, given=arguments)
+        words = gettext("the transform {name} takes no arguments, but is given {given!r}", name=name, given=arguments)
         raise ValueError(words)
     if not arguments and kind.example and not kind.example.startswith("["):
         raise ValueError(
-            say("the transform {name} needs arguments, as in {name}:{example}", name=name, example=kind.example)
+            gettext("the transform {name} needs arguments, as in {name}:{example}", name=name, example=kind.example)
         )
     try:
         return kind.make(arguments)
     except ValueError as error:
-        raise ValueError(say("the transform {name!r}: {error}", name=words, error=error)) from None
+        raise ValueError(gettext("the transform {name!r}: {error}", name=words, error=error)) from None
 
 
 def _simple(forward: Callable[[Value], Value], inverse: Callable[[Value], Value], description: str) -> Kind:
@@ -393,34 +393,36 @@ def _truncate(arguments: str) -> Transform:
 
 
 TRANSFORMS: dict[str, Kind] = {
-    "upper": _simple(lambda v: _text(v).upper(), lambda v: _text(v).lower(), mark("lower case here, UPPER CASE there")),
-    "lower": _simple(lambda v: _text(v).lower(), lambda v: _text(v).lower(), mark("lower case on both sides")),
-    "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), mark("without blanks around it")),
-    "truncate": Kind(_truncate, mark("cut to so many characters there, whole here"), "40"),
-    "minor_units": Kind(_minor_units, mark("1250 cents here, 12.50 there"), "[EUR or column=currency]"),
+    "upper": _simple(
+        lambda v: _text(v).upper(), lambda v: _text(v).lower(), gettext_noop("lower case here, UPPER CASE there")
+    ),
+    "lower": _simple(lambda v: _text(v).lower(), lambda v: _text(v).lower(), gettext_noop("lower case on both sides")),
+    "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), gettext_noop("without blanks around it")),
+    "truncate": Kind(_truncate, gettext_noop("cut to so many characters there, whole here"), "40"),
+    "minor_units": Kind(_minor_units, gettext_noop("1250 cents here, 12.50 there"), "[EUR or column=currency]"),
     "amount": Kind(
         lambda arguments: _minor_units(arguments, float),
-        mark("1250 cents here, the number 12.5 there"),
+        gettext_noop("1250 cents here, the number 12.5 there"),
         "[EUR or column=currency]",
     ),
-    "date": _simple(_to_iso, _from_iso, mark("a date here, 2026-11-30 there")),
-    "datetime": Kind(_datetime, mark("a time here, there as the clocks of a zone show it"), "Europe/Berlin"),
-    "unix": Kind(_unix, mark("a time or date here, seconds since 1970 there"), "[seconds or milliseconds]"),
-    "yes_no": Kind(lambda _: _bool("yes/no"), mark("true/false here, yes/no there")),
-    "bool": Kind(_bool, mark("true/false here, two words there"), "Y/N"),
-    "not": _simple(_not, _not, mark("the opposite of true/false")),
-    "map": Kind(_map, mark("one word here, another there"), "open=Open,paid=Paid"),
-    "text": _simple(str, _text, mark("anything as text")),
-    "number_text": _simple(_number_to_text, _text_to_number, mark("a number here, text there")),
+    "date": _simple(_to_iso, _from_iso, gettext_noop("a date here, 2026-11-30 there")),
+    "datetime": Kind(_datetime, gettext_noop("a time here, there as the clocks of a zone show it"), "Europe/Berlin"),
+    "unix": Kind(_unix, gettext_noop("a time or date here, seconds since 1970 there"), "[seconds or milliseconds]"),
+    "yes_no": Kind(lambda _: _bool("yes/no"), gettext_noop("true/false here, yes/no there")),
+    "bool": Kind(_bool, gettext_noop("true/false here, two words there"), "Y/N"),
+    "not": _simple(_not, _not, gettext_noop("the opposite of true/false")),
+    "map": Kind(_map, gettext_noop("one word here, another there"), "open=Open,paid=Paid"),
+    "text": _simple(str, _text, gettext_noop("anything as text")),
+    "number_text": _simple(_number_to_text, _text_to_number, gettext_noop("a number here, text there")),
     "text_number": _simple(
-        _digits_to_number, _number_to_digits, mark("the digits of a whole number here, a number there")
+        _digits_to_number, _number_to_digits, gettext_noop("the digits of a whole number here, a number there")
     ),
-    "phone": Kind(_phone, mark("+4930123456 there (E.164); the region is that of numbers without +"), "[DE]"),
-    "country": Kind(_country, mark("DE here, DEU or Germany there"), "alpha-3 or name"),
+    "phone": Kind(_phone, gettext_noop("+4930123456 there (E.164); the region is that of numbers without +"), "[DE]"),
+    "country": Kind(_country, gettext_noop("DE here, DEU or Germany there"), "alpha-3 or name"),
     "split_name": Kind(
-        lambda _: Transform(_split_name, _join_name, there=2), mark("a full name here, first+last name there")
+        lambda _: Transform(_split_name, _join_name, there=2), gettext_noop("a full name here, first+last name there")
     ),
     "join_name": Kind(
-        lambda _: Transform(_join_name, _split_name, here=2), mark("first+last name here, a full name there")
+        lambda _: Transform(_join_name, _split_name, here=2), gettext_noop("first+last name here, a full name there")
     ),
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from i18n import say
+from i18n import gettext
 from models.catalogues import CATALOGUES, Catalogue, Children
 from subscribers.mapping.fields import Field, FieldRow
 from subscribers.mapping.mapper import _children
@@ -30,9 +30,9 @@ class Problem(str):
     reason: str
 
     def __new__(cls, row: int, cell: str, reason: str, child: tuple[str, int] | None = None) -> Problem:
-        where = say("row {n}", n=row)
+        where = gettext("row {n}", n=row)
         if child:
-            where = say("row {n}, {column} {place}", n=row, column=child[0], place=child[1])
+            where = gettext("row {n}, {column} {place}", n=row, column=child[0], place=child[1])
         made = super().__new__(cls, f"{where}: {reason}")
         made.row, made.child, made.cell, made.reason = row, child and child[1], cell, reason
         return made
@@ -57,7 +57,9 @@ def check_rows(
                 words = item["msg"]
                 if item["type"] == "extra_forbidden":
                     near = difflib.get_close_matches(place, FieldRow.model_fields, 1)
-                    words = say("is no key that is known here") + (say("; {near} is", near=near[0]) if near else "")
+                    words = gettext("is no key that is known here") + (
+                        gettext("; {near} is", near=near[0]) if near else ""
+                    )
                 problems.append(Problem(number, place.partition(".")[0], f"{place}: {words}"))
     fields: dict[str, Field] = {}
     for number, row, wrong in _check(parsed, catalogue):
@@ -67,7 +69,7 @@ def check_rows(
         if not wrong:
             fields[row.column] = row.field()
     if not fields and not problems:
-        problems.append(say("a mapping needs at least one field"))
+        problems.append(gettext("a mapping needs at least one field"))
     return fields, problems
 
 
@@ -79,13 +81,13 @@ def _check(
     for number, row in rows:
         wrong = [*_check_column(row, catalogue), *_check_path(row), *_check_names(row, catalogue)]
         twice = [name for name in parts(row.column) if name in columns]
-        wrong += [("column", say("the column {name!r} is mapped twice", name=name)) for name in twice]
+        wrong += [("column", gettext("the column {name!r} is mapped twice", name=name)) for name in twice]
         own = parts(row.path) if is_plain(row.path) else [row.path]
         for path in own if is_plain(row.path) else ():
             if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
-                wrong.append(("path", say("{path!r} is inside, or holds, another row's external field", path=path)))
+                wrong.append(("path", gettext("{path!r} is inside, or holds, another row's external field", path=path)))
         wrong += [
-            ("path", say("the external field {path!r} is used twice", path=path)) for path in own if path in paths
+            ("path", gettext("the external field {path!r} is used twice", path=path)) for path in own if path in paths
         ]
         columns.update(parts(row.column))
         paths.update(own)
@@ -97,13 +99,13 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_W
     for column in parts(row.column):
         if column not in catalogue.columns:
             known = ", ".join(catalogue.columns)
-            words = say(
+            words = gettext(
                 "{name} has no column {column!r}; it has {known}", name=catalogue.name, column=column, known=known
             )
             yield "column", words
         elif column in children and (row.rows is None or column != row.column):
             columns = ", ".join(children[column].columns)
-            words = say(
+            words = gettext(
                 "{column!r} are child rows: say in `rows` how their columns are mapped ({columns})",
                 column=column,
                 columns=columns,
@@ -112,11 +114,11 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_W
         elif column not in children and row.rows is not None:
             known = ", ".join(children)
             there_are = (
-                say("{name} has child rows {known}", name=catalogue.name, known=known)
+                gettext("{name} has child rows {known}", name=catalogue.name, known=known)
                 if children
-                else say("{name} has no child rows", name=catalogue.name)
+                else gettext("{name} has no child rows", name=catalogue.name)
             )
-            plain_column = say("{column!r} is a plain column and takes no `rows`", column=column)
+            plain_column = gettext("{column!r} is a plain column and takes no `rows`", column=column)
             yield "column", f"{plain_column}; {there_are}"
 
 
@@ -126,17 +128,20 @@ def _check_path(row: FieldRow) -> Iterator[_Wrong]:
     elif not is_plain(row.path) and row.direction != "in":
         yield (
             "path",
-            say("{path!r} is an expression, which can only be read: its direction must be `in`", path=row.path),
+            gettext("{path!r} is an expression, which can only be read: its direction must be `in`", path=row.path),
         )
 
 
 def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
-        yield "transform", say("child rows as a whole have no transform, relation or default: their own fields have")
+        yield (
+            "transform",
+            gettext("child rows as a whole have no transform, relation or default: their own fields have"),
+        )
     if row.link and row.link not in CATALOGUES:
         yield (
             "link",
-            say("no catalogue {link!r} to link to; there are {known}", link=row.link, known=", ".join(CATALOGUES)),
+            gettext("no catalogue {link!r} to link to; there are {known}", link=row.link, known=", ".join(CATALOGUES)),
         )
     transform = Transform(plain, plain)
     if row.transform:
@@ -146,7 +151,7 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wr
             yield "transform", str(error)
             return
         if row.link:
-            yield "transform", say("a relation takes no transform: the system's own id travels")
+            yield "transform", gettext("a relation takes no transform: the system's own id travels")
     here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
     if row.rows is None and (here, there) != (transform.here, transform.there):
         takes: dict[str, Any] = {"made": transform.there, "of": transform.here, "here": here, "there": there}
@@ -154,7 +159,7 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wr
         if row.transform:
             yield (
                 "transform",
-                say(
+                gettext(
                     "the transform {name} makes {made} there of {of} here, "
                     "but {column!r} and {path!r} are {here} and {there}",
                     name=row.transform,
@@ -164,18 +169,18 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wr
         else:
             yield (
                 "transform",
-                say(
+                gettext(
                     "without a transform a row makes {made} there of {of} here, "
                     "but {column!r} and {path!r} are {here} and {there}",
                     **takes,
                 ),
             )
     if there > 1 and row.default is not None:
-        yield "default", say("several external fields take no default")
+        yield "default", gettext("several external fields take no default")
     if transform.column is not None and transform.column not in _columns_around(catalogue):
         yield (
             "transform",
-            say(
+            gettext(
                 "{transform}: {name} has no column {column!r}",
                 transform=row.transform,
                 name=catalogue.name,
@@ -201,11 +206,11 @@ def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
     for count, one in numbered:
         inside = (row.column, count)
         if not is_plain(one.path):
-            says = say("{path!r} is no field name or dotted path, as the fields of child rows are", path=one.path)
+            says = gettext("{path!r} is no field name or dotted path, as the fields of child rows are", path=one.path)
             problems.append(Problem(number, "path", says, inside))
         if one.direction != "both" or one.conflict != "newest":
-            says = say("child rows are sent and merged as a whole: direction and conflict belong to the list")
+            says = gettext("child rows are sent and merged as a whole: direction and conflict belong to the list")
             problems.append(Problem(number, "direction", says, inside))
     if not numbered:
-        problems.append(Problem(number, "column", say("child rows need at least one field")))
+        problems.append(Problem(number, "column", gettext("child rows need at least one field")))
     return problems

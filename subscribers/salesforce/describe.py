@@ -47,7 +47,7 @@ def fields(described: Mapping[str, Any]) -> dict[str, ExternalField]:
     }
 
 
-def lacking(client: Salesforce, sobject: str, names: Iterable[str]) -> list[str]:
+def missing_permissions(client: Salesforce, sobject: str, names: Iterable[str]) -> list[str]:
     """What this login may not do with an object, and which of these fields it does not find, in words."""
     try:
         described = describe(client, sobject)

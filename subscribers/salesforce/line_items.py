@@ -50,7 +50,7 @@ class SalesforceWithRows(SalesforceSubscriber):
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def lot_size(self, waiting: int) -> int:
+    def batch_size(self, waiting: int) -> int:
         """Bulk API 2.0 writes one object at a time, so it is not for these."""
         return COLLECTION
 
@@ -70,11 +70,11 @@ class SalesforceWithRows(SalesforceSubscriber):
         """The object's fields, and its rows as one list."""
         return {**super().describe(), self.rows_path: ExternalField("list")}
 
-    def lacking(self) -> list[str]:
+    def missing_permissions(self) -> list[str]:
         """Beside the object's own, the rows' fields."""
         inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
         names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
-        return super().lacking() + describe.lacking(self.client, self.row_sobject, names)
+        return super().missing_permissions() + describe.missing_permissions(self.client, self.row_sobject, names)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.

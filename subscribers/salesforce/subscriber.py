@@ -52,7 +52,7 @@ class SalesforceSubscriber(Subscriber):
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def lot_size(self, waiting: int) -> int:
+    def batch_size(self, waiting: int) -> int:
         """Up to a collection; from SALESFORCE_BULK_THRESHOLD records on, a job of Bulk API 2.0."""
         return JOB if waiting > max(self.client.options.bulk_threshold, COLLECTION) else COLLECTION
 
@@ -116,9 +116,9 @@ class SalesforceSubscriber(Subscriber):
         """The object's fields."""
         return describe.fields(describe.describe(self.client, self.sobject))
 
-    def lacking(self) -> list[str]:
+    def missing_permissions(self) -> list[str]:
         """Rights on the object, and the External ID field."""
-        return describe.lacking(self.client, self.sobject, [self.external_id_field])
+        return describe.missing_permissions(self.client, self.sobject, [self.external_id_field])
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Changed and deleted records by SystemModstamp, then what left the recycle bin as well.

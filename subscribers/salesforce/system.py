@@ -105,7 +105,7 @@ class Salesforce(System):
         text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
         return text.replace(self._login[0], "***") if self._login else text
 
-    def wait_reason(self) -> str | None:
+    def defer_reason(self) -> str | None:
         """Polls and backfills stop at twice the reserve, so that changes have the rest."""
         return self._short_of(2 * self.options.api_reserve)
 

@@ -71,7 +71,7 @@ class StripeSubscriber(Subscriber):
         """The object now. Raises `Gone`; of some kinds Stripe itself answers 200 for a deleted one."""
         return self._as_external(*self._read(external_id))
 
-    def lacking(self) -> list[str]:
+    def missing_permissions(self) -> list[str]:
         """What a restricted key was not given: to write these, which is asked of one that is not there, and events."""
         kind = self.path.rpartition("/")[2]
         nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from cli import COMMANDS, demo_settings, main
-from conductor.tasks.runner import Tasks
+from conductor.tasks.runner import TaskRunner
 from models import capture
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
@@ -366,13 +366,13 @@ def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
 ) -> None:
     customers(sqlite_url, "ada")
     with monkeypatch.context() as patch:
-        run_some = Tasks.run_some
+        run_some = TaskRunner.run_some
 
-        def interrupted(self: Tasks) -> bool:
+        def interrupted(self: TaskRunner) -> bool:
             run_some(self)
             raise KeyboardInterrupt
 
-        patch.setattr(Tasks, "run_some", interrupted)
+        patch.setattr(TaskRunner, "run_some", interrupted)
         done = run("backfill", "stripe.customer", "--where", "name=ada", **settings(stripe))
     assert done.returncode == 130 and "stopped at 0 of 1; the same command goes on from there" in done.stdout
     done = run("backfill", "stripe.customer", "--where", "name=ada", "--background", **settings(stripe))

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Policy
-from conductor.links.leases import Busy
+from conductor.links.leases import LinkLeased
 from models.catalogues import Customer
 from models.ledger import Inbox, Link, System
 from models.schema import is_current
@@ -66,7 +66,7 @@ def test_webhooks_that_wait_for_a_system_do_not_keep_it_down(world: World) -> No
     crm.edit("crm_1", name="Bea")
     webhook(world, "e1", "crm_1")
     with world.conductor.database.write() as connection:
-        world.conductor.health.went_down(connection, "crm", SystemDown("503"))
+        world.conductor.breaker.went_down(connection, "crm", SystemDown("503"))
     before = one_row(world, System, System.name == "crm")
     inbox_id = one_row(world, Inbox).id
     for _ in range(3):
@@ -426,7 +426,7 @@ def test_what_was_fetched_under_a_lease_that_ran_out_since_is_not_taken_for_the_
         return found
 
     subscriber.fetch = slow  # type: ignore[method-assign]
-    with pytest.raises(Busy):
+    with pytest.raises(LinkLeased):
         world.conductor.inward.look_again(subscriber, "crm_1")
     assert record(world, one).name == "Bella" == world.shown("shop")[0]["name"]
 

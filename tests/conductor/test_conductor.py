@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import LetterFilter, Policy
+from conductor import DeadLetterFilter, Policy
 from models.capture import sync_context
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
@@ -164,7 +164,7 @@ def test_a_rejected_record_is_a_dead_letter_and_its_neighbours_go_through(world:
     assert link(world, "crm", good).synced_change == link(world, "crm", good).owed_change
     assert link(world, "crm", bad).dead_at is not None
     # A retry by a person sends it, and the letter closes by itself.
-    assert world.conductor.retry(LetterFilter(error="Reject"), by="ann@x.org") == 1
+    assert world.conductor.retry(DeadLetterFilter(error="Reject"), by="ann@x.org") == 1
     world.conductor.sweep()
     world.run()
     assert rows(world, DeadLetter)[0].resolution == "delivered"
@@ -186,8 +186,8 @@ def test_a_discarded_letter_settles_what_was_owed(world: World) -> None:
     world.systems["crm"].fail(Reject("no"))
     world.run()
     with pytest.raises(ValueError, match="reason"):
-        world.conductor.discard(LetterFilter(), by="ann", reason=" ")
-    assert world.conductor.discard(LetterFilter(), by="ann", reason="test data") == 1
+        world.conductor.discard(DeadLetterFilter(), by="ann", reason=" ")
+    assert world.conductor.discard(DeadLetterFilter(), by="ann", reason="test data") == 1
     world.conductor.sweep(everything=True)
     world.run()
     assert world.shown("crm") == []
@@ -523,7 +523,7 @@ def test_a_created_record_that_cannot_be_one_here_is_a_dead_letter(world: World)
     assert "name would be empty" in letter.message and rows(world, Inbox)[0].state == "dead"
     # Mended there, and tried again from here.
     world.systems["crm"].edit("crm_1", name="Named")
-    world.conductor.retry(LetterFilter(), by="ann")
+    world.conductor.retry(DeadLetterFilter(), by="ann")
     world.conductor.sweep()
     world.run()
     assert record(world).name == "Named" and rows(world, DeadLetter)[0].closed_at is not None
@@ -727,7 +727,7 @@ def test_what_a_system_says_of_its_limit_is_kept_for_people(database: Database) 
 def test_a_poll_that_a_person_asks_for_asks_a_system_that_is_down_too(world: World) -> None:
     conductor = world.conductor
     with conductor.database.write() as c:
-        conductor.health.went_down(c, "crm", SystemDown("no folder"))
+        conductor.breaker.went_down(c, "crm", SystemDown("no folder"))
     conductor.poll("crm.customer")
     assert conductor.overview().systems[0].state == "down", "it is left alone for a while"
     conductor.poll_soon("crm.customer", "ann")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import LetterFilter, Policy
+from conductor import DeadLetterFilter, Policy
 from models.catalogues import Customer, Invoice
 from models.ledger import DeadLetter, Inbox, Link, System
 from models.ledger import Mapping as SavedMapping
@@ -40,7 +40,7 @@ def test_discarding_a_letter_keeps_an_edit_made_after_it(database: Database) -> 
     world.conductor.pause("crm", "ann", "")
     edit(world, one, name="Mended")
     world.run()
-    world.conductor.discard(LetterFilter(), "ann", "old news")
+    world.conductor.discard(DeadLetterFilter(), "ann", "old news")
     world.conductor.resume("crm", "ann")
     world.clock.tick()
     world.conductor.sweep()
@@ -104,7 +104,7 @@ def test_a_batch_that_cannot_be_written_down_loses_only_the_guilty_one(
     world = World(database, "crm")
     add(world, name="Guilty")
     add(world, name="Neighbour")
-    settling = world.conductor.outward.settling
+    settling = world.conductor.outward.results
     real = settling._bases
 
     def bases(plan: Any, mapper: Any) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def test_a_poll_that_asks_nobody_keeps_no_system_down(database: Database) -> Non
     world.systems["crm"].fail(SystemDown("503"))
     world.run()
     world.clock.tick(61)
-    world.systems["crm"].wait_reason = lambda: "the day's calls are nearly used up"  # type: ignore[method-assign]
+    world.systems["crm"].defer_reason = lambda: "the day's calls are nearly used up"  # type: ignore[method-assign]
     world.conductor.poll("crm.customer")
     world.conductor.deliver("crm.customer", [one])
     assert rows(world, System, System.name == "crm")[0].down_since is None
@@ -224,7 +224,7 @@ def test_calls_that_failed_together_are_one_failure(database: Database) -> None:
     world = World(database, "crm")
     for _ in range(8):
         with database.write() as connection:
-            world.conductor.health.went_down(connection, "crm", SystemDown("503"))
+            world.conductor.breaker.went_down(connection, "crm", SystemDown("503"))
     assert rows(world, System, System.name == "crm")[0].failures == 1
 
 
@@ -272,7 +272,7 @@ def test_a_letter_closes_when_its_record_is_skipped(database: Database) -> None:
     world.systems["crm"].fail(Reject("no"))
     world.run()
     world.conductor.unsubscribe("crm", None, None, None, "freeze", "ann")
-    world.conductor.retry(LetterFilter(), "ann")
+    world.conductor.retry(DeadLetterFilter(), "ann")
     world.conductor.sweep()
     world.run()
     assert rows(world, DeadLetter, DeadLetter.closed_at.is_(None)) == []
@@ -290,7 +290,7 @@ def test_a_mapping_that_does_not_fit_any_more_can_be_mended(database: Database) 
     assert letter.record_id == one and "does not fit" in letter.message
     assert world.conductor.mapping("crm.customer")[1] == 1
     world.conductor.save_mapping("crm.customer", None, "ann", 1)
-    world.conductor.retry(LetterFilter(), "ann")
+    world.conductor.retry(DeadLetterFilter(), "ann")
     world.conductor.sweep()
     world.run()
     assert len(world.shown("crm")) == 1

@@ -391,7 +391,7 @@ def test_calls_per_second_hold_over_all_processes(database: Database) -> None:
     world = World(database, "crm")
     world.systems["crm"].requests_per_second = 4
     slept: list[float] = []
-    processes = [Limits(world.conductor.hub, sleep=slept.append) for _ in range(3)]
+    processes = [Limits(world.conductor.context, sleep=slept.append) for _ in range(3)]
     for turn in range(12):
         processes[turn % 3].wait("crm", 4)
     # The clock stands still: the twelfth call, whoever makes it, begins 11/4 seconds after the first.
@@ -421,7 +421,7 @@ def test_calls_at_once_hold_over_all_processes_and_a_dead_workers_slot_is_free_a
         waits.append(seconds or 0.0)
         world.clock.tick(61)  # the lease of those who hold the slots runs out
 
-    limits = Limits(world.conductor.hub, rest=rest)
+    limits = Limits(world.conductor.context, rest=rest)
     with limits.slot("crm"), limits.slot("crm"):
         assert len(rows(world, CallSlot, CallSlot.owner.is_not(None))) == 2
         with limits.slot("crm"):
@@ -564,7 +564,7 @@ def test_a_poll_that_takes_longer_than_its_interval_is_the_only_one(database: Da
         for page in read(position):
             seen.append(page)
             for _ in range(3):  # each renews the turn for those that come
-                world.clock.tick(world.conductor.hub.policy.lease - 1)
+                world.clock.tick(world.conductor.context.policy.lease - 1)
                 still_working()
             assert world.conductor.poll("crm.customer") == 0
             yield page
@@ -586,13 +586,13 @@ def test_a_poll_whose_turn_ran_out_applies_nothing_more(database: Database) -> N
     def slow(position: Any) -> Iterator[Any]:
         subscriber.changed_since = read  # type: ignore[method-assign]
         (page,) = read(position)
-        world.clock.tick(world.conductor.hub.policy.lease + 1)
+        world.clock.tick(world.conductor.context.policy.lease + 1)
         world.systems["crm"].edit("crm_1", notes="newest")
         assert world.conductor.poll("crm.customer") == 1
         yield page
 
     subscriber.changed_since = slow  # type: ignore[method-assign]
-    newest = world.clock.now + timedelta(seconds=world.conductor.hub.policy.lease + 1)
+    newest = world.clock.now + timedelta(seconds=world.conductor.context.policy.lease + 1)
     assert world.conductor.poll("crm.customer") == 0
     assert rows(world, Cursor)[0].position == {"since": newest.isoformat()}
     world.run()
@@ -602,7 +602,7 @@ def test_a_poll_whose_turn_ran_out_applies_nothing_more(database: Database) -> N
 def test_a_poll_that_died_is_made_up_for(database: Database) -> None:
     world = World(database, "crm", poll_seconds=24 * 3600)
     world.conductor.prepare()
-    world.conductor.jobs.tick()
+    world.conductor.schedule.tick()
     world.ears.heard.clear()
     subscriber = world.conductor.subscribers["crm.customer"]
     pages = subscriber.changed_since
@@ -620,14 +620,14 @@ def test_a_poll_that_died_is_made_up_for(database: Database) -> None:
         world.conductor.poll("crm.customer")
     subscriber.changed_since = pages  # type: ignore[method-assign]
     del inward._end_turn
-    world.conductor.jobs.tick()
+    world.conductor.schedule.tick()
     assert world.ears.heard == [] and world.conductor.poll("crm.customer") == 0
-    world.clock.tick(world.conductor.hub.policy.lease)
-    world.conductor.jobs.tick()
+    world.clock.tick(world.conductor.context.policy.lease)
+    world.conductor.schedule.tick()
     assert world.ears.heard == [("poll crm.customer", [])]
     world.conductor.poll("crm.customer")
     world.ears.heard.clear()
-    world.conductor.jobs.tick()
+    world.conductor.schedule.tick()
     assert world.ears.heard == []
 
 
@@ -641,12 +641,12 @@ def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) ->
 
     world.ears.poll = away  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
-        world.conductor.jobs.tick()
+        world.conductor.schedule.tick()
     world.ears.poll = heard  # type: ignore[method-assign]
-    world.conductor.jobs.tick()
+    world.conductor.schedule.tick()
     assert ("poll crm.customer", []) in world.ears.heard
     world.ears.heard.clear()
-    world.conductor.jobs.tick()
+    world.conductor.schedule.tick()
     assert world.ears.heard == []
 
 

@@ -38,7 +38,7 @@ def conduct(database: Database, clock: Clock, poll_seconds: int | None = 60) -> 
 
 def polls(conductor: Conductor) -> int:
     """How many polls were sent off, since this was last asked."""
-    heard, conductor.hub.announcer.heard[:] = list(conductor.hub.announcer.heard), []  # type: ignore[attr-defined]
+    heard, conductor.context.publisher.heard[:] = list(conductor.context.publisher.heard), []  # type: ignore[attr-defined]
     return sum(what == JOB for what, _ in heard)
 
 
@@ -52,8 +52,8 @@ def test_each_minute_is_polled_once_by_two_schedulers(database: Database) -> Non
     schedulers = [conduct(database, clock) for _ in range(2)]
     for _ in range(5):
         for scheduler in schedulers:
-            scheduler.jobs.tick()
-            scheduler.jobs.tick()  # one that was restarted within the minute
+            scheduler.schedule.tick()
+            scheduler.schedule.tick()  # one that was restarted within the minute
         assert sum(map(polls, schedulers)) == 1
         clock.tick(60)
 
@@ -66,7 +66,7 @@ def test_two_schedulers_at_the_same_moment(database: Database) -> None:
 
     def tick(scheduler: Conductor) -> None:
         try:
-            for due in scheduler.jobs.claim():
+            for due in scheduler.schedule.claim():
                 claimed.append((due.job, due.delay))
         except BaseException as error:
             failures.append(error)
@@ -84,10 +84,10 @@ def test_two_schedulers_at_the_same_moment(database: Database) -> None:
 def test_intervals_below_a_minute_are_spread_over_it(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock, poll_seconds=10)
-    delays = [due.delay for due in conductor.jobs.claim() if due.job == JOB]
+    delays = [due.delay for due in conductor.schedule.claim() if due.job == JOB]
     assert sorted(delays) == [0, 10, 20, 30, 40, 50]
     clock.tick(60.4)  # ticks are never quite on time
-    delays = [due.delay for due in conductor.jobs.claim() if due.job == JOB]
+    delays = [due.delay for due in conductor.schedule.claim() if due.job == JOB]
     assert [round(delay, 1) for delay in sorted(delays)] == [0, 9.6, 19.6, 29.6, 39.6, 49.6]
 
 
@@ -96,7 +96,7 @@ def test_over_an_hour_every_slot_comes_once(database: Database, every: int) -> N
     clock = Clock()
     conductor = conduct(database, clock, poll_seconds=every)
     for minute in range(60):
-        conductor.jobs.tick()
+        conductor.schedule.tick()
         clock.tick(60.7 if minute % 2 else 59.3)
     with database.read() as c:
         slots = list(c.execute(sa.select(JobRun.slot).where(JobRun.job == JOB).order_by(JobRun.slot)).scalars())
@@ -107,12 +107,12 @@ def test_over_an_hour_every_slot_comes_once(database: Database, every: int) -> N
 def test_of_missed_ticks_one_is_made_up_for(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock, poll_seconds=300)
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     assert polls(conductor) == 1
     clock.tick(3 * 3600 + 17)  # nobody ticked
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     assert polls(conductor) == 1
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     assert polls(conductor) == 0
 
 
@@ -121,11 +121,11 @@ def test_a_paused_job_waits_and_is_taken_up_once(database: Database) -> None:
     conductor = conduct(database, clock)
     set_job(database, paused_at=clock())
     for _ in range(3):
-        conductor.jobs.tick()
+        conductor.schedule.tick()
         clock.tick(60)
     assert polls(conductor) == 0
     set_job(database, paused_at=None)
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     assert polls(conductor) == 1
 
 
@@ -135,7 +135,7 @@ def test_a_persons_interval_outlives_a_restart(database: Database) -> None:
     set_job(database, every_seconds=600)
     conductor = conduct(database, clock)
     for _ in range(10):
-        conductor.jobs.tick()
+        conductor.schedule.tick()
         clock.tick(60)
     assert polls(conductor) == 1
 
@@ -143,10 +143,10 @@ def test_a_persons_interval_outlives_a_restart(database: Database) -> None:
 def test_a_job_rarer_than_a_day_is_not_run_again_by_tidying(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock, poll_seconds=7 * 24 * 3600)
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     for _ in range(24 * 3):
         clock.tick(3600)
-        conductor.jobs.tick()
+        conductor.schedule.tick()
     with database.read() as c:
         slots = c.execute(sa.select(JobRun.slot).where(JobRun.job == JOB)).all()
     # The clock begins on a Sunday; the week of the slots turns on a Thursday.
@@ -157,7 +157,7 @@ def test_jobs_of_a_system_that_is_no_longer_configured_are_left_alone(database: 
     clock = Clock()
     conduct(database, clock)
     conductor = conduct(database, clock, poll_seconds=None)
-    conductor.jobs.tick()
+    conductor.schedule.tick()
     assert polls(conductor) == 0
 
 
@@ -167,9 +167,9 @@ def test_tidying_does_not_hold_up_the_polls_of_its_tick(database: Database) -> N
     conduct(database, clock, poll_seconds=None)
     conductor = conduct(database, clock)
     order: list[str] = []
-    conductor.hub.announcer.poll = lambda subscriber, delay=0.0: order.append("poll")  # type: ignore[method-assign]
-    conductor.jobs.tidy = lambda: order.append(TIDY)  # type: ignore[method-assign,assignment,return-value]
-    conductor.jobs.tick()
+    conductor.context.publisher.poll = lambda subscriber, delay=0.0: order.append("poll")  # type: ignore[method-assign]
+    conductor.schedule.tidy = lambda: order.append(TIDY)  # type: ignore[method-assign,assignment,return-value]
+    conductor.schedule.tick()
     assert order == ["poll", TIDY]
 
 
@@ -180,7 +180,7 @@ def test_how_a_job_ended_is_written_down(database: Database) -> None:
         with database.read() as c:
             return str(c.execute(sa.select(Schedule.result).where(Schedule.job == JOB)).scalar_one())
 
-    conductor.jobs.run(JOB, lambda: "3 records")
+    conductor.schedule.run(JOB, lambda: "3 records")
     assert result() == "3 records"
 
     def fail() -> None:
@@ -188,7 +188,7 @@ def test_how_a_job_ended_is_written_down(database: Database) -> None:
         raise RuntimeError("no luck")
 
     with pytest.raises(RuntimeError):
-        conductor.jobs.run(JOB, fail)
+        conductor.schedule.run(JOB, fail)
     assert result() == "RuntimeError: no luck"
 
 
@@ -229,10 +229,10 @@ def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int)
     ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as rolled back transactions leave them
     ages = [Policy().history_days + 10 - i if i < old else 10.0 - i for i in range(6)]
     fill(database, clock(), ids, ages)
-    assert conductor.jobs.tidy() == f"{3 * min(old, 6)} old rows removed"
+    assert conductor.schedule.tidy() == f"{3 * min(old, 6)} old rows removed"
     for table in (Delivery, Change, Inbox):
         assert left(database, table) == ids[old:]
-    assert conductor.jobs.tidy() == "0 old rows removed"
+    assert conductor.schedule.tidy() == "0 old rows removed"
 
 
 def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
@@ -240,7 +240,7 @@ def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
     conductor = conduct(database, clock)
     fill(database, clock(), [1, 2], [200, 199], relayed_at=None, state="waiting")
     fill(database, clock(), [4], [197])
-    conductor.jobs.tidy()
+    conductor.schedule.tidy()
     assert (left(database, Delivery), left(database, Change), left(database, Inbox)) == ([], [1, 2], [1, 2])
 
 
@@ -260,7 +260,7 @@ def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Data
             c.execute(
                 sa.insert(AuditEntry).values(id=key, at=ancient if key == 1 else at, who="w", action="a", target="t")
             )
-    conductor.jobs.tidy()
+    conductor.schedule.tidy()
     assert (left(database, DeadLetter), left(database, Conflict)) == ([2, 3, 4], [2, 3, 4])
     assert left(database, Inbox) == [3, 4]  # the third can still be tried again
     assert left(database, AuditEntry) == [2, 3, 4]
@@ -274,9 +274,9 @@ def test_tidy_removes_processes_that_died_and_slots_that_passed(database: Databa
             seen = clock() + timedelta(hours=hours)
             c.execute(sa.insert(Process).values(name=name, kind="web", started_at=seen, last_seen_at=seen))
     for _ in range(3):
-        conductor.jobs.tick()
+        conductor.schedule.tick()
         clock.tick(20 * 3600)
-    conductor.jobs.tidy()
+    conductor.schedule.tidy()
     with database.read() as c:
         assert c.execute(sa.select(Process.name)).scalars().all() == ["alive"]
         oldest = c.execute(sa.select(sa.func.min(JobRun.slot)).where(JobRun.job == JOB)).scalar_one()

@@ -501,7 +501,7 @@ def test_many_writers_lose_nothing(database: Database) -> None:
     def write(key: int) -> None:
         try:
             for number in range(10):
-                database.transact(
+                database.run_in_transaction(
                     lambda c, n=number: c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == key).values(notes=str(n)))
                 )
         except BaseException as error:

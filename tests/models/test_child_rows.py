@@ -310,7 +310,7 @@ def test_lines_that_cannot_come_in_lose_nothing(
 ) -> None:
     before = _named(database, invoice)
     _edit(world, "crm", [line])
-    for _ in range(world.conductor.hub.policy.max_attempts):
+    for _ in range(world.conductor.context.policy.max_attempts):
         world.clock.tick(100_000)
         world.conductor.sweep()
         world.run()

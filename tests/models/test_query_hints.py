@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from conductor.reports import pages
-from conductor.tasks.throttle import has_room
+from conductor.tasks.throttle import below_backlog_limit
 from models.base import utcnow
 from models.catalogues import Customer
 from models.history import first_since, newest_delivery, waiting_since
 from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, Link
-from models.query_hints import unindexed
+from models.query_hints import no_index
 from models.session import Database
 from tests.support import panel_world
 from tests.support.fakes import World
@@ -83,7 +83,7 @@ def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
 def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database) -> None:
     w = World(ledger, "shop")
     with plans(ledger) as found, ledger.read() as connection:
-        assert has_room(w.conductor.hub, connection, [SHOP])
+        assert below_backlog_limit(w.conductor.context, connection, [SHOP])
         assert w.conductor.sweep() == OPEN
     of_links = [plan for plan in found if "link" in plan and "ix_link_retry" not in plan]
     assert len(of_links) == 2
@@ -92,7 +92,7 @@ def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database)
 
 def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) -> None:
     w = World(ledger, "shop")
-    seen = w.conductor.glance()
+    seen = w.conductor.overview_version()
     with plans(ledger) as found:
         overview = w.conductor.overview(seen)
     assert (overview.total("owed"), overview.total("dead")) == (OPEN, OPEN)
@@ -106,7 +106,7 @@ def panel(ledger: Database) -> Iterator[PanelWorld]:
     """A panel over it, for one subscriber."""
     url = ledger.engine.url.render_as_string(hide_password=False)
     with panel_world.world(url, seeded=False) as made:
-        del made.conductor.hub.subscribers["crm.customer"]
+        del made.conductor.context.subscribers["crm.customer"]
         yield made
 
 
@@ -144,9 +144,9 @@ def test_open_conflicts_are_listed_by_their_index(panel: PanelWorld) -> None:
     client = panel.client("admin")
     with plans(panel.database) as found:
         page = client.get("/conflicts/").text
-    listed = [plan for plan in found if "conflict" in plan]
+    in_param = [plan for plan in found if "conflict" in plan]
     assert all(f"/record/customer/{n}" in page for n in range(3)) and "/record/customer/3" not in page
-    assert listed and all("ix_conflict_open" in plan for plan in listed), found
+    assert in_param and all("ix_conflict_open" in plan for plan in in_param), found
 
 
 def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: PanelWorld) -> None:
@@ -203,7 +203,7 @@ def test_unindexed_means_the_same(database: Database, condition: Any, count: int
         connection.execute(sa.insert(AuditEntry).values(who="ada", target="100 %", **entry | {"details": {"a": 1}}))
         connection.execute(sa.insert(AuditEntry).values(who="ada", target="b", **entry))
         connection.execute(sa.insert(AuditEntry).values(who="grace", target="c", **entry))
-        found = sa.select(sa.func.count(AuditEntry.id)).where(unindexed(condition))
+        found = sa.select(sa.func.count(AuditEntry.id)).where(no_index(condition))
         assert connection.execute(found).scalar_one() == count
 
 

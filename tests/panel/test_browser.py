@@ -51,7 +51,7 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 def w(sqlite_url: str) -> Iterator[World]:
     with world(sqlite_url) as made:
         made.conductor.comparing.start("crm.customer", "operator@example.com")
-        made.announcer.depths.update({"shop.customer": 7, "shop.customer.later": 1, "shop.inbox": 0})
+        made.publisher.depths.update({"shop.customer": 7, "shop.customer.later": 1, "shop.inbox": 0})
         yield made
 
 

@@ -76,7 +76,7 @@ def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.
     (task,) = noisy.conductor.tasks.list("discard")
     assert task.total == crm + 2
     for module in ("conductor.reports.dead_letter_groups", "panel.rendering.filters"):
-        monkeypatch.setattr(f"{module}.COUNT_LIMIT", 500)
+        monkeypatch.setattr(f"{module}.DISPLAY_LIMIT", 500)
     assert "Discard all 500+<" in client.get("/dead-letters/").text
 
 
@@ -263,7 +263,7 @@ def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: Wor
     left = {row.id for row in w.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_(None)))}
     assert left == {two, city}
     (task,) = w.conductor.tasks.list("settle")
-    assert (task.state, task.good, task.bad) == ("done", 2, 1)
+    assert (task.state, task.succeeded, task.failed) == ("done", 2, 1)
     assert f'href="/tasks/{task.id}"' in client.get("/conflicts/").text
     trail = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.settle"))
     assert [row.who for row in trail] == ["operator@example.com"] * 2

@@ -35,7 +35,7 @@ def update(client: Any, path: str, etag: str = "") -> Any:
 def stand_still(w: World) -> None:
     """No minute ends, and no half of one, between two questions: each makes pages anew by itself."""
     now = utcnow()
-    w.conductor.hub.clock = lambda: now
+    w.conductor.context.clock = lambda: now
 
 
 def change(w: World, table: Any, condition: Any, **values: Any) -> None:
@@ -88,7 +88,7 @@ def test_a_changed_overview_is_made_again(w: World) -> None:
     w.conductor.pause("shop", "ada@example.com", "their maintenance")
     page = update(client, "/", etag)
     assert page.status_code == 200 and "shop is paused" in page.text
-    w.announcer.broker_error = "RabbitMQ does not answer"
+    w.publisher.broker_error = "RabbitMQ does not answer"
     assert "RabbitMQ does not answer" in update(client, "/", page.headers["ETag"]).text
 
 
@@ -141,7 +141,7 @@ def test_schedules_are_run_paused_and_resumed(w: World) -> None:
     client = w.client("operator")
     assert "every minute" in client.get("/schedules/").text
     post(client, "/schedules/run", job="poll shop.customer")
-    assert ("poll shop.customer", []) in w.announcer.heard
+    assert ("poll shop.customer", []) in w.publisher.heard
     post(client, "/schedules/pause", job="tidy")
     assert "paused" in client.get("/schedules/").text
     post(client, "/schedules/run", job="tidy")
@@ -157,17 +157,17 @@ def test_schedules_are_run_paused_and_resumed(w: World) -> None:
 def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
     settings = {"broker_url": "amqp://h/my%2Fhost", "rabbitmq_management_url": "http://rabbit.example:15672"}
     with world(sqlite_url, **settings) as made:
-        made.announcer.depths["shop.customer"] = 7
+        made.publisher.depths["shop.customer"] = 7
         page = made.client("viewer").get("/queues/").text
     assert 'href="http://rabbit.example:15672/#/queues/my%2Fhost/shop.customer"' in page
 
 
 def test_a_broker_that_is_away_is_told_and_breaks_nothing(w: World) -> None:
     client = w.client("operator")
-    w.announcer.depths.update({"shop.customer": 7, "shop.inbox": 2})
+    w.publisher.depths.update({"shop.customer": 7, "shop.inbox": 2})
     assert "Retries" not in client.get("/queues/").text
     assert "7 waiting" in client.get("/systems/").text
-    w.announcer.broker_error = "RabbitMQ does not answer"
+    w.publisher.broker_error = "RabbitMQ does not answer"
     for path in LIVE:
         assert client.get(path).status_code == 200
     assert "nothing is lost" in client.get("/queues/").text

@@ -189,7 +189,7 @@ def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
     with w.database.write() as connection:
         # One that is up to date with the new mapping already.
         agreed = w.rows(sa.select(Link.base).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
-        values = {"agreed": {**agreed[0].agreed, "active": "yes"}}
+        values = {"base": {**agreed[0].base, "active": "yes"}}
         connection.execute(
             sa.update(Link).where(Link.subscriber == "shop.customer", Link.record_id == "1").values(**values)
         )
@@ -199,11 +199,11 @@ def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
     assert f'href="/tasks/{task.id}"' in w.client("viewer").get(PAGE).text
     line = w.client("viewer").get(f"/tasks/{task.id}/line").text
     assert "<html" not in line and "2 differ and are sent again" in line and "data-line" not in line
-    assert (task.state, task.done, task.total, task.good) == ("done", 3, 3, 2)
+    assert (task.state, task.done, task.total, task.succeeded) == ("done", 3, 3, 2)
     owed = {row.record_id for row in _links(w) if row.owed_change > before[row.record_id]}
     assert owed == {"2", "3"}
     w.sync()
-    assert all(row.agreed["active"] == "yes" for row in _links(w) if row.external_id)
+    assert all(row.base["active"] == "yes" for row in _links(w) if row.external_id)
     assert "2 differ and are sent again" in w.client("viewer").get(PAGE).text
 
 
@@ -238,7 +238,7 @@ class ShopInvoice(Subscriber):
 
 def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite: World) -> None:
     shop = sqlite.conductor.systems["shop"]
-    cast(dict[str, Any], sqlite.conductor.hub.subscribers)["shop.invoice"] = ShopInvoice(shop)
+    cast(dict[str, Any], sqlite.conductor.context.subscribers)["shop.invoice"] = ShopInvoice(shop)
     client = sqlite.client("admin")
     page = client.get("/mappings/shop.invoice").text
     assert 'aria-label="External field of row 2, lines 1" ' in page and 'list="columns-lines"' in page

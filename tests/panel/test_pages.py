@@ -126,7 +126,7 @@ def test_the_calls_that_are_left_are_shown(w: World) -> None:
 
 def test_poll_now(w: World) -> None:
     post(w.client("operator"), "/systems/poll/shop.customer")
-    assert ("poll shop.customer", []) in w.announcer.heard
+    assert ("poll shop.customer", []) in w.publisher.heard
 
 
 # --- finding and histories ---------------------------------------------------------------------------

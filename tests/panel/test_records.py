@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.dead_letters.advice import CODE, MAPPING, RECORD, SYSTEM, advice
+from conductor.dead_letters.remedies import CODE, MAPPING, RECORD, SYSTEM, remedy
 from conductor.dead_letters.store import fingerprint
 from conductor.inward.inbox import KEPT_REFUSED
 from conductor.redaction import LONGEST_REPLY, MASK, redact, reply_text, safe_headers, secrets_in
@@ -70,7 +70,7 @@ def work_off(w: World) -> None:
 
 def stands(w: World, record_id: str, subscriber: str) -> tuple[str, str]:
     with w.database.read() as connection:
-        found = record_status.standings(w.conductor.hub, connection, "customer", record_id, exists=True)
+        found = record_status.record_statuses(w.conductor.context, connection, "customer", record_id, exists=True)
     one = next(standing for standing in found if standing.subscriber == subscriber)
     return one.word, "".join(part if isinstance(part, str) else "TIME" for part in one.sentence)
 
@@ -274,8 +274,8 @@ def test_advice_says_where_to_mend_it() -> None:
         ("Retry", "500: try later"): SYSTEM,
     }
     for (error, message), where in known.items():
-        assert advice(error, message).where == where, message
-    assert advice("Retry", "KeyError: x", has_traceback=True).where == CODE
+        assert remedy(error, message).where == where, message
+    assert remedy("Retry", "KeyError: x", has_traceback=True).where == CODE
 
 
 # --- webhooks -----------------------------------------------------------------------------------------

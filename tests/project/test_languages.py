@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from i18n import ENGLISH, Language, choose, chosen, plural, say
+from i18n import ENGLISH, Language, current_locale, gettext, ngettext, set_locale
 from models.ledger import AuditEntry
 from models.users import User
 from panel.rendering import filters, locale
@@ -50,7 +50,7 @@ def w(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def english_again() -> Iterator[None]:
     yield
-    choose(ENGLISH)
+    set_locale(ENGLISH)
 
 
 # --- the catalogues ---------------------------------------------------------------------------------------
@@ -73,14 +73,14 @@ def test_what_the_scripts_say_is_in_the_page() -> None:
 
 
 def test_a_text_is_said_in_the_language_chosen_and_in_english_without_one() -> None:
-    assert (chosen(), say("in {time}", time="3 s"), plural("{n} field", "{n} fields", 2)) == (
+    assert (current_locale(), gettext("in {time}", time="3 s"), ngettext("{n} field", "{n} fields", 2)) == (
         ENGLISH,
         "in 3 s",
         "2 fields",
     )
-    choose(locale.all_languages()["de"])
-    assert (say("{time} ago", time="3 s"), plural("{n} field", "{n} fields", 1)) == ("vor 3 s", "1 Feld")
-    assert say("what nobody translated, {as_it_is}") == "what nobody translated, {as_it_is}"
+    set_locale(locale.all_languages()["de"])
+    assert (gettext("{time} ago", time="3 s"), ngettext("{n} field", "{n} fields", 1)) == ("vor 3 s", "1 Feld")
+    assert gettext("what nobody translated, {as_it_is}") == "what nobody translated, {as_it_is}"
 
 
 # --- whose language -----------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_programs_are_answered_in_english(w: World) -> None:
 
 def test_the_next_request_of_a_thread_begins_anew(w: World) -> None:
     w.client().get("/login", headers=GERMAN)
-    assert chosen() is ENGLISH
+    assert current_locale() is ENGLISH
 
 
 def test_an_open_page_is_made_anew_in_another_language(w: World) -> None:

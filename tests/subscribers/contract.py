@@ -30,7 +30,7 @@ from models.base import utcnow
 from models.ledger import DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
 from simulators.simulators import Cannot, Simulator
-from subscribers.base import Subscriber, received
+from subscribers.base import Subscriber, normalize_incoming
 from subscribers.errors import Gone
 from subscribers.mapping.mapper import nest
 from subscribers.mapping.validation import check_rows
@@ -99,7 +99,7 @@ class Bench(World):
     def there(self, external_id: str) -> Flat | None:
         """The record as the system has it, by external field; None where it has not."""
         try:
-            external = received(self.subscriber, self.subscriber.fetch(external_id))
+            external = normalize_incoming(self.subscriber, self.subscriber.fetch(external_id))
         except Gone:
             return None
         return self.subscriber.default_mapper.theirs(external.data)

@@ -515,7 +515,7 @@ def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> No
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()
         hub.run()
-    assert hub.conductor.tasks.get(one).words == "0 sent, 2 were there already", "a change was under way"
+    assert hub.conductor.tasks.get(one).message == "0 sent, 2 were there already", "a change was under way"
     assert [path.name for path in (folder.top / "in").glob("*.csv")] == ["b.csv"], "it waits for the poll"
     poll(hub)
     assert customers(hub) == ["Ada", "Grace", "Emmy"]

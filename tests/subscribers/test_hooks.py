@@ -140,7 +140,7 @@ def test_a_bug_in_reading_the_answer_does_not_undo_the_write(database: Database)
     assert world.shown("crm")[0]["address"] == {"city": "Oslo"}
     with database.read() as c:
         link = c.execute(sa.select(Link.__table__)).one()
-    assert link.owed_change == link.synced_change and link.agreed["address.city"] == "Oslo"
+    assert link.owed_change == link.synced_change and link.base["address.city"] == "Oslo"
 
 
 def test_a_create_of_unknown_end_is_found_through_after_receive(database: Database) -> None:

@@ -76,7 +76,7 @@ def test_10_edits_while_the_system_was_down_are_1_call(world: SalesforceWorld) -
     world.run()
     world.org.journal.clear()
     with world.conductor.database.write() as c:
-        world.conductor.health.went_down(c, "salesforce", SystemDown("maintenance"))
+        world.conductor.breaker.went_down(c, "salesforce", SystemDown("maintenance"))
     for number in range(10):
         edit_all(world, phone=str(number))
         world.run()

@@ -226,7 +226,7 @@ class World:
                 cls = type(f"{name.title()}{kind.catalogue.title()}", (kind,), {"system": name, **attributes})
                 subscribers[cls.name()] = cls(system)
         self.conductor = Conductor(database, subscribers, self.ears, policy, self.clock)
-        self.conductor.health.ensure_rows()
+        self.conductor.breaker.ensure_rows()
 
     def run(self, rounds: int = 20) -> None:
         """Relay and work off all news, until there is none."""
@@ -242,7 +242,7 @@ class World:
     def _work(self, what: str, ids: Sequence[Any]) -> None:
         kind, _, rest = what.partition(" ")
         if kind == "changes":
-            for subscriber in self.conductor.hub.of_catalogue(rest):
+            for subscriber in self.conductor.context.of_catalogue(rest):
                 self.conductor.deliver(subscriber.name(), ids)
         elif kind == "inbox":
             for inbox_id in ids:

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import Conductor, LetterFilter, Policy
+from conductor import Conductor, DeadLetterFilter, Policy
 from models.capture import sync_context
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Link, Unsubscription
@@ -132,7 +132,7 @@ class World:
         self.systems = {name: ModelSystem(name, self, profile) for name, profile in profiles.items()}
         self.processes = [self._process() for _ in range(2)]
         self.subscribers = list(self.processes[0].subscribers)
-        self.processes[0].health.ensure_rows()
+        self.processes[0].breaker.ensure_rows()
         self.trace: list[str] | None = [] if trace else None
 
         self.quiet = False
@@ -525,7 +525,7 @@ class World:
             if self.queue.messages:
                 self._consume(self.queue.messages.pop(0), requeue=True)
         finally:
-            conductor.hub.stopping.clear()
+            conductor.context.stopping.clear()
 
     def do_tick(self, seconds: float) -> None:
         """Time passes; during a call no more than a call may take."""
@@ -587,7 +587,7 @@ class World:
 
     def do_retry(self) -> None:
         """A person tries all dead letters again."""
-        self.conductor.retry(LetterFilter(), "ann")
+        self.conductor.retry(DeadLetterFilter(), "ann")
 
     def do_discard(self) -> None:
         """A person discards all dead letters."""
@@ -595,7 +595,7 @@ class World:
             rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
             bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
         try:
-            self.conductor.discard(LetterFilter(), "ann", "because")
+            self.conductor.discard(DeadLetterFilter(), "ann", "because")
         finally:  # a process may die just after the commit
             for row in rows:
                 if row.link_id is not None:

@@ -28,7 +28,7 @@ from models.session import Database
 from panel.app import create_app
 from panel.auth.accounts import create_user
 from panel.http_server import threaded_server
-from panel.overview_cache import Situation
+from panel.overview_cache import OverviewCache
 from settings import Settings
 from subscribers.base import Subscriber
 from subscribers.errors import BadSignature, BadWebhook, Reject
@@ -103,7 +103,7 @@ _SESSIONS: dict[tuple[str, str], str] = {}
 class World:
     database: Database
     conductor: Conductor
-    announcer: Ears
+    publisher: Ears
     app: Flask
 
     def rows(self, statement: Any) -> list[Any]:
@@ -149,18 +149,20 @@ def world(
         capture.install(connection, [CATALOGUES["customer"]])
     _people(database)
     shop_class, customer_class = shop
-    crm, announcer = System("crm", Options()), Ears()
+    crm, publisher = System("crm", Options()), Ears()
     subscribers: dict[str, Subscriber] = {
         "shop.customer": customer_class(shop_class("shop", ShopOptions())),
         "crm.customer": CrmCustomer(crm),
     }
-    conductor = Conductor(database, subscribers, announcer)
+    conductor = Conductor(database, subscribers, publisher)
     conductor.prepare()
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
     # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
-    app.extensions["syncflow_situation"] = Situation(conductor.glance, conductor.overview, clock=lambda: 0.0)
-    made = World(database, conductor, announcer, app)
+    app.extensions["syncflow_situation"] = OverviewCache(
+        conductor.overview_version, conductor.overview, clock=lambda: 0.0
+    )
+    made = World(database, conductor, publisher, app)
     if seeded:
         seed(made)
     try:

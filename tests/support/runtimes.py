@@ -20,10 +20,10 @@ from models.session import Database
 from settings import Settings
 from tests.support.fakes import FakeSubscriber, FakeSystem
 from workers.actors import bind_queues
-from workers.publisher import INBOX, LATER, TICK_QUEUE, Senders
+from workers.publisher import INBOX, LATER, TICK_QUEUE, DramatiqPublisher
 from workers.relay import Relay
 from workers.runtime import Runtime
-from workers.worker import Fleet
+from workers.worker import WorkerPool
 
 CUSTOMER = Customer.__table__
 
@@ -59,7 +59,7 @@ class Hub:
         for name, system in self.systems.items():
             cls = type(f"{name.title()}Customer", (FakeSubscriber,), {"system": name, **attributes})
             subscribers[cls.name()] = cls(system)
-        senders = Senders(self.broker)
+        senders = DramatiqPublisher(self.broker)
         senders.systems = {name: s.system for name, s in subscribers.items()}
         bind_queues(self.broker, subscribers)
         self.conductor = Conductor(database, subscribers, senders, Policy(stale=2.0, lease=20.0))
@@ -80,9 +80,9 @@ class Hub:
             assert not thread.is_alive(), "the relay does not stop"
 
     @contextmanager
-    def working(self) -> Iterator[Fleet]:
+    def working(self) -> Iterator[WorkerPool]:
         """Workers for the length of a block."""
-        fleet = Fleet(self.runtime)
+        fleet = WorkerPool(self.runtime)
         fleet.start()
         try:
             yield fleet

@@ -45,7 +45,7 @@ class SalesforceWorld(World):
         self.ears = Ears()
         self.client = connect(org, **settings)
         self.conductor = Conductor(database, at_work(self.client), self.ears, Policy(), org.clock.now)
-        self.conductor.health.ensure_rows()
+        self.conductor.breaker.ensure_rows()
 
     def add(self, catalogue: str, **values: Any) -> str:
         """Some program writes a record here."""

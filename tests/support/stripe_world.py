@@ -73,7 +73,7 @@ class StripeWorld(World):
         self.client = MortalStripe("stripe", options)
         kinds = (StripeCustomer, StripeProduct, StripeInvoice)
         self.conductor = Conductor(database, {k.name(): k(self.client) for k in kinds}, self.ears, None, self.clock)
-        self.conductor.health.ensure_rows()
+        self.conductor.breaker.ensure_rows()
         self._told: set[str] = set()
 
     # --- here ---------------------------------------------------------------------------------------

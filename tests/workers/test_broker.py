@@ -477,7 +477,7 @@ def test_what_is_wrong_with_the_address_is_said_in_one_line(rabbitmq_url: str, u
     where = f"{parts.hostname}:{parts.port or 5672}"
     broker = RabbitmqFanout(url.format(where=where), "classic")
     broker.bind("crm.customer", "customer")
-    for ask in (broker.ensure, lambda: broker.look(["crm.customer"], 5)):
+    for ask in (broker.ensure, lambda: broker.inspect_queues(["crm.customer"], 5)):
         with pytest.raises(BrokerUnreachable, match=words.format(where=where)):
             ask()
 

@@ -129,7 +129,7 @@ def test_stop_finishes_what_is_in_hand_and_hands_back_the_rest(make_hub: MakeHub
         until(lambda: crm.calls)
         stopping = threading.Thread(target=fleet.stop)
         stopping.start()
-        until(hub.conductor.hub.stopping.is_set)
+        until(hub.conductor.context.stopping.is_set)
         answer.set()
         stopping.join()
     done = len(hub.held("crm"))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from conductor.outward.record_budget import Room
+from conductor.outward.record_budget import RecordBudget
 from tests.support.runtimes import until
 
 pytestmark = pytest.mark.unit
@@ -22,13 +22,13 @@ def start(work: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def waiting(room: Room) -> tuple[int, int]:
+def waiting(room: RecordBudget) -> tuple[int, int]:
     """Who waits at this moment: begun, and new."""
     return len(room._begun), len(room._new)
 
 
 def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
-    room, lock = Room(6), threading.Lock()
+    room, lock = RecordBudget(6), threading.Lock()
     working, most, done = 0, 0, 0
 
     def enter(by: int) -> None:
@@ -58,7 +58,7 @@ def test_no_more_than_so_many_are_at_work_and_all_come_through() -> None:
 
 
 def test_small_ones_go_side_by_side() -> None:
-    room, together = Room(6), threading.Barrier(3)
+    room, together = RecordBudget(6), threading.Barrier(3)
 
     def small() -> None:
         with room.taken(2):
@@ -70,7 +70,7 @@ def test_small_ones_go_side_by_side() -> None:
 
 
 def test_no_more_small_ones_than_the_room_they_take_at_least() -> None:
-    room = Room(6, least=3)
+    room = RecordBudget(6, least=3)
     with room.taken(1), room.taken(1):
         third = start(lambda: room.taken(1).__enter__())
         until(lambda: waiting(room) == (0, 1))
@@ -79,7 +79,7 @@ def test_no_more_small_ones_than_the_room_they_take_at_least() -> None:
 
 
 def test_a_very_large_one_takes_its_turn_and_leaves_room_beside_it() -> None:
-    room = Room(6)
+    room = RecordBudget(6)
     order: list[str] = []
     at_work, beside = threading.Event(), threading.Event()
 
@@ -109,7 +109,7 @@ def test_a_very_large_one_takes_its_turn_and_leaves_room_beside_it() -> None:
 
 
 def test_while_one_is_away_another_has_its_room() -> None:
-    room = Room(1)
+    room = RecordBudget(1)
     entered = threading.Event()
 
     def other() -> None:
@@ -124,7 +124,7 @@ def test_while_one_is_away_another_has_its_room() -> None:
 
 
 def test_what_comes_back_goes_before_what_is_new() -> None:
-    room = Room(1)
+    room = RecordBudget(1)
     order: list[str] = []
     left, may_return, holding, may_go = (threading.Event() for _ in range(4))
 
@@ -159,7 +159,7 @@ def test_what_comes_back_goes_before_what_is_new() -> None:
 
 
 def test_what_failed_gives_its_room_back() -> None:
-    room = Room(1)
+    room = RecordBudget(1)
     with pytest.raises(ZeroDivisionError), room.taken(1) as away, away():
         raise ZeroDivisionError
     passed = threading.Event()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import Conductor, Glance
-from conductor.reports.overview import ALIVE_SECONDS, glance, overview
+from conductor import Conductor, OverviewVersion
+from conductor.reports.overview import ALIVE_SECONDS, overview, overview_version
 from conductor.reports.throughput import MINUTE, MINUTE_DAYS, SPANS
 from models.ledger import (
     Change,
@@ -25,7 +25,7 @@ from models.ledger import (
     Throughput,
 )
 from models.session import Database
-from panel.overview_cache import Situation
+from panel.overview_cache import OverviewCache
 from tests.support.fakes import Clock, Ears, FakeSubscriber, FakeSystem
 
 DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}
@@ -70,19 +70,19 @@ def owe(database: Database, subscriber: str, record: str, since: datetime, **val
 
 def test_all_is_well(hub: Conductor) -> None:
     overview = hub.overview()
-    assert (overview.tone, overview.headline, overview.troubles) == ("good", "Everything is in sync.", [])
+    assert (overview.severity, overview.headline, overview.troubles) == ("good", "Everything is in sync.", [])
 
 
 def test_what_is_on_its_way_is_no_trouble(hub: Conductor, database: Database, clock: Clock) -> None:
     owe(database, "crm.customer", "1", clock() - timedelta(seconds=3))
     overview = hub.overview()
-    assert (overview.tone, overview.headline, overview.moving) == ("busy", "Catching up.", 1)
+    assert (overview.severity, overview.headline, overview.moving) == ("busy", "Catching up.", 1)
 
 
 def test_a_pause_while_nothing_is_owed_is_told_as_such(hub: Conductor) -> None:
     hub.pause("crm", "ada@example.com", "their maintenance")
     overview = hub.overview()
-    assert (overview.tone, overview.headline) == ("busy", "In sync so far, but crm is paused.")
+    assert (overview.severity, overview.headline) == ("busy", "In sync so far, but crm is paused.")
     assert "ada@example.com: their maintenance" in overview.troubles[0].what
 
 
@@ -98,7 +98,7 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
     put(database, Cursor, subscriber="shop.customer", failing_since=old, result="401 Unauthorized")
     change(database, Process, Process.kind == "relay", last_seen_at=now - timedelta(seconds=ALIVE_SECONDS))
     overview = hub.overview()
-    assert overview.tone == "bad"
+    assert overview.severity == "bad"
     assert overview.headline == (
         "Not everything is in sync: no relay is running, crm is down, the poll of shop.customer fails, "
         "1 dead letter waits for a person and 1 conflict waits for a decision."
@@ -135,8 +135,8 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
     put(database, Change, catalogue="customer", record_id="1", operation="created", at=clock())
     put(database, Cursor, subscriber="crm.customer")
     put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
-    before = hub.glance().version
-    assert hub.glance().version == before
+    before = hub.overview_version().version
+    assert hub.overview_version().version == before
     if what == "change":
         change(database, Change, sa.true(), relayed_at=clock())
     elif what == "delivery":
@@ -153,7 +153,7 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
         change(database, Schedule, sa.true(), finished_at=clock())
     else:
         hub.throughput.count()
-    assert hub.glance().version != before
+    assert hub.overview_version().version != before
 
 
 # --- deliveries per minute -------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, datab
     put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
     hub.throughput.count()
     clock.tick((MINUTE_DAYS * 24 + 1) * 3600)
-    hub.jobs.tidy()
+    hub.schedule.tidy()
     assert (counted(database), counted(database, 3600)) == ({}, {"delivered": 1})
 
 
@@ -220,25 +220,25 @@ def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
         for span in SPANS.values():
             series = hub.throughput.series(connection, span)
             assert len(series.at) == len(series.counts["dead"]) == span.length // span.step <= 360
-            assert all(datetime.fromtimestamp(at, UTC) < hub.hub.clock() for at in series.at)
+            assert all(datetime.fromtimestamp(at, UTC) < hub.context.clock() for at in series.at)
 
 
 # --- schedules --------------------------------------------------------------------------------------------
 
 
 def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: Database, clock: Clock) -> None:
-    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
-    assert hub.jobs.claim() == []
-    hub.jobs.run_soon("tidy", "ada@example.com")
-    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
-    hub.jobs.pause("tidy", "ada@example.com")
+    assert [due.job for due in hub.schedule.claim()] == ["tidy"]
+    assert hub.schedule.claim() == []
+    hub.schedule.run_soon("tidy", "ada@example.com")
+    assert [due.job for due in hub.schedule.claim()] == ["tidy"]
+    hub.schedule.pause("tidy", "ada@example.com")
     with pytest.raises(ValueError, match="resume it first"):
-        hub.jobs.run_soon("tidy", "ada@example.com")
+        hub.schedule.run_soon("tidy", "ada@example.com")
     clock.tick(24 * 3600)
-    assert hub.jobs.claim() == []
-    hub.jobs.resume("tidy", "ada@example.com")
-    assert [due.job for due in hub.jobs.claim()] == ["tidy"]
-    for work in (hub.jobs.pause, hub.jobs.run_soon):
+    assert hub.schedule.claim() == []
+    hub.schedule.resume("tidy", "ada@example.com")
+    assert [due.job for due in hub.schedule.claim()] == ["tidy"]
+    for work in (hub.schedule.pause, hub.schedule.run_soon):
         with pytest.raises(KeyError):
             work("no such job", "ada@example.com")
 
@@ -249,30 +249,32 @@ def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: D
 def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(hub: Conductor) -> None:
     now, made, versions = [0.0], [], iter(range(100))
 
-    def make(seen: Glance) -> Any:
+    def make(seen: OverviewVersion) -> Any:
         now[0] += 0.5
         made.append(now[0])
         return hub.overview(seen)
 
-    situation = Situation(lambda: replace(hub.glance(), version=str(next(versions))), make, clock=lambda: now[0])
-    version, overview = situation.now(fresh=True)
+    overview_cache = OverviewCache(
+        lambda: replace(hub.overview_version(), version=str(next(versions))), make, clock=lambda: now[0]
+    )
+    version, overview = overview_cache.now(fresh=True)
     now[0] += 40
-    assert situation.now(fresh=False) == (version, overview) and len(made) == 1
-    assert situation.now(fresh=True)[0] != version and len(made) == 2
+    assert overview_cache.now(fresh=False) == (version, overview) and len(made) == 1
+    assert overview_cache.now(fresh=True)[0] != version and len(made) == 2
     now[0] += 60  # half a second is one per cent of fifty
-    situation.now(fresh=False)
+    overview_cache.now(fresh=False)
     assert len(made) == 3
 
 
 def test_the_same_version_is_made_once(hub: Conductor) -> None:
     made = []
 
-    def make(seen: Glance) -> Any:
+    def make(seen: OverviewVersion) -> Any:
         made.append(seen.version)
         return hub.overview(seen)
 
-    situation = Situation(lambda: replace(hub.glance(), version="same"), make)
-    assert situation.now(fresh=True) == situation.now(fresh=False) == situation.now(fresh=True)
+    overview_cache = OverviewCache(lambda: replace(hub.overview_version(), version="same"), make)
+    assert overview_cache.now(fresh=True) == overview_cache.now(fresh=False) == overview_cache.now(fresh=True)
     assert made == ["same"]
 
 
@@ -288,7 +290,7 @@ def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Databa
                 plans.extend(row[3] for row in raw.execute("EXPLAIN QUERY PLAN " + statement, parameters))
 
         sa.event.listen(connection, "before_cursor_execute", explain)
-        overview(hub.hub, connection, glance(hub.hub, connection))
+        overview(hub.context, connection, overview_version(hub.context, connection))
     small = ("system", "process", "schedule", "cursor", "throughput_mark")
     read_whole = [
         p for p in plans if p.startswith("SCAN") and not p.split()[1].startswith(("(", "anon_")) and "INDEX" not in p

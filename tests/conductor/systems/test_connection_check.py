@@ -98,7 +98,7 @@ def test_what_else_can_be_missing(database: Database) -> None:
         database,
         fields,
         field_to_data={"name": "name", "phone": "phone"},
-        lacking=lambda self: ["this login may not delete things"],
+        missing_permissions=lambda self: ["this login may not delete things"],
     )
     assert wrong(findings) == [
         "this login may not delete things",
@@ -146,16 +146,16 @@ def test_salesforce_describes_its_fields_and_says_what_a_login_lacks(monkeypatch
         fields = accounts.describe()
         assert fields["Name"] == ExternalField("text", 255, writable=True, required=True)
         assert fields["Active__c"].kind == "boolean" and not fields["SystemModstamp"].writable
-        assert accounts.lacking() == []
+        assert accounts.missing_permissions() == []
         monkeypatch.setattr("simulators.salesforce.describe._ABILITIES", ("queryable", "createable"))
         accounts.client.options.external_id_field = "Other__c"
-        assert accounts.lacking() == [
+        assert accounts.missing_permissions() == [
             "this login may not edit records of Account: give it that object permission",
             "this login may not delete records of Account: give it that object permission",
             "Account has no field Other__c, or this login may not see it: create it, or give the field permission",
         ]
         accounts.sobject = "Nothing__c"
-        assert "this login sees no object Nothing__c" in accounts.lacking()[0]
+        assert "this login sees no object Nothing__c" in accounts.missing_permissions()[0]
 
 
 def test_salesforce_shows_many_records_in_one_call() -> None:
@@ -171,7 +171,7 @@ def test_salesforce_shows_many_records_in_one_call() -> None:
 def test_stripe_says_what_a_restricted_key_lacks() -> None:
     with StripeSimulator() as stripe:
         customers = at_work(StripeCustomer, stripe)
-        assert customers.lacking() == [] and stripe.ids() == []
+        assert customers.missing_permissions() == [] and stripe.ids() == []
         stripe.stripe.faults.fail(403, method="POST")
-        (words,) = customers.lacking()
+        (words,) = customers.missing_permissions()
         assert words.startswith("this key may not write customers: the API key is refused (403")

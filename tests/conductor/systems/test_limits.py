@@ -34,7 +34,7 @@ def start(work: Callable[[], object]) -> threading.Thread:
 
 
 def owners(world: World) -> list[str]:
-    with world.conductor.hub.database.read() as connection:
+    with world.conductor.context.database.read() as connection:
         held = sa.select(CallSlot.owner).where(CallSlot.owner.is_not(None)).order_by(CallSlot.number)
         return [str(owner) for owner in connection.scalars(held)]
 
@@ -44,7 +44,7 @@ def waiting(limits: Limits) -> int:
 
 
 def test_never_more_than_allowed_over_two_processes_and_all_come_through(world: World) -> None:
-    processes = [Limits(world.conductor.hub) for _ in range(2)]
+    processes = [Limits(world.conductor.context) for _ in range(2)]
     lock, under_way, most, done = threading.Lock(), 0, 0, 0
 
     def call(by: int) -> None:
@@ -75,7 +75,7 @@ def test_never_more_than_allowed_over_two_processes_and_all_come_through(world: 
 
 
 def test_a_slot_is_handed_on_within_a_process(world: World) -> None:
-    limits, got = Limits(world.conductor.hub), list[list[str]]()
+    limits, got = Limits(world.conductor.context), list[list[str]]()
 
     def follow() -> None:
         with limits.slot("crm"):
@@ -96,7 +96,7 @@ def test_a_slot_is_handed_on_within_a_process(world: World) -> None:
 
 
 def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(world: World) -> None:
-    here, elsewhere = Limits(world.conductor.hub), Limits(world.conductor.hub)
+    here, elsewhere = Limits(world.conductor.context), Limits(world.conductor.context)
     with here.slot("crm"), here.slot("crm") as second:
         before = owners(world)
         waits = start(lambda: here.enter("crm"))
@@ -111,7 +111,7 @@ def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(world: Wo
 
 
 def test_who_waits_is_told_to_stop_and_nothing_is_kept(world: World) -> None:
-    limits, told = Limits(world.conductor.hub), list[int]()
+    limits, told = Limits(world.conductor.context), list[int]()
 
     def wait() -> None:
         with pytest.raises(Stopping), limits.slot("crm"):
@@ -130,7 +130,7 @@ def test_who_waits_is_told_to_stop_and_nothing_is_kept(world: World) -> None:
 
 
 def test_a_database_that_fails_leaves_nobody_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, failed = Limits(world.conductor.hub), list[BaseException]()
+    limits, failed = Limits(world.conductor.context), list[BaseException]()
     asked = limits._take
 
     def fails(name: str, count: int) -> list[str]:
@@ -149,5 +149,5 @@ def test_a_database_that_fails_leaves_nobody_behind(world: World, monkeypatch: p
 
 def test_a_system_without_a_limit_has_none(world: World) -> None:
     world.systems["crm"].concurrency = None
-    with Limits(world.conductor.hub).slot("crm") as slot:
+    with Limits(world.conductor.context).slot("crm") as slot:
         assert not slot.is_limited and not slot.is_held and not slot.is_sought

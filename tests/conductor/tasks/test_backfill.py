@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import LetterFilter
+from conductor import DeadLetterFilter
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.session import Database
@@ -115,7 +115,7 @@ def test_stopped_and_gone_on_with_by_another_process(
     assert held(world) == ["Ada 0", "Ada 1"]
     other = World(database, "crm", match_on=("email",))
     other.clock, other.systems = world.clock, world.systems
-    other.conductor.hub.clock = world.clock
+    other.conductor.context.clock = world.clock
     other.conductor.subscribers["crm.customer"].client = world.systems["crm"]
     assert other.conductor.backfill("crm.customer", "bob") == one, "asked for in the same words, it goes on"
     work(other)
@@ -133,14 +133,14 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
-    monkeypatch.setattr("conductor.tasks.throttle.PLENTY", 2)
+    monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
     one = world.conductor.backfill("crm.customer", "ann")
     for _ in range(6):  # nobody delivers
         world.conductor.tasks.run_some()
         world.clock.tick(2)
     task = world.conductor.tasks.get(one)
     assert (task.done, task.message) == (2, "waits: crm has plenty to do")
-    monkeypatch.setattr(type(world.conductor.subscribers["crm.customer"]), "lot_size", lambda self, waiting: 4)
+    monkeypatch.setattr(type(world.conductor.subscribers["crm.customer"]), "batch_size", lambda self, waiting: 4)
     for _ in range(3):  # as many as one call takes
         world.conductor.tasks.run_some()
         world.clock.tick(2)
@@ -165,7 +165,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(world: World) -> No
     assert bad_letters(world) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = world.conductor.tasks.get(one)
     assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters to look at" in task.message
-    world.conductor.retry(LetterFilter(), "ann")
+    world.conductor.retry(DeadLetterFilter(), "ann")
     work(world, 3)
     assert bad_letters(world) == [] and len(crm.store) == 7
 

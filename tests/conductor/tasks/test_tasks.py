@@ -1,4 +1,4 @@
-"""Tasks: long work that outlives its process, is done by one at a time, and can be stopped and resumed."""
+"""TaskRunner: long work that outlives its process, is done by one at a time, and can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import LetterFilter, Policy
-from conductor.tasks.runner import Step, Tasks
+from conductor import DeadLetterFilter, Policy
+from conductor.tasks.runner import Step, TaskRunner
 from models.catalogues import Customer
 from models.ledger import AuditEntry, DeadLetter, Inbox, Link, Task
 from models.session import Database
@@ -136,7 +136,7 @@ def test_one_asked_to_stop_whose_process_died_is_stopped(world: World) -> None:
 
 def test_a_step_that_outlived_its_lease_counts_for_nothing(world: World) -> None:
     tasks = world.conductor.tasks
-    other = Tasks(world.conductor.hub)
+    other = TaskRunner(world.conductor.context)
     step = counting(world)
     other.register("count", step)
 
@@ -157,7 +157,7 @@ def test_two_processes_never_do_one_step_twice(world: World) -> None:
     failures: list[BaseException] = []
 
     def work() -> None:
-        tasks = Tasks(world.conductor.hub)
+        tasks = TaskRunner(world.conductor.context)
         tasks.register("count", step)
         try:
             while tasks.list(unfinished=True):
@@ -259,7 +259,7 @@ def test_old_tasks_are_tidied_away_and_open_ones_kept(world: World) -> None:
     tasks.run_some()
     tasks.start("count", "ann")
     world.clock.tick(100 * 24 * 3600)
-    world.conductor.jobs.tidy()
+    world.conductor.schedule.tidy()
     assert [t.state for t in tasks.list()] == ["running"]
 
 
@@ -288,7 +288,7 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
 ) -> None:
     monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 3)
     kill(world, 10)
-    one = world.conductor.retry_many(LetterFilter(error="Reject"), "ann")
+    one = world.conductor.retry_many(DeadLetterFilter(error="Reject"), "ann")
     world.clock.tick()
     kill(world, 1)  # a later one is not meant
     world.systems["crm"].fail(Reject("still no"), times=2)
@@ -303,9 +303,9 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
 
 def test_only_the_chosen_ones_and_no_flood(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 2)
-    monkeypatch.setattr("conductor.tasks.throttle.PLENTY", 2)
+    monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
     kill(world, 6)
-    one = world.conductor.retry_many(LetterFilter(ids=[1, 2, 3, 4]), "ann")
+    one = world.conductor.retry_many(DeadLetterFilter(ids=[1, 2, 3, 4]), "ann")
     tasks = world.conductor.tasks
     for _ in range(3):
         tasks.run_some()
@@ -321,10 +321,10 @@ def test_discarded_in_between_and_letters_about_events(world: World) -> None:
         c.execute(sa.insert(Inbox).values(id=5, system="crm", event_id="e", body="e gone_1", state="dead"))
         letter = {"subscriber": "crm.customer", "inbox_id": 5, "error": "Retry", "message": "", "fingerprint": ""}
         c.execute(sa.insert(DeadLetter).values(**letter, at=world.clock()))
-    one = world.conductor.retry_many(LetterFilter(), "ann")
+    one = world.conductor.retry_many(DeadLetterFilter(), "ann")
     tasks = world.conductor.tasks
     tasks.run_some()
-    world.conductor.discard(LetterFilter(ids=[1]), "bob", "an old one")
+    world.conductor.discard(DeadLetterFilter(ids=[1]), "bob", "an old one")
     work(world)
     task = tasks.get(one)
     assert (task.state, task.message) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
@@ -332,7 +332,7 @@ def test_discarded_in_between_and_letters_about_events(world: World) -> None:
 
 def test_what_does_not_come_to_an_end_is_counted_as_under_way(world: World) -> None:
     kill(world, 1)
-    one = world.conductor.retry_many(LetterFilter(), "ann")
+    one = world.conductor.retry_many(DeadLetterFilter(), "ann")
     for _ in range(3):  # nobody sweeps or delivers
         world.conductor.tasks.run_some()
         world.clock.tick(2)
@@ -354,7 +354,7 @@ def open_letters(world: World) -> int:
 def test_all_that_match_are_discarded_with_the_reason_on_each(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 3)
     kill(world, 7)
-    one = world.conductor.discard_many(LetterFilter(error="Reject"), "ann", " test data ")
+    one = world.conductor.discard_many(DeadLetterFilter(error="Reject"), "ann", " test data ")
     world.clock.tick()
     kill(world, 1)  # a later one is not meant
     work(world)
@@ -375,7 +375,7 @@ def test_discarding_can_be_stopped_and_outlives_the_process(world: World, monkey
     monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 2)
     kill(world, 5)
     tasks = world.conductor.tasks
-    one = world.conductor.discard_many(LetterFilter(), "ann", "old")
+    one = world.conductor.discard_many(DeadLetterFilter(), "ann", "old")
     tasks.run_some()
     tasks.stop(one, "bob")
     assert not tasks.run_some() and open_letters(world) == 3
@@ -394,7 +394,7 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(world: World) -
     old = world.conductor.database
     with old.read() as c:
         (row,) = c.execute(sa.select(DeadLetter.id, DeadLetter.link_id)).all()
-    world.conductor.retry(LetterFilter(), "bob")
+    world.conductor.retry(DeadLetterFilter(), "bob")
     world.conductor.sweep()
     world.run()
     assert open_letters(world) == 0
@@ -411,5 +411,5 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(world: World) -
 
 def test_discarding_many_needs_a_reason(world: World) -> None:
     with pytest.raises(ValueError, match="say why"):
-        world.conductor.discard_many(LetterFilter(), "ann", " ")
+        world.conductor.discard_many(DeadLetterFilter(), "ann", " ")
     assert world.conductor.tasks.list() == []

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from conductor.context import Hub
+from conductor.context import Context
 from conductor.desk import Desk
-from conductor.tasks.runner import Step, Tasks
+from conductor.tasks.runner import Step, TaskRunner
 from models.ledger import Conflict
 
 #: The kind of these tasks.
@@ -21,15 +21,15 @@ PAGE = 50
 class Alike:
     """Does the steps of `settle` tasks. The argument is `{"path": field, "choice": "ours" or "theirs"}`."""
 
-    def __init__(self, hub: Hub, desk: Desk, tasks: Tasks) -> None:
-        self.hub = hub
+    def __init__(self, context: Context, desk: Desk, tasks: TaskRunner) -> None:
+        self.context = context
         self.desk = desk
         self.tasks = tasks
         tasks.register(SETTLE, self.step)
 
     def count(self, subscriber: str, path: str) -> int:
         """How many conflicts of this field wait for a person."""
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             found = sa.select(sa.func.count(Conflict.id)).where(*_open(subscriber, path))
             return int(connection.execute(found).scalar_one())
 
@@ -39,7 +39,7 @@ class Alike:
         Raises:
           ValueError: no such subscriber.
         """
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             newest = sa.select(sa.func.max(Conflict.id)).where(*_open(subscriber, path))
             until = connection.execute(newest).scalar() or 0
         argument = {"path": path, "choice": choice, "until": until}
@@ -51,7 +51,7 @@ class Alike:
         after, argument = (task.position or {}).get("after", 0), task.argument
         is_open = _open(task.subscriber, argument["path"])
         page = sa.select(Conflict.id).where(*is_open, Conflict.id > after, Conflict.id <= argument["until"])
-        with self.hub.database.read() as connection:
+        with self.context.database.read() as connection:
             ids = list(connection.execute(page.order_by(Conflict.id).limit(PAGE)).scalars())
         succeeded, failed = task.succeeded, task.failed
         for number in ids:
