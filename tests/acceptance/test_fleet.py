@@ -187,7 +187,7 @@ def test_a_worker_killed_in_the_middle_of_a_delivery(fleet: Fleet) -> None:
     eventually(lambda: not fleet.stripe.faults())  # the call has arrived, and is not answered
     fleet.processes["worker"].kill()
     assert fleet.sql("SELECT 1 FROM link WHERE subscriber = 'stripe.customer' AND record_id = :id"
-                     " AND intent IS NOT NULL AND external_id IS NULL", id=str(record))  # fmt: skip
+                     " AND create_token IS NOT NULL AND external_id IS NULL", id=str(record))  # fmt: skip
 
     fleet.start("worker")
     in_both(fleet, record, name="Katherine Johnson")

@@ -119,7 +119,7 @@ class Load:
     def _look(self) -> None:
         """What people would see in a list: who is there in their system by now."""
         query = """SELECT l.subscriber, c.email, l.external_id FROM link l JOIN customer c ON c.id::text = l.record_id
-                   WHERE l.external_id IS NOT NULL AND l.gone_at IS NULL"""
+                   WHERE l.external_id IS NOT NULL AND l.unlinked_at IS NULL"""
         while not self._stop.wait(0.5):
             try:
                 with psycopg.connect(self.fleet.database_url, connect_timeout=3) as connection:
