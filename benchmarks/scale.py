@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Scale(Enum):
-    """FULL is what docs/performance.md tells of, SHORT the same in less time, QUICK only sees that it runs."""
+    """FULL is what docs/explanation/performance.md reports, SHORT the same in less time, QUICK a check that it runs."""
 
     FULL = "full"
     SHORT = "short"

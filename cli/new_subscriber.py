@@ -28,7 +28,7 @@ from subscribers.rest import RestSubscriber, RestSystem
 
 
 class $System(RestSystem):
-    # What is different in yours is an attribute here: auth, signature, ... (docs/rest.md has them all).
+    # What is different in yours is an attribute here: auth, signature, ... (docs/howto/rest.md has them all).
     event_type_field = "event"  # where its webhooks say what happened: contact.updated
     event_time_field = "occurred_at"
 
@@ -172,7 +172,7 @@ def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
     system, _, catalogue = name.partition(".")
     if catalogue not in CATALOGUES:
         known = ", ".join(CATALOGUES)
-        raise ValueError(f"no catalogue {catalogue!r}; there are {known}, or see docs/add-a-catalogue.md")
+        raise ValueError(f"no catalogue {catalogue!r}; there are {known}, or see docs/howto/add-a-catalogue.md")
     source, test = root / "subscribers" / f"{system}.py", root / "tests" / "subscribers" / f"test_{system}.py"
     taken = [path for path in (source, test, source.with_suffix("")) if path.exists()]
     if taken:

@@ -1,5 +1,5 @@
 """Accounts, contacts, products and invoices. Object reference: "Account", "Contact", "Product2"; names in __c are
-objects and fields of your own, see docs/salesforce.md.
+objects and fields of your own, see docs/howto/salesforce.md.
 """
 
 from __future__ import annotations

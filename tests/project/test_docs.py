@@ -139,7 +139,7 @@ def test_the_table_of_commands_is_complete() -> None:
 
 
 def test_the_words_are_explained() -> None:
-    section = (ROOT / "docs/architecture.md").read_text().split("## Words")[1].split("##")[0]
+    section = (ROOT / "docs/explanation/architecture.md").read_text().split("## Words")[1].split("##")[0]
     words = {
         "catalogue", "record", "system", "subscriber", "`field_to_data`", "change", "link", "delivery",
         "dead letter", "unsubscription", "inbox", "cursor", "conductor", "task",
@@ -148,7 +148,7 @@ def test_the_words_are_explained() -> None:
 
 
 def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
-    for name, _, imports in table("checked: layers", "docs/architecture.md"):
+    for name, _, imports in table("checked: layers", "docs/explanation/architecture.md"):
         allowed = {module.partition(".")[0] for module in MAY_IMPORT[name.strip("`/")]}
         assert set(re.findall(r"`(\w+)`", imports)) == allowed, name
 
@@ -190,7 +190,7 @@ def test_the_example_environment_names_every_setting_and_holds_no_secret() -> No
 def test_the_systems_pages_name_their_settings() -> None:
     everywhere = {"requests_per_second", "concurrency", "delete_limit"}
     for variable, (_, field) in shipped_options().items():
-        page = ROOT / "docs" / f"{variable.partition('_')[0].lower()}.md"
+        page = ROOT / "docs" / "howto" / f"{variable.partition('_')[0].lower()}.md"
         assert field in everywhere or variable in page.read_text(), f"{page.name} does not say what {variable} is"
 
 
@@ -198,7 +198,7 @@ def test_the_systems_pages_name_their_settings() -> None:
 
 
 def test_the_quoted_message_is_what_is_published() -> None:
-    quoted = json.loads(marked("checked: envelope", "docs/architecture.md", "json"))
+    quoted = json.loads(marked("checked: envelope", "docs/explanation/architecture.md", "json"))
     real = json.loads(fanout_message("customer", ["17", "42"]).encode())
     for varying in ("message_id", "message_timestamp"):
         assert type(quoted.pop(varying)) is type(real.pop(varying))
@@ -206,14 +206,14 @@ def test_the_quoted_message_is_what_is_published() -> None:
 
 
 def test_the_quoted_declaration_is_in_the_code() -> None:
-    quoted = marked("excerpt: models/catalogues.py", "docs/add-a-catalogue.md")
+    quoted = marked("excerpt: models/catalogues.py", "docs/howto/add-a-catalogue.md")
     assert quoted.strip() in (ROOT / "models/catalogues.py").read_text()
 
 
 def test_the_quoted_mappings_are_the_shipped_ones() -> None:
     for page, names in (
-        ("docs/stripe.md", ("stripe.customer", "stripe.product", "stripe.invoice")),
-        ("docs/salesforce.md", ("salesforce.customer",)),
+        ("docs/howto/stripe.md", ("stripe.customer", "stripe.product", "stripe.invoice")),
+        ("docs/howto/salesforce.md", ("salesforce.customer",)),
     ):
         section = (ROOT / page).read_text().split("## What is mapped")[1].split("##")[0]
         tables = [re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)`", part) for part in section.split("|---|---|")[1:]]
@@ -291,8 +291,8 @@ def test_the_readmes_example_is_short() -> None:
 
 SHOPS = [
     ("README.md", "runs: readme-shop"),
-    ("docs/add-a-subscriber.md", "runs: configured"),
-    ("docs/add-a-subscriber.md", "runs: own-class"),
+    ("docs/howto/add-a-subscriber.md", "runs: configured"),
+    ("docs/howto/add-a-subscriber.md", "runs: own-class"),
 ]
 
 
@@ -326,7 +326,7 @@ def test_an_example_subscriber_keeps_customers_in_sync(
 
 
 def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[str], Hub]) -> None:
-    hub = start(marked("runs: configured", "docs/add-a-subscriber.md"))
+    hub = start(marked("runs: configured", "docs/howto/add-a-subscriber.md"))
     key = hub.add(name="Ada", email="ada@x.example")
     hub.run()
     (contact,) = shop.contacts.newest(9)[0]
@@ -341,7 +341,7 @@ def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[
 
 
 def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callable[[str], Hub]) -> None:
-    hub = start(marked("runs: own-class", "docs/add-a-subscriber.md"))
+    hub = start(marked("runs: own-class", "docs/howto/add-a-subscriber.md"))
     key, other = hub.add(name="Ada", email="Ada@X.example"), hub.add(name="Nobody")
     hub.run()
     (contact,) = shop.contacts.newest(9)[0]
@@ -365,7 +365,7 @@ def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callab
 def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Hub]) -> None:
     monkeypatch.setenv("BOOKS_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("BOOKS_TOKEN", "t")
-    hub = start(marked("runs: invoice", "docs/add-a-catalogue.md"))
+    hub = start(marked("runs: invoice", "docs/howto/add-a-catalogue.md"))
     customer = hub.add(name="Ada")
     invoice = {"customer_id": customer, "number": "2026-1", "due_date": sa.func.date("2026-12-24")}
     (key,) = hub.execute(sa.insert(Invoice.__table__).values(**invoice)).inserted_primary_key
@@ -389,18 +389,18 @@ def test_the_pages_first_file_is_what_the_command_writes(tmp_path: Path) -> None
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
     source, test = write(tmp_path, "shop.customer")
-    assert source.read_text() == marked("runs: configured", "docs/add-a-subscriber.md")
-    assert test.read_text() == marked("runs: configured-test", "docs/add-a-subscriber.md")
+    assert source.read_text() == marked("runs: configured", "docs/howto/add-a-subscriber.md")
+    assert test.read_text() == marked("runs: configured-test", "docs/howto/add-a-subscriber.md")
     assert "\nimport subscribers.shop\n" in (tmp_path / "subscribers/__init__.py").read_text()
 
 
 @pytest.mark.parametrize("name, most", [("runs: configured", 30), ("runs: own-class", 100)])
 def test_a_subscriber_is_short(name: str, most: int) -> None:
-    assert len(marked(name, "docs/add-a-subscriber.md").strip().splitlines()) <= most
+    assert len(marked(name, "docs/howto/add-a-subscriber.md").strip().splitlines()) <= most
 
 
 def test_the_simulators_example_runs() -> None:
-    exec(marked("runs: simulator", "docs/add-a-subscriber.md"), {})  # noqa: S102
+    exec(marked("runs: simulator", "docs/howto/add-a-subscriber.md"), {})  # noqa: S102
 
 
 def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
@@ -418,10 +418,10 @@ def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
         "CREATE TABLE shop_article (article_no varchar(32) PRIMARY KEY, title varchar(200) NOT NULL, price_cents int)"
     )
     theirs("INSERT INTO shop_article VALUES ('A-1', 'Teapot', 1250), ('A-2', 'Cup', 300), ('A-3', 'Spoon', NULL)")
-    exec(marked("runs: existing-table", "docs/add-a-catalogue.md"), {})  # noqa: S102
+    exec(marked("runs: existing-table", "docs/howto/add-a-catalogue.md"), {})  # noqa: S102
     with database.write() as connection:
         capture.install(connection)
-    exec(marked("runs: existing-subscriber", "docs/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
+    exec(marked("runs: existing-subscriber", "docs/howto/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
     shop.contacts.create({"name": "Cup", "company": "A-2"})
     hub = Hub(database, {"shop.article"})
     hub.conductor.backfill("shop.article", "ann")
@@ -449,7 +449,7 @@ def test_the_existing_table_of_another_application_is_captured(database: Databas
             "CREATE TABLE shop_article (article_no varchar(32) PRIMARY KEY, title varchar(200) NOT NULL,"
             " price_cents integer, shelf varchar(9))"
         )
-    exec(marked("runs: existing-table", "docs/add-a-catalogue.md"), {})  # noqa: S102
+    exec(marked("runs: existing-table", "docs/howto/add-a-catalogue.md"), {})  # noqa: S102
     with database.write() as connection:
         names = capture.install(connection)
     assert any("shop_article" in name for name in names)

@@ -174,9 +174,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "block", "base", "names"),
     [
-        ("docs/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
-        ("docs/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
-        ("docs/files.md", "checked: files subscriber", FileSubscriber, subscriber.SUBSCRIBER_OPTIONS),
+        ("docs/howto/rest.md", "checked: rest system", RestSystem, rest.SYSTEM_OPTIONS),
+        ("docs/howto/rest.md", "checked: rest subscriber", RestSubscriber, rest.SUBSCRIBER_OPTIONS),
+        ("docs/howto/files.md", "checked: files subscriber", FileSubscriber, subscriber.SUBSCRIBER_OPTIONS),
     ],
 )
 def test_the_tables_of_options_are_complete(page: str, block: str, base: type, names: tuple[str, ...]) -> None:
@@ -189,9 +189,12 @@ def test_the_tables_of_options_are_complete(page: str, block: str, base: type, n
 
 def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> None:
     (tmp_path / "customers").mkdir()
-    declare(marked("runs: files", "docs/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
+    declare(marked("runs: files", "docs/howto/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
     declared = connect({"erp.customer": REGISTRY.pop("erp.customer")})["erp.customer"]
-    exec(compile(marked("runs: files-code", "docs/files.md"), "example", "exec", dont_inherit=True), {"__name__": "x"})  # noqa: S102 - it is our own documentation
+    exec(
+        compile(marked("runs: files-code", "docs/howto/files.md"), "example", "exec", dont_inherit=True),
+        {"__name__": "x"},
+    )  # noqa: S102 - it is our own documentation
     code = REGISTRY["erp.customer"]
     assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
     assert {n: getattr(declared, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
@@ -202,5 +205,5 @@ def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("block", ["runs: pocketbase", "runs: kinto", "runs: files"])
 def test_a_declared_subscriber_takes_at_most_30_lines(block: str) -> None:
-    page = "docs/files.md" if block == "runs: files" else "docs/rest.md"
+    page = "docs/howto/files.md" if block == "runs: files" else "docs/howto/rest.md"
     assert len(marked(block, page, "toml").strip().splitlines()) <= 30

@@ -1,4 +1,4 @@
-"""The contract, held by what docs/rest.md only declares, against the real servers."""
+"""The contract, held by what docs/howto/rest.md only declares, against the real servers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class PocketBase(RealServer):
         return {"url": self.url, "token": self.server.secret, "webhook_secret": WEBHOOK_SECRET}
 
     def webhook(self, id: str) -> tuple[bytes, dict[str, str]]:
-        """As its hooks in docs/rest.md tell it, which tests/subscribers/test_rest_servers.py lets them do."""
+        """As its hooks in docs/howto/rest.md tell it, which tests/subscribers/test_rest_servers.py lets them do."""
         (now,) = [one for one in self.server.all() if one["id"] == id]
         event = {"id": uuid.uuid4().hex, "type": "customers.updated", "created_at": now["updated"], "data": now}
         body = json.dumps(event).encode()
@@ -131,7 +131,7 @@ class PocketBase(RealServer):
 def declared(name: str) -> type[Subscriber]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "systems.toml"
-        file.write_text(marked(f"runs: {name}", "docs/rest.md", "toml"))
+        file.write_text(marked(f"runs: {name}", "docs/howto/rest.md", "toml"))
         (kind,) = register_file(file)
     del REGISTRY[kind.name()]
     return kind

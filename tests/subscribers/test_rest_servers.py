@@ -27,7 +27,7 @@ from tests.support.runtimes import until
 
 CUSTOMER = Customer.__table__
 SECRET = "a-long-random-text"
-PAGE = "docs/rest.md"
+PAGE = "docs/howto/rest.md"
 #: How each server has a customer's email, as its declaration maps it.
 EMAIL: dict[str, Callable[[str], dict[str, Any]]] = {
     "pocketbase": lambda email: {"mail": email},
@@ -77,7 +77,7 @@ def kinto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def declare(
     tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, Server, str], Hub]]:
-    """Starts a hub with what a block of docs/rest.md declares, as it stands there or with one line more."""
+    """Starts a hub with what a block of docs/howto/rest.md declares, as it stands there or with one line more."""
     before, path = dict(REGISTRY), tmp_path / "syncflow.db"
     shutil.copy(migrated_sqlite, path)
     database = Database(f"sqlite:///{path}")
