@@ -1,6 +1,6 @@
 """nameko: an event and a handler per subscriber, each a service with a queue of its own.
 
-After nameko's documentation ("Built-in extensions": events; "CLI"): `nameko run benchmarks.peers.nameko_app`, a process a
+After nameko's documentation ("Built-in extensions", "CLI"): `nameko run benchmarks.peers.nameko_app`, one process a
 core; events are persistent and dispatched with confirms, its defaults.
 """
 

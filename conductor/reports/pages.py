@@ -38,9 +38,9 @@ def newest(
     before: int | None = None,
     within: tuple[Any, str] | None = None,
 ) -> Listing:
-    """One page of `table` (a mapped class), of rows with an id below `before`.
+    """One page of `table` (a mapped class), rows with an id below `before`.
 
-    `within`: a column and its value, for conditions that an index over some rows serves, see `models.query_hints.along`.
+    `within`: a column and its value, for conditions that a partial index serves, see `models.query_hints.along`.
     """
     rows_of = table.__table__
     statement = sa.select(rows_of).where(*indexed).limit(PAGE + 1)

@@ -76,7 +76,7 @@ class CircuitBreaker:
         return Permit(open=True) if row is None else self.judge(name, row)
 
     def judge(self, name: str, row: Any, *, probe: bool = True) -> Permit:
-        """As `gate`, of a row with the columns `BREAKER_COLUMNS`. Without `probe` a system that is down is not probed."""
+        """As `gate`, for a row with `BREAKER_COLUMNS`. Without `probe` a system that is down is not probed."""
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
             return Permit(open=False, reason=why, after=self.context.policy.stale)

@@ -20,7 +20,7 @@ DISCARD_BATCH = 500
 
 
 class Discarding:
-    """Does the steps of `discard` tasks. The argument is a `DeadLetterFilter`, what is None left out, and the `reason`."""
+    """Does the steps of `discard` tasks. The argument is a `DeadLetterFilter` without its Nones, and the `reason`."""
 
     def __init__(self, context: Context, desk: Desk, tasks: TaskRunner) -> None:
         self.context = context

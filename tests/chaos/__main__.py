@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 if anything is wrong."""
+"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 if a check fails."""
 
 from __future__ import annotations
 

@@ -191,10 +191,8 @@ def test_the_page_of_files_declares_a_system(declare: Any, tmp_path: Path) -> No
     (tmp_path / "customers").mkdir()
     declare(marked("runs: files", "docs/howto/files.md", "toml").replace("/srv/exchange/erp", str(tmp_path)))
     declared = connect({"erp.customer": REGISTRY.pop("erp.customer")})["erp.customer"]
-    exec(
-        compile(marked("runs: files-code", "docs/howto/files.md"), "example", "exec", dont_inherit=True),
-        {"__name__": "x"},
-    )  # noqa: S102 - it is our own documentation
+    example = compile(marked("runs: files-code", "docs/howto/files.md"), "example", "exec", dont_inherit=True)
+    exec(example, {"__name__": "x"})  # noqa: S102 - it is our own documentation
     code = REGISTRY["erp.customer"]
     assert {column: entry.path for column, entry in declared.default_mapper.fields.items()} == code.field_to_data
     assert {n: getattr(declared, n) for n in subscriber.SUBSCRIBER_OPTIONS if n not in ("match_on", "on_gone")} == {
