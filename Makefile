@@ -96,6 +96,10 @@ lock: setup-dev ## write the versions of the indirect packages now installed to 
 texts: setup-dev ## bring the panel's catalogues up to date with its texts; names what is not translated yet
 	@$(PY) scripts/texts
 
+.PHONY: house
+house: setup-dev ## draw the structure of the code for docs/explanation/architecture.md; `scripts/house figures` measures it
+	@$(PY) scripts/house draw
+
 .PHONY: clean
 clean: ## remove .venv and caches (var/, which holds your data, stays)
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
