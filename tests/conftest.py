@@ -25,7 +25,6 @@ NOT_UNIT = ("services", "acceptance", "browser")
 
 #: The files that take longest, the longest first. With `--dist loadfile` a worker takes the next file when it is
 #: nearly done with its last; one of these begun last would keep one worker busy while all others have gone home.
-#: (`--no-loadscope-reorder` in pyproject.toml keeps the order; xdist would begin with the files of most tests.)
 LONGEST = (
     "panel/test_browser.py",
     "panel/test_access.py",
@@ -37,6 +36,12 @@ LONGEST = (
     "model/test_model.py",
     "workers/test_workers.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order below with `--dist loadfile`: xdist would start with the files that hold the most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(optionalhook=True)
