@@ -17,7 +17,7 @@ def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[
         pace()
         outcome = call_safely(call, item)
         outcomes.append(outcome)
-        if isinstance(outcome, SystemDown):
+        if isinstance(outcome, SyncError) and outcome.pauses_system:
             untried = SystemDown(str(outcome), after=outcome.after)
             outcomes += [untried] * (len(items) - len(outcomes))
             break

@@ -1,69 +1,99 @@
-"""Failures named by what to do next. Whoever talks to an external system raises one of these.
+"""Failures named by what to do next. Code that calls an external system raises one of these.
 
-| class        | what it means                               | what happens                                    |
-|--------------|---------------------------------------------|-------------------------------------------------|
-| `Retry`      | this record, later                          | backoff, dead letter after the limit            |
-| `Reject`     | the data is wrong                           | dead letter at once, with the words per field   |
-| `SystemDown` | the system, not the record                  | system paused and probed, no attempt used up    |
-| `Gone`       | the linked external record no longer exists | unlinked; the subscriber's policy decides       |
-| `Skip`       | nothing to do                               | recorded with the reason                        |
+| class        | what it means                               | what happens                                        |
+|--------------|---------------------------------------------|-----------------------------------------------------|
+| `Retry`      | this record, later                          | retried with backoff, a dead letter after the limit |
+| `Reject`     | the data is wrong                           | a dead letter immediately                           |
+| `SystemDown` | the system failed, not the record           | the system is paused and probed                     |
+| `Gone`       | the linked external record no longer exists | unlinked; the subscriber's policy decides           |
+| `Skip`       | there is nothing to do                      | recorded with the reason                            |
+
+Each class carries its policy as attributes, and a new class inherits it from the one that it refines:
+`class RowLocked(Retry): code = "row_locked"` is all that the engine needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from types import MappingProxyType
+from typing import ClassVar, Self
 
-#: Seconds a system may ask to be left alone; what asks for more is asked again after that.
-_LONGEST_PAUSE = 86_400.0
+#: The longest pause that a system can ask for; after it the system is called again.
+_LONGEST_PAUSE_SECONDS = 86_400.0
 
 _LONGEST_MESSAGE = 4000
+_LONGEST_REQUEST_ID = 128
 
 #: Characters of a failure's answer that are kept for the history.
 LONGEST_REPLY = 2000
 
 
 def clean(text: object) -> str:
-    """Text as every database takes it: without NUL and halves of characters, which systems do send."""
+    """Return text that every database stores: without NUL and lone surrogates, which systems do send."""
     said = str(text)
     if said.isascii() and "\x00" not in said:
         return said
     return said.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
-def _within_reason(after: float | None) -> float | None:
-    return None if after is None else min(max(after, 0.0), _LONGEST_PAUSE)
-
-
 class SyncError(Exception):
     """Base of all of them.
 
-    `maybe_done` says that the call may have taken effect although no proper answer came (a
-    timeout, a cut connection): before a create is tried again the record is looked up.
-    `request_id` is the system's own name of the call. `reply` is its answer as it came, where there
-    was one, for the history.
+    `after`: seconds until the next call makes sense. `maybe_done`: the call may have taken effect although no proper
+    answer arrived (a timeout, a cut connection), so the record is looked up before a create is tried again.
+    `request_id`: the system's own name of the call. `reply`: the beginning of its answer, kept for the history.
     """
 
-    reply: str | None = None
+    #: The delivery uses up one of the record's attempts.
+    counts_attempt: ClassVar[bool] = True
+    #: No later attempt can succeed unless somebody changes something.
+    is_terminal: ClassVar[bool] = False
+    #: Every record of the system would fail: call it no more until a probe succeeds.
+    pauses_system: ClassVar[bool] = False
+    #: The link ends here: its external record no longer exists.
+    unlinks: ClassVar[bool] = False
+    #: There is nothing to send, which is no failure.
+    skips: ClassVar[bool] = False
+    #: The cause, for the remedy of a dead letter; an instance may name a more exact one.
+    code: str = "failed"
 
-    def __init__(self, message: str = "", *, maybe_done: bool = False, request_id: str | None = None) -> None:
+    #: Defaults of what only some classes set.
+    fields: Mapping[str, str] = MappingProxyType({})
+    merged_into: str | None = None
+    reply: str | None = None
+    unanswered: bool = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        after: float | None = None,
+        maybe_done: bool = False,
+        request_id: str | None = None,
+        code: str | None = None,
+    ) -> None:
         super().__init__(clean(message)[:_LONGEST_MESSAGE] or type(self).__name__)
+        self.after = None if after is None else min(max(after, 0.0), _LONGEST_PAUSE_SECONDS)
         self.maybe_done = maybe_done
-        self.request_id = clean(request_id)[:128] if request_id else None
+        self.request_id = clean(request_id)[:_LONGEST_REQUEST_ID] if request_id else None
+        if code is not None:
+            self.code = code
 
     def with_reply(self, reply: str | None) -> Self:
-        """This error, with the beginning of the answer it was read from; one that has its answer keeps it."""
+        """Return this error with the beginning of the system's answer; an answer it already has stays."""
         if reply and self.reply is None:
             self.reply = clean(reply)[:LONGEST_REPLY]
         return self
 
 
 class Retry(SyncError):
-    """This record, later: a timeout, a 5xx on one record, a lock held there. `after` is in seconds.
+    """This record, later: a timeout, a 5xx on one record, a lock held in the system.
 
-    `unanswered`: the system said nothing at all. That may be the network's fault as well as the
-    record's, so it ends in a dead letter only if the system answers others meanwhile.
+    `unanswered`: the system did not answer at all. The network may be the cause as well as the record, so this
+    ends in a dead letter only if the system answers other calls meanwhile.
     """
+
+    code = "attempts_exhausted"
 
     def __init__(
         self,
@@ -73,39 +103,44 @@ class Retry(SyncError):
         maybe_done: bool = False,
         unanswered: bool = False,
         request_id: str | None = None,
+        code: str | None = None,
     ) -> None:
-        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
-        self.after = _within_reason(after)
+        super().__init__(message, after=after, maybe_done=maybe_done, request_id=request_id, code=code)
         self.unanswered = unanswered
 
 
 class Reject(SyncError):
-    """The data is wrong and stays wrong until somebody changes it. `fields`: the words per field."""
+    """The data is wrong and stays wrong until somebody changes it. `fields`: the reason per field."""
 
-    def __init__(
-        self, message: str = "", *, fields: Mapping[str, str] | None = None, request_id: str | None = None
-    ) -> None:
-        super().__init__(message, request_id=request_id)
-        self.fields = {clean(name): clean(text) for name, text in (fields or {}).items()}
-
-
-class SystemDown(SyncError):
-    """The system, not the record: refused connections, 429, 503, a login that fails. `after` is in seconds."""
+    is_terminal = True
+    code = "rejected"
 
     def __init__(
         self,
         message: str = "",
         *,
-        after: float | None = None,
-        maybe_done: bool = False,
+        fields: Mapping[str, str] | None = None,
         request_id: str | None = None,
+        code: str | None = None,
     ) -> None:
-        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
-        self.after = _within_reason(after)
+        super().__init__(message, request_id=request_id, code=code)
+        self.fields = {clean(name): clean(text) for name, text in (fields or {}).items()}
+
+
+class SystemDown(SyncError):
+    """The system, not the record: a refused connection, 429, 503, a login that fails."""
+
+    counts_attempt = False
+    pauses_system = True
+    code = "system_down"
 
 
 class Gone(SyncError):
-    """The linked external record no longer exists there. `merged_into`: the id of the one that it lives on in."""
+    """The linked external record no longer exists. `merged_into`: the id of the record that replaces it."""
+
+    is_terminal = True
+    unlinks = True
+    code = "gone"
 
     def __init__(
         self,
@@ -114,18 +149,24 @@ class Gone(SyncError):
         merged_into: str | None = None,
         request_id: str | None = None,
         maybe_done: bool = False,
+        code: str | None = None,
     ) -> None:
-        super().__init__(message, maybe_done=maybe_done, request_id=request_id)
+        super().__init__(message, maybe_done=maybe_done, request_id=request_id, code=code)
         self.merged_into = merged_into
 
 
 class Skip(SyncError):
-    """Nothing to do; the message is the reason and is recorded."""
+    """There is nothing to do; the message is the reason and is recorded."""
+
+    counts_attempt = False
+    is_terminal = True
+    skips = True
+    code = "skipped"
 
 
 class BadSignature(Exception):
-    """A webhook is not from who it says; only a trace of it is kept."""
+    """A webhook whose signature does not match its sender; only a trace of it is kept."""
 
 
 class BadWebhook(Exception):
-    """A webhook that is properly signed but cannot be read; its sender is told what is wrong."""
+    """A webhook with a good signature that cannot be read; the answer names the error."""

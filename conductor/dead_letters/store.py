@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.redaction import redact
 from models.ledger import DeadLetter, Inbox, Link
-from subscribers.errors import Reject, SyncError
+from subscribers.errors import SyncError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class DeadLetterStore:
             "error": type(error).__name__,
             "fingerprint": fingerprint(error, payload),
             "message": str(error),
-            "fields": error.fields if isinstance(error, Reject) and error.fields else None,
+            "fields": dict(error.fields) or None,
             "payload": redact(payload) if payload is not None else None,
             "traceback": trace(error),
             "at": self.context.clock(),

@@ -33,7 +33,10 @@ class Related:
 
 
 class WaitsFor(SyncError):
-    """The record cannot be sent before a related one; costs no attempt. See `Relations.judge`."""
+    """The record cannot be sent before a related one. See `Relations.judge`."""
+
+    counts_attempt = False
+    code = "waits_for_relation"
 
     def __init__(self, catalogue: str, record_id: str) -> None:
         super().__init__(gettext("it waits for its {catalogue} {record_id}", catalogue=catalogue, record_id=record_id))

@@ -192,7 +192,7 @@ class Outward:
             self._call(subscriber, plans, batch)
             turn.slot.release()  # what is left to do calls nobody
         # These come back as if they had never been tried, and are counted then.
-        spared = sum(plan.outcome == "waiting" or isinstance(plan.error, SystemDown) for plan in counted)
+        spared = sum(plan.outcome == "waiting" or plan.is_down for plan in counted)
         if spared:
             self.context.database.run_in_transaction(self.guard.refund, subscriber.system, spared, at)
         settled = self._settle(subscriber, plans, batch)
@@ -400,7 +400,7 @@ class Outward:
                 self._look(subscriber, plan, batch.mapper)
                 if plan.claim.found:
                     self._mind(plan, batch)  # it was planned as a create
-            if isinstance(plan.error, SystemDown):
+            if plan.error is not None and plan.is_down:
                 _spare_the_others(plans, plan.error)
                 return
         untold = [p for p in plans if p.is_open and p.operation in _TOLD and not p.claim.told]
@@ -416,7 +416,7 @@ class Outward:
             for start in range(0, len(chosen), size):
                 some = chosen[start : start + size]
                 self._call_chunk(subscriber, call, some, batch.token)
-                if (down := next((p.error for p in some if isinstance(p.error, SystemDown)), None)) is not None:
+                if (down := next((p.error for p in some if p.is_down), None)) is not None:
                     _spare_the_others(plans, down)
                     return
 
@@ -634,7 +634,7 @@ def _free_links(dialect: str) -> sa.Select[Any]:
 _TOLD = ("create", "update")
 
 
-def _spare_the_others(plans: list[Plan], down: SystemDown) -> None:
+def _spare_the_others(plans: list[Plan], down: SyncError) -> None:
     """Said once for the batch: those still to be called about need not find out by themselves."""
     for plan in plans:
         if plan.is_open:

@@ -16,7 +16,7 @@ from conductor.systems.circuit_breaker import Permit
 from conductor.unsubscriptions import Rule
 from models.catalogues import Record
 from models.ledger import Link
-from subscribers.errors import Retry, SyncError
+from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import tops, tops_of
 from subscribers.mapping.values import Flat
@@ -144,9 +144,14 @@ class Plan:
         return {path: self.flat[path] for path in self.sent - set(self.claim.beside) - set(self.claim.asked)}
 
     @property
+    def is_down(self) -> bool:
+        """Whether the call failed because the system is down."""
+        return self.error is not None and self.error.pauses_system
+
+    @property
     def was_answered(self) -> bool:
         """Whether the system said anything at all."""
-        return self.duration is not None and not (isinstance(self.error, Retry) and self.error.unanswered)
+        return self.duration is not None and not (self.error is not None and self.error.unanswered)
 
     def settle(self, outcome: str, reason: str | None = None) -> Plan:
         """Say how it ended."""

@@ -12,7 +12,7 @@ from conductor.context import Context
 from conductor.mappings.store import MappingRefused, Mappings
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
-from subscribers.errors import SyncError, SystemDown
+from subscribers.errors import SyncError
 from subscribers.mapping.fields import Field
 from subscribers.mapping.paths import is_plain, parts
 from subscribers.records import ExternalField, kind_of
@@ -82,7 +82,7 @@ class Checking:
         subscriber.client.pace()
         fields = call_safely(subscriber.describe)
         if isinstance(fields, SyncError):
-            what = "the login does not work" if isinstance(fields, SystemDown) else "it cannot be read"
+            what = "the login does not work" if fields.pauses_system else "it cannot be read"
             yield Finding("wrong", f"{what}: {fields}")
             return
         yield Finding("ok", "the login works, and records can be read")

@@ -30,7 +30,7 @@ from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
-from subscribers.errors import Gone, SyncError, SystemDown
+from subscribers.errors import SyncError, SystemDown
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat, same
 from subscribers.records import External
@@ -157,7 +157,7 @@ class Reconcile:
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
             drift: Drift | None = Drift(before.record_id, before.external_id)
-            if isinstance(external, SyncError) and not isinstance(external, Gone):
+            if isinstance(external, SyncError) and not external.unlinks:
                 drift = None
             elif link is not None and not _moves(before, link, now) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
@@ -230,7 +230,7 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
     """One outcome an id; SystemDown is raised."""
     found = [call_safely(subscriber.fetch, ids[0])] if len(ids) == 1 else subscriber.bulk_fetch(ids)
     for one in found:
-        if isinstance(one, SystemDown):
+        if isinstance(one, SyncError) and one.pauses_system:
             raise one
     return [one if isinstance(one, SyncError) else call_safely(normalize_incoming, subscriber, one) for one in found]
 

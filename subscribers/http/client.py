@@ -14,7 +14,7 @@ from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from subscribers.errors import LONGEST_REPLY, Reject, Retry, SyncError, clean
+from subscribers.errors import LONGEST_REPLY, Retry, SyncError, clean
 from subscribers.http.failures import (
     STATUSES,
     describe_error,
@@ -190,8 +190,7 @@ class Http:
         for secret in self._secrets(response):  # an answer may quote them, whoever reads the answer
             error.args = (str(error).replace(secret, "***"),)
             reply = reply.replace(secret, "***")
-            if isinstance(error, Reject):
-                error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
+            error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
         return error.with_reply(reply)
 
     def _secrets(self, response: requests.Response) -> Iterator[str]:

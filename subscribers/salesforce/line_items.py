@@ -265,12 +265,13 @@ class SalesforceWithRows(SalesforceSubscriber):
             return Reject("several records there carry this External ID")
         error = by_code(errors, request_id=self.client.request_id)
         if place == 0:
-            return self.of_gone(item, error) if isinstance(error, Gone) else error
-        if isinstance(error, Gone):
+            return self.of_gone(item, error) if error.unlinks else error
+        if error.unlinks:
             return Retry(f"row {place}, or a record that it points to, was deleted there: {error}")
-        if isinstance(error, Reject):
+        if error.is_terminal:
             where = f"{self.rows_path}[{place - 1}]"
-            return Reject(f"{where}: {error}", fields={f"{where}.{name}": text for name, text in error.fields.items()})
+            fields = {f"{where}.{name}": text for name, text in error.fields.items()}
+            return Reject(f"{where}: {error}", fields=fields, code=error.code)
         return error
 
 

@@ -157,7 +157,7 @@ class SalesforceSubscriber(Subscriber):
         """What of the data is of the record itself."""
         return dict(data)
 
-    def of_gone(self, item: Item, gone: Gone) -> SyncError:
+    def of_gone(self, item: Item, gone: SyncError) -> SyncError:
         """What it means that something is gone, as Salesforce does not say what: this record, or one it points to.
 
         One that was merged into another waits until a poll has told of it, and is then linked to that.
@@ -180,7 +180,7 @@ class SalesforceSubscriber(Subscriber):
             return gone
         return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
 
-    def _with_heir(self, external_id: str, gone: Gone) -> Gone:
+    def _with_heir(self, external_id: str, gone: SyncError) -> SyncError:
         """The same, with the record that it lives on in, if it was merged."""
         query = soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
         found = next(self._all(query), None) if self.mergeable else None
@@ -188,7 +188,10 @@ class SalesforceSubscriber(Subscriber):
 
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
-        return [self.of_gone(item, one).with_reply(one.reply) if isinstance(one, Gone) else one for item, one in pairs]
+        return [
+            self.of_gone(item, one).with_reply(one.reply) if isinstance(one, SyncError) and one.unlinks else one
+            for item, one in pairs
+        ]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
         return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
