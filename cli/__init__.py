@@ -30,6 +30,11 @@ COMMANDS = {
     "migrate": Command(
         "bring the database's tables and triggers up to date", setup.migrate_command, setup.migrate_arguments
     ),
+    "make-migration": Command(
+        "write the next migration from the declared tables",
+        setup.make_migration_command,
+        setup.make_migration_arguments,
+    ),
     "capture": Command(
         "install or remove the triggers that capture changes", setup.capture_command, setup.capture_arguments
     ),

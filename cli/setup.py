@@ -1,4 +1,4 @@
-"""Commands that set things up: migrate, capture, create-admin."""
+"""Commands that set things up: migrate, make-migration, capture, create-admin."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import sys
 
 from models import capture
-from models.schema import UnknownRevision, is_current, migrate
+from models.schema import NothingToMigrate, UnknownRevision, is_current, make_migration, migrate
 from models.session import Database
-from settings import SettingsError, get_settings
+from settings import ROOT, SettingsError, get_settings
 
 
 def migrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,22 @@ def migrate_command(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     print("The database is up to date." if arguments.to == "head" else f"The database is at revision {arguments.to}.")
+    return 0
+
+
+def make_migration_arguments(parser: argparse.ArgumentParser) -> None:
+    """`make-migration MESSAGE`."""
+    parser.add_argument("message", help='what changes, for example "credit notes"; becomes part of the file name')
+
+
+def make_migration_command(arguments: argparse.Namespace) -> int:
+    """Write the next migration from the declared tables."""
+    try:
+        path = make_migration(arguments.message)
+    except NothingToMigrate as error:
+        print(f"No migration is needed: {error}.", file=sys.stderr)
+        return 1
+    print(f"Wrote {path.relative_to(ROOT)}. Read it, then apply it: ./syncflow migrate")
     return 0
 
 

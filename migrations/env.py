@@ -1,8 +1,9 @@
-"""Alembic's entry: run the migrations over the database Syncflow is configured for."""
+"""Alembic's entry point: run the migrations on the given database, or on the configured one."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import sqlalchemy as sa
 from alembic import context
@@ -15,14 +16,22 @@ from models.session import Database
 from settings import get_settings
 
 
-def render(kind: str, item: object, autogen_context: object) -> str | bool:
-    """Write our own types into migrations as plain SQLAlchemy ones, so that old migrations stand alone."""
+def render(kind: str, item: object, _context: object) -> str | Literal[False]:
+    """Render our own types as plain SQLAlchemy ones, so that old migrations do not depend on the code."""
     if kind == "type" and isinstance(item, UtcDateTime):
         return "sa.DateTime(timezone=True)"
     return False
 
 
+def install(connection: sa.Connection) -> None:
+    """Create the capture triggers and the word indexes for the tables as they are now."""
+    if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
+        capture.install(connection)
+    search.install(connection)
+
+
 def run() -> None:
+    """Run the migrations in one transaction."""
     url = context.config.attributes.get("database_url") or get_settings().database_url
     database = Database(url)
     if database.is_sqlite:
@@ -36,13 +45,12 @@ def run() -> None:
                 render_as_batch=True,
                 include_name=lambda name, *_: not (name and search.belongs(name)),
             )
-            # Triggers name the tables' columns: off while these change, and made anew for what stands then.
+            # Triggers name the tables' columns, so they are removed before the columns change.
             capture.remove(connection)
             with context.begin_transaction():
                 context.run_migrations()
-            if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
-                capture.install(connection)
-            search.install(connection)
+            if not context.config.attributes.get("tables_only"):
+                install(connection)
     finally:
         database.close()
 

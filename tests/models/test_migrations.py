@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from alembic.script import ScriptDirectory
 
 import models.ledger
 import models.users  # noqa: F401 - its tables belong to the metadata
-from models import capture, search
+from models import capture, schema, search
 from models.base import Base
 from models.catalogues import CATALOGUES, Catalogue, Customer, declare
 from models.ledger import Change
-from models.schema import alembic_config, is_current, migrate
+from models.schema import NothingToMigrate, alembic_config, is_current, make_migration, migrate
 from models.session import Database
 
 CUSTOMER = Customer.__table__
@@ -230,3 +231,36 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(empty: Database, dat
     assert triggers(empty) == expected_triggers(empty)
     add(empty, name="Bob")
     assert changes(empty) == 2
+
+
+# --- the next one ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the migrations that a test may add to."""
+    folder = shutil.copytree(schema._FOLDER, tmp_path / "migrations")
+    monkeypatch.setattr(schema, "_FOLDER", folder)
+    return folder
+
+
+def test_a_new_table_gets_the_next_number(folder: Path, sqlite_url: str) -> None:
+    newest = int(revisions()[-1])
+    table = sa.Table("credit_note", Base.metadata, sa.Column("id", sa.Integer, primary_key=True))
+    try:
+        path = make_migration("Credit notes")
+    finally:
+        Base.metadata.remove(table)
+    assert path == folder / "versions" / f"{newest + 1:04}_credit_notes.py"
+    assert f'down_revision = "{newest:04}"' in path.read_text().replace("'", '"')
+    migrate(sqlite_url)
+    database = Database(sqlite_url)
+    assert "credit_note" in tables(database) and is_current(database)
+    database.close()
+
+
+def test_tables_that_are_migrated_need_no_migration(folder: Path) -> None:
+    before = set(folder.rglob("0*.py"))
+    with pytest.raises(NothingToMigrate):
+        make_migration("nothing")
+    assert set(folder.rglob("0*.py")) == before

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,9 +62,10 @@ def code_of(page: Path) -> list[str]:
 
 def marked(name: str, page: str, language: str = "python") -> str:
     """The code block that follows the comment `<!-- name -->`."""
-    match = re.search(rf"<!-- {re.escape(name)} -->\n```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    block = rf"(?ms)^( *)<!-- {re.escape(name)} -->\n *```{language}\n(.*?)^ *```"
+    match = re.search(block, (ROOT / page).read_text())
     assert match, f"{page} has no block marked {name!r}"
-    return match[1]
+    return textwrap.dedent(match[2])
 
 
 def table(name: str, page: str) -> list[list[str]]:
@@ -441,6 +446,43 @@ def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
         row = connection.exec_driver_sql("SELECT price_cents FROM shop_article WHERE article_no = 'A-1'").one()
     database.close()
     assert row == (1300,)
+
+
+def test_a_new_catalogue_is_captured_after_the_pages_steps(tmp_path: Path) -> None:
+    page, hub = "docs/howto/add-a-catalogue.md", tmp_path / "hub"
+    copied = {"cli", "conductor", "migrations", "models", "panel", "subscribers", "workers", "syncflow"}
+    shutil.copytree(
+        ROOT, hub, ignore=lambda folder, names: {n for n in names if Path(folder) == ROOT and not is_ours(n, copied)}
+    )
+    with (hub / "models" / "catalogues.py").open("a") as file:
+        file.write("\n\n" + marked("runs: new-catalogue", page))
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=hub,
+            env={**os.environ, "DATABASE_URL": f"sqlite:///{tmp_path}/hub.sqlite3"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    written = run(*shlex.split(marked("runs: new-catalogue-migration", page, "sh")))
+    assert re.search(r"versions/\d{4}_credit_notes\.py", written)
+    run(*shlex.split(marked("runs: new-catalogue-migrate", page, "sh")))
+    database = Database(f"sqlite:///{tmp_path}/hub.sqlite3")
+    with database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO credit_note (number, amount) VALUES ('C-1', 100)")
+        changes = connection.execute(sa.select(Change.catalogue, Change.operation)).all()
+    database.close()
+    assert [tuple(change) for change in changes] == [("credit_note", "created")]
+
+
+def is_ours(name: str, folders: set[str]) -> bool:
+    return name in folders or name.endswith(".py")
 
 
 def test_the_existing_table_of_another_application_is_captured(database: Database) -> None:
