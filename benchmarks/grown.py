@@ -1,4 +1,4 @@
-"""Fan-out, latency and capture on a ledger with a long history and on an empty one: part of `benchmarks.growth`.
+"""Fan-out, latency and capture on a ledger with a long history, compared with an empty one; see `benchmarks.growth`.
 
 The hub runs as its own processes; its three systems, and the table of their records, come into the large ledger for the
 time of a round.

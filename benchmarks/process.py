@@ -1,4 +1,4 @@
-"""One process of the hub: `python -m benchmarks.process worker` is `./syncflow worker` with the benchmarks' systems.
+"""Run one process of the hub: `python -m benchmarks.process worker` is `./syncflow worker` with these systems.
 
 It loads nothing that the hub itself would not, so that its memory may be measured.
 """

@@ -22,11 +22,11 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     #: Whether it looks at a hub that runs: then beside a demo it goes with that demo's settings.
-    beside_a_demo: bool = False
+    uses_running_demo: bool = False
 
 
 COMMANDS = {
-    "status": Command("say whether everything is in sync, and what is not", operations.status, beside_a_demo=True),
+    "status": Command("say whether everything is in sync, and what is not", operations.status, uses_running_demo=True),
     "migrate": Command(
         "bring the database's tables and triggers up to date", setup.migrate_command, setup.migrate_arguments
     ),
@@ -44,23 +44,26 @@ COMMANDS = {
     "web": Command("run the panel and the webhook routes", processes.web),
     "standalone": Command("run all four as threads of this process", processes.standalone),
     "poll": Command(
-        "read now what changed in a system", operations.poll, operations.poll_arguments, beside_a_demo=True
+        "read now what changed in a system", operations.poll, operations.poll_arguments, uses_running_demo=True
     ),
-    "retry": Command("try dead letters again", operations.retry, operations.retry_arguments, beside_a_demo=True),
+    "retry": Command("try dead letters again", operations.retry, operations.retry_arguments, uses_running_demo=True),
     "backfill": Command(
         "bring the records there are to a subscriber that is new",
         tasks.backfill,
         tasks.backfill_arguments,
-        beside_a_demo=True,
+        uses_running_demo=True,
     ),
     "reconcile": Command(
         "compare what a system holds with what is here, field by field",
         tasks.reconcile,
         tasks.reconcile_arguments,
-        beside_a_demo=True,
+        uses_running_demo=True,
     ),
     "check": Command(
-        "prove login, permissions and mapped fields of a system", tasks.check, tasks.check_arguments, beside_a_demo=True
+        "prove login, permissions and mapped fields of a system",
+        tasks.check,
+        tasks.check_arguments,
+        uses_running_demo=True,
     ),
     "new-subscriber": Command(
         "write a starting file and its test for another system",
@@ -71,7 +74,7 @@ COMMANDS = {
         "make a person who may do everything in the panel",
         setup.create_admin,
         setup.create_admin_arguments,
-        beside_a_demo=True,
+        uses_running_demo=True,
     ),
     "demo": Command("run Syncflow with demo systems and sample records", demo.run, demo.arguments),
 }
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status. What a person can mend is said without a traceback."""
     chosen = parser().parse_args(arguments)
     command = COMMANDS[chosen.command]
-    if command.beside_a_demo:
+    if command.uses_running_demo:
         demo_settings.join()
     try:
         return command.run(chosen)

@@ -28,7 +28,7 @@ from workers.runtime import (
     prepare_for_work,
     stop_on_signals,
 )
-from workers.scheduler import TickScheduler, work_off_tasks
+from workers.scheduler import TickScheduler, run_tasks
 from workers.worker import WorkerPool, wait_for_broker
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def scheduler(_arguments: argparse.Namespace) -> int:
 
 def _tick(runtime: Runtime, stop: threading.Event) -> None:
     ticker = TickScheduler(runtime.broker.get_actor("tick"), stop)
-    tasks = threading.Thread(target=work_off_tasks, args=(runtime.conductor, stop), name="tasks", daemon=True)
+    tasks = threading.Thread(target=run_tasks, args=(runtime.conductor, stop), name="tasks", daemon=True)
     tasks.start()
 
     def asked(_number: int, _frame: FrameType | None) -> None:

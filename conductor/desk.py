@@ -284,7 +284,7 @@ class Desk:
 
     def _settled_values(self, connection: sa.Connection, conflict: Any, link: Any, choice: str) -> dict[str, Any]:
         subscriber = self.context.subscribers[conflict.subscriber]
-        if not self.mappings.current(connection, conflict.subscriber)[0].comes_in(conflict.path):
+        if not self.mappings.current(connection, conflict.subscriber)[0].accepts_inward(conflict.path):
             return {"open_conflicts": Link.open_conflicts - 1}  # the field is not mapped any more
         result = Merge(**{"keep" if choice == "ours" else "take": {conflict.path: conflict.theirs}})
         if choice == "theirs":

@@ -14,7 +14,7 @@ from conductor.context import Context
 from i18n import gettext
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
-from subscribers.mapping.coercion import fit
+from subscribers.mapping.coercion import coerce
 from subscribers.mapping.values import same
 
 #: What a form can hold in one field.
@@ -58,15 +58,15 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
     """
     kind = column.type.python_type
     if text == "":
-        return fit(column, None)
+        return coerce(column, None)
     if kind is bool:
         return text in ("true", "on", "yes")
     if kind in (int, float):
         try:
-            return fit(column, kind(text))
+            return coerce(column, kind(text))
         except ValueError:
             raise ValueError(gettext("{value!r} is no number", value=text)) from None
-    return fit(column, text)
+    return coerce(column, text)
 
 
 class Records:

@@ -43,7 +43,7 @@ def run() -> None:
                 target_metadata=Base.metadata,
                 render_item=render,
                 render_as_batch=True,
-                include_name=lambda name, *_: not (name and search.belongs(name)),
+                include_name=lambda name, *_: not (name and search.is_index(name)),
             )
             # Triggers name the tables' columns, so they are removed before the columns change.
             capture.remove(connection)

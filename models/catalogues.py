@@ -141,6 +141,11 @@ class Children:
         return [column == row[column.name] for column in self.table.primary_key]
 
 
+def children_by_name(catalogue: Catalogue | Children) -> dict[str, Children]:
+    """Return the kinds of child rows of a catalogue by name; child rows have none of their own."""
+    return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}
+
+
 def recognise(
     present: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],

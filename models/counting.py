@@ -1,4 +1,4 @@
-"""TODO."""
+"""The limit up to which long tables are counted for display."""
 
 from __future__ import annotations
 

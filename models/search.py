@@ -26,13 +26,13 @@ _MOST_WORDS = 8
 _MOST_ALIKE = 2000
 
 
-def ours(catalogue: Catalogue) -> bool:
+def is_searchable(catalogue: Catalogue) -> bool:
     """Whether its table is one of Syncflow's own, with a key that can number an index's rows."""
     is_ours = Base.metadata.tables.get(catalogue.table.name) is catalogue.table
     return is_ours and catalogue.key.type.python_type is int and bool(catalogue.search_columns)
 
 
-def belongs(name: str) -> bool:
+def is_index(name: str) -> bool:
     """Whether a table or an index of this name was made here: migrations do not see to those."""
     return name.startswith(_PREFIX)
 
@@ -41,7 +41,7 @@ def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = 
     """Make what is missing; indexes of tables that are gone are removed."""
     is_sqlite = connection.dialect.name == "sqlite"
     there = set(sa.inspect(connection).get_table_names())
-    wanted = [c for c in (CATALOGUES.values() if catalogues is None else catalogues) if ours(c)]
+    wanted = [c for c in (CATALOGUES.values() if catalogues is None else catalogues) if is_searchable(c)]
     for catalogue in wanted:
         if catalogue.table.name not in there:
             if is_sqlite:
@@ -63,7 +63,7 @@ def installed(connection: sa.Connection, catalogue: Catalogue) -> bool:
         if connection.dialect.name == "sqlite"
         else "SELECT 1 FROM pg_indexes WHERE indexname = :name AND schemaname = ANY (current_schemas(false))"
     )
-    return ours(catalogue) and connection.execute(sa.text(there), {"name": name}).first() is not None
+    return is_searchable(catalogue) and connection.execute(sa.text(there), {"name": name}).first() is not None
 
 
 def find(connection: sa.Connection, catalogue: Catalogue, text: str, limit: int) -> list[Any]:

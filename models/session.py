@@ -109,7 +109,7 @@ class Database:
     def execute_atomic(
         self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """As `run_in_transaction`, for work that is one statement on PostgreSQL and needs no transaction around it."""
+        """Run `work` as `run_in_transaction` does, without a transaction on PostgreSQL: for work of one statement."""
         return self._insist(self.write if self.is_sqlite else self.read_autocommit, work, *arguments, **options)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Call subscribers so that one failure stays one record's failure: every outcome is a value."""
 
 from __future__ import annotations
 

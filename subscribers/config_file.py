@@ -27,7 +27,7 @@ from subscribers.files.subscriber import FileSubscriber
 from subscribers.files.system import FileSystem
 from subscribers.mapping.fields import Field
 from subscribers.mapping.validation import check_rows
-from subscribers.options import lines, options_of
+from subscribers.options import error_lines, options_of
 from subscribers.registry import REGISTRY, register
 from subscribers.rest import RestSubscriber, RestSystem
 from subscribers.system import System
@@ -165,7 +165,7 @@ class _Reader:
                 if wrong["type"] == "extra_forbidden":
                     near = difflib.get_close_matches(str(wrong["loc"][0]), model.model_fields, 1)
                     wrong["msg"] = "is no key that is known here" + (f"; {near[0]} is" if near else "")
-                self.problems += [f"{place}.{line}" for line in lines([wrong])]
+                self.problems += [f"{place}.{line}" for line in error_lines([wrong])]
             return {}
         return {key: getattr(checked, key) for key in checked.model_fields_set}
 

@@ -15,7 +15,7 @@ from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 
 #: What every subscriber lets its author choose; `field_to_data` is checked by itself.
-FOR_ALL = ("resource", "match_on", "on_delete", "on_gone", "archive_data", "poll_seconds")
+COMMON_OPTIONS = ("resource", "match_on", "on_delete", "on_gone", "archive_data", "poll_seconds")
 
 
 @cache
@@ -33,10 +33,10 @@ def _expression(value: str) -> str:
 
 
 #: Where something stands in JSON: a name, a dotted path, or any JMESPath expression; `@` is all of it.
-Where = Annotated[str, AfterValidator(_expression)]
+JmesPath = Annotated[str, AfterValidator(_expression)]
 
 
-def look(expression: str, data: Any) -> Any:
+def search_json(expression: str, data: Any) -> Any:
     """What stands there; None for nothing, for data the expression cannot be worked out on, and without one."""
     try:
         return _compiled(expression).search(data) if expression else None
@@ -69,10 +69,10 @@ def check_options(cls: type, base: type, names: tuple[str, ...]) -> None:
     except ValidationError as error:
         wrong = [item for item in error.errors(include_url=False, include_input=False) if item["type"] != "missing"]
         if wrong:
-            raise ValueError("\n".join(f"{cls.__name__}.{line}" for line in lines(wrong))) from None
+            raise ValueError("\n".join(f"{cls.__name__}.{line}" for line in error_lines(wrong))) from None
 
 
-def lines(errors: Iterable[Any]) -> list[str]:
+def error_lines(errors: Iterable[Any]) -> list[str]:
     """`where: what is wrong`, one line each, without the values."""
     said = {"missing": "is missing"}
     return [
@@ -81,4 +81,4 @@ def lines(errors: Iterable[Any]) -> list[str]:
     ]
 
 
-__all__ = ["FOR_ALL", "Where", "check_options", "lines", "look", "options_of", "own_options"]
+__all__ = ["COMMON_OPTIONS", "JmesPath", "check_options", "error_lines", "options_of", "own_options", "search_json"]

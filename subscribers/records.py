@@ -1,4 +1,4 @@
-"""TODO."""
+"""Records on their way: to a system (`Item`), from it (`External`, `Page`, `Event`), and their fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The table of subscriber classes, and the subscribers whose systems are configured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from models.catalogues import CATALOGUES
 from subscribers.base import Subscriber
-from subscribers.mapping.fields import Field, entry_row
+from subscribers.mapping.fields import as_fields, entry_row
 from subscribers.mapping.validation import check_rows
 from subscribers.system import System
 
@@ -38,7 +38,7 @@ def register(subscriber: type[Subscriber]) -> type[Subscriber]:
 
 def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
     catalogue = CATALOGUES[subscriber.catalogue]
-    entries = {column: Field(e) if isinstance(e, str) else e for column, e in subscriber.field_to_data.items()}
+    entries = as_fields(subscriber.field_to_data)
     _, problems = check_rows([entry_row(column, entry) for column, entry in entries.items()], catalogue)
     unknown = [column for column in subscriber.match_on if column not in catalogue.table.c]
     return problems + [f"match_on: {catalogue.name} has no column {column!r}" for column in unknown]

@@ -28,7 +28,7 @@ from subscribers.http.client import Http, Token, Url, iso_time, server_time
 from subscribers.http.failures import describe_error
 from subscribers.http.signatures import Scheme, Signature
 from subscribers.mapping.paths import nest
-from subscribers.options import FOR_ALL, Where, check_options, look, own_options
+from subscribers.options import COMMON_OPTIONS, JmesPath, check_options, own_options, search_json
 from subscribers.records import Event, External, Item, Page
 from subscribers.system import Options as SystemOptions
 from subscribers.system import System
@@ -89,7 +89,7 @@ class RestSystem(System):
     #: Sent with every call (a version of the API, say). Nothing secret.
     headers: ClassVar[Mapping[str, str]] = {}
     #: Where a refusal has the words per field.
-    errors_field: ClassVar[Where] = "errors"
+    errors_field: ClassVar[JmesPath] = "errors"
 
     signature: ClassVar[Scheme] = "hmac"
     #: For `hmac`: where the digest of the body stands, what stands before it there (`sha256=`), and how it is written.
@@ -99,11 +99,11 @@ class RestSystem(System):
     signature_digest: ClassVar[Literal["sha1", "sha256", "sha512"]] = "sha256"
     #: The header with the event's id (Standard Webhooks have their own); without one `event_id_field` has it.
     event_id_header: ClassVar[str] = ""
-    event_id_field: ClassVar[Where] = "id"
-    event_type_field: ClassVar[Where] = "type"
-    event_time_field: ClassVar[Where] = "created_at"
-    event_resource_field: ClassVar[Where] = "resource"
-    event_data_field: ClassVar[Where] = "data"
+    event_id_field: ClassVar[JmesPath] = "id"
+    event_type_field: ClassVar[JmesPath] = "type"
+    event_time_field: ClassVar[JmesPath] = "created_at"
+    event_resource_field: ClassVar[JmesPath] = "resource"
+    event_data_field: ClassVar[JmesPath] = "data"
     #: How the type of a deletion ends.
     event_deleted: ClassVar[str] = "deleted"
 
@@ -137,7 +137,7 @@ class RestSystem(System):
             auth=self.login(),
             secret_headers=[self.auth_header if self.auth == "header" else "Authorization"],
             ca_bundle=options.ca_bundle or None,
-            describe=lambda response: describe_error(response, lambda body: look(self.errors_field, body)),
+            describe=lambda response: describe_error(response, lambda body: search_json(self.errors_field, body)),
         )
         #: By resource: where a record's id stands is known to its subscriber.
         self.subscribers: dict[str, RestSubscriber] = {}
@@ -169,7 +169,7 @@ class RestSystem(System):
             raise BadSignature(f"{self.name}: {error}") from None
         event = _json_object(body)
         header = "webhook-id" if self.signature == "standard" else self.event_id_header.lower()
-        event_id = headers.get(header) if header else look(self.event_id_field, event)
+        event_id = headers.get(header) if header else search_json(self.event_id_field, event)
         if not isinstance(event_id, str | int) or event_id == "":
             raise BadWebhook(f"the event has no {header or self.event_id_field!r}")
         return str(event_id)
@@ -177,17 +177,17 @@ class RestSystem(System):
     def events(self, body: bytes) -> list[Event]:
         """The one record that the webhook is about; nothing where no subscriber follows its resource."""
         event = _json_object(body)
-        kind = str(look(self.event_type_field, event) or "")
-        resource = str(look(self.event_resource_field, event) or kind.rpartition(".")[0])
+        kind = str(search_json(self.event_type_field, event) or "")
+        resource = str(search_json(self.event_resource_field, event) or kind.rpartition(".")[0])
         subscriber = self.subscribers.get(resource)
         if subscriber is None:
             return []
-        data = look(self.event_data_field, event)
-        if not isinstance(data, dict) or look(subscriber.id_field, data) is None:
+        data = search_json(self.event_data_field, event)
+        if not isinstance(data, dict) or search_json(subscriber.id_field, data) is None:
             raise BadWebhook(f"{self.event_data_field!r} is no record with {subscriber.id_field!r}")
         external = subscriber.external(
             data,
-            at=subscriber.time(look(self.event_time_field, event)),
+            at=subscriber.time(search_json(self.event_time_field, event)),
             deleted=event.get("deleted") is True or kind.rpartition(".")[2] == self.event_deleted,
         )
         return [Event(resource, external)]
@@ -226,14 +226,14 @@ class RestSubscriber(Subscriber):
     #: The name under which a record is sent; empty: it is the body itself.
     body_field: ClassVar[str] = ""
     #: Where an answer has the record, and a record its id.
-    record_field: ClassVar[Where] = "@"
-    id_field: ClassVar[Where] = "id"
+    record_field: ClassVar[JmesPath] = "@"
+    id_field: ClassVar[JmesPath] = "id"
     #: Where an answer has the list, and each record in it the time of its last change, as text or in numbers.
-    list_field: ClassVar[Where] = "items"
-    updated_field: ClassVar[Where] = "updated_at"
+    list_field: ClassVar[JmesPath] = "items"
+    updated_field: ClassVar[JmesPath] = "updated_at"
     time_format: ClassVar[Literal["iso", "seconds", "milliseconds"]] = "iso"
     #: Where a listed record says that it was deleted.
-    deleted_field: ClassVar[Where] = ""
+    deleted_field: ClassVar[JmesPath] = ""
     #: Sent with every call for a list: an order, a filter.
     list_parameters: ClassVar[Mapping[str, str | int]] = {}
     #: What asks for changes since a time: its value holds `{since}`, the time as the system wrote it. Without
@@ -246,7 +246,7 @@ class RestSubscriber(Subscriber):
     #: How the next page is found: `next`: its address stands in `next_field`; `cursor`: what stands there is sent
     #: as `cursor_parameter`; `link`: its address is in the header `next_header`; or counted by `page`, by `offset`.
     pagination: ClassVar[Literal["next", "cursor", "link", "page", "offset", "none"]] = "next"
-    next_field: ClassVar[Where] = "next"
+    next_field: ClassVar[JmesPath] = "next"
     cursor_parameter: ClassVar[str] = "cursor"
     #: `Link` (RFC 8288, rel=next), or one that holds nothing but the address.
     next_header: ClassVar[str] = "Link"
@@ -284,7 +284,7 @@ class RestSubscriber(Subscriber):
         """
         data = item.changes
         if self.update_method == "PUT":
-            data = {**nest(self.mapper.theirs(self.fetch(item.linked_id).data)), **item.changes}
+            data = {**nest(self.mapper.flatten(self.fetch(item.linked_id).data)), **item.changes}
         return self._write(self.update_method, self._address(self.update_path, item.linked_id), data, item)
 
     def delete(self, item: Item) -> None:
@@ -309,7 +309,7 @@ class RestSubscriber(Subscriber):
             for data in records:
                 # A system that does not know the parameter answers with everything.
                 if str(data.get(self.record_id_field)) == item.record_id and not self._deleted(data):
-                    return self.external(data, at=self.time(look(self.updated_field, data)))
+                    return self.external(data, at=self.time(search_json(self.updated_field, data)))
             following = self._following(step, body, response, len(records), moved=True)
             if following is None:
                 return None
@@ -326,7 +326,7 @@ class RestSubscriber(Subscriber):
             records = self._records(body, response)
             if records and records == before:
                 raise Retry(f"the list gives the same page again: is pagination = {self.pagination!r} right?")
-            stamps = [look(self.updated_field, one) for one in records]
+            stamps = [search_json(self.updated_field, one) for one in records]
             newest = self._newest([newest, *stamps])
             following = self._following(step, body, response, len(records), newest != since)
             if following is not None and self.oldest_first:
@@ -348,7 +348,7 @@ class RestSubscriber(Subscriber):
         """A record of the system's as the hub knows it."""
         record_id = data.get(self.record_id_field) if self.record_id_field else None
         return External(
-            id=str(look(self.id_field, data)),
+            id=str(search_json(self.id_field, data)),
             data=data,
             at=at,
             deleted=deleted,
@@ -383,22 +383,22 @@ class RestSubscriber(Subscriber):
             raise Retry(f"{method} was answered without readable JSON", maybe_done=True) from None
 
     def _answered(self, body: Any, response: requests.Response) -> External:
-        record = look(self.record_field, body)
-        if not isinstance(record, dict) or look(self.id_field, record) is None:
+        record = search_json(self.record_field, body)
+        if not isinstance(record, dict) or search_json(self.id_field, record) is None:
             raise Retry(f"the answer is no record with {self.id_field!r}", maybe_done=True)
-        external = self.external(record, at=self.time(look(self.updated_field, record)) or server_time(response))
+        external = self.external(record, at=self.time(search_json(self.updated_field, record)) or server_time(response))
         return replace(external, request_id=self.client.http.request_id(response))
 
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
-        found = look(self.list_field, body)
+        found = search_json(self.list_field, body)
         if not isinstance(found, list) or not all(
-            isinstance(one, dict) and look(self.id_field, one) is not None for one in found
+            isinstance(one, dict) and search_json(self.id_field, one) is not None for one in found
         ):
             raise Retry(f"the answer of {urlsplit(response.url).path} is no list of records")
         return found
 
     def _deleted(self, record: Mapping[str, Any]) -> bool:
-        return bool(look(self.deleted_field, record))
+        return bool(search_json(self.deleted_field, record))
 
     def _check_order(self, stamps: list[Any]) -> None:
         """What stands on a later page, but is older than what was read, would never be asked for again."""
@@ -436,7 +436,7 @@ class RestSubscriber(Subscriber):
             return self._at(linked if self.next_header == "Link" else response.headers.get(self.next_header), response)
         if self.pagination == "none":
             return None
-        following = look(self.next_field, body)
+        following = search_json(self.next_field, body)
         if self.pagination == "next":
             return self._at(following, response)
         return None if following in (None, "", False) else step.with_(self.cursor_parameter, following)
@@ -474,6 +474,6 @@ def _json_object(body: bytes) -> dict[str, Any]:
 
 #: What may be chosen for a system and for a subscriber, in code and in a file: the annotated attributes.
 SYSTEM_OPTIONS = own_options(RestSystem)
-SUBSCRIBER_OPTIONS = (*FOR_ALL, *own_options(RestSubscriber))
+SUBSCRIBER_OPTIONS = (*COMMON_OPTIONS, *own_options(RestSubscriber))
 
 __all__ = ["SUBSCRIBER_OPTIONS", "SYSTEM_OPTIONS", "RestOptions", "RestSubscriber", "RestSystem"]

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from email_validator import EmailNotValidError, validate_email
 
 from subscribers.errors import Reject
-from subscribers.mapping.values import is_empty, words
+from subscribers.mapping.values import describe_fields, is_empty
 
 
 class Rule(Protocol):
@@ -111,7 +111,7 @@ def check(rules: Rules, data: Mapping[str, Any]) -> None:
                 if (complaint := rule(value)) is not None:
                     wrong.setdefault(place, complaint)
     if wrong:
-        raise Reject(words(wrong), fields=wrong)
+        raise Reject(describe_fields(wrong), fields=wrong)
 
 
 def _values(data: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A connected external system: its settings, limits, client and webhooks."""
 
 from __future__ import annotations
 

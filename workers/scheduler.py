@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _TASK_PAUSE = 1.0
 
 
-def work_off_tasks(conductor: Conductor, stop: threading.Event) -> None:
+def run_tasks(conductor: Conductor, stop: threading.Event) -> None:
     """Do steps of tasks until asked to stop. Several schedulers may: a task is worked at under a lease."""
     while not stop.is_set():
         try:

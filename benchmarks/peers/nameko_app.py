@@ -1,7 +1,7 @@
 """nameko: an event and a handler per subscriber, each a service with a queue of its own.
 
-After nameko's documentation ("Built-in extensions", "CLI"): `nameko run benchmarks.peers.nameko_app`, one process a
-core; events are persistent and dispatched with confirms, its defaults.
+After nameko's documentation ("Built-in extensions": events; "CLI"): `nameko run benchmarks.peers.nameko_app`, one
+process per core. Events are persistent and dispatched with confirms, nameko's defaults.
 """
 
 from __future__ import annotations

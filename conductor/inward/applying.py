@@ -57,7 +57,7 @@ class InboundApplier:
             return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
         if external.deleted:
             return self._deleted(connection, incoming, link)
-        theirs = incoming.mapper.theirs(external.data)
+        theirs = incoming.mapper.flatten(external.data)
         if not (theirs or incoming.newest):
             raise NeedsFetch  # a thin event: it says that, not what
         if incoming.newest and link.lease_owner != incoming.token:
@@ -136,7 +136,7 @@ class InboundApplier:
             remote_values=remote_values,
             theirs=theirs,
             ours=ours,
-            comes_in=mapper.comes_in,
+            comes_in=mapper.accepts_inward,
             winner=lambda path: self._winner(connection, incoming, link, path),
             overridden_values=link.overridden_values if _is_as_we_wrote(incoming.external.at, link) else None,
         )
@@ -159,7 +159,7 @@ class InboundApplier:
         if result.ask or link.open_conflicts:
             bases = {path: remote_values.get(path, base.get(path)) for path in result.ask}
             values["open_conflicts"] = self._ask(connection, link, bases, ours, result)
-        if one_way := {path: value for path, value in result.keep.items() if not mapper.comes_in(path)}:
+        if one_way := {path: value for path, value in result.keep.items() if not mapper.accepts_inward(path)}:
             values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
         if incoming.external.at is not None:
             values |= {"last_seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
@@ -283,7 +283,7 @@ class InboundApplier:
         if record_id is not None:
             return self._adopt(connection, incoming, record_id)
         mapper = incoming.mapper
-        flat = {p: v for p, v in mapper.theirs(external.data).items() if mapper.comes_in(p)}
+        flat = {p: v for p, v in mapper.flatten(external.data).items() if mapper.accepts_inward(p)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
         self._require(subscriber, incoming.mapper, values)
         given = {name: value for name, value in values.items() if value is not None}
@@ -382,14 +382,14 @@ class InboundApplier:
         """Its values of the `match_on` columns; nothing where one of them is empty."""
         mapper = incoming.mapper
         paths = [path for path in map(mapper.path_of, incoming.subscriber.match_on) if path is not None]
-        theirs = mapper.theirs(incoming.external.data)
+        theirs = mapper.flatten(incoming.external.data)
         if not paths or any(is_empty(theirs.get(path)) for path in paths):
             return {}
         return mapper.inward({path: theirs[path] for path in paths})
 
     def _adopt(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
         subscriber, external = incoming.subscriber, incoming.external
-        theirs = incoming.mapper.theirs(external.data)
+        theirs = incoming.mapper.flatten(external.data)
         link = self._link(connection, Link.record_id == record_id, subscriber)
         if link is None:
             link = self._new_link(connection, incoming, record_id, base={})
@@ -422,12 +422,12 @@ class InboundApplier:
         remote_values: Flat = {}
         owed: dict[str, Any] = {}
         if base is None:
-            theirs = mapper.theirs(external.data)
+            theirs = mapper.flatten(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
             related = self.relations.load(connection, subscriber, mapper, [record])
             ours, _ = our_side(subscriber, mapper, record, related)
             # What only goes out, and is not so there yet, they are owed.
-            keep = {p: v for p, v in theirs.items() if not mapper.comes_in(p) and not same(v, ours.get(p))}
+            keep = {p: v for p, v in theirs.items() if not mapper.accepts_inward(p) and not same(v, ours.get(p))}
             take = {p: v for p, v in theirs.items() if p not in keep}
             base, remote_values = rebase(Merge(take=take, keep=keep), {}, {}, ours)
             if keep or _unsent(ours, base):
@@ -490,7 +490,7 @@ class InboundApplier:
                 operation="delete" if external.deleted else operation,
                 outcome=outcome,
                 reason=words,
-                payload=redact(incoming.mapper.theirs(external.data)) or None,
+                payload=redact(incoming.mapper.flatten(external.data)) or None,
                 inbox_id=incoming.inbox_id,
                 request_id=external.request_id,
                 at=self.context.clock(),
@@ -512,13 +512,13 @@ def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
     Nothing but the event of that edit tells of it: afterwards the record stands as we wrote it.
     """
     undone: Flat = {}
-    told = incoming.mapper.theirs((incoming.event or incoming.external).data)
+    told = incoming.mapper.flatten((incoming.event or incoming.external).data)
     for window in _windows(incoming, link):
         stood = window["fields"]
         changed = {
             path: value
             for path, value in told.items()
-            if path in stood and incoming.mapper.comes_in(path) and not same(value, stood[path])
+            if path in stood and incoming.mapper.accepts_inward(path) and not same(value, stood[path])
         }
         # Fetched since, and not as we wrote it any more: that is newer still.
         is_fetched = incoming.event is not None

@@ -67,7 +67,7 @@ class Relations:
         """The links of all records these ones point to."""
         wanted: defaultdict[str, set[str]] = defaultdict(set)
         for record in records:
-            for catalogue, record_id in mapper.points_to(record):
+            for catalogue, record_id in mapper.references(record):
                 wanted[catalogue].add(record_id)
         related = Related()
         for catalogue, ids in wanted.items():
@@ -88,7 +88,7 @@ class Relations:
           Retry: one of them is not known here yet.
         """
         keys: dict[tuple[str, str], str] = {}
-        for catalogue, external_id in set(mapper.points_to_there(flat)):
+        for catalogue, external_id in set(mapper.external_references(flat)):
             name = f"{subscriber.system}.{catalogue}"
             statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == external_id)
             record_id = connection.execute(statement).scalar()
@@ -100,7 +100,7 @@ class Relations:
     @staticmethod
     def check(mapper: Mapper, record: Record, related: Related) -> None:
         """Raise `WaitsFor` for the first related record that is not in the system."""
-        for catalogue, record_id in mapper.points_to(record):
+        for catalogue, record_id in mapper.references(record):
             if (catalogue, record_id) not in related.ids:
                 raise WaitsFor(catalogue, record_id)
 
@@ -181,7 +181,7 @@ def our_side(
     Without `strict`, for a merge, it is what can be mapped.
     """
     flat = mapper.outward(record, strict=strict, links=related.ids)
-    if mapper.is_level and type(subscriber).before_send is Subscriber.before_send:
+    if mapper.paths_are_single and type(subscriber).before_send is Subscriber.before_send:
         return flat, nest(flat)
     data = subscriber.before_send(nest(flat), record)
     if not isinstance(data, dict):

@@ -520,7 +520,7 @@ class Outward:
             return
         plan.claim.found = True
         # Against what was sent then, an edit of theirs shows when it comes in; ours alone is sent now.
-        base = in_doubt.created(plan.claim.link.unconfirmed_write, mapper.theirs(found.data))
+        base = in_doubt.created(plan.claim.link.unconfirmed_write, mapper.flatten(found.data))
         plan.claim.now_with(
             external_id=found.id, unlinked_at=None, base=base, remote_values=None, unconfirmed_write=None
         )
@@ -551,7 +551,7 @@ class Outward:
         if isinstance(found, SyncError):
             plan.fail(found)
             return
-        theirs = mapper.theirs(found.data)
+        theirs = mapper.flatten(found.data)
         base, remote_values = in_doubt.settle(
             claim.link.unconfirmed_write, theirs, claim.link.base or {}, claim.link.remote_values or {}
         )
@@ -586,7 +586,7 @@ class Outward:
         if isinstance(found, SyncError):
             plan.fail(found)
             return
-        theirs = mapper.theirs(found.data)
+        theirs = mapper.flatten(found.data)
         stood = {path: theirs[path] for path in sorted(beside) if path in theirs}
         if found.at is not None:
             claim.now_with(

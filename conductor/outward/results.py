@@ -271,7 +271,7 @@ class ResultWriter:
     def _bases(plan: Plan, mapper: Mapper | None) -> dict[str, Any]:
         link, asked = plan.claim.link, {**plan.claim.asked, **plan.claim.beside}
         sent = plan.sent if plan.operation != "match" else set()
-        reply = mapper.theirs(plan.external.data) if mapper is not None and plan.external is not None else {}
+        reply = mapper.flatten(plan.external.data) if mapper is not None and plan.external is not None else {}
         linked = plan.claim.linked
         remote_values = (
             {p: v for p, v in (link.remote_values or {}).items() if p not in sent or p in asked} if linked else {}

@@ -258,7 +258,7 @@ def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Re
         drift.ours_only = True
         return drift
     base, remote_values = link.base or {}, link.remote_values or {}
-    theirs = mapper.theirs(external.data)
+    theirs = mapper.flatten(external.data)
     drift.ours_only = True
     for path, value in theirs.items():
         known = remote_values.get(path, base.get(path))

@@ -32,12 +32,12 @@ from subscribers.errors import Gone, Reject, Retry, Skip, SyncError, SystemDown
 from subscribers.files import formats
 from subscribers.files.formats import BadFile, Reading, Row
 from subscribers.files.state import FileState
-from subscribers.files.system import FileOptions, FileSystem, _down
+from subscribers.files.system import FileOptions, FileSystem, system_down
 from subscribers.mapping.fields import Field as Entry
 from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import find
 from subscribers.mapping.values import Flat, is_empty, same
-from subscribers.options import FOR_ALL, check_options, own_options
+from subscribers.options import COMMON_OPTIONS, check_options, own_options
 from subscribers.records import External, Item, Page
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class FileSubscriber(Subscriber):
             return [Skip("these files have no column that tells of deletions")] * len(items)
         keys = [item.linked_id for item in items]
         try:
-            self._write([self._farewell(key) for key in keys])
+            self._write([self._deletion_row(key) for key in keys])
             self._state.gone(keys, _now())
             self._state.said([(key, None) for key in keys])
         except SystemDown as error:
@@ -156,8 +156,8 @@ class FileSubscriber(Subscriber):
                 continue
             if item.external_id not in (None, key):
                 left.append(item.linked_id)
-                written.append(self._farewell(item.linked_id))
-            flat = self.mapper.theirs(item.data)
+                written.append(self._deletion_row(item.linked_id))
+            flat = self.mapper.flatten(item.data)
             flat = {**(there.held if there and not there.deleted else {}), **flat}
             ours = {self.record_id_field: item.record_id} if self.record_id_field else {}
             # What is held besides: an archived record is sent with what makes it so alone.
@@ -189,7 +189,7 @@ class FileSubscriber(Subscriber):
     def _refuse(self, why: str) -> Reject:
         return Reject(f"{self.key_field}: {why}", fields={self.key_field: why})
 
-    def _farewell(self, key: str) -> dict[str, Any]:
+    def _deletion_row(self, key: str) -> dict[str, Any]:
         return {self.key_field: key, self.deleted_field: True} if self.deleted_field else {self.key_field: key}
 
     def _write(self, written: Sequence[Mapping[str, Any]]) -> None:
@@ -208,7 +208,7 @@ class FileSubscriber(Subscriber):
             else:
                 formats.write(out, [], [{name.get(top, top): value for top, value in one.items()} for one in written])
         except OSError as error:
-            raise _down(error) from error
+            raise system_down(error) from error
 
     # --- what they hold ---------------------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class FileSubscriber(Subscriber):
                 if time.time() - max(stat.st_mtime, stat.st_ctime) >= self.quiet_seconds:
                     found.append((stat.st_mtime_ns, entry.name, Path(entry.path)))
         except OSError as error:
-            raise _down(error) from error
+            raise system_down(error) from error
         return [path for _, _, path in sorted(found)]
 
     def _read(self, path: Path, position: dict[str, Any]) -> Iterator[Page]:
@@ -358,7 +358,7 @@ class FileSubscriber(Subscriber):
         held = {key: one.held for key, one in known.items() if not one.deleted}
         self._state.hold(
             # What a row merely repeats does not undo our exports since.
-            (one.id, {**held.get(one.id, {}), **self.mapper.theirs(one.data)}, now, one.record_id)
+            (one.id, {**held.get(one.id, {}), **self.mapper.flatten(one.data)}, now, one.record_id)
             for one in (*fresh, *changed)
             if not one.deleted
         )
@@ -388,7 +388,7 @@ class FileSubscriber(Subscriber):
         record_id = None if ours is MISSING or is_empty(ours) else str(ours)
         if self.deleted_field and _yes(pick(data, self.deleted_field)):
             return _Said(str(key), {}, record_id, deleted=True)
-        flat = self.mapper.theirs(data)
+        flat = self.mapper.flatten(data)
         if csv:
             flat = {path: self._typed(path, cell) for path, cell in flat.items() if not self._is_left_open(path, cell)}
         # Tried here, where it can be told to whoever wrote the file.
@@ -482,6 +482,6 @@ def _stamp() -> str:
 
 
 #: What may be chosen, in code and in a file.
-SUBSCRIBER_OPTIONS = (*FOR_ALL, *own_options(FileSubscriber))
+SUBSCRIBER_OPTIONS = (*COMMON_OPTIONS, *own_options(FileSubscriber))
 
 __all__ = ["SUBSCRIBER_OPTIONS", "FileOptions", "FileSubscriber", "FileSystem"]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A folder of files as a system: its settings and the folders of its subscribers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class FileSystem(System):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _down(error) from error
+            raise system_down(error) from error
         return folder
 
 
-def _down(error: OSError) -> SystemDown:
+def system_down(error: OSError) -> SystemDown:
+    """Return the failure of a folder or file that cannot be reached."""
     return SystemDown(f"{error.filename or 'the folder'}: {error.strerror}")

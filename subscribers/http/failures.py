@@ -1,4 +1,4 @@
-"""TODO."""
+"""HTTP statuses and network errors as the `SyncError` that says what to do next."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
     return record_id if python_type is str else python_type(record_id)
 
 
-def fit(column: sa.Column[Any], value: Any) -> Any:
+def coerce(column: sa.Column[Any], value: Any) -> Any:
     """A value as this column takes it.
 
     Raises:
@@ -35,7 +35,7 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
         return None
     expected = column.type.python_type
     if expected is str:
-        return _fit_text(column, value)
+        return _coerce_text(column, value)
     if expected is date and isinstance(value, str):
         return date.fromisoformat(value[:10])
     if expected is date and isinstance(value, datetime):
@@ -55,7 +55,7 @@ def fit(column: sa.Column[Any], value: Any) -> Any:
     return value
 
 
-def _fit_text(column: sa.Column[Any], value: Any) -> str:
+def _coerce_text(column: sa.Column[Any], value: Any) -> str:
     if isinstance(value, dict | list):
         raise ValueError(gettext("is a {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
     text = str(value)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The entries of `field_to_data`: what an author writes, and the rows that the panel edits."""
 
 from __future__ import annotations
 
@@ -57,10 +57,11 @@ def rows(
     They are compared, merged and sent as a whole and in their order, so a direction or a conflict
     policy is theirs together. What a row there holds beside the mapped fields is nobody's business.
     """
-    return Field(path, direction=direction, conflict=conflict, required=required, rows=_entries(fields))
+    return Field(path, direction=direction, conflict=conflict, required=required, rows=as_fields(fields))
 
 
-def _entries(fields: Mapping[str, Field | str]) -> dict[str, Field]:
+def as_fields(fields: Mapping[str, Field | str]) -> dict[str, Field]:
+    """Return the entries of a `field_to_data`, with each plain string as the `Field` it is short for."""
     return {column: entry if isinstance(entry, Field) else Field(entry) for column, entry in fields.items()}
 
 

@@ -15,13 +15,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from models.catalogues import Catalogue, Children, Record, recognise
+from models.catalogues import Catalogue, Children, Record, children_by_name, recognise
 from subscribers.errors import Reject
-from subscribers.mapping.coercion import as_key, fit
-from subscribers.mapping.fields import Field, _entries, entry_row
+from subscribers.mapping.coercion import as_key, coerce
+from subscribers.mapping.fields import Field, as_fields, entry_row
 from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import Transform, find
-from subscribers.mapping.values import Flat, Links, is_empty, plain, same, words
+from subscribers.mapping.values import Flat, Links, describe_fields, is_empty, plain, same
 
 
 class Mapper:
@@ -29,13 +29,13 @@ class Mapper:
 
     def __init__(self, catalogue: Catalogue | Children, fields: Mapping[str, Field | str]) -> None:
         self.catalogue = catalogue
-        self.fields = _entries(fields)
+        self.fields = as_fields(fields)
         self._column_of = {entry.path: column for column, entry in self.fields.items()}
         self._transforms = {
             column: find(entry.transform) for column, entry in self.fields.items() if entry.transform is not None
         }
         self._inner = {
-            column: Mapper(_children(catalogue)[column], entry.rows)
+            column: Mapper(children_by_name(catalogue)[column], entry.rows)
             for column, entry in self.fields.items()
             if entry.rows is not None
         }
@@ -49,7 +49,7 @@ class Mapper:
         #: Columns that hold a record's key, or child rows.
         self._pointing = [(column, entry) for column, entry in self._sent if entry.link or entry.rows is not None]
         #: Whether nested and flat say the same of what goes out: not where a value is made of several fields.
-        self.is_level = all("+" not in entry.path for _, entry in self._sent)
+        self.paths_are_single = all("+" not in entry.path for _, entry in self._sent)
 
     def rows(self) -> list[dict[str, Any]]:
         """The mapping as rows for the panel and the database."""
@@ -69,7 +69,7 @@ class Mapper:
         own = {entry.link for entry in self.fields.values() if entry.link}
         return own.union(*(inner.relations() for inner in self._inner.values()))
 
-    def points_to(self, record: Record) -> Iterator[tuple[str, str]]:
+    def references(self, record: Record) -> Iterator[tuple[str, str]]:
         """(catalogue, record id) of each record this one, or a child row of it, points to outward."""
         for column, entry in self._pointing:
             value = record.get(column)
@@ -78,9 +78,9 @@ class Mapper:
             if entry.link:
                 yield entry.link, str(value)
             elif (inner := self._inner.get(column)) is not None:
-                yield from itertools.chain.from_iterable(inner.points_to(row) for row in value or [])
+                yield from itertools.chain.from_iterable(inner.references(row) for row in value or [])
 
-    def points_to_there(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    def external_references(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """(catalogue, the system's id) of each record these external fields point to."""
         for path, value in flat.items():
             column = self._column_of[path]
@@ -90,7 +90,7 @@ class Mapper:
                 yield link, str(value)
             elif (inner := self._inner.get(column)) is not None and _is_rows(value):
                 for row in value:
-                    yield from inner.points_to_there(inner.theirs(row))
+                    yield from inner.external_references(inner.flatten(row))
 
     def outward(self, record: Record, *, strict: bool = True, links: Links | None = None) -> Flat:
         """What the system shall hold of this record, by path.
@@ -121,7 +121,7 @@ class Mapper:
             except ValueError as error:
                 wrong[entry.path] = str(error)
         if wrong and strict:
-            raise Reject(words(wrong), fields=wrong)
+            raise Reject(describe_fields(wrong), fields=wrong)
         return flat
 
     def _value_out(self, column: str, record: Record, links: Links) -> Any:
@@ -140,11 +140,11 @@ class Mapper:
 
     def _whole(self, row: Record, links: Links) -> Flat:
         """A child row outward. Raises `_Unknown` where a relation's id is not known: half a row is none."""
-        if any(pair not in links for pair in self.points_to(row)):
+        if any(pair not in links for pair in self.references(row)):
             raise _Unknown
         return self.outward(row, links=links)
 
-    def theirs(self, data: Mapping[str, Any]) -> Flat:
+    def flatten(self, data: Mapping[str, Any]) -> Flat:
         """The mapped fields of an external record, by path; one that is not mentioned is left out."""
         found: Flat = {}
         if not data:
@@ -154,11 +154,11 @@ class Mapper:
             if value is MISSING:
                 continue
             if (inner := self._inner.get(column)) is not None and (value is None or _is_rows(value)):
-                value = [nest(inner.theirs(row)) for row in value or []]
+                value = [nest(inner.flatten(row)) for row in value or []]
             found[entry.path] = plain(value)
         return found
 
-    def comes_in(self, path: str) -> bool:
+    def accepts_inward(self, path: str) -> bool:
         """Whether a change of this external field may change the internal record."""
         return path in self._column_of and self.entry(path).direction != "out"
 
@@ -188,7 +188,7 @@ class Mapper:
             except ValueError as error:
                 wrong[path] = str(error)
         if wrong:
-            raise Reject(words(wrong), fields=wrong)
+            raise Reject(describe_fields(wrong), fields=wrong)
         return values
 
     def _turn(self, column: str) -> int:
@@ -207,13 +207,13 @@ class Mapper:
                 return {name: now.get(name) for name in names}
             value = transform.of(now).inverse(value)
         values = [value] if len(names) == 1 else value or [None] * len(names)
-        return {name: fit(self.catalogue.table.c[name], one) for name, one in zip(names, values, strict=True)}
+        return {name: coerce(self.catalogue.table.c[name], one) for name, one in zip(names, values, strict=True)}
 
     def _rows_in(self, column: str, value: Any, keys: Links, now: Record) -> list[Record]:
         inner = self._inner[column]
         if not (is_empty(value) or _is_rows(value)):
             raise ValueError("is no list of objects, as child rows are")
-        theirs = [inner.theirs(row) for row in value or []]
+        theirs = [inner.flatten(row) for row in value or []]
         here: list[Record] = now.get(column) or []
         # Columns of the record that a row's transform may depend on; a new row has no values of its own yet.
         around = {name: one for name, one in now.items() if name not in inner.catalogue.columns}
@@ -262,9 +262,5 @@ def _each_row(path: str, given: Iterable[Any], carry: Callable[[Any], Record]) -
         except Reject as error:
             wrong |= {f"{path}[{number}].{name}": text for name, text in error.fields.items()}
     if wrong:
-        raise Reject(words(wrong), fields=wrong)
+        raise Reject(describe_fields(wrong), fields=wrong)
     return carried
-
-
-def _children(catalogue: Catalogue | Children) -> dict[str, Children]:
-    return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}

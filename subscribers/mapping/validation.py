@@ -1,4 +1,4 @@
-"""TODO."""
+"""Check the rows of a mapping against a catalogue, and report every problem with its row and cell."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from i18n import gettext
-from models.catalogues import CATALOGUES, Catalogue, Children
+from models.catalogues import CATALOGUES, Catalogue, Children, children_by_name
 from subscribers.mapping.fields import Field, FieldRow
-from subscribers.mapping.mapper import _children
 from subscribers.mapping.paths import is_plain, parts, problem
 from subscribers.mapping.transforms import Transform, find
 from subscribers.mapping.values import plain
@@ -39,7 +38,7 @@ class Problem(str):
 
 
 #: A cell of a row, and what is wrong with it.
-_Wrong = tuple[str, str]
+_CellProblem = tuple[str, str]
 
 
 def check_rows(
@@ -64,7 +63,7 @@ def check_rows(
     fields: dict[str, Field] = {}
     for number, row, wrong in _check(parsed, catalogue):
         problems += [Problem(number, cell, reason) for cell, reason in wrong]
-        if row.rows is not None and (child := _children(catalogue).get(row.column)) is not None:
+        if row.rows is not None and (child := children_by_name(catalogue).get(row.column)) is not None:
             problems += _check_inner(number, row, child)
         if not wrong:
             fields[row.column] = row.field()
@@ -75,7 +74,7 @@ def check_rows(
 
 def _check(
     rows: list[tuple[int, FieldRow]], catalogue: Catalogue | Children
-) -> Iterator[tuple[int, FieldRow, list[_Wrong]]]:
+) -> Iterator[tuple[int, FieldRow, list[_CellProblem]]]:
     paths: set[str] = set()
     columns: set[str] = set()
     for number, row in rows:
@@ -94,8 +93,8 @@ def _check(
         yield number, row, wrong
 
 
-def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
-    children = _children(catalogue)
+def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_CellProblem]:
+    children = children_by_name(catalogue)
     for column in parts(row.column):
         if column not in catalogue.columns:
             known = ", ".join(catalogue.columns)
@@ -122,7 +121,7 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_W
             yield "column", f"{plain_column}; {there_are}"
 
 
-def _check_path(row: FieldRow) -> Iterator[_Wrong]:
+def _check_path(row: FieldRow) -> Iterator[_CellProblem]:
     if text := problem(row.path):
         yield "path", text
     elif not is_plain(row.path) and row.direction != "in":
@@ -132,7 +131,7 @@ def _check_path(row: FieldRow) -> Iterator[_Wrong]:
         )
 
 
-def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Wrong]:
+def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_CellProblem]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
         yield (
             "transform",

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Compare external values, and write them as JSON."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def words(wrong: Mapping[str, str]) -> str:
+def describe_fields(wrong: Mapping[str, str]) -> str:
     """Complaints per field as one sentence."""
     return "; ".join(f"{name}: {text}" for name, text in wrong.items())

@@ -9,7 +9,7 @@
 | `with_rows`  | objects with child rows; `objects`: those that ship                        |
 """
 
-from subscribers.salesforce.line_items import SalesforceWithRows
+from subscribers.salesforce.line_items import SalesforceWithLineItems
 from subscribers.salesforce.objects import SalesforceAccount, SalesforceContact, SalesforceInvoice, SalesforceProduct
 from subscribers.salesforce.options import SalesforceOptions
 from subscribers.salesforce.subscriber import SalesforceSubscriber
@@ -23,5 +23,5 @@ __all__ = [
     "SalesforceOptions",
     "SalesforceProduct",
     "SalesforceSubscriber",
-    "SalesforceWithRows",
+    "SalesforceWithLineItems",
 ]

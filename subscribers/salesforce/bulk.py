@@ -27,9 +27,11 @@ Outcome = tuple[str, datetime] | SyncError
 #: What stands for null in a file; an empty value means "leave as it is".
 NULL = "#N/A"
 #: Bytes of a file; what is uploaded may grow by half on its way, to 150 MB at most.
-LARGEST_FILE = 90_000_000
+MAX_FILE_BYTES = 90_000_000
 #: Seconds between two looks at a job, growing; and until it is given up.
-FIRST_LOOK, LONGEST_LOOK, PATIENCE = 0.25, 10.0, 900.0
+FIRST_PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 10.0
+JOB_TIMEOUT_SECONDS = 900.0
 
 _ENDED = ("JobComplete", "Failed", "Aborted")
 
@@ -44,7 +46,7 @@ def ingest(
 ) -> list[Outcome]:
     """Write these records in one job; one outcome a row, in order. Each row has a value of its own in field `key`."""
     content = _file(rows)
-    if len(content) > LARGEST_FILE and len(rows) > 1:
+    if len(content) > MAX_FILE_BYTES and len(rows) > 1:
         half = len(rows) // 2
         return [
             *ingest(org, sobject, operation, key, rows[:half]),
@@ -85,23 +87,23 @@ def _cell(value: Any) -> str:
 
 def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
     """Start the job and wait for its end; the job then, and the org's time. From here on it may have taken effect."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + JOB_TIMEOUT_SECONDS
     _json(org, "PATCH", path, {"state": "UploadComplete"}, writes=True)
-    pause = FIRST_LOOK
+    pause = FIRST_PAUSE_SECONDS
     while True:
         job, at = _surely(lambda: _json(org, "GET", path), deadline)
         if job["state"] in _ENDED:
             return job, at
         if time.monotonic() > deadline:
-            raise Retry(f"the job is {job['state']} still after {PATIENCE:.0f} s", maybe_done=True)
+            raise Retry(f"the job is {job['state']} still after {JOB_TIMEOUT_SECONDS:.0f} s", maybe_done=True)
         time.sleep(pause)
         still_working()
-        pause = min(pause * 2, LONGEST_LOOK)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: Retry) -> dict[str, Outcome]:
     """What became of each record, by its key."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + JOB_TIMEOUT_SECONDS
     found: dict[str, Outcome] = {}
     for kind in ("successfulResults", "failedResults", "unprocessedrecords"):
         text = _surely(partial(_text, org, "GET", f"{path}/{kind}"), deadline)
@@ -125,7 +127,7 @@ def _error(text: str) -> dict[str, Any]:
 
 def _surely(ask: Callable[[], T], deadline: float) -> T:
     """The answer to a question about work that is done: asked again until there is one, or until `deadline`."""
-    pause = FIRST_LOOK
+    pause = FIRST_PAUSE_SECONDS
     while True:
         try:
             return ask()
@@ -135,7 +137,7 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
                 raise lost.with_reply(error.reply) from error
         time.sleep(pause)
         still_working()
-        pause = min(pause * 2, LONGEST_LOOK)
+        pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
 def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool) -> tuple[dict[str, Any], datetime]:

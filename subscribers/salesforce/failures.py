@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Errors = Sequence[Mapping[str, Any]]
 
 #: Pauses, seconds: when the day's calls are used up, and when too many are under way at once.
-LIMIT_PAUSE, BUSY_PAUSE = 900.0, 10.0
+LIMIT_PAUSE_SECONDS = 900.0
+BUSY_PAUSE_SECONDS = 10.0
 
 
 class Expired(Exception):
@@ -104,7 +105,7 @@ def by_code(
     if code == "INVALID_CROSS_REFERENCE_KEY" and set(fields) <= {"Id", "id"}:
         kind = Gone
     if code == "REQUEST_LIMIT_EXCEEDED":
-        after = after or (BUSY_PAUSE if "concurrent" in text.lower() else LIMIT_PAUSE)
+        after = after or (BUSY_PAUSE_SECONDS if "concurrent" in text.lower() else LIMIT_PAUSE_SECONDS)
     if kind is Unclear:
         return status_error(status or 500, text, after=after, writes=writes, request_id=request_id)
     if kind is SystemDown:

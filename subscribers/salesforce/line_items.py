@@ -19,27 +19,28 @@ from subscribers.records import External, ExternalField, Item, Page
 from subscribers.salesforce import describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import (
-    COLLECTION,
-    SETTLING,
+    COLLECTION_SIZE,
+    OVERLAP_SECONDS,
     SalesforceSubscriber,
     earlier,
-    no_address,
+    format_time,
     not_before,
-    wire,
+    unknown_address,
 )
 from subscribers.salesforce.system import soql
 
 #: What one call takes: graphs, and records in all of them.
-MOST_GRAPHS, MOST_NODES = 75, 500
+MAX_GRAPHS = 75
+MAX_NODES = 500
 #: Records whose rows are asked for in one query: its address must not get too long.
-ASKED_AT_ONCE = 300
+PARENTS_PER_QUERY = 300
 
 Json = dict[str, Any]
 #: A record and what has to be written for it.
 Graph = tuple[Item, list[Json]]
 
 
-class SalesforceWithRows(SalesforceSubscriber):
+class SalesforceWithLineItems(SalesforceSubscriber):
     """`row_sobject` holds the rows, `row_parent` is its field that points to the record, `row_place` the number of the
     row in the record, from 1. The mapping has one list, by `rows(...)`.
     """
@@ -52,7 +53,7 @@ class SalesforceWithRows(SalesforceSubscriber):
 
     def batch_size(self, waiting: int) -> int:
         """Bulk API 2.0 writes one object at a time, so it is not for these."""
-        return COLLECTION
+        return COLLECTION_SIZE
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """Those with rows as a whole each; the others as any record."""
@@ -85,7 +86,7 @@ class SalesforceWithRows(SalesforceSubscriber):
         since = iso_time(position.get("rows"))
         if since is None:
             _, now = self.client.call(lambda org: org.query(f"SELECT Id FROM {self.row_sobject} LIMIT 1"))
-            position["rows"] = wire(earlier(now, SETTLING))
+            position["rows"] = format_time(earlier(now, OVERLAP_SECONDS))
         else:
             yield from self._with_changed_rows(position, since)
         yield from super().changed_since(position)
@@ -120,11 +121,11 @@ class SalesforceWithRows(SalesforceSubscriber):
         own = ["Id", "IsDeleted", "SystemModstamp", self.external_id_field, self.row_parent, self.row_place]
         fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
         found: dict[str, list[Json]] = {}
-        for start in range(0, len(ids), ASKED_AT_ONCE):
+        for start in range(0, len(ids), PARENTS_PER_QUERY):
             query = soql(
                 f"SELECT {', '.join(fields)} FROM {self.row_sobject} WHERE {self.row_parent} IN {{}} "
                 f"ORDER BY {self.row_place} NULLS LAST, CreatedDate, Id",
-                list(ids[start : start + ASKED_AT_ONCE]),
+                list(ids[start : start + PARENTS_PER_QUERY]),
             )
             for row in self._all(query):
                 found.setdefault(row[self.row_parent], []).append(row)
@@ -138,9 +139,9 @@ class SalesforceWithRows(SalesforceSubscriber):
         ids = list(dict.fromkeys(row[self.row_parent] for row in changed if row[self.row_parent]))
         newest = changed[-1]["SystemModstamp"] if changed else position["rows"]
         reached = not_before(position["rows"], newest, now)
-        for start in range(0, len(ids), ASKED_AT_ONCE):
+        for start in range(0, len(ids), PARENTS_PER_QUERY):
             select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
-            records = list(self._all(soql(select, ids[start : start + ASKED_AT_ONCE])))
+            records = list(self._all(soql(select, ids[start : start + PARENTS_PER_QUERY])))
             yield Page(self._externals(records), dict(position))
         position["rows"] = reached
 
@@ -223,9 +224,9 @@ class SalesforceWithRows(SalesforceSubscriber):
     def _written(self, graphs: Sequence[Graph]) -> list[External | SyncError]:
         outcomes: dict[str, External | SyncError] = {}
         for some in _payloads(graphs):
-            if len(some[0][1]) > MOST_NODES:
+            if len(some[0][1]) > MAX_NODES:
                 item, nodes = some[0]
-                outcomes[item.record_id] = Reject(f"{len(nodes) - 1} rows, but Salesforce takes {MOST_NODES - 1}")
+                outcomes[item.record_id] = Reject(f"{len(nodes) - 1} rows, but Salesforce takes {MAX_NODES - 1}")
                 continue
             outcomes |= zip((item.record_id for item, _ in some), self._call_graphs(some), strict=True)
         return [outcomes[item.record_id] for item, _ in graphs]
@@ -240,7 +241,7 @@ class SalesforceWithRows(SalesforceSubscriber):
             if set(answers) != {graph["graphId"] for graph in graphs}:
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
         except Gone as error:
-            return [no_address("composite/graph", error)] * len(some)
+            return [unknown_address("composite/graph", error)] * len(some)
         except SyncError as error:
             return [error] * len(some)
         return [self._outcome(item, answers[str(number)], at) for number, (item, _) in enumerate(some)]
@@ -265,7 +266,7 @@ class SalesforceWithRows(SalesforceSubscriber):
             return Reject("several records there carry this External ID")
         error = by_code(errors, request_id=self.client.request_id)
         if place == 0:
-            return self.of_gone(item, error) if error.unlinks else error
+            return self.explain_gone(item, error) if error.unlinks else error
         if error.unlinks:
             return Retry(f"row {place}, or a record that it points to, was deleted there: {error}")
         if error.is_terminal:
@@ -288,7 +289,7 @@ def _payloads(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
     """As many in one call as it takes."""
     some: list[Graph] = []
     for graph in graphs:
-        if some and (len(some) == MOST_GRAPHS or sum(len(nodes) for _, nodes in [*some, graph]) > MOST_NODES):
+        if some and (len(some) == MAX_GRAPHS or sum(len(nodes) for _, nodes in [*some, graph]) > MAX_NODES):
             yield some
             some = []
         some.append(graph)

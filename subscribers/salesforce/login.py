@@ -19,7 +19,7 @@ from subscribers.http.failures import network_error, retry_after
 from subscribers.salesforce.options import SalesforceOptions, is_set
 
 #: Pause after a refused login, seconds: many tries in a row lock the user.
-LOGIN_PAUSE = 300.0
+LOGIN_PAUSE_SECONDS = 300.0
 
 
 def log_in(options: SalesforceOptions) -> tuple[str, str]:
@@ -36,13 +36,13 @@ def log_in(options: SalesforceOptions) -> tuple[str, str]:
     except SalesforceAuthenticationFailed as error:
         _raise_trouble(answers, in_words=isinstance(error.code, str))
         text = _one_line(f"{error.code}: {error.auth_message}", options)
-        raise SystemDown(f"the login is refused ({text})", after=LOGIN_PAUSE) from None
+        raise SystemDown(f"the login is refused ({text})", after=LOGIN_PAUSE_SECONDS) from None
     except requests.RequestException as error:
         raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
     except (AttributeError, ValueError, ExpatError, OSError) as error:
         # The library reads the answer without looking: a page of a proxy ends in any of these.
         _raise_trouble(answers, in_words=False)
-        raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE) from None
+        raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE_SECONDS) from None
     return token, host.rstrip("/")
 
 

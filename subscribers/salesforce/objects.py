@@ -9,7 +9,7 @@ from typing import Any
 from subscribers.mapping.fields import Field, link_to, rows
 from subscribers.registry import register
 from subscribers.rules import length, required
-from subscribers.salesforce.line_items import SalesforceWithRows
+from subscribers.salesforce.line_items import SalesforceWithLineItems
 from subscribers.salesforce.subscriber import SalesforceSubscriber
 
 
@@ -93,7 +93,7 @@ class SalesforceProduct(SalesforceSubscriber):
 
 
 @register
-class SalesforceInvoice(SalesforceWithRows):
+class SalesforceInvoice(SalesforceWithLineItems):
     """Invoices and their lines, which are a custom object each. Customer__c points to what customers are kept as."""
 
     catalogue = "invoice"

@@ -20,15 +20,15 @@ from subscribers.salesforce.system import Salesforce, soql
 
 #: Records may become visible later than their SystemModstamp says; this close to the present they are
 #: read again, seconds.
-SETTLING = 60
+OVERLAP_SECONDS = 60
 #: Salesforce tells of deletions no longer ago than 15 days.
-DELETED_REACH = timedelta(days=14, hours=23)
+DELETED_HISTORY = timedelta(days=14, hours=23)
 #: Seconds between two questions for deletions; the query for changes tells of those in the recycle bin.
-DELETED_EVERY = 900
+DELETED_INTERVAL_SECONDS = 900
 #: Records that a collection takes.
-COLLECTION = 200
+COLLECTION_SIZE = 200
 #: Records in one job of Bulk API 2.0: few enough to be looked up one by one, should nobody learn how it ended.
-JOB = 5000
+JOB_SIZE = 5000
 
 
 class SalesforceSubscriber(Subscriber):
@@ -42,7 +42,7 @@ class SalesforceSubscriber(Subscriber):
     system_class = Salesforce
     sobject: ClassVar[str]
     mergeable: ClassVar[bool] = False
-    bulk_size = COLLECTION
+    bulk_size = COLLECTION_SIZE
     poll_seconds = 60
 
     @classmethod
@@ -54,12 +54,12 @@ class SalesforceSubscriber(Subscriber):
 
     def batch_size(self, waiting: int) -> int:
         """Up to a collection; from SALESFORCE_BULK_THRESHOLD records on, a job of Bulk API 2.0."""
-        return JOB if waiting > max(self.client.options.bulk_threshold, COLLECTION) else COLLECTION
+        return JOB_SIZE if waiting > max(self.client.options.bulk_threshold, COLLECTION_SIZE) else COLLECTION_SIZE
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
         """Upsert by the External ID, so that repeating it cannot create a second record."""
         records = [self._record(item.data, item) for item in items]
-        if len(items) > COLLECTION and bulk.can_carry(records):
+        if len(items) > COLLECTION_SIZE and bulk.can_carry(records):
             outcomes = self._job("upsert", items, records)
         else:
             path = f"composite/sobjects/{self.sobject}/{self.external_id_field}"
@@ -69,7 +69,7 @@ class SalesforceSubscriber(Subscriber):
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
         """Send what changed, by Salesforce's own ids."""
         records = [self._record(item.changes, item) for item in items]
-        if len(items) > COLLECTION and bulk.can_carry(records):
+        if len(items) > COLLECTION_SIZE and bulk.can_carry(records):
             rows = [record | {"Id": item.linked_id} for item, record in zip(items, records, strict=True)]
             return [*self._judged(items, self._job("update", items, rows))]
         records = [record | {"id": item.linked_id} for item, record in zip(items, records, strict=True)]
@@ -78,8 +78,8 @@ class SalesforceSubscriber(Subscriber):
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
         """Delete, into the recycle bin."""
         outcomes: list[SyncError | None] = []
-        for start in range(0, len(items), COLLECTION):
-            some = items[start : start + COLLECTION]
+        for start in range(0, len(items), COLLECTION_SIZE):
+            some = items[start : start + COLLECTION_SIZE]
             ids = ",".join(item.linked_id for item in some)
             params = {"ids": ids, "allOrNone": "false"}
             results = self._collection("DELETE", "composite/sobjects", some, params=params)
@@ -91,7 +91,7 @@ class SalesforceSubscriber(Subscriber):
         try:
             return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
         except Gone as gone:
-            raise self._with_heir(external_id, gone) from None
+            raise self._with_merge_target(external_id, gone) from None
 
     def find(self, item: Item) -> External | None:
         """The record whose External ID is ours."""
@@ -107,8 +107,8 @@ class SalesforceSubscriber(Subscriber):
         """Those that are not in the recycle bin, a collection a query."""
         found: dict[str, External] = {}
         select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
-        for start in range(0, len(external_ids), COLLECTION):
-            records = list(self._all(soql(select, list(external_ids[start : start + COLLECTION]))))
+        for start in range(0, len(external_ids), COLLECTION_SIZE):
+            records = list(self._all(soql(select, list(external_ids[start : start + COLLECTION_SIZE]))))
             found |= {one.id: one for one in self._externals(records) if not one.deleted}
         return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
 
@@ -129,7 +129,7 @@ class SalesforceSubscriber(Subscriber):
         since = position.get("modstamp")
         again = "deleted" in position
         found, now = self.client.call(lambda org: org.query(self._query(since), include_deleted=again))
-        position.setdefault("deleted", wire(now))
+        position.setdefault("deleted", format_time(now))
         while True:
             records = found["records"]
             if records:
@@ -157,12 +157,12 @@ class SalesforceSubscriber(Subscriber):
         """What of the data is of the record itself."""
         return dict(data)
 
-    def of_gone(self, item: Item, gone: SyncError) -> SyncError:
+    def explain_gone(self, item: Item, gone: SyncError) -> SyncError:
         """What it means that something is gone, as Salesforce does not say what: this record, or one it points to.
 
         One that was merged into another waits until a poll has told of it, and is then linked to that.
         """
-        points = any(self.mapper.points_to(item.record))
+        points = any(self.mapper.references(item.record))
         if item.external_id is None:
             # An upsert by the External ID creates what is gone: so it is another record, or no record at all.
             deleted = points and "ENTITY_IS_DELETED" in str(gone)
@@ -171,7 +171,7 @@ class SalesforceSubscriber(Subscriber):
             if points:
                 self.fetch(item.external_id)
                 return Retry(f"a record that it points to is deleted there: {gone}")
-            gone = self._with_heir(item.external_id, gone)
+            gone = self._with_merge_target(item.external_id, gone)
         except Gone as error:
             gone = error
         except SyncError as error:
@@ -180,7 +180,7 @@ class SalesforceSubscriber(Subscriber):
             return gone
         return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
 
-    def _with_heir(self, external_id: str, gone: SyncError) -> SyncError:
+    def _with_merge_target(self, external_id: str, gone: SyncError) -> SyncError:
         """The same, with the record that it lives on in, if it was merged."""
         query = soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
         found = next(self._all(query), None) if self.mergeable else None
@@ -189,7 +189,7 @@ class SalesforceSubscriber(Subscriber):
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
         return [
-            self.of_gone(item, one).with_reply(one.reply) if isinstance(one, SyncError) and one.unlinks else one
+            self.explain_gone(item, one).with_reply(one.reply) if isinstance(one, SyncError) and one.unlinks else one
             for item, one in pairs
         ]
 
@@ -238,8 +238,8 @@ class SalesforceSubscriber(Subscriber):
         self, path: str, items: Sequence[Item], records: Sequence[Mapping[str, Any]]
     ) -> list[External | SyncError]:
         outcomes: list[External | SyncError] = []
-        for start in range(0, len(items), COLLECTION):
-            some = slice(start, start + COLLECTION)
+        for start in range(0, len(items), COLLECTION_SIZE):
+            some = slice(start, start + COLLECTION_SIZE)
             body = {"allOrNone": False, "records": records[some]}
             outcomes += self._collection("PATCH", path, items[some], json=body)
         return outcomes
@@ -251,7 +251,7 @@ class SalesforceSubscriber(Subscriber):
             if not isinstance(results, list) or len(results) != len(items):
                 raise Retry("the answer does not say what became of each record", maybe_done=True)
         except Gone as error:
-            return [no_address(path, error)] * len(items)
+            return [unknown_address(path, error)] * len(items)
         except SyncError as error:
             return [error] * len(items)
         call = self.client.request_id
@@ -270,9 +270,9 @@ class SalesforceSubscriber(Subscriber):
 
     def _deleted(self, position: dict[str, Any], now: datetime) -> Iterator[Page]:
         """A window of deletions: of what is in the recycle bin no more, so it is asked for now and then only."""
-        start = max(iso_time(position["deleted"]) or now, now - DELETED_REACH).replace(second=0)
+        start = max(iso_time(position["deleted"]) or now, now - DELETED_HISTORY).replace(second=0)
         end = now.replace(second=0)  # Salesforce looks at whole minutes only
-        if (end - start).total_seconds() < DELETED_EVERY:
+        if (end - start).total_seconds() < DELETED_INTERVAL_SECONDS:
             return
         window = {"start": start.isoformat(), "end": end.isoformat()}
         path = f"sobjects/{self.sobject}/deleted/"
@@ -283,7 +283,7 @@ class SalesforceSubscriber(Subscriber):
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
 
 
-def no_address(path: str, error: Gone) -> Reject:
+def unknown_address(path: str, error: Gone) -> Reject:
     """A whole call whose address is unknown: an object or a field that the org lacks, and no record that is gone."""
     return Reject(f"{path}: {error}", request_id=error.request_id).with_reply(error.reply)
 
@@ -295,12 +295,12 @@ def earlier(at: datetime, seconds: float) -> datetime:
 
 def not_before(since: str | None, newest: str, now: datetime) -> str:
     """The newest time read, but not so close to the present that a latecomer would be missed."""
-    settled = earlier(now, SETTLING)
-    reached = newest if (iso_time(newest) or settled) <= settled else wire(settled)
+    settled = earlier(now, OVERLAP_SECONDS)
+    reached = newest if (iso_time(newest) or settled) <= settled else format_time(settled)
     behind = iso_time(since)
     return since if since and behind and behind > (iso_time(reached) or settled) else reached
 
 
-def wire(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     """A time as Salesforce writes it."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000+0000"

@@ -20,7 +20,7 @@ from subscribers.http.failures import network_error
 from subscribers.http.rate_limit_headers import Rate
 from subscribers.records import Event, External
 from subscribers.salesforce import outbound_messages
-from subscribers.salesforce.failures import LIMIT_PAUSE, Expired, refusal
+from subscribers.salesforce.failures import LIMIT_PAUSE_SECONDS, Expired, refusal
 from subscribers.salesforce.options import SalesforceOptions
 from subscribers.system import System
 
@@ -51,7 +51,7 @@ class Usage:
     @property
     def fresh_for(self) -> float:
         """Seconds until it is worth asking again: the limit covers 24 hours that move on."""
-        return max(self.read_at + LIMIT_PAUSE - time.monotonic(), 0.0)
+        return max(self.read_at + LIMIT_PAUSE_SECONDS - time.monotonic(), 0.0)
 
 
 def soql(query: str, *values: Any) -> str:
@@ -148,7 +148,7 @@ class Salesforce(System):
         """Leave the last calls of the day to others.
 
         Raises:
-          SystemDown: there are no more than the reserve. Every LIMIT_PAUSE the org is asked again.
+          SystemDown: there are no more than the reserve. Every LIMIT_PAUSE_SECONDS the org is asked again.
         """
         reserve = self.options.api_reserve
         if self.usage is None or self.usage.left > reserve:
@@ -212,7 +212,7 @@ class Salesforce(System):
 
             session = new_session(self.options.ca_bundle or None)
             # Its methods return the parsed body alone; the headers, with the org's clock, are kept here.
-            session.hooks["response"].append(self._keep)
+            session.hooks["response"].append(self._remember)
             self._local.client = Client(
                 session_id=login[0],
                 instance_url=f"https://{login[1]}",
@@ -223,7 +223,7 @@ class Salesforce(System):
         client: Client = self._local.client
         return client
 
-    def _keep(self, response: requests.Response, **_: Any) -> None:
+    def _remember(self, response: requests.Response, **_: Any) -> None:
         self._local.response = response
         if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
             self.usage = Usage(int(found[1]), int(found[2]), time.monotonic())

@@ -14,12 +14,12 @@ Stripe events in your webhook endpoint".
 from subscribers.stripe.client import RECORD_ID_KEY, Stripe, StripeOptions, form
 from subscribers.stripe.customer import StripeCustomer
 from subscribers.stripe.invoice import StripeInvoice
-from subscribers.stripe.objects import STRETCH, StripeSubscriber
+from subscribers.stripe.objects import WINDOW_SECONDS, StripeSubscriber
 from subscribers.stripe.product import StripeProduct
 
 __all__ = [
     "RECORD_ID_KEY",
-    "STRETCH",
+    "WINDOW_SECONDS",
     "Stripe",
     "StripeCustomer",
     "StripeInvoice",

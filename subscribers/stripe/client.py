@@ -23,7 +23,7 @@ API_VERSION = "2024-06-20"
 #: The key under which an object's metadata carries our record's id.
 RECORD_ID_KEY = "syncflow_id"
 #: A webhook signed longer ago than this is refused, seconds: it may be a recorded one.
-TOLERANCE = 300
+SIGNATURE_TOLERANCE_SECONDS = 300
 #: Objects on a page: the most that Stripe gives.
 PAGE_SIZE = 100
 
@@ -93,7 +93,7 @@ class Stripe(System):
 
     def events(self, body: bytes) -> list[Event]:
         """The one record that an event is about; nothing for an event of any other kind."""
-        told = told_by(_event(body))
+        told = event_record(_event(body))
         return [told] if told else []
 
     def page_url(self, resource: str, external_id: str) -> str | None:
@@ -138,7 +138,7 @@ def external(
     return External(str(body["id"]), body, at=at, deleted=gone, record_id=record_id, request_id=request_id)
 
 
-def told_by(event: Mapping[str, Any]) -> Event | None:
+def event_record(event: Mapping[str, Any]) -> Event | None:
     """The record an event is about, as it was then; without data where the event has not got all of it.
 
     Event times are whole seconds. Every event of an invoice (finalized, paid, voided ...) and of its
@@ -168,7 +168,7 @@ def _signed(body: bytes, header: str, secret: str) -> bool:
     from stripe import SignatureVerificationError, WebhookSignature  # noqa: PLC0415
 
     try:
-        return bool(WebhookSignature.verify_header(body, header, secret, TOLERANCE))
+        return bool(WebhookSignature.verify_header(body, header, secret, SIGNATURE_TOLERANCE_SECONDS))
     except (SignatureVerificationError, ValueError, TypeError):
         # The last two: a body that is not UTF-8, a header that is not ASCII.
         return False

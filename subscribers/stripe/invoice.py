@@ -13,7 +13,7 @@ import requests
 from subscribers.errors import Gone, Reject, Retry, Skip, SyncError
 from subscribers.mapping import link_to, rows
 from subscribers.mapping.fields import Field
-from subscribers.mapping.values import same, words
+from subscribers.mapping.values import describe_fields, same
 from subscribers.records import External, Item
 from subscribers.registry import register
 from subscribers.rules import between, choices, length
@@ -236,7 +236,7 @@ class StripeInvoice(StripeSubscriber):
             wrong = {name: why for name in changes if name != "status"}
         wrong = {name: text for name, text in wrong.items() if name in changes}
         if wrong:
-            raise Reject(words(wrong), fields=wrong)
+            raise Reject(describe_fields(wrong), fields=wrong)
 
     def _due(self, day: Any) -> dict[str, Any]:
         """The end of that day (UTC), or the usual time from now."""
@@ -297,7 +297,7 @@ def _check_reachable(now: str, target: str) -> None:
         return
     why = "a final invoice never becomes a draft again" if now == "open" else f"what is {now} there stays so"
     wrong = {"status": f"cannot become {target}: in Stripe it is {now}, and {why}"}
-    raise Reject(words(wrong), fields=wrong)
+    raise Reject(describe_fields(wrong), fields=wrong)
 
 
 def _count_moves(now: str, target: str) -> int:

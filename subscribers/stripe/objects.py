@@ -16,17 +16,17 @@ from subscribers.errors import Gone, Retry, SystemDown
 from subscribers.http.client import server_time
 from subscribers.records import External, Item, Page
 from subscribers.stripe import client
-from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, external, told_by
+from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, event_record, external
 from subscribers.stripe.failures import KeySpent
 
 #: How many of the newest objects are searched for one that carries our id.
 FIND_AMONG = 1000
 #: Events are read in stretches of this many seconds, oldest first, so that a long outage fits in memory.
-STRETCH = 3600
+WINDOW_SECONDS = 3600
 #: Events become visible in any order; this close to the present they are read again, seconds.
-SETTLING = 60
+OVERLAP_SECONDS = 60
 #: Stripe keeps events for 30 days. From an older position everything is read again, a day before that, seconds.
-EVENTS_KEPT = 29 * 86_400
+EVENTS_KEPT_SECONDS = 29 * 86_400
 
 #: One of Stripe's objects as it came.
 Body = dict[str, Any]
@@ -107,13 +107,13 @@ class StripeSubscriber(Subscriber):
         id of the last object read.
         """
         position = dict(position or {})
-        if "after" not in position and position.get("since", 0) < time.time() - EVENTS_KEPT:
+        if "after" not in position and position.get("since", 0) < time.time() - EVENTS_KEPT_SECONDS:
             position = {}  # of what happened since then some is forgotten
         if "since" not in position or "after" in position:
-            for page in self._everything(position):
+            for page in self._all_pages(position):
                 position = page.position
                 yield page
-        yield from self._happened(int(position["since"]))
+        yield from self._changed_pages(int(position["since"]))
 
     # --- one object ----------------------------------------------------------------------------------
 
@@ -205,13 +205,13 @@ class StripeSubscriber(Subscriber):
         )
         return page
 
-    def _everything(self, position: dict[str, Any]) -> Iterator[Page]:
+    def _all_pages(self, position: dict[str, Any]) -> Iterator[Page]:
         """Newest first, as Stripe lists them; what changes meanwhile is among the events since the start."""
         while True:
             after = {"starting_after": position["after"]} if "after" in position else {}
             body, response = self._page(**after)
             at = server_time(response) or datetime.now(UTC)
-            since = position.get("since", int(at.timestamp()) - SETTLING)
+            since = position.get("since", int(at.timestamp()) - OVERLAP_SECONDS)
             position = {"since": since}
             if body["has_more"]:
                 position["after"] = body["data"][-1]["id"]
@@ -219,11 +219,11 @@ class StripeSubscriber(Subscriber):
             if not body["has_more"]:
                 return
 
-    def _happened(self, since: int) -> Iterator[Page]:
+    def _changed_pages(self, since: int) -> Iterator[Page]:
         while True:
-            end = since + STRETCH
-            newest_by_id, now = self._stretch(since, end)
-            settled = max(since, min(end, now - SETTLING))
+            end = since + WINDOW_SECONDS
+            newest_by_id, now = self._read_window(since, end)
+            settled = max(since, min(end, now - OVERLAP_SECONDS))
             records = sorted(newest_by_id.values(), key=_seconds)
             for start in range(0, len(records), client.PAGE_SIZE):
                 chunk = records[start : start + client.PAGE_SIZE]
@@ -234,7 +234,7 @@ class StripeSubscriber(Subscriber):
                 return
             since = end
 
-    def _stretch(self, start: int, end: int) -> tuple[dict[str, External], int]:
+    def _read_window(self, start: int, end: int) -> tuple[dict[str, External], int]:
         """The newest event of each object in this stretch of time, and Stripe's clock at the first call."""
         types = [*(f"{self.resource}.{verb}" for verb in VERBS), *self.more_events]
         newest: dict[str, External] = {}
@@ -247,7 +247,7 @@ class StripeSubscriber(Subscriber):
             at = server_time(response) or datetime.now(UTC)
             now = now or int(at.timestamp())
             for event in body["data"]:  # newest first
-                if (told := told_by(event)) is not None:
+                if (told := event_record(event)) is not None:
                     newest.setdefault(told.external.id, told.external)
             if not body["has_more"]:
                 return newest, now

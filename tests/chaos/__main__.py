@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 if a check fails."""
+"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 on any finding."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Judge:
         record_id = str(row["id"])
         subscriber = SUBSCRIBERS[system]
         mapper = Mapper(CATALOGUES["customer"], subscriber.field_to_data)
-        ours, theirs = mapper.outward(row, strict=False), mapper.theirs(external)
+        ours, theirs = mapper.outward(row, strict=False), mapper.flatten(external)
         wrong = [
             f"{path}: ours {ours[path]!r}, theirs {theirs.get(path)!r}"
             for path in ours

@@ -38,19 +38,19 @@ KEYS = {("product", "P7"): "7"}
 def test_out_and_in_again() -> None:
     flat = MAPPER.outward({"number": "R1", "lines": [TEA, POST]}, links=LINKS)
     assert nest(flat) == {"number": "R1", "lines": {"data": [TEA_THERE, POST_THERE]}}
-    theirs = MAPPER.theirs(nest(flat))
+    theirs = MAPPER.flatten(nest(flat))
     assert theirs == flat
     assert MAPPER.inward(theirs, KEYS) == {"number": "R1", "lines": [TEA, POST]}
-    assert list(MAPPER.points_to({"lines": [TEA, POST]})) == [("product", "7")]
-    assert list(MAPPER.points_to_there(theirs)) == [("product", "P7")]
+    assert list(MAPPER.references({"lines": [TEA, POST]})) == [("product", "7")]
+    assert list(MAPPER.external_references(theirs)) == [("product", "P7")]
     assert MAPPER.relations() == {"product"}
 
 
 def test_only_the_mapped_fields_of_a_row_count() -> None:
     theirs = {"lines": {"data": [{**TEA_THERE, "id": "li_1", "amount": {"count": 2.0, "each": "4.50", "tax": 1}}]}}
     ours = MAPPER.outward({"lines": [TEA]}, links=LINKS)
-    assert same(MAPPER.theirs(theirs)["lines.data"], ours["lines.data"])
-    assert not same(MAPPER.theirs(theirs)["lines.data"], [*ours["lines.data"], POST_THERE])
+    assert same(MAPPER.flatten(theirs)["lines.data"], ours["lines.data"])
+    assert not same(MAPPER.flatten(theirs)["lines.data"], [*ours["lines.data"], POST_THERE])
 
 
 def test_rows_may_be_found_by_an_expression() -> None:
@@ -58,13 +58,13 @@ def test_rows_may_be_found_by_an_expression() -> None:
     assert check_rows(Mapper(INVOICE, {"lines": entry}).rows(), INVOICE)[1] == []
     theirs = {"lines": [{"kind": "good", "item": {"text": "tea"}}, {"kind": "tax", "item": {"text": "x"}}]}
     mapper = Mapper(INVOICE, {"lines": entry})
-    assert mapper.inward(mapper.theirs(theirs)) == {"lines": [{"description": "tea"}]}
+    assert mapper.inward(mapper.flatten(theirs)) == {"lines": [{"description": "tea"}]}
     assert mapper.outward({"lines": [TEA]}) == {}
 
 
 def test_no_rows_and_no_word_of_rows_are_two_things() -> None:
-    assert MAPPER.theirs({"number": "R1"}) == {"number": "R1"}
-    assert MAPPER.theirs({"lines": None}) == MAPPER.theirs({"lines": {"data": None}}) == {"lines.data": []}
+    assert MAPPER.flatten({"number": "R1"}) == {"number": "R1"}
+    assert MAPPER.flatten({"lines": None}) == MAPPER.flatten({"lines": {"data": None}}) == {"lines.data": []}
     assert MAPPER.inward({"lines.data": []}) == {"lines": []}
     assert same([], None)
 
@@ -93,7 +93,7 @@ def test_half_a_row_is_not_sent() -> None:
 )
 def test_what_is_wrong_is_said_by_row_and_field(given: Any, fields: set[str]) -> None:
     with pytest.raises(Reject) as caught:
-        MAPPER.inward(MAPPER.theirs({"lines": {"data": given}}), KEYS)
+        MAPPER.inward(MAPPER.flatten({"lines": {"data": given}}), KEYS)
     assert set(caught.value.fields) == {f"lines.data{field}" for field in fields}
 
 

@@ -32,7 +32,7 @@ EVENTS = {"sqlite": ("delete", "insert", "update"), "postgresql": ("delete", "in
 #: How models and database are compared; the word indexes are no migration's.
 OPTIONS: dict[str, Any] = {
     "compare_type": True,
-    "include_name": lambda name, *_: not (name and search.belongs(name)),
+    "include_name": lambda name, *_: not (name and search.is_index(name)),
 }
 
 
@@ -60,7 +60,7 @@ def test_files_begin_with_their_revision_and_stand_in_its_order() -> None:
 def tables(database: Database) -> set[str]:
     with database.read() as connection:
         found = set(sa.inspect(connection).get_table_names()) - {"alembic_version"}
-        return {name for name in found if not search.belongs(name)}
+        return {name for name in found if not search.is_index(name)}
 
 
 def triggers(database: Database) -> list[str]:

@@ -174,6 +174,46 @@ def test_models_import_only_each_other_downwards() -> None:
             assert all(order[name] < order[path.stem] for name in names), f"{path.name} imports {names}"
 
 
+#: The modules and folders of `subscribers/`; each may import those in the rows above its own, and itself.
+SUBSCRIBERS_ROWS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("records",),
+    ("mapping", "calls", "http", "options"),
+    ("rules", "system"),
+    ("base",),
+    ("registry",),
+    ("rest", "files", "stripe", "salesforce", "unknown_settings"),
+    ("config_file",),
+)
+
+
+def test_subscribers_import_each_other_downwards() -> None:
+    rows = {name: number for number, names in enumerate(SUBSCRIBERS_ROWS) for name in names}
+    folder = ROOT / "subscribers"
+    modules = {path.relative_to(folder).with_suffix("").parts[0]: path for path in sources("subscribers")}
+    assert set(modules) - {"__init__"} == set(rows), "a new module gets its place in SUBSCRIBERS_ROWS"
+    broken_rows = []
+    for path in sources("subscribers"):
+        own = path.relative_to(folder).with_suffix("").parts[0]
+        used = {name.split(".")[1] for name, _ in imported(path) if name.startswith("subscribers.")} - {own}
+        if own != "__init__":
+            broken_rows += [f"{own} imports {name}" for name in used if rows.get(name, 99) >= rows[own]]
+    assert broken_rows == []
+
+
+def test_no_private_name_is_imported() -> None:
+    """A name that another module needs has no underscore: it belongs to the face of its module."""
+    private = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for place in ("subscribers", "models", "workers", "cli", "simulators", "broker.py", "settings.py")
+        for path in sources(place)
+        for name, line in imported(path)
+        if name.split(".")[0] in {Path(other).stem for other in MAY_IMPORT}
+        and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+    ]
+    assert private == []
+
+
 @pytest.mark.parametrize(
     "place,line",
     [

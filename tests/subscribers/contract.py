@@ -102,7 +102,7 @@ class Bench(World):
             external = normalize_incoming(self.subscriber, self.subscriber.fetch(external_id))
         except Gone:
             return None
-        return self.subscriber.default_mapper.theirs(external.data)
+        return self.subscriber.default_mapper.flatten(external.data)
 
     def webhook(self, external_id: str) -> tuple[bytes, dict[str, str]] | None:
         """What the system sends of this record, if it sends anything and the hub's class takes it."""

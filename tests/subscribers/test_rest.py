@@ -99,7 +99,7 @@ def test_create_and_fetch(shop: ShopLike, contacts: ShopContact) -> None:
     made = contacts.create(item())
     seen = contacts.fetch(made.id)
     assert seen == made
-    assert contacts.default_mapper.theirs(seen.data) == contacts.default_mapper.outward(ANNA)
+    assert contacts.default_mapper.flatten(seen.data) == contacts.default_mapper.outward(ANNA)
     assert made.record_id == "7" and made.at == datetime.fromisoformat(seen.data["updated_at"])
     (call,) = shop.journal.calls("POST")
     assert call.idempotency_key == "key-7"

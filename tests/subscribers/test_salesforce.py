@@ -82,7 +82,7 @@ def test_create_and_fetch(org: SalesforceSimulator, login: str) -> None:
     one = made(accounts.bulk_create([item(ANNA)])[0])
     assert one.record_id == "7" and one.at is not None
     seen = accounts.fetch(one.id)
-    assert accounts.default_mapper.theirs(seen.data) == accounts.default_mapper.outward(ANNA)
+    assert accounts.default_mapper.flatten(seen.data) == accounts.default_mapper.outward(ANNA)
     assert seen.record_id == "7" and seen.at is not None and seen.at <= one.at
     assert "attributes" not in seen.data
 

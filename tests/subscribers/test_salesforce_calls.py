@@ -13,10 +13,10 @@ from simulators.salesforce import SalesforceSimulator
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.records import External, Item
 from subscribers.salesforce import SalesforceAccount, bulk
-from subscribers.salesforce.failures import LIMIT_PAUSE
+from subscribers.salesforce.failures import LIMIT_PAUSE_SECONDS
 from tests.support.salesforce_world import SalesforceWorld, connect
 
-JOB = "jobs/ingest"
+JOB_SIZE = "jobs/ingest"
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def accounts(org: SalesforceSimulator) -> SalesforceAccount:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for a job to be looked at again."""
-    monkeypatch.setattr(bulk, "FIRST_LOOK", 0.001)
-    monkeypatch.setattr(bulk, "LONGEST_LOOK", 0.001)
+    monkeypatch.setattr(bulk, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(bulk, "LONGEST_PAUSE_SECONDS", 0.001)
 
 
 def many(world: SalesforceWorld, count: int) -> None:
@@ -143,7 +143,7 @@ def test_what_a_broken_job_did_not_come_to_is_tried_again(
 
 @pytest.mark.parametrize(
     ("path", "method", "maybe_done"),
-    [(JOB, "POST", False), ("/batches", "PUT", False), (JOB, "PATCH", True)],
+    [(JOB_SIZE, "POST", False), ("/batches", "PUT", False), (JOB_SIZE, "PATCH", True)],
 )
 def test_a_job_that_is_cut_before_its_end(
     org: SalesforceSimulator, accounts: SalesforceAccount, path: str, method: str, maybe_done: bool
@@ -155,7 +155,7 @@ def test_a_job_that_is_cut_before_its_end(
 
 
 def test_a_question_about_a_job_is_asked_again(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
-    org.fail(3, status=503, method="GET", path=JOB)
+    org.fail(3, status=503, method="GET", path=JOB_SIZE)
     org.drop(method="GET", path="failedResults")
     assert all(isinstance(one, External) for one in accounts.bulk_create([item(n) for n in range(250)]))
 
@@ -165,17 +165,17 @@ def test_a_text_that_a_file_cannot_carry_goes_by_collections(
 ) -> None:
     outcomes = accounts.bulk_create([item(n, bulk.NULL if n == 3 else "Anna") for n in range(250)])
     assert all(isinstance(one, External) for one in outcomes)
-    assert org.store.count("Account") == 250 and not org.journal.calls(path=JOB)
+    assert org.store.count("Account") == 250 and not org.journal.calls(path=JOB_SIZE)
     assert org.store.by_external_id("Account", "Syncflow_Id__c", "3")["Name"] == bulk.NULL  # type: ignore[index]
 
 
 def test_a_file_that_is_too_large_is_cut_in_two(
     org: SalesforceSimulator, accounts: SalesforceAccount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk, "LARGEST_FILE", 10_000)
+    monkeypatch.setattr(bulk, "MAX_FILE_BYTES", 10_000)
     outcomes = accounts.bulk_create([item(n) for n in range(250)])
     assert [one.record_id for one in outcomes if isinstance(one, External)] == [str(n) for n in range(250)]
-    assert len(org.journal.calls("POST", JOB)) == 2
+    assert len(org.journal.calls("POST", JOB_SIZE)) == 2
 
 
 def test_a_long_job_keeps_its_records(world: SalesforceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,14 +224,14 @@ def test_polls_stop_first_then_changes_wait(world: SalesforceWorld, monkeypatch:
     assert (row.rate_remaining, row.rate_limit) == (500, 100_000)
     assert row.down_since is not None and "500 of the org's 100000 daily API calls are left" in str(row.down_reason)
     # A while later it is asked once, and goes on being left alone; until there are calls again.
-    later = time.monotonic() + LIMIT_PAUSE
+    later = time.monotonic() + LIMIT_PAUSE_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    world.org.clock.advance(LIMIT_PAUSE + 10)
+    world.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
     world.conductor.deliver("salesforce.customer", ["1"])
     assert [one.path.rstrip("/")[-7:] for one in world.org.journal.calls()] == ["/limits"]
     world.org.org.calls_used = 0
-    later += LIMIT_PAUSE
-    world.org.clock.advance(LIMIT_PAUSE + 10)
+    later += LIMIT_PAUSE_SECONDS
+    world.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
     world.conductor.deliver("salesforce.customer", ["1"])
     assert phones(world.org) == {"2"} and system(world).down_since is None
 

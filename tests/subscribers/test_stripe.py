@@ -19,7 +19,7 @@ from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, Sy
 from subscribers.mapping.paths import nest
 from subscribers.records import External, Item
 from subscribers.registry import REGISTRY
-from subscribers.stripe import STRETCH, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
+from subscribers.stripe import WINDOW_SECONDS, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
 from subscribers.stripe.failures import KeySpent
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
@@ -84,7 +84,7 @@ def test_create_and_fetch(stripe: StripeLike, customers: StripeCustomer) -> None
     assert made.record_id == "7" and made.request_id and made.request_id.startswith("req_")
     assert made.at is not None and abs(datetime.now(UTC) - made.at) < timedelta(seconds=5)
     seen = customers.fetch(made.id)
-    assert customers.default_mapper.theirs(seen.data) == customers.default_mapper.outward(ANNA)
+    assert customers.default_mapper.flatten(seen.data) == customers.default_mapper.outward(ANNA)
     assert seen.record_id == "7"
     (call,) = stripe.journal.calls("POST")
     assert call.idempotency_key == "key-7"
@@ -311,7 +311,7 @@ def test_a_long_outage_is_read_in_stretches_and_the_position_moves_on(
     stripe: StripeLike, customers: StripeCustomer
 ) -> None:
     id = stripe.create_customer(email="a@example.org")["id"]
-    since = now() - 3 * STRETCH - 10
+    since = now() - 3 * WINDOW_SECONDS - 10
     found, position = read(customers, {"since": since})
     assert [one.id for one in found] == [id]
     assert len(stripe.journal.calls("GET", "/v1/events")) == 4

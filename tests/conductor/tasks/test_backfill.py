@@ -20,7 +20,7 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.records import Page
 from tests.support.fakes import World
 from tests.support.runtimes import Hub, until
-from workers.scheduler import work_off_tasks
+from workers.scheduler import run_tasks
 
 CUSTOMER = Customer.__table__
 
@@ -268,7 +268,7 @@ def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
         c.execute(sa.insert(CUSTOMER), [{"name": f"Ada {n:03}"} for n in range(300)])
         c.execute(sa.update(Change).values(relayed_at=Change.at))
     hub, stop = Hub(database, "crm"), threading.Event()
-    tasks = threading.Thread(target=work_off_tasks, args=(hub.conductor, stop))
+    tasks = threading.Thread(target=run_tasks, args=(hub.conductor, stop))
     with hub.relaying(), hub.working():
         tasks.start()
         one = hub.conductor.backfill("crm.customer", "ann")

@@ -16,7 +16,7 @@ from models.ledger import AuditEntry, DeadLetter, Inbox, Link, Task
 from models.session import Database
 from subscribers.errors import Reject
 from tests.support.fakes import World
-from workers.scheduler import work_off_tasks
+from workers.scheduler import run_tasks
 
 CUSTOMER = Customer.__table__
 
@@ -248,7 +248,7 @@ def test_the_loop_works_tasks_off_and_ends_when_asked(world: World) -> None:
 
     world.conductor.tasks.register("count", last)
     one = world.conductor.tasks.start("count", "ann")
-    work_off_tasks(world.conductor, stop)
+    run_tasks(world.conductor, stop)
     assert world.conductor.tasks.get(one).state == "done"
 
 
