@@ -4,7 +4,7 @@ Knows no broker and no Flask; everything here can be tried with a fake subscribe
 """
 
 from conductor.conductor import Conductor
-from conductor.dead_letters.operations import DeadLetterFilter
+from conductor.dead_letters.store import DeadLetterFilter
 from conductor.inward.inbox import UnknownSystem
 from conductor.mappings.preview import Effect, Preview
 from conductor.mappings.store import MappingConflict, MappingRefused

@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from conductor.context import Context
-from conductor.dead_letters.operations import DeadLetterFilter
-from conductor.dead_letters.store import DeadLetterStore
+from conductor.dead_letters.operations import DeadLetterOperations
+from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
 from conductor.desk import Desk
 from conductor.inward.applying import InboundApplier
 from conductor.inward.inbox import Inward
@@ -61,6 +61,7 @@ class Conductor:
         self.context = Context(database, subscribers, publisher, policy or Policy(), clock)
         self.breaker = CircuitBreaker(self.context)
         self.letters = DeadLetterStore(self.context)
+        self.dead_letters = DeadLetterOperations(self.context, self.letters)
         self.mappings = Mappings(self.context)
         self.relations = Relations(self.context)
         self.limits = Limits(self.context)
@@ -72,13 +73,13 @@ class Conductor:
         )
         applying = InboundApplier(self.context, self.relations, self.guard)
         self.inward = Inward(self.context, self.breaker, self.mappings, self.letters, applying, self.guard, self.limits)
-        self.desk = Desk(self.context, self.breaker, self.letters, self.mappings, self.relations)
+        self.desk = Desk(self.context, self.breaker, self.mappings, self.relations)
         self.previews = Previews(self.context, self.mappings, self.relations)
         self.throughput = ThroughputCounter(self.context)
         self.schedule = JobScheduler(self.context, self.throughput)
         self.tasks = TaskRunner(self.context)
         self.retrying = Retrying(self.context, self.letters, self.tasks)
-        self.discarding = Discarding(self.context, self.desk, self.tasks)
+        self.discarding = Discarding(self.context, self.letters, self.tasks)
         self.replaying = Replaying(self.context, self.tasks)
         self.editing = Records(self.context)
         self.alike = Alike(self.context, self.desk, self.tasks)
@@ -153,8 +154,8 @@ class Conductor:
     # --- people -------------------------------------------------------------------------------------
 
     def retry(self, letters: DeadLetterFilter, by: str) -> int:
-        """Try dead letters again. See `Desk.retry`."""
-        return self.desk.retry(letters, by)
+        """Try dead letters again. See `DeadLetterOperations.retry`."""
+        return self.dead_letters.retry(letters, by)
 
     def retry_many(self, letters: DeadLetterFilter, by: str) -> int:
         """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
@@ -173,8 +174,8 @@ class Conductor:
         return self.checking.check(system)
 
     def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
-        """Close dead letters unsent. See `Desk.discard`."""
-        return self.desk.discard(letters, by, reason)
+        """Close dead letters unsent. See `DeadLetterOperations.discard`."""
+        return self.dead_letters.discard(letters, by, reason)
 
     def discard_many(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent as a task, a few hundred at a time; its id. See `Discarding.start`."""

@@ -1,4 +1,4 @@
-"""What people do: retry and discard dead letters, pause systems, keep unsubscribe lists.
+"""What people do: pause systems, keep unsubscribe lists.
 
 Each function writes its audit row in the transaction that does the work. The panel and the
 command line call these and nothing else.
@@ -13,8 +13,6 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.dead_letters.operations import _BATCH, DeadLetterFilter
-from conductor.dead_letters.store import DISCARDED, DeadLetterStore
 from conductor.links.merge import Merge, rebase
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
@@ -25,7 +23,6 @@ from models.counting import DISPLAY_LIMIT
 from models.ledger import (
     Change,
     Conflict,
-    DeadLetter,
     Inbox,
     Link,
     System,
@@ -48,75 +45,13 @@ class Desk:
         self,
         context: Context,
         health: CircuitBreaker,
-        letters: DeadLetterStore,
         mappings: Mappings,
         relations: Relations,
     ) -> None:
         self.context = context
         self.breaker = health
-        self.letters = letters
         self.mappings = mappings
         self.relations = relations
-
-    # --- dead letters -------------------------------------------------------------------------------
-
-    def retry(self, letters: DeadLetterFilter, by: str) -> int:
-        """Let these records be tried again at once; returns how many. A letter closes when its record is through."""
-        return self._each_batch(letters, self.letters.again, by, "dead_letter.retry")
-
-    def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
-        """Close letters without sending: what they are about counts as settled until the next change."""
-        reason = self.reason_of(reason)
-        return self._each_batch(
-            letters,
-            lambda c, rows: self.discard_rows(c, rows, by, reason),
-            by,
-            "dead_letter.discard",
-            reason=reason,
-        )
-
-    @staticmethod
-    def reason_of(text: str) -> str:
-        """A reason without blanks around it.
-
-        Raises:
-          ValueError: there is none.
-        """
-        if not text.strip():
-            raise ValueError(gettext("say why: a discarded dead letter needs a reason"))
-        return text.strip()
-
-    def _each_batch(self, letters: DeadLetterFilter, work: Any, by: str, action: str, **details: object) -> int:
-        done = 0
-        after = 0
-        while True:
-            with self.context.database.write() as connection:
-                rows = connection.execute(
-                    sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
-                    .where(*letters.conditions(), DeadLetter.id > after)
-                    .order_by(DeadLetter.id)
-                    .limit(_BATCH)
-                ).all()
-                if rows:
-                    work(connection, rows)
-                    after = rows[-1].id
-                done += len(rows)
-                if len(rows) < _BATCH:
-                    self.context.audit(connection, by, action, letters.words(), count=done, **details)
-                    return done
-
-    def discard_rows(self, connection: sa.Connection, rows: Iterable[Any], by: str, reason: str) -> None:
-        """Close these letters (rows with `id`, `link_id`) in the caller's transaction, which writes the audit row."""
-        letters = [row.id for row in rows]
-        links = [row.link_id for row in rows if row.link_id is not None]
-        # One that was edited since is sent; one that has another letter by now waits for a person to see that.
-        same = (Link.id.in_(links), Link.dead_at.is_not(None), Link.dead_letter_id.in_(letters))
-        connection.execute(
-            sa.update(Link)
-            .where(*same)
-            .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
-        )
-        self.letters.close(connection, letters, f"{DISCARDED} {by}: {reason}")
 
     # --- systems ------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Dead letters: their store, what operators do with them, and their remedies."""

@@ -1,41 +1,83 @@
-"""TODO."""
+"""What an operator does with dead letters: retry and discard them.
+
+Each function writes its audit row in the transaction that does the work.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-from models.ledger import (
-    DeadLetter,
-)
+import sqlalchemy as sa
+
+from conductor.context import Context
+from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
+from i18n import gettext
+from models.ledger import DeadLetter
 
 #: Dead letters handled in one transaction.
 _BATCH = 1000
 
 
-@dataclass(frozen=True)
-class DeadLetterFilter:
-    """Which open dead letters are meant; what is None does not matter. All of it None means all."""
+class DeadLetterOperations:
+    """Retries and discards dead letters."""
 
-    ids: list[int] | None = None
-    subscriber: str | None = None
-    fingerprint: str | None = None
-    error: str | None = None
+    def __init__(self, context: Context, letters: DeadLetterStore) -> None:
+        self.context = context
+        self.letters = letters
 
-    def conditions(self) -> list[Any]:
-        """As conditions on the open letters."""
-        conditions: list[Any] = [DeadLetter.closed_at.is_(None)]
-        if self.ids is not None:
-            conditions.append(DeadLetter.id.in_(self.ids))
-        for name in ("subscriber", "fingerprint", "error"):
-            if (value := getattr(self, name)) is not None:
-                conditions.append(getattr(DeadLetter, name) == value)
-        return conditions
+    def retry(self, letters: DeadLetterFilter, by: str) -> int:
+        """Retry immediately; return how many there are. A letter closes when its record is delivered."""
+        return self._each_batch(letters, self.letters.retry, by, "dead_letter.retry")
 
-    def chosen(self) -> dict[str, Any]:
-        """What matters, by name: the argument of a task about these letters."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+    def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
+        """Close letters unsent: their records count as up to date until the next change.
 
-    def words(self) -> str:
-        """For the audit."""
-        return ", ".join(f"{name} {value}" for name, value in self.chosen().items()) or "all"
+        Raises:
+          ValueError: the reason is empty.
+        """
+        reason = reason_of(reason)
+        return self._each_batch(
+            letters,
+            lambda connection, rows: self.letters.discard(connection, rows, by, reason),
+            by,
+            "dead_letter.discard",
+            reason=reason,
+        )
+
+    def _each_batch(
+        self,
+        letters: DeadLetterFilter,
+        work: Callable[[sa.Connection, Any], None],
+        by: str,
+        action: str,
+        **details: object,
+    ) -> int:
+        done = 0
+        after = 0
+        while True:
+            with self.context.database.write() as connection:
+                rows = connection.execute(
+                    sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
+                    .where(*letters.conditions(), DeadLetter.id > after)
+                    .order_by(DeadLetter.id)
+                    .limit(_BATCH)
+                ).all()
+                if rows:
+                    work(connection, rows)
+                    after = rows[-1].id
+                done += len(rows)
+                if len(rows) < _BATCH:
+                    self.context.audit(connection, by, action, letters.describe(), count=done, **details)
+                    return done
+
+
+def reason_of(text: str) -> str:
+    """Return a reason without surrounding blanks.
+
+    Raises:
+      ValueError: it is empty.
+    """
+    if not text.strip():
+        raise ValueError(gettext("say why: a discarded dead letter needs a reason"))
+    return text.strip()

@@ -1,4 +1,4 @@
-"""Dead letters: what a person has to look at, in words, grouped by kind."""
+"""Dead letters: failures that an operator has to resolve, grouped by kind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,23 +19,23 @@ from subscribers.errors import SyncError
 
 logger = logging.getLogger(__name__)
 
-#: What varies from one record to the next: quoted values, numbers, long ids.
+#: Parts of a message that differ between records: quoted values, numbers, long ids.
 _VARYING = re.compile(
     r"\S+@\S+|https?://\S+|'[^']*'|\"[^\"]*\"|`[^`]*`|[\u201c\u201e][^\u201d\u201c]*[\u201d\u201c]|\b[\w-]*\d[\w-]*\b"
 )
 
-#: Shorter values of a record are found in any sentence.
+#: A shorter value of a record may occur in any sentence by chance.
 _SHORTEST_VALUE = 4
 
-#: How the resolution of a letter begins that a person has closed unsent.
+#: The beginning of the resolution of a discarded letter.
 DISCARDED = "discarded by"
 
 
 def fingerprint(error: SyncError, payload: Mapping[str, Any] | None = None) -> str:
-    """The same for errors that are mended the same way: class and words, without what varies.
+    """Return a hash of the error's class and message that is the same for errors with the same remedy.
 
-    That is what the record itself says (`payload`, external field -> value), which systems like to quote back,
-    and anything that looks like a value: quoted texts, numbers, ids.
+    It leaves out the record's own values (`payload`, external field -> value), which systems quote, and
+    everything that looks like a value: quoted texts, numbers, ids.
     """
     text = str(error)
     own = {str(value) for value in (payload or {}).values() if isinstance(value, str) and len(value) >= _SHORTEST_VALUE}
@@ -45,11 +46,39 @@ def fingerprint(error: SyncError, payload: Mapping[str, Any] | None = None) -> s
 
 
 def trace(error: SyncError) -> str | None:
-    """The traceback of the bug behind an error; none for what a system plainly said."""
+    """Return the traceback of the exception behind an error, or None if the system reported the error itself."""
     cause = error.__cause__
     if cause is None or isinstance(cause, SyncError):
         return None
     return "".join(traceback.format_exception(cause))[-8000:]
+
+
+@dataclass(frozen=True)
+class DeadLetterFilter:
+    """Selects open dead letters by the fields that are set; without any it selects all."""
+
+    ids: list[int] | None = None
+    subscriber: str | None = None
+    fingerprint: str | None = None
+    error: str | None = None
+
+    def conditions(self) -> list[Any]:
+        """Return the conditions on `dead_letter`."""
+        conditions: list[Any] = [DeadLetter.closed_at.is_(None)]
+        if self.ids is not None:
+            conditions.append(DeadLetter.id.in_(self.ids))
+        for name in ("subscriber", "fingerprint", "error"):
+            if (value := getattr(self, name)) is not None:
+                conditions.append(getattr(DeadLetter, name) == value)
+        return conditions
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields that are set: the argument of a task about these letters."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def describe(self) -> str:
+        """Return the target of an audit row."""
+        return ", ".join(f"{name} {value}" for name, value in self.chosen().items()) or "all"
 
 
 class DeadLetterStore:
@@ -70,7 +99,7 @@ class DeadLetterStore:
         payload: Mapping[str, Any] | None = None,
         letter_id: int | None = None,
     ) -> int:
-        """Write a letter, or the open one `letter_id` anew; returns its id."""
+        """Insert a letter, or update the open one `letter_id`; return its id."""
         logger.warning("dead letter: %s %s: %s: %s", subscriber, record_id or "", type(error).__name__, error)
         values = {
             "subscriber": subscriber,
@@ -94,10 +123,10 @@ class DeadLetterStore:
         inserted = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id))
         return int(inserted.scalar_one())
 
-    def again(self, connection: sa.Connection, rows: Iterable[Any], *, task_id: int | None = None) -> None:
-        """Have what these letters (rows with `id`, `link_id`, `inbox_id`) are about tried again at once.
+    def retry(self, connection: sa.Connection, rows: Iterable[Any], *, task_id: int | None = None) -> None:
+        """Make the deliveries and events of these letters (rows with `id`, `link_id`, `inbox_id`) due immediately.
 
-        `task_id`: the task that sees to it, and counts how they end.
+        `task_id`: the task that counts the outcomes.
         """
         now = self.context.clock()
         links = [row.link_id for row in rows if row.link_id is not None]
@@ -112,14 +141,27 @@ class DeadLetterStore:
             letters = DeadLetter.id.in_([row.id for row in rows])
             connection.execute(sa.update(DeadLetter).where(letters).values(task_id=task_id))
 
+    def discard(self, connection: sa.Connection, rows: Iterable[Any], by: str, reason: str) -> None:
+        """Close letters (rows with `id`, `link_id`) unsent: their links count as up to date until the next change."""
+        letters = [row.id for row in rows]
+        links = [row.link_id for row in rows if row.link_id is not None]
+        # A record edited since the failure is sent; one with another letter by now waits for a decision on that.
+        same = (Link.id.in_(links), Link.dead_at.is_not(None), Link.dead_letter_id.in_(letters))
+        connection.execute(
+            sa.update(Link)
+            .where(*same)
+            .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
+        )
+        self.close(connection, letters, f"{DISCARDED} {by}: {reason}")
+
     def of_inbox(self, connection: sa.Connection, inbox_id: int) -> int | None:
-        """The open letter about an inbox row, if there is one."""
+        """Return the id of the open letter of an inbox row, or None."""
         is_open = (DeadLetter.inbox_id == inbox_id, DeadLetter.closed_at.is_(None))
         letter: int | None = connection.execute(sa.select(DeadLetter.id).where(*is_open)).scalar()
         return letter
 
     def close(self, connection: sa.Connection, letter_ids: list[int], resolution: str) -> None:
-        """Close letters, with how it ended in words, and forget them in their links."""
+        """Close letters with this resolution, and remove them from their links."""
         if not letter_ids:
             return
         connection.execute(

@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import DeadLetterFilter
 from conductor.dead_letters.remedies import Remedy, remedy
+from conductor.dead_letters.store import DeadLetterFilter
 from models.counting import DISPLAY_LIMIT
 from models.ledger import DeadLetter, Inbox, Link
 

@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.dead_letters.operations import DeadLetterFilter
-from conductor.desk import Desk
+from conductor.dead_letters.operations import reason_of
+from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
 from conductor.tasks.runner import Step, TaskRunner
 from models.ledger import DeadLetter
 
@@ -22,9 +22,9 @@ DISCARD_BATCH = 500
 class Discarding:
     """Does the steps of `discard` tasks. The argument is a `DeadLetterFilter` without its Nones, and the `reason`."""
 
-    def __init__(self, context: Context, desk: Desk, tasks: TaskRunner) -> None:
+    def __init__(self, context: Context, letters: DeadLetterStore, tasks: TaskRunner) -> None:
         self.context = context
-        self.desk = desk
+        self.letters = letters
         self.tasks = tasks
         tasks.register(DISCARD, self.step)
 
@@ -34,7 +34,7 @@ class Discarding:
         Raises:
           ValueError: no reason is given.
         """
-        reason = Desk.reason_of(reason)
+        reason = reason_of(reason)
         argument = letters.chosen() | {"reason": reason}
         with self.context.database.read() as connection:
             count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
@@ -61,8 +61,8 @@ class Discarding:
             return Step(done, done, position=task.position, message=message, finished=True)
 
         def effect(connection: sa.Connection) -> None:
-            self.desk.discard_rows(connection, rows, task.by, reason)
+            self.letters.discard(connection, rows, task.by, reason)
             details = {"count": len(rows), "reason": reason, "task": task.id}
-            self.context.audit(connection, task.by, "dead_letter.discard", letters.words(), **details)
+            self.context.audit(connection, task.by, "dead_letter.discard", letters.describe(), **details)
 
         return Step(done, done, position={"after": rows[-1].id}, message=message, effect=effect)

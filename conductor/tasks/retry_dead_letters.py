@@ -8,8 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.dead_letters.operations import DeadLetterFilter
-from conductor.dead_letters.store import DISCARDED, DeadLetterStore
+from conductor.dead_letters.store import DISCARDED, DeadLetterFilter, DeadLetterStore
 from conductor.tasks.runner import Step, TaskRunner
 from conductor.tasks.throttle import below_backlog_limit
 from models.ledger import DeadLetter, Inbox, Link
@@ -67,7 +66,7 @@ class Retrying:
             return Step(task.done, position=task.position, message=message, pause=_PAUSE)
 
         def effect(connection: sa.Connection) -> None:
-            self.letters.again(connection, rows, task_id=task.id)
+            self.letters.retry(connection, rows, task_id=task.id)
 
         done = task.done + len(rows)
         return Step(done, position={"after": rows[-1].id}, message=f"{done} tried again", effect=effect)

@@ -403,7 +403,7 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(world: World) -
         c.execute(sa.update(CUSTOMER).values(name="Grace"))
     world.run()
     with old.write() as c:
-        world.conductor.desk.discard_rows(c, [row], "ann", "read before")
+        world.conductor.letters.discard(c, [row], "ann", "read before")
     with old.read() as c:
         assert c.execute(sa.select(sa.func.count()).where(Link.dead_at.is_not(None))).scalar() == 1
     assert open_letters(world) == 1
