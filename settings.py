@@ -59,11 +59,11 @@ class Settings(BaseSettings):
     #: Attempts for one change of one record before it becomes a dead letter.
     max_attempts: int = Field(8, ge=1)
     #: First and longest pause between two attempts, seconds (doubled each time, with jitter).
-    retry_first_seconds: float = Field(2.0, gt=0)
-    retry_longest_seconds: float = Field(3600.0, gt=0)
+    retry_min_seconds: float = Field(2.0, gt=0)
+    retry_max_seconds: float = Field(3600.0, gt=0)
     #: How long a system that is down is left alone before it is probed, seconds: first and longest.
-    probe_first_seconds: float = Field(2.0, gt=0)
-    probe_longest_seconds: float = Field(60.0, gt=0)
+    probe_min_seconds: float = Field(2.0, gt=0)
+    probe_max_seconds: float = Field(60.0, gt=0)
     #: Seconds a stopping process has for what is in hand.
     grace_seconds: float = Field(20.0, gt=0)
 

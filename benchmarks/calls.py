@@ -26,7 +26,7 @@ QUICK_COUNTS = (20, 5, 3)
 PROCESSES = ("relay", "worker", "worker")
 
 #: The hub's patience, shortened: how long it waits between two calls is not counted here.
-PATIENCE = {"SWEEP_SECONDS": "0.5", "PROBE_FIRST_SECONDS": "0.5", "PROBE_LONGEST_SECONDS": "1"}
+PATIENCE = {"SWEEP_SECONDS": "0.5", "PROBE_MIN_SECONDS": "0.5", "PROBE_MAX_SECONDS": "1"}
 
 #: Seconds between two looks at the ledger, and until waiting is given up.
 _PAUSE, _PATIENCE = 0.05, 300.0

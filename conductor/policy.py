@@ -18,10 +18,10 @@ class Policy:
     lease: float = 60.0
     stale: float = 30.0
     max_attempts: int = 8
-    retry_first: float = 2.0
-    retry_longest: float = 3600.0
-    probe_first: float = 2.0
-    probe_longest: float = 60.0
+    retry_min: float = 2.0
+    retry_max: float = 3600.0
+    probe_min: float = 2.0
+    probe_max: float = 60.0
     history_days: int = 90
     audit_days: int = 730
 
@@ -32,10 +32,10 @@ class Policy:
             lease=settings.lease_seconds,
             stale=settings.stale_seconds,
             max_attempts=settings.max_attempts,
-            retry_first=settings.retry_first_seconds,
-            retry_longest=settings.retry_longest_seconds,
-            probe_first=settings.probe_first_seconds,
-            probe_longest=settings.probe_longest_seconds,
+            retry_min=settings.retry_min_seconds,
+            retry_max=settings.retry_max_seconds,
+            probe_min=settings.probe_min_seconds,
+            probe_max=settings.probe_max_seconds,
             history_days=settings.history_days,
             audit_days=settings.audit_days,
         )
@@ -43,9 +43,9 @@ class Policy:
     def backoff(self, call_safely: int) -> float:
         """Seconds to wait after the attempt of this number failed: doubling, with jitter, so that
         records that failed together do not come back together."""
-        pause = min(self.retry_first * 2.0 ** min(call_safely - 1, _DOUBLINGS), self.retry_longest)
+        pause = min(self.retry_min * 2.0 ** min(call_safely - 1, _DOUBLINGS), self.retry_max)
         return pause * random.uniform(0.75, 1.25)
 
     def probe(self, failures: int) -> float:
         """Seconds a system that failed this many times in a row is left alone."""
-        return min(self.probe_first * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS), self.probe_longest)
+        return min(self.probe_min * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS), self.probe_max)

@@ -189,7 +189,7 @@ class Inward:
             self._postpone(row, str(closed), max(closed.after, BUSY_PAUSE), attempts=row.attempts)
         except SystemDown as error:
             self.context.database.run_in_transaction(self.breaker.went_down, row.system, error)
-            self._postpone(row, str(error), error.after or self.context.policy.probe_first, attempts=row.attempts)
+            self._postpone(row, str(error), error.after or self.context.policy.probe_min, attempts=row.attempts)
         except SyncError as error:
             self._failed(row, name, error)
         except Exception as error:

@@ -49,7 +49,7 @@ class SystemCaller:
             raise SystemUnavailable("this process stops", 0.0) from None
         except SystemDown as error:
             self.context.database.run_in_transaction(self.breaker.went_down, system, error)
-            raise SystemUnavailable(str(error), error.after or self.context.policy.probe_first) from None
+            raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
         if gate.probing:
             self.context.database.run_in_transaction(self.breaker.succeeded, system)
         return result

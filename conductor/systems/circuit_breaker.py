@@ -85,7 +85,7 @@ class CircuitBreaker:
             return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_SUCCESS_EVERY))
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
-        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_first))
+        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min))
         if not probe or (row.probe_at is not None and row.probe_at > self.context.clock()):
             return waiting
         if not self._take_probe(name, row.failures):
@@ -107,7 +107,7 @@ class CircuitBreaker:
             .where(sa.or_(System.probe_at.is_(None), System.probe_at <= self.context.clock()))
             .values(
                 failures=failures + 1,
-                probe_at=self.context.later(self.context.policy.probe(failures + 1) + self.context.policy.probe_first),
+                probe_at=self.context.later(self.context.policy.probe(failures + 1) + self.context.policy.probe_min),
             )
         )
         with self.context.database.write() as connection:

@@ -127,7 +127,7 @@ class Backfill:
         try:
             page = self.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
-            return _wait(task, position, str(error), error.after or self.context.policy.retry_first)
+            return _wait(task, position, str(error), error.after or self.context.policy.retry_min)
         read = position.get("read", 0) + (len(page.records) if page else 0)
         if page is None:
             return self._on(task, {"phase": "bring", "found": position.get("found", 0)})

@@ -175,7 +175,7 @@ class Reconcile:
             except LinkLeased:
                 return  # it is being delivered, which brings it together as well
             except SystemDown as error:
-                raise SystemUnavailable(str(error), error.after or self.context.policy.probe_first) from None
+                raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
             except sa.exc.OperationalError:
                 raise
             except Exception as error:  # this one's: the others go on

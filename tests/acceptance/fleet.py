@@ -51,9 +51,9 @@ class Fleet:
             LEASE_SECONDS=str(LEASE_SECONDS),
             STALE_SECONDS="1",
             SWEEP_SECONDS="0.2",
-            RETRY_FIRST_SECONDS="0.3",
-            PROBE_FIRST_SECONDS="0.3",
-            PROBE_LONGEST_SECONDS="1",
+            RETRY_MIN_SECONDS="0.3",
+            PROBE_MIN_SECONDS="0.3",
+            PROBE_MAX_SECONDS="1",
             GRACE_SECONDS="10",
         )
 

@@ -29,7 +29,7 @@ CUSTOMER = Customer.__table__
 @pytest.fixture
 def world(database: Database) -> Iterator[World]:
     nested = {"name": "name", "email": "email", "city": "address.city", "street": "address.line1"}
-    policy = Policy(lease=60, stale=30, max_attempts=3, retry_first=2, probe_first=2)
+    policy = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, probe_min=2)
     yield World(database, "crm", "shop", policy=policy, field_to_data=nested)
 
 
@@ -82,7 +82,7 @@ def test_webhooks_that_wait_for_a_system_do_not_keep_it_down(world: World) -> No
 
 
 def test_a_pause_stays_in_its_limit_however_long_the_trouble_lasts() -> None:
-    policy = Policy(probe_longest=60, retry_longest=3600)
+    policy = Policy(probe_max=60, retry_max=3600)
     assert policy.probe(100_000) == 60
     assert policy.backoff(100_000) <= 3600 * 1.25
 

@@ -26,7 +26,7 @@ CUSTOMER = Customer.__table__
 
 @pytest.fixture
 def world(database: Database) -> Iterator[World]:
-    yield World(database, "crm", "shop", policy=Policy(lease=60, stale=30, max_attempts=3, retry_first=2))
+    yield World(database, "crm", "shop", policy=Policy(lease=60, stale=30, max_attempts=3, retry_min=2))
 
 
 def add(world: World, **values: Any) -> str:

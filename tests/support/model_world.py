@@ -40,7 +40,7 @@ Step = tuple[Any, ...]
 CUSTOMER: Any = Customer.__table__
 
 #: Short, so that histories get past it: seconds.
-POLICY = Policy(lease=60, stale=30, max_attempts=3, retry_first=2, retry_longest=10, probe_first=2, probe_longest=20)
+POLICY = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, retry_max=10, probe_min=2, probe_max=20)
 
 #: What a call may take, at most: the assumption under which a lease protects.
 LONGEST_CALL = POLICY.lease / 2 - 1
