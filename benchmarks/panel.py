@@ -68,7 +68,7 @@ class Site:
         made = OverviewCache(
             self.conductor.overview_version, self.conductor.overview, lambda: time.monotonic() + self.ahead
         )
-        self.app.extensions["syncflow_situation"] = made
+        self.app.extensions["syncflow_overview"] = made
 
 
 def run(rounds: int, scale: Scale) -> Result:

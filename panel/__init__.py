@@ -1,1 +1,1 @@
-"""The web side: webhook routes, health, metrics, and the control panel for people."""
+"""The web application: webhook routes, health, metrics, and the control panel."""

@@ -95,7 +95,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
-    app.extensions["syncflow_situation"] = OverviewCache(conductor.overview_version, conductor.overview)
+    app.extensions["syncflow_overview"] = OverviewCache(conductor.overview_version, conductor.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,
@@ -115,7 +115,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     csrf = CSRFProtect(app)
     errors.init(app)
     setup.init(app, conductor.database, settings)
-    locale.speak_at_login(app)
+    locale.translate_login(app)
     oidc.init(app, settings)
     webhooks.init(csrf)
     app.register_blueprint(webhooks.blueprint)

@@ -33,7 +33,7 @@ class OverviewCache:
         self._known: dict[str, tuple[str, Overview]] = {}
         self._rest_until: dict[str, float] = {}
 
-    def now(self, *, fresh: bool) -> tuple[str, Overview]:
+    def get(self, *, fresh: bool) -> tuple[str, Overview]:
         """The version and the overview; without `fresh`, for a page that updates itself, perhaps somewhat old ones."""
         with self._lock:
             tag = current_locale().tag

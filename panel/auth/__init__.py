@@ -1,1 +1,1 @@
-"""TODO."""
+"""Who may log in and what they may do."""

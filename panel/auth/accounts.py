@@ -1,4 +1,4 @@
-"""TODO."""
+"""Create and change user accounts: used by the users page, OpenID Connect and `./syncflow create-admin`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.ledger import AuditEntry
 from models.session import Database
 from models.users import Role, User
 from panel.auth.permissions import ROLES
-from panel.auth.settings import PASSWORD_LENGTH, _flask_security_settings
+from panel.auth.settings import PASSWORD_LENGTH, flask_security_settings
 
 
 class Datastore(SQLAlchemySessionUserDatastore):
@@ -71,7 +71,7 @@ def create_user(database: Database, email: str, password: str, role: str, by: st
     app = Flask("syncflow-people")
     app.extensions["syncflow_database"] = database
     # Nothing is signed here, so any key will do.
-    app.config.update(_flask_security_settings(secrets.token_hex(32), https=False))
+    app.config.update(flask_security_settings(secrets.token_hex(32), https=False))
     session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
     Security(app, Datastore(session, User, Role), register_blueprint=False)
     with app.app_context():

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Login and password forms that count failed attempts."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from i18n import gettext
 from panel.auth import login_throttle
 
 
-class Throttled(LoginForm):
+class ThrottledLogin(LoginForm):
     """The login form, refusing to look at a password after too many wrong ones."""
 
     remember = None  # type: ignore[assignment]
 
     def validate(self, **kwargs: Any) -> bool:
-        attempt = login_throttle.PASSWORDS.begin(self.email.data or "")
+        attempt = login_throttle.PASSWORDS.record_attempt(self.email.data or "")
         if attempt is None:
             self.form_errors.append(gettext(login_throttle.TOO_MANY))
             return False
         if not super().validate(**kwargs):
             return False
         second = offers_two_factor() and self.user is not None and self.user.tf_primary_method
-        login_throttle.succeeded(attempt, "login.password" if second else "login")
+        login_throttle.record_success(attempt, "login.password" if second else "login")
         return True
 
 
-class _PresentPassword:
+class _CurrentPasswordForm:
     """A form that asks for the present password: in an open session too, guessing it is slowed as at the login."""
 
     def validate_password(self, field: Any) -> None:
-        attempt = login_throttle.PASSWORDS.begin(current_user.email)
+        attempt = login_throttle.PASSWORDS.record_attempt(current_user.email)
         if attempt is None:
             raise StopValidation(gettext(login_throttle.TOO_MANY))
         # The form refuses a wrong one by itself. It is looked at here as well, since what else may be
         # wrong with the form, such as a new password that is too short, is no failed guess.
         given = current_app.extensions["security"]._password_util.normalize(field.data or "")
         if verify_password(given, current_user.password):
-            login_throttle.succeeded(attempt, "password.verify")
+            login_throttle.record_success(attempt, "password.verify")
 
 
-class ThrottledVerify(_PresentPassword, VerifyForm):
+class ThrottledVerify(_CurrentPasswordForm, VerifyForm):
     """The form that asks for the password again before a change of how one logs in."""
 
 
-class ThrottledChange(_PresentPassword, ChangePasswordForm):
+class ThrottledChange(_CurrentPasswordForm, ChangePasswordForm):
     """The form for a new password."""
 
 

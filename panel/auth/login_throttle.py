@@ -33,7 +33,7 @@ class LoginThrottle:
     address: int = 20
     account: int = 100
 
-    def begin(self, email: str) -> int | None:
+    def record_attempt(self, email: str) -> int | None:
         """Write an attempt down as failed until it succeeds; None, answered with 429, after too many.
 
         Written before anything is looked at, so that many attempts at once count too.
@@ -59,7 +59,7 @@ PASSWORDS = LoginThrottle("login.failed")
 CODES = LoginThrottle("two_factor.failed", account=20)
 
 
-def succeeded(attempt: int, action: str) -> None:
+def record_success(attempt: int, action: str) -> None:
     """The attempt went well: in the trail it is this action."""
     trail = AuditEntry
     with _database().write() as connection:

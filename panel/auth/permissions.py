@@ -1,4 +1,4 @@
-"""TODO."""
+"""The permissions, and which role has which."""
 
 from __future__ import annotations
 

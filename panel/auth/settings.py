@@ -1,4 +1,4 @@
-"""TODO."""
+"""The settings of Flask-Security, shared by the web application and the command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SESSION_LIFETIME = timedelta(hours=12)
 FRESH = timedelta(minutes=30)
 
 
-def _flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
+def flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
     return {
         "SECRET_KEY": secret,
         # Without a pepper, so that the secret key may be changed and a command needs none: argon2

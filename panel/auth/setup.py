@@ -1,4 +1,4 @@
-"""Who may enter and do what: login with Flask-Security-Too, three roles, one table of permissions."""
+"""Set up login, sessions and roles with Flask-Security-Too."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from models.session import Database
 from models.users import Role, User
 from panel.auth import two_factor
 from panel.auth.accounts import Datastore, add_audit
-from panel.auth.forms import Throttled, ThrottledChange, ThrottledVerify
-from panel.auth.settings import _flask_security_settings
+from panel.auth.forms import ThrottledChange, ThrottledLogin, ThrottledVerify
+from panel.auth.settings import flask_security_settings
 from settings import Settings
 
 
 def init(app: Flask, database: Database, settings: Settings) -> scoped_session[Session]:
     """Set up login, sessions and roles on an app; returns the session people are read with."""
     app.extensions["syncflow_database"] = database
-    app.config.update(_flask_security_settings(settings.secret(), settings.behind_proxy))
+    app.config.update(flask_security_settings(settings.secret(), settings.behind_proxy))
     if settings.totp_secret is not None:
         app.config.update(two_factor.settings(settings.totp_secret.get_secret_value()))
     session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
     security = Security(
         app,
         Datastore(session, User, Role),
-        login_form=Throttled,
+        login_form=ThrottledLogin,
         verify_form=ThrottledVerify,
         change_password_form=ThrottledChange,
-        two_factor_verify_code_form=two_factor.BrakedCode,
-        mf_recovery_form=two_factor.BrakedRecovery,
+        two_factor_verify_code_form=two_factor.ThrottledCode,
+        mf_recovery_form=two_factor.ThrottledRecovery,
         totp_cls=two_factor.OnceTotp,
     )
     security.want_json(lambda _request: False)
@@ -47,6 +47,3 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
 def _password_changed(_app: Any, user: User, **_rest: Any) -> None:
     user.must_change_password = False
     add_audit(user.email, "password.change", user.email)
-
-
-# --- people: used by the panel's users page and by ./syncflow create-admin ---------------------------

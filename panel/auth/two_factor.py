@@ -78,28 +78,28 @@ class OnceTotp(Totp):
         return str(image.to_string(encoding="unicode"))
 
 
-class BrakedCode(TwoFactorVerifyCodeForm):
+class ThrottledCode(TwoFactorVerifyCodeForm):
     """The form for a code: at login too many wrong ones are refused."""
 
     def validate(self, **kwargs: Any) -> bool:
-        return super().validate(**kwargs) if self.is_setup else _braked(self, super().validate, kwargs)
+        return super().validate(**kwargs) if self.is_setup else _throttled(self, super().validate, kwargs)
 
 
-class BrakedRecovery(MfRecoveryForm):
+class ThrottledRecovery(MfRecoveryForm):
     """The form for a recovery code, with the same brake."""
 
     def validate(self, **kwargs: Any) -> bool:
-        return _braked(self, super().validate, kwargs)
+        return _throttled(self, super().validate, kwargs)
 
 
-def _braked(form: Any, validate: Any, kwargs: dict[str, Any]) -> bool:
-    attempt = login_throttle.CODES.begin(form.user.email)
+def _throttled(form: Any, validate: Any, kwargs: dict[str, Any]) -> bool:
+    attempt = login_throttle.CODES.record_attempt(form.user.email)
     if attempt is None:
         form.form_errors = [*form.form_errors, gettext(login_throttle.TOO_MANY)]
         return False
     if not validate(**kwargs):
         return False
-    login_throttle.succeeded(attempt, "login.recovery_code" if isinstance(form, MfRecoveryForm) else "login")
+    login_throttle.record_success(attempt, "login.recovery_code" if isinstance(form, MfRecoveryForm) else "login")
     return True
 
 

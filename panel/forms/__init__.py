@@ -1,1 +1,1 @@
-"""TODO."""
+"""Parse submitted forms into values, and format values for forms."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Turn values into text, charts and files for a response."""

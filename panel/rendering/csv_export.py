@@ -28,7 +28,7 @@ def download(view: PanelView, table: Any, columns: Sequence[str], conditions: Se
     name = str(table.__tablename__).replace("_", "-")
     conductor = view.conductor
     with conductor.database.write() as connection:
-        conductor.context.audit(connection, view.who, "export", name, **({"filters": asked} if asked else {}))
+        conductor.context.audit(connection, view.current_email, "export", name, **({"filters": asked} if asked else {}))
     file = f"{name}-{utcnow():%Y-%m-%d}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{file}"'}
     lines = _lines(conductor.database, table, columns, conditions)

@@ -67,10 +67,10 @@ def init(app: Flask, admin: Admin) -> None:
     """Make the words known to all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters.update(
-        when=when, every=every, ago=ago, lasting=lasting, tone=tone, pretty=pretty, shown=shown, number=number
+        when=when, every=every, ago=ago, elapsed=elapsed, tone=tone, pretty=pretty, as_text=as_text, number=number
     )
     app.jinja_env.filters["clock"] = clock
-    app.jinja_env.filters["in_a_sentence"] = in_a_sentence
+    app.jinja_env.filters["lower_first"] = lower_first
     app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
     app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
@@ -81,7 +81,7 @@ def updating() -> bool:
     return request.headers.get("HX-Request") == "true"
 
 
-def in_a_sentence(words: str) -> str:
+def lower_first(words: str) -> str:
     """A heading as it stands within a sentence: in English it begins small, elsewhere as its language has it."""
     return words[:1].lower() + words[1:] if current_locale() is ENGLISH else words
 
@@ -134,7 +134,7 @@ def ago(value: datetime | None) -> Markup:
     return _time(value, words, "")
 
 
-def lasting(value: datetime | None) -> Markup:
+def elapsed(value: datetime | None) -> Markup:
     """For how long by now: 3 min."""
     return (
         _time(value, duration(abs((utcnow() - value).total_seconds())), "bare")
@@ -198,7 +198,7 @@ def pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
-def shown(value: Any) -> str:
+def as_text(value: Any) -> str:
     """One value for reading."""
     if value is None:
         return "\N{EN DASH}"

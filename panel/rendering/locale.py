@@ -35,26 +35,26 @@ def init(app: Flask, for_program: Callable[[], bool]) -> None:
         set_locale(ENGLISH)
         if request.endpoint != "static" and not for_program():
             # By the browser first: whether there is an account is known by the database, which may be away.
-            choose_for(None)
+            set_locale_of(None)
             if current_user.is_authenticated:
-                choose_for(current_user)
+                set_locale_of(current_user)
 
     all_languages()  # read now: no request waits for a catalogue
     app.before_request(before_request)
     app.teardown_request(lambda _error: set_locale(ENGLISH))
     Babel(app, locale_selector=lambda: _locale(current_locale().tag), configure_jinja=False)
-    app.jinja_env.globals.update(_=_say, ngettext=_plural, language=current_locale)
-    app.jinja_env.filters["said"] = _said
+    app.jinja_env.globals.update(_=_gettext_html, ngettext=_ngettext_html, language=current_locale)
+    app.jinja_env.filters["translated"] = _translated
 
 
-def choose_for(user: Any) -> None:
+def set_locale_of(user: Any) -> None:
     """Speak as this person has chosen, or else as the browser of the request at hand asks for."""
     languages = all_languages()
-    set_locale(languages.get((user and user.language) or "") or _asked_for(languages))
+    set_locale(languages.get((user and user.language) or "") or _browser_language(languages))
     refresh()
 
 
-def _asked_for(languages: dict[str, Language]) -> Language:
+def _browser_language(languages: dict[str, Language]) -> Language:
     """The first the browser names, with its country or without: en-US before de, where there are en and de."""
     known = {tag.lower(): language for tag, language in languages.items()}
     for tag, quality in request.accept_languages:
@@ -64,9 +64,9 @@ def _asked_for(languages: dict[str, Language]) -> Language:
     return ENGLISH
 
 
-def speak_at_login(app: Flask) -> None:
+def translate_login(app: Flask) -> None:
     """Have Flask-Security say the texts that are ours in the language chosen, too."""
-    app.extensions["security"].i18n_domain = _LoginTexts(app)  # type: ignore[no-untyped-call]
+    app.extensions["security"].i18n_domain = _LoginDomain(app)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1)
@@ -102,23 +102,23 @@ def _locale(tag: str) -> str:
     return f"{parts[0]}_{parts[-1]}" if len(parts) > 1 else name
 
 
-def _said(word: Any) -> str:
-    """A word that is known only when the page is made, such as one of state: `{{ row.state | said }}`."""
+def _translated(word: Any) -> str:
+    """A word that is known only when the page is made, such as one of state: `{{ row.state | translated }}`."""
     return gettext(str(word))
 
 
-def _say(text: str, /, **values: Any) -> Markup:
+def _gettext_html(text: str, /, **values: Any) -> Markup:
     """`gettext` for a text that stands in a template: the text is HTML, what is filled in is escaped."""
     said = Markup(gettext(text))  # a template's own text or its translation: neither is anybody's input
     return said.format(**values) if values else said
 
 
-def _plural(one: str, many: str, number: int, /, **values: Any) -> Markup:
+def _ngettext_html(one: str, many: str, number: int, /, **values: Any) -> Markup:
     said = Markup(current_locale().catalogue.ngettext(one, many, number))
     return said.format(n=number, **values)
 
 
-class _LoginTexts(FsDomain):
+class _LoginDomain(FsDomain):
     """Flask-Security's catalogue, and before it ours, for the texts of the panel's settings."""
 
     def gettext(self, string: str, **variables: Any) -> str:

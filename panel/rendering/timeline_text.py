@@ -47,9 +47,9 @@ _SETTLED = {
 _DECIDED = gettext_noop("Conflict settled: {path}, decided")
 
 
-def told(moment: TimelineEvent) -> tuple[str, str]:
+def describe_event(event: TimelineEvent) -> tuple[str, str]:
     """(what happened, colour) of one line."""
-    row, kind = moment.row, moment.kind
+    row, kind = event.row, event.kind
     if kind == "change":
         one, by_system = _CHANGES.get(row.operation, (row.operation, row.operation))
         return (gettext(by_system, system=title(row.origin)) if row.origin else gettext(one)), "here"

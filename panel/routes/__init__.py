@@ -1,1 +1,1 @@
-"""TODO."""
+"""Routes for programs: webhook senders, probes and metric scrapers."""

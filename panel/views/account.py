@@ -10,7 +10,7 @@ from werkzeug import Response
 from i18n import current_locale, gettext, gettext_noop
 from panel.auth import accounts, forms, permissions
 from panel.rendering import locale
-from panel.views.base import PanelView, action, done, field, page
+from panel.views.base import PanelView, action, form_field, page, redirect_success
 
 
 class Account(PanelView):
@@ -30,7 +30,7 @@ class Account(PanelView):
     @action("/language", needs="view")
     def speak(self) -> Response:
         """Choose the language the panel speaks to this person; none: the browser's."""
-        tag = field("language")
+        tag = form_field("language")
         if tag and tag not in locale.all_languages():
             abort(400, gettext("There is no such language here."))
         people: accounts.Datastore = current_app.extensions["security"].datastore
@@ -39,8 +39,8 @@ class Account(PanelView):
         user.language = tag or None
         accounts.add_audit(user.email, "user.language", user.email, language=tag or None)
         people.db.session.commit()
-        locale.choose_for(user)
-        return done(
+        locale.set_locale_of(user)
+        return redirect_success(
             gettext("The panel speaks {language} to you now.", language=current_locale().name), url_for(".index")
         )
 

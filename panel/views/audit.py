@@ -11,7 +11,7 @@ from conductor.reports import pages
 from i18n import gettext, gettext_noop
 from models.ledger import AuditEntry
 from panel.rendering import csv_export
-from panel.views.base import PanelView, before, page, wanted
+from panel.views.base import PanelView, cursor_from_query, page, query_filters
 
 
 class Audit(PanelView):
@@ -19,15 +19,15 @@ class Audit(PanelView):
 
     @page("/", needs="audit")
     def index(self) -> str:
-        filters = wanted("who", "action", "what", "since", "until")
+        filters = query_filters("who", "action", "what", "since", "until")
         with self.conductor.database.read() as connection:
-            listing = pages.newest(connection, AuditEntry, scanned=_conditions(filters), before=before())
+            listing = pages.newest(connection, AuditEntry, scanned=_conditions(filters), before=cursor_from_query())
         return self.render("panel/audit.html", listing=listing, filters=filters)
 
     @page("/export.csv", needs="audit")
     def export(self) -> Response:
         """All that match, newest first, as CSV."""
-        filters = wanted("who", "action", "what", "since", "until")
+        filters = query_filters("who", "action", "what", "since", "until")
         columns = ("id", "at", "who", "action", "target", "details")
         return csv_export.download(self, AuditEntry, columns, _conditions(filters), **filters)
 

@@ -65,13 +65,13 @@ class PanelView(BaseView):  # type: ignore[misc]
         conductor: Conductor = current_app.extensions["syncflow"]
         return conductor
 
-    def overview_cache(self) -> tuple[str, Overview]:
+    def current_overview(self) -> tuple[str, Overview]:
         """How everything stands, and the version of that; a page that updates itself may be told what is known."""
-        overview_cache: OverviewCache = current_app.extensions["syncflow_situation"]
-        return overview_cache.now(fresh=not updating())
+        overview_cache: OverviewCache = current_app.extensions["syncflow_overview"]
+        return overview_cache.get(fresh=not updating())
 
     @property
-    def who(self) -> str:
+    def current_email(self) -> str:
         """The person at the other end, for the audit trail."""
         return str(current_user.email)
 
@@ -84,7 +84,13 @@ class PanelView(BaseView):  # type: ignore[misc]
 
         `version` has to differ (by its repr) whenever what `values` returns does; these are the template's.
         """
-        seen = (version, self.who, current_locale().tag, sorted(permissions_of(current_user)), request.full_path)
+        seen = (
+            version,
+            self.current_email,
+            current_locale().tag,
+            sorted(permissions_of(current_user)),
+            request.full_path,
+        )
         tag = hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
         if updating() and request.if_none_match.contains(tag):
             answer = Response(status=304)
@@ -110,34 +116,34 @@ class PanelView(BaseView):  # type: ignore[misc]
         return fn(self, *args, **kwargs)
 
 
-def whole(text: str, largest: int = LARGEST_ID) -> int | None:
+def parse_id(text: str, largest: int = LARGEST_ID) -> int | None:
     """A row's id or version as somebody typed it; None for what no column holds."""
     is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_ID))
     return number if is_number and (number := int(text)) <= largest else None
 
 
-def before(largest: int = LARGEST_ID) -> int | None:
+def cursor_from_query(largest: int = LARGEST_ID) -> int | None:
     """Where this page of a history begins, from `?before=`."""
-    return whole(request.args.get("before", ""), largest) or None
+    return parse_id(request.args.get("before", ""), largest) or None
 
 
-def wanted(*names: str) -> dict[str, str]:
+def query_filters(*names: str) -> dict[str, str]:
     """The filters set in the URL, without the empty ones."""
     return {name: value for name in names if (value := request.args.get(name, "").strip())}
 
 
-def field(name: str) -> str:
+def form_field(name: str) -> str:
     """A form's field, without blanks around it."""
     return request.form.get(name, "").strip()
 
 
-def done(text: str, to: str) -> Response:
+def redirect_success(text: str, to: str) -> Response:
     """Say that it is done, on the page the person came from or else on `to`."""
     flash(text, "success")
     return redirect(_origin() or to, code=303)
 
 
-def refused(text: str, to: str) -> Response:
+def redirect_error(text: str, to: str) -> Response:
     """Say why it was not done."""
     flash(text, "error")
     return redirect(_origin() or to, code=303)

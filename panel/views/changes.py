@@ -12,7 +12,7 @@ from models.catalogues import CATALOGUES
 from models.ledger import Change
 from models.query_hints import no_index
 from panel.rendering import csv_export
-from panel.views.base import PanelView, before, page, wanted
+from panel.views.base import PanelView, cursor_from_query, page, query_filters
 
 _COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubscribe", "relayed_at")
 
@@ -22,7 +22,7 @@ class Changes(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("catalogue", "record", "state")
+        filters = query_filters("catalogue", "record", "state")
         catalogues = [filters["catalogue"]] if "catalogue" in filters else list(CATALOGUES)
         waiting = [Change.relayed_at.is_(None)] if filters.get("state") == "waiting" else []
         with self.conductor.database.read() as connection:
@@ -30,16 +30,18 @@ class Changes(PanelView):
                 of = [
                     [Change.catalogue == name, Change.record_id == filters["record"], *waiting] for name in catalogues
                 ]
-                listings = [pages.newest(connection, Change, conditions, before=before()) for conditions in of]
+                listings = [
+                    pages.newest(connection, Change, conditions, before=cursor_from_query()) for conditions in of
+                ]
                 listing = pages.merge(listings)
             else:
                 scanned = [Change.catalogue == filters["catalogue"]] if "catalogue" in filters else []
-                listing = pages.newest(connection, Change, waiting, scanned, before())
+                listing = pages.newest(connection, Change, waiting, scanned, cursor_from_query())
         return self.render("panel/changes.html", listing=listing, filters=filters, catalogues=CATALOGUES)
 
     @page("/export.csv", needs="export")
     def export(self) -> Response:
-        filters = wanted("catalogue", "record", "state")
+        filters = query_filters("catalogue", "record", "state")
         conditions: list[Any] = [Change.relayed_at.is_(None)] if filters.get("state") == "waiting" else []
         if "record" in filters:
             # The catalogue too, all of them if need be: their index begins with it.

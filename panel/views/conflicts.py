@@ -13,7 +13,17 @@ from conductor.reports import pages
 from conductor.tasks.resolve_conflicts import SETTLE
 from i18n import gettext, gettext_noop
 from models.ledger import Conflict
-from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
+from panel.views.base import (
+    PanelView,
+    action,
+    cursor_from_query,
+    form_field,
+    page,
+    parse_id,
+    query_filters,
+    redirect_error,
+    redirect_success,
+)
 from panel.views.tasks import is_current, shown
 
 Choice = Literal["ours", "theirs"]
@@ -28,7 +38,7 @@ class Conflicts(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("subscriber", "field", "state")
+        filters = query_filters("subscriber", "field", "state")
         settled = filters.get("state") == "settled"
         state = Conflict.resolved_at.is_not(None) if settled else Conflict.resolved_at.is_(None)
         columns = {"subscriber": Conflict.subscriber, "field": Conflict.path}
@@ -36,7 +46,7 @@ class Conflicts(PanelView):
         with self.conductor.database.read() as connection:
             # Open ones are few and have an index; settled ones are history.
             if settled:
-                listing = pages.newest(connection, Conflict, scanned=[state, *chosen], before=before())
+                listing = pages.newest(connection, Conflict, scanned=[state, *chosen], before=cursor_from_query())
                 kinds: list[Any] = []
             else:
                 kinds = self._kinds(connection)
@@ -64,7 +74,9 @@ class Conflicts(PanelView):
         conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
         names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
         listings = [
-            pages.newest(connection, Conflict, conditions, before=before(), within=(Conflict.subscriber, name))
+            pages.newest(
+                connection, Conflict, conditions, before=cursor_from_query(), within=(Conflict.subscriber, name)
+            )
             for name in names
         ]
         return pages.merge(listings)
@@ -72,12 +84,12 @@ class Conflicts(PanelView):
     @action("/settle", needs="settle")
     def settle(self) -> Response:
         """Settle some fields of one record: `choice.<number>` is ours or theirs; `all` is it for each `number`."""
-        everything = field("all")
-        numbers = {text: number for text in request.form.getlist("number") if (number := whole(text)) is not None}
-        picked = {number: everything or field(f"choice.{text}") for text, number in numbers.items()}
+        everything = form_field("all")
+        numbers = {text: number for text in request.form.getlist("number") if (number := parse_id(text)) is not None}
+        picked = {number: everything or form_field(f"choice.{text}") for text, number in numbers.items()}
         choices = {number: choice for number, choice in picked.items() if choice}
         if not choices:
-            return refused(gettext("Choose ours or theirs first."), url_for("conflicts.index"))
+            return redirect_error(gettext("Choose ours or theirs first."), url_for("conflicts.index"))
         for choice in choices.values():
             _checked(choice)
         with self.conductor.database.read() as connection:
@@ -86,14 +98,14 @@ class Conflicts(PanelView):
             abort(404)
         for number, choice in choices.items():
             try:
-                self.conductor.settle_conflict(number, _checked(choice), self.who)
+                self.conductor.settle_conflict(number, _checked(choice), self.current_email)
             except ValueError as error:
-                return refused(
+                return redirect_error(
                     gettext("Conflict #{number} is not settled: {error}.", number=number, error=error),
                     url_for("conflicts.index"),
                 )
         settled = ", ".join(f"#{number} {gettext(choice)}" for number, choice in choices.items())
-        return done(gettext("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
+        return redirect_success(gettext("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
 
     @page("/alike", needs="settle")
     def alike(self) -> str:
@@ -107,7 +119,7 @@ class Conflicts(PanelView):
             ).all()
             names = self._names(connection, rows)
         return self.render(
-            "panel/conflicts_alike.html",
+            "panel/conflicts_of_field.html",
             subscriber=subscriber,
             path=path,
             choice=_checked(choice),
@@ -118,9 +130,11 @@ class Conflicts(PanelView):
 
     @action("/alike", needs="settle")
     def settle_alike(self) -> Response:
-        self._known(field("subscriber"))
-        number = self.conductor.settle_alike(field("subscriber"), field("field"), _checked(field("choice")), self.who)
-        return done(gettext("Task #{number} settles them.", number=number), url_for("conflicts.index"))
+        self._known(form_field("subscriber"))
+        number = self.conductor.settle_alike(
+            form_field("subscriber"), form_field("field"), _checked(form_field("choice")), self.current_email
+        )
+        return redirect_success(gettext("Task #{number} settles them.", number=number), url_for("conflicts.index"))
 
     def _known(self, subscriber: str) -> None:
         if subscriber not in self.conductor.subscribers:

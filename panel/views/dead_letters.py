@@ -18,7 +18,17 @@ from conductor.tasks.retry_dead_letters import RETRY
 from i18n import gettext, gettext_noop
 from models.ledger import DeadLetter
 from panel.rendering import csv_export
-from panel.views.base import PanelView, action, before, done, field, page, refused, wanted, whole
+from panel.views.base import (
+    PanelView,
+    action,
+    cursor_from_query,
+    form_field,
+    page,
+    parse_id,
+    query_filters,
+    redirect_error,
+    redirect_success,
+)
 from panel.views.tasks import is_current, shown
 
 _COLUMNS = (
@@ -37,7 +47,7 @@ class DeadLetters(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        filters = wanted(*_FILTERS, "state")
+        filters = query_filters(*_FILTERS, "state")
         tasks = [row for row in self.conductor.tasks.list(RETRY, DISCARD, limit=_TASKS) if is_current(row)]
         with self.conductor.database.read() as connection:
             groups = open_groups(connection, filters)
@@ -63,7 +73,7 @@ class DeadLetters(PanelView):
 
     @page("/export.csv", needs="export")
     def export(self) -> FlaskResponse:
-        filters = wanted(*_FILTERS, "state")
+        filters = query_filters(*_FILTERS, "state")
         is_closed = filters.get("state") == "closed"
         conditions = [DeadLetter.closed_at.is_not(None) if is_closed else DeadLetter.closed_at.is_(None)]
         conditions += [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
@@ -89,13 +99,13 @@ class DeadLetters(PanelView):
         """One letter goes at once, all that match as a task: a batch at a time, as their systems have room."""
         letters = _letters()
         if letters.ids is not None:
-            count = self.conductor.retry(letters, self.who)
-            return done(
+            count = self.conductor.retry(letters, self.current_email)
+            return redirect_success(
                 _told(count, gettext_noop("1 dead letter goes again."), gettext_noop("{count} dead letters go again.")),
                 url_for(".index"),
             )
-        task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.who))
-        return done(
+        task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.current_email))
+        return redirect_success(
             _told(
                 task.total,
                 gettext_noop("1 dead letter is tried again."),
@@ -111,31 +121,31 @@ class DeadLetters(PanelView):
             newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
             number = connection.execute(newest).scalar()
         if number is None:
-            return refused(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
-        self.conductor.retry(DeadLetterFilter(ids=[number]), self.who)
+            return redirect_error(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
+        self.conductor.retry(DeadLetterFilter(ids=[number]), self.current_email)
         flash(gettext("This one goes again; the page tells how it ends."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
     def discard(self) -> Response:
         """One letter is closed at once, all that match as a task, which shows how far it is and can be stopped."""
-        reason = field("reason")
+        reason = form_field("reason")
         if not reason:
-            return refused(gettext("Say why they need not be sent."), url_for(".index"))
+            return redirect_error(gettext("Say why they need not be sent."), url_for(".index"))
         letters = _letters()
         if letters.ids is not None:
-            count = self.conductor.discard(letters, self.who, reason)
-            return done(_told(count, *_DISCARDED), url_for(".index"))
-        task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.who, reason))
+            count = self.conductor.discard(letters, self.current_email, reason)
+            return redirect_success(_told(count, *_DISCARDED), url_for(".index"))
+        task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.current_email, reason))
         many = gettext_noop("{count} dead letters are discarded, in the background.")
-        return done(_told(task.total, _DISCARDED[0], many), url_for(".index"))
+        return redirect_success(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 
 
 def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     if filters.get("state") == "closed":
         conditions: list[Any] = [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
         closed = [DeadLetter.closed_at.is_not(None), *conditions]
-        return pages.newest(connection, DeadLetter, scanned=closed, before=before())
+        return pages.newest(connection, DeadLetter, scanned=closed, before=cursor_from_query())
     # The open ones of each subscriber lie in one index, newest first, and those of each of its kinds in another. There
     # are few subscribers; one that is no more may have some left.
     subscribers = sa.select(DeadLetter.subscriber).distinct().where(DeadLetter.closed_at.is_(None))
@@ -145,22 +155,22 @@ def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     for name in names:
         indexed = [*is_open, DeadLetter.subscriber == name] if kind else is_open
         within = (DeadLetter.fingerprint, kind) if kind else (DeadLetter.subscriber, name)
-        listings.append(pages.newest(connection, DeadLetter, indexed, before=before(), within=within))
+        listings.append(pages.newest(connection, DeadLetter, indexed, before=cursor_from_query(), within=within))
     return pages.merge(listings)
 
 
 def _letters() -> DeadLetterFilter:
     """The letters a form means: one by its id, or all that match the filters."""
-    if typed := field("id"):
-        if (number := whole(typed)) is None:
+    if typed := form_field("id"):
+        if (number := parse_id(typed)) is None:
             abort(404)
         return DeadLetterFilter(ids=[number])
     chosen = DeadLetterFilter(
-        subscriber=field("subscriber") or None,
-        error=field("error") or None,
-        fingerprint=field("fingerprint") or None,
+        subscriber=form_field("subscriber") or None,
+        error=form_field("error") or None,
+        fingerprint=form_field("fingerprint") or None,
     )
-    if chosen == DeadLetterFilter() and field("all") != "yes":
+    if chosen == DeadLetterFilter() and form_field("all") != "yes":
         abort(400, gettext("Nothing was chosen."))
     return chosen
 

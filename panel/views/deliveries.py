@@ -12,7 +12,7 @@ from i18n import gettext_noop
 from models.ledger import Delivery
 from models.query_hints import no_index
 from panel.rendering import csv_export
-from panel.views.base import PanelView, before, page, wanted
+from panel.views.base import PanelView, cursor_from_query, page, query_filters
 
 OUTCOMES = ["delivered", "unchanged", "skipped", "failed", "dead", "waiting", "applied", "echo", "kept"]
 
@@ -27,7 +27,7 @@ class Deliveries(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("subscriber", "record", "outcome")
+        filters = query_filters("subscriber", "record", "outcome")
         indexed, scanned = [], []
         if "record" in filters:
             indexed.append(Delivery.record_id == filters["record"])
@@ -36,7 +36,7 @@ class Deliveries(PanelView):
         if "outcome" in filters:
             scanned.append(Delivery.outcome == filters["outcome"])
         with self.conductor.database.read() as connection:
-            listing = pages.newest(connection, Delivery, indexed, scanned, before())
+            listing = pages.newest(connection, Delivery, indexed, scanned, cursor_from_query())
         return self.render(
             "panel/deliveries.html",
             listing=listing,
@@ -47,7 +47,7 @@ class Deliveries(PanelView):
 
     @page("/export.csv", needs="export")
     def export(self) -> Response:
-        filters = wanted("subscriber", "record", "outcome")
+        filters = query_filters("subscriber", "record", "outcome")
         conditions = [self._of(filters["subscriber"], filters)] if "subscriber" in filters else []
         columns = {"record": Delivery.record_id, "outcome": Delivery.outcome}
         conditions += [column == filters[name] for name, column in columns.items() if name in filters]

@@ -20,7 +20,16 @@ from models.history import first_since
 from models.ledger import DeadLetter, Delivery, Inbox, RefusedWebhook
 from models.query_hints import no_index
 from panel.rendering import csv_export
-from panel.views.base import PanelView, action, before, done, field, page, refused, wanted
+from panel.views.base import (
+    PanelView,
+    action,
+    cursor_from_query,
+    form_field,
+    page,
+    query_filters,
+    redirect_error,
+    redirect_success,
+)
 
 _COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "finished_at", "result")
 
@@ -33,7 +42,7 @@ class InboxPage(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("system", "event", "state", "since", "until")
+        filters = query_filters("system", "event", "state", "since", "until")
         window = _window(filters)
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
@@ -65,7 +74,7 @@ class InboxPage(PanelView):
             "is_poll": row.kind == POLLED,
             "subscribers": self.conductor.subscribers,
         }
-        return self.live("panel/inbox_one.html", (tuple(row), len(deliveries), letter), lambda: values)
+        return self.live("panel/inbox_event.html", (tuple(row), len(deliveries), letter), lambda: values)
 
     @page("/refused")
     def refused(self) -> str:
@@ -73,33 +82,33 @@ class InboxPage(PanelView):
         newest = sa.select(RefusedWebhook.__table__).order_by(RefusedWebhook.at.desc(), RefusedWebhook.id.desc())
         with self.conductor.database.read() as connection:
             rows = connection.execute(newest.limit(pages.PAGE)).all()
-        return self.render("panel/refused.html", rows=rows)
+        return self.render("panel/refused_webhooks.html", rows=rows)
 
     @action("/<number:number>/replay", needs="replay")
     def replay(self, number: int) -> Response:
         try:
-            self.conductor.replaying.one(number, self.who)
+            self.conductor.replaying.one(number, self.current_email)
         except ValueError as error:
-            return refused(gettext("Not replayed: {error}.", error=error), url_for(".one", number=number))
-        return done(
+            return redirect_error(gettext("Not replayed: {error}.", error=error), url_for(".one", number=number))
+        return redirect_success(
             gettext("It is applied once more; the page tells what comes of it."), url_for(".one", number=number)
         )
 
     @action("/replay", needs="replay")
     def replay_window(self) -> Response:
         """All that a system sent in a stretch of time, as a task."""
-        window = _window({name: field(name) for name in ("system", "since", "until")})
+        window = _window({name: form_field(name) for name in ("system", "since", "until")})
         if window is None:
-            return refused(gettext("Choose a system, and when the window begins and ends."), url_for(".index"))
+            return redirect_error(gettext("Choose a system, and when the window begins and ends."), url_for(".index"))
         try:
-            task = self.conductor.replaying.start(window, self.who)
+            task = self.conductor.replaying.start(window, self.current_email)
         except ValueError as error:
-            return refused(gettext("Not replayed: {error}.", error=error), url_for(".index"))
+            return redirect_error(gettext("Not replayed: {error}.", error=error), url_for(".index"))
         return redirect(url_for("tasks.one", number=task), code=303)
 
     @page("/export.csv", needs="export")
     def export(self) -> FlaskResponse:
-        filters = wanted("system", "event", "state", "since", "until")
+        filters = query_filters("system", "event", "state", "since", "until")
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
         end = [Inbox.id < upto] if upto is not None else []
@@ -111,7 +120,7 @@ class InboxPage(PanelView):
         """What an index serves, what has to be looked for, and below which id to begin."""
         indexed: list[Any] = []
         scanned: list[Any] = []
-        upto = before()
+        upto = cursor_from_query()
         if "event" in filters:
             systems = [filters["system"]] if "system" in filters else list(self.conductor.systems)
             indexed += [Inbox.system.in_(systems), Inbox.event_id == filters["event"]]

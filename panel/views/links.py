@@ -9,7 +9,7 @@ from conductor.reports import pages
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
-from panel.views.base import PanelView, before, page, wanted
+from panel.views.base import PanelView, cursor_from_query, page, query_filters
 
 _COLUMNS = (
     "id", "subscriber", "record_id", "external_id", "synced_at", "owed_since", "attempts", "retry_at", "dead_at",
@@ -22,7 +22,7 @@ class Links(PanelView):
 
     @page("/")
     def index(self) -> str:
-        filters = wanted("subscriber", "record", "external", "state")
+        filters = query_filters("subscriber", "record", "external", "state")
         with self.conductor.database.read() as connection:
             listing = self._find(connection, filters)
         return self.render(
@@ -34,7 +34,7 @@ class Links(PanelView):
 
     @page("/export.csv", needs="export")
     def export(self) -> Response:
-        filters = wanted("subscriber", "record", "external", "state")
+        filters = query_filters("subscriber", "record", "external", "state")
         columns = {"subscriber": Link.subscriber, "record": Link.record_id, "external": Link.external_id}
         conditions = [columns[name] == value for name, value in filters.items() if name in columns]
         if filters.get("state") == "owed":
@@ -62,13 +62,13 @@ class Links(PanelView):
         if owed:
             # What is owed is indexed per subscriber, so it is asked for per subscriber.
             listings = [
-                pages.newest(connection, Link, conditions, before=before(), within=(Link.subscriber, name))
+                pages.newest(connection, Link, conditions, before=cursor_from_query(), within=(Link.subscriber, name))
                 for name in names
             ]
             return pages.merge(listings)
         if "subscriber" not in filters:
-            return pages.newest(connection, Link, conditions, before=before())
+            return pages.newest(connection, Link, conditions, before=cursor_from_query())
         mine = [Link.subscriber == names[0]]
         if conditions:
-            return pages.newest(connection, Link, [*conditions, *mine], before=before())
-        return pages.newest(connection, Link, scanned=mine, before=before())
+            return pages.newest(connection, Link, [*conditions, *mine], before=cursor_from_query())
+        return pages.newest(connection, Link, scanned=mine, before=cursor_from_query())

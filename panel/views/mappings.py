@@ -18,7 +18,16 @@ from models.catalogues import CATALOGUES
 from models.ledger import Mapping
 from panel.forms import mapping
 from panel.forms.mapping import Row
-from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID, PanelView, action, done, page, refused, whole
+from panel.views.base import (
+    LARGEST_ID,
+    LARGEST_SMALL_ID,
+    PanelView,
+    action,
+    page,
+    parse_id,
+    redirect_error,
+    redirect_success,
+)
 from panel.views.tasks import shown
 from subscribers.base import Subscriber
 from subscribers.mapping.paths import MISSING
@@ -127,7 +136,7 @@ class Mappings(PanelView):
         try:
             if pressed not in ("save", "send"):
                 return self._form(known, self._tried(known, draft, rows))
-            version = self.conductor.save_mapping(subscriber, rows, self.who, draft.version)
+            version = self.conductor.save_mapping(subscriber, rows, self.current_email, draft.version)
         except MappingRefused as error:
             draft.problems = error.problems
             return self._form(known, draft), 422
@@ -135,8 +144,8 @@ class Mappings(PanelView):
             return self._meanwhile(known, draft, rows)
         here = url_for(".edit", subscriber=subscriber)
         if pressed == "send":
-            number = self.conductor.resend(subscriber, self.who)
-            return done(
+            number = self.conductor.resend(subscriber, self.current_email)
+            return redirect_success(
                 gettext(
                     "Version {version} of {subscriber} is in force; task #{number} sends what differs.",
                     version=version,
@@ -145,7 +154,7 @@ class Mappings(PanelView):
                 ),
                 here,
             )
-        return done(
+        return redirect_success(
             gettext("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here
         )
 
@@ -192,18 +201,20 @@ class Mappings(PanelView):
     def send(self, subscriber: str) -> Response:
         """Send again what the mapping in force makes different."""
         self._known(subscriber)
-        number = self.conductor.resend(subscriber, self.who)
-        return done(
+        number = self.conductor.resend(subscriber, self.current_email)
+        return redirect_success(
             gettext("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber)
         )
 
     def _put(self, subscriber: str, rows: list[Row] | None, words: str, **values: Any) -> Response:
         here = url_for(".edit", subscriber=subscriber)
         try:
-            version = self.conductor.save_mapping(subscriber, rows, self.who, request.form.get("version", 0, type=int))
+            version = self.conductor.save_mapping(
+                subscriber, rows, self.current_email, request.form.get("version", 0, type=int)
+            )
         except (MappingConflict, MappingRefused) as error:
-            return refused(gettext("Not saved: {error}", error=error), here)
-        return done(gettext(words, subscriber=subscriber, version=version, **values), here)
+            return redirect_error(gettext("Not saved: {error}", error=error), here)
+        return redirect_success(gettext(words, subscriber=subscriber, version=version, **values), here)
 
     def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
         """What the draft would do, before anything is saved. Raises `MappingRefused`."""
@@ -252,7 +263,7 @@ class Mappings(PanelView):
         """A version's rows; 0, and one that went back to it, is the code's default."""
         if version in ("default", "0"):
             return subscriber.default_mapper.rows()  # with all there is to a row
-        number = whole(version, LARGEST_SMALL_ID)
+        number = parse_id(version, LARGEST_SMALL_ID)
         with self.conductor.database.read() as connection:
             row = connection.execute(
                 sa.select(Mapping.fields).where(Mapping.subscriber == subscriber.name(), Mapping.version == number)

@@ -37,7 +37,7 @@ class Overview(PanelView):
     @page("/")
     def index(self) -> Response:
         queues = self.conductor.queues()
-        version, overview = self.overview_cache()
+        version, overview = self.current_overview()
         return self.live("panel/overview.html", (version, queues.error), lambda: self._values(overview, queues.error))
 
     @page("/throughput.json")

@@ -17,7 +17,7 @@ from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter
 from models.query_hints import no_index
 from panel.rendering import timeline_text
-from panel.views.base import PanelView, action, done, page, refused
+from panel.views.base import PanelView, action, page, redirect_error, redirect_success
 
 
 class Records(PanelView):
@@ -53,7 +53,7 @@ class Records(PanelView):
             "record_statuses": record_statuses,
             "timeline": story,
             "subscribers": self.conductor.subscribers,
-            "told": timeline_text.told,
+            "describe_event": timeline_text.describe_event,
             "short": timeline_text.short,
             "system_title": timeline_text.title,
         }
@@ -78,7 +78,7 @@ class Records(PanelView):
         seen = {n: request.form[f"was.{n}"].replace("\r\n", "\n") for n in names if f"was.{n}" in request.form}
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            count = self.conductor.editing.edit(catalogue, record_id, typed, seen, self.who)
+            count = self.conductor.editing.edit(catalogue, record_id, typed, seen, self.current_email)
         except EditRefused as error:
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
@@ -86,10 +86,10 @@ class Records(PanelView):
             flash(gettext("Nothing was saved: {error}.", error=error), "error")
             return self._form(about, record_id, typed, {**seen, **error.moved}, {}, error.moved), 409
         except ValueError as error:
-            return refused(gettext("Nothing was saved: {error}.", error=error), here)
+            return redirect_error(gettext("Nothing was saved: {error}.", error=error), here)
         if not count:
-            return done(gettext("Nothing was changed."), here)
-        return done(gettext("Saved. It flows to every system from here, as any change does."), here)
+            return redirect_success(gettext("Nothing was changed."), here)
+        return redirect_success(gettext("Saved. It flows to every system from here, as any change does."), here)
 
     @action("/<catalogue>/<path:record_id>/sync", needs="retry")
     def sync(self, catalogue: str, record_id: str) -> Response:
@@ -97,10 +97,10 @@ class Records(PanelView):
         _catalogue(catalogue)
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            self.conductor.editing.sync(catalogue, record_id, self.who)
+            self.conductor.editing.sync(catalogue, record_id, self.current_email)
         except ValueError as error:
-            return refused(f"{error}.", here)
-        return done(gettext("Every system is asked to take it now; what differs there is sent."), here)
+            return redirect_error(f"{error}.", here)
+        return redirect_success(gettext("Every system is asked to take it now; what differs there is sent."), here)
 
     def _form(
         self,
@@ -123,7 +123,7 @@ class Records(PanelView):
             problems=problems,
             moved=moved or {},
             letters=letters,
-            words=_words_per_column(self.conductor, letters),
+            words=_messages_by_column(self.conductor, letters),
         )
 
 
@@ -144,7 +144,7 @@ def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, reco
     return list(connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20)))
 
 
-def _words_per_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]]:
+def _messages_by_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]]:
     """What the systems say of each column: their words per external field, led back by the mapping in force."""
     found: dict[str, list[str]] = {}
     for letter in letters:
@@ -154,6 +154,3 @@ def _words_per_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]
             if path in column_of:
                 found.setdefault(column_of[path], []).append(f"{timeline_text.title(letter.subscriber)}: {words}")
     return found
-
-
-# --- finding --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from werkzeug import Response
 
 from i18n import gettext, gettext_noop
 from models.ledger import Schedule
-from panel.views.base import PanelView, action, done, field, page, refused
+from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 
 
 class Schedules(PanelView):
@@ -46,25 +46,25 @@ class Schedules(PanelView):
 
     @action("/pause", needs="schedules")
     def pause(self) -> Response:
-        self._do(lambda job: self.conductor.schedule.pause(job, self.who))
-        return done(gettext("“{job}” rests until it is resumed.", job=field("job")), url_for(".index"))
+        self._do(lambda job: self.conductor.schedule.pause(job, self.current_email))
+        return redirect_success(gettext("“{job}” rests until it is resumed.", job=form_field("job")), url_for(".index"))
 
     @action("/resume", needs="schedules")
     def resume(self) -> Response:
-        self._do(lambda job: self.conductor.schedule.resume(job, self.who))
-        return done(gettext("“{job}” runs again.", job=field("job")), url_for(".index"))
+        self._do(lambda job: self.conductor.schedule.resume(job, self.current_email))
+        return redirect_success(gettext("“{job}” runs again.", job=form_field("job")), url_for(".index"))
 
     @action("/run", needs="schedules")
     def run(self) -> Response:
         try:
-            self._do(lambda job: self.conductor.schedule.run_soon(job, self.who))
+            self._do(lambda job: self.conductor.schedule.run_soon(job, self.current_email))
         except ValueError as error:
-            return refused(gettext("Not done: {error}.", error=error), url_for(".index"))
-        return done(gettext("“{job}” runs within a minute.", job=field("job")), url_for(".index"))
+            return redirect_error(gettext("Not done: {error}.", error=error), url_for(".index"))
+        return redirect_success(gettext("“{job}” runs within a minute.", job=form_field("job")), url_for(".index"))
 
     @staticmethod
     def _do(work: Any) -> None:
         try:
-            work(field("job"))
+            work(form_field("job"))
         except KeyError:
             abort(404)

@@ -18,7 +18,7 @@ from conductor.systems.delete_guard import WINDOW_SECONDS
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
-from panel.views.base import PanelView, action, done, field, page, refused
+from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 from panel.views.tasks import shown
 
 #: An option of such a name is masked even where its author forgot to declare it secret.
@@ -33,7 +33,7 @@ class Systems(PanelView):
         queues = self.conductor.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
         tests = self.conductor.connection.last()
-        version, overview = self.overview_cache()
+        version, overview = self.current_overview()
         with self.conductor.database.read() as connection:
             left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
         seen = (
@@ -73,11 +73,11 @@ class Systems(PanelView):
     @action("/<system>/pause", needs="pause")
     def pause(self, system: str) -> Response:
         self._known(system)
-        reason = field("reason")
+        reason = form_field("reason")
         if not reason:
-            return refused(gettext("Say why, for whoever finds it paused."), url_for("systems.index"))
-        self.conductor.pause(system, self.who, reason)
-        return done(
+            return redirect_error(gettext("Say why, for whoever finds it paused."), url_for("systems.index"))
+        self.conductor.pause(system, self.current_email, reason)
+        return redirect_success(
             gettext("{system} is paused. Its changes wait until it is resumed.", system=system),
             url_for("systems.index"),
         )
@@ -85,39 +85,41 @@ class Systems(PanelView):
     @action("/<system>/resume", needs="pause")
     def resume(self, system: str) -> Response:
         self._known(system)
-        meant = field("deletes") == "yes"
-        self.conductor.resume(system, self.who, allow_deletes=meant)
+        meant = form_field("deletes") == "yes"
+        self.conductor.resume(system, self.current_email, allow_deletes=meant)
         words = (
             gettext("{system} is resumed, and its deletes flow for an hour.", system=system)
             if meant
             else gettext("{system} is resumed.", system=system)
         )
-        return done(words, url_for("systems.index"))
+        return redirect_success(words, url_for("systems.index"))
 
     @action("/<system>/check", needs="poll")
     def check(self, system: str) -> Response:
         """Begin to test the connection; the task's page shows what is found. One under way is not begun again."""
         self._known(system)
-        number = self.conductor.connection.start(system, self.who)
+        number = self.conductor.connection.start(system, self.current_email)
         return redirect(url_for("tasks.one", number=number), code=303)
 
     @action("/poll/<subscriber>", needs="poll")
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
             abort(404)
-        self.conductor.poll_soon(subscriber, self.who)
-        return done(
+        self.conductor.poll_soon(subscriber, self.current_email)
+        return redirect_success(
             gettext("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index")
         )
 
     @action("/backfill/<subscriber>", needs="tasks")
     def backfill(self, subscriber: str) -> Response:
-        return self._begin(subscriber, lambda: self.conductor.filling.start(subscriber, self.who))
+        return self._begin(subscriber, lambda: self.conductor.filling.start(subscriber, self.current_email))
 
     @action("/reconcile/<subscriber>", needs="tasks")
     def reconcile(self, subscriber: str) -> Response:
-        repair = field("repair") == "yes"
-        return self._begin(subscriber, lambda: self.conductor.comparing.start(subscriber, self.who, repair=repair))
+        repair = form_field("repair") == "yes"
+        return self._begin(
+            subscriber, lambda: self.conductor.comparing.start(subscriber, self.current_email, repair=repair)
+        )
 
     def _begin(self, subscriber: str, start: Callable[[], int]) -> Response:
         """Begin long work, and go to where one sees how far it is."""
@@ -126,8 +128,8 @@ class Systems(PanelView):
         try:
             number = start()
         except ValueError as error:
-            return refused(gettext("Not begun: {error}.", error=error), url_for(".index"))
-        return done(gettext("It is under way; this page may be left."), url_for("tasks.one", number=number))
+            return redirect_error(gettext("Not begun: {error}.", error=error), url_for(".index"))
+        return redirect_success(gettext("It is under way; this page may be left."), url_for("tasks.one", number=number))
 
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:

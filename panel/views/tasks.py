@@ -21,7 +21,7 @@ from conductor.tasks.runner import OPEN
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import Task
-from panel.views.base import PanelView, action, before, done, page, refused
+from panel.views.base import PanelView, action, cursor_from_query, page, redirect_error, redirect_success
 
 
 class Tasks(PanelView):
@@ -30,7 +30,7 @@ class Tasks(PanelView):
     @page("/")
     def index(self) -> Response:
         with self.conductor.database.read() as connection:
-            listing = pages.newest(connection, Task, before=before())
+            listing = pages.newest(connection, Task, before=cursor_from_query())
         version = ([tuple(row) for row in listing.rows], listing.older)
         values = {"listing": listing, "tasks": list(map(shown, listing.rows))}
         return self.live("panel/tasks.html", version, lambda: values)
@@ -41,7 +41,7 @@ class Tasks(PanelView):
         if row is None:
             abort(404)
         # The page one waits on: it says so where nobody is there to do the work.
-        troubles = self.overview_cache()[1].troubles if row.state in OPEN else []
+        troubles = self.current_overview()[1].troubles if row.state in OPEN else []
         idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
         values = {"task": shown(row), "idle": idle, "subscribers": self.conductor.subscribers}
         return self.live("panel/task.html", (tuple(row), idle), lambda: values)
@@ -72,10 +72,10 @@ class Tasks(PanelView):
         if self.conductor.tasks.get(number) is None:
             abort(404)
         try:
-            work(number, self.who)
+            work(number, self.current_email)
         except ValueError as error:
-            return refused(gettext("Not done: {error}.", error=error), url_for(".index"))
-        return done(gettext(words, number=number), url_for(".index"))
+            return redirect_error(gettext("Not done: {error}.", error=error), url_for(".index"))
+        return redirect_success(gettext(words, number=number), url_for(".index"))
 
 
 _STAYS = timedelta(minutes=10)

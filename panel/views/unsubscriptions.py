@@ -19,7 +19,7 @@ from models.catalogues import Catalogue
 from models.ledger import Link, Unsubscription, UnsubscriptionRecord
 from panel.forms import record_list
 from panel.forms.record_list import Found
-from panel.views.base import LARGEST_SMALL_ID, PanelView, action, before, done, field, page
+from panel.views.base import LARGEST_SMALL_ID, PanelView, action, cursor_from_query, form_field, page, redirect_success
 
 OPERATIONS = {
     "": gettext_noop("everything"),
@@ -83,8 +83,8 @@ class Unsubscriptions(PanelView):
     def create(self) -> Response | str | tuple[str, int]:
         """Create one; or, before that, add a record to the list, or say what the list comes to."""
         problems: list[str] = []
-        entries = record_list.split(field("records"))
-        pressed = field("do") or "create"
+        entries = record_list.split(form_field("records"))
+        pressed = form_field("do") or "create"
         if (upload := request.files.get("file")) and upload.filename:
             try:
                 entries += record_list.from_csv(upload.read())
@@ -97,20 +97,20 @@ class Unsubscriptions(PanelView):
                 )
             )
             return self._page(problems, entries=entries), 422
-        target = field("target")
+        target = form_field("target")
         if target not in self._targets():
             problems.append(gettext("Choose a system or a subscriber."))
             if pressed != "create":
                 return self._page(problems, entries=entries), 422
-        wants_list = field("scope") == "records"
+        wants_list = form_field("scope") == "records"
         catalogues = self._catalogues(target)
         if pressed == "find":
-            entries += self._search(catalogues, field("find"), problems)
+            entries += self._search(catalogues, form_field("find"), problems)
         with self.conductor.database.read() as connection:
             found = record_list.look_up(connection, catalogues, entries)
         if pressed in ("find", "preview") or (problems and upload):
             return self._page(problems, entries=entries, found=found)
-        operation = field("operation")
+        operation = form_field("operation")
         if operation not in OPERATIONS:
             problems.append(gettext("Choose what does not flow."))
         if wants_list and not entries:
@@ -120,20 +120,20 @@ class Unsubscriptions(PanelView):
                 gettext("There is a list of records, but all records are chosen: empty it, or choose only these.")
             )
         until = _until(problems)
-        reason = field("reason")
+        reason = form_field("reason")
         if not reason:
             problems.append(gettext("Say why: others will ask."))
-        if wants_list and found.unknown and field("unknown") != "yes":
+        if wants_list and found.unknown and form_field("unknown") != "yes":
             problems.append(gettext("Some records of the list are not known here, see below."))
         if problems:
             return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
         try:
             number = self.conductor.unsubscribe(
-                target, operation or None, found.ids if wants_list else None, until, reason, self.who
+                target, operation or None, found.ids if wants_list else None, until, reason, self.current_email
             )
         except ValueError as error:
             return self._page([f"{error}."], entries=entries, found=found), 422
-        return done(gettext("Unsubscription #{number} is in force.", number=number), url_for(".index"))
+        return redirect_success(gettext("Unsubscription #{number} is in force.", number=number), url_for(".index"))
 
     @action("/<small:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
@@ -141,9 +141,9 @@ class Unsubscriptions(PanelView):
             known = connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).one_or_none()
         if known is None:
             abort(404)
-        if field("bring") == "yes":
-            brought = self.conductor.lift(number, self.who, bring=True)
-            return done(
+        if form_field("bring") == "yes":
+            brought = self.conductor.lift(number, self.current_email, bring=True)
+            return redirect_success(
                 gettext(
                     "Unsubscription #{number} is lifted; {brought:,} records are on their way.",
                     number=number,
@@ -151,11 +151,11 @@ class Unsubscriptions(PanelView):
                 ),
                 url_for(".index"),
             )
-        self.conductor.lift(number, self.who)
+        self.conductor.lift(number, self.current_email)
         words = gettext(
             "Unsubscription #{number} is lifted. What it kept back flows with each record's next change.", number=number
         )
-        return done(words, url_for(".index"))
+        return redirect_success(words, url_for(".index"))
 
     def _targets(self) -> list[str]:
         return sorted(self.conductor.systems) + sorted(self.conductor.subscribers)
@@ -214,7 +214,7 @@ class Unsubscriptions(PanelView):
         target = request.args.get("target", "").strip()
         if target:
             statement = statement.where(rules.c.target == target)
-        if (start := before(LARGEST_SMALL_ID)) is not None:
+        if (start := cursor_from_query(LARGEST_SMALL_ID)) is not None:
             statement = statement.where(rules.c.id < start)
         with self.conductor.database.read() as connection:
             found_rows = connection.execute(statement).all()
@@ -250,7 +250,7 @@ def _candidates(connection: sa.Connection, catalogues: list[Catalogue], text: st
 
 
 def _until(problems: list[str]) -> datetime | None:
-    text = field("until")
+    text = form_field("until")
     if not text:
         return None
     try:

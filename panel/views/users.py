@@ -13,7 +13,7 @@ from werkzeug import Response
 from i18n import gettext, gettext_noop
 from models.users import User
 from panel.auth import accounts, permissions
-from panel.views.base import PanelView, action, done, field, page, refused
+from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 
 
 class Users(PanelView):
@@ -27,40 +27,42 @@ class Users(PanelView):
     def create(self) -> str | tuple[str, int]:
         password = accounts.one_time_password()
         try:
-            accounts.add_user(self._people, field("email"), password, field("role"), self.who, once=True)
+            accounts.add_user(
+                self._people, form_field("email"), password, form_field("role"), self.current_email, once=True
+            )
         except ValueError as error:
             return self._page(str(error)), 422
-        return self._page(told=(field("email").lower(), password))
+        return self._page(one_time=(form_field("email").lower(), password))
 
     @action("/<small:number>/role", needs="users")
     def role(self, number: int) -> Response:
         user = self._other(number)
         try:
-            role = accounts.find_role(self._people, field("role"))
+            role = accounts.find_role(self._people, form_field("role"))
         except ValueError as error:
-            return refused(str(error), url_for(".index"))
+            return redirect_error(str(error), url_for(".index"))
         before = [old.name for old in user.roles]
         user.roles = [role]
         self._keep(user, "user.role", before=before, after=role.name)
-        return done(gettext("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
+        return redirect_success(gettext("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
 
     @action("/<small:number>/active", needs="users")
     def active(self, number: int) -> Response:
         user = self._other(number)
-        user.active = field("active") == "yes"
+        user.active = form_field("active") == "yes"
         self._keep(user, "user.enable" if user.active else "user.disable")
         words = (
             gettext("{email} may log in again.", email=user.email)
             if user.active
             else gettext("{email} is logged out and may not log in any more.", email=user.email)
         )
-        return done(words, url_for(".index"))
+        return redirect_success(words, url_for(".index"))
 
     @action("/<small:number>/password", needs="users")
     def password(self, number: int) -> str | Response:
         user = self._other(number)
         if user.password is None:
-            return refused(
+            return redirect_error(
                 gettext("{email} logs in over the login provider, without a password here.", email=user.email),
                 url_for(".index"),
             )
@@ -68,7 +70,7 @@ class Users(PanelView):
         user.password = accounts.checked_hash(password)
         user.must_change_password = True
         self._keep(user, "user.password")
-        return self._page(told=(user.email, password))
+        return self._page(one_time=(user.email, password))
 
     @action("/<small:number>/two-factor", needs="users")
     def two_factor(self, number: int) -> Response:
@@ -79,7 +81,7 @@ class Users(PanelView):
         words = gettext(
             "{email} logs in with the password alone now, and can set up two-factor login again.", email=user.email
         )
-        return done(words, url_for(".index"))
+        return redirect_success(words, url_for(".index"))
 
     @property
     def _people(self) -> accounts.Datastore:
@@ -102,10 +104,10 @@ class Users(PanelView):
 
     def _keep(self, user: User, action: str, **details: Any) -> None:
         accounts.end_sessions(user)
-        accounts.add_audit(self.who, action, user.email, **details)
+        accounts.add_audit(self.current_email, action, user.email, **details)
         self._session.commit()
 
-    def _page(self, problem: str = "", told: tuple[str, str] | None = None) -> str:
+    def _page(self, problem: str = "", one_time: tuple[str, str] | None = None) -> str:
         people = self._session.scalars(sa.select(User).order_by(User.email)).all()
         return self.render(
             "panel/users.html",
@@ -113,6 +115,6 @@ class Users(PanelView):
             roles=permissions.ROLES,
             permissions=permissions.PERMISSIONS,
             problem=problem,
-            told=told,
-            form=request.form if told is None else {},
+            one_time=one_time,
+            form=request.form if one_time is None else {},
         )

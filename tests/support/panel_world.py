@@ -159,7 +159,7 @@ def world(
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
     # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
-    app.extensions["syncflow_situation"] = OverviewCache(
+    app.extensions["syncflow_overview"] = OverviewCache(
         conductor.overview_version, conductor.overview, clock=lambda: 0.0
     )
     made = World(database, conductor, publisher, app)

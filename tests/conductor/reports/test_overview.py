@@ -257,12 +257,12 @@ def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(
     overview_cache = OverviewCache(
         lambda: replace(hub.overview_version(), version=str(next(versions))), make, clock=lambda: now[0]
     )
-    version, overview = overview_cache.now(fresh=True)
+    version, overview = overview_cache.get(fresh=True)
     now[0] += 40
-    assert overview_cache.now(fresh=False) == (version, overview) and len(made) == 1
-    assert overview_cache.now(fresh=True)[0] != version and len(made) == 2
+    assert overview_cache.get(fresh=False) == (version, overview) and len(made) == 1
+    assert overview_cache.get(fresh=True)[0] != version and len(made) == 2
     now[0] += 60  # half a second is one per cent of fifty
-    overview_cache.now(fresh=False)
+    overview_cache.get(fresh=False)
     assert len(made) == 3
 
 
@@ -274,7 +274,7 @@ def test_the_same_version_is_made_once(hub: Conductor) -> None:
         return hub.overview(seen)
 
     overview_cache = OverviewCache(lambda: replace(hub.overview_version(), version="same"), make)
-    assert overview_cache.now(fresh=True) == overview_cache.now(fresh=False) == overview_cache.now(fresh=True)
+    assert overview_cache.get(fresh=True) == overview_cache.get(fresh=False) == overview_cache.get(fresh=True)
     assert made == ["same"]
 
 
