@@ -13,8 +13,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links import leases, state
 from conductor.links.merge import Merge, rebase
 from conductor.links.relations import Relations, our_side
+from conductor.links.state import Via
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from i18n import gettext
@@ -173,12 +175,8 @@ class Desk:
             target = connection.execute(sa.delete(Unsubscription).where(rule).returning(Unsubscription.target)).scalar()
             if target is None:
                 raise ValueError(gettext("there is no unsubscription #{number}", number=unsubscription_id))
-            values: dict[str, Any] = {"unsubscription_id": None}
-            if bring:
-                now = self.context.clock()
-                values |= {"owed_change": Link.owed_change + 1, "owed_since": now, "retry_at": now}
-            kept = sa.update(Link).where(Link.unsubscription_id == unsubscription_id).values(**values)
-            kept_back = connection.execute(kept).rowcount
+            now = self.context.clock()
+            kept_back = state.release_unsubscribed(connection, unsubscription_id, now, deliver=bring)
             count = kept_back if bring else 0
             self.context.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {target}", brought=count)
         return int(count)
@@ -205,12 +203,11 @@ class Desk:
                 raise ValueError(gettext("there is no open conflict #{number}", number=conflict_id))
             locked = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
             link = connection.execute(locked).one()
-            if link.lease_until is not None and link.lease_until > self.context.clock():
+            if leases.is_held(link, self.context.clock()):
                 raise ValueError(gettext("the record is being delivered at this moment; try again"))
             # A lease that ran out is taken away: who had it may live on, and knows nothing of this.
-            free = {"lease_owner": None, "lease_until": None}
-            values = self._settled_values(connection, conflict, link, choice) | free
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+            values = self._settled_values(connection, conflict, link, choice)
+            state.write(connection, link.id, values | leases.RELEASED)
             closed = {"resolved_at": self.context.clock(), "resolved_by": by, "choice": choice}
             connection.execute(sa.update(Conflict).where(is_open).values(**closed))
             target = f"#{conflict_id} {conflict.subscriber} {conflict.record_id} {conflict.path}"
@@ -236,9 +233,7 @@ class Desk:
             "open_conflicts": Link.open_conflicts - 1,
         }
         if choice == "ours":
-            now = self.context.clock()
-            values |= {"owed_change": Link.owed_change + 1, "retry_at": now}
-            values["owed_since"] = sa.func.coalesce(Link.owed_since, now)
+            values |= state.owed(self.context.clock(), Via.DUE)
         return values
 
     def _ours(self, connection: sa.Connection, subscriber: Subscriber, record_id: str) -> Flat:

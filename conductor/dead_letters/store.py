@@ -13,8 +13,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links import state
 from conductor.redaction import redact
-from models.ledger import DeadLetter, Inbox, Link
+from models.ledger import DeadLetter, Inbox
 from subscribers.errors import SyncError
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class DeadLetterStore:
         now = self.context.clock()
         links = [row.link_id for row in rows if row.link_id is not None]
         inbox = [row.inbox_id for row in rows if row.inbox_id is not None]
-        connection.execute(sa.update(Link).where(Link.id.in_(links)).values(dead_at=None, attempts=0, retry_at=now))
+        state.revive(connection, links, now)
         connection.execute(
             sa.update(Inbox)
             .where(Inbox.id.in_(inbox), Inbox.state == "dead")
@@ -145,13 +146,7 @@ class DeadLetterStore:
         """Close letters (rows with `id`, `link_id`) unsent: their links count as up to date until the next change."""
         letters = [row.id for row in rows]
         links = [row.link_id for row in rows if row.link_id is not None]
-        # A record edited since the failure is sent; one with another letter by now waits for a decision on that.
-        same = (Link.id.in_(links), Link.dead_at.is_not(None), Link.dead_letter_id.in_(letters))
-        connection.execute(
-            sa.update(Link)
-            .where(*same)
-            .values(synced_change=Link.owed_change, owed_since=None, dead_at=None, attempts=0, retry_at=None)
-        )
+        state.settle_unsent(connection, links, letters)
         self.close(connection, letters, f"{DISCARDED} {by}: {reason}")
 
     def of_inbox(self, connection: sa.Connection, inbox_id: int) -> int | None:
@@ -169,4 +164,4 @@ class DeadLetterStore:
             .where(DeadLetter.id.in_(letter_ids), DeadLetter.closed_at.is_(None))
             .values(closed_at=self.context.clock(), resolution=resolution)
         )
-        connection.execute(sa.update(Link).where(Link.dead_letter_id.in_(letter_ids)).values(dead_letter_id=None))
+        state.forget_letters(connection, letter_ids)

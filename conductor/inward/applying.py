@@ -14,12 +14,13 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
-from conductor.links import in_doubt, overwrites
+from conductor.links import in_doubt, leases, overwrites, state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
 from conductor.links.leases import LinkLeased
 from conductor.links.merge import Merge, Winner, merge, rebase
 from conductor.links.relations import Relations, our_side
+from conductor.links.state import Via
 from conductor.redaction import redact
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
@@ -52,7 +53,7 @@ class InboundApplier:
         link = self._link(connection, Link.external_id == external.id, subscriber)
         if link is None:
             return self._unknown(connection, incoming, polled)
-        self._take_over(connection, incoming, link)
+        leases.take_over(connection, link, incoming.token, self.context.clock())
         if link.unlinked_at is not None:
             return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
         if external.deleted:
@@ -82,19 +83,6 @@ class InboundApplier:
         statement = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), condition)
         return connection.execute(statement.with_for_update()).one_or_none()
 
-    def _take_over(self, connection: sa.Connection, incoming: Incoming, link: Any) -> None:
-        """End a lease that ran out: who had it may live on, and must not write down what he saw before this.
-
-        Raises:
-          Busy: somebody has a lease that has not.
-        """
-        if link.lease_owner in (None, incoming.token):
-            return
-        if link.lease_until is not None and link.lease_until > self.context.clock():
-            raise LinkLeased
-        free = {"lease_owner": None, "lease_until": None}
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(**free))
-
     @staticmethod
     def _is_echo(link: Any, theirs: Flat) -> bool:
         base, remote_values = link.base or {}, link.remote_values or {}
@@ -106,7 +94,7 @@ class InboundApplier:
             return Applied("echo", "seen before")  # a poll's overlap: nothing to write down again
         self._see(connection, link, seen)
         if seen is not None and (written := self._written_by_now(incoming, link)):
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(**written))
+            state.write(connection, link.id, written)
         return self._note(connection, incoming, link, "echo", "it is what was agreed already")
 
     def _pass_over(self, connection: sa.Connection, incoming: Incoming, link: Any, words: str) -> Applied:
@@ -120,7 +108,7 @@ class InboundApplier:
     def _see(self, connection: sa.Connection, link: Any, seen: datetime | None) -> None:
         # Ours may be the newer knowledge: an echo can be late.
         if seen is not None and (link.last_seen_at is None or seen > link.last_seen_at):
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(last_seen_at=seen))
+            state.write(connection, link.id, {"last_seen_at": seen})
 
     def _merge(self, connection: sa.Connection, incoming: Incoming, link: Any, record: Record, theirs: Flat) -> Applied:
         subscriber, mapper = incoming.subscriber, incoming.mapper
@@ -170,8 +158,8 @@ class InboundApplier:
         owed = bool(result.keep or undone) or _unsent(ours_now, new_base)
         if owed:
             # They hold something else than the internal database says: they are owed ours.
-            values |= {"owed_change": Link.owed_change + 1, **self._owed_now()}
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+            values |= state.owed(self.context.clock(), Via.CALLER)
+        state.write(connection, link.id, values)
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
 
@@ -186,10 +174,6 @@ class InboundApplier:
                 "write_windows": overwrites.without(link.write_windows, at_last),
             }
         return {}
-
-    def _owed_now(self) -> dict[str, Any]:
-        now = self.context.clock()
-        return {"owed_since": sa.func.coalesce(Link.owed_since, now), "announced_at": now}
 
     def _ask(self, connection: sa.Connection, link: Any, base: Flat, ours: Flat, result: Merge) -> int:
         """Keep both versions of fields a person decides about; returns how many are open now."""
@@ -241,23 +225,17 @@ class InboundApplier:
             return moved
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise HeldByDeleteGuard
-        values: dict[str, Any] = {"base": None, "remote_values": None, "unconfirmed_write": None, "write_windows": None}
+        now = self.context.clock()
         # An edit made here that they have not seen outlives their deletion.
-        unseen = link.owed_change > link.synced_change and policy == "delete"
-        if policy == "recreate" or unseen:
-            values |= {
-                "external_id": None,
-                "owed_change": Link.owed_change + 1,
-                "owed_since": sa.func.coalesce(Link.owed_since, self.context.clock()),
-                "announced_at": self.context.clock(),
-            }
+        is_recreated = policy == "recreate" or (link.owed_change > link.synced_change and policy == "delete")
+        if is_recreated:
+            state.write(connection, link.id, state.recreated() | state.owed(now, Via.CALLER))
         else:
-            values |= {"unlinked_at": self.context.clock(), "deleted_remotely": True}
-            values |= close_conflicts(connection, link, "gone", self.context.clock())
+            closed = close_conflicts(connection, link, "gone", now)
             remove_here(connection, subscriber, link.record_id)
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
-        done = "it is created again" if "owed_change" in values else f"on_gone = {policy}"
-        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed="owed_change" in values)
+            state.write(connection, link.id, state.unlinked(now, deleted_remotely=True) | closed)
+        done = "it is created again" if is_recreated else f"on_gone = {policy}"
+        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed=is_recreated)
 
     def _moved(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied | None:
         """Merged there into a record that nothing here is linked to: it lives on in that one."""
@@ -265,7 +243,7 @@ class InboundApplier:
         if heir is None or self._link(connection, Link.external_id == heir, incoming.subscriber) is not None:
             return None
         # What was agreed stays the base: what the other record has in its place comes in with it.
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(external_id=heir, write_windows=None))
+        state.write(connection, link.id, {"external_id": heir, "write_windows": None})
         return self._note(connection, incoming, link, "applied", f"merged there into {heir}, which it is linked to now")
 
     # --- records nobody here knows ------------------------------------------------------------------------
@@ -352,15 +330,9 @@ class InboundApplier:
 
     def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
         external = incoming.external
-        self._take_over(connection, incoming, link)
-        values = {
-            "external_id": external.id,
-            "create_token": None,
-            "owed_change": Link.owed_change + 1,
-            "owed_since": sa.func.coalesce(Link.owed_since, self.context.clock()),
-            "announced_at": self.context.clock(),
-        }
-        connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+        leases.take_over(connection, link, incoming.token, self.context.clock())
+        known = {"external_id": external.id, "create_token": None}
+        state.write(connection, link.id, known | state.owed(self.context.clock(), Via.CALLER))
         return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
 
     def _matched(self, connection: sa.Connection, incoming: Incoming) -> str | None:
@@ -394,25 +366,16 @@ class InboundApplier:
         if link is None:
             link = self._new_link(connection, incoming, record_id, base={})
         else:
-            self._take_over(connection, incoming, link)
+            leases.take_over(connection, link, incoming.token, self.context.clock())
             if link.external_id is not None and link.unlinked_at is None:
                 words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
                 return self._note(connection, incoming, link, "skipped", words)
-            values: dict[str, Any] = {
-                "external_id": external.id,
-                "unlinked_at": None,
-                "deleted_remotely": False,
-                "create_token": None,
-            }
-            values |= {"base": {}, "remote_values": None, "unconfirmed_write": None, "write_windows": None}
+            values = state.linked(external.id, base={})
             if link.create_token is not None and external.record_id == record_id:
                 # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
-                values |= {
-                    "base": in_doubt.created(link.unconfirmed_write, theirs),
-                    "owed_change": Link.owed_change + 1,
-                    **self._owed_now(),
-                }
-            connection.execute(sa.update(Link).where(Link.id == link.id).values(**values))
+                values["base"] = in_doubt.created(link.unconfirmed_write, theirs)
+                values |= state.owed(self.context.clock(), Via.CALLER)
+            state.write(connection, link.id, values)
             link = self._link(connection, Link.id == link.id, subscriber)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
         return self._merge(connection, incoming, link, record, theirs)
@@ -420,7 +383,7 @@ class InboundApplier:
     def _new_link(self, connection: sa.Connection, incoming: Incoming, record_id: str, base: Flat | None = None) -> Any:
         subscriber, external, mapper = incoming.subscriber, incoming.external, incoming.mapper
         remote_values: Flat = {}
-        owed: dict[str, Any] = {}
+        is_owed = False
         if base is None:
             theirs = mapper.flatten(external.data)
             record = subscriber.records.read(connection, [record_id])[record_id]
@@ -430,26 +393,13 @@ class InboundApplier:
             keep = {p: v for p, v in theirs.items() if not mapper.accepts_inward(p) and not same(v, ours.get(p))}
             take = {p: v for p, v in theirs.items() if p not in keep}
             base, remote_values = rebase(Merge(take=take, keep=keep), {}, {}, ours)
-            if keep or _unsent(ours, base):
-                owed = {"owed_change": Link.owed_change + 1, **self._owed_now()}
-        values = {
-            "external_id": external.id,
-            "unlinked_at": None,
-            "deleted_remotely": False,
-            "create_token": None,
-            "base": base,
-            "remote_values": remote_values or None,
-            "unconfirmed_write": None,
-            "write_windows": None,
-            "last_seen_at": external.at,
-            "synced_at": self.context.clock(),
-        }
+            is_owed = bool(keep) or _unsent(ours, base)
+        now, name = self.context.clock(), subscriber.name()
+        values = state.linked(external.id, base, remote_values) | {"last_seen_at": external.at, "synced_at": now}
         # A link of this record may be left from an earlier external one that is gone.
-        insert = self.context.database.insert(Link).values(subscriber=subscriber.name(), record_id=record_id, **values)
-        connection.execute(insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values))
-        if owed:
-            is_it = sa.and_(Link.subscriber == subscriber.name(), Link.record_id == record_id)
-            connection.execute(sa.update(Link).where(is_it).values(**owed))
+        state.link_to(connection, name, record_id, values)
+        if is_owed:
+            state.owe(connection, (Link.subscriber == name, Link.record_id == record_id), now, Via.CALLER)
         return self._link(connection, Link.record_id == record_id, subscriber)
 
     @staticmethod

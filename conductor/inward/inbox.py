@@ -20,13 +20,14 @@ from conductor.context import Context, new_token
 from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
+from conductor.links import leases
 from conductor.links.leases import LinkLeased
 from conductor.mappings.store import Mappings
 from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
 from conductor.systems.circuit_breaker import CircuitBreaker, Permit
 from conductor.systems.concurrency import Limits, Stopping
 from conductor.systems.delete_guard import DeleteGuard
-from models.ledger import Cursor, Inbox, Link, RefusedWebhook, System
+from models.ledger import Cursor, Inbox, RefusedWebhook, System
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
 from subscribers.errors import BadSignature, BadWebhook, Gone, Retry, SyncError, SystemDown
@@ -438,7 +439,10 @@ class Inward:
         if not gate.open:
             raise _Closed(gate)
         token = new_token()
-        link_id = self._lease(subscriber, external, token)
+        now, until = self.context.clock(), self.context.later(self.context.policy.lease)
+        link_id = self.context.database.run_in_transaction(
+            leases.take, subscriber.name(), external.id, token, now, until
+        )
         try:
             try:
                 with self.limits.slot(subscriber.system):
@@ -452,39 +456,11 @@ class Inward:
             more = {"newest": True, "token": token, "event": external, "inbox_id": inbox_id}
             applied = self.context.database.run_in_transaction(self._apply_one, subscriber, fresh, **more)
         finally:
-            owed = self._release(link_id, token) if link_id is not None else None
+            owed = None
+            if link_id is not None:
+                owed = self.context.database.run_in_transaction(leases.release, link_id, token)
         self._announce_owed([pair for pair in (owed or applied.owed,) if pair])
         return applied
-
-    def _lease(self, subscriber: Subscriber, external: External, token: str) -> int | None:
-        """Take the link's lease; None where there is no link yet."""
-        now = self.context.clock()
-        same_link = sa.and_(Link.subscriber == subscriber.name(), Link.external_id == external.id)
-        statement = (
-            sa.update(Link)
-            .where(same_link, sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
-            .values(lease_owner=token, lease_until=self.context.later(self.context.policy.lease))
-            .returning(Link.id)
-        )
-
-        def lease(connection: sa.Connection) -> int | None:
-            taken: int | None = connection.execute(statement).scalar()
-            if taken is None and connection.execute(sa.select(Link.id).where(same_link)).scalar() is not None:
-                raise LinkLeased
-            return taken
-
-        return self.context.database.run_in_transaction(lease)
-
-    def _release(self, link_id: int, token: str) -> tuple[str, str] | None:
-        """Give the lease back; the link, if it is owed something (whose news may have come meanwhile)."""
-        statement = (
-            sa.update(Link)
-            .where(Link.id == link_id, Link.lease_owner == token)
-            .values(lease_owner=None, lease_until=None)
-            .returning(Link.subscriber, Link.record_id, Link.owed_change, Link.synced_change)
-        )
-        row = self.context.database.run_in_transaction(lambda c: c.execute(statement).one_or_none())
-        return (row.subscriber, row.record_id) if row and row.owed_change > row.synced_change else None
 
     def _announce_owed(self, pairs: list[tuple[str, str]]) -> None:
         for name, record in pairs:

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links import state
 from conductor.unsubscriptions import standing
 from i18n import gettext
 from models.catalogues import Record
@@ -138,10 +139,7 @@ class Relations:
         subscriber = self.context.subscribers[name]
         if wait.record_id not in subscriber.records.read(connection, [wait.record_id]):
             return None
-        now = self.context.clock()
-        values = {"owed_change": 1, "owed_since": now, "announced_at": now}
-        insert = self.context.database.insert(Link).values(subscriber=name, record_id=wait.record_id, **values)
-        connection.execute(insert.on_conflict_do_nothing(index_elements=["subscriber", "record_id"]))
+        state.owe_first(connection, name, wait.record_id, self.context.clock())
         statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
         return connection.execute(statement).one()
 
@@ -166,11 +164,7 @@ class Relations:
         """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
         if not self.are_waited_for(subscriber):
             return []
-        now = self.context.clock()
-        values = {"blocked_by": None, "retry_at": None, "announced_at": now, "dead_at": None}
-        woken = sa.or_(Link.blocked_by.in_(delivered), sa.and_(Link.blocked_by.in_(ended), Link.dead_at.is_(None)))
-        statement = sa.update(Link).where(woken).values(**values).returning(Link.subscriber, Link.record_id)
-        return [(row.subscriber, row.record_id) for row in connection.execute(statement)]
+        return state.wake(connection, delivered, ended, self.context.clock())
 
 
 def our_side(

@@ -19,7 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context, new_token
-from conductor.links import in_doubt, overwrites
+from conductor.links import in_doubt, leases, overwrites
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Claim, Plan, changed, make_claim, make_item
@@ -30,7 +30,7 @@ from conductor.systems.concurrency import Limits, Slot, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from conductor.unsubscriptions import in_force
 from models.base import UtcDateTime
-from models.bulk import ROW_VERSION, as_list, in_param, update_if, update_many, version_of
+from models.bulk import as_list, in_param, version_of
 from models.ledger import Conflict, Link, Mapping, System, Unsubscription
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
@@ -303,7 +303,7 @@ class Outward:
                     "unconfirmed_write": in_doubt,
                 }
             )
-        taken = update_if(connection, _LINK, rows, [{ROW_VERSION: plan.claim.version} for plan in plans])
+        taken = leases.take_unchanged(connection, rows, [plan.claim.version for plan in plans])
         return {row["id"]: row for row in rows if row["id"] in taken}
 
     # --- plan ---------------------------------------------------------------------------------------
@@ -490,11 +490,10 @@ class Outward:
         self.limits.renew()
         ids = [plan.claim.link.id for plan in plans]
         renewed = self.context.later(self.context.policy.lease)
-        statement = sa.update(Link).where(Link.id.in_(ids), Link.lease_owner == token).values(lease_until=renewed)
-        rows = self.context.database.run_in_transaction(lambda c: c.execute(statement).rowcount)
+        is_ours = self.context.database.run_in_transaction(leases.renew, ids, token, renewed)
         for plan in plans:
             plan.claim.now_with(lease_until=renewed)
-        return bool(rows == len(ids))
+        return is_ours
 
     def _look(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
         """Learn what has to be known before this is sent: what the system has."""
@@ -625,7 +624,7 @@ def _free_links(dialect: str) -> sa.Select[Any]:
         # Said as a difference: by the index over all that is owed PostgreSQL would look through a whole backlog.
         .where(Link.owed_change - Link.synced_change > 0, Link.dead_at.is_(None))
         .where(sa.or_(Link.retry_at.is_(None), Link.retry_at <= now))
-        .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
+        .where(leases.is_free(now))
         .order_by(Link.record_id)
     )
 
@@ -673,7 +672,7 @@ def _write_doubts(connection: sa.Connection, plans: list[Plan], token: str) -> N
         plan.claim.told = True
         known = {name: getattr(plan.claim.link, name) for name in RECONCILABLE_COLUMNS}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
-    update_many(connection, _LINK, rows, match=("id", "lease_owner"))
+    leases.write_leased(connection, rows)
 
 
 def _differing(flat: Flat, base: Flat, asked: Flat) -> list[str]:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.dead_letters.store import DeadLetterStore
-from conductor.links import overwrites
+from conductor.links import overwrites, state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, WaitsFor
@@ -20,7 +20,7 @@ from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.unsubscriptions import standing
-from models.bulk import in_values, insert_many, update_if, update_many
+from models.bulk import in_values, insert_many
 from models.history import newest_delivery
 from models.ledger import Delivery, Link, System
 from subscribers.base import Subscriber
@@ -30,7 +30,6 @@ from subscribers.mapping.values import same
 
 logger = logging.getLogger(__name__)
 
-_LINK: Any = Link.__table__
 _DELIVERY: Any = Delivery.__table__
 
 
@@ -78,10 +77,10 @@ class ResultWriter:
                 if plan.outcome is None:
                     plan.settle("waiting" if plan.duration is None else "failed", f"too late: {plan.error}")
             else:
-                row = self._freed(plan, self._link_values(connection, subscriber, plan, batch.mapper, settled))
+                row = state.freed(link_id, self._link_values(connection, subscriber, plan, batch.mapper, settled))
                 links[tuple(row)].append(row)
                 if waits:  # whether the next one closes a circle is told by what this one waits for
-                    update_many(connection, _LINK, [row])
+                    state.write_many(connection, [row])
                 if _is_owed_again(plan) or plan.lifted:
                     settled.again.append(plan.claim.record_id)
             if plan.outcome == "waiting":
@@ -90,7 +89,7 @@ class ResultWriter:
                 told_down = not isinstance(plan.error, WaitsFor)
             deliveries.append(self._delivery(subscriber, plan, now))
         for rows in links.values():
-            update_many(connection, _LINK, rows)
+            state.write_many(connection, rows)
         insert_many(connection, _DELIVERY, deliveries)
         settled.announce += self._wake(connection, subscriber, plans)
         return settled
@@ -107,16 +106,15 @@ class ResultWriter:
                 continue
             try:
                 values = self._ended(plan, batch.mapper, plan.rule.id if plan.rule else None, now)
-                link = self._freed(plan, values)
+                link = state.freed(plan.claim.link.id, values)
                 alike[tuple(link)].append((link, self._delivery(subscriber, plan, now)))
             except Exception:
                 logger.debug("%s: `write` tells what is wrong with %s", subscriber.name(), plan.claim.record_id)
         written = set[int]()
         for pairs in alike.values():
             links, deliveries = [link for link, _ in pairs], [delivery for _, delivery in pairs]
-            was = [{"lease_owner": batch.token, "owed_change": link["synced_change"]} for link in links]
             try:
-                written |= self.context.database.execute_atomic(update_if, _LINK, links, was, (_DELIVERY, deliveries))
+                written |= self.context.database.execute_atomic(state.write_settled, links, batch.token, deliveries)
             except sa.exc.OperationalError:
                 raise
             except Exception:
@@ -164,11 +162,6 @@ class ResultWriter:
         rows = connection.execute(mine.order_by(Link.record_id).with_for_update())
         return {row.id: row.owed_change for row in rows}
 
-    @staticmethod
-    def _freed(plan: Plan, values: dict[str, Any]) -> dict[str, Any]:
-        """The row of a link with these values, its lease given back."""
-        return {"id": plan.claim.link.id, "lease_owner": None, "lease_until": None, **values}
-
     def _link_values(
         self,
         connection: sa.Connection,
@@ -196,7 +189,7 @@ class ResultWriter:
                 # wakes nobody any more: then it is announced, and no time may keep that from being heard.
                 net = self.context.later(self.context.policy.stale) if verdict.parent is not None else None
                 retry_at = _unless_newer(plan, net)
-                return {"blocked_by": verdict.parent, "retry_at": retry_at, "create_token": _unbegun(plan)}
+                return state.blocked(verdict.parent, retry_at) | {"create_token": _unbegun(plan)}
         if plan.error is not None:
             values = self._after_error(connection, subscriber, plan)
             if values is not None:
@@ -215,13 +208,7 @@ class ResultWriter:
     def _ended(self, plan: Plan, mapper: Mapper | None, unsubscription: int | None, now: datetime) -> dict[str, Any]:
         """The link's values when it is up to date, or nothing is to be sent."""
         link = plan.claim.link
-        values = {
-            "synced_change": link.owed_change,
-            # Changes that arrived meanwhile are owed since about now.
-            "owed_since": now if plan.owed_now > link.owed_change else None,
-            "attempts": 0,
-            "retry_at": None,
-            "blocked_by": None,
+        values = state.settled(link, plan.owed_now, now) | {
             "unsubscription_id": unsubscription,
             # A create that was never begun, or that is done, leaves no question open.
             "create_token": _unbegun(plan) if plan.outcome == "skipped" else None,
@@ -247,7 +234,7 @@ class ResultWriter:
         # Without a time of theirs nothing can be told newer than our write: events are fetched until one is seen.
         wrote = external.at if external is not None and external.at is not None else UNKNOWN_TIME
         if plan.operation in ("delete", "unlink"):
-            gone = {"unlinked_at": now, "deleted_remotely": False, "base": None, "remote_values": None}
+            gone = state.unlinked(now, deleted_remotely=False)
             return gone | {"external_id": link.external_id, "last_write_at": wrote}
         values: dict[str, Any] = {"synced_at": now}
         if plan.operation == "archive":
@@ -308,7 +295,7 @@ class ResultWriter:
         if isinstance(error, Retry) and attempts < self.context.policy.max_attempts:
             plan.settle("failed", str(error))
             pause = max(self.context.policy.backoff(attempts), error.after or 0.0)
-            return known | {"attempts": attempts, "retry_at": _unless_newer(plan, self.context.later(pause))}
+            return known | state.postponed(attempts, _unless_newer(plan, self.context.later(pause)))
         plan.settle("dead", str(error))
         letter = self.letters.write(
             connection,
@@ -320,7 +307,7 @@ class ResultWriter:
             letter_id=link.dead_letter_id,
         )
         dead_at = _unless_newer(plan, self.context.clock())
-        return known | {"attempts": attempts, "retry_at": None, "dead_at": dead_at, "dead_letter_id": letter}
+        return known | state.buried(attempts, dead_at, letter)
 
     def _may_be_the_network(
         self, connection: sa.Connection, subscriber: Subscriber, link: Any, error: SyncError
@@ -340,30 +327,14 @@ class ResultWriter:
         policy = subscriber.on_gone
         if policy == "recreate":
             plan.settle("failed", f"it was deleted in {subscriber.system}; creating it again")
-            forgotten = {
-                "external_id": None,
-                "base": None,
-                "remote_values": None,
-                "unlinked_at": None,
-                "unconfirmed_write": None,
-            }
-            forgotten["write_windows"] = None  # that was of the other record
-            forgotten["create_token"] = None  # creating it again is another creation
             plan.owed_now += 1
-            return forgotten | {"owed_change": plan.owed_now}
+            return state.recreated() | {"owed_change": plan.owed_now}
         remove_here(connection, subscriber, plan.claim.record_id)
         plan.settle("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
-        return close_conflicts(connection, plan.claim.link, "gone", self.context.clock()) | {
-            "unlinked_at": self.context.clock(),
-            "deleted_remotely": True,
-            "base": None,
-            "remote_values": None,
-            "unconfirmed_write": None,
-            "synced_change": plan.claim.link.owed_change,
-            "owed_since": self.context.clock() if plan.owed_now > plan.claim.link.owed_change else None,
-            "attempts": 0,
-        }
+        now = self.context.clock()
+        values = state.settled(plan.claim.link, plan.owed_now, now) | state.unlinked(now, deleted_remotely=True)
+        return values | close_conflicts(connection, plan.claim.link, "gone", now)
 
     def _delivery(self, subscriber: Subscriber, plan: Plan, now: datetime) -> dict[str, Any]:
         link, external = plan.claim.link, plan.external

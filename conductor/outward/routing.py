@@ -20,8 +20,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links import leases, state
+from conductor.links.status import PENDING
 from conductor.unsubscriptions import names
-from models.bulk import in_values, upsert_many
 from models.ledger import Change, Delivery, Inbox, Link, SyncContext, System
 from models.query_hints import no_index, range_equals
 from subscribers.base import Subscriber
@@ -40,8 +41,6 @@ SWEEP_BATCH = 2000
 #: Links announced while a system is down: the first that needs a call is the probe. Of a system whose calls take many,
 #: as many as one takes.
 PROBE_BATCH = 20
-
-_LINK: Any = Link.__table__
 
 #: The next changes to be routed. In order, or statistics of a time with much to do could make PostgreSQL read the whole
 #: table for one of them.
@@ -158,33 +157,9 @@ class Routing:
         }
 
     def _mark(self, connection: sa.Connection, owed: dict[tuple[str, str], _Owed]) -> None:
-        if not owed:
-            return
-        now = self.context.clock()
         # In one order in every process, so that relays and workers do not deadlock.
-        marks = [
-            {
-                "subscriber": subscriber,
-                "record_id": record,
-                "owed_change": mark.change,
-                "owed_since": mark.since,
-                "announced_at": now,
-            }
-            for (subscriber, record), mark in sorted(owed.items())
-        ]
-        greatest = "max" if self.context.database.is_sqlite else "greatest"
-        changes = {
-            # Always growing: two transactions may commit in another order than they took their
-            # change ids, and a delivery under way must not settle what it has not seen.
-            "owed_change": f"{greatest}(excluded.owed_change, link.owed_change + 1)",
-            "owed_since": "coalesce(link.owed_since, excluded.owed_since)",
-            "announced_at": "excluded.announced_at",
-            # The edit may be what mends it.
-            "attempts": "0",
-            "retry_at": "NULL",
-            "dead_at": "NULL",
-        }
-        upsert_many(connection, _LINK, marks, ("subscriber", "record_id"), changes)
+        changes = ((name, record, mark.change, mark.since) for (name, record), mark in sorted(owed.items()))
+        state.owe_changes(connection, changes, self.context.clock())
 
     # --- what is owed and does not move -------------------------------------------------------------
 
@@ -220,16 +195,9 @@ class Routing:
         with self.context.database.read_autocommit() as connection:
             if connection.execute(sa.select(Link.id).where(Link.retry_at <= now).limit(1)).first() is None:
                 return 0
-        due = sa.select(Link.id).where(Link.retry_at <= now).order_by(Link.subscriber, Link.record_id)
-        statement = (
-            sa.update(Link)
-            .where(Link.id.in_(due.limit(SWEEP_BATCH).with_for_update(skip_locked=True)))
-            .values(retry_at=None, announced_at=now)
-            .returning(Link.subscriber, Link.record_id)
-        )
-        rows = self.context.database.run_in_transaction(lambda c: c.execute(statement).all())
-        self._tell((row.subscriber, row.record_id) for row in rows)
-        return len(rows)
+        pairs = self.context.database.run_in_transaction(state.take_due_retries, now, SWEEP_BATCH)
+        self._tell(pairs)
+        return len(pairs)
 
     def _stalled(self, name: str, everything: bool) -> int:
         subscriber = self.context.subscribers[name]
@@ -253,23 +221,18 @@ class Routing:
         ids = self._stalled_ids(name, now if everything else old, now, limit, first)
         if not ids:
             return 0
-        told = sa.update(Link).values(announced_at=now).returning(Link.record_id)
-        rows = self.context.database.run_in_transaction(
-            lambda c: c.execute(told.where(in_values(c, Link.id, ids))).all()
-        )
-        records = [row.record_id for row in rows]
+        records = self.context.database.run_in_transaction(state.mark_published, ids, now)
         if first is Link.announced_at:
             random.shuffle(records)  # another one each time: it may be the record that is answered so
         self._tell((name, record) for record in records)
-        return len(rows)
+        return len(records)
 
     def _stalled_ids(self, name: str, old: datetime, now: datetime, limit: int, first: Any) -> list[int]:
         # A read first: nearly always there is nothing, and that must not cost a write transaction.
         statement = (
             sa.select(Link.id)
-            .where(range_equals(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
-            .where(Link.retry_at.is_(None))
-            .where(sa.or_(Link.lease_until.is_(None), Link.lease_until <= now))
+            .where(range_equals(Link.subscriber, name), *PENDING)
+            .where(Link.retry_at.is_(None), leases.is_free(now))
             .where(
                 sa.or_(
                     Link.announced_at.is_(None),

@@ -18,6 +18,7 @@ from conductor.context import Context
 from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Incoming
+from conductor.links import state
 from conductor.links.leases import LinkLeased
 from conductor.mappings.store import Mappings
 from conductor.systems.caller import SystemCaller, SystemUnavailable
@@ -137,11 +138,7 @@ class Backfill:
 
         def effect(connection: sa.Connection) -> None:
             found[:] = self._adopt(connection, task, subscriber, page.records)
-            connection.execute(
-                sa.update(Link)  # the sweep brings what they are owed now, after live changes
-                .where(Link.subscriber == subscriber.name(), Link.record_id.in_(found))
-                .values(announced_at=None)
-            )
+            state.leave_to_sweep(connection, subscriber.name(), found)
             self._readings[task.id] = reading
 
         reached = {**position, "at": page.position, "read": read}
@@ -195,17 +192,11 @@ class Backfill:
         for record_id in self.applying.candidates(connection, incoming, _UNCLEAR, where):
             if self._is_known(connection, subscriber, record_id):
                 continue
-            now = self.context.clock()
-            values = {"owed_change": Link.owed_change + 1, "owed_since": now, "dead_at": now}
-            insert = self.context.database.insert(Link).values(
-                subscriber=subscriber.name(), record_id=record_id, **{**values, "owed_change": 1}
-            )
-            upsert = insert.on_conflict_do_update(index_elements=["subscriber", "record_id"], set_=values)
-            link_id = connection.execute(upsert.returning(Link.id)).scalar_one()
+            link_id = state.bury_unsent(connection, subscriber.name(), record_id, self.context.clock())
             letter = self.letters.write(
                 connection, subscriber.name(), Reject(message), record_id=record_id, link_id=link_id
             )
-            connection.execute(sa.update(Link).where(Link.id == link_id).values(dead_letter_id=letter))
+            state.set_letter(connection, link_id, letter)
 
     @staticmethod
     def _is_known(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> bool:
@@ -231,7 +222,7 @@ class Backfill:
         missing = [record_id for record_id in ids if record_id not in known]
 
         def effect(connection: sa.Connection) -> None:
-            _owe(self.context, connection, name, missing)
+            state.owe_missing(connection, name, missing, self.context.clock())
 
         sent = position.get("sent", 0) + len(missing)
         reached = {**position, "after": ids[-1], "sent": sent}
@@ -320,20 +311,3 @@ def _kept(position: dict[str, Any]) -> dict[str, Any]:
 
 def _wait(task: Any, position: dict[str, Any], message: str, seconds: float) -> Step:
     return Step(task.done, task.succeeded, task.failed, position, message=message, pause=seconds)
-
-
-def _owe(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> None:
-    """Mark what is not there and not on its way; the sweep announces it, after live changes."""
-    if not record_ids:
-        return
-    now = context.clock()
-    fresh = {"owed_since": now, "announced_at": None, "attempts": 0, "retry_at": None, "dead_at": None}
-    insert = context.database.insert(Link)
-    statement = insert.on_conflict_do_update(
-        index_elements=["subscriber", "record_id"],
-        set_={"owed_change": Link.owed_change + 1, **fresh},
-        where=sa.and_(Link.external_id.is_(None), Link.owed_change == Link.synced_change),
-    )
-    # In one order in every process, so that relays and workers do not deadlock.
-    rows = [{"subscriber": name, "record_id": record, "owed_change": 1, **fresh} for record in sorted(record_ids)]
-    connection.execute(statement, rows)

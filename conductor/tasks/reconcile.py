@@ -21,8 +21,10 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.inward.inbox import Inward
 from conductor.inward.incoming import HeldByDeleteGuard
+from conductor.links import leases, state
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import Relations, our_side
+from conductor.links.state import Via
 from conductor.mappings.store import Mappings
 from conductor.systems.caller import SystemCaller, SystemUnavailable
 from conductor.tasks.runner import Step, TaskRunner, counted
@@ -181,10 +183,8 @@ class Reconcile:
             except Exception as error:  # this one's: the others go on
                 logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
-        still = sa.and_(Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
-        values: dict[str, Any] = {"owed_change": Link.owed_change + 1, "announced_at": None}
-        values["owed_since"] = self.context.clock()
-        self.context.database.run_in_transaction(lambda c: c.execute(sa.update(Link).where(still).values(**values)))
+        still = (Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
+        self.context.database.run_in_transaction(state.owe, still, self.context.clock(), Via.SWEEP)
 
 
 class _Report:
@@ -238,8 +238,7 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
 def _moves(before: Any, link: Any, now: datetime) -> bool:
     """Something is on its way, or was while we asked: that is no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
-    is_held = link.lease_until is not None and link.lease_until > now
-    return not same_link or link.owed_change > link.synced_change or is_held
+    return not same_link or link.owed_change > link.synced_change or leases.is_held(link, now)
 
 
 def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links import state
 from conductor.links.relations import Relations, our_side
 from conductor.mappings.store import Mappings
 from conductor.tasks.runner import Step, TaskRunner, counted
@@ -80,7 +81,7 @@ class Resending:
         position = {"after": links[-1].id}
 
         def effect(connection: sa.Connection) -> None:
-            self._owe(connection, differing)
+            state.owe_settled(connection, differing, self.context.clock())
 
         return Step(task.done + len(links), succeeded, task.failed, position, message=message, effect=effect)
 
@@ -99,12 +100,6 @@ class Resending:
             if not isinstance(ours, tuple) or any(p not in base or not same(v, base[p]) for p, v in ours[0].items()):
                 found.append(link.id)
         return found
-
-    def _owe(self, connection: sa.Connection, link_ids: list[int]) -> None:
-        """Mark what is not owed already; the sweep announces it, after live changes."""
-        values = {"owed_change": Link.owed_change + 1, "owed_since": self.context.clock(), "announced_at": None}
-        settled = (Link.id.in_(link_ids), Link.owed_change == Link.synced_change)
-        connection.execute(sa.update(Link).where(*settled).values(**values, attempts=0, retry_at=None))
 
 
 def _there(name: str) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.status import PENDING
 from conductor.outward.routing import SWEEP_BATCH
 from models.ledger import Link
 from models.query_hints import range_equals
@@ -21,7 +22,7 @@ def below_backlog_limit(context: Context, connection: sa.Connection, subscribers
         subscriber = context.subscribers.get(name)
         # A system that takes many thousands in one job is to get them.
         plenty = max(BACKLOG_LIMIT, subscriber.batch_size(SWEEP_BATCH) if subscriber else 0)
-        owed = (range_equals(Link.subscriber, name), Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+        owed = (range_equals(Link.subscriber, name), *PENDING)
         some = sa.select(Link.id).where(*owed).order_by(Link.subscriber, Link.id).limit(plenty).subquery()
         if connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one() >= plenty:
             return False
