@@ -1,0 +1,75 @@
+"""Table `link` has one home: production code outside `conductor/links` does not write it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+PRODUCTION = ("broker.py", "cli", "conductor", "models", "panel", "subscribers", "workers")
+HOME = "conductor/links/"
+
+_WRITES = {"insert", "update", "delete", "insert_many", "update_many", "update_if", "upsert_many"}
+_SQL = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+\"?link\"?(?![\w.])", re.IGNORECASE)
+
+
+def _files() -> Iterator[Path]:
+    for place in PRODUCTION:
+        path = ROOT / place
+        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def writes(text: str) -> list[int]:
+    """The lines of a source text that write table `link`."""
+    tree = ast.parse(text)
+    table_names = {"Link", "Link.__table__"} | {
+        ast.unparse(target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and ast.unparse(node.value) == "Link.__table__"
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+    }
+    lines = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rsplit(".", 1)[-1]
+            given = {ast.unparse(argument) for argument in node.args}
+            called = {ast.unparse(argument) for argument in node.args[:2]}
+            # `execute_atomic(update_if, Link.__table__, ...)` writes as well.
+            if given & table_names and (name in _WRITES or called & _WRITES):
+                lines.append(node.lineno)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.search(node.value):
+            lines.append(node.lineno)
+    return lines
+
+
+def test_only_conductor_links_writes_links() -> None:
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in _files()
+        if not str(path.relative_to(ROOT)).startswith(HOME) and (lines := writes(path.read_text()))
+    }
+    assert found == {}, "use a verb of conductor/links/state.py, or add one"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sa.update(Link).where(Link.id == 1)",
+        "database.insert(Link).values()",
+        "table: Any = Link.__table__\nupdate_many(connection, table, rows)",
+        "database.execute_atomic(update_if, Link.__table__, rows)",
+        "connection.execute(sa.text('UPDATE link SET attempts = 0'))",
+    ],
+)
+def test_a_write_is_found(text: str) -> None:
+    assert writes(text)
+
+
+@pytest.mark.parametrize("text", ["sa.select(Link)", "sa.update(Inbox)", "'UPDATE link_note SET a = 1'"])
+def test_other_statements_are_not(text: str) -> None:
+    assert not writes(text)
