@@ -1,1 +1,1 @@
-"""TODO."""
+"""Mappings: saved versions (`store`), the effect of an unsaved one (`preview`), two versions compared (`diff`)."""

@@ -1,4 +1,4 @@
-"""Two versions of a mapping side by side, and two people's edits of one brought together."""
+"""Compare two versions of a mapping, and merge two operators' edits of one version."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any, Literal
 
 Row = dict[str, Any]
 
-#: The cells of a row, in the order people read them.
+#: The cells of a row, in the order in which they are shown.
 CELLS = ("path", "direction", "transform", "link", "conflict", "default", "required")
 
 
 @dataclass(frozen=True)
 class RowDiff:
-    """What became of one field: `cells` are those that differ, name -> (before, after); all of them for a new one."""
+    """How one field differs. `cells` has the differing ones, name -> (before, after); of a new field all of them."""
 
-    #: The internal column; of child rows `lines.quantity`.
+    #: The internal column, of child rows as `lines.quantity`.
     column: str
     kind: Literal["added", "removed", "changed"]
     cells: dict[str, tuple[Any, Any]]
 
 
 def diff(before: list[Row], after: list[Row]) -> list[RowDiff]:
-    """Field by field, in the order of `after`, what is gone last. The order of the rows means nothing."""
+    """Compare field by field, in the order of `after`, removed fields last. The order of rows does not count."""
     old, new = _flat(before), _flat(after)
     found = []
     for column, row in new.items():
@@ -46,17 +46,18 @@ def _flat(rows: list[Row]) -> dict[str, Row]:
 
 
 @dataclass(frozen=True)
-class Together:
-    """Two edits of one version brought together: the rows, whose columns were taken from them, and
-    those that both changed, where ours stands."""
+class MergedRows:
+    """Two edits of one version, merged."""
 
     rows: list[Row]
+    #: Columns whose row comes from the other edit.
     taken: list[str]
+    #: Columns that both edits changed; ours stays.
     clashes: list[str]
 
 
-def bring_together(base: list[Row], ours: list[Row], theirs: list[Row]) -> Together:
-    """Three ways, row by row: what only they changed is taken, what only we or both changed stays ours."""
+def merge_edits(base: list[Row], ours: list[Row], theirs: list[Row]) -> MergedRows:
+    """Merge two edits row by row. A row that only the other edit changed is taken; any other stays ours."""
     was, mine, other = ({row["column"]: row for row in rows} for rows in (base, ours, theirs))
     rows: list[Row] = []
     taken: list[str] = []
@@ -72,4 +73,4 @@ def bring_together(base: list[Row], ours: list[Row], theirs: list[Row]) -> Toget
                 clashes.append(column)
         if chosen is not None:
             rows.append(chosen)
-    return Together(rows, taken, clashes)
+    return MergedRows(rows, taken, clashes)

@@ -1,7 +1,7 @@
-"""What a mapping would do before it is saved: on one record, and on how many of them.
+"""Preview a mapping before it is saved: its effect on one record, and on how many records.
 
-Everything here only reads. A small catalogue is looked at whole; of a large one a sample is taken,
-spread over the table, within a bounded time, and the answer says how sure it is.
+Everything here only reads. A small catalogue is examined whole. Of a large one a sample is taken, spread over the
+table and bounded in time, and the result says how certain it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links.relations import Related, Relations, our_side
-from conductor.mappings.store import MappingRefused, Mappings
+from conductor.mappings.store import MappingRefused, Mappings, mapper_of
 from conductor.unsubscriptions import in_force
 from i18n import gettext
 from models.catalogues import Record
@@ -28,67 +28,72 @@ from subscribers.calls import call_safely
 from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import MISSING, nest
-from subscribers.mapping.validation import check_rows
 from subscribers.mapping.values import Flat, same
 
-#: A catalogue of up to this many records is looked at whole.
+#: A catalogue of up to this many records is examined whole.
 EXACT = 5000
-#: A sample: so many places spread over the table, and records in a row at each.
-_PLACES, _AT_EACH = 100, 20
+
+#: A sample has this many places, spread over the table, and this many consecutive records at each.
+_PLACES = 100
+_RECORDS_PER_PLACE = 20
+
 _PAGE = 500
-#: Seconds one count may take; what was looked at by then is the sample.
-_BUDGET = 3.0
-#: Tables are counted so far.
+
+#: The time for one count. The records examined until then are the sample.
+_BUDGET_SECONDS = 3.0
+
+#: Records of a table are counted up to this number.
 COUNTED = 1_000_000
-#: Of a normal distribution: 95 % lie within.
+
+#: 95 % of a normal distribution lie within this many standard deviations.
 _Z = 1.96
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One record through two mappings. `before` and `after` are flat payloads, or what refuses them."""
+    """One record through two mappings. `before` and `after` are flat payloads, or the error that refuses them."""
 
     record_id: str
     before: Flat | SyncError
     after: Flat | SyncError
-    #: In words, what else matters: not linked yet, unwanted, unsubscribed.
+    #: Sentences about what else matters: the record is not linked yet, not wanted or unsubscribed.
     notes: list[str] = field(default_factory=list)
 
     @property
     def paths(self) -> list[str]:
-        """All external fields of both."""
+        """Return the external fields of both payloads."""
         flats = [side for side in (self.before, self.after) if isinstance(side, dict)]
         return list(dict.fromkeys(path for flat in flats for path in flat))
 
     def sides(self, path: str) -> tuple[Any, Any]:
-        """The field before and after; MISSING where it is not sent."""
-        return tuple(s.get(path, MISSING) if isinstance(s, dict) else MISSING for s in (self.before, self.after))  # type: ignore[return-value]
+        """Return the field before and after; MISSING where it is not sent."""
+        return _field(self.before, path), _field(self.after, path)
 
     def differs(self, path: str) -> bool:
-        """Whether it would be sent with another value, or for the first or the last time."""
+        """Whether the field would be sent with another value, or on one side only."""
         one, other = self.sides(path)
         return (one is MISSING) is not (other is MISSING) or not same(one, other)
 
 
 @dataclass(frozen=True)
 class Effect:
-    """On how many records a mapping would send something else than the one in force."""
+    """On how many records a mapping would send something else than the mapping in force."""
 
     #: Records in the catalogue, counted up to `COUNTED`.
     total: int
-    looked: int
+    examined: int
     changing: int
-    #: Whether all records were looked at; otherwise `low` and `high` bound the estimate with 95 % confidence.
+    #: Whether all records were examined; otherwise `low` and `high` bound the estimate with 95 % confidence.
     exact: bool
     estimate: int
     low: int
     high: int
-    #: Records that go through today and would be refused, and the words for the first.
+    #: Records that can be sent today and would be refused, and the error of the first one.
     refused: int
     refusal: str | None
-    #: External field -> how many of those looked at differ in it.
+    #: External field -> the number of examined records that differ in it.
     paths: dict[str, int]
-    #: A record that would change, to look at.
+    #: The id of a record that would change.
     example: str | None
 
 
@@ -101,13 +106,13 @@ class Previews:
         self.relations = relations
 
     def record(self, name: str, rows: list[dict[str, Any]], record_id: str) -> Preview | None:
-        """One record through the mapping in force and through these rows; None if there is no such record.
+        """Map one record by the mapping in force and by these rows. Return None if there is no such record.
 
         Raises:
-          MappingRefused: something in the rows is wrong.
+          MappingRefused: a row is invalid.
         """
         subscriber = self.context.subscribers[name]
-        after = _mapper(subscriber, rows)
+        after = mapper_of(subscriber, rows)
         with self.context.database.read() as connection:
             before = self._in_force(connection, subscriber)
             try:
@@ -125,15 +130,15 @@ class Previews:
         )
 
     def effect(self, name: str, rows: list[dict[str, Any]]) -> Effect:
-        """How many records these rows would change, within some seconds.
+        """Count the records that these rows would change, or estimate their number.
 
         Raises:
-          MappingRefused: something in the rows is wrong.
+          MappingRefused: a row is invalid.
         """
         subscriber = self.context.subscribers[name]
-        after = _mapper(subscriber, rows)
+        after = mapper_of(subscriber, rows)
         tally = _Tally()
-        deadline = time.monotonic() + _BUDGET
+        deadline = time.monotonic() + _BUDGET_SECONDS
         with self.context.database.read() as connection:
             before = self._in_force(connection, subscriber)
             total = _count(connection, subscriber)
@@ -170,12 +175,13 @@ class Previews:
         )
         link = connection.execute(linked).one_or_none()
         if call_safely(subscriber.wants, record) is not True:
-            notes.append(gettext("{name} does not want this record: nothing of it is sent.", name=name))
+            notes.append(gettext("{name} does not want this record, so it is not sent.", name=name))
         elif link is None or link.external_id is None or link.unlinked_at is not None:
-            words = gettext(
-                "It is not in {system} so far: it would be created with all of this.", system=subscriber.system
+            notes.append(
+                gettext(
+                    "It is not in {system} yet: it would be created with all of this data.", system=subscriber.system
+                )
             )
-            notes.append(words)
         targets = (subscriber.system, name)
         for rule in in_force(connection, targets, [record_id], self.context.clock()):
             if rule.covers("update", record_id) or rule.covers("create", record_id):
@@ -183,25 +189,31 @@ class Previews:
         return notes
 
 
+@dataclass
+class _Place:
+    examined: int = 0
+    changing: int = 0
+
+
 class _Tally:
-    """Counts records, and by place of a sample, so that neighbours that are alike do not feign certainty."""
+    """Counts records, also by place of a sample: similar neighbours must not make the estimate look certain."""
 
     def __init__(self) -> None:
-        self.looked = self.changing = self.refused = 0
+        self.examined = self.changing = self.refused = 0
         self.refusal: str | None = None
         self.example: str | None = None
         self.paths: Counter[str] = Counter()
-        self.places: list[list[int]] = []
+        self.places: list[_Place] = []
 
     def begin_place(self) -> None:
-        self.places.append([0, 0])
+        self.places.append(_Place())
 
     def add(
         self, subscriber: Subscriber, record_id: str, record: Record, before: Mapper, after: Mapper, related: Related
     ) -> None:
-        self.looked += 1
+        self.examined += 1
         place = self.places[-1]
-        place[0] += 1
+        place.examined += 1
         if call_safely(subscriber.wants, record) is not True:
             return
         old, new = (_sent(subscriber, mapper, record, related) for mapper in (before, after))
@@ -211,11 +223,11 @@ class _Tally:
                 self.refusal = self.refusal or f"{subscriber.records.name} {record_id}: {new}"
             return
         known = {} if isinstance(old, SyncError) else old
-        # What is no longer mapped stays there as it is: only what is sent anew or differently counts.
+        # A field that is not mapped any more keeps its value in the system: only new and differing values count.
         differing = [path for path, value in new.items() if path not in known or not same(value, known[path])]
         if differing:
             self.changing += 1
-            place[1] += 1
+            place.changing += 1
             self.paths.update(differing)
             self.example = self.example or record_id
 
@@ -228,7 +240,7 @@ class _Tally:
             high = min(math.ceil((share + error) * total), total)
         return Effect(
             total=total,
-            looked=self.looked,
+            examined=self.examined,
             changing=self.changing,
             exact=exact,
             estimate=estimate,
@@ -241,24 +253,24 @@ class _Tally:
         )
 
     def _share(self) -> tuple[float, float]:
-        """The share of changing records, and how far it may be off: a ratio estimate over places as clusters
-        (Cochran, Sampling Techniques, 9.5); where all or none of them change, the rule of three."""
+        """Return the share of changing records and its margin of error.
+
+        A ratio estimate with the places as clusters (Cochran, Sampling Techniques, 9.5). Where all records change or
+        none does, the rule of three.
+        """
         count = len(self.places)
-        if not self.looked:
+        if not self.examined:
             return 0.0, 1.0
-        share = self.changing / self.looked
+        share = self.changing / self.examined
         if share in (0.0, 1.0) or count < 2:
             return share, min(3 / count, 1.0)
-        mean = self.looked / count
-        spread = sum((hits - share * size) ** 2 for size, hits in self.places) / (count - 1)
+        mean = self.examined / count
+        spread = sum((place.changing - share * place.examined) ** 2 for place in self.places) / (count - 1)
         return share, _Z * math.sqrt(spread / count) / mean
 
 
-def _mapper(subscriber: Subscriber, rows: list[dict[str, Any]]) -> Mapper:
-    fields, problems = check_rows(rows, subscriber.records)
-    if problems:
-        raise MappingRefused(problems)
-    return Mapper(subscriber.records, fields)
+def _field(side: Flat | SyncError, path: str) -> Any:
+    return side.get(path, MISSING) if isinstance(side, dict) else MISSING
 
 
 def _sent(subscriber: Subscriber, mapper: Mapper, record: Record, related: Related) -> Flat | SyncError:
@@ -276,7 +288,7 @@ def _count(connection: sa.Connection, subscriber: Subscriber) -> int:
 
 
 def _pages(connection: sa.Connection, subscriber: Subscriber) -> Iterator[dict[str, Record]]:
-    """All records in key order, page by page."""
+    """Yield all records in key order, page by page."""
     key, after = subscriber.records.key, None
     while True:
         page = _page(connection, subscriber, [] if after is None else [key > after], _PAGE)
@@ -287,18 +299,18 @@ def _pages(connection: sa.Connection, subscriber: Subscriber) -> Iterator[dict[s
 
 
 def _places(connection: sa.Connection, subscriber: Subscriber) -> Iterator[dict[str, Record]]:
-    """Records at places spread evenly over the keys, in random order; with a key of text, the first ones."""
+    """Yield records at places spread evenly over the keys, in random order; with text keys the first records."""
     key = subscriber.records.key
     lowest, highest = connection.execute(sa.select(sa.func.min(key), sa.func.max(key))).one()
     if not isinstance(lowest, int):
-        yield _page(connection, subscriber, [], _PLACES * _AT_EACH)
+        yield _page(connection, subscriber, [], _PLACES * _RECORDS_PER_PLACE)
         return
     stride = max((highest - lowest + 1) // _PLACES, 1)
-    # Chance decides where within its stretch a place lies, so that no rhythm of the keys is met.
+    # Each place lies at random within its stretch, so that the sample does not follow a pattern in the keys.
     starts = [lowest + number * stride + random.randrange(stride) for number in range(_PLACES)]
     random.shuffle(starts)
     for start in starts:
-        if page := _page(connection, subscriber, [key >= start], _AT_EACH):
+        if page := _page(connection, subscriber, [key >= start], _RECORDS_PER_PLACE):
             yield page
 
 

@@ -1,4 +1,4 @@
-"""Mappings in force: the code's `field_to_data`, or the newest version a person saved in the panel."""
+"""The mappings in force: the code's `field_to_data`, or the newest version that was saved in the panel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sqlalchemy as sa
 from conductor.context import Context
 from i18n import gettext
 from models.ledger import Mapping
+from subscribers.base import Subscriber
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.validation import check_rows
 
 
 class MappingRefused(Exception):
-    """A mapping cannot be saved; `problems` says why, one sentence each, naming the row."""
+    """A mapping is invalid. `problems` has a sentence for each problem, which names the row."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -22,20 +23,23 @@ class MappingRefused(Exception):
 
 
 class MappingConflict(Exception):
-    """Somebody else saved this mapping meanwhile; look at theirs before saving again."""
+    """Another operator saved this mapping first; review that version before saving again."""
 
 
 class Mappings:
-    """Reads and writes mapping versions. Readers see a new version with their next batch."""
+    """Reads and writes mapping versions. Workers use a new version from their next batch on."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self._cache: dict[str, tuple[int, Mapper]] = {}
 
     def current(self, connection: sa.Connection, name: str, version: int | None = None) -> tuple[Mapper, int]:
-        """The mapping of a subscriber and its version; version 0 is the code's own, never edited.
+        """Return the mapping of a subscriber and its version; version 0 is the code's own, which was never edited.
 
-        Who has read the newest `version` already gives it.
+        A caller that has read the newest `version` already passes it, which saves the query.
+
+        Raises:
+          MappingRefused: the saved mapping does not fit the code or the table any more.
         """
         if version is None:
             version = self.version(connection, name)
@@ -47,7 +51,7 @@ class Mappings:
 
     @staticmethod
     def version(connection: sa.Connection, name: str) -> int:
-        """The newest version saved; 0 if the mapping was never edited."""
+        """Return the newest saved version; 0 if the mapping was never edited."""
         newest = sa.select(sa.func.max(Mapping.version)).where(Mapping.subscriber == name)
         return connection.execute(newest).scalar() or 0
 
@@ -60,34 +64,28 @@ class Mappings:
         ).scalar_one()
         if rows is None:
             return subscriber.default_mapper
-        fields, problems = check_rows(rows, subscriber.records)
-        if problems:
-            # It was right when it was saved; the table or the code has changed since.
-            raise MappingRefused(
-                [
-                    gettext(
-                        "version {version} of the mapping of {name}: {problem}",
-                        version=version,
-                        name=name,
-                        problem=text,
-                    )
-                    for text in problems
-                ]
-            )
-        return Mapper(subscriber.records, fields)
+        try:
+            return mapper_of(subscriber, rows)
+        except MappingRefused as refused:
+            # It was valid when it was saved; the table or the code has changed since.
+            problems = [
+                gettext(
+                    "version {version} of the mapping of {name}: {problem}", version=version, name=name, problem=one
+                )
+                for one in refused.problems
+            ]
+            raise MappingRefused(problems) from None
 
     def save(self, name: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
-        """Save a new version; None goes back to the code's own. Returns the new version.
+        """Save a new version and return it. Without rows the code's own mapping is in force again.
 
         Raises:
-          MappingRefused: something in it is wrong.
+          MappingRefused: a row is invalid.
           MappingConflict: `expected_version` is not the newest any more.
         """
-        subscriber = self.context.subscribers[name]
         if rows is not None:
-            _fields, problems = check_rows(rows, subscriber.records)
-            if problems:
-                raise MappingRefused(problems)
+            mapper_of(self.context.subscribers[name], rows)
+        version = expected_version + 1
         try:
             with self.context.database.write() as connection:
                 if self.version(connection, name) != expected_version:
@@ -96,21 +94,32 @@ class Mappings:
                             "{name}: version {version} is not the newest any more", name=name, version=expected_version
                         )
                     )
-                saved = (Mapping.subscriber == name, Mapping.version == expected_version)
-                before = connection.execute(sa.select(Mapping.fields).where(*saved)).scalar()
-                connection.execute(
-                    sa.insert(Mapping).values(
-                        subscriber=name,
-                        version=expected_version + 1,
-                        fields=rows,
-                        created_at=self.context.clock(),
-                        created_by=by,
-                    )
-                )
-                default = subscriber.default_mapper.rows()
-                self.context.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
+                self._insert(connection, name, rows, by, version)
         except sa.exc.IntegrityError:
             raise MappingConflict(
-                gettext("{name}: somebody saved version {version} first", name=name, version=expected_version + 1)
+                gettext("{name}: another operator saved version {version} first", name=name, version=version)
             ) from None
-        return expected_version + 1
+        return version
+
+    def _insert(
+        self, connection: sa.Connection, name: str, rows: list[dict[str, Any]] | None, by: str, version: int
+    ) -> None:
+        saved = (Mapping.subscriber == name, Mapping.version == version - 1)
+        before = connection.execute(sa.select(Mapping.fields).where(*saved)).scalar()
+        now = self.context.clock()
+        row = {"subscriber": name, "version": version, "fields": rows, "created_at": now, "created_by": by}
+        connection.execute(sa.insert(Mapping).values(**row))
+        default = self.context.subscribers[name].default_mapper.rows()
+        self.context.audit(connection, by, "mapping.save", name, before=before or default, after=rows)
+
+
+def mapper_of(subscriber: Subscriber, rows: list[dict[str, Any]]) -> Mapper:
+    """Return the mapper that these rows make.
+
+    Raises:
+      MappingRefused: a row is invalid.
+    """
+    fields, problems = check_rows(rows, subscriber.records)
+    if problems:
+        raise MappingRefused(problems)
+    return Mapper(subscriber.records, fields)

@@ -11,7 +11,7 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor import Effect, MappingConflict, MappingRefused, Preview
-from conductor.mappings.diff import CELLS, RowDiff, Together, bring_together, diff
+from conductor.mappings.diff import CELLS, MergedRows, RowDiff, diff, merge_edits
 from conductor.tasks.resend_records import RESEND
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES
@@ -71,7 +71,7 @@ class Draft:
     record: str = ""
     #: Somebody saved meanwhile: who, when, and what was brought together.
     meanwhile: Any = None
-    together: Together | None = None
+    together: MergedRows | None = None
     loaded: str = ""
 
     def wrong(self) -> dict[tuple[int, int | None], dict[str, list[str]]]:
@@ -253,7 +253,7 @@ class Mappings(PanelView):
         """Somebody saved another version: bring both edits together, and let the person look again."""
         mapper, newest = self.conductor.mapping(subscriber.name())
         base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
-        together = bring_together(base, rows, theirs)
+        together = merge_edits(base, rows, theirs)
         draft.meanwhile = next((row for row in self._versions(subscriber.name()) if row.version == newest), None)
         draft.rows, draft.version, draft.together = mapping.shown(together.rows), newest, together
         draft.diff = diff(base, theirs)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import MappingRefused
-from conductor.mappings.diff import bring_together, diff
+from conductor.mappings.diff import diff, merge_edits
 from conductor.mappings.preview import EXACT
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import Link, Mapping, Unsubscription
@@ -147,7 +147,7 @@ def test_a_preview_says_what_else_matters(w: World) -> None:
 
 def test_the_effect_counts_what_is_sent_differently_and_what_would_be_refused(w: World) -> None:
     none = w.conductor.mapping_effect("shop.customer", _rows())
-    assert (none.total, none.looked, none.changing, none.refused, none.exact) == (5, 5, 0, 0, True)
+    assert (none.total, none.examined, none.changing, none.refused, none.exact) == (5, 5, 0, 0, True)
     # What is no longer mapped stays there as it is.
     assert w.conductor.mapping_effect("shop.customer", _rows(city=None)).changing == 0
     with w.database.write() as connection:
@@ -166,7 +166,7 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite: World) -> None
         connection.execute(sa.insert(Customer), names)
         truth = connection.execute(sa.select(sa.func.count()).where(Customer.city.is_not(None))).scalar_one()
     effect = sqlite.conductor.mapping_effect("shop.customer", _rows(city={"transform": "upper"}))
-    assert not effect.exact and effect.looked < effect.total == count + 5
+    assert not effect.exact and effect.examined < effect.total == count + 5
     # Neighbours are alike here, the worst case for a sample of places: the bounds must be wide enough for it.
     assert effect.low <= truth <= effect.high
     assert effect.high - effect.low < effect.total / 2
@@ -270,6 +270,6 @@ def test_two_edits_are_brought_together_row_by_row() -> None:
     ours = [{"column": "a", "path": "A"}, {"column": "b", "path": "b"}, {"column": "c", "path": "c"}]
     theirs = [{"column": "a", "path": "AA"}, {"column": "b", "path": "BB"}, {"column": "d", "path": "d"},
               {"column": "e", "path": "e"}]  # fmt: skip
-    together = bring_together(base, ours, theirs)
+    together = merge_edits(base, ours, theirs)
     assert {row["column"]: row["path"] for row in together.rows} == {"a": "A", "b": "BB", "e": "e"}
     assert (together.taken, together.clashes) == (["b", "c", "e"], ["a"])
