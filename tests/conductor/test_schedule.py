@@ -18,7 +18,7 @@ from conductor.policy import Policy
 from conductor.schedule import TIDY
 from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, JobRun, Process, Schedule
 from models.session import Database
-from tests.support.fakes import Clock, Ears, FakeSubscriber, FakeSystem
+from tests.support.fakes import Clock, FakeSubscriber, FakeSystem, RecordingPublisher
 from workers.actors import register
 from workers.scheduler import TickScheduler
 
@@ -31,15 +31,15 @@ def conduct(database: Database, clock: Clock, poll_seconds: int | None = 60) -> 
 
     Crm.poll_seconds = poll_seconds
     crm = Crm(FakeSystem("crm", clock))
-    conductor = Conductor(database, {crm.name(): crm}, Ears(), clock=clock)
+    conductor = Conductor(database, {crm.name(): crm}, RecordingPublisher(), clock=clock)
     conductor.prepare()
     return conductor
 
 
 def polls(conductor: Conductor) -> int:
     """How many polls were sent off, since this was last asked."""
-    heard, conductor.context.publisher.heard[:] = list(conductor.context.publisher.heard), []  # type: ignore[attr-defined]
-    return sum(what == JOB for what, _ in heard)
+    published, conductor.context.publisher.published[:] = list(conductor.context.publisher.published), []  # type: ignore[attr-defined]
+    return sum(what == JOB for what, _ in published)
 
 
 def set_job(database: Database, job: str = JOB, **values: Any) -> None:

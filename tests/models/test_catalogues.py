@@ -15,7 +15,7 @@ from models.capture import sync_context
 from models.catalogues import CATALOGUES, Catalogue, Children, declare
 from models.ledger import Change
 from models.session import Database
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 
 CUSTOMER, PRODUCT, INVOICE = CATALOGUES["customer"], CATALOGUES["product"], CATALOGUES["invoice"]
 
@@ -196,22 +196,22 @@ def test_an_existing_table_is_synced_like_our_own(database: Database, tables: di
     countries = declare(Catalogue("country", tables["text"]))
     with database.write() as c:
         capture.install(c)
-    world = World(database, "crm", "shop", catalogue="country", field_to_data={"name": "name"})
+    hub = TestHub(database, "crm", "shop", catalogue="country", field_to_data={"name": "name"})
     with database.write() as c:
         countries.insert(c, {"code": "DE", "name": "Germany"})
-    world.run()
-    assert world.shown("crm") == world.shown("shop") == [{"name": "Germany"}]
-    assert world.systems["crm"].store["crm_1"]["hub_id"] == "DE"
-    world.clock.tick()
-    world.systems["crm"].edit("crm_1", name="Deutschland")
-    world.conductor.store_webhook("crm", b"e1 crm_1", {"x-fake": "signed"})
-    world.run()
-    assert world.shown("shop") == [{"name": "Deutschland"}]
+    hub.run()
+    assert hub.shown("crm") == hub.shown("shop") == [{"name": "Germany"}]
+    assert hub.systems["crm"].store["crm_1"]["hub_id"] == "DE"
+    hub.clock.tick()
+    hub.systems["crm"].edit("crm_1", name="Deutschland")
+    hub.conductor.store_webhook("crm", b"e1 crm_1", {"x-fake": "signed"})
+    hub.run()
+    assert hub.shown("shop") == [{"name": "Deutschland"}]
     with database.write() as c:
         assert countries.read(c, ["DE"])["DE"]["name"] == "Deutschland"
         countries.delete(c, "DE")
-    world.run()
-    assert world.shown("crm") == world.shown("shop") == []
+    hub.run()
+    assert hub.shown("crm") == hub.shown("shop") == []
 
 
 def test_a_table_without_a_key_of_one_column_is_refused() -> None:

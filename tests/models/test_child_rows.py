@@ -17,7 +17,7 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import nest
 from subscribers.mapping.validation import check_rows
 from subscribers.mapping.values import same
-from tests.support.fakes import FakeInvoice, FakeSubscriber, World
+from tests.support.fakes import FakeInvoice, FakeSubscriber, TestHub
 
 INVOICE = CATALOGUES["invoice"]
 LINE: dict[str, Field | str] = {
@@ -222,58 +222,58 @@ class Goods(FakeSubscriber):
 
 
 @pytest.fixture
-def world(database: Database, invoice: int) -> World:
-    world = World(database, "crm", "shop", kinds=(Bill, Goods))
-    world.run()
-    return world
+def hub(database: Database, invoice: int) -> TestHub:
+    hub = TestHub(database, "crm", "shop", kinds=(Bill, Goods))
+    hub.run()
+    return hub
 
 
-def _bill(world: World, name: str) -> dict[str, Any]:
-    return next(one for one in world.shown(name) if "number" in one)
+def _bill(hub: TestHub, name: str) -> dict[str, Any]:
+    return next(one for one in hub.shown(name) if "number" in one)
 
 
-def _edit(world: World, name: str, lines: list[dict[str, Any]]) -> None:
-    system = world.systems[name]
+def _edit(hub: TestHub, name: str, lines: list[dict[str, Any]]) -> None:
+    system = hub.systems[name]
     external_id = next(key for key, value in system.store.items() if "number" in value)
-    world.clock.tick()
+    hub.clock.tick()
     system.edit(external_id, lines={"data": lines})
-    world.clock.tick()
-    world.conductor.poll(f"{name}.invoice")
-    world.run()
+    hub.clock.tick()
+    hub.conductor.poll(f"{name}.invoice")
+    hub.run()
 
 
-def test_a_lines_product_goes_first(world: World) -> None:
-    calls = [what for what in world.systems["crm"].calls if what[0] == "create"]
+def test_a_lines_product_goes_first(hub: TestHub) -> None:
+    calls = [what for what in hub.systems["crm"].calls if what[0] == "create"]
     assert len(calls) == 2
-    goods, bill = (list(world.systems["crm"].store.items())[i] for i in (0, 1))
+    goods, bill = (list(hub.systems["crm"].store.items())[i] for i in (0, 1))
     assert goods[1]["sku"] == "T"
     first = bill[1]["lines"]["data"][0]
     assert first == {"text": "tea", "amount": {"count": 2, "each": "4.50"}, "product": goods[0]}
     assert [line["text"] for line in bill[1]["lines"]["data"]] == ["tea", "postage", "gift wrap"]
 
 
-def test_a_changed_line_is_a_changed_invoice(world: World, database: Database, invoice: int) -> None:
-    before = len(world.systems["crm"].calls)
+def test_a_changed_line_is_a_changed_invoice(hub: TestHub, database: Database, invoice: int) -> None:
+    before = len(hub.systems["crm"].calls)
     with database.write() as c:
         c.execute(sa.update(InvoiceLine).where(InvoiceLine.description == "tea").values(quantity=3))
-    world.run()
-    assert _bill(world, "crm")["lines"]["data"][0]["amount"]["count"] == 3
-    assert [kind for kind, _ in world.systems["crm"].calls[before:]] == ["update"]
+    hub.run()
+    assert _bill(hub, "crm")["lines"]["data"][0]["amount"]["count"] == 3
+    assert [kind for kind, _ in hub.systems["crm"].calls[before:]] == ["update"]
 
 
-def test_lines_edited_there_come_in_and_go_to_the_others_alone(world: World, database: Database, invoice: int) -> None:
-    lines = _bill(world, "crm")["lines"]["data"]
+def test_lines_edited_there_come_in_and_go_to_the_others_alone(hub: TestHub, database: Database, invoice: int) -> None:
+    lines = _bill(hub, "crm")["lines"]["data"]
     edited = [{"text": "bow", "amount": {"count": 4, "each": "1.00"}, "id": "li_9"}, *lines[:2]]
-    written = world.systems["crm"].writes()
-    _edit(world, "crm", edited)
+    written = hub.systems["crm"].writes()
+    _edit(hub, "crm", edited)
     assert _named(database, invoice) == [("bow", 4, False), ("tea", 2, True), ("postage", 1, False)]
-    assert [line["text"] for line in _bill(world, "shop")["lines"]["data"]] == ["bow", "tea", "postage"]
-    assert world.systems["crm"].writes() == written, "nothing echoes"
+    assert [line["text"] for line in _bill(hub, "shop")["lines"]["data"]] == ["bow", "tea", "postage"]
+    assert hub.systems["crm"].writes() == written, "nothing echoes"
     with database.read() as c:
         newest = c.execute(sa.select(sa.func.max(Change.id))).scalar()
     for name in ("crm", "shop"):
-        world.conductor.poll(f"{name}.invoice")
-        world.run()
+        hub.conductor.poll(f"{name}.invoice")
+        hub.run()
     with database.read() as c:
         assert c.execute(sa.select(sa.func.max(Change.id))).scalar() == newest
 
@@ -282,16 +282,16 @@ def test_lines_changed_on_both_sides_wait_for_a_person_where_that_is_the_policy(
     database: Database, invoice: int
 ) -> None:
     asks = {"number": "number", "lines": rows("lines", {"description": "text", "quantity": "count"}, conflict="ask")}
-    world = World(database, "crm", kinds=(Bill,), field_to_data=asks)
-    world.run()
+    hub = TestHub(database, "crm", kinds=(Bill,), field_to_data=asks)
+    hub.run()
     with database.write() as c:
         c.execute(sa.update(InvoiceLine).where(InvoiceLine.description == "tea").values(quantity=9))
-    system = world.systems["crm"]
+    system = hub.systems["crm"]
     (external_id,) = system.store
-    world.clock.tick()
+    hub.clock.tick()
     system.edit(external_id, lines=[{"text": "tea", "count": 5}])
-    world.conductor.poll("crm.invoice")
-    world.run()
+    hub.conductor.poll("crm.invoice")
+    hub.run()
     assert _named(database, invoice)[0][:2] == ("tea", 9)
     assert system.store[external_id]["lines"] == [{"text": "tea", "count": 5}]
     with database.read() as c:
@@ -306,14 +306,14 @@ def test_lines_changed_on_both_sides_wait_for_a_person_where_that_is_the_policy(
     ],
 )
 def test_lines_that_cannot_come_in_lose_nothing(
-    world: World, database: Database, invoice: int, line: dict[str, Any], says: str
+    hub: TestHub, database: Database, invoice: int, line: dict[str, Any], says: str
 ) -> None:
     before = _named(database, invoice)
-    _edit(world, "crm", [line])
-    for _ in range(world.conductor.context.policy.max_attempts):
-        world.clock.tick(100_000)
-        world.conductor.sweep()
-        world.run()
+    _edit(hub, "crm", [line])
+    for _ in range(hub.conductor.context.policy.max_attempts):
+        hub.clock.tick(100_000)
+        hub.conductor.sweep()
+        hub.run()
     assert _named(database, invoice) == before
     with database.read() as c:
         (letter,) = c.execute(sa.select(DeadLetter.__table__)).all()

@@ -20,7 +20,7 @@ from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, In
 from models.query_hints import no_index
 from models.session import Database
 from tests.support import panel_world
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 from tests.support.panel_world import World as PanelWorld
 
 SHOP = "shop.customer"
@@ -81,7 +81,7 @@ def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
 
 
 def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database) -> None:
-    w = World(ledger, "shop")
+    w = TestHub(ledger, "shop")
     with plans(ledger) as found, ledger.read() as connection:
         assert below_backlog_limit(w.conductor.context, connection, [SHOP])
         assert w.conductor.sweep() == OPEN
@@ -91,7 +91,7 @@ def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database)
 
 
 def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) -> None:
-    w = World(ledger, "shop")
+    w = TestHub(ledger, "shop")
     seen = w.conductor.overview_version()
     with plans(ledger) as found:
         overview = w.conductor.overview(seen)
@@ -130,7 +130,7 @@ def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: PanelWorld) 
 
 
 def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Database) -> None:
-    w = World(ledger, "shop")
+    w = TestHub(ledger, "shop")
     with plans(ledger, ("UPDATE inbox",)) as found:
         w.conductor.resume("shop", "ann")
     (plan,) = found
@@ -162,7 +162,7 @@ def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: PanelWor
 def test_a_delivery_goes_by_key_also_while_its_tables_are_young(migrated_url: str) -> None:
     """A plan stays: one that reads a whole table, because it is small, made each delivery take longer than the last."""
     database = Database(migrated_url, by_key=True)
-    w = World(database, "shop")
+    w = TestHub(database, "shop")
     with database.write() as connection:
         connection.execute(sa.insert(Customer), [{"name": f"customer {number}"} for number in range(30)])
     w.run()

@@ -37,7 +37,7 @@ from simulators.rest import RestSystem as ShopLike
 from subscribers.mapping.paths import nest
 from subscribers.registry import REGISTRY, connect
 from tests.project.test_layers import MAY_IMPORT
-from tests.support.fakes import Ears, World
+from tests.support.fakes import RecordingPublisher, TestHub
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -230,12 +230,12 @@ def test_the_quoted_mappings_are_the_shipped_ones() -> None:
 # --- what runs ------------------------------------------------------------------------------------------
 
 
-class Hub(World):
+class Hub(TestHub):
     """A hub over real subscribers, moved step by step."""
 
     def __init__(self, database: Database, names: set[str]) -> None:
-        self.ears = Ears()
-        self.conductor = Conductor(database, connect({name: REGISTRY[name] for name in names}), self.ears)
+        self.publisher = RecordingPublisher()
+        self.conductor = Conductor(database, connect({name: REGISTRY[name] for name in names}), self.publisher)
         self.conductor.prepare()
 
     def execute(self, statement: Any) -> Any:

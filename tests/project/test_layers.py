@@ -233,7 +233,7 @@ def test_no_private_name_is_imported() -> None:
         ("simulators", "from settings import ROOT"),
         ("simulators", "__import__(f'models.{name}')"),
         ("conductor", "import importlib\nimportlib.import_module('pan' + 'el')"),
-        ("conductor", "from tests.support.fakes import World"),
+        ("conductor", "from tests.support.fakes import TestHub"),
     ],
 )
 def test_a_wrong_import_is_found(place: str, line: str) -> None:

@@ -37,13 +37,13 @@ from subscribers.mapping.validation import check_rows
 from subscribers.mapping.values import Flat, same
 from subscribers.records import Page
 from subscribers.system import System as SystemClass
-from tests.support.fakes import Ears, World
+from tests.support.fakes import RecordingPublisher, TestHub
 
 #: Seconds the clock is put forward when all that is left waits for its time: longer than any pause.
 _PATIENCE = 2000
 
 
-class Bench(World):
+class Bench(TestHub):
     """A hub with one subscriber (and those it needs besides) over a simulated system."""
 
     def __init__(
@@ -55,9 +55,9 @@ class Bench(World):
         self.simulator = simulator
         self.subscriber = at_work[subscriber.name()]
         self.later = timedelta()
-        self.ears = Ears()
+        self.publisher = RecordingPublisher()
         policy = Policy(max_attempts=5, lease=600)
-        self.conductor = Conductor(database, at_work, self.ears, policy, self.now)
+        self.conductor = Conductor(database, at_work, self.publisher, policy, self.now)
         self.conductor.prepare()
 
     def now(self) -> datetime:
@@ -117,7 +117,7 @@ class Bench(World):
         for _ in range(25):
             self.run()
             self.conductor.sweep(everything=True)
-            if self.ears.heard:
+            if self.publisher.published:
                 continue
             if not self._waits():
                 return

@@ -14,7 +14,7 @@ from subscribers.errors import Retry
 from subscribers.mapping.fields import Field
 from subscribers.records import External
 from subscribers.rules import length
-from tests.support.fakes import FakeSubscriber, World
+from tests.support.fakes import FakeSubscriber, TestHub
 
 CUSTOMER = CATALOGUES["customer"]
 
@@ -37,12 +37,12 @@ class Shouting(FakeSubscriber):
         return replace(external, data={**external.data, "name": external.data["name"].upper()})
 
 
-def _world(database: Database, **values: Any) -> tuple[World, str]:
-    world = World(database, "crm", kinds=(Shouting,))
+def _world(database: Database, **values: Any) -> tuple[TestHub, str]:
+    hub = TestHub(database, "crm", kinds=(Shouting,))
     with database.write() as c:
         key = CUSTOMER.insert(c, {"name": "Anna", "city": "Rome", **values})
-    world.run()
-    return world, key
+    hub.run()
+    return hub, key
 
 
 def _here(database: Database, key: str) -> Record:
@@ -56,8 +56,8 @@ def _update(database: Database, key: str, **values: Any) -> None:
 
 
 def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
-    world, key = _world(database)
-    (there,) = world.shown("crm")
+    hub, key = _world(database)
+    (there,) = hub.shown("crm")
     assert there == {
         "name": "ANNA",
         "address": {"city": "Rome"},
@@ -65,28 +65,28 @@ def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
         "source": {"from": "hub", "customer": int(key)},
     }
     _update(database, key, name="anna")
-    world.run()
-    assert [kind for kind, _ in world.systems["crm"].writes()] == ["create"], "it is ANNA there already"
+    hub.run()
+    assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"], "it is ANNA there already"
     _update(database, key, notes="new")
     sent = []
-    update = world.conductor.subscribers["crm.customer"].update
-    world.conductor.subscribers["crm.customer"].update = lambda item: sent.append(item.changes) or update(item)  # type: ignore[func-returns-value,method-assign]
-    world.run()
+    update = hub.conductor.subscribers["crm.customer"].update
+    hub.conductor.subscribers["crm.customer"].update = lambda item: sent.append(item.changes) or update(item)  # type: ignore[func-returns-value,method-assign]
+    hub.run()
     assert sent == [{"notes": "new", "source": {"from": "hub", "customer": int(key)}}]
 
 
 def test_an_edit_there_meets_what_was_sent_not_what_is_mapped(database: Database) -> None:
     """Our side of a merge is looked at through before_send too, or each edit there would look like two."""
-    world, key = _world(database)
-    (external_id,) = world.systems["crm"].store
+    hub, key = _world(database)
+    (external_id,) = hub.systems["crm"].store
     for edit in ({"address": {"city": "Paris"}}, {"name": "Anna"}, {"name": "Berta"}):
-        world.clock.tick()
-        world.systems["crm"].edit(external_id, **edit)
-        world.conductor.poll("crm.customer")
-        world.run()
+        hub.clock.tick()
+        hub.systems["crm"].edit(external_id, **edit)
+        hub.conductor.poll("crm.customer")
+        hub.run()
     record = _here(database, key)
     assert (record["name"], record["city"]) == ("BERTA", "Paris")
-    assert [kind for kind, _ in world.systems["crm"].writes()] == ["create"]
+    assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"]
 
 
 def test_rules_see_what_is_sent(database: Database) -> None:
@@ -97,59 +97,59 @@ def test_rules_see_what_is_sent(database: Database) -> None:
 
 
 def test_a_bug_before_sending_is_one_records_and_loses_nothing(database: Database) -> None:
-    world, _ = _world(database)
+    hub, _ = _world(database)
     with database.write() as c:
         bug = CUSTOMER.insert(c, {"name": "Bug"})
         CUSTOMER.insert(c, {"name": "Carla"})
-    world.run()
-    assert {one["name"] for one in world.shown("crm")} == {"ANNA", "CARLA"}
+    hub.run()
+    assert {one["name"] for one in hub.shown("crm")} == {"ANNA", "CARLA"}
     with database.read() as c:
         link = c.execute(sa.select(Link.__table__).where(Link.record_id == bug)).one()
         said = c.execute(sa.select(Delivery.reason).where(Delivery.record_id == bug)).scalars().all()
     assert link.owed_change > link.synced_change and link.attempts == 1
     assert "no such thing" in said[-1]
     _update(database, bug, name="Berta")
-    world.run()
-    assert {one["name"] for one in world.shown("crm")} == {"ANNA", "BERTA", "CARLA"}
+    hub.run()
+    assert {one["name"] for one in hub.shown("crm")} == {"ANNA", "BERTA", "CARLA"}
 
 
 def test_a_bug_on_receiving_keeps_what_came_in(database: Database) -> None:
-    world, key = _world(database)
-    (external_id,) = world.systems["crm"].store
-    world.clock.tick()
-    world.systems["crm"].edit(external_id, name="BUG")
-    world.conductor.poll("crm.customer")
-    world.run()
+    hub, key = _world(database)
+    (external_id,) = hub.systems["crm"].store
+    hub.clock.tick()
+    hub.systems["crm"].edit(external_id, name="BUG")
+    hub.conductor.poll("crm.customer")
+    hub.run()
     assert _here(database, key)["name"] == "Anna"
     with database.read() as c:
         (row,) = c.execute(sa.select(Inbox.__table__)).all()
     assert row.state == "waiting"
-    world.systems["crm"].edit(external_id, name="Carla")
-    world.clock.tick(100_000)
-    world.conductor.sweep()
-    world.run()
+    hub.systems["crm"].edit(external_id, name="Carla")
+    hub.clock.tick(100_000)
+    hub.conductor.sweep()
+    hub.run()
     assert _here(database, key)["name"] == "CARLA"
 
 
 def test_a_bug_in_reading_the_answer_does_not_undo_the_write(database: Database) -> None:
-    world, key = _world(database)
-    subscriber = world.conductor.subscribers["crm.customer"]
+    hub, key = _world(database)
+    subscriber = hub.conductor.subscribers["crm.customer"]
     subscriber.after_receive = lambda external: None  # type: ignore[assignment,method-assign,return-value]
     _update(database, key, city="Oslo")
-    world.run()
-    assert world.shown("crm")[0]["address"] == {"city": "Oslo"}
+    hub.run()
+    assert hub.shown("crm")[0]["address"] == {"city": "Oslo"}
     with database.read() as c:
         link = c.execute(sa.select(Link.__table__)).one()
     assert link.owed_change == link.synced_change and link.base["address.city"] == "Oslo"
 
 
 def test_a_create_of_unknown_end_is_found_through_after_receive(database: Database) -> None:
-    world, _ = _world(database)
-    world.systems["crm"].fail(Retry("cut", maybe_done=True), after=True)
+    hub, _ = _world(database)
+    hub.systems["crm"].fail(Retry("cut", maybe_done=True), after=True)
     with database.write() as c:
         CUSTOMER.insert(c, {"name": "Dora"})
-    world.run()
-    world.clock.tick(100_000)
-    world.conductor.sweep()
-    world.run()
-    assert sorted(one["name"] for one in world.shown("crm")) == ["ANNA", "DORA"]
+    hub.run()
+    hub.clock.tick(100_000)
+    hub.conductor.sweep()
+    hub.run()
+    assert sorted(one["name"] for one in hub.shown("crm")) == ["ANNA", "DORA"]

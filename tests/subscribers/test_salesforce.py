@@ -23,7 +23,7 @@ from subscribers.records import External, Item
 from subscribers.registry import REGISTRY
 from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOptions
 from subscribers.salesforce.login import audience as audience_of
-from tests.support.salesforce_world import LOGINS, connect
+from tests.support.salesforce_hub import LOGINS, connect
 
 ANNA = {
     "name": "Anna",

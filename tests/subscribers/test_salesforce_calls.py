@@ -14,14 +14,14 @@ from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.records import External, Item
 from subscribers.salesforce import SalesforceAccount, bulk
 from subscribers.salesforce.failures import LIMIT_PAUSE_SECONDS
-from tests.support.salesforce_world import SalesforceWorld, connect
+from tests.support.salesforce_hub import SalesforceHub, connect
 
 JOB_SIZE = "jobs/ingest"
 
 
 @pytest.fixture
-def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
-    return SalesforceWorld(sqlite_database, org, bulk_threshold=250)
+def hub(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceHub:
+    return SalesforceHub(sqlite_database, org, bulk_threshold=250)
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "LONGEST_PAUSE_SECONDS", 0.001)
 
 
-def many(world: SalesforceWorld, count: int) -> None:
-    with world.conductor.database.write() as c:
+def many(hub: SalesforceHub, count: int) -> None:
+    with hub.conductor.database.write() as c:
         c.execute(sa.insert(Customer), [{"name": f"N{n}", "email": f"{n}@x.org"} for n in range(count)])
 
 
-def edit_all(world: SalesforceWorld, **values: str) -> None:
-    with world.conductor.database.write() as c:
+def edit_all(hub: SalesforceHub, **values: str) -> None:
+    with hub.conductor.database.write() as c:
         c.execute(sa.update(Customer).values(**values))
 
 
@@ -58,56 +58,56 @@ def item(number: int, name: str | None = "Anna", external_id: str | None = None,
 # --- collections ------------------------------------------------------------------------------------
 
 
-def test_1000_changed_records_are_5_write_calls(world: SalesforceWorld) -> None:
-    many(world, 1000)
-    world.run()
-    assert world.org.store.count("Account") == 1000
-    assert len(world.writes()) == 5
-    assert len({one.request_id for one in world.deliveries()} - {None}) == 5
-    world.org.journal.clear()
-    edit_all(world, phone="1")
-    world.run()
-    assert phones(world.org) == {"1"}
-    assert world.writes() == [("PATCH", "composite/sobjects")] * 5
+def test_1000_changed_records_are_5_write_calls(hub: SalesforceHub) -> None:
+    many(hub, 1000)
+    hub.run()
+    assert hub.org.store.count("Account") == 1000
+    assert len(hub.writes()) == 5
+    assert len({one.request_id for one in hub.deliveries()} - {None}) == 5
+    hub.org.journal.clear()
+    edit_all(hub, phone="1")
+    hub.run()
+    assert phones(hub.org) == {"1"}
+    assert hub.writes() == [("PATCH", "composite/sobjects")] * 5
 
 
-def test_10_edits_while_the_system_was_down_are_1_call(world: SalesforceWorld) -> None:
-    many(world, 1)
-    world.run()
-    world.org.journal.clear()
-    with world.conductor.database.write() as c:
-        world.conductor.breaker.went_down(c, "salesforce", SystemDown("maintenance"))
+def test_10_edits_while_the_system_was_down_are_1_call(hub: SalesforceHub) -> None:
+    many(hub, 1)
+    hub.run()
+    hub.org.journal.clear()
+    with hub.conductor.database.write() as c:
+        hub.conductor.breaker.went_down(c, "salesforce", SystemDown("maintenance"))
     for number in range(10):
-        edit_all(world, phone=str(number))
-        world.run()
-    assert world.writes() == []
-    world.org.clock.advance(100)
-    world.conductor.deliver("salesforce.customer", ["1"])
-    assert world.writes() == [("PATCH", "composite/sobjects")]
-    assert phones(world.org) == {"9"}
+        edit_all(hub, phone=str(number))
+        hub.run()
+    assert hub.writes() == []
+    hub.org.clock.advance(100)
+    hub.conductor.deliver("salesforce.customer", ["1"])
+    assert hub.writes() == [("PATCH", "composite/sobjects")]
+    assert phones(hub.org) == {"9"}
 
 
 # --- bulk jobs --------------------------------------------------------------------------------------
 
 
-def test_a_backlog_above_the_threshold_is_one_job(world: SalesforceWorld) -> None:
-    many(world, 600)
-    world.conductor.relay()
-    world.ears.heard.clear()  # RabbitMQ lost it all, or nobody ever announced it: the sweep does
+def test_a_backlog_above_the_threshold_is_one_job(hub: SalesforceHub) -> None:
+    many(hub, 600)
+    hub.conductor.relay()
+    hub.publisher.published.clear()  # RabbitMQ lost it all, or nobody ever announced it: the sweep does
     everybody = [str(n + 1) for n in range(600)]
-    world.conductor.sweep(everything=True)
-    world.run()
-    assert world.org.store.count("Account") == 600
-    assert [path.split("/")[0] for _, path in world.writes()] == ["jobs"] * 3
-    world.org.journal.clear()
-    edit_all(world, phone="1", notes="")
-    world.conductor.relay()
-    world.org.org.bulk_waits = 2
-    world.conductor.deliver("salesforce.customer", everybody)
-    assert phones(world.org) == {"1"}
-    assert len(world.writes()) == 3 and len(world.org.journal.calls()) == 3 + 3 + 3
-    world.conductor.deliver("salesforce.customer", everybody)
-    assert len(world.writes()) == 3, "nothing is owed any more"
+    hub.conductor.sweep(everything=True)
+    hub.run()
+    assert hub.org.store.count("Account") == 600
+    assert [path.split("/")[0] for _, path in hub.writes()] == ["jobs"] * 3
+    hub.org.journal.clear()
+    edit_all(hub, phone="1", notes="")
+    hub.conductor.relay()
+    hub.org.org.bulk_waits = 2
+    hub.conductor.deliver("salesforce.customer", everybody)
+    assert phones(hub.org) == {"1"}
+    assert len(hub.writes()) == 3 and len(hub.org.journal.calls()) == 3 + 3 + 3
+    hub.conductor.deliver("salesforce.customer", everybody)
+    assert len(hub.writes()) == 3, "nothing is owed any more"
 
 
 def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
@@ -178,70 +178,70 @@ def test_a_file_that_is_too_large_is_cut_in_two(
     assert len(org.journal.calls("POST", JOB_SIZE)) == 2
 
 
-def test_a_long_job_keeps_its_records(world: SalesforceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    many(world, 300)
-    world.conductor.relay()
-    world.org.org.bulk_waits = 5
-    monkeypatch.setattr(time, "sleep", lambda seconds: world.org.clock.advance(50))
-    world.conductor.deliver("salesforce.customer", [str(n + 1) for n in range(300)])
-    assert {one.outcome for one in world.deliveries()} == {"delivered"} and len(world.deliveries()) == 300
+def test_a_long_job_keeps_its_records(hub: SalesforceHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(hub, 300)
+    hub.conductor.relay()
+    hub.org.org.bulk_waits = 5
+    monkeypatch.setattr(time, "sleep", lambda seconds: hub.org.clock.advance(50))
+    hub.conductor.deliver("salesforce.customer", [str(n + 1) for n in range(300)])
+    assert {one.outcome for one in hub.deliveries()} == {"delivered"} and len(hub.deliveries()) == 300
 
 
 # --- the daily calls --------------------------------------------------------------------------------
 
 
-def used(world: SalesforceWorld, left: int) -> None:
+def used(hub: SalesforceHub, left: int) -> None:
     """So many of the day's calls are left, which the next reply tells."""
-    world.org.org.calls_used = world.org.org.daily_limit - left - 1
-    world.client.usage = None
-    world.client.call(lambda org: org.limits())
+    hub.org.org.calls_used = hub.org.org.daily_limit - left - 1
+    hub.client.usage = None
+    hub.client.call(lambda org: org.limits())
 
 
-def system(world: SalesforceWorld) -> System:
-    with world.conductor.database.read() as c:
+def system(hub: SalesforceHub) -> System:
+    with hub.conductor.database.read() as c:
         return c.execute(sa.select(System.__table__).where(System.name == "salesforce")).one()  # type: ignore[return-value]
 
 
-def test_polls_stop_first_then_changes_wait(world: SalesforceWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    many(world, 1)
-    world.run()
-    used(world, 900)
-    world.org.journal.clear()
-    assert world.conductor.poll("salesforce.customer") == 0
-    with world.conductor.database.read() as c:
+def test_polls_stop_first_then_changes_wait(hub: SalesforceHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    many(hub, 1)
+    hub.run()
+    used(hub, 900)
+    hub.org.journal.clear()
+    assert hub.conductor.poll("salesforce.customer") == 0
+    with hub.conductor.database.read() as c:
         said = c.execute(sa.select(Cursor.result).where(Cursor.subscriber == "salesforce.customer")).scalar_one()
     assert "900 of the org's 100000 daily API calls are left" in said and "SALESFORCE_API_RESERVE" in said
-    edit_all(world, phone="1")
-    world.run()
-    assert phones(world.org) == {"1"} and len(world.org.journal.calls()) == 1
-    world.org.clock.advance(10)
-    used(world, 500)
-    edit_all(world, phone="2")
-    world.org.journal.clear()
-    world.run()
-    assert world.org.journal.calls() == []
-    row = system(world)
+    edit_all(hub, phone="1")
+    hub.run()
+    assert phones(hub.org) == {"1"} and len(hub.org.journal.calls()) == 1
+    hub.org.clock.advance(10)
+    used(hub, 500)
+    edit_all(hub, phone="2")
+    hub.org.journal.clear()
+    hub.run()
+    assert hub.org.journal.calls() == []
+    row = system(hub)
     assert (row.rate_remaining, row.rate_limit) == (500, 100_000)
     assert row.down_since is not None and "500 of the org's 100000 daily API calls are left" in str(row.down_reason)
     # A while later it is asked once, and goes on being left alone; until there are calls again.
     later = time.monotonic() + LIMIT_PAUSE_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    world.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
-    world.conductor.deliver("salesforce.customer", ["1"])
-    assert [one.path.rstrip("/")[-7:] for one in world.org.journal.calls()] == ["/limits"]
-    world.org.org.calls_used = 0
+    hub.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
+    hub.conductor.deliver("salesforce.customer", ["1"])
+    assert [one.path.rstrip("/")[-7:] for one in hub.org.journal.calls()] == ["/limits"]
+    hub.org.org.calls_used = 0
     later += LIMIT_PAUSE_SECONDS
-    world.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
-    world.conductor.deliver("salesforce.customer", ["1"])
-    assert phones(world.org) == {"2"} and system(world).down_since is None
+    hub.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)
+    hub.conductor.deliver("salesforce.customer", ["1"])
+    assert phones(hub.org) == {"2"} and system(hub).down_since is None
 
 
 def test_without_a_reserve_the_last_call_is_used(sqlite_database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(sqlite_database, org, api_reserve=0)
-    used(world, 1)
-    many(world, 1)
-    world.run()
+    hub = SalesforceHub(sqlite_database, org, api_reserve=0)
+    used(hub, 1)
+    many(hub, 1)
+    hub.run()
     assert org.store.count("Account") == 1
-    edit_all(world, phone="1")
-    world.run()
-    assert system(world).down_since is not None
+    edit_all(hub, phone="1")
+    hub.run()
+    assert system(hub).down_since is not None

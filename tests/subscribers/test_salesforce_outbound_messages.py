@@ -16,20 +16,20 @@ from simulators.salesforce import SalesforceSimulator
 from simulators.salesforce.messages import OutboundMessages
 from simulators.salesforce.org import ORG_ID
 from tests.support.panel_world import served
-from tests.support.salesforce_world import SalesforceWorld
+from tests.support.salesforce_hub import SalesforceHub
 
 ADDRESS = "/webhooks/salesforce/new"
 IDS = ("001000000000001AAA", "001000000000002AAA")
 
 
 @pytest.fixture
-def world(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceWorld:
-    return SalesforceWorld(sqlite_database, org, organization_id=ORG_ID[:15])
+def hub(sqlite_database: Database, org: SalesforceSimulator) -> SalesforceHub:
+    return SalesforceHub(sqlite_database, org, organization_id=ORG_ID[:15])
 
 
 @pytest.fixture
-def http(world: SalesforceWorld) -> FlaskClient:
-    return create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
+def http(hub: SalesforceHub) -> FlaskClient:
+    return create_app(hub.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
 
 
 def message(*ids: str, org: str = ORG_ID, stamp: str = "2026-11-22T07:06:38.000Z", kind: str = "Account") -> str:
@@ -61,10 +61,10 @@ def said(answer: Any) -> str | None:
 # --- outbound messages ------------------------------------------------------------------------------
 
 
-def test_each_notification_of_a_message_is_an_event_of_its_own(world: SalesforceWorld, http: FlaskClient) -> None:
+def test_each_notification_of_a_message_is_an_event_of_its_own(hub: SalesforceHub, http: FlaskClient) -> None:
     answer = http.post(ADDRESS, data=message(*IDS))
     assert (answer.status_code, said(answer)) == (200, "true")
-    rows = world.inbox()
+    rows = hub.inbox()
     assert [row.event_id for row in rows] == ["04l000000000000AAA", "04l000000000001AAA"]
     bodies = [json.loads(row.body) for row in rows]
     assert [(one["sobject"], one["record"]["Id"]) for one in bodies] == [("Account", id) for id in IDS]
@@ -72,39 +72,39 @@ def test_each_notification_of_a_message_is_an_event_of_its_own(world: Salesforce
     # The message comes again, in other company: acknowledged, and only what is new is stored.
     answer = http.post(ADDRESS, data=message(*IDS, "001000000000003AAA"))
     assert (answer.status_code, said(answer)) == (200, "true")
-    assert len(world.inbox()) == 3
+    assert len(hub.inbox()) == 3
 
 
-def test_a_message_of_the_org_brings_what_changed_there(world: SalesforceWorld) -> None:
-    customer = world.add("customer", name="Ada")
-    world.run()
-    app = create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32)))
-    store = world.org.org.store
+def test_a_message_of_the_org_brings_what_changed_there(hub: SalesforceHub) -> None:
+    customer = hub.add("customer", name="Ada")
+    hub.run()
+    app = create_app(hub.conductor, Settings(secret_key=SecretStr("k" * 32)))
+    store = hub.org.org.store
     with served(app) as url:
         messages = OutboundMessages(f"{url}{ADDRESS}")
         teller, store.on_change = store.on_change, messages.changed
         try:
             messages.sender.start()
             messages.faults.webhook_duplicate()
-            world.org.clock.advance(100)
-            world.org.edit("Account", world.link("customer", customer).external_id, Phone="1")
-            made = world.org.add("Account", Name="Bob")
+            hub.org.clock.advance(100)
+            hub.org.edit("Account", hub.link("customer", customer).external_id, Phone="1")
+            made = hub.org.add("Account", Name="Bob")
             messages.sender.wait_idle()
         finally:
             store.on_change = teller
             messages.sender.close()
-    before = world.writes()
-    world.run()
-    here = world.record("customer", customer)
+    before = hub.writes()
+    hub.run()
+    here = hub.record("customer", customer)
     assert here is not None and here["phone"] == "1"
-    assert world.link("customer", "2").external_id == made
-    assert world.writes() == before, "and nothing goes back"
-    assert len(messages.sender.attempts) == 3 and len(world.inbox()) == 2
+    assert hub.link("customer", "2").external_id == made
+    assert hub.writes() == before, "and nothing goes back"
+    assert len(messages.sender.attempts) == 3 and len(hub.inbox()) == 2
 
 
-def test_a_message_that_is_not_acknowledged_comes_again(world: SalesforceWorld, http: FlaskClient) -> None:
+def test_a_message_that_is_not_acknowledged_comes_again(hub: SalesforceHub, http: FlaskClient) -> None:
     answer = http.post("/webhooks/salesforce/wrong", data=message(*IDS))
-    assert answer.status_code == 400 and world.inbox() == []
+    assert answer.status_code == 400 and hub.inbox() == []
     assert http.post(ADDRESS, data=message(*IDS)).status_code == 200
 
 
@@ -126,21 +126,21 @@ FILE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
         (message(IDS[0]).replace("<Id>04l000000000000AAA</Id>", ""), "lacks its Id"),
     ],
 )
-def test_any_other_message_is_refused(world: SalesforceWorld, http: FlaskClient, body: str, words: str) -> None:
+def test_any_other_message_is_refused(hub: SalesforceHub, http: FlaskClient, body: str, words: str) -> None:
     answer = http.post(ADDRESS, data=body)
     assert answer.status_code == 400 and words in answer.get_json()["error"]
-    assert world.inbox() == []
+    assert hub.inbox() == []
 
 
 def test_messages_need_the_org_to_be_named(sqlite_database: Database, org: SalesforceSimulator) -> None:
-    world = SalesforceWorld(sqlite_database, org)
-    http = create_app(world.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
+    hub = SalesforceHub(sqlite_database, org)
+    http = create_app(hub.conductor, Settings(secret_key=SecretStr("k" * 32))).test_client()
     answer = http.post(ADDRESS, data=message(*IDS))
     assert answer.status_code == 400 and "SALESFORCE_ORGANIZATION_ID" in answer.get_json()["error"]
 
 
 def test_the_secret_in_the_address_is_in_no_log(
-    world: SalesforceWorld, http: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    hub: SalesforceHub, http: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> bool:
         raise RuntimeError("a bug")
@@ -150,13 +150,13 @@ def test_the_secret_in_the_address_is_in_no_log(
         http.post(ADDRESS, data=message(*IDS))
         http.post("/webhooks/salesforce/hush-1/", data=message(*IDS))
         http.get("/webhooks/salesforce/hush-1")
-        monkeypatch.setattr(world.conductor.inward, "store_webhook", fail)
+        monkeypatch.setattr(hub.conductor.inward, "store_webhook", fail)
         http.post("/webhooks/salesforce/hush-1", data=message(*IDS))
     assert "page failed" in caplog.text and "refused" in caplog.text
     assert "hush-1" not in caplog.text
 
 
-def test_a_callout_may_have_the_secret_in_its_address_too(world: SalesforceWorld, http: FlaskClient) -> None:
+def test_a_callout_may_have_the_secret_in_its_address_too(hub: SalesforceHub, http: FlaskClient) -> None:
     body = {"id": "e1", "sobject": "Account", "record": {"Id": IDS[0]}}
     answer = http.post(ADDRESS, json=body)
     assert (answer.status_code, answer.get_json()) == (202, {"status": "stored"})
@@ -167,69 +167,69 @@ def test_a_callout_may_have_the_secret_in_its_address_too(world: SalesforceWorld
 # --- merges -----------------------------------------------------------------------------------------
 
 
-def two_customers(world: SalesforceWorld) -> list[str]:
+def two_customers(hub: SalesforceHub) -> list[str]:
     for name in ("Ada", "Bob"):
-        world.add("customer", name=name, email=f"{name}@x.org")
-    world.run()
-    return [world.link("customer", one).external_id for one in ("1", "2")]
+        hub.add("customer", name=name, email=f"{name}@x.org")
+    hub.run()
+    return [hub.link("customer", one).external_id for one in ("1", "2")]
 
 
-def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(world: SalesforceWorld) -> None:
-    world.poll("customer")
+def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(hub: SalesforceHub) -> None:
+    hub.poll("customer")
     # All in one second, and the account that wins is the older one: a poll reads it first. It looks like customer 1.
-    world.org.clock.freeze()
-    master = world.org.add("Account", Name="Ada Ltd", Email__c="Ada@x.org", Phone="1")
-    first, second = two_customers(world)
-    world.org.store.merge("Account", master, [first])
-    world.org.clock.thaw()
-    world.org.clock.advance(100)
-    world.poll("customer")
-    assert world.count("customer") == 2
-    link = world.link("customer", "1")
+    hub.org.clock.freeze()
+    master = hub.org.add("Account", Name="Ada Ltd", Email__c="Ada@x.org", Phone="1")
+    first, second = two_customers(hub)
+    hub.org.store.merge("Account", master, [first])
+    hub.org.clock.thaw()
+    hub.org.clock.advance(100)
+    hub.poll("customer")
+    assert hub.count("customer") == 2
+    link = hub.link("customer", "1")
     assert (link.external_id, link.unlinked_at) == (master, None)
-    here = world.record("customer", "1")
+    here = hub.record("customer", "1")
     assert here is not None and (here["name"], here["phone"]) == ("Ada Ltd", "1")
-    world.edit("customer", "1", phone="2")
-    world.run()
-    there = world.org.store.get("Account", master)
+    hub.edit("customer", "1", phone="2")
+    hub.run()
+    there = hub.org.store.get("Account", master)
     assert (there["Phone"], there["Syncflow_Id__c"]) == ("2", "1")
-    assert world.link("customer", "2").external_id == second
+    assert hub.link("customer", "2").external_id == second
 
 
-def test_an_edit_of_a_merged_customer_waits_for_the_news(world: SalesforceWorld) -> None:
-    first, _ = two_customers(world)
-    world.poll("customer")
-    world.org.clock.advance(100)
-    master = world.org.add("Account", Name="Ada Ltd")
-    world.org.store.merge("Account", master, [first])
-    world.edit("customer", "1", phone="2")
-    world.run()
-    (failed,) = world.deliveries(outcome="failed")
+def test_an_edit_of_a_merged_customer_waits_for_the_news(hub: SalesforceHub) -> None:
+    first, _ = two_customers(hub)
+    hub.poll("customer")
+    hub.org.clock.advance(100)
+    master = hub.org.add("Account", Name="Ada Ltd")
+    hub.org.store.merge("Account", master, [first])
+    hub.edit("customer", "1", phone="2")
+    hub.run()
+    (failed,) = hub.deliveries(outcome="failed")
     assert f"merged there into {master}" in failed.reason
-    world.poll("customer")
-    world.org.clock.advance(100)
-    world.conductor.deliver("salesforce.customer", ["1"])
-    there = world.org.store.get("Account", master)
-    assert (there["Phone"], there["Name"], world.count("customer")) == ("2", "Ada Ltd", 2)
+    hub.poll("customer")
+    hub.org.clock.advance(100)
+    hub.conductor.deliver("salesforce.customer", ["1"])
+    there = hub.org.store.get("Account", master)
+    assert (there["Phone"], there["Name"], hub.count("customer")) == ("2", "Ada Ltd", 2)
 
 
-def test_a_message_about_a_merged_account_follows_it(world: SalesforceWorld, http: FlaskClient) -> None:
-    first, _ = two_customers(world)
-    master = world.org.add("Account", Name="Ada Ltd")
-    world.org.store.merge("Account", master, [first])
+def test_a_message_about_a_merged_account_follows_it(hub: SalesforceHub, http: FlaskClient) -> None:
+    first, _ = two_customers(hub)
+    master = hub.org.add("Account", Name="Ada Ltd")
+    hub.org.store.merge("Account", master, [first])
     http.post(ADDRESS, data=message(first))
-    world.run()
-    link = world.link("customer", "1")
-    assert (link.external_id, link.unlinked_at, world.count("customer")) == (master, None, 2)
+    hub.run()
+    link = hub.link("customer", "1")
+    assert (link.external_id, link.unlinked_at, hub.count("customer")) == (master, None, 2)
 
 
-def test_a_customer_merged_into_another_ones_account_is_gone_there(world: SalesforceWorld) -> None:
-    first, second = two_customers(world)
-    world.poll("customer")
-    world.org.clock.advance(100)
-    world.org.store.merge("Account", second, [first])
-    world.poll("customer")
-    assert world.link("customer", "1").unlinked_at is not None
-    assert world.link("customer", "2").external_id == second
-    assert world.count("customer") == 2
-    assert [one["Id"] for one in world.org.store.all("Account")] == [second]
+def test_a_customer_merged_into_another_ones_account_is_gone_there(hub: SalesforceHub) -> None:
+    first, second = two_customers(hub)
+    hub.poll("customer")
+    hub.org.clock.advance(100)
+    hub.org.store.merge("Account", second, [first])
+    hub.poll("customer")
+    assert hub.link("customer", "1").unlinked_at is not None
+    assert hub.link("customer", "2").external_id == second
+    assert hub.count("customer") == 2
+    assert [one["Id"] for one in hub.org.store.all("Account")] == [second]

@@ -1,4 +1,4 @@
-"""Fakes at the seam: an external system in memory, and an announcer that only remembers."""
+"""Fakes at the seam: an external system in memory and a publisher that only records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from subscribers.system import Options, System
 
 
 class Clock:
-    """A clock that moves only when told to, the same for hub and systems."""
+    """A clock that moves only by `tick`, shared by hub and systems."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -34,7 +34,7 @@ class Clock:
 
 
 class FakeSystem(System):
-    """Records in a dict by external id; every call is written down; failures are told beforehand."""
+    """Keep records in a dict by external id, record every call, and fail as planned with `fail`."""
 
     def __init__(self, name: str, clock: Callable[[], datetime]) -> None:
         super().__init__(name, Options())
@@ -63,20 +63,20 @@ class FakeSystem(System):
         return result
 
     def edit(self, external_id: str, **values: Any) -> External:
-        """A person edits a record there."""
+        """Edit a record in the system."""
         self.store[external_id].update(values)
         self.changed[external_id] = self.clock()
         return self.external(external_id)
 
     def add(self, **values: Any) -> External:
-        """A person creates a record there."""
+        """Create a record in the system."""
         external_id = f"{self.name}_{next(self._ids)}"
         self.store[external_id] = values
         self.changed[external_id] = self.clock()
         return self.external(external_id)
 
     def remove(self, external_id: str) -> External:
-        """A person deletes a record there."""
+        """Delete a record in the system."""
         del self.store[external_id]
         self.deleted[external_id] = self.clock()
         return External(external_id, at=self.clock(), deleted=True)
@@ -168,30 +168,44 @@ class FakeInvoice(FakeSubscriber):
     field_to_data = {"number": "number", "status": "status", "customer_id": link_to("customer", "customer")}
 
 
-@dataclass
-class Ears:
-    """An announcer that remembers the news instead of sending them."""
+class LowercasingSubscriber(FakeSubscriber):
+    """A system that keeps emails in lower case and takes many records in one call."""
 
-    heard: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
+    bulk_size = 50
+
+    def create(self, item: Item) -> External:
+        item.data["email"] = (item.data.get("email") or "").lower()
+        return super().create(item)
+
+    def bulk_create(self, items: Sequence[Item]) -> list[Any]:
+        self.client.calls.append(("bulk", str(len(items))))
+        return super().bulk_create(items)
+
+
+@dataclass
+class RecordingPublisher:
+    """A publisher that keeps its notifications instead of sending them."""
+
+    published: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
-    #: What was announced to go after live changes.
-    later: list[tuple[str, list[str]]] = field(default_factory=list)
+    #: What was published with less priority than live changes.
+    published_later: list[tuple[str, list[str]]] = field(default_factory=list)
     #: Why the broker does not answer, if it does not.
     broker_error: str | None = None
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
-        self.heard.append((f"changes {catalogue}", list(record_ids)))
+        self.published.append((f"changes {catalogue}", list(record_ids)))
 
     def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
         if later:
-            self.later.append((subscriber, list(record_ids)))
-        self.heard.append((subscriber, list(record_ids)))
+            self.published_later.append((subscriber, list(record_ids)))
+        self.published.append((subscriber, list(record_ids)))
 
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
-        self.heard.append(("inbox", list(inbox_ids)))
+        self.published.append(("inbox", list(inbox_ids)))
 
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
-        self.heard.append((f"poll {subscriber}", []))
+        self.published.append((f"poll {subscriber}", []))
 
     def inbox_depth(self, system: str) -> int | None:
         return self.depths.get(f"{system}.inbox", 0)
@@ -206,8 +220,10 @@ class Ears:
         return QueueReport("broker", utcnow(), states)
 
 
-class World:
-    """A hub over one database with fake systems, moved step by step."""
+class TestHub:
+    """A hub over one database with fake systems, driven step by step."""
+
+    __test__ = False  # not a class of tests
 
     def __init__(
         self,
@@ -218,28 +234,28 @@ class World:
         **attributes: Any,
     ) -> None:
         self.clock = Clock()
-        self.ears = Ears()
+        self.publisher = RecordingPublisher()
         self.systems = {name: FakeSystem(name, self.clock) for name in names}
         subscribers = {}
         for name, system in self.systems.items():
             for kind in kinds:
                 cls = type(f"{name.title()}{kind.catalogue.title()}", (kind,), {"system": name, **attributes})
                 subscribers[cls.name()] = cls(system)
-        self.conductor = Conductor(database, subscribers, self.ears, policy, self.clock)
+        self.conductor = Conductor(database, subscribers, self.publisher, policy, self.clock)
         self.conductor.breaker.ensure_rows()
 
     def run(self, rounds: int = 20) -> None:
-        """Relay and work off all news, until there is none."""
+        """Relay and process all notifications until there are none."""
         for _ in range(rounds):
             self.conductor.relay()
-            heard, self.ears.heard = self.ears.heard, []
-            if not heard:
+            published, self.publisher.published = self.publisher.published, []
+            if not published:
                 return
-            for what, ids in heard:
-                self._work(what, ids)
-        raise AssertionError("it does not come to rest: an echo?")
+            for what, ids in published:
+                self._process(what, ids)
+        raise AssertionError("the hub does not come to rest: an echo?")
 
-    def _work(self, what: str, ids: Sequence[Any]) -> None:
+    def _process(self, what: str, ids: Sequence[Any]) -> None:
         kind, _, rest = what.partition(" ")
         if kind == "changes":
             for subscriber in self.conductor.context.of_catalogue(rest):
@@ -253,8 +269,8 @@ class World:
             self.conductor.deliver(what, ids)
 
     def shown(self, name: str) -> list[dict[str, Any]]:
-        """What a system holds, without our mark."""
+        """Return the records of a system, without the hub's id."""
         return [{k: v for k, v in data.items() if k != "hub_id"} for data in self.systems[name].store.values()]
 
 
-__all__ = ["Clock", "Ears", "FakeSubscriber", "FakeSystem", "World", "nest", "pick"]
+__all__ = ["Clock", "FakeSubscriber", "FakeSystem", "RecordingPublisher", "TestHub", "nest", "pick"]

@@ -35,7 +35,7 @@ from subscribers.errors import BadSignature, BadWebhook, Reject
 from subscribers.mapping import Field
 from subscribers.records import External, Item
 from subscribers.system import Options, System
-from tests.support.fakes import Ears
+from tests.support.fakes import RecordingPublisher
 
 PASSWORD = "a long enough password"
 ROLES = ("viewer", "operator", "admin")
@@ -103,7 +103,7 @@ _SESSIONS: dict[tuple[str, str], str] = {}
 class World:
     database: Database
     conductor: Conductor
-    publisher: Ears
+    publisher: RecordingPublisher
     app: Flask
 
     def rows(self, statement: Any) -> list[Any]:
@@ -149,7 +149,7 @@ def world(
         capture.install(connection, [CATALOGUES["customer"]])
     _people(database)
     shop_class, customer_class = shop
-    crm, publisher = System("crm", Options()), Ears()
+    crm, publisher = System("crm", Options()), RecordingPublisher()
     subscribers: dict[str, Subscriber] = {
         "shop.customer": customer_class(shop_class("shop", ShopOptions())),
         "crm.customer": CrmCustomer(crm),

@@ -17,7 +17,7 @@ from models.base import utcnow
 from models.ledger import Change
 from models.schema import migrate
 from models.session import Database
-from tests.support.fakes import Ears, FakeSubscriber, FakeSystem
+from tests.support.fakes import FakeSubscriber, FakeSystem, RecordingPublisher
 from tests.support.runtimes import PATIENCE, add, until
 from workers.relay import Relay
 
@@ -26,7 +26,7 @@ class Killed(BaseException):
     """As abrupt as it gets in one process."""
 
 
-class Wire(Ears):
+class Wire(RecordingPublisher):
     """An announcer whose broker can be away, or whose process can be killed as it publishes."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Wire(Ears):
 
     def announced(self) -> list[str]:
         """Every record there was news of, once for each time."""
-        return [record for _, records in list(self.heard) for record in records]
+        return [record for _, records in list(self.published) for record in records]
 
 
 class Crm(FakeSubscriber):
@@ -138,7 +138,7 @@ def test_a_burst_is_few_messages(database: Database, running: Running) -> None:
     add(database, *(f"n{number}" for number in range(450)))
     wire = running.start(database, Wire(), sweep_seconds=3600)
     until(lambda: len(set(wire.announced())) == 450)
-    fanned = [len(ids) for what, ids in wire.heard if what == "changes customer"]
+    fanned = [len(ids) for what, ids in wire.published if what == "changes customer"]
     assert fanned == [200, 200, 50]
 
 
@@ -218,7 +218,7 @@ def test_two_side_by_side_route_every_change_once(postgres_url: str, running: Ru
         writer.join()
 
     def fanned() -> list[str]:
-        return [r for wire in wires for what, ids in list(wire.heard) if what == "changes customer" for r in ids]
+        return [r for wire in wires for what, ids in list(wire.published) if what == "changes customer" for r in ids]
 
     until(lambda: len(set(fanned())) == 150)
     until(lambda: waiting(database) == 0)

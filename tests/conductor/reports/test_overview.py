@@ -26,7 +26,7 @@ from models.ledger import (
 )
 from models.session import Database
 from panel.overview_cache import OverviewCache
-from tests.support.fakes import Clock, Ears, FakeSubscriber, FakeSystem
+from tests.support.fakes import Clock, FakeSubscriber, FakeSystem, RecordingPublisher
 
 DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}
 
@@ -44,7 +44,7 @@ def hub(database: Database, clock: Clock) -> Conductor:
         kind = type(name.title(), (FakeSubscriber,), {"system": name})
         made = kind(FakeSystem(name, clock))
         subscribers[made.name()] = made
-    conductor = Conductor(database, subscribers, Ears(), clock=clock)
+    conductor = Conductor(database, subscribers, RecordingPublisher(), clock=clock)
     conductor.prepare()
     for kind in ("relay", "worker", "scheduler"):
         put(database, Process, name=kind, kind=kind, started_at=clock(), last_seen_at=clock())

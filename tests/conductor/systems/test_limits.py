@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from conductor.systems.concurrency import Limits, Stopping
 from models.ledger import CallSlot
 from models.session import Database
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 from tests.support.runtimes import until
 
 #: Longer than any of this takes; only a failing test waits for it.
@@ -20,11 +20,11 @@ PATIENCE = 20.0
 
 
 @pytest.fixture
-def world(database: Database) -> World:
-    world = World(database, "crm")
-    world.systems["crm"].concurrency = 2
-    world.conductor.prepare()
-    return world
+def hub(database: Database) -> TestHub:
+    hub = TestHub(database, "crm")
+    hub.systems["crm"].concurrency = 2
+    hub.conductor.prepare()
+    return hub
 
 
 def start(work: Callable[[], object]) -> threading.Thread:
@@ -33,8 +33,8 @@ def start(work: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def owners(world: World) -> list[str]:
-    with world.conductor.context.database.read() as connection:
+def owners(hub: TestHub) -> list[str]:
+    with hub.conductor.context.database.read() as connection:
         held = sa.select(CallSlot.owner).where(CallSlot.owner.is_not(None)).order_by(CallSlot.number)
         return [str(owner) for owner in connection.scalars(held)]
 
@@ -43,8 +43,8 @@ def waiting(limits: Limits) -> int:
     return len(limits._lines["crm"])
 
 
-def test_never_more_than_allowed_over_two_processes_and_all_come_through(world: World) -> None:
-    processes = [Limits(world.conductor.context) for _ in range(2)]
+def test_never_more_than_allowed_over_two_processes_and_all_come_through(hub: TestHub) -> None:
+    processes = [Limits(hub.conductor.context) for _ in range(2)]
     lock, under_way, most, done = threading.Lock(), 0, 0, 0
 
     def call(by: int) -> None:
@@ -71,18 +71,18 @@ def test_never_more_than_allowed_over_two_processes_and_all_come_through(world: 
         thread.join(PATIENCE)
     assert done == 8
     assert 1 <= most <= 2
-    assert owners(world) == []
+    assert owners(hub) == []
 
 
-def test_a_slot_is_handed_on_within_a_process(world: World) -> None:
-    limits, got = Limits(world.conductor.context), list[list[str]]()
+def test_a_slot_is_handed_on_within_a_process(hub: TestHub) -> None:
+    limits, got = Limits(hub.conductor.context), list[list[str]]()
 
     def follow() -> None:
         with limits.slot("crm"):
-            got.append(owners(world))
+            got.append(owners(hub))
 
     with limits.slot("crm"), limits.slot("crm") as second:
-        before = owners(world)
+        before = owners(hub)
         assert not second.is_sought
         threads = [start(follow) for _ in range(3)]
         until(lambda: waiting(limits) == 3)
@@ -91,27 +91,27 @@ def test_a_slot_is_handed_on_within_a_process(world: World) -> None:
         for thread in threads:
             thread.join(PATIENCE)
         assert got == [before] * 3
-        assert owners(world) == before[:1]
-    assert owners(world) == []
+        assert owners(hub) == before[:1]
+    assert owners(hub) == []
 
 
-def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(world: World) -> None:
-    here, elsewhere = Limits(world.conductor.context), Limits(world.conductor.context)
+def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(hub: TestHub) -> None:
+    here, elsewhere = Limits(hub.conductor.context), Limits(hub.conductor.context)
     with here.slot("crm"), here.slot("crm") as second:
-        before = owners(world)
+        before = owners(hub)
         waits = start(lambda: here.enter("crm"))
         until(lambda: waiting(here) == 1)
         assert second._held is not None
         second._held.since -= 10.0  # handed on for that long
         second.release()
         waits.join(PATIENCE)
-        after = owners(world)
+        after = owners(hub)
         assert (after[0], len(after)) == (before[0], 2) and after != before  # from the database, like anybody
         assert elsewhere._take("crm", 1) == []
 
 
-def test_who_waits_is_told_to_stop_and_nothing_is_kept(world: World) -> None:
-    limits, told = Limits(world.conductor.context), list[int]()
+def test_who_waits_is_told_to_stop_and_nothing_is_kept(hub: TestHub) -> None:
+    limits, told = Limits(hub.conductor.context), list[int]()
 
     def wait() -> None:
         with pytest.raises(Stopping), limits.slot("crm"):
@@ -121,16 +121,16 @@ def test_who_waits_is_told_to_stop_and_nothing_is_kept(world: World) -> None:
     with limits.slot("crm"), limits.slot("crm"):
         threads = [start(wait) for _ in range(5)]
         until(lambda: waiting(limits) == 5)
-        world.conductor.stop()
+        hub.conductor.stop()
         for thread in threads:
             thread.join(PATIENCE)
         assert len(told) == 5
         assert waiting(limits) == 0
-    assert owners(world) == []
+    assert owners(hub) == []
 
 
-def test_a_database_that_fails_leaves_nobody_behind(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, failed = Limits(world.conductor.context), list[BaseException]()
+def test_a_database_that_fails_leaves_nobody_behind(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, failed = Limits(hub.conductor.context), list[BaseException]()
     asked = limits._take
 
     def fails(name: str, count: int) -> list[str]:
@@ -147,7 +147,7 @@ def test_a_database_that_fails_leaves_nobody_behind(world: World, monkeypatch: p
         assert time.monotonic() - began < PATIENCE
 
 
-def test_a_system_without_a_limit_has_none(world: World) -> None:
-    world.systems["crm"].concurrency = None
-    with Limits(world.conductor.context).slot("crm") as slot:
+def test_a_system_without_a_limit_has_none(hub: TestHub) -> None:
+    hub.systems["crm"].concurrency = None
+    with Limits(hub.conductor.context).slot("crm") as slot:
         assert not slot.is_limited and not slot.is_held and not slot.is_sought

@@ -10,7 +10,7 @@ import pytest
 
 from models.session import Database
 from subscribers.errors import SystemDown
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 
 
 class Silence:
@@ -31,47 +31,47 @@ def silence() -> Iterator[Silence]:
     silence.over.set()
 
 
-def run(world: World) -> None:
-    while world.conductor.tasks.run_some():
+def run(hub: TestHub) -> None:
+    while hub.conductor.tasks.run_some():
         pass
 
 
 def test_what_was_found_is_kept(database: Database) -> None:
-    world = World(database, "crm", "shop")
-    one = world.conductor.connection.start("crm", "ann")
-    run(world)
-    task = world.conductor.tasks.get(one)
+    hub = TestHub(database, "crm", "shop")
+    one = hub.conductor.connection.start("crm", "ann")
+    run(hub)
+    task = hub.conductor.tasks.get(one)
     assert (task.state, task.done, task.total, task.succeeded, task.failed) == ("done", 1, 1, 1, 0)
     assert task.message == "all is well" and task.position["took"] >= 0
     assert task.position["found"]["crm.customer"][0] == ["ok", "the login works, and records can be read"]
-    two = world.conductor.connection.start("crm", "ann")
-    run(world)
-    assert {name: row.id for name, row in world.conductor.connection.last().items()} == {"crm": two}
+    two = hub.conductor.connection.start("crm", "ann")
+    run(hub)
+    assert {name: row.id for name, row in hub.conductor.connection.last().items()} == {"crm": two}
 
 
 def test_what_is_wrong_is_counted(database: Database) -> None:
     def describe(_self: Any) -> None:
         raise SystemDown("401")
 
-    world = World(database, "crm", describe=describe)
-    one = world.conductor.connection.start("crm", "ann")
-    run(world)
-    task = world.conductor.tasks.get(one)
+    hub = TestHub(database, "crm", describe=describe)
+    one = hub.conductor.connection.start("crm", "ann")
+    run(hub)
+    task = hub.conductor.tasks.get(one)
     assert (task.state, task.failed, task.message) == ("done", 1, "1 thing needs to be mended")
 
 
 def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Database, silence: Silence) -> None:
-    world = World(database, "crm", describe=silence)
-    tasks = world.conductor.tasks
-    one = world.conductor.connection.start("crm", "ann")
-    assert world.conductor.connection.start("crm", "bob") == one  # one under way is not begun again
+    hub = TestHub(database, "crm", describe=silence)
+    tasks = hub.conductor.tasks
+    one = hub.conductor.connection.start("crm", "ann")
+    assert hub.conductor.connection.start("crm", "bob") == one  # one under way is not begun again
     tasks.run_some()
     assert silence.asked.is_set() and tasks.get(one).message == "asks crm.customer"
     assert not tasks.run_some()  # others' turn
-    world.clock.tick(10)
+    hub.clock.tick(10)
     tasks.run_some()
     assert tasks.get(one).message == "asks crm.customer, no answer for 10 s yet"
-    world.clock.tick(50)
+    hub.clock.tick(50)
     tasks.run_some()
     task = tasks.get(one)
     assert (task.state, task.failed, task.position["took"]) == ("done", 1, 60)
@@ -79,17 +79,17 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
 
 
 def test_it_can_be_stopped_and_another_process_asks_again(database: Database, silence: Silence) -> None:
-    world = World(database, "crm", describe=silence)
-    one = world.conductor.connection.start("crm", "ann")
-    world.conductor.tasks.run_some()
-    world.conductor.tasks.stop(one, "ann")
-    assert world.conductor.tasks.get(one).state == "stopped"
-    world.conductor.tasks.resume(one, "ann")
-    other = World(database, "crm")  # its system answers
+    hub = TestHub(database, "crm", describe=silence)
+    one = hub.conductor.connection.start("crm", "ann")
+    hub.conductor.tasks.run_some()
+    hub.conductor.tasks.stop(one, "ann")
+    assert hub.conductor.tasks.get(one).state == "stopped"
+    hub.conductor.tasks.resume(one, "ann")
+    other = TestHub(database, "crm")  # its system answers
     run(other)
     assert other.conductor.tasks.get(one).message == "all is well"
 
 
 def test_a_system_that_is_not_there(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
-        World(database, "crm").conductor.connection.start("crn", "ann")
+        TestHub(database, "crm").conductor.connection.start("crn", "ann")

@@ -13,178 +13,178 @@ from models.ledger import Change, Link
 from models.session import Database
 from subscribers.errors import Retry, SystemDown
 from subscribers.mapping.fields import Field
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 
 CUSTOMER = Customer.__table__
 
 
 @pytest.fixture
-def world(database: Database) -> World:
+def hub(database: Database) -> TestHub:
     """Five customers that a system has."""
-    world = World(database, "crm")
+    hub = TestHub(database, "crm")
     for n in range(1, 6):  # one after the other, so that crm_3 is of 3
         with database.write() as c:
             c.execute(sa.insert(CUSTOMER).values(name=f"Ada {n}", phone=str(n)))
-        world.run()
-    world.clock.tick(60)
-    return world
+        hub.run()
+    hub.clock.tick(60)
+    return hub
 
 
-def edit_unseen(world: World, record_id: int, **values: Any) -> None:
+def edit_unseen(hub: TestHub, record_id: int, **values: Any) -> None:
     """As a restored backup does: no capture row is left of it."""
-    with world.conductor.database.write() as c:
+    with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == record_id).values(**values))
         c.execute(sa.delete(Change).where(Change.relayed_at.is_(None)))
 
 
-def work(world: World, task_id: int) -> Any:
+def work(hub: TestHub, task_id: int) -> Any:
     for _ in range(30):
-        world.conductor.tasks.run_some()
-        world.conductor.sweep()
-        world.run()
-        world.clock.tick(2)
-        if (task := world.conductor.tasks.get(task_id)).state != "running":
+        hub.conductor.tasks.run_some()
+        hub.conductor.sweep()
+        hub.run()
+        hub.clock.tick(2)
+        if (task := hub.conductor.tasks.get(task_id)).state != "running":
             return task
     return task
 
 
-def names(world: World) -> list[str]:
-    with world.conductor.database.read() as c:
+def names(hub: TestHub) -> list[str]:
+    with hub.conductor.database.read() as c:
         return list(c.execute(sa.select(CUSTOMER.c.name).order_by(CUSTOMER.c.id)).scalars())
 
 
-def drift_apart(world: World) -> None:
+def drift_apart(hub: TestHub) -> None:
     """One field there, two here, a record gone there, one gone here."""
-    crm = world.systems["crm"]
+    crm = hub.systems["crm"]
     crm.edit("crm_1", name="Theirs")
-    edit_unseen(world, 2, phone="22", name="Ours")
+    edit_unseen(hub, 2, phone="22", name="Ours")
     crm.remove("crm_3")
-    with world.conductor.database.write() as c:
+    with hub.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id == 4))
         c.execute(sa.delete(Change).where(Change.relayed_at.is_(None)))
     crm.calls.clear()
 
 
-def test_two_sides_that_agree_have_no_drift(world: World) -> None:
-    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+def test_two_sides_that_agree_have_no_drift(hub: TestHub) -> None:
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
     assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 5, 5, 5, 0)
-    assert task.message == "no drift" and world.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
+    assert task.message == "no drift" and hub.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
 
 
-def test_what_drifted_is_told_per_field_and_left_alone(world: World) -> None:
-    drift_apart(world)
-    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+def test_what_drifted_is_told_per_field_and_left_alone(hub: TestHub) -> None:
+    drift_apart(hub)
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
     assert (task.done, task.succeeded, task.failed) == (5, 1, 4)
     assert task.position["fields"] == {"name": 2, "phone": 1, MISSING_THERE: 1, MISSING_HERE: 1}
     assert ["1", "crm_1", "name", "Ada 1", "Theirs"] in task.position["examples"]
     assert ["2", "crm_2", "phone", "22", "2"] in task.position["examples"]
     assert task.message == "4 records differ: (deleted here) 1, (missing there) 1, name 2, phone 1"
-    assert world.systems["crm"].writes() == [] and names(world) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
+    assert hub.systems["crm"].writes() == [] and names(hub) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
 
 
-def test_repaired_both_sides_agree(world: World) -> None:
-    drift_apart(world)
-    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
+def test_repaired_both_sides_agree(hub: TestHub) -> None:
+    drift_apart(hub)
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=True))
     assert task.failed == 4 and "being repaired" in task.message
     for _ in range(3):
-        world.conductor.sweep()
-        world.run()
-    assert names(world) == ["Theirs", "Ours", "Ada 3", "Ada 5"]
-    assert sorted((d["name"], d["phone"]) for d in world.shown("crm")) == [
+        hub.conductor.sweep()
+        hub.run()
+    assert names(hub) == ["Theirs", "Ours", "Ada 3", "Ada 5"]
+    assert sorted((d["name"], d["phone"]) for d in hub.shown("crm")) == [
         ("Ada 5", "5"), ("Ours", "22"), ("Theirs", "1"),
     ]  # fmt: skip
-    again = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    again = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
     assert (again.message, again.total) == ("no drift", 3)
 
 
-def test_what_is_on_its_way_is_no_drift(world: World) -> None:
-    with world.conductor.database.write() as c:
+def test_what_is_on_its_way_is_no_drift(hub: TestHub) -> None:
+    with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(name="New"))
-    world.conductor.relay()
-    world.ears.heard.clear()
-    one = world.conductor.reconcile("crm.customer", "ann")
-    world.conductor.tasks.run_some()
-    assert world.conductor.tasks.get(one).failed == 0
+    hub.conductor.relay()
+    hub.publisher.published.clear()
+    one = hub.conductor.reconcile("crm.customer", "ann")
+    hub.conductor.tasks.run_some()
+    assert hub.conductor.tasks.get(one).failed == 0
 
 
-def test_a_lease_that_ran_out_hides_no_drift(world: World) -> None:
-    drift_apart(world)
-    with world.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
-        left = {"lease_owner": "died", "lease_until": world.clock.now}
+def test_a_lease_that_ran_out_hides_no_drift(hub: TestHub) -> None:
+    drift_apart(hub)
+    with hub.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
+        left = {"lease_owner": "died", "lease_until": hub.clock.now}
         c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
-    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
     assert task.failed == 4
 
 
 def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: Database) -> None:
-    world = World(database, "crm", field_to_data={"name": "name", "phone": Field("phone", direction="in")})
+    hub = TestHub(database, "crm", field_to_data={"name": "name", "phone": Field("phone", direction="in")})
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER).values(name="Ada", phone="1"))
-    world.run()
+    hub.run()
     with database.write() as c:
         c.execute(sa.update(Link).values(remote_values={"name": "ADA"}))
-    world.systems["crm"].edit("crm_1", name="ADA", phone=None)
-    task = work(world, world.conductor.reconcile("crm.customer", "ann"))
+    hub.systems["crm"].edit("crm_1", name="ADA", phone=None)
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
     assert task.message == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
 
 
-def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(world: World) -> None:
-    crm = world.systems["crm"]
+def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(hub: TestHub) -> None:
+    crm = hub.systems["crm"]
     crm.fail(SystemDown("503"))
-    one = world.conductor.reconcile("crm.customer", "ann")
-    world.conductor.tasks.run_some()
-    assert (world.conductor.tasks.get(one).message, world.conductor.tasks.get(one).done) == ("503", 0)
+    one = hub.conductor.reconcile("crm.customer", "ann")
+    hub.conductor.tasks.run_some()
+    assert (hub.conductor.tasks.get(one).message, hub.conductor.tasks.get(one).done) == ("503", 0)
     crm.fail(Retry("a lock"))
-    task = work(world, one)
+    task = work(hub, one)
     assert (task.done, task.message) == (5, "no drift; 1 could not be read")
 
 
-def test_deletions_there_in_great_number_are_not_repaired_without_asking(world: World) -> None:
-    crm = world.systems["crm"]
+def test_deletions_there_in_great_number_are_not_repaired_without_asking(hub: TestHub) -> None:
+    crm = hub.systems["crm"]
     crm.delete_limit = 2
-    type(world.conductor.subscribers["crm.customer"]).on_gone = "delete"
+    type(hub.conductor.subscribers["crm.customer"]).on_gone = "delete"
     for number in range(1, 6):
         crm.remove(f"crm_{number}")
-    one = world.conductor.reconcile("crm.customer", "ann", repair=True)
-    work(world, one)
-    assert len(names(world)) == 3 and "paused" in world.conductor.tasks.get(one).message
+    one = hub.conductor.reconcile("crm.customer", "ann", repair=True)
+    work(hub, one)
+    assert len(names(hub)) == 3 and "paused" in hub.conductor.tasks.get(one).message
 
 
-def test_many_pages_stopped_and_gone_on_with(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_pages_stopped_and_gone_on_with(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.reconcile.PAGE", 2)
-    drift_apart(world)
-    one = world.conductor.reconcile("crm.customer", "ann")
-    world.conductor.tasks.run_some()
-    world.conductor.tasks.stop(one, "ann")
-    assert world.conductor.tasks.get(one).done == 2
-    assert world.conductor.reconcile("crm.customer", "bob") == one
-    task = work(world, one)
+    drift_apart(hub)
+    one = hub.conductor.reconcile("crm.customer", "ann")
+    hub.conductor.tasks.run_some()
+    hub.conductor.tasks.stop(one, "ann")
+    assert hub.conductor.tasks.get(one).done == 2
+    assert hub.conductor.reconcile("crm.customer", "bob") == one
+    task = work(hub, one)
     assert (task.done, task.failed) == (5, 4)
     assert len(task.position["examples"]) == 5
 
 
-def test_of_nobody_we_know(world: World) -> None:
+def test_of_nobody_we_know(hub: TestHub) -> None:
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
-        world.conductor.reconcile("crm.thing", "ann")
+        hub.conductor.reconcile("crm.thing", "ann")
 
 
 @pytest.mark.parametrize("policy", ["archive", "ignore"])
 def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database: Database, policy: str) -> None:
-    world = World(database, "crm", on_delete=policy, archive_data={"notes": "archived"})
+    hub = TestHub(database, "crm", on_delete=policy, archive_data={"notes": "archived"})
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER).values(name="Ada"))
-    world.run()
+    hub.run()
     with database.write() as c:
         c.execute(sa.delete(CUSTOMER))
-    world.run()
-    world.clock.tick(60)
-    writes = len(world.systems["crm"].writes())
-    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=True))
-    assert (task.message, len(world.systems["crm"].writes())) == ("no drift", writes)
+    hub.run()
+    hub.clock.tick(60)
+    writes = len(hub.systems["crm"].writes())
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=True))
+    assert (task.message, len(hub.systems["crm"].writes())) == ("no drift", writes)
 
 
 @pytest.mark.parametrize("repair", [False, True])
-def test_a_number_no_column_holds_is_told_like_any_other(world: World, repair: bool) -> None:
-    world.systems["crm"].edit("crm_1", phone=10**30)
-    task = work(world, world.conductor.reconcile("crm.customer", "ann", repair=repair))
+def test_a_number_no_column_holds_is_told_like_any_other(hub: TestHub, repair: bool) -> None:
+    hub.systems["crm"].edit("crm_1", phone=10**30)
+    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=repair))
     assert (task.state, task.done, task.failed) == ("done", 5, 1)

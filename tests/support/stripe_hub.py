@@ -20,7 +20,7 @@ from models.ledger import Cursor, DeadLetter, Delivery, Inbox
 from models.session import Database
 from simulators.stripe import StripeLike
 from subscribers.stripe import Stripe, StripeCustomer, StripeInvoice, StripeOptions, StripeProduct
-from tests.support.fakes import Clock, Ears, World
+from tests.support.fakes import Clock, RecordingPublisher, TestHub
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 SECRET = "whsec_world"
@@ -62,17 +62,19 @@ class MortalStripe(Stripe):
             raise Died
 
 
-class StripeWorld(World):
+class StripeHub(TestHub):
     """The three shipped subscribers; its clock is the real one, and can be put forward."""
 
     def __init__(self, database: Database, stripe: StripeLike) -> None:
         self.database, self.stripe = database, stripe
         self.clock = _Real()
-        self.ears = Ears()
+        self.publisher = RecordingPublisher()
         options = StripeOptions(api_key=SecretStr(KEY), api_base=stripe.url, webhook_secret=SecretStr(SECRET))
         self.client = MortalStripe("stripe", options)
         kinds = (StripeCustomer, StripeProduct, StripeInvoice)
-        self.conductor = Conductor(database, {k.name(): k(self.client) for k in kinds}, self.ears, None, self.clock)
+        self.conductor = Conductor(
+            database, {k.name(): k(self.client) for k in kinds}, self.publisher, None, self.clock
+        )
         self.conductor.breaker.ensure_rows()
         self._told: set[str] = set()
 

@@ -14,7 +14,7 @@ from simulators.salesforce import SalesforceSimulator
 from subscribers.base import Subscriber
 from subscribers.registry import REGISTRY
 from subscribers.salesforce import Salesforce, SalesforceOptions
-from tests.support.fakes import Ears, World
+from tests.support.fakes import RecordingPublisher, TestHub
 
 LOGINS = {
     "client_credentials": {"consumer_key": "demo-client-id", "consumer_secret": "demo-client-secret"},
@@ -37,14 +37,14 @@ def at_work(client: Salesforce) -> dict[str, Subscriber]:
     return {name: one for name, one in found.items() if one is not None}
 
 
-class SalesforceWorld(World):
+class SalesforceHub(TestHub):
     """A hub and an org that live by the org's clock."""
 
     def __init__(self, database: Database, org: SalesforceSimulator, **settings: Any) -> None:
         self.org = org
-        self.ears = Ears()
+        self.publisher = RecordingPublisher()
         self.client = connect(org, **settings)
-        self.conductor = Conductor(database, at_work(self.client), self.ears, Policy(), org.clock.now)
+        self.conductor = Conductor(database, at_work(self.client), self.publisher, Policy(), org.clock.now)
         self.conductor.breaker.ensure_rows()
 
     def add(self, catalogue: str, **values: Any) -> str:

@@ -1,0 +1,40 @@
+"""Retry and discard dead letters."""
+
+from __future__ import annotations
+
+import pytest
+
+from conductor import DeadLetterFilter
+from models.session import Database
+from subscribers.errors import Reject
+from tests.support.fakes import TestHub
+from tests.support.records import add, edit, link
+
+
+def test_discarding_a_dead_letter_settles_its_change(hub: TestHub) -> None:
+    one = add(hub)
+    hub.systems["crm"].fail(Reject("no"))
+    hub.run()
+    with pytest.raises(ValueError, match="reason"):
+        hub.conductor.discard(DeadLetterFilter(), by="ann", reason=" ")
+    assert hub.conductor.discard(DeadLetterFilter(), by="ann", reason="test data") == 1
+    hub.conductor.sweep(everything=True)
+    hub.run()
+    assert hub.shown("crm") == []
+    assert link(hub, "crm", one).owed_change == link(hub, "crm", one).synced_change
+
+
+def test_discarding_a_dead_letter_keeps_a_later_edit(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    one = add(hub)
+    hub.systems["crm"].fail(Reject("no"))
+    hub.run()
+    hub.conductor.pause("crm", "ann", "")
+    edit(hub, one, name="Mended")
+    hub.run()
+    hub.conductor.discard(DeadLetterFilter(), "ann", "old news")
+    hub.conductor.resume("crm", "ann")
+    hub.clock.tick()
+    hub.conductor.sweep()
+    hub.run()
+    assert hub.shown("crm")[0]["name"] == "Mended"

@@ -1,0 +1,163 @@
+"""How the outcome of a call is recorded: link, delivery, dead letter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from conductor import DeadLetterFilter, Policy
+from models.ledger import DeadLetter, Delivery
+from models.session import Database
+from subscribers.errors import Reject, Retry
+from subscribers.records import External, Item
+from tests.support.fakes import FakeInvoice, FakeSubscriber, TestHub
+from tests.support.records import add, add_invoice, invoice_link, link, record, rows
+
+
+def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: TestHub) -> None:
+    bad = add(hub, name="Bad")
+    good = add(hub, name="Good")
+    hub.systems["crm"].fail(Reject("422: email: is not valid", fields={"email": "is not valid"}))
+    hub.run()
+    (letter,) = rows(hub, DeadLetter)
+    assert (letter.subscriber, letter.record_id, letter.fields) == ("crm.customer", bad, {"email": "is not valid"})
+    assert link(hub, "crm", good).synced_change == link(hub, "crm", good).owed_change
+    assert link(hub, "crm", bad).dead_at is not None
+    # A retry by a person sends it, and the letter closes by itself.
+    assert hub.conductor.retry(DeadLetterFilter(error="Reject"), by="ann@x.org") == 1
+    hub.conductor.sweep()
+    hub.run()
+    assert rows(hub, DeadLetter)[0].resolution == "delivered"
+    assert len(hub.shown("crm")) == 2
+
+
+def test_retries_back_off_and_end_as_a_dead_letter(hub: TestHub) -> None:
+    one = add(hub)
+    hub.systems["crm"].fail(Retry("500: try later"), times=3)
+    hub.run()
+    for _ in range(2):
+        assert rows(hub, DeadLetter) == []
+        hub.conductor.sweep()
+        assert hub.publisher.published == []  # not due yet
+        calls = len(hub.systems["crm"].calls)
+        hub.conductor.deliver("crm.customer", [one])  # an old message
+        assert len(hub.systems["crm"].calls) == calls
+        hub.clock.tick(10)
+        hub.conductor.sweep()
+        hub.run()
+    (letter,) = rows(hub, DeadLetter)
+    assert letter.record_id == one
+    assert [d.attempt for d in rows(hub, Delivery, Delivery.subscriber == "crm.customer")] == [1, 2, 3]
+
+
+def test_a_bug_in_a_subscriber_is_kept_with_its_traceback(hub: TestHub) -> None:
+    def bug(kind: str, what: str) -> None:
+        raise KeyError("surprise")
+
+    hub.systems["crm"].on_call = bug
+    add(hub)
+    for _ in range(3):
+        hub.run()
+        hub.clock.tick(100)
+        hub.conductor.sweep()
+    (letter,) = rows(hub, DeadLetter)
+    assert "surprise" in letter.message and "Traceback" in letter.traceback
+
+
+def test_a_long_network_outage_makes_no_dead_letter_but_a_record_without_answers_does(database: Database) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3))
+    one = add(hub)
+    crm = hub.systems["crm"]
+
+    def turn() -> None:
+        hub.run()
+        hub.clock.tick(1000)
+        hub.conductor.sweep()
+
+    crm.fail(Retry("the connection was cut", maybe_done=True, unanswered=True), times=8)
+    for _ in range(5):
+        turn()
+    assert rows(hub, DeadLetter) == [] and link(hub, "crm", one).attempts == 2
+    crm.failures.clear()
+
+    # The system answers others, but never for this record.
+    def silent(kind: str, what: str) -> None:
+        if what == one:
+            raise Retry("the connection was cut", maybe_done=True, unanswered=True)
+
+    crm.on_call = silent
+    add(hub)
+    turn()
+    add(hub)
+    turn()
+    turn()
+    assert [letter.record_id for letter in rows(hub, DeadLetter)] == [one]
+
+
+def test_a_batch_that_cannot_be_stored_fails_only_the_faulty_record(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = TestHub(database, "crm")
+    add(hub, name="Guilty")
+    add(hub, name="Neighbour")
+    settling = hub.conductor.outward.results
+    real = settling._bases
+
+    def bases(plan: Any, mapper: Any) -> dict[str, Any]:
+        if plan.flat.get("name") == "Guilty":
+            raise ValueError("cannot be written down")
+        return real(plan, mapper)
+
+    monkeypatch.setattr(settling, "_bases", bases)
+    hub.run()
+    (letter,) = rows(hub, DeadLetter)
+    assert letter.record_id == "1" and "written down" in letter.message
+    assert link(hub, "crm", "2").external_id is not None
+
+
+@pytest.mark.parametrize("text", ["cut \ud83d emoji", "a \x00 NUL"])
+def test_text_that_no_database_accepts_stops_neither_poll_nor_batch(database: Database, text: str) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=2))
+    crm = hub.systems["crm"]
+    crm.add(name=text)
+    hub.clock.tick()
+    crm.add(name="Good")
+    hub.conductor.poll("crm.customer")
+    hub.run()
+    assert record(hub, "2").name == "Good"
+    bad, good = add(hub, name="Bad"), add(hub, name="Fine")
+    crm.fail(Reject(text, fields={"name": text}, request_id=text * 50))
+    hub.run()
+    (letter,) = rows(hub, DeadLetter)
+    other = link(hub, "crm", good if letter.record_id == bad else bad)
+    assert other.synced_change == other.owed_change
+
+
+def test_blocked_by_is_stored_when_a_batch_is_recorded_one_by_one(database: Database) -> None:
+    class Huge(FakeInvoice):
+        def create(self, item: Item) -> External:
+            made = super().create(item)
+            return External(made.id, {**made.data, "number": 10**30}, at=made.at)
+
+    hub = TestHub(database, "crm", kinds=(FakeSubscriber, Huge))
+    kept, sent = add(hub), add(hub)
+    rule = hub.conductor.unsubscribe("crm.customer", None, [kept], None, "freeze", by="ann")
+    hub.run()
+    add_invoice(hub, kept, "R-1")
+    add_invoice(hub, sent, "R-2")
+    hub.run()
+    assert invoice_link(hub, "2").dead_at is not None  # its answer cannot be written down
+    assert invoice_link(hub, "1").unsubscription_id == rule
+
+
+def test_a_dead_letter_closes_when_its_record_is_skipped(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    add(hub)
+    hub.systems["crm"].fail(Reject("no"))
+    hub.run()
+    hub.conductor.unsubscribe("crm", None, None, None, "freeze", "ann")
+    hub.conductor.retry(DeadLetterFilter(), "ann")
+    hub.conductor.sweep()
+    hub.run()
+    assert rows(hub, DeadLetter, DeadLetter.closed_at.is_(None)) == []
