@@ -105,7 +105,7 @@ def test_only_the_objects_that_are_set_up_are_kept(sqlite_database: Database, or
     [("### Products", SalesforceProduct), ("### Invoices", SalesforceInvoice)],
 )
 def test_the_documented_mappings_are_the_shipped_ones(heading: str, subscriber: type[Subscriber]) -> None:
-    section = (ROOT / "docs" / "salesforce.md").read_text().split(f"{heading}\n")[1]
+    section = (ROOT / "docs/howto/salesforce.md").read_text().split(f"{heading}\n")[1]
     entries: dict[str, Field | str] = dict(subscriber.field_to_data)
     lines = entries.get("lines")
     if isinstance(lines, Field):
