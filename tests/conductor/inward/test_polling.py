@@ -141,7 +141,7 @@ def test_a_poll_that_died_is_repeated(database: Database) -> None:
 def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) -> None:
     hub = TestHub(database, "crm", poll_seconds=3600)
     hub.conductor.prepare()
-    heard = hub.publisher.poll
+    publish = hub.publisher.poll
 
     def away(subscriber: str, delay: float = 0.0) -> None:
         raise ConnectionError("the broker is away")
@@ -149,7 +149,7 @@ def test_a_poll_that_could_not_be_queued_is_claimed_again(database: Database) ->
     hub.publisher.poll = away  # type: ignore[method-assign]
     with pytest.raises(ConnectionError):
         hub.conductor.schedule.tick()
-    hub.publisher.poll = heard  # type: ignore[method-assign]
+    hub.publisher.poll = publish  # type: ignore[method-assign]
     hub.conductor.schedule.tick()
     assert ("poll crm.customer", []) in hub.publisher.published
     hub.publisher.published.clear()

@@ -13,55 +13,55 @@ from conductor.links.row import link_row
 from conductor.links.state import Via
 from models.ledger import Link
 from models.session import Database
-from tests.support.fakes import World
+from tests.support.fakes import TestHub
 
 
 @pytest.fixture
-def world(database: Database) -> Iterator[World]:
-    yield World(database, "crm")
+def hub(database: Database) -> Iterator[TestHub]:
+    yield TestHub(database, "crm")
 
 
-def _add_link(world: World, **values: object) -> int:
+def _add_link(hub: TestHub, **values: object) -> int:
     row = {"subscriber": "crm.customer", "record_id": "1", **values}
-    with world.conductor.database.write() as connection:
+    with hub.conductor.database.write() as connection:
         return int(connection.execute(sa.insert(Link).values(**row).returning(Link.id)).scalar_one())
 
 
-def _link(world: World) -> state.Values:
-    with world.conductor.database.read() as connection:
+def _link(hub: TestHub) -> state.Values:
+    with hub.conductor.database.read() as connection:
         return link_row(connection.execute(sa.select(Link.__table__)).one())._asdict()
 
 
 @pytest.mark.parametrize("via", Via)
-def test_owing_again_keeps_the_age_of_the_oldest_change(world: World, via: Via) -> None:
-    since = world.clock() - timedelta(hours=3)
-    link_id = _add_link(world, owed_change=5, synced_change=4, owed_since=since)
-    with world.conductor.database.write() as connection:
-        state.owe(connection, [Link.id == link_id], world.clock(), via)
-    assert (_link(world)["owed_change"], _link(world)["owed_since"]) == (6, since)
+def test_owing_again_keeps_the_age_of_the_oldest_change(hub: TestHub, via: Via) -> None:
+    since = hub.clock() - timedelta(hours=3)
+    link_id = _add_link(hub, owed_change=5, synced_change=4, owed_since=since)
+    with hub.conductor.database.write() as connection:
+        state.owe(connection, [Link.id == link_id], hub.clock(), via)
+    assert (_link(hub)["owed_change"], _link(hub)["owed_since"]) == (6, since)
 
 
-def test_lifting_an_unsubscription_keeps_how_long_a_record_has_waited(world: World) -> None:
-    since = world.clock() - timedelta(hours=3)
-    rule = world.conductor.unsubscribe("crm", None, None, None, "freeze", "me")
-    _add_link(world, owed_change=5, synced_change=4, owed_since=since, unsubscription_id=rule)
-    assert world.conductor.lift(rule, "me", bring=True) == 1
-    link = _link(world)
+def test_lifting_an_unsubscription_keeps_how_long_a_record_has_waited(hub: TestHub) -> None:
+    since = hub.clock() - timedelta(hours=3)
+    rule = hub.conductor.unsubscribe("crm", None, None, None, "freeze", "me")
+    _add_link(hub, owed_change=5, synced_change=4, owed_since=since, unsubscription_id=rule)
+    assert hub.conductor.lift(rule, "me", bring=True) == 1
+    link = _link(hub)
     assert (link["owed_change"], link["owed_since"], link["unsubscription_id"]) == (6, since, None)
-    assert link["retry_at"] == world.clock()
+    assert link["retry_at"] == hub.clock()
 
 
-def test_repairing_owes_a_record_without_restarting_its_age(world: World) -> None:
-    since = world.clock() - timedelta(hours=3)
-    _add_link(world, record_id="1", owed_change=2, owed_since=since)
-    with world.conductor.database.write() as connection:
-        state.owe_missing(connection, "crm.customer", ["1"], world.clock())
-    assert _link(world)["owed_since"] == since, "it was owed already"
+def test_repairing_owes_a_record_without_restarting_its_age(hub: TestHub) -> None:
+    since = hub.clock() - timedelta(hours=3)
+    _add_link(hub, record_id="1", owed_change=2, owed_since=since)
+    with hub.conductor.database.write() as connection:
+        state.owe_missing(connection, "crm.customer", ["1"], hub.clock())
+    assert _link(hub)["owed_since"] == since, "it was owed already"
 
 
-def test_a_missing_record_is_owed_without_its_former_failures(world: World) -> None:
-    _add_link(world, owed_change=2, synced_change=2, attempts=3)
-    with world.conductor.database.write() as connection:
-        state.owe_missing(connection, "crm.customer", ["1"], world.clock())
-    link = _link(world)
-    assert (link["owed_change"], link["owed_since"], link["attempts"]) == (3, world.clock(), 0)
+def test_a_missing_record_is_owed_without_its_former_failures(hub: TestHub) -> None:
+    _add_link(hub, owed_change=2, synced_change=2, attempts=3)
+    with hub.conductor.database.write() as connection:
+        state.owe_missing(connection, "crm.customer", ["1"], hub.clock())
+    link = _link(hub)
+    assert (link["owed_change"], link["owed_since"], link["attempts"]) == (3, hub.clock(), 0)
