@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.status import PENDING, system_state
 from i18n import gettext, gettext_noop, ngettext
 from models.counting import DISPLAY_LIMIT
 from models.ledger import (
@@ -288,7 +289,7 @@ def _counting(number: int) -> sa.Select[Any]:
     asked = sa.union_all(
         *(sa.select(sa.bindparam(f"name{place}", type_=Link.subscriber.type).label("name")) for place in range(number))
     ).subquery()
-    owed = (Link.subscriber == asked.c.name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+    owed = (Link.subscriber == asked.c.name, *PENDING)
     # Written out, not bound: SQLite does not see by a bound value that an index over some rows will do.
     failing = (Link.subscriber == asked.c.name, Link.attempts > sa.literal_column("0"), Link.dead_at.is_(None))
     letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))
@@ -323,10 +324,8 @@ def _subscriber(found: Any, system: Any, poll: Any) -> SubscriberStatus:
 
 
 def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
-    if system is not None and system.paused_at is not None:
-        return "paused"
-    if system is not None and system.down_since is not None:
-        return "down"
+    if (held := system_state(system)) is not None:
+        return held
     if status.poll_error or status.dead:
         return "failing"
     if status.failing:
@@ -363,11 +362,11 @@ def _wait(owed: int) -> str:
 def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemStatus:
     owed = sum(s.owed for s in subscribers)
     dead = sum(s.dead for s in subscribers)
-    if row is not None and row.paused_at is not None:
+    if (held := system_state(row)) == "paused":
         why = f" ({row.pause_reason})" if row.pause_reason else ""
         words = gettext("paused by {who}", who=row.paused_by) + f"{why}; {_wait(owed)}"
         return SystemStatus(name, "paused", words, subscribers, row.paused_at)
-    if row is not None and row.down_since is not None:
+    if held == "down":
         return SystemStatus(name, "down", f"{row.down_reason}; {_wait(owed)}", subscribers, row.down_since)
     if failing := next((s for s in subscribers if s.poll_error), None):
         words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)

@@ -1,213 +1,269 @@
-"""TODO."""
+"""The status of records with each subscriber: the state of the link, and a sentence that explains it.
+
+The state is `conductor.links.status.state_of`; this module adds what an operator wants to know about it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.status import LinkStatus, State, covering_rule, state_of
 from conductor.reports.timeline import _of, _rows
 from conductor.unsubscriptions import Rule, in_force
 from i18n import gettext, ngettext
 from models.history import newest_delivery, waiting_since
 from models.ledger import DeadLetter, Link, System, Unsubscription
-from subscribers.base import Subscriber
 
-#: Stands in a sentence for a time, which is shown in the reader's own zone.
+#: Marks the place of a time in a sentence; the panel shows the time in the reader's own zone.
 _TIME = "\N{WATCH}"
 
 
 @dataclass(frozen=True)
 class RecordStatus:
-    """Where a record stands with one subscriber: a word of state, and a sentence of texts and times."""
+    """The status of a record with one subscriber: a word, and a sentence made of texts and times."""
 
     subscriber: str
     system: str
     word: str
     sentence: list[str | datetime]
     link: Any = None
-    #: The open dead letter, the unsubscription that covers it, fields that wait for a person.
+    #: The open dead letter, the unsubscription that covers it, fields that wait for an operator.
     letter: Any = None
     rule: int | None = None
     conflicts: int = 0
-    #: (catalogue, record) that has to be there first.
+    #: (catalogue, record) that has to be delivered first.
     blocked_by: tuple[str, str] | None = None
 
 
 def record_statuses(
     context: Context, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool
 ) -> list[RecordStatus]:
-    """One for each subscriber of the catalogue, by name."""
-    subscribers = sorted(context.of_catalogue(catalogue), key=lambda s: s.name())
-    names = [s.name() for s in subscribers]
+    """Return the status of a record with each subscriber of its catalogue, by name."""
+    names = sorted(s.name() for s in context.of_catalogue(catalogue))
     links = {row.subscriber: row for row in _rows(connection, Link, Link.subscriber.in_(names), _of(Link, record_id))}
-    systems = {row.name: row for row in connection.execute(sa.select(System.__table__))}
-    waiting = waiting_since(connection, catalogue, record_id)
-    return [
-        _standing(context, connection, s, record_id, links.get(s.name()), systems.get(s.system), waiting, exists)
-        for s in subscribers
-    ]
+    systems = _systems(connection)
+    captured = waiting_since(connection, catalogue, record_id)
+    statuses = []
+    for name in names:
+        rules, link = _rules(context, connection, name, [record_id]), links.get(name)
+        status = _status(context, connection, name, record_id, link, systems, rules, exists=exists)
+        is_settled = link is None or (link.owed_change <= link.synced_change and link.dead_at is None)
+        if captured is not None and is_settled:
+            words = gettext("changed here at {time}; the relay has not looked at it yet", time=_TIME)
+            status = replace(status, word="waiting", sentence=_timed(words, captured), rule=None)
+        statuses.append(status)
+    return statuses
 
 
-def _standing(
+def link_statuses(context: Context, connection: sa.Connection, links: Iterable[Any]) -> dict[int, RecordStatus]:
+    """Return the status of each of these links, by its id."""
+    by_subscriber: defaultdict[str, list[Any]] = defaultdict(list)
+    for link in links:
+        by_subscriber[link.subscriber].append(link)
+    systems, found = _systems(connection), {}
+    for name, its in by_subscriber.items():
+        ids = [link.record_id for link in its]
+        rules, existing = _rules(context, connection, name, ids), _existing(context, connection, name, ids)
+        for link in its:
+            exists = link.record_id in existing
+            found[link.id] = _status(context, connection, name, link.record_id, link, systems, rules, exists=exists)
+    return found
+
+
+def _status(
     context: Context,
     connection: sa.Connection,
-    subscriber: Subscriber,
+    name: str,
     record_id: str,
     link: Any,
-    system: Any,
-    captured: datetime | None,
+    systems: dict[str, Any],
+    rules: list[Rule],
+    *,
     exists: bool,
 ) -> RecordStatus:
-    name, title = subscriber.name(), subscriber.system.capitalize()
-
-    def stands(word: str, *sentence: str | datetime, **more: Any) -> RecordStatus:
-        conflicts = link.open_conflicts if link is not None else 0
-        return RecordStatus(name, subscriber.system, word, list(sentence), link, conflicts=conflicts, **more)
-
-    rule = _rule(context, connection, subscriber, record_id, link, exists)
-    if link is not None and link.dead_at is not None:
-        letter = _letter(connection, link)
-        words = f": {letter.message}" if letter is not None else ""
-        return stands(
-            "dead letter", *_timed(gettext("not sent since {time}", time=_TIME), link.dead_at), words, letter=letter
-        )
-    if link is not None and link.owed_change > link.synced_change:
-        if rule is not None:
-            return stands("skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
-        return _owed(context, connection, link, system, title, stands)
-    if captured is not None:
-        words = gettext("changed here at {time}; the relay has not looked at it yet", time=_TIME)
-        return stands("waiting", *_timed(words, captured))
-    if link is None:
-        return _never(connection, subscriber, record_id, rule, stands)
-    if link.open_conflicts:
-        words = ngettext(
-            "1 field waits for a person to decide; the rest is up to date",
-            "{n} fields wait for a person to decide; the rest is up to date",
-            link.open_conflicts,
-        )
-        return stands("conflict", words)
-    if link.unlinked_at is not None:
-        words = (
-            gettext("deleted in {system} at {time}", system=title, time=_TIME)
-            if link.deleted_remotely
-            else gettext("deleted or detached there by us at {time}", time=_TIME)
-        )
-        return stands("gone", *_timed(words, link.unlinked_at), gettext("; nothing is sent any more") if exists else "")
-    if link.unsubscription_id is not None:
-        if rule is not None:
-            return stands("skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
-        words = gettext(
-            "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
-            number=link.unsubscription_id,
-        )
-        there = _is_there(connection, link.unsubscription_id)
-        return stands("skipped", words, rule=link.unsubscription_id if there else None)
-    if link.synced_at is not None:
-        since = _timed(gettext("up to date since {time}", time=_TIME), link.synced_at)
-        if rule is not None:
-            words = gettext("; what changes from now on is not sent: {why}", why=rule.words)
-            return stands("up to date", *since, words, rule=rule.id)
-        return stands("up to date", *since)
-    return _never(connection, subscriber, record_id, rule, stands)
+    system = name.partition(".")[0]
+    rule = covering_rule(rules, link, record_id, exists=exists)
+    status = state_of(link, systems.get(system), rule, context.clock())
+    case = _Case(context, connection, name, record_id, link, systems.get(system), status, exists)
+    return _EXPLAIN[status.state](case)
 
 
-def _owed(context: Context, connection: sa.Connection, link: Any, system: Any, title: str, stands: Any) -> RecordStatus:
-    now = context.clock()
-    if system is not None and system.paused_at is not None:
-        why = f" ({system.pause_reason})" if system.pause_reason else ""
-        words = (
-            gettext("waiting, {system} is paused by {who} since {time}", system=title, who=system.paused_by, time=_TIME)
-            if system.paused_by
-            else gettext("waiting, {system} is paused since {time}", system=title, time=_TIME)
-        )
-        return _stands(stands, "waiting", *_timed(words, system.paused_at), why)
-    if system is not None and system.down_since is not None:
-        # While a system is down only probes are made, and none of them counts against its records.
-        saved = ngettext(", {n} attempt saved", ", {n} attempts saved", system.failures) if system.failures else ""
-        why = f": {system.down_reason}" if system.down_reason else ""
-        words = gettext("waiting, {system} is down since {time}", system=title, time=_TIME)
-        return _stands(stands, "waiting", *_timed(words, system.down_since), f"{saved}{why}")
-    if link.blocked_by is not None:
-        parent = connection.execute(
-            sa.select(Link.subscriber, Link.record_id).where(Link.id == link.blocked_by)
-        ).one_or_none()
-        if parent is not None:
-            catalogue = parent.subscriber.partition(".")[2]
-            return _stands(
-                stands,
-                "waiting",
-                gettext(
-                    "waiting for {catalogue} {record_id}, which has to be in {system} first",
-                    catalogue=catalogue,
-                    record_id=parent.record_id,
-                    system=title,
-                ),
-                blocked_by=(catalogue, parent.record_id),
-            )
-    if link.lease_until is not None and link.lease_until > now:
-        return _stands(stands, "waiting", gettext("being sent at this moment"))
-    if link.attempts and link.retry_at is not None:
-        words = gettext(
-            "attempt {number} of {most} failed, next at {time}",
-            number=link.attempts,
-            most=context.policy.max_attempts,
-            time=_TIME,
-        )
-        last = _last_words(connection, link)
-        return _stands(stands, "trying again", *_timed(words, link.retry_at), f": {last}" if last else "")
-    if link.owed_since is None:
-        return _stands(stands, "waiting", gettext("owed; it waits for its turn"))
-    words = gettext("owed since {time}; it waits for its turn", time=_TIME)
-    return _stands(stands, "waiting", *_timed(words, link.owed_since))
+def _systems(connection: sa.Connection) -> dict[str, Any]:
+    return {row.name: row for row in connection.execute(sa.select(System.__table__))}
 
 
-def _stands(stands: Any, word: str, *sentence: str | datetime, **more: Any) -> RecordStatus:
-    standing: RecordStatus = stands(word, *sentence, **more)
-    return standing
+def _rules(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> list[Rule]:
+    return in_force(connection, (name.partition(".")[0], name), record_ids, context.clock())
+
+
+def _existing(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> set[str]:
+    subscriber = context.subscribers.get(name)
+    if subscriber is None:
+        return set(record_ids)  # its system is not configured any more
+    return set(subscriber.records.keep(connection, record_ids, ()))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A link, and what the sentence about it is made of."""
+
+    context: Context
+    connection: sa.Connection
+    subscriber: str
+    record_id: str
+    link: Any
+    system: Any
+    status: LinkStatus
+    exists: bool
+
+    @property
+    def title(self) -> str:
+        """The system as a sentence names it."""
+        return self.subscriber.partition(".")[0].capitalize()
+
+    def says(self, *sentence: str | datetime, **more: Any) -> RecordStatus:
+        """The status with this sentence."""
+        conflicts = self.link.open_conflicts if self.link is not None else 0
+        system = self.subscriber.partition(".")[0]
+        word = self.status.word
+        return RecordStatus(self.subscriber, system, word, list(sentence), self.link, conflicts=conflicts, **more)
+
+
+def _dead(case: _Case) -> RecordStatus:
+    is_open = (DeadLetter.link_id == case.link.id, DeadLetter.closed_at.is_(None))
+    letter = case.connection.execute(sa.select(DeadLetter.__table__).where(*is_open)).one_or_none()
+    words = f": {letter.message}" if letter is not None else ""
+    return case.says(*_timed(gettext("not sent since {time}", time=_TIME), case.link.dead_at), words, letter=letter)
+
+
+def _skipped(case: _Case) -> RecordStatus:
+    if (rule := case.status.rule) is not None:
+        return case.says(gettext("not sent: {why}", why=rule.words), rule=rule.id)
+    number = case.link.unsubscription_id
+    words = gettext(
+        "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
+        number=number,
+    )
+    is_there = case.connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).first()
+    return case.says(words, rule=number if is_there else None)
+
+
+def _paused(case: _Case) -> RecordStatus:
+    row = case.system
+    why = f" ({row.pause_reason})" if row.pause_reason else ""
+    words = (
+        gettext("waiting, {system} is paused by {who} since {time}", system=case.title, who=row.paused_by, time=_TIME)
+        if row.paused_by
+        else gettext("waiting, {system} is paused since {time}", system=case.title, time=_TIME)
+    )
+    return case.says(*_timed(words, row.paused_at), why)
+
+
+def _down(case: _Case) -> RecordStatus:
+    row = case.system
+    # While a system is down only probes are made, and none of them counts against its records.
+    saved = ngettext(", {n} attempt saved", ", {n} attempts saved", row.failures) if row.failures else ""
+    why = f": {row.down_reason}" if row.down_reason else ""
+    words = gettext("waiting, {system} is down since {time}", system=case.title, time=_TIME)
+    return case.says(*_timed(words, row.down_since), f"{saved}{why}")
+
+
+def _blocked(case: _Case) -> RecordStatus:
+    parent = sa.select(Link.subscriber, Link.record_id).where(Link.id == case.link.blocked_by)
+    row = case.connection.execute(parent).one_or_none()
+    if row is None:
+        return _pending(case)
+    catalogue = row.subscriber.partition(".")[2]
+    words = gettext(
+        "waiting for {catalogue} {record_id}, which has to be in {system} first",
+        catalogue=catalogue,
+        record_id=row.record_id,
+        system=case.title,
+    )
+    return case.says(words, blocked_by=(catalogue, row.record_id))
+
+
+def _sending(case: _Case) -> RecordStatus:
+    return case.says(gettext("being sent at this moment"))
+
+
+def _retrying(case: _Case) -> RecordStatus:
+    words = gettext(
+        "attempt {number} of {most} failed, next at {time}",
+        number=case.link.attempts,
+        most=case.context.policy.max_attempts,
+        time=_TIME,
+    )
+    last = newest_delivery(case.connection, case.record_id, case.subscriber, "failed")
+    return case.says(*_timed(words, case.link.retry_at), f": {last.reason}" if last and last.reason else "")
+
+
+def _pending(case: _Case) -> RecordStatus:
+    if case.link.owed_since is None:
+        return case.says(gettext("owed; it waits for its turn"))
+    return case.says(*_timed(gettext("owed since {time}; it waits for its turn", time=_TIME), case.link.owed_since))
+
+
+def _conflict(case: _Case) -> RecordStatus:
+    words = ngettext(
+        "1 field waits for a person to decide; the rest is up to date",
+        "{n} fields wait for a person to decide; the rest is up to date",
+        case.link.open_conflicts,
+    )
+    return case.says(words)
+
+
+def _unlinked(case: _Case) -> RecordStatus:
+    words = (
+        gettext("deleted in {system} at {time}", system=case.title, time=_TIME)
+        if case.link.deleted_remotely
+        else gettext("deleted or detached there by us at {time}", time=_TIME)
+    )
+    ended = gettext("; nothing is sent any more") if case.exists else ""
+    return case.says(*_timed(words, case.link.unlinked_at), ended)
+
+
+def _synced(case: _Case) -> RecordStatus:
+    since = _timed(gettext("up to date since {time}", time=_TIME), case.link.synced_at)
+    if (rule := case.status.rule) is None:
+        return case.says(*since)
+    words = gettext("; what changes from now on is not sent: {why}", why=rule.words)
+    return case.says(*since, words, rule=rule.id)
+
+
+def _unsent(case: _Case) -> RecordStatus:
+    # The newest skip explains it, if anything does.
+    skip = newest_delivery(case.connection, case.record_id, case.subscriber, "skipped")
+    if skip is None or not skip.reason:
+        return case.says(gettext("nothing was owed to it yet: it is sent with its next change"))
+    return replace(case.says(gettext("not sent: {why}", why=skip.reason)), word="skipped")
+
+
+#: State of a link -> what explains it.
+_EXPLAIN: dict[State, Callable[[_Case], RecordStatus]] = {
+    "dead": _dead,
+    "skipped": _skipped,
+    "paused": _paused,
+    "down": _down,
+    "blocked": _blocked,
+    "sending": _sending,
+    "retrying": _retrying,
+    "pending": _pending,
+    "conflict": _conflict,
+    "unlinked": _unlinked,
+    "synced": _synced,
+    "unsent": _unsent,
+}
 
 
 def _timed(words: str, time: datetime) -> list[str | datetime]:
-    """A text with the time put where `_TIME` stands in it."""
+    """A text with the time in the place of `_TIME`."""
     before, _, after = words.partition(_TIME)
     return [before, time, after]
-
-
-def _never(
-    connection: sa.Connection, subscriber: Subscriber, record_id: str, rule: Rule | None, stands: Any
-) -> RecordStatus:
-    """Nothing was ever sent: the newest skip tells why, if anything does."""
-    if rule is not None:
-        return _stands(stands, "skipped", gettext("not sent: {why}", why=rule.words), rule=rule.id)
-    skip = newest_delivery(connection, record_id, subscriber.name(), "skipped")
-    if skip is not None and skip.reason:
-        return _stands(stands, "skipped", gettext("not sent: {why}", why=skip.reason))
-    return _stands(stands, "never sent", gettext("nothing was owed to it yet: it is sent with its next change"))
-
-
-def _rule(
-    context: Context, connection: sa.Connection, subscriber: Subscriber, record_id: str, link: Any, exists: bool
-) -> Rule | None:
-    """The unsubscription that stops what would be sent next."""
-    linked = link is not None and link.external_id is not None and link.unlinked_at is None
-    operation = ("update" if linked else "create") if exists else "delete"
-    rules = in_force(connection, (subscriber.system, subscriber.name()), [record_id], context.clock())
-    return next((rule for rule in rules if rule.covers(operation, record_id)), None)
-
-
-def _letter(connection: sa.Connection, link: Any) -> Any:
-    is_open = (DeadLetter.link_id == link.id, DeadLetter.closed_at.is_(None))
-    return connection.execute(sa.select(DeadLetter.__table__).where(*is_open)).one_or_none()
-
-
-def _is_there(connection: sa.Connection, rule: int) -> bool:
-    return connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == rule)).first() is not None
-
-
-def _last_words(connection: sa.Connection, link: Any) -> str | None:
-    failed = newest_delivery(connection, link.record_id, link.subscriber, "failed")
-    return failed.reason if failed is not None else None

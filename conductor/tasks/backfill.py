@@ -20,6 +20,7 @@ from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Incoming
 from conductor.links import state
 from conductor.links.leases import LinkLeased
+from conductor.links.status import PENDING
 from conductor.mappings.store import Mappings
 from conductor.systems.caller import SystemCaller, SystemUnavailable
 from conductor.tasks.runner import Step, TaskRunner, counted
@@ -241,7 +242,7 @@ class Backfill:
     def _watch(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         fed_at = datetime.fromisoformat(position["fed_at"])
         name = subscriber.name()
-        under_way = (Link.subscriber == name, Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+        under_way = (Link.subscriber == name, *PENDING)
         letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.at >= task.created_at)
         with self.context.database.read() as connection:
             # What is owed since later is not this task's.

@@ -13,7 +13,7 @@ from flask_admin import Admin
 from flask_admin.menu import MenuCategory
 from markupsafe import Markup
 
-from i18n import ENGLISH, current_locale, gettext, gettext_noop, ngettext
+from i18n import ENGLISH, current_locale, gettext, gettext_noop
 from models.base import utcnow
 from models.counting import DISPLAY_LIMIT
 from panel.auth.permissions import allowed
@@ -32,7 +32,7 @@ TONES = {
 #: Other words that stand in the database or the code, and are said by a template: of state, and what happened.
 _SAID = (
     gettext_noop("off"), gettext_noop("over"), gettext_noop("disabled"), gettext_noop("may log in"), gettext_noop("skipped"), gettext_noop("gone"),
-    gettext_noop("nothing owed"), gettext_noop("never sent"), gettext_noop("unchanged"), gettext_noop("kept"), gettext_noop("echo"), gettext_noop("stopped"),
+    gettext_noop("never sent"), gettext_noop("unchanged"), gettext_noop("kept"), gettext_noop("echo"), gettext_noop("stopped"),
     gettext_noop("not configured"), gettext_noop("not run yet"), gettext_noop("note"), gettext_noop("settled"), gettext_noop("closed"), gettext_noop("open"),
     gettext_noop("any"), gettext_noop("create"), gettext_noop("update"), gettext_noop("delete"), gettext_noop("archive"), gettext_noop("match"), gettext_noop("unlink"),
     gettext_noop("created"), gettext_noop("updated"), gettext_noop("deleted"), gettext_noop("in"), gettext_noop("out"),
@@ -72,7 +72,7 @@ def init(app: Flask, admin: Admin) -> None:
     app.jinja_env.filters["clock"] = clock
     app.jinja_env.filters["lower_first"] = lower_first
     app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
-    app.jinja_env.globals.update(allowed=allowed, link_state=link_state, asset=_assets(app), updating=updating)
+    app.jinja_env.globals.update(allowed=allowed, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
 
@@ -155,37 +155,6 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
-
-
-def link_state(link: Any) -> tuple[str, str]:
-    """Where one record stands with one subscriber: a word, and a sentence."""
-    if link.dead_at:
-        return "dead letter", gettext(
-            "not sent: a person has to look at it since {time:%Y-%m-%d %H:%M} UTC", time=link.dead_at
-        )
-    if link.owed_change > link.synced_change:
-        if link.unsubscription_id:
-            return "skipped", gettext("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
-        if link.retry_at:
-            return "trying again", ngettext(
-                "{n} attempt failed, next {soon}",
-                "{n} attempts failed, next {soon}",
-                link.attempts,
-                soon=_soon(link.retry_at),
-            )
-        return "owed", gettext("waits for its turn")
-    if link.unlinked_at:
-        return "gone", gettext("deleted or detached there")
-    if link.unsubscription_id:
-        return "skipped", gettext("not sent: unsubscription #{number} covers it", number=link.unsubscription_id)
-    if link.synced_at:
-        return "up to date", gettext("since {time:%Y-%m-%d %H:%M} UTC", time=link.synced_at)
-    return "nothing owed", gettext("never sent")
-
-
-def _soon(instant: datetime) -> str:
-    seconds = (instant - utcnow()).total_seconds()
-    return gettext("in {time}", time=duration(seconds)) if seconds >= 1 else gettext("at once")
 
 
 def pretty(value: Any) -> str:

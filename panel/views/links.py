@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
+from conductor.links.status import PENDING
 from conductor.reports import pages
+from conductor.reports.record_status import link_statuses
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
@@ -25,9 +27,11 @@ class Links(PanelView):
         filters = query_filters("subscriber", "record", "external", "state")
         with self.conductor.database.read() as connection:
             listing = self._find(connection, filters)
+            statuses = link_statuses(self.conductor.context, connection, listing.rows)
         return self.render(
             "panel/links.html",
             listing=listing,
+            statuses=statuses,
             filters=filters,
             subscribers=self.conductor.subscribers,
         )
@@ -38,16 +42,17 @@ class Links(PanelView):
         columns = {"subscriber": Link.subscriber, "record": Link.record_id, "external": Link.external_id}
         conditions = [columns[name] == value for name, value in filters.items() if name in columns]
         if filters.get("state") == "owed":
-            conditions += [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
+            conditions += PENDING
         return csv_export.download(self, Link, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> str:
         with self.conductor.database.read() as connection:
             row = connection.execute(sa.select(Link.__table__).where(Link.id == number)).one_or_none()
-        if row is None:
-            abort(404)
-        return self.render("panel/link.html", row=row, subscribers=self.conductor.subscribers)
+            if row is None:
+                abort(404)
+            status = link_statuses(self.conductor.context, connection, [row])[row.id]
+        return self.render("panel/link.html", row=row, status=status, subscribers=self.conductor.subscribers)
 
     def _find(self, connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         conditions = []
@@ -57,7 +62,7 @@ class Links(PanelView):
             conditions.append(Link.external_id == filters["external"])
         owed = filters.get("state") == "owed"
         if owed:
-            conditions += [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
+            conditions += PENDING
         names = [filters["subscriber"]] if "subscriber" in filters else list(self.conductor.subscribers)
         if owed:
             # What is owed is indexed per subscriber, so it is asked for per subscriber.
