@@ -1,9 +1,8 @@
-"""Settings: read once from the environment and `.env`, typed, failing at start with the variable's name.
+"""Settings: read once from the environment and `.env`, and validated at start.
 
-Two kinds of names are understood. The hub's own settings are the fields of :class:`Settings`
-(`DATABASE_URL`, `PORT` ...). Everything an external system needs is read by prefix: the options of
-the system `shop` are `SHOP_URL`, `SHOP_TOKEN` ..., checked by that system's own `Options` class, so
-adding a system changes nothing here.
+There are two kinds. The hub's own settings are the fields of :class:`Settings` (`DATABASE_URL`,
+`PORT` ...). The settings of an external system share its prefix: those of `shop` are `SHOP_URL`,
+`SHOP_TOKEN` ..., validated by the system's `Options` class. A new system changes nothing here.
 """
 
 from __future__ import annotations
@@ -22,73 +21,75 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 ROOT = Path(__file__).resolve().parent
-#: Where this machine's data goes that nobody gave another place: SYNCFLOW_VAR, or var/ here.
+#: The folder for local data (the SQLite database, generated secrets): SYNCFLOW_VAR, or var/ in this folder.
 VAR = (ROOT / (os.environ.get("SYNCFLOW_VAR") or "var")).resolve()
 
 
 class SettingsError(Exception):
-    """A setting is missing or wrong; the message names the variable and says what it takes."""
+    """A setting is missing or wrong. The message names the variable and the values it accepts, never its value."""
 
 
 class Settings(BaseSettings):
-    """The hub's own settings; every field is an environment variable of the same name, upper case."""
+    """The hub's own settings; each field is the environment variable of the same name in upper case."""
 
     model_config = SettingsConfigDict(env_file=ROOT / ".env", extra="ignore", env_ignore_empty=True)
 
     database_url: str = Field(f"sqlite:///{VAR / 'syncflow.sqlite3'}", validate_default=True)
-    #: `memory://` (threads of one process) or an amqp(s):// URL.
+    #: `memory://` (queues within one process) or an amqp(s):// URL of RabbitMQ.
     broker_url: str = "memory://"
+    #: Signs sessions; standalone generates one, a fleet needs the same for all processes.
     secret_key: SecretStr | None = None
+    #: Address and port of the panel and the webhook routes.
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
 
     #: RabbitMQ queue type: `classic` (any broker) or `quorum` (a cluster).
     queue_type: str = Field("classic", pattern="^(classic|quorum)$")
-    #: Address of RabbitMQ's management plugin, http://host:15672: linked from the panel, and read for the queues'
-    #: numbers with the login of BROKER_URL, or with the one in the address itself.
+    #: Address of RabbitMQ's management plugin, http://host:15672. The panel links to it and reads queue figures
+    #: from it, with the login in this address or else that of BROKER_URL.
     rabbitmq_management_url: str = ""
-    #: Threads of a worker process for each system: how many of its calls may run at once.
+    #: Threads for each system in a worker process, and so its concurrent calls.
     worker_threads: int = Field(8, ge=1)
 
-    #: How long one worker may hold a record before another may take it over, seconds.
+    #: How long a worker's lease on a record lasts before another worker may take it over, seconds.
     lease_seconds: float = Field(60.0, gt=0)
-    #: Owed work whose news is older than this, and whose queue is empty, is announced again, seconds.
+    #: Age at which a notification of pending work is published again if its queue is empty, seconds.
     stale_seconds: float = Field(30.0, gt=0)
-    #: How often relay looks for due retries and stalled work, seconds.
+    #: How often the relay searches for due retries and stalled work, seconds.
     sweep_seconds: float = Field(1.0, gt=0)
-    #: Attempts for one change of one record before it becomes a dead letter.
+    #: Failed attempts after which a change of a record becomes a dead letter.
     max_attempts: int = Field(8, ge=1)
-    #: First and longest pause between two attempts, seconds (doubled each time, with jitter).
+    #: The pause before the first retry and the longest pause, seconds; it doubles with each attempt, with jitter.
     retry_min_seconds: float = Field(2.0, gt=0)
     retry_max_seconds: float = Field(3600.0, gt=0)
-    #: How long a system that is down is left alone before it is probed, seconds: first and longest.
+    #: The pause before a system that is down is probed first, and the longest pause, seconds; it doubles too.
     probe_min_seconds: float = Field(2.0, gt=0)
     probe_max_seconds: float = Field(60.0, gt=0)
-    #: Seconds a stopping process has for what is in hand.
+    #: How long a stopping process may take to finish its current work, seconds.
     grace_seconds: float = Field(20.0, gt=0)
 
-    #: A file that declares systems and their subscribers (TOML); empty: those in the code only.
+    #: A TOML file that declares systems and their subscribers, in addition to those in the code.
     syncflow_systems: Path | None = None
-    #: How long settled history (changes, deliveries, events, closed dead letters) and audit rows are kept, days.
+    #: How long finished history (changes, deliveries, events, closed dead letters) and audit entries are kept, days.
     history_days: int = Field(90, ge=1)
     audit_days: int = Field(730, ge=1)
 
-    #: A bearer token with which a monitoring system may read /metrics; empty: people with a login only.
+    #: A bearer token for monitoring systems that read /metrics; empty: only users who are logged in may.
     metrics_token: SecretStr | None = None
 
-    #: Encrypts what two-factor login needs; set: the panel offers it.
+    #: Enables two-factor login and encrypts its secrets.
     totp_secret: SecretStr | None = Field(None, min_length=32)
-    #: Log in with OpenID Connect: the provider's address, and what it calls this client. All three or none.
+    #: Login with OpenID Connect: the provider's address, and the id and secret of this client. All three or none.
     oidc_issuer: str = ""
     oidc_client_id: str = ""
     oidc_client_secret: SecretStr | None = Field(None, validate_default=True)
-    #: The claim that names a person's role (a name or a list of them), and the role of whom it names none for.
+    #: The claim with a user's role (a name or a list of them), and the role of users without one.
     oidc_role_claim: str = ""
     oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
 
     log_format: str = Field("console", pattern="^(console|json)$")
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
-    #: Behind an HTTPS proxy: cookies are sent over HTTPS only and X-Forwarded-* is trusted.
+    #: Behind an HTTPS proxy: cookies are sent over HTTPS only, and X-Forwarded-* headers are trusted.
     behind_proxy: bool = False
 
     @field_validator("database_url")
@@ -96,14 +97,14 @@ class Settings(BaseSettings):
     def _database_url(cls, value: str) -> str:
         try:
             url = make_url(value)
-        except (ArgumentError, ValueError):  # the latter's words quote a part of the URL
-            raise ValueError("not a database URL; use sqlite:///path or postgresql://user@host/database") from None
+        except (ArgumentError, ValueError):  # a ValueError's message quotes a part of the URL
+            raise ValueError("is not a database URL; use sqlite:///path or postgresql://user@host/database") from None
         if url.get_backend_name() == "postgresql":
             return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         if url.get_backend_name() != "sqlite":
-            raise ValueError("only sqlite:// and postgresql:// databases are supported")
+            raise ValueError("is no supported database; use sqlite:///path or postgresql://user@host/database")
         if url.database in (None, "", ":memory:"):
-            raise ValueError("an SQLite database must be a file, so that what is owed survives a restart")
+            raise ValueError("must name a file: an SQLite database in memory would lose pending work at a restart")
         return value
 
     @field_validator("broker_url")
@@ -115,12 +116,12 @@ class Settings(BaseSettings):
         try:
             parts = urlsplit(value)
             complete = bool(parts.hostname) and parts.port != 0
-        except ValueError:  # its words would quote what stands where the port should be
+        except ValueError:  # its message quotes the text in the port's place
             raise ValueError(wrong) from None
         if parts.scheme not in ("amqp", "amqps") or not complete:
             raise ValueError(wrong)
         if parts.username is not None and parts.password is None:
-            raise ValueError("a user without a password; " + wrong)
+            raise ValueError("has a user without a password; " + wrong)
         return value
 
     @field_validator("oidc_issuer")
@@ -129,7 +130,7 @@ class Settings(BaseSettings):
         parts = urlsplit(value)
         on_this_machine = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost", "::1")
         if value and not (parts.scheme == "https" and parts.hostname) and not on_this_machine:
-            raise ValueError("not the https address of an OpenID Connect provider, such as https://id.example.com")
+            raise ValueError("is not the https address of an OpenID Connect provider, such as https://id.example.com")
         return value.removesuffix("/")
 
     @field_validator("oidc_client_secret")
@@ -138,7 +139,7 @@ class Settings(BaseSettings):
         if {"oidc_issuer", "oidc_client_id"} <= set(info.data):
             given = [bool(info.data["oidc_issuer"]), bool(info.data["oidc_client_id"]), value is not None]
             if any(given) and not all(given):
-                raise ValueError("OpenID Connect needs OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET: all or none")
+                raise ValueError("set all of OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET, or none")
         return value
 
     @field_validator("syncflow_systems")
@@ -146,9 +147,9 @@ class Settings(BaseSettings):
     def _syncflow_systems(cls, value: Path | None) -> Path | None:
         if value is None:
             return None
-        path = ROOT / value  # what stands in .env means a file beside it
+        path = ROOT / value  # relative to the folder of .env
         if not path.is_file():
-            raise ValueError(f"there is no such file; a path that does not begin with / is taken from {ROOT}")
+            raise ValueError(f"there is no such file; a relative path starts at {ROOT}")
         return path
 
     @field_validator("rabbitmq_management_url")
@@ -166,13 +167,13 @@ class Settings(BaseSettings):
 
     @property
     def management_page(self) -> str:
-        """RABBITMQ_MANAGEMENT_URL as people may see it: without a login."""
+        """Return RABBITMQ_MANAGEMENT_URL without the login it may hold."""
         parts = urlsplit(self.rabbitmq_management_url)
         return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
     @property
     def management_login(self) -> tuple[str, str]:
-        """User and password for the management plugin: its own, else the broker's."""
+        """Return user and password for the management plugin: those in its own address, else the broker's."""
         for parts in (urlsplit(self.rabbitmq_management_url), urlsplit(self.broker_url)):
             if parts.username is not None:
                 return unquote(parts.username), unquote(parts.password or "")
@@ -180,22 +181,26 @@ class Settings(BaseSettings):
 
     @property
     def broker_vhost(self) -> str:
-        """RabbitMQ's virtual host, from BROKER_URL."""
+        """Return RabbitMQ's virtual host, from BROKER_URL."""
         return unquote(urlsplit(self.broker_url).path[1:]) or "/"
 
     @property
     def standalone(self) -> bool:
-        """True when everything runs as threads of one process (no RabbitMQ)."""
+        """Whether all parts of the hub run as threads of one process, without RabbitMQ."""
         return self.broker_url == "memory://"
 
     def secret(self) -> str:
-        """The key that signs sessions: SECRET_KEY, or on this machine's first start a random one kept in var/."""
+        """Return the key that signs sessions: SECRET_KEY, or a random one that the first start stores in var/.
+
+        Raises:
+          SettingsError: SECRET_KEY is missing, and several processes need the same.
+        """
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         if not self.standalone:
             raise SettingsError(
-                "SECRET_KEY: a fleet needs one secret for all its web processes; "
-                'make one with: python3 -c "import secrets; print(secrets.token_hex(32))"'
+                "SECRET_KEY: missing: with RabbitMQ all processes need the same secret; "
+                'generate one: python3 -c "import secrets; print(secrets.token_hex(32))"'
             )
         path = VAR / "secret_key"
         if not path.exists():
@@ -206,7 +211,7 @@ class Settings(BaseSettings):
 
 
 def describe(error: ValidationError, prefix: str = "") -> str:
-    """One line per wrong setting: the variable's name, then what is wrong with it. Never its value."""
+    """Return one line for each wrong setting: the variable's name and the problem, never the value."""
     lines = []
     for item in error.errors(include_input=False, include_url=False):
         name = (prefix + "_".join(str(part) for part in item["loc"])).upper().replace("-", "_")
@@ -221,10 +226,10 @@ def describe(error: ValidationError, prefix: str = "") -> str:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process, read once.
+    """Return the settings of this process, read once.
 
     Raises:
-      SettingsError: naming each variable that is missing or wrong.
+      SettingsError: a variable is missing or wrong; the message names each of them.
     """
     try:
         return Settings()
@@ -233,14 +238,14 @@ def get_settings() -> Settings:
 
 
 def names_in_file() -> list[str]:
-    """All names that stand in `.env`, settings or not."""
+    """Return all names in `.env`, whether they are settings or not."""
     return list(dotenv_values(Settings.model_config.get("env_file") or ""))  # type: ignore[arg-type]
 
 
 def system_options(name: str) -> dict[str, Any]:
-    """What the environment says about the system `name`: SHOP_URL -> {"url": ...} for `shop`.
+    """Return the settings of the system `name`: for `shop`, SHOP_URL becomes {"url": ...}.
 
-    The environment wins over `.env`; empty values count as absent.
+    The environment takes precedence over `.env`; empty values count as absent.
     """
     prefix = name.upper().replace("-", "_") + "_"
     merged = {**dotenv_values(Settings.model_config.get("env_file") or ""), **os.environ}  # type: ignore[arg-type]

@@ -1,4 +1,14 @@
-"""The commands of `./syncflow`: one table, each entry a function in one of this folder's files."""
+"""The commands of `./syncflow`, in one table.
+
+| file             | its commands                                                          |
+|------------------|-----------------------------------------------------------------------|
+| `setup`          | migrate, make-migration, capture, create-admin                        |
+| `processes`      | relay, worker, scheduler, web, standalone                             |
+| `operations`     | status, poll, retry                                                   |
+| `tasks`          | backfill, reconcile, check                                            |
+| `new_subscriber` | new-subscriber                                                        |
+| `demo`           | demo; `demo_settings` lets other commands use the settings of its hub |
+"""
 
 from __future__ import annotations
 
@@ -16,19 +26,23 @@ from settings import SettingsError
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what `--help` says of it, what it does, and its arguments."""
+    """A command: its help text, the function that runs it, and its arguments."""
 
     help: str
     run: Callable[[argparse.Namespace], int]
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    #: Whether it looks at a hub that runs: then beside a demo it goes with that demo's settings.
+    #: Whether the command works on a running hub, and so uses the settings of a demo that runs here.
     uses_running_demo: bool = False
 
 
 COMMANDS = {
-    "status": Command("say whether everything is in sync, and what is not", operations.status, uses_running_demo=True),
+    "status": Command(
+        "report whether everything is in sync; the exit status is 1 if a system is down or failing",
+        operations.status,
+        uses_running_demo=True,
+    ),
     "migrate": Command(
-        "bring the database's tables and triggers up to date", setup.migrate_command, setup.migrate_arguments
+        "create or upgrade the database's tables and triggers", setup.migrate_command, setup.migrate_arguments
     ),
     "make-migration": Command(
         "write the next migration from the declared tables",
@@ -38,40 +52,40 @@ COMMANDS = {
     "capture": Command(
         "install or remove the triggers that capture changes", setup.capture_command, setup.capture_arguments
     ),
-    "relay": Command("run the relay: routes captured changes to the queues", processes.relay),
-    "worker": Command("run a worker: delivers, and applies what comes in", processes.worker),
-    "scheduler": Command("run the scheduler: the tick of every minute", processes.scheduler),
+    "relay": Command("run the relay, which publishes captured changes to the queues", processes.relay),
+    "worker": Command("run a worker, which delivers changes and applies incoming events", processes.worker),
+    "scheduler": Command("run the scheduler, which starts periodic jobs and tasks", processes.scheduler),
     "web": Command("run the panel and the webhook routes", processes.web),
-    "standalone": Command("run all four as threads of this process", processes.standalone),
+    "standalone": Command("run relay, worker, scheduler and web in one process", processes.standalone),
     "poll": Command(
-        "read now what changed in a system", operations.poll, operations.poll_arguments, uses_running_demo=True
+        "poll a system for changes now", operations.poll, operations.poll_arguments, uses_running_demo=True
     ),
-    "retry": Command("try dead letters again", operations.retry, operations.retry_arguments, uses_running_demo=True),
+    "retry": Command("retry dead letters", operations.retry, operations.retry_arguments, uses_running_demo=True),
     "backfill": Command(
-        "bring the records there are to a subscriber that is new",
+        "deliver all existing records to a subscriber",
         tasks.backfill,
         tasks.backfill_arguments,
         uses_running_demo=True,
     ),
     "reconcile": Command(
-        "compare what a system holds with what is here, field by field",
+        "compare the records of a system with the database, field by field",
         tasks.reconcile,
         tasks.reconcile_arguments,
         uses_running_demo=True,
     ),
     "check": Command(
-        "prove login, permissions and mapped fields of a system",
+        "check the login, permissions and mapped fields of a system",
         tasks.check,
         tasks.check_arguments,
         uses_running_demo=True,
     ),
     "new-subscriber": Command(
-        "write a starting file and its test for another system",
+        "write the first version of a subscriber and its test",
         new_subscriber.new_subscriber,
         new_subscriber.new_subscriber_arguments,
     ),
     "create-admin": Command(
-        "make a person who may do everything in the panel",
+        "create a user of the panel with the role admin",
         setup.create_admin,
         setup.create_admin_arguments,
         uses_running_demo=True,
@@ -81,8 +95,8 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    top = argparse.ArgumentParser(prog="./syncflow", description="Keep one SQL database and external systems the same.")
+    """Return the parser of the whole command line."""
+    top = argparse.ArgumentParser(prog="./syncflow", description="Keep one SQL database and external systems in sync.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         command.arguments(commands.add_parser(name, help=command.help, description=command.help))
@@ -90,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command; returns the exit status. What a person can mend is said without a traceback."""
+    """Run one command and return its exit status. Errors that an operator can fix are printed without a traceback."""
     chosen = parser().parse_args(arguments)
     command = COMMANDS[chosen.command]
     if command.uses_running_demo:
@@ -101,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{error}", file=sys.stderr)
         return 2
     except sa.exc.OperationalError as error:
-        print(f"DATABASE_URL: the database does not answer: {str(error.orig).strip()}", file=sys.stderr)
+        print(f"DATABASE_URL: cannot connect to the database: {str(error.orig).strip()}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         logging.getLogger(__name__).info("interrupted")

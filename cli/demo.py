@@ -1,4 +1,4 @@
-"""`./syncflow demo`: Syncflow with a Stripe-like and a Salesforce-like system, sample records and a login."""
+"""`./syncflow demo`: Syncflow with simulators of Stripe and Salesforce, sample records and a user."""
 
 from __future__ import annotations
 
@@ -34,13 +34,18 @@ from workers.runtime import build
 FOLDER = VAR / "demo"
 ADMIN = "admin@syncflow.example"
 
-#: Ports the demo systems prefer; another free one is taken where these are in use.
-STRIPE_PORT, SALESFORCE_PORT = 8420, 8443
+#: Ports of the simulators; each uses another free port if its own is taken.
+STRIPE_PORT = 8420
+SALESFORCE_PORT = 8443
 
-#: How often the demo polls Salesforce, seconds: nobody likes to wait a minute for a first impression.
+#: How often the demo polls Salesforce: more often than usual, so that a first trial does not wait a minute.
 POLL_SECONDS = 5
 
-#: Of customers.
+#: How long the hub may take to answer after its start, and a process to stop before it is killed.
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+#: Customers: name, email, phone, street, city, postal code and country.
 SAMPLES = [
     ("Ada Lovelace", "ada@analytical.example", "+44 20 7946 0018", "12 St James's Square", "London", "SW1Y 4JH", "GB"),
     ("Grace Hopper", "grace@cobol.example", "+1 202 555 0142", "1 Navy Yard", "Washington", "20374", "US"),
@@ -53,7 +58,7 @@ SAMPLES = [
 ]
 
 
-#: sku -> the other columns; prices in cents.
+#: SKU -> name and price in cents.
 PRODUCTS = {
     "LOOM-1": ("Jacquard loom, hand-threaded", 129_900),
     "CARD-100": ("Punched cards, 100 pieces", 1_450),
@@ -61,7 +66,7 @@ PRODUCTS = {
     "VISIT": ("A visit, by the hour", 12_000),
 }
 
-#: Number, the customer's place among the samples, status, days until it is due, and (sku, quantity) of its lines.
+#: Number, index of the customer in SAMPLES, status, days until it is due, and (SKU, quantity) of its lines.
 INVOICES = [
     ("R-1001", 0, "paid", 7, [("LOOM-1", 1), ("CARD-100", 5)]),
     ("R-1002", 1, "open", 14, [("VISIT", 3)]),
@@ -72,24 +77,26 @@ INVOICES = [
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """`demo [--fresh]`."""
-    parser.add_argument("--fresh", action="store_true", help="forget what an earlier demo left in var/")
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete the database and secrets of earlier demos in var/ first"
+    )
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Start it all, say what to try, and stop it all again."""
+    """Start simulators and hub, print what to try, and stop all of it at the end."""
     if chosen.fresh:
         _forget()
     FOLDER.mkdir(parents=True, exist_ok=True)
     settings = get_settings()
     if not _is_free(settings.host, settings.port):
         raise SettingsError(
-            f"PORT: {settings.port} is in use on {settings.host}; stop what listens there, or set another"
+            f"PORT: {settings.port} is in use on {settings.host}; stop the process that uses it, or set another port"
         )
     migrate(settings.database_url)
-    _refuse_a_second(settings.database_url)
+    _refuse_second_hub(settings.database_url)
     kept = _kept_secrets()
     systems: list[subprocess.Popen[str]] = []
-    asked = _stop_asked()
+    stop = _stop_on_signals()
     try:
         environment = _start_systems(systems, kept, f"http://127.0.0.1:{settings.port}")
         os.environ.update(environment)
@@ -99,17 +106,17 @@ def run(chosen: argparse.Namespace) -> int:
         where = {"DATABASE_URL": settings.database_url, "BROKER_URL": settings.broker_url}
         try:
             with demo_settings.published(environment | where):
-                if _wait_until_healthy(hub, settings.port, asked):
-                    _say(settings.port, environment, password)
-                return _wait(hub, asked)
+                if _wait_until_healthy(hub, settings.port, stop):
+                    _print_welcome(settings.port, environment, password)
+                return _wait(hub, stop)
         finally:
             _stop([hub])
     finally:
         _stop(systems)
 
 
-def _refuse_a_second(database_url: str) -> None:
-    """Two hubs in one process each on one database would both be right, and confusing."""
+def _refuse_second_hub(database_url: str) -> None:
+    """Raise SettingsError if a standalone hub of this machine runs on the database already."""
     database = Database(database_url)
     with database.read() as connection:
         names = list(connection.execute(sa.select(Process.name).where(Process.kind == "standalone")).scalars())
@@ -117,7 +124,7 @@ def _refuse_a_second(database_url: str) -> None:
     for name in names:
         host, _, pid = name.removeprefix("standalone ").rpartition(":")
         if host == socket.gethostname() and _is_alive(int(pid)):
-            raise SettingsError(f"DATABASE_URL: Syncflow is running on this database already (process {pid})")
+            raise SettingsError(f"DATABASE_URL: Syncflow already runs on this database (process {pid}); stop it first")
 
 
 def _is_alive(pid: int) -> bool:
@@ -139,7 +146,7 @@ def _forget() -> None:
 
 
 def _kept_secrets() -> dict[str, str]:
-    """Secrets of the demo, made at its first start, so that a second start carries on."""
+    """Return the secrets of the demo, made at its first start and kept for later ones."""
     path = FOLDER / "secrets.json"
     if not path.exists():
         path.touch(mode=0o600)
@@ -150,7 +157,7 @@ def _kept_secrets() -> dict[str, str]:
 
 
 def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str], hub: str) -> dict[str, str]:
-    """Start the systems nobody configured an account for; returns the settings that point at them."""
+    """Start simulators of the systems without a configured account; return the settings that point at them."""
     environment: dict[str, str] = {}
     if "api_key" not in system_options("stripe"):
         secret = f"whsec_{kept['stripe_webhook']}"
@@ -185,8 +192,8 @@ def _start_systems(systems: list[subprocess.Popen[str]], kept: Mapping[str, str]
 def _start_system(
     systems: list[subprocess.Popen[str]], port: int, module: list[str], environment: Mapping[str, str]
 ) -> str:
-    """Start one demo system, on another port where this one is taken; returns its address, which it prints first."""
-    # The second try is for a port that somebody took after we looked.
+    """Start one simulator, on another port if this one is taken; return its address, which it prints first."""
+    # The second attempt is for a port that another process took after the check.
     for chosen in (port if _is_free("127.0.0.1", port) else 0, 0):
         process = subprocess.Popen(
             [sys.executable, "-m", *module, "--port", str(chosen)],
@@ -194,14 +201,14 @@ def _start_system(
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us: we stop it when the hub is done with it
+            start_new_session=True,  # Ctrl-C must reach only us: the hub stops before its systems
         )
         systems.append(process)
         assert process.stdout is not None
         if first := process.stdout.readline().split():
-            threading.Thread(target=process.stdout.read, daemon=True).start()  # never let it block on a full pipe
+            threading.Thread(target=process.stdout.read, daemon=True).start()  # a full pipe would block the simulator
             return next(word for word in first if word.startswith("http"))
-    raise SystemExit(f"{module[0]} did not start; what it said is above")
+    raise SystemExit(f"{module[0]} did not start; see its output above")
 
 
 def _is_free(host: str, port: int) -> bool:
@@ -215,7 +222,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _prepare() -> str | None:
-    """Sample records, the poll's pace and the first admin; returns the password if one was made."""
+    """Write sample records, set the poll interval, create the first admin; return its password if it is new."""
     runtime = build()
     database = runtime.database
     with database.write() as connection:
@@ -230,7 +237,7 @@ def _prepare() -> str | None:
 
 
 def _write_samples(connection: sa.Connection) -> None:
-    """Customers, products, and invoices that point to both."""
+    """Write customers, products, and invoices that refer to both."""
     columns = ("name", "email", "phone", "street", "city", "postal_code", "country")
     customers, products, invoices = (CATALOGUES[name] for name in ("customer", "product", "invoice"))
     buyers = [customers.insert(connection, dict(zip(columns, sample, strict=True))) for sample in SAMPLES]
@@ -272,20 +279,20 @@ def _first_admin(database: Database) -> str | None:
 
 
 def _start_hub(command: list[str] | None) -> subprocess.Popen[Any]:
-    """All in one process, or with RabbitMQ the processes of the Procfile."""
+    """Start the hub: `command` in one process, or with RabbitMQ the processes of the Procfile."""
     if command:
         full = [sys.executable, str(ROOT / "syncflow"), *command]
     else:
-        # The settings read .env themselves, and let the environment win; honcho would do it the other way round.
+        # Without --env honcho would load .env over the environment; the hub's settings do the opposite.
         full = [sys.executable, "-m", "honcho", "--env", os.devnull, "start"]
     # honcho has a default port of its own.
     environment = {**os.environ, "PORT": str(get_settings().port)}
     return subprocess.Popen(full, cwd=ROOT, env=environment, start_new_session=True)
 
 
-def _wait_until_healthy(hub: subprocess.Popen[Any], port: int, asked: threading.Event) -> bool:
-    deadline = time.monotonic() + 60
-    while hub.poll() is None and not asked.is_set() and time.monotonic() < deadline:
+def _wait_until_healthy(hub: subprocess.Popen[Any], port: int, stop: threading.Event) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while hub.poll() is None and not stop.is_set() and time.monotonic() < deadline:
         try:
             if requests.get(f"http://127.0.0.1:{port}/healthz", timeout=2).ok:
                 return True
@@ -294,7 +301,7 @@ def _wait_until_healthy(hub: subprocess.Popen[Any], port: int, asked: threading.
     return False
 
 
-def _say(port: int, environment: Mapping[str, str], password: str | None) -> None:
+def _print_welcome(port: int, environment: Mapping[str, str], password: str | None) -> None:
     stripe = environment.get("STRIPE_API_BASE", "your Stripe account")
     salesforce = environment.get("SALESFORCE_INSTANCE_URL", "your Salesforce org").replace("https://", "http://")
     login = f"{ADMIN}  password  {password}" if password else f"{ADMIN} (the password was printed at the first start)"
@@ -305,31 +312,31 @@ def _say(port: int, environment: Mapping[str, str], password: str | None) -> Non
 
     Panel        http://127.0.0.1:{port}
     Log in as    {login}
-    Stripe       {stripe}   (a system like it)
-    Salesforce   {salesforce}   (a system like it)
+    Stripe       {stripe}   (simulator)
+    Salesforce   {salesforce}   (simulator)
 
   Three things to try:
 
-    1. Change a customer in the database, from outside:
+    1. Change a customer in the database:
          {_shell_line(get_settings().database_url, statement)}
-       and see it in Stripe and in Salesforce within a second.
+       Stripe and Salesforce have the change within a second.
     2. Change a customer in Stripe (open {stripe}, edit, save):
-       a webhook brings it to the database and to Salesforce, and nothing goes back to Stripe.
-    3. Change one in Salesforce (open {salesforce}):
-       a poll brings it to the database and to Stripe within {POLL_SECONDS} seconds.
+       a webhook delivers the change to the database and to Salesforce, but not back to Stripe.
+    3. Change a customer in Salesforce (open {salesforce}):
+       a poll delivers the change to the database and to Stripe within {POLL_SECONDS} seconds.
 
-  Beside it, in another terminal: ./syncflow status, ./syncflow --help
-  Ctrl-C stops everything; started again, it carries on where it stopped.
+  In another terminal: ./syncflow status, ./syncflow --help
+  Ctrl-C stops everything; the next start continues where this one stopped.
 """,
         flush=True,
     )
 
 
 def _shell_line(database_url: str, statement: str) -> str:
-    """A command that runs this statement from a shell, with what is installed here."""
+    """Return a shell command that runs this statement with the tools of this machine."""
     url = make_url(database_url)
     if url.get_backend_name() == "postgresql":
-        # A password is not for the screen: psql asks for it.
+        # No password on the screen: psql prompts for it.
         plain = url.set(drivername="postgresql", password=None).render_as_string()
         return f'psql {shlex.quote(plain)} -c "{statement}"'
     path = shlex.quote(str(url.database))
@@ -339,19 +346,19 @@ def _shell_line(database_url: str, statement: str) -> str:
     return f"python3 -c '{code}' {path} \"{statement}\""
 
 
-def _stop_asked() -> threading.Event:
-    """Set by Ctrl-C, SIGTERM or a closed terminal: nothing we started may be left behind."""
-    asked = threading.Event()
+def _stop_on_signals() -> threading.Event:
+    """Return an event set by Ctrl-C, SIGTERM or a closed terminal, so that no process is left behind."""
+    stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # started with nohup
-            signal.signal(number, lambda *_: asked.set())
-    return asked
+            signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
-def _wait(hub: subprocess.Popen[Any], asked: threading.Event) -> int:
-    while hub.poll() is None and not asked.is_set():
-        asked.wait(0.2)
-    if asked.is_set():
+def _wait(hub: subprocess.Popen[Any], stop: threading.Event) -> int:
+    while hub.poll() is None and not stop.is_set():
+        stop.wait(0.2)
+    if stop.is_set():
         print("\n  Stopping ...", flush=True)
         return 0
     return hub.returncode or 1
@@ -363,6 +370,6 @@ def _stop(processes: list[subprocess.Popen[Any]]) -> None:
             process.terminate()
     for process in processes:
         try:
-            process.wait(30)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()

@@ -1,4 +1,4 @@
-"""Commands beside a demo that runs: its systems stand in no `.env`, so it leaves its settings where they find them."""
+"""The settings of a running demo, for the other commands: the demo's systems are not in `.env`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 from settings import VAR, system_options
 
-#: Locked by the demo for as long as it runs: what one that was killed has left is not mistaken for it.
+#: The demo locks this file while it runs, so that the file of a demo that was killed is not used.
 FILE = VAR / "demo" / "running.json"
 
 
 @contextmanager
 def published(environment: Mapping[str, str]) -> Iterator[None]:
-    """Let other commands find these settings, as long as this lasts. They hold secrets of demo systems only."""
+    """Publish these settings to other commands inside the block. They hold secrets of demo systems only."""
     FILE.parent.mkdir(parents=True, exist_ok=True)
     FILE.unlink(missing_ok=True)
     FILE.touch(mode=0o600)
@@ -32,9 +32,9 @@ def published(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def join() -> None:
-    """Take the settings of the demo that runs here, if one does. What the environment or `.env` says goes before.
+    """Use the settings of the demo that runs here, if one does; the environment and `.env` take precedence.
 
-    It is left alone by whoever names another database.
+    A command that configures another database ignores the demo.
     """
     environment = _running()
     if environment is None:
@@ -46,7 +46,7 @@ def join() -> None:
     taken = {name: value for name, value in environment.items() if name.partition("_")[0] not in own}
     if taken:
         os.environ.update(taken)
-        print("A demo is running here: this goes with its settings.", file=sys.stderr)
+        print("A demo is running: using its settings.", file=sys.stderr)
 
 
 def _running() -> dict[str, str] | None:
@@ -57,6 +57,6 @@ def _running() -> dict[str, str] | None:
             except BlockingIOError:
                 found: dict[str, str] = json.loads(file.read())
                 return found
-    except (FileNotFoundError, ValueError):  # it is just beginning
+    except (FileNotFoundError, ValueError):  # the demo is starting
         pass
     return None

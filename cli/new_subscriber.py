@@ -1,4 +1,4 @@
-"""`./syncflow new-subscriber`: a starting file and its test, for whoever connects another system."""
+"""`./syncflow new-subscriber`: write the first version of a subscriber for another system, and its test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from models.catalogues import CATALOGUES, Catalogue
 from settings import ROOT
 
-#: Fields of the demo's shop, which the starting file talks to until it is told of another system.
+#: Fields of the simulated shop, which the written subscriber works with until its author changes it.
 _SHOP = ("name", "email", "phone", "note", "company")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -28,8 +28,8 @@ from subscribers.rest import RestSubscriber, RestSystem
 
 
 class $System(RestSystem):
-    # What is different in yours is an attribute here: auth, signature, ... (docs/howto/rest.md has them all).
-    event_type_field = "event"  # where its webhooks say what happened: contact.updated
+    # Set an attribute where your system differs: auth, signature, ... (docs/howto/rest.md lists them all).
+    event_type_field = "event"  # the field of its webhooks with the type of event: contact.updated
     event_time_field = "occurred_at"
 
 
@@ -39,10 +39,10 @@ class $Class(RestSubscriber):
     system_class = $System
     path = "/contacts"  # the list; a record is at /contacts/ID
     resource = "contact"  # as its webhooks call it
-    record_id_field = "external_ref"  # a field of theirs that carries our id: nothing is created twice
+    record_id_field = "external_ref"  # an external field for our id, so that no record is created twice
     match_on = $match_on  # columns that identify a record on both sides before it is linked
     poll_seconds = 60
-    field_to_data = {  # our column -> their field
+    field_to_data = {  # our column -> external field
 $fields
     }
 '''
@@ -67,7 +67,7 @@ class $System(System):
 
     def __init__(self, name: str, options: ${System}Options) -> None:
         super().__init__(name, options)
-        # A session a thread, timeouts, and errors by what to do next. `classify` adds a vendor's own codes.
+        # Http has a session for each thread, timeouts, and errors by what to do next; `classify` adds a vendor's codes.
         self.http = Http(options.url, headers={"Authorization": f"Bearer {options.token.get_secret_value()}"})
 
 
@@ -77,17 +77,17 @@ class $Class(Subscriber):
     system_class = $System
     match_on = $match_on  # columns that identify a record on both sides before it is linked
     poll_seconds = 60
-    field_to_data = {  # our column -> their field
+    field_to_data = {  # our column -> external field
 $fields
     }
 
     def create(self, item: Item) -> External:
-        # The key makes a repeated call harmless, where the system heeds one.
+        # The key makes a repeated call harmless if the system supports idempotency keys.
         data = {**item.data, "external_ref": item.record_id}
         return self.call("POST", "/contacts", json=data, headers={"Idempotency-Key": item.key})
 
     def update(self, item: Item) -> External:
-        # `changes` is what differs from what the system is known to hold, `data` all of it.
+        # `changes` holds the fields that differ from the external record as last known, `data` all fields.
         return self.call("PATCH", f"/contacts/{item.linked_id}", json=item.changes)
 
     def delete(self, item: Item) -> None:
@@ -97,12 +97,12 @@ $fields
         return self.call("GET", f"/contacts/{external_id}")
 
     def find(self, item: Item) -> External | None:
-        # Asked before a create is repeated whose answer was lost.
+        # Called before a create is retried whose answer was lost.
         body, _ = self.client.http.json("GET", "/contacts", params={"external_ref": item.record_id})
         return self.external(body["items"][0]) if body["items"] else None
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        # Oldest first; what changed exactly at the position is read again, or ties would be lost.
+        # Oldest first. Records that changed exactly at the position are read again, so that ties are not lost.
         since = (position or {}).get("since")
         while True:
             body, _ = self.client.http.json("GET", "/contacts", params={"updated_since": since, "limit": 100})
@@ -122,7 +122,7 @@ $fields
 '''
 
 _TEST = '''\
-"""The contract of $system.$catalogue, on the demo's shop until there is a simulator of the system itself."""
+"""The contract of $system.$catalogue, against the simulated shop until the system has a simulator of its own."""
 
 from simulators.simulators import ShopSimulator
 from subscribers.$system import $Class
@@ -139,13 +139,13 @@ class Test$Class(Contract):
 
 def new_subscriber_arguments(parser: argparse.ArgumentParser) -> None:
     """`new-subscriber SYSTEM.CATALOGUE [--own]`."""
-    parser.add_argument("name", help="system and catalogue, e.g. shop.customer")
-    own = "for an API that is not plain REST: with methods to write instead of attributes to set"
+    parser.add_argument("name", help="system and catalogue, such as shop.customer")
+    own = "for an API that is not plain REST: write methods instead of setting attributes"
     parser.add_argument("--own", action="store_true", help=own)
 
 
 def new_subscriber(arguments: argparse.Namespace) -> int:
-    """Write subscribers/SYSTEM.py and tests/subscribers/test_SYSTEM.py, and import the first."""
+    """Write subscribers/SYSTEM.py and tests/subscribers/test_SYSTEM.py, and import the subscriber."""
     try:
         written = write(ROOT, arguments.name, own=arguments.own)
     except ValueError as error:
@@ -153,22 +153,22 @@ def new_subscriber(arguments: argparse.Namespace) -> int:
         return 2
     system = arguments.name.partition(".")[0]
     for path in written:
-        print(f"wrote {path.relative_to(ROOT)}")
+        print(f"Wrote {path.relative_to(ROOT)}")
     test = written[1].relative_to(ROOT)
-    print(f"It talks to the demo's shop until you change it. Its test passes now: .venv/bin/python -m pytest {test}")
+    print(f"It works with a simulated shop until you change it. Its test passes: .venv/bin/python -m pytest {test}")
     settings = f"{system.upper()}_URL and {system.upper()}_TOKEN"
-    print(f"To run it, set {settings}; ./syncflow check {system} says what is missing")
+    print(f"To run it, set {settings}; ./syncflow check {system} reports what is missing")
     return 0
 
 
 def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
-    """Write the two files below `root` and the import; returns their paths.
+    """Write subscriber and test below `root`, import the subscriber, and return both paths.
 
     Raises:
-      ValueError: the name is none, there is no such catalogue, or a file is there already.
+      ValueError: the name is not SYSTEM.CATALOGUE, there is no such catalogue, or a file exists already.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r}: give system and catalogue in lower case, such as shop.customer")
+        raise ValueError(f"{name!r}: write system and catalogue in lower case, such as shop.customer")
     system, _, catalogue = name.partition(".")
     if catalogue not in CATALOGUES:
         known = ", ".join(CATALOGUES)
@@ -176,7 +176,7 @@ def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
     source, test = root / "subscribers" / f"{system}.py", root / "tests" / "subscribers" / f"test_{system}.py"
     taken = [path for path in (source, test, source.with_suffix("")) if path.exists()]
     if taken:
-        raise ValueError(f"{taken[0].relative_to(root)} is there already: add a class to it, or choose another name")
+        raise ValueError(f"{taken[0].relative_to(root)} exists already: add a class to it, or choose another name")
     words = _words(system, CATALOGUES[catalogue])
     source.write_text(Template(_OWN if own else _REST).substitute(words))
     test.write_text(Template(_TEST).substitute(words))
@@ -191,7 +191,7 @@ def _words(system: str, catalogue: Catalogue) -> Mapping[str, str]:
     match_on = ["email"] if "email" in fields else unique[:1]
     edited = [name for name in columns if name not in match_on][-1:]
     if not edited:
-        raise ValueError(f"{catalogue.name} has too few columns of text to start from: write it by hand")
+        raise ValueError(f"{catalogue.name} has too few text columns to generate a subscriber: write it by hand")
     camel = "".join(part.title() for part in system.split("_"))
     record = {name: _sample(name) for name in columns}
     return {
@@ -211,12 +211,12 @@ def _words(system: str, catalogue: Catalogue) -> Mapping[str, str]:
 
 
 def _fields(catalogue: Catalogue) -> dict[str, str]:
-    """Columns of text -> fields of the shop; first what a record cannot do without."""
+    """Return text column -> field of the shop; required columns first."""
     needed = [c for c in catalogue.table.c if not (c.nullable or c.primary_key or c.default or c.server_default)]
     if other := [column.name for column in needed if column.type.python_type is not str]:
         raise ValueError(
-            f"{catalogue.name} needs {', '.join(other)}, which the demo's shop has nothing for: write it by hand, as "
-            "subscribers/salesforce/objects.py has it"
+            f"{catalogue.name} requires {', '.join(other)}, and the simulated shop has no such field: write the "
+            "subscriber by hand, as in subscribers/salesforce/objects.py"
         )
     texts = [c for c in catalogue.table.c if isinstance(c.type, sa.String) and not c.primary_key]
     chosen: dict[str, str] = {}

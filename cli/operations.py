@@ -1,4 +1,4 @@
-"""Commands that look into the ledger or ask something of the hub: status, poll, retry."""
+"""Commands that report on the hub or operate it: status, poll, retry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.runtime import build
 
 
 def status(_arguments: argparse.Namespace) -> int:
-    """One line a system and subscriber; exit status 1 if something needs a person."""
+    """Print one line for each system and subscriber; the exit status is 1 if a system is down or failing."""
     runtime = build()
     for words in unknown_settings():
         print(words, file=sys.stderr)
@@ -26,42 +26,44 @@ def status(_arguments: argparse.Namespace) -> int:
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
     runtime.close()
     if not systems and not unconfigured:
-        print("No external system is configured. See .env.example, or run: ./syncflow demo")
+        print("No external system is configured. See .env.example, or run ./syncflow demo")
     for system in systems:
         print(f"{system.name:<14} {system.state:<8} {system.words}")
         if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
-            print(f"{'':<23} mended? ./syncflow poll {system.name} looks at once")
+            print(f"{'':<23} fixed? ./syncflow poll {system.name} tries it immediately")
         for subscriber in system.subscribers:
             print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
     if waiting.changes or waiting.inbox:
-        print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} received events")
+        print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} incoming events")
     for name in unconfigured:
-        print(f"{name:<14} off      this database has records of it, but it is not configured here")
+        print(f"{name:<14} off      the database has links to it, but it is not configured here")
     return 1 if any(system.state in ("down", "failing") for system in systems) else 0
 
 
 def _unconfigured(database: Database, known: set[str]) -> list[str]:
-    """Systems this database has worked with that the environment says nothing of."""
+    """Return the systems in the database that the environment does not configure."""
     with database.read() as connection:
         return sorted(set(connection.execute(sa.select(System.name)).scalars()) - known)
 
 
 def poll_arguments(parser: argparse.ArgumentParser) -> None:
     """`poll SYSTEM`."""
-    parser.add_argument("system", help="a system (stripe) or one subscriber (stripe.customer)")
+    parser.add_argument("system", help="a system, such as stripe, or one subscriber, such as stripe.customer")
 
 
 def poll(arguments: argparse.Namespace) -> int:
-    """Poll in this process, at once."""
+    """Poll in this process, immediately, and print how many records changed."""
     runtime = build()
     names = [n for n, s in runtime.conductor.subscribers.items() if arguments.system in (n, s.system)]
     if not names:
-        known = ", ".join(sorted(runtime.conductor.systems)) or "none is configured"
-        print(f"No system {arguments.system!r}; there are: {known}", file=sys.stderr)
+        known = ", ".join(sorted(runtime.conductor.systems)) or "none"
+        print(f"There is no system {arguments.system!r}; configured: {known}", file=sys.stderr)
         return 2
     failed = False
     for name in names:
-        runtime.conductor.breaker.probe_again(runtime.conductor.subscribers[name].system)  # a person asks: not later
+        runtime.conductor.breaker.probe_again(
+            runtime.conductor.subscribers[name].system
+        )  # an operator does not wait for the next probe
         try:
             count = runtime.conductor.poll(name)
             print(f"{name}: {count} record{'' if count == 1 else 's'}")
@@ -74,16 +76,16 @@ def poll(arguments: argparse.Namespace) -> int:
 
 def retry_arguments(parser: argparse.ArgumentParser) -> None:
     """`retry [--subscriber NAME] [--error CLASS] [--id N ...]`."""
-    parser.add_argument("--subscriber", help="only those of this subscriber, e.g. stripe.customer")
-    parser.add_argument("--error", help="only those of this kind of error, e.g. Reject")
-    parser.add_argument("--id", type=int, action="append", dest="ids", help="only this one; may be repeated")
+    parser.add_argument("--subscriber", help="only those of this subscriber, such as stripe.customer")
+    parser.add_argument("--error", help="only those with this class of error, such as Reject")
+    parser.add_argument("--id", type=int, action="append", dest="ids", help="only this dead letter; may be repeated")
 
 
 def retry(arguments: argparse.Namespace) -> int:
-    """Have dead letters tried again; says how many."""
+    """Retry dead letters, and print how many."""
     runtime = build()
     letters = DeadLetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
     count = runtime.conductor.retry(letters, by=f"{getpass.getuser()} (command line)")
     runtime.close()
-    print("1 dead letter is tried again" if count == 1 else f"{count} dead letters are tried again")
+    print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

@@ -1,6 +1,6 @@
-"""Commands that run: the fleet's four processes, or all of them as threads of one.
+"""Commands that run the hub: its four processes, or all of them as threads of one.
 
-What only the web needs (Flask, 20 MB) is loaded where it is needed, not by the others.
+Only the web process loads Flask, which takes 20 MB.
 """
 
 from __future__ import annotations
@@ -39,12 +39,11 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
     configure_logging(settings)
     if settings.standalone:
         raise SettingsError(
-            f"BROKER_URL: {kind} as a process of its own needs RabbitMQ (amqp://...); "
-            "with memory:// run ./syncflow standalone"
+            f"BROKER_URL: a {kind} process needs RabbitMQ (amqp://...); with memory://, run ./syncflow standalone"
         )
     runtime = build_when_up(settings, by_key=True)
-    for words in unknown_settings():
-        logger.warning(words)
+    for message in unknown_settings():
+        logger.warning(message)
     stop = threading.Event()
     stop_on_signals(stop)
     prepare_for_work()
@@ -52,7 +51,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
 
 
 def relay(_arguments: argparse.Namespace) -> int:
-    """Route and announce until stopped."""
+    """Publish captured changes until stopped."""
     runtime, stop, heartbeat = _start("relay")
     wait_for_broker(runtime, stop)
     Relay(runtime.conductor, runtime.settings.sweep_seconds).run(stop)
@@ -62,21 +61,21 @@ def relay(_arguments: argparse.Namespace) -> int:
 
 
 def worker(_arguments: argparse.Namespace) -> int:
-    """Work off the queues until stopped."""
+    """Process the queues until stopped."""
     runtime, stop, heartbeat = _start("worker")
     wait_for_broker(runtime, stop)
-    if not stop.is_set():  # it may have been told to stop before there was a broker
-        fleet = WorkerPool(runtime)
-        fleet.start()
+    if not stop.is_set():  # it may be stopped before the broker is up
+        pool = WorkerPool(runtime)
+        pool.start()
         stop.wait()
-        fleet.stop()
+        pool.stop()
     heartbeat.stop()
     runtime.close()
     return 0
 
 
 def scheduler(_arguments: argparse.Namespace) -> int:
-    """Tick until stopped."""
+    """Start periodic jobs and run tasks until stopped."""
     runtime, stop, heartbeat = _start("scheduler")
     wait_for_broker(runtime, stop)
     register(runtime.broker, runtime.conductor)
@@ -91,26 +90,26 @@ def _tick(runtime: Runtime, stop: threading.Event) -> None:
     tasks = threading.Thread(target=run_tasks, args=(runtime.conductor, stop), name="tasks", daemon=True)
     tasks.start()
 
-    def asked(_number: int, _frame: FrameType | None) -> None:
+    def stop_scheduler(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         ticker.wake()
 
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
+    signal.signal(signal.SIGTERM, stop_scheduler)
+    signal.signal(signal.SIGINT, stop_scheduler)
     if not stop.is_set():
         ticker.run()
     tasks.join(runtime.settings.grace_seconds)
 
 
 def web(_arguments: argparse.Namespace) -> int:
-    """Serve the panel with gunicorn, in this process's place."""
+    """Serve the panel with gunicorn, which replaces this process."""
     settings = get_settings()
     configure_logging(settings)
-    build_when_up(settings).close()  # a wrong setting is said here, once, and not by every gunicorn worker
+    build_when_up(settings).close()  # reports a wrong setting once, not once per gunicorn worker
     if settings.standalone:
-        logger.warning("BROKER_URL is memory://, so web alone delivers and polls nothing: run ./syncflow standalone")
-    for words in unknown_settings():
-        logger.warning(words)
+        logger.warning("BROKER_URL is memory://, so no process delivers or polls: run ./syncflow standalone instead")
+    for message in unknown_settings():
+        logger.warning(message)
     gunicorn = [
         sys.executable, "-m", "gunicorn", "cli.processes:application()",
         "--bind", f"{settings.host}:{settings.port}",
@@ -125,19 +124,19 @@ def web(_arguments: argparse.Namespace) -> int:
 
 
 def application() -> Any:
-    """What gunicorn serves; called in each of its workers."""
+    """Return the WSGI application; gunicorn calls this in each of its workers."""
     from panel.app import create_app  # noqa: PLC0415
 
     settings = get_settings()
     configure_logging(settings)
     runtime = build_when_up(settings)
     heartbeat = Heartbeat(runtime.database, "web").start()
-    atexit.register(heartbeat.stop)  # gunicorn's workers end like any program, but have no end of ours
+    atexit.register(heartbeat.stop)  # the workers' main program is gunicorn's
     return create_app(runtime.conductor, settings)
 
 
 def _web_server(runtime: Runtime) -> Any:
-    """The panel and the webhook routes, for a thread of this process."""
+    """Return a server of the panel and the webhook routes, to run in a thread."""
     from panel.app import create_app  # noqa: PLC0415
     from panel.http_server import threaded_server  # noqa: PLC0415
 
@@ -146,18 +145,18 @@ def _web_server(runtime: Runtime) -> Any:
 
 
 def standalone(_arguments: argparse.Namespace) -> int:
-    """Web, relay, workers and scheduler in one process, over the in-process broker."""
+    """Run web, relay, workers and scheduler in one process, over the in-process broker."""
     settings = get_settings()
     configure_logging(settings)
     runtime = build(settings)
-    for words in unknown_settings():
-        logger.warning(words)
+    for message in unknown_settings():
+        logger.warning(message)
     stop = threading.Event()
     heartbeat = Heartbeat(runtime.database, "standalone").start()
     server = _web_server(runtime)
     prepare_for_work()
-    fleet = WorkerPool(runtime)
-    fleet.start()
+    pool = WorkerPool(runtime)
+    pool.start()
     threads = [
         threading.Thread(target=server.serve_forever, name="web", daemon=True),
         threading.Thread(
@@ -169,7 +168,7 @@ def standalone(_arguments: argparse.Namespace) -> int:
     logger.info("listening on http://%s:%d", settings.host, server.port)
     _tick(runtime, stop)
     server.shutdown()
-    fleet.stop()
+    pool.stop()
     for thread in threads:
         thread.join(settings.grace_seconds)
     heartbeat.stop()

@@ -15,11 +15,15 @@ from settings import ROOT, SettingsError, get_settings
 
 def migrate_arguments(parser: argparse.ArgumentParser) -> None:
     """`migrate [--to REVISION]`."""
-    parser.add_argument("--to", default="head", help="an older revision to go back to, or base (default: the newest)")
+    parser.add_argument(
+        "--to",
+        default="head",
+        help="the revision to downgrade to, or base for an empty database (default: upgrade to the newest)",
+    )
 
 
 def migrate_command(arguments: argparse.Namespace) -> int:
-    """Upgrade, or go back; the capture triggers follow."""
+    """Upgrade or downgrade the database, and install the capture triggers again."""
     try:
         migrate(get_settings().database_url, arguments.to)
     except UnknownRevision as error:
@@ -47,15 +51,15 @@ def make_migration_command(arguments: argparse.Namespace) -> int:
 
 def capture_arguments(parser: argparse.ArgumentParser) -> None:
     """`capture install|remove`."""
-    parser.add_argument("action", choices=["install", "remove"])
+    parser.add_argument("action", choices=["install", "remove"], help="install all capture triggers, or remove them")
 
 
 def capture_command(arguments: argparse.Namespace) -> int:
-    """Create or drop the triggers; says which."""
+    """Create or drop the capture triggers, and print their names."""
     database = Database(get_settings().database_url)
     try:
         if arguments.action == "install" and not is_current(database):
-            raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
+            raise SettingsError("DATABASE_URL: the tables of this database are not up to date; run ./syncflow migrate")
         work = capture.install if arguments.action == "install" else capture.remove
         with database.write() as connection:
             names = work(connection)
@@ -68,12 +72,12 @@ def capture_command(arguments: argparse.Namespace) -> int:
 
 
 def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
-    """`create-admin EMAIL`; the password is asked for, or read from SYNCFLOW_PASSWORD."""
-    parser.add_argument("email")
+    """`create-admin EMAIL`; the command prompts for the password, or reads it from SYNCFLOW_PASSWORD."""
+    parser.add_argument("email", help="the user's address; the password is read from a prompt, or SYNCFLOW_PASSWORD")
 
 
 def create_admin(arguments: argparse.Namespace) -> int:
-    """Make an admin. The password never stands on the command line, where other users could read it."""
+    """Create an admin. The password is no argument: other users of the machine can read command lines."""
     from panel.auth.accounts import create_user  # noqa: PLC0415 - workers and the relay need no Flask
 
     settings = get_settings()
@@ -82,7 +86,7 @@ def create_admin(arguments: argparse.Namespace) -> int:
         try:
             password = getpass.getpass("Password: ")
         except EOFError:
-            print("No password: nobody can be asked here. Set SYNCFLOW_PASSWORD.", file=sys.stderr)
+            print("There is no terminal to prompt for a password: set SYNCFLOW_PASSWORD.", file=sys.stderr)
             return 1
     database = Database(settings.database_url)
     try:

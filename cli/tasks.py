@@ -1,4 +1,4 @@
-"""Commands that bring a subscriber's records together: backfill, reconcile, and check before either."""
+"""Commands that run a task to its end: backfill, reconcile; and check, which comes before both."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from tqdm import tqdm
 from models.ledger import Process
 from workers.runtime import HEARTBEAT_SECONDS, Runtime, build
 
-#: Seconds between two looks at how far a task is.
-_LOOK_EVERY = 0.2
+#: Seconds between two reads of a task's progress.
+_PROGRESS_INTERVAL_SECONDS = 0.2
 
 
 def backfill_arguments(parser: argparse.ArgumentParser) -> None:
     """`backfill SUBSCRIBER [--where COLUMN=VALUE ...] [--background]`."""
-    parser.add_argument("subscriber", help="e.g. stripe.customer")
-    where = "only records whose column has this value; may be repeated, and then all must hold"
+    parser.add_argument("subscriber", help="the subscriber, such as stripe.customer")
+    where = "only records whose column has this value; if repeated, all conditions must be met"
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
-    parser.add_argument("--background", action="store_true", help="begin it and return; the panel shows how far it is")
+    parser.add_argument(
+        "--background", action="store_true", help="start the task and return; the panel shows its progress"
+    )
 
 
 def backfill(arguments: argparse.Namespace) -> int:
-    """Bring the records there are to a subscriber. Interrupted, it is stopped; given again, it goes on."""
+    """Deliver all existing records to a subscriber. Ctrl-C stops the task; the same command continues it."""
     where: dict[str, str] = {}
     for pair in arguments.where:
         column, equals, value = pair.partition("=")
         if not equals or column in where:
-            print(f"--where {pair}: give COLUMN=VALUE, each column once", file=sys.stderr)
+            print(f"--where {pair}: write COLUMN=VALUE, with each column once", file=sys.stderr)
             return 2
         where[column] = value
     runtime = build()
@@ -41,14 +43,16 @@ def backfill(arguments: argparse.Namespace) -> int:
 
 def reconcile_arguments(parser: argparse.ArgumentParser) -> None:
     """`reconcile SUBSCRIBER [--repair] [--background]`."""
-    parser.add_argument("subscriber", help="e.g. stripe.customer")
-    repair = "bring together what drifted apart: theirs is merged in, ours is sent"
+    parser.add_argument("subscriber", help="the subscriber, such as stripe.customer")
+    repair = "resolve the differences: merge the system's changes, and deliver the database's"
     parser.add_argument("--repair", action="store_true", help=repair)
-    parser.add_argument("--background", action="store_true", help="begin it and return; the panel shows how far it is")
+    parser.add_argument(
+        "--background", action="store_true", help="start the task and return; the panel shows its progress"
+    )
 
 
 def reconcile(arguments: argparse.Namespace) -> int:
-    """Compare what a system holds with what is here; exit status 1 if they differ."""
+    """Compare the records of a system with the database; the exit status is 1 if they differ."""
     runtime = build()
     return _run(
         runtime,
@@ -59,15 +63,17 @@ def reconcile(arguments: argparse.Namespace) -> int:
 
 
 def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any, *, sends: bool = True) -> int:
-    """Begin a task and follow it; `sends`: what it finds is then sent by a worker."""
+    """Start a task and follow it to its end. `sends`: a worker delivers what the task finds."""
     by = f"{getpass.getuser()} (command line)"
     try:
         task_id = start(by)
         if arguments.background:
-            print(f"task #{task_id} is begun")
+            print(f"Started task #{task_id}")
             return 0
         if sends and not _is_alive(runtime):
-            print("No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.")
+            print(
+                "No worker is running, so nothing is delivered yet: start ./syncflow standalone, or ./syncflow worker."
+            )
         return _follow(runtime, task_id, by)
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -77,16 +83,16 @@ def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any, *, sends: 
 
 
 def _follow(runtime: Runtime, task_id: int, by: str) -> int:
-    """Work along and show how far it is, until it has ended."""
+    """Run steps of a task and show its progress until it ends."""
     tasks = runtime.conductor.tasks
     task = tasks.get(task_id)
     pause = threading.Event()
     try:
         with tqdm(total=task.total, initial=task.done, unit="", disable=not sys.stderr.isatty()) as bar:
             while task.state in ("running", "stopping"):
-                # Whoever is first does the next step, under the task's lease: this process or the scheduler.
+                # This process or the scheduler runs the next step: the one that gets the task's lease.
                 if not tasks.run_some():
-                    pause.wait(_LOOK_EVERY)
+                    pause.wait(_PROGRESS_INTERVAL_SECONDS)
                 task = tasks.get(task_id)
                 bar.total = task.total  # the first step has counted it
                 bar.set_description_str(task.message or "", refresh=False)
@@ -95,10 +101,10 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
         if (task := tasks.get(task_id)).state == "running":
             tasks.stop(task_id, by)
             of = "" if task.total is None else f" of {task.total}"
-            print(f"\nstopped at {task.done}{of}; the same command goes on from there")
+            print(f"\nStopped at {task.done}{of}; run the same command to continue")
         return 130
     for record_id, external_id, field, ours, theirs in (task.position or {}).get("examples", []):
-        print(f"record {record_id}, there {external_id}: {field}: here {ours!r}, there {theirs!r}")
+        print(f"record {record_id}, external record {external_id}: {field}: ours {ours!r}, theirs {theirs!r}")
     print(f"{task.state}: {task.message}" if task.state != "done" else task.message)
     return 0 if task.state == "done" and not task.failed else 1
 
@@ -114,17 +120,17 @@ def _is_alive(runtime: Runtime) -> bool:
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
     """`check [SYSTEM]`."""
-    parser.add_argument("system", nargs="?", help="a system (stripe); all that are configured, if left out")
+    parser.add_argument("system", nargs="?", help="a system, such as stripe (default: all configured systems)")
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Say what works and what is missing; exit status 1 when something is. Changes nothing."""
+    """Print what works and what is missing; the exit status is 1 if anything is. Changes nothing."""
     runtime = build()
     wrong = 0
     try:
         systems = [arguments.system] if arguments.system else sorted(runtime.conductor.systems)
         if not systems:
-            print("No external system is configured. See .env.example, or run: ./syncflow demo")
+            print("No external system is configured. See .env.example, or run ./syncflow demo")
         for system in systems:
             for name, findings in runtime.conductor.check(system).items():
                 print(name)
@@ -137,5 +143,5 @@ def check(arguments: argparse.Namespace) -> int:
     finally:
         runtime.close()
     if wrong:
-        print(f"{wrong} {'thing needs' if wrong == 1 else 'things need'} to be mended")
+        print(f"Fix {wrong} {'problem' if wrong == 1 else 'problems'}")
     return 1 if wrong else 0

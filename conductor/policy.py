@@ -40,10 +40,10 @@ class Policy:
             audit_days=settings.audit_days,
         )
 
-    def backoff(self, call_safely: int) -> float:
+    def backoff(self, attempt: int) -> float:
         """Seconds to wait after the attempt of this number failed: doubling, with jitter, so that
         records that failed together do not come back together."""
-        pause = min(self.retry_min * 2.0 ** min(call_safely - 1, _DOUBLINGS), self.retry_max)
+        pause = min(self.retry_min * 2.0 ** min(attempt - 1, _DOUBLINGS), self.retry_max)
         return pause * random.uniform(0.75, 1.25)
 
     def probe(self, failures: int) -> float:

@@ -88,7 +88,7 @@ def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bo
         raise BadFile(f"is none of {', '.join(FORMATS)}")
     with path.open("rb") as raw:
         start = raw.read(4)
-    encoding = next((name for gettext_noop, name in _BOMS if start.startswith(gettext_noop)), encoding)
+    encoding = next((name for mark, name in _BOMS if start.startswith(mark)), encoding)
     try:
         # Bytes that are no text are marked, so that they cost their row and not the file.
         with path.open(encoding=encoding, errors="surrogateescape", newline="" if format == "csv" else None) as file:

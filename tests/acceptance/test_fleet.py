@@ -151,7 +151,7 @@ def test_a_record_stripe_refuses_waits_for_a_person_and_its_neighbour_does_not(f
     assert fleet.stripe.customer(neighbour)
 
     again = fleet.syncflow("retry", "--subscriber", "stripe.customer")
-    assert (again.returncode, again.stdout) == (0, "1 dead letter is tried again\n"), again.stderr
+    assert (again.returncode, again.stdout) == (0, "Retrying 1 dead letter\n"), again.stderr
     eventually(lambda: fleet.stripe.customer(refused))
     fleet.sql.settled()
     assert fleet.sql.one("SELECT count(*) FROM dead_letter WHERE closed_at IS NULL") == 0

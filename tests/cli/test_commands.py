@@ -226,9 +226,9 @@ def test_status_says_what_waits_and_what_needs_a_person(run: Run, sqlite_url: st
 def test_poll_of_nobody_we_know(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("poll", "nosuch")
-    assert done.returncode == 2 and "No system 'nosuch'; there are: none is configured" in done.stderr
+    assert done.returncode == 2 and "There is no system 'nosuch'; configured: none" in done.stderr
     done = run("poll", "nosuch", **STRIPE)
-    assert done.returncode == 2 and "there are: stripe" in done.stderr
+    assert done.returncode == 2 and "configured: stripe" in done.stderr
 
 
 def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> None:
@@ -248,10 +248,10 @@ def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
             error = "Retry" if number == 3 else "Reject"
             letter = {"subscriber": "stripe.customer", "error": error, "fingerprint": "f", "message": "no"}
             c.execute(sa.insert(DeadLetter).values(**letter, id=number, record_id=str(number), link_id=key))
-    assert run("retry", "--subscriber", "shop.customer").stdout == "0 dead letters are tried again\n"
-    assert run("retry", "--id", "1").stdout.startswith("1 dead letter")
-    assert run("retry", "--error", "Retry").stdout.startswith("1 dead letter")
-    assert run("retry").stdout.startswith("3 dead letters")
+    assert run("retry", "--subscriber", "shop.customer").stdout == "Retrying 0 dead letters\n"
+    assert run("retry", "--id", "1").stdout == "Retrying 1 dead letter\n"
+    assert run("retry", "--error", "Retry").stdout == "Retrying 1 dead letter\n"
+    assert run("retry").stdout == "Retrying 3 dead letters\n"
     with database.read() as c:
         assert c.execute(sa.select(sa.func.count()).select_from(Link).where(Link.dead_at.is_not(None))).scalar() == 0
     database.close()
@@ -348,7 +348,7 @@ def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url
         stripe.add({"name": name, "email": f"{name}@x.example"})
     done = run("backfill", "stripe.customer", **settings(stripe))
     assert done.returncode == 0 and done.stdout.splitlines() == [
-        "No worker runs on this database, so nothing is sent: start ./syncflow standalone, or the fleet.",
+        "No worker is running, so nothing is delivered yet: start ./syncflow standalone, or ./syncflow worker.",
         "0 sent, 2 were there already",
     ]
     done = run("reconcile", "stripe.customer", **settings(stripe))
@@ -356,7 +356,7 @@ def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url
     stripe.edit(stripe.ids()[0], {"name": "Ada Lovelace"})
     done = run("reconcile", "stripe.customer", **settings(stripe))
     assert done.returncode == 1 and done.stdout.splitlines()[-2:] == [
-        f"record 1, there {stripe.ids()[0]}: name: here 'ada', there 'Ada Lovelace'",
+        f"record 1, external record {stripe.ids()[0]}: name: ours 'ada', theirs 'Ada Lovelace'",
         "1 record differs: name 1",
     ]
 
@@ -374,9 +374,9 @@ def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
 
         patch.setattr(TaskRunner, "run_some", interrupted)
         done = run("backfill", "stripe.customer", "--where", "name=ada", **settings(stripe))
-    assert done.returncode == 130 and "stopped at 0 of 1; the same command goes on from there" in done.stdout
+    assert done.returncode == 130 and "Stopped at 0 of 1; run the same command to continue" in done.stdout
     done = run("backfill", "stripe.customer", "--where", "name=ada", "--background", **settings(stripe))
-    assert (done.returncode, done.stdout) == (0, "task #1 is begun\n")
+    assert (done.returncode, done.stdout) == (0, "Started task #1\n")
 
 
 def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
@@ -384,7 +384,7 @@ def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: Strip
     for arguments, words in (
         (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),
         (("backfill", "stripe.customer", "--where", "land=DE"), "customer has no column 'land'"),
-        (("backfill", "stripe.customer", "--where", "country"), "give COLUMN=VALUE, each column once"),
+        (("backfill", "stripe.customer", "--where", "country"), "write COLUMN=VALUE, with each column once"),
         (("reconcile", "stripe.thing"), "no subscriber 'stripe.thing'"),
         (("check", "stipe"), "no system 'stipe'; there are: stripe"),
     ):
@@ -401,7 +401,7 @@ def test_check_says_what_is_missing(run: Run, sqlite_url: str, stripe: StripeSim
     stripe.fail(401, times=50)
     done = run("check", **settings(stripe))
     assert done.returncode == 1 and "  wrong the login does not work" in done.stdout
-    assert "to be mended" in done.stdout.splitlines()[-1] and stripe.KEY not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Fix ") and stripe.KEY not in done.stdout
 
 
 def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,36 +410,36 @@ def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypa
     shutil.copy(ROOT / "subscribers/__init__.py", tmp_path / "subscribers")
     monkeypatch.setattr("cli.new_subscriber.ROOT", tmp_path)
     done = run("new-subscriber", "acme.product", "--own")
-    assert done.returncode == 0 and "wrote subscribers/acme.py" in done.stdout
+    assert done.returncode == 0 and "Wrote subscribers/acme.py" in done.stdout
     assert (tmp_path / "tests/subscribers/test_acme.py").exists()
     assert len((tmp_path / "subscribers/acme.py").read_text().splitlines()) <= 100
     for name, words in (
-        ("acme.customer", "subscribers/acme.py is there already"),
-        ("Acme", "give system and catalogue in lower case"),
-        ("../x.customer", "give system and catalogue in lower case"),
+        ("acme.customer", "subscribers/acme.py exists already"),
+        ("Acme", "write system and catalogue in lower case"),
+        ("../x.customer", "write system and catalogue in lower case"),
         ("acme.thing", "no catalogue 'thing'; there are customer"),
-        ("books.invoice", "invoice needs customer_id"),
+        ("books.invoice", "invoice requires customer_id"),
     ):
         done = run("new-subscriber", name)
         assert done.returncode == 2 and words in done.stderr
 
 
-# --- beside a demo ------------------------------------------------------------------------------------------
+# --- while a demo runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def beside_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def demo_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_settings, "FILE", tmp_path / "demo" / "running.json")
 
 
-@pytest.mark.usefixtures("beside_var")
-def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("demo_var")
+def test_commands_use_the_settings_of_a_running_demo(run: Run, sqlite_url: str, tmp_path: Path) -> None:
     migrate(sqlite_url)
     with StripeSimulator() as stripe:
         options = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
         with demo_settings.published({"DATABASE_URL": sqlite_url, "BROKER_URL": "memory://", **options}):
             done = run("status")
-            assert "stripe" in done.stdout and "A demo is running here" in done.stderr
+            assert "stripe" in done.stdout and "A demo is running" in done.stderr
             another = f"sqlite:///{tmp_path / 'another.db'}"
             migrate(another)
             done = run("status", DATABASE_URL=another)
@@ -454,27 +454,25 @@ def test_beside_a_demo_commands_go_with_its_settings(run: Run, sqlite_url: str, 
         assert "it is not configured here" in run("status").stdout
 
 
-# --- what is mistyped ---------------------------------------------------------------------------------------
+# --- mistyped names ---------------------------------------------------------------------------------------
 
 
-def test_names_in_env_that_nobody_reads_are_told(run: Run, sqlite_url: str, tmp_path: Path) -> None:
+def test_unknown_names_in_env_are_reported(run: Run, sqlite_url: str, tmp_path: Path) -> None:
     migrate(sqlite_url)
     lines = ["STRIPE_API_KEY=", "STRPE_API_KEY=sk", "LEASE_SECOND=1", "SYNCFLOW_VAR=x", "POSTGRES_PASSWORD=s3cret"]
     tmp_path.joinpath(".env").write_text("\n".join(lines))
     assert run("status").stderr.splitlines() == [
-        "STRPE_API_KEY: it stands in .env, but there is no such setting; was STRIPE_API_KEY meant?",
-        "LEASE_SECOND: it stands in .env, but there is no such setting; was LEASE_SECONDS meant?",
-        "SYNCFLOW_VAR: it is read from the environment only, not from .env",
-        "POSTGRES_PASSWORD: it stands in .env, but there is no such setting",
+        "STRPE_API_KEY: is in .env, but there is no such setting; did you mean STRIPE_API_KEY?",
+        "LEASE_SECOND: is in .env, but there is no such setting; did you mean LEASE_SECONDS?",
+        "SYNCFLOW_VAR: set it in the environment; it has no effect in .env",
+        "POSTGRES_PASSWORD: is in .env, but there is no such setting",
     ]
 
 
 def test_a_file_of_systems_that_is_missing_says_where_it_was_looked_for(run: Run) -> None:
     done = run("status", SYNCFLOW_SYSTEMS="nothing.toml")
     assert done.returncode == 2
-    assert done.stderr == (
-        f"SYNCFLOW_SYSTEMS: there is no such file; a path that does not begin with / is taken from {ROOT}\n"
-    )
+    assert done.stderr == (f"SYNCFLOW_SYSTEMS: there is no such file; a relative path starts at {ROOT}\n")
 
 
 #: A folder as a system.
@@ -493,15 +491,15 @@ name = "name"
 """
 
 
-def test_a_folder_that_was_mended_is_looked_at_at_once(sqlite_url: str, tmp_path: Path) -> None:
-    """Also while the hub would leave the system alone for a while."""
+def test_a_folder_that_was_fixed_is_polled_immediately(sqlite_url: str, tmp_path: Path) -> None:
+    """Also during the pause before the next probe."""
     migrate(sqlite_url)
     systems = tmp_path / "systems.toml"
     systems.write_text(FOLDER)
     variables = {"SYNCFLOW_SYSTEMS": str(systems), "ERP_FOLDER": str(tmp_path / "erp"), "DATABASE_URL": sqlite_url}
     assert process("poll", "erp", **variables).returncode == 1
     done = process("status", **variables)
-    assert done.returncode == 1 and "mended? ./syncflow poll erp looks at once" in done.stdout
+    assert done.returncode == 1 and "fixed? ./syncflow poll erp tries it immediately" in done.stdout
     tmp_path.joinpath("erp").mkdir()
     assert process("poll", "erp", **variables).returncode == 0
     assert process("status", **variables).returncode == 0
@@ -511,5 +509,5 @@ def test_comparing_needs_no_worker(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     with StripeSimulator() as stripe:
         variables = {f"STRIPE_{name}".upper(): str(value) for name, value in stripe.options().items()}
-        assert "No worker runs" not in run("reconcile", "stripe.customer", **variables).stdout
-        assert "No worker runs" in run("reconcile", "stripe.customer", "--repair", **variables).stdout
+        assert "No worker is running" not in run("reconcile", "stripe.customer", **variables).stdout
+        assert "No worker is running" in run("reconcile", "stripe.customer", "--repair", **variables).stdout
