@@ -381,7 +381,7 @@ class _Filler:
         self._rows(AuditEntry, count, {
             "at": self._at("i", count),
             "who": self._one_of(who, "i / 7"),
-            "action": self._one_of(["record.edit", "letter.retry", "system.pause", "export", "conflict.settle"], "i"),
+            "action": self._one_of(["record.edit", "dead_letter.retry", "system.pause", "export"], "i"),
             "target": f"'customer ' || {_text('i')}",
             "details": self._json("'{\"before\":{\"city\":\"London\"},\"after\":{\"city\":\"Vienna\"}}'"),
         })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Commands that report on the hub or operate it: status, poll, retry."""
+"""Commands that report on the hub or operate it: status, poll, push, retry."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from models.session import Database
 from subscribers.errors import SyncError
 from subscribers.unknown_settings import unknown_settings
 from workers.runtime import build
+
+
+def operator() -> str:
+    """Return the name of the operator for the audit trail."""
+    return f"{getpass.getuser()} (command line)"
 
 
 def status(_arguments: argparse.Namespace) -> int:
@@ -52,7 +57,7 @@ def poll_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def poll(arguments: argparse.Namespace) -> int:
-    """Poll in this process, immediately, and print how many records changed."""
+    """Poll in this process, even while the system is down, and print how many records changed."""
     runtime = build()
     names = [n for n, s in runtime.conductor.subscribers.items() if arguments.system in (n, s.system)]
     if not names:
@@ -61,17 +66,38 @@ def poll(arguments: argparse.Namespace) -> int:
         return 2
     failed = False
     for name in names:
-        runtime.conductor.breaker.probe_again(
-            runtime.conductor.subscribers[name].system
-        )  # an operator does not wait for the next probe
         try:
-            count = runtime.conductor.poll(name)
+            count = runtime.conductor.systems.poll_now(name, operator(), runtime.conductor.poll)
             print(f"{name}: {count} record{'' if count == 1 else 's'}")
         except SyncError as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)
     runtime.close()
     return 1 if failed else 0
+
+
+def push_arguments(parser: argparse.ArgumentParser) -> None:
+    """`push CATALOGUE ID [--unsubscribe NAME,NAME]`."""
+    parser.add_argument("catalogue", help="e.g. customer")
+    parser.add_argument("id", help="the record's key")
+    unsubscribe = "systems or subscribers that do not get it, separated by commas"
+    parser.add_argument("--unsubscribe", default="", metavar="NAME,NAME", help=unsubscribe)
+
+
+def push(arguments: argparse.Namespace) -> int:
+    """Have a record delivered, as if it had just changed. The relay and the workers do it."""
+    runtime = build()
+    names = [name.strip() for name in arguments.unsubscribe.split(",") if name.strip()]
+    try:
+        runtime.conductor.push(arguments.catalogue, arguments.id, unsubscribe=names, by=operator())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        runtime.close()
+    exceptions = f", except to {', '.join(names)}" if names else ""
+    print(f"{arguments.catalogue} {arguments.id} is pushed{exceptions}")
+    return 0
 
 
 def retry_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +111,7 @@ def retry(arguments: argparse.Namespace) -> int:
     """Retry dead letters, and print how many."""
     runtime = build()
     letters = DeadLetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
-    count = runtime.conductor.retry(letters, by=f"{getpass.getuser()} (command line)")
+    count = runtime.conductor.retry(letters, by=operator())
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import sys
 import threading
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from tqdm import tqdm
 
+from cli.operations import operator
 from models.ledger import Process
 from workers.runtime import HEARTBEAT_SECONDS, Runtime, build
 
@@ -64,7 +64,7 @@ def reconcile(arguments: argparse.Namespace) -> int:
 
 def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any, *, sends: bool = True) -> int:
     """Start a task and follow it to its end. `sends`: a worker delivers what the task finds."""
-    by = f"{getpass.getuser()} (command line)"
+    by = operator()
     try:
         task_id = start(by)
         if arguments.background:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
+from conductor.conflicts import ConflictResolution
 from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
 from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
-from conductor.desk import Desk
 from conductor.inward.applying import InboundApplier
 from conductor.inward.inbox import Inward
 from conductor.links.relations import Relations
@@ -30,6 +30,7 @@ from conductor.systems.caller import SystemCaller
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import Limits
 from conductor.systems.connection_check import Checking, Finding
+from conductor.systems.control import SystemControl
 from conductor.systems.delete_guard import DeleteGuard
 from conductor.tasks.backfill import Backfill
 from conductor.tasks.check_connection import Connection
@@ -40,11 +41,14 @@ from conductor.tasks.resend_records import Resending
 from conductor.tasks.resolve_conflicts import Alike
 from conductor.tasks.retry_dead_letters import Retrying
 from conductor.tasks.runner import TaskRunner
+from conductor.unsubscriptions import Unsubscriptions
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber
 from subscribers.mapping.mapper import Mapper
-from subscribers.system import System
+
+#: Who pushed a record, in the audit trail, where a program of the database's owner did.
+API = "API"
 
 
 class Conductor:
@@ -73,7 +77,10 @@ class Conductor:
         )
         applying = InboundApplier(self.context, self.relations, self.guard)
         self.inward = Inward(self.context, self.breaker, self.mappings, self.letters, applying, self.guard, self.limits)
-        self.desk = Desk(self.context, self.breaker, self.mappings, self.relations)
+        self.systems = SystemControl(self.context, self.breaker)
+        self.unsubscriptions = Unsubscriptions(self.context)
+        self.conflicts = ConflictResolution(self.context, self.mappings, self.relations)
+        self.records = Records(self.context)
         self.previews = Previews(self.context, self.mappings, self.relations)
         self.throughput = ThroughputCounter(self.context)
         self.schedule = JobScheduler(self.context, self.throughput)
@@ -81,8 +88,7 @@ class Conductor:
         self.retrying = Retrying(self.context, self.letters, self.tasks)
         self.discarding = Discarding(self.context, self.letters, self.tasks)
         self.replaying = Replaying(self.context, self.tasks)
-        self.editing = Records(self.context)
-        self.alike = Alike(self.context, self.desk, self.tasks)
+        self.alike = Alike(self.context, self.conflicts, self.tasks)
         self.resending = Resending(self.context, self.mappings, self.relations, self.tasks)
         self.caller = SystemCaller(self.context, self.breaker, self.limits)
         self.filling = Backfill(self.context, self.mappings, self.letters, applying, self.caller, self.tasks)
@@ -110,11 +116,6 @@ class Conductor:
         """The connected subscribers by name."""
         return self.context.subscribers
 
-    @property
-    def systems(self) -> dict[str, System]:
-        """The connected systems by name."""
-        return self.context.systems
-
     # --- outward ------------------------------------------------------------------------------------
 
     def relay(self) -> int:
@@ -129,9 +130,9 @@ class Conductor:
         """Bring these records of one subscriber up to date. See `Outward.deliver`."""
         self.outward.deliver(subscriber, record_ids)
 
-    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = ()) -> int:
-        """Ask directly for a record to be synced to all but these. See `Desk.push`."""
-        return self.desk.push(catalogue, record_id, unsubscribe)
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = (), by: str = API) -> int:
+        """Deliver a record to all its subscribers except these. See `Records.push`."""
+        return self.records.push(catalogue, record_id, unsubscribe, by)
 
     # --- inward -------------------------------------------------------------------------------------
 
@@ -182,16 +183,20 @@ class Conductor:
         return self.discarding.start(letters, by, reason)
 
     def pause(self, system: str, by: str, reason: str) -> None:
-        """Stop a system. See `Desk.pause`."""
-        self.desk.pause(system, by, reason)
+        """Until its callers are moved: `systems.pause`."""
+        self.systems.pause(system, by, reason)
 
     def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
-        """Start it again. See `Desk.resume`."""
-        self.desk.resume(system, by, allow_deletes=allow_deletes)
+        """Until its callers are moved: `systems.resume`."""
+        self.systems.resume(system, by, allow_deletes=allow_deletes)
 
     def poll_soon(self, subscriber: str, by: str) -> None:
-        """Have a subscriber polled. See `Desk.poll_soon`."""
-        self.desk.poll_soon(subscriber, by)
+        """Until its callers are moved: `systems.poll_now`."""
+        self.systems.poll_now(subscriber, by)
+
+    def missed(self, unsubscription_id: int) -> int:
+        """Until its callers are moved: `unsubscriptions.missed`."""
+        return self.unsubscriptions.missed(unsubscription_id)
 
     def unsubscribe(
         self,
@@ -202,20 +207,16 @@ class Conductor:
         reason: str,
         by: str,
     ) -> int:
-        """Make an unsubscription. See `Desk.unsubscribe`."""
-        return self.desk.unsubscribe(target, operation, record_ids, until, reason, by)
-
-    def missed(self, unsubscription_id: int) -> int:
-        """How many records one has kept back. See `Desk.missed`."""
-        return self.desk.missed(unsubscription_id)
+        """Until its callers are moved: `unsubscriptions.create`."""
+        return self.unsubscriptions.create(target, operation, record_ids, until, reason, by)
 
     def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
-        """Remove one; how many records are brought over. See `Desk.lift`."""
-        return self.desk.lift(unsubscription_id, by, bring=bring)
+        """Until its callers are moved: `unsubscriptions.lift`."""
+        return self.unsubscriptions.lift(unsubscription_id, by, deliver=bring)
 
     def settle_conflict(self, conflict_id: int, choice: Literal["ours", "theirs"], by: str) -> None:
-        """Decide a conflict. See `Desk.settle_conflict`."""
-        self.desk.settle_conflict(conflict_id, choice, by)
+        """Until its callers are moved: `conflicts.resolve`."""
+        self.conflicts.resolve(conflict_id, choice, by)
 
     def settle_alike(self, subscriber: str, path: str, choice: Literal["ours", "theirs"], by: str) -> int:
         """Decide all conflicts of one field alike, as a task. See `Alike.start`."""

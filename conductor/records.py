@@ -1,28 +1,29 @@
-"""Editing a record by hand: where mending the data is what mends a dead letter.
+"""What an operator does with a record: edit it, push it to its subscribers.
 
-The edit is written like any program's: without an origin, so that it is captured and flows to every system.
+An edit has no origin, like any program's write: it is captured and delivered to every system.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.unsubscriptions import require_target
 from i18n import gettext
 from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Change, Link
 from subscribers.mapping.coercion import coerce
 from subscribers.mapping.values import same
 
-#: What a form can hold in one field.
+#: Types of columns that one field of a form can hold.
 _EDITABLE = (str, int, float, bool)
 
 
 class EditRefused(Exception):
-    """The edit was not made; `problems` are the words per column."""
+    """A typed value does not fit; `problems` says why, by column. Nothing was written."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"{name}: {text}" for name, text in problems.items()))
@@ -30,7 +31,7 @@ class EditRefused(Exception):
 
 
 class EditConflict(Exception):
-    """Somebody else changed these columns meanwhile: name -> its value by now, as a form shows it."""
+    """These columns changed after the form was shown: name -> current value, as a form shows it."""
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         names = ", ".join(moved)
@@ -39,7 +40,7 @@ class EditConflict(Exception):
 
 
 def editable(catalogue: Catalogue) -> list[sa.Column[Any]]:
-    """The columns a person may edit: plain values, but not the key and not what points to other records."""
+    """Return the columns an operator may edit: plain values, but neither the key nor references to other records."""
     return [
         column
         for column in catalogue.table.c
@@ -51,10 +52,10 @@ def editable(catalogue: Catalogue) -> list[sa.Column[Any]]:
 
 
 def read_value(column: sa.Column[Any], text: str) -> Any:
-    """What a person typed, as the column takes it; empty means no value.
+    """Return typed text as a value of the column; empty text means no value.
 
     Raises:
-      ValueError: it does not fit; the message says why.
+      ValueError: it does not fit; the message gives the reason.
     """
     kind = column.type.python_type
     if text == "":
@@ -70,29 +71,27 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
 
 
 class Records:
-    """Changes records on a person's behalf."""
+    """Edits and pushes records; each action writes its audit row."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def edit(self, catalogue: str, record_id: str, typed: Mapping[str, str], seen: Mapping[str, str], by: str) -> int:
-        """Set these columns as a person typed them; returns how many have changed.
+        """Set these columns to the typed values; return how many changed.
 
-        `seen` is what the form showed: a column that has another value by now is not overwritten.
+        `seen` holds the values that the form showed: a column that has changed since is not overwritten.
 
         Raises:
           ValueError: there is no such record.
           EditRefused: a value does not fit.
-          EditConflict: the record was changed meanwhile.
+          EditConflict: one of these columns has changed since.
         """
         about = CATALOGUES[catalogue]
         columns = {column.name: column for column in editable(about)}
         with self.context.database.write() as connection:
             record = about.read(connection, [record_id], lock=True).get(record_id)
             if record is None:
-                raise ValueError(
-                    gettext("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id)
-                )
+                raise ValueError(_no_record(catalogue, record_id))
             values = self._values(columns, record, typed, seen)
             if values:
                 before = {name: record[name] for name in values}
@@ -102,27 +101,41 @@ class Records:
                 )
         return len(values)
 
-    def sync(self, catalogue: str, record_id: str, by: str) -> None:
-        """Have a record looked at by all its subscribers, as if it had just changed.
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str], by: str) -> int:
+        """Have a record delivered to all its subscribers except these, as if it had just changed.
+
+        Return the id of the change row, which takes the same way as a captured change.
 
         Raises:
-          ValueError: there is no such record.
+          ValueError: there is no such catalogue or record, or no such system or subscriber to unsubscribe.
         """
+        names = list(unsubscribe)
+        for name in names:
+            require_target(self.context, name)
         with self.context.database.write() as connection:
-            exists = record_id in CATALOGUES[catalogue].read(connection, [record_id])
-            linked = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.like(f"%.{catalogue}"))
-            if not exists and connection.execute(linked.limit(1)).first() is None:
-                raise ValueError(
-                    gettext("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id)
-                )
-            change = {
-                "catalogue": catalogue,
-                "record_id": record_id,
-                "operation": "updated",
-                "at": self.context.clock(),
-            }
-            connection.execute(sa.insert(Change).values(**change))
-            self.context.audit(connection, by, "record.sync", f"{catalogue} {record_id}")
+            if not self._is_known(connection, catalogue, record_id):
+                raise ValueError(_no_record(catalogue, record_id))
+            change = sa.insert(Change).values(
+                catalogue=catalogue,
+                record_id=record_id,
+                operation="updated",
+                unsubscribe=",".join(names) or None,
+                at=self.context.clock(),
+            )
+            number = connection.execute(change.returning(Change.id)).scalar_one()
+            details = {"unsubscribe": names} if names else {}
+            self.context.audit(connection, by, "record.push", f"{catalogue} {record_id}", **details)
+        return int(number)
+
+    @staticmethod
+    def _is_known(connection: sa.Connection, catalogue: str, record_id: str) -> bool:
+        """Return whether there is such a record, or a link that outlived it: its deletion may still be pending."""
+        if catalogue not in CATALOGUES:
+            return False
+        if read_record(connection, CATALOGUES[catalogue], record_id) is not None:
+            return True
+        linked = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.like(f"%.{catalogue}"))
+        return connection.execute(linked.limit(1)).first() is not None
 
     @staticmethod
     def _values(
@@ -150,8 +163,23 @@ class Records:
         return values
 
 
+def _no_record(catalogue: str, record_id: str) -> str:
+    return gettext("there is no {catalogue} {record_id}", catalogue=catalogue, record_id=record_id)
+
+
+def read_record(connection: sa.Connection, catalogue: Catalogue, record_id: str) -> Record | None:
+    """Return the record with this id; None if there is none, or no such id is possible."""
+    try:
+        key = catalogue.key_of(record_id)
+    except (ValueError, ArithmeticError):
+        return None
+    if isinstance(key, int) and not -(2**63) <= key < 2**63:
+        return None
+    return catalogue.read(connection, [record_id]).get(record_id)
+
+
 def as_typed(value: Any) -> str:
-    """A column's value as a form shows it."""
+    """Return a column's value as a form shows it."""
     if value is None:
         return ""
     if isinstance(value, bool):

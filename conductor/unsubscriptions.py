@@ -1,72 +1,117 @@
-"""Unsubscriptions: the rules that stop data flowing, looked at when something is about to be sent."""
+"""Unsubscriptions: an operator creates and lifts the rules that keep records from a system or subscriber."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
 
+from conductor.context import Context
+from conductor.links import state
 from i18n import gettext
-from models.ledger import Unsubscription, UnsubscriptionRecord
+from models.counting import DISPLAY_LIMIT
+from models.ledger import Link, Unsubscription, UnsubscriptionRecord
+
+#: What an unsubscription may cover; without an operation it covers all of them.
+_OPERATIONS = ("create", "update", "delete")
+
+#: The width of the column that holds a record's id.
+_LONGEST_RECORD_ID = 64
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One unsubscription in force, with the records of the batch at hand that it covers."""
+def require_target(context: Context, name: str) -> None:
+    """Check that a name to unsubscribe is a connected system or subscriber.
 
-    id: int
-    operation: str | None
-    listed_only: bool
-    records: frozenset[str]
-    words: str
-
-    def covers(self, operation: str, record_id: str) -> bool:
-        """Whether it stops this operation on this record. Archiving counts as deleting."""
-        kind = "delete" if operation == "archive" else operation
-        return self.operation in (None, kind) and (not self.listed_only or record_id in self.records)
+    Raises:
+      ValueError: it is neither.
+    """
+    targets = {*context.subscribers, *context.systems}
+    if name not in targets:
+        known = ", ".join(sorted(targets))
+        raise ValueError(gettext("no system or subscriber {name!r}; there are: {known}", name=name, known=known))
 
 
-def in_force(connection: sa.Connection, targets: Iterable[str], record_ids: Iterable[str], now: datetime) -> list[Rule]:
-    """The rules of these targets (a system and its subscriber) that are in force now."""
-    rows = connection.execute(
-        sa.select(Unsubscription.__table__)
-        .where(Unsubscription.target.in_(list(targets)))
-        .where(sa.or_(Unsubscription.until.is_(None), Unsubscription.until > now))
-        .order_by(Unsubscription.id)
-    ).all()
-    listed = [row.id for row in rows if row.listed_only]
-    covered: dict[int, set[str]] = {rule: set() for rule in listed}
-    if listed:
-        found = connection.execute(
-            sa.select(UnsubscriptionRecord.unsubscription_id, UnsubscriptionRecord.record_id)
-            .where(UnsubscriptionRecord.unsubscription_id.in_(listed))
-            .where(UnsubscriptionRecord.record_id.in_(list(record_ids)))
-        )
-        for rule, record in found:
-            covered[rule].add(record)
-    return [
-        Rule(row.id, row.operation, row.listed_only, frozenset(covered.get(row.id, ())), _words(row)) for row in rows
-    ]
+class Unsubscriptions:
+    """Creates and lifts unsubscriptions; each action writes its audit row."""
 
+    def __init__(self, context: Context) -> None:
+        self.context = context
 
-def standing(connection: sa.Connection, rules: Collection[int]) -> set[int]:
-    """Those of these rules that are not lifted, until the commit: who lifts one after it sees what it covered."""
-    if not rules:
-        return set()
-    stand = sa.select(Unsubscription.id).where(Unsubscription.id.in_(rules)).order_by(Unsubscription.id)
-    return set(connection.execute(stand.with_for_update(read=True)).scalars())
+    def create(
+        self,
+        target: str,
+        operation: str | None,
+        record_ids: Sequence[str] | None,
+        until: datetime | None,
+        reason: str,
+        by: str,
+    ) -> int:
+        """Keep records (all, or these), for one operation or all, from a system or subscriber; return the rule's id.
 
+        Raises:
+          ValueError: the target or the operation does not exist, the end is in the past, or the list of records is
+            empty or holds an id that is too long.
+        """
+        self._check(target, operation, record_ids, until)
+        with self.context.database.write() as connection:
+            rule = connection.execute(
+                sa.insert(Unsubscription)
+                .values(
+                    target=target,
+                    operation=operation,
+                    listed_only=record_ids is not None,
+                    until=until,
+                    reason=reason,
+                    created_at=self.context.clock(),
+                    created_by=by,
+                )
+                .returning(Unsubscription.id)
+            ).scalar_one()
+            if record_ids is not None:
+                rows = [{"unsubscription_id": rule, "record_id": r} for r in dict.fromkeys(record_ids)]
+                connection.execute(sa.insert(UnsubscriptionRecord), rows)
+            details = {"operation": operation, "records": record_ids and len(record_ids), "reason": reason}
+            self.context.audit(connection, by, "unsubscription.create", f"#{rule} {target}", **details)
+        return int(rule)
 
-def _words(row: sa.Row[tuple[object, ...]]) -> str:
-    until = gettext("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
-    inside = ", ".join(part for part in (row.reason, until) if part)
-    if inside:
-        return gettext("unsubscription #{number} ({inside}) covers it", number=row.id, inside=inside)
-    return gettext("unsubscription #{number} covers it", number=row.id)
+    def _check(
+        self, target: str, operation: str | None, record_ids: Sequence[str] | None, until: datetime | None
+    ) -> None:
+        require_target(self.context, target)
+        if operation is not None and operation not in _OPERATIONS:
+            raise ValueError(
+                gettext("no operation {operation!r}; there are create, update and delete", operation=operation)
+            )
+        if record_ids is not None and not record_ids:
+            raise ValueError(gettext("the list of records is empty"))
+        if long := next((r for r in record_ids or () if len(r) > _LONGEST_RECORD_ID), None):
+            raise ValueError(gettext("{start}... is too long for a record's id", start=long[:20]))
+        if until is not None and until <= self.context.clock():
+            raise ValueError(gettext("the end lies in the past"))
 
+    def missed(self, unsubscription_id: int) -> int:
+        """Return how many records a rule has kept back, up to `DISPLAY_LIMIT`."""
+        with self.context.database.read() as connection:
+            kept = sa.select(Link.unsubscription_id).where(Link.unsubscription_id == unsubscription_id)
+            some = kept.limit(DISPLAY_LIMIT).subquery()
+            return int(connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
 
-def names(text: str | None) -> set[str]:
-    """A writer's own unsubscribe list as it stands in a change: names separated by commas."""
-    return {part.strip() for part in (text or "").split(",") if part.strip()}
+    def lift(self, unsubscription_id: int, by: str, *, deliver: bool = False) -> int:
+        """Remove a rule; return how many of the records it kept back are delivered now.
+
+        With `deliver` that is all of them; without it, each is delivered with its next change.
+
+        Raises:
+          ValueError: there is no such rule.
+        """
+        with self.context.database.write() as connection:
+            rule = Unsubscription.id == unsubscription_id
+            target = connection.execute(sa.delete(Unsubscription).where(rule).returning(Unsubscription.target)).scalar()
+            if target is None:
+                raise ValueError(gettext("there is no unsubscription #{number}", number=unsubscription_id))
+            now = self.context.clock()
+            kept_back = state.release_unsubscribed(connection, unsubscription_id, now, deliver=deliver)
+            count = kept_back if deliver else 0
+            self.context.audit(connection, by, "unsubscription.lift", f"#{unsubscription_id} {target}", delivered=count)
+        return int(count)

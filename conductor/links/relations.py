@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
-from conductor.unsubscriptions import standing
+from conductor.links.rules import lock_rules
 from i18n import gettext
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
@@ -126,7 +126,7 @@ class Relations:
                 return Verdict(Reject(f"it and {what} wait for one another"))
             return Verdict(parent=parent.id, announce=(name, wait.record_id))
         if parent.unsubscription_id is not None:
-            if not standing(connection, [parent.unsubscription_id]):
+            if not lock_rules(connection, [parent.unsubscription_id]):
                 return Verdict(announce=(subscriber.name(), link.record_id))  # it is being lifted
             skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from conductor.links.leases import is_held
-from conductor.unsubscriptions import Rule
+from conductor.links.rules import Rule
 from models.ledger import Link
 
 #: The condition for links that are owed a change and are no dead letters.

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links.relations import Related, Relations, our_side
+from conductor.links.rules import in_force
 from conductor.mappings.store import MappingRefused, Mappings, mapper_of
-from conductor.unsubscriptions import in_force
 from i18n import gettext
 from models.catalogues import Record
 from models.ledger import Link
@@ -185,7 +185,7 @@ class Previews:
         targets = (subscriber.system, name)
         for rule in in_force(connection, targets, [record_id], self.context.clock()):
             if rule.covers("update", record_id) or rule.covers("create", record_id):
-                notes.append(f"{rule.words[0].upper()}{rule.words[1:]}.")
+                notes.append(f"{rule.reason[0].upper()}{rule.reason[1:]}.")
         return notes
 
 

@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from conductor.context import UNKNOWN_TIME, Context, new_token
 from conductor.links import in_doubt, leases, overwrites
 from conductor.links.relations import Relations, our_side
+from conductor.links.rules import in_force
 from conductor.mappings.store import Mappings
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Claim, Plan, changed, make_claim, make_item
 from conductor.outward.record_budget import RecordBudget, Yielded
@@ -28,7 +29,6 @@ from conductor.outward.results import FollowUp, ResultWriter
 from conductor.systems.circuit_breaker import BREAKER_COLUMNS, CircuitBreaker, Permit
 from conductor.systems.concurrency import Limits, Slot, Stopping
 from conductor.systems.delete_guard import DeleteGuard
-from conductor.unsubscriptions import in_force
 from models.base import UtcDateTime
 from models.bulk import as_list, in_param, version_of
 from models.ledger import Conflict, Link, Mapping, System, Unsubscription
@@ -325,7 +325,7 @@ class Outward:
             plan.rule = next((r for r in batch.rules if r.covers(plan.operation, plan.claim.record_id)), None)
             if plan.rule is not None:
                 plan.error = None
-                plan.settle("skipped", plan.rule.words)
+                plan.settle("skipped", plan.rule.reason)
 
     def _choose(self, subscriber: Subscriber, plan: Plan, batch: Batch, mapper: Mapper) -> None:
         claim = plan.claim

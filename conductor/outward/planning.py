@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 
 from conductor.links.relations import Related
+from conductor.links.rules import Rule
 from conductor.systems.circuit_breaker import Permit
-from conductor.unsubscriptions import Rule
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.errors import SyncError

@@ -16,10 +16,10 @@ from conductor.links import overwrites, state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, WaitsFor
+from conductor.links.rules import lock_rules
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Batch, Plan
 from conductor.redaction import redact, reply_text, secrets_in
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.unsubscriptions import standing
 from models.bulk import in_values, insert_many
 from models.history import newest_delivery
 from models.ledger import Delivery, Link, System
@@ -131,7 +131,7 @@ class ResultWriter:
     @staticmethod
     def _look_at_rules(connection: sa.Connection, plans: list[Plan]) -> None:
         """What an unsubscription covered that was lifted meanwhile is not skipped: who lifted it saw no such link."""
-        stand = standing(connection, {plan.rule.id for plan in plans if plan.rule is not None})
+        stand = lock_rules(connection, {plan.rule.id for plan in plans if plan.rule is not None})
         for plan in plans:
             if plan.rule is not None and plan.rule.id not in stand:
                 plan.rule, plan.lifted = None, True

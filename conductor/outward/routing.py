@@ -21,8 +21,8 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import leases, state
+from conductor.links.rules import unsubscribed_names
 from conductor.links.status import PENDING
-from conductor.unsubscriptions import names
 from models.ledger import Change, Delivery, Inbox, Link, SyncContext, System
 from models.query_hints import no_index, range_equals
 from subscribers.base import Subscriber
@@ -141,7 +141,7 @@ class Routing:
         """None: the subscriber is owed the change. Else why not; empty for what needs no record."""
         if change.origin == subscriber.system:
             return ""  # it came from there; the inward delivery tells the story
-        if {subscriber.system, subscriber.name()} & names(change.unsubscribe):
+        if {subscriber.system, subscriber.name()} & unsubscribed_names(change.unsubscribe):
             return f"the writer's unsubscribe list: {change.unsubscribe}"
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.records import read_record
 from conductor.reports.pages import STRETCH
 from i18n import gettext
 from models import search
@@ -58,7 +59,7 @@ def find(connection: sa.Connection, text: str) -> Found:
 
 
 def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
-    record = _read(connection, catalogue, text)
+    record = read_record(connection, catalogue, text)
     return [_hit(catalogue, record, gettext("id"))] if record else []
 
 
@@ -121,13 +122,3 @@ def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any
 def _hit(catalogue: Catalogue, record: Any, found_by: str) -> Hit:
     label = record.get(catalogue.label) or ""
     return Hit(catalogue.name, str(record[catalogue.key.name]), str(label), found_by)
-
-
-def _read(connection: sa.Connection, catalogue: Catalogue, record_id: str) -> dict[str, Any] | None:
-    try:
-        key = catalogue.key_of(record_id)
-    except (ValueError, ArithmeticError):
-        return None
-    if isinstance(key, int) and not -(2**63) <= key < 2**63:
-        return None
-    return catalogue.read(connection, [record_id]).get(record_id)

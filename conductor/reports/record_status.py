@@ -14,9 +14,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.rules import Rule, in_force
 from conductor.links.status import LinkStatus, State, covering_rule, state_of
 from conductor.reports.timeline import _of, _rows
-from conductor.unsubscriptions import Rule, in_force
 from i18n import gettext, ngettext
 from models.history import newest_delivery, waiting_since
 from models.ledger import DeadLetter, Link, System, Unsubscription
@@ -145,7 +145,7 @@ def _dead(case: _Case) -> RecordStatus:
 
 def _skipped(case: _Case) -> RecordStatus:
     if (rule := case.status.rule) is not None:
-        return case.says(gettext("not sent: {why}", why=rule.words), rule=rule.id)
+        return case.says(gettext("not sent: {why}", why=rule.reason), rule=rule.id)
     number = case.link.unsubscription_id
     words = gettext(
         "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
@@ -234,7 +234,7 @@ def _synced(case: _Case) -> RecordStatus:
     since = _timed(gettext("up to date since {time}", time=_TIME), case.link.synced_at)
     if (rule := case.status.rule) is None:
         return case.says(*since)
-    words = gettext("; what changes from now on is not sent: {why}", why=rule.words)
+    words = gettext("; what changes from now on is not sent: {why}", why=rule.reason)
     return case.says(*since, words, rule=rule.id)
 
 

@@ -113,7 +113,7 @@ class CircuitBreaker:
         with self.context.database.write() as connection:
             return connection.execute(statement).rowcount == 1
 
-    def probe_again(self, name: str) -> None:
+    def probe_now(self, name: str) -> None:
         """The next prober may go at once: a person wants to know."""
         self._let_probe(name)
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from conductor.conflicts import ConflictResolution
 from conductor.context import Context
-from conductor.desk import Desk
 from conductor.tasks.runner import Step, TaskRunner
 from models.ledger import Conflict
 
@@ -21,9 +21,9 @@ PAGE = 50
 class Alike:
     """Does the steps of `settle` tasks. The argument is `{"path": field, "choice": "ours" or "theirs"}`."""
 
-    def __init__(self, context: Context, desk: Desk, tasks: TaskRunner) -> None:
+    def __init__(self, context: Context, conflicts: ConflictResolution, tasks: TaskRunner) -> None:
         self.context = context
-        self.desk = desk
+        self.conflicts = conflicts
         self.tasks = tasks
         tasks.register(SETTLE, self.step)
 
@@ -56,7 +56,7 @@ class Alike:
         succeeded, failed = task.succeeded, task.failed
         for number in ids:
             try:
-                self.desk.settle_conflict(number, argument["choice"], task.by)
+                self.conflicts.resolve(number, argument["choice"], task.by)
                 succeeded += 1
             except ValueError:
                 failed += 1

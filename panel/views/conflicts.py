@@ -98,7 +98,7 @@ class Conflicts(PanelView):
             abort(404)
         for number, choice in choices.items():
             try:
-                self.conductor.settle_conflict(number, _checked(choice), self.current_email)
+                self.conductor.conflicts.resolve(number, _checked(choice), self.current_email)
             except ValueError as error:
                 return redirect_error(
                     gettext("Conflict #{number} is not settled: {error}.", number=number, error=error),

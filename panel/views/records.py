@@ -9,9 +9,9 @@ import sqlalchemy as sa
 from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
-from conductor.records import EditConflict, EditRefused, as_typed, editable
+from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
 from conductor.reports import record_status, timeline
-from conductor.reports.record_search import Found, _read, find
+from conductor.reports.record_search import Found, find
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter
@@ -39,7 +39,7 @@ class Records(PanelView):
         about = _catalogue(catalogue)
         names = [name for name, s in self.conductor.subscribers.items() if s.catalogue == catalogue]
         with self.conductor.database.read() as connection:
-            record = _read(connection, about, record_id)
+            record = read_record(connection, about, record_id)
             record_statuses = record_status.record_statuses(
                 self.conductor.context, connection, catalogue, record_id, exists=record is not None
             )
@@ -63,7 +63,7 @@ class Records(PanelView):
     def edit(self, catalogue: str, record_id: str) -> str:
         about = _catalogue(catalogue)
         with self.conductor.database.read() as connection:
-            record = _read(connection, about, record_id)
+            record = read_record(connection, about, record_id)
         if record is None:
             abort(404)
         typed = {column.name: as_typed(record[column.name]) for column in editable(about)}
@@ -78,7 +78,7 @@ class Records(PanelView):
         seen = {n: request.form[f"was.{n}"].replace("\r\n", "\n") for n in names if f"was.{n}" in request.form}
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            count = self.conductor.editing.edit(catalogue, record_id, typed, seen, self.current_email)
+            count = self.conductor.records.edit(catalogue, record_id, typed, seen, self.current_email)
         except EditRefused as error:
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
@@ -97,7 +97,7 @@ class Records(PanelView):
         _catalogue(catalogue)
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            self.conductor.editing.sync(catalogue, record_id, self.current_email)
+            self.conductor.push(catalogue, record_id, by=self.current_email)
         except ValueError as error:
             return redirect_error(f"{error}.", here)
         return redirect_success(gettext("Every system is asked to take it now; what differs there is sent."), here)

@@ -76,7 +76,7 @@ class Systems(PanelView):
         reason = form_field("reason")
         if not reason:
             return redirect_error(gettext("Say why, for whoever finds it paused."), url_for("systems.index"))
-        self.conductor.pause(system, self.current_email, reason)
+        self.conductor.systems.pause(system, self.current_email, reason)
         return redirect_success(
             gettext("{system} is paused. Its changes wait until it is resumed.", system=system),
             url_for("systems.index"),
@@ -86,7 +86,7 @@ class Systems(PanelView):
     def resume(self, system: str) -> Response:
         self._known(system)
         meant = form_field("deletes") == "yes"
-        self.conductor.resume(system, self.current_email, allow_deletes=meant)
+        self.conductor.systems.resume(system, self.current_email, allow_deletes=meant)
         words = (
             gettext("{system} is resumed, and its deletes flow for an hour.", system=system)
             if meant
@@ -105,7 +105,7 @@ class Systems(PanelView):
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
             abort(404)
-        self.conductor.poll_soon(subscriber, self.current_email)
+        self.conductor.systems.poll_now(subscriber, self.current_email)
         return redirect_success(
             gettext("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index")
         )

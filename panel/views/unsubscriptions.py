@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
+from conductor import in_force
 from conductor.reports.pages import PAGE
-from conductor.unsubscriptions import in_force
 from i18n import gettext, gettext_noop
 from models import search
 from models.base import utcnow
@@ -75,7 +75,7 @@ class Unsubscriptions(PanelView):
             records=listed[:_SHOWN],
             more=len(listed) > _SHOWN,
             now=utcnow(),
-            missed=self.conductor.missed(number),
+            missed=self.conductor.unsubscriptions.missed(number),
             operations=OPERATIONS,
         )
 
@@ -128,7 +128,7 @@ class Unsubscriptions(PanelView):
         if problems:
             return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
         try:
-            number = self.conductor.unsubscribe(
+            number = self.conductor.unsubscriptions.create(
                 target, operation or None, found.ids if wants_list else None, until, reason, self.current_email
             )
         except ValueError as error:
@@ -142,7 +142,7 @@ class Unsubscriptions(PanelView):
         if known is None:
             abort(404)
         if form_field("bring") == "yes":
-            brought = self.conductor.lift(number, self.current_email, bring=True)
+            brought = self.conductor.unsubscriptions.lift(number, self.current_email, deliver=True)
             return redirect_success(
                 gettext(
                     "Unsubscription #{number} is lifted; {brought:,} records are on their way.",
@@ -151,7 +151,7 @@ class Unsubscriptions(PanelView):
                 ),
                 url_for(".index"),
             )
-        self.conductor.lift(number, self.current_email)
+        self.conductor.unsubscriptions.lift(number, self.current_email)
         words = gettext(
             "Unsubscription #{number} is lifted. What it kept back flows with each record's next change.", number=number
         )

@@ -21,7 +21,7 @@ from cli import COMMANDS, demo_settings, main
 from conductor.tasks.runner import TaskRunner
 from models import capture
 from models.catalogues import Customer
-from models.ledger import Change, DeadLetter, Link
+from models.ledger import AuditEntry, Change, DeadLetter, Link
 from models.schema import is_current, migrate
 from models.session import Database
 from settings import ROOT, Settings, get_settings
@@ -257,6 +257,35 @@ def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
     database.close()
 
 
+def test_push_delivers_a_record_except_to_the_unsubscribed(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+    customers(sqlite_url, "Ada")
+    done = run("push", "customer", "1", "--unsubscribe", "stripe, stripe.customer", **settings(stripe))
+    assert (done.returncode, done.stdout) == (0, "customer 1 is pushed, except to stripe, stripe.customer\n")
+    with Database(sqlite_url).read() as c:
+        change = c.execute(sa.select(Change.catalogue, Change.record_id, Change.operation, Change.unsubscribe)).one()
+        entry = c.execute(sa.select(AuditEntry.who, AuditEntry.action, AuditEntry.target, AuditEntry.details)).one()
+    assert tuple(change) == ("customer", "1", "updated", "stripe,stripe.customer")
+    assert entry.who.endswith(" (command line)")
+    assert tuple(entry)[1:] == ("record.push", "customer 1", {"unsubscribe": ["stripe", "stripe.customer"]})
+
+
+@pytest.mark.parametrize(
+    "given,reason",
+    [
+        (["customer", "7"], "there is no customer 7"),
+        (["customer", "x"], "there is no customer x"),
+        (["client", "1"], "there is no client 1"),
+        (["customer", "1", "--unsubscribe", "strpe"], "no system or subscriber 'strpe'; there are: stripe, "),
+    ],
+)
+def test_push_refuses_what_does_not_exist(
+    run: Run, sqlite_url: str, stripe: StripeSimulator, given: list[str], reason: str
+) -> None:
+    customers(sqlite_url, "Ada")
+    done = run("push", *given, **settings(stripe))
+    assert done.returncode == 2 and done.stderr.startswith(reason)
+
+
 def test_create_admin(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("create-admin", "ann@example.org", SYNCFLOW_PASSWORD="correct horse battery staple")
@@ -267,11 +296,14 @@ def test_create_admin(run: Run, sqlite_url: str) -> None:
 
 # --- what a person can mend is said without a traceback ---------------------------------------------------
 
-NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "retry"]
+NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "push", "retry"]
+
+
+GIVEN = {"poll": ["stripe"], "push": ["customer", "1"], "capture": ["install"], "create-admin": ["ann@x.org"]}
 
 
 def arguments(name: str) -> list[str]:
-    return [name, *{"poll": ["stripe"], "capture": ["install"], "create-admin": ["ann@x.org"]}.get(name, [])]
+    return [name, *GIVEN.get(name, [])]
 
 
 @pytest.mark.parametrize("name", NEEDS_TABLES)

@@ -265,7 +265,7 @@ def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: Wor
     (task,) = w.conductor.tasks.list("settle")
     assert (task.state, task.succeeded, task.failed) == ("done", 2, 1)
     assert f'href="/tasks/{task.id}"' in client.get("/conflicts/").text
-    trail = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.settle"))
+    trail = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.resolve"))
     assert [row.who for row in trail] == ["operator@example.com"] * 2
 
 
