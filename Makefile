@@ -44,6 +44,15 @@ lint: setup-dev ## check style and formatting
 types: setup-dev ## check types
 	@$(PY) -m mypy
 
+.PHONY: docs
+docs: setup-dev ## build the documentation as a site in var/site, and fail on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "var/site/index.html"
+
+.PHONY: reference
+reference: setup-dev ## write docs/reference from the code: settings, commands, errors, metrics, messages
+	@$(PY) scripts/reference
+
 .PHONY: fmt
 fmt: setup-dev ## format the code and fix what can be fixed
 	@$(PY) -m ruff check --fix-only .

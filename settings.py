@@ -30,67 +30,108 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """The hub's own settings; each field is the environment variable of the same name in upper case."""
+    """The hub's own settings; each field is the environment variable of the same name in upper case.
 
-    model_config = SettingsConfigDict(env_file=ROOT / ".env", extra="ignore", env_ignore_empty=True)
+    The text below a field is its description in docs/reference/settings.md.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=ROOT / ".env", extra="ignore", env_ignore_empty=True, use_attribute_docstrings=True
+    )
 
     database_url: str = Field(f"sqlite:///{VAR / 'syncflow.sqlite3'}", validate_default=True)
-    #: `memory://` (queues within one process) or an amqp(s):// URL of RabbitMQ.
+    """The database: `sqlite:///path` or `postgresql://user@host/database`."""
+
     broker_url: str = "memory://"
-    #: Signs sessions; standalone generates one, a fleet needs the same for all processes.
+    """`memory://` runs everything as threads of one process. `amqp://user:password@host:port/vhost` uses RabbitMQ."""
+
     secret_key: SecretStr | None = None
-    #: Address and port of the panel and the webhook routes.
+    """Signs sessions. Standalone creates one in `var/`; separate processes need the same one for all."""
+
     host: str = "127.0.0.1"
+    """The address on which the panel and the webhook routes listen."""
+
     port: int = Field(8000, ge=0, le=65535)
+    """The port on which the panel and the webhook routes listen."""
 
-    #: RabbitMQ queue type: `classic` (any broker) or `quorum` (a cluster).
-    queue_type: str = Field("classic", pattern="^(classic|quorum)$")
-    #: Address of RabbitMQ's management plugin, http://host:15672. The panel links to it and reads queue figures
-    #: from it, with the login in this address or else that of BROKER_URL.
-    rabbitmq_management_url: str = ""
-    #: Threads for each system in a worker process, and so its concurrent calls.
-    worker_threads: int = Field(8, ge=1)
-
-    #: How long a worker's lease on a record lasts before another worker may take it over, seconds.
-    lease_seconds: float = Field(60.0, gt=0)
-    #: Age at which a notification of pending work is published again if its queue is empty, seconds.
-    stale_seconds: float = Field(30.0, gt=0)
-    #: How often the relay searches for due retries and stalled work, seconds.
-    sweep_seconds: float = Field(1.0, gt=0)
-    #: Failed attempts after which a change of a record becomes a dead letter.
-    max_attempts: int = Field(8, ge=1)
-    #: The pause before the first retry and the longest pause, seconds; it doubles with each attempt, with jitter.
-    retry_min_seconds: float = Field(2.0, gt=0)
-    retry_max_seconds: float = Field(3600.0, gt=0)
-    #: The pause before a system that is down is probed first, and the longest pause, seconds; it doubles too.
-    probe_min_seconds: float = Field(2.0, gt=0)
-    probe_max_seconds: float = Field(60.0, gt=0)
-    #: How long a stopping process may take to finish its current work, seconds.
-    grace_seconds: float = Field(20.0, gt=0)
-
-    #: A TOML file that declares systems and their subscribers, in addition to those in the code.
-    syncflow_systems: Path | None = None
-    #: How long finished history (changes, deliveries, events, closed dead letters) and audit entries are kept, days.
-    history_days: int = Field(90, ge=1)
-    audit_days: int = Field(730, ge=1)
-
-    #: A bearer token for monitoring systems that read /metrics; empty: only users who are logged in may.
-    metrics_token: SecretStr | None = None
-
-    #: Enables two-factor login and encrypts its secrets.
-    totp_secret: SecretStr | None = Field(None, min_length=32)
-    #: Login with OpenID Connect: the provider's address, and the id and secret of this client. All three or none.
-    oidc_issuer: str = ""
-    oidc_client_id: str = ""
-    oidc_client_secret: SecretStr | None = Field(None, validate_default=True)
-    #: The claim with a user's role (a name or a list of them), and the role of users without one.
-    oidc_role_claim: str = ""
-    oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
+    behind_proxy: bool = False
+    """Set it behind an HTTPS proxy: cookies are sent over HTTPS only, and `X-Forwarded-*` headers are trusted."""
 
     log_format: str = Field("console", pattern="^(console|json)$")
+    """`console`, or `json` for production."""
+
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
-    #: Behind an HTTPS proxy: cookies are sent over HTTPS only, and X-Forwarded-* headers are trusted.
-    behind_proxy: bool = False
+    """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
+
+    metrics_token: SecretStr | None = None
+    """A bearer token for `/metrics`. Without it only users with a login can read the metrics."""
+
+    syncflow_systems: Path | None = None
+    """A TOML file that declares systems and their subscribers. A relative path starts in Syncflow's folder."""
+
+    queue_type: str = Field("classic", pattern="^(classic|quorum)$")
+    """The type of RabbitMQ's queues: `classic`, or `quorum` on a cluster."""
+
+    rabbitmq_management_url: str = ""
+    """The address of RabbitMQ's management plugin, such as `http://host:15672`. The panel links to it and reads the
+    queues' figures there, with the login in this address or else that of `BROKER_URL`."""
+
+    worker_threads: int = Field(8, ge=1)
+    """Threads of a worker process for each system: how many calls to it may run at the same time."""
+
+    lease_seconds: float = Field(60.0, gt=0)
+    """How long a worker may hold a record before another one may take it over."""
+
+    stale_seconds: float = Field(30.0, gt=0)
+    """How old the last notification of a pending record must be before the sweep repeats it, if the queue is empty."""
+
+    sweep_seconds: float = Field(1.0, gt=0)
+    """How often the relay looks for due retries and stalled records."""
+
+    max_attempts: int = Field(8, ge=1)
+    """Attempts to deliver a change before it becomes a dead letter."""
+
+    retry_min_seconds: float = Field(2.0, gt=0)
+    """The pause after the first failed attempt. Each further pause is twice as long, with jitter."""
+
+    retry_max_seconds: float = Field(3600.0, gt=0)
+    """The longest pause between two attempts."""
+
+    probe_min_seconds: float = Field(2.0, gt=0)
+    """The pause before a system that is down is first probed. Each further pause is twice as long."""
+
+    probe_max_seconds: float = Field(60.0, gt=0)
+    """The longest pause between two probes."""
+
+    grace_seconds: float = Field(20.0, gt=0)
+    """How long a stopping process may take to finish the work in hand."""
+
+    history_days: int = Field(90, ge=1)
+    """How many days finished history is kept: changes, deliveries, events, closed dead letters, resolved conflicts and
+    finished tasks. Open items are kept until they are closed."""
+
+    audit_days: int = Field(730, ge=1)
+    """How many days audit rows are kept."""
+
+    totp_secret: SecretStr | None = Field(None, min_length=32)
+    """Encrypts the secrets of two-factor login, at least 32 characters. Once set, the panel offers two-factor login.
+    Keep it: with another secret no existing code works."""
+
+    oidc_issuer: str = ""
+    """The https address of an OpenID Connect provider. Its `/.well-known/openid-configuration` is read. Needs
+    `OIDC_CLIENT_ID` and `OIDC_CLIENT_SECRET` as well."""
+
+    oidc_client_id: str = ""
+    """The provider's id for this client. The client's redirect address is `/login/oidc/return` on the panel."""
+
+    oidc_client_secret: SecretStr | None = Field(None, validate_default=True)
+    """The client's secret at the provider."""
+
+    oidc_role_claim: str = ""
+    """The claim of the ID token with a user's role, one name or a list. Without it admins assign roles in the panel."""
+
+    oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
+    """The role of a new user without a role in the claim. `none` refuses such users."""
 
     @field_validator("database_url")
     @classmethod

@@ -14,18 +14,23 @@ from subscribers.records import Event
 
 
 class Options(BaseModel):
-    """What a system needs to be told by the environment: the field `url` of `shop` is `SHOP_URL`.
-
-    Every system takes the limits its owner allows, over all worker processes together:
-    `SHOP_REQUESTS_PER_SECOND`, `SHOP_CONCURRENCY` (calls at once), and `SHOP_DELETE_LIMIT`: more
-    deletes to or from it within ten minutes pause it until a person says they are meant.
-    """
+    """A system's settings, read from the environment: the field `url` of the system `shop` is `SHOP_URL`."""
 
     model_config = ConfigDict(extra="ignore")
 
-    requests_per_second: float | None = Field_(None, gt=0)
-    concurrency: int | None = Field_(None, ge=1)
-    delete_limit: int | None = Field_(None, ge=0)
+    requests_per_second: float | None = Field_(None, gt=0, description="Calls per second, over all worker processes.")
+    concurrency: int | None = Field_(
+        None,
+        ge=1,
+        description="Calls that run at the same time, over all worker processes. Without it each worker process runs"
+        " up to `WORKER_THREADS`.",
+    )
+    delete_limit: int | None = Field_(
+        None,
+        ge=0,
+        description="Deletions to or from the system within 10 minutes. One more pauses the system until an operator"
+        " confirms them. Without it the limit is 50.",
+    )
 
 
 class System:

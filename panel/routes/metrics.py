@@ -1,9 +1,10 @@
-"""What Prometheus reads: the state of systems, what is owed, and dead letters."""
+"""Metrics for Prometheus: the state of systems, pending records and dead letters."""
 
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from flask import Blueprint, Response, abort, current_app, request
@@ -19,7 +20,7 @@ blueprint = Blueprint("metrics", __name__)
 
 @blueprint.get("/metrics")
 def metrics() -> Response:
-    """Prometheus text, for logged-in people and for scrapers that know METRICS_TOKEN."""
+    """Return the metrics as text, to users with a login and to scrapers with METRICS_TOKEN."""
     if not (_has_token() or allowed("view")):
         abort(401)
     return Response(generate_latest(_collect(current_app.extensions["syncflow"])), content_type=CONTENT_TYPE_LATEST)
@@ -31,33 +32,50 @@ def _has_token() -> bool:
     return bool(token) and hmac.compare_digest(token.encode(), given.encode())
 
 
+@dataclass(frozen=True)
+class Metric:
+    """A gauge: its name without the prefix `syncflow_`, what it measures, and its labels."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+
+
+STATE = Metric("system_state", "1 for the system's present state, such as ok, waiting or down", ("system", "state"))
+OWED = Metric("owed_records", "Records pending for the subscriber", ("subscriber",))
+OLDEST = Metric("oldest_owed_seconds", "Age of the subscriber's oldest pending record", ("subscriber",))
+DEAD = Metric("dead_letters", "Open dead letters of the subscriber", ("subscriber",))
+REFUSED = Metric("webhooks_refused", "Webhooks refused because of their signature", ("system",))
+SEEN = Metric("process_seen_seconds", "Time since the process last reported that it is alive", ("kind", "name"))
+
+#: Every metric there is.
+METRICS = (STATE, OWED, OLDEST, DEAD, REFUSED, SEEN)
+
+
 def _collect(conductor: Conductor) -> CollectorRegistry:
     registry = CollectorRegistry()
-
-    def gauge(name: str, words: str, *labels: str) -> Gauge:
-        return Gauge(f"syncflow_{name}", words, labels, registry=registry)
-
-    state = gauge("system_state", "1 for the state the system is in", "system", "state")
-    owed = gauge("owed_records", "Records owed to the subscriber", "subscriber")
-    oldest = gauge("oldest_owed_seconds", "How long the oldest owed record waits", "subscriber")
-    dead = gauge("dead_letters", "Open dead letters", "subscriber")
-    now = utcnow()
-    for status in conductor.overview().systems:
-        state.labels(status.name, status.state).set(1)
-        for subscriber in status.subscribers:
-            owed.labels(subscriber.name).set(subscriber.owed)
-            dead.labels(subscriber.name).set(subscriber.dead)
-            since = subscriber.oldest_owed_since
-            oldest.labels(subscriber.name).set((now - since).total_seconds() if since else 0)
-    _collect_ledger(conductor, gauge)
+    gauges = {
+        metric: Gauge(f"syncflow_{metric.name}", metric.help, metric.labels, registry=registry) for metric in METRICS
+    }
+    _set_states(gauges, conductor)
+    _set_counts(gauges, conductor)
     return registry
 
 
-def _collect_ledger(conductor: Conductor, gauge: Any) -> None:
-    refused = gauge("webhooks_refused", "Webhooks refused for their signature", "system")
-    seen = gauge("process_seen_seconds", "How long ago the process was heard of", "kind", "name")
+def _set_states(gauges: Mapping[Metric, Gauge], conductor: Conductor) -> None:
+    now = utcnow()
+    for status in conductor.overview().systems:
+        gauges[STATE].labels(status.name, status.state).set(1)
+        for subscriber in status.subscribers:
+            gauges[OWED].labels(subscriber.name).set(subscriber.owed)
+            gauges[DEAD].labels(subscriber.name).set(subscriber.dead)
+            since = subscriber.oldest_owed_since
+            gauges[OLDEST].labels(subscriber.name).set((now - since).total_seconds() if since else 0)
+
+
+def _set_counts(gauges: Mapping[Metric, Gauge], conductor: Conductor) -> None:
     with conductor.database.read() as connection:
         for name, count in connection.execute(sa.select(System.name, System.webhooks_rejected)):
-            refused.labels(name).set(count)
+            gauges[REFUSED].labels(name).set(count)
         for row in connection.execute(sa.select(Process.kind, Process.name, Process.last_seen_at)):
-            seen.labels(row.kind, row.name).set((utcnow() - row.last_seen_at).total_seconds())
+            gauges[SEEN].labels(row.kind, row.name).set((utcnow() - row.last_seen_at).total_seconds())
