@@ -94,8 +94,8 @@ def run(rounds: int, scale: Scale) -> Result:
 def _site(database: Database) -> Site:
     """The panel, and an admin who is logged in."""
     conductor, _heard = conduct(database)
-    if conductor.mapping("crm.customer")[1] == 0:
-        conductor.save_mapping("crm.customer", conductor.mapping("crm.customer")[0].rows(), _PERSON, 0)
+    if conductor.mappings.latest("crm.customer")[1] == 0:
+        conductor.mappings.save("crm.customer", conductor.mappings.latest("crm.customer")[0].rows(), _PERSON, 0)
     with database.read() as connection:
         known = connection.execute(sa.select(User.id).where(User.email == _PERSON)).first()
     if known is None:

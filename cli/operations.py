@@ -26,7 +26,7 @@ def status(_arguments: argparse.Namespace) -> int:
     runtime = build()
     for words in unknown_settings():
         print(words, file=sys.stderr)
-    overview = runtime.conductor.overview()
+    overview = runtime.conductor.reports.overview()
     systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
     runtime.close()
@@ -111,7 +111,7 @@ def retry(arguments: argparse.Namespace) -> int:
     """Retry dead letters, and print how many."""
     runtime = build()
     letters = DeadLetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
-    count = runtime.conductor.retry(letters, by=operator())
+    count = runtime.conductor.dead_letters.retry(letters, by=operator())
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from conductor.conflicts import ConflictResolution
 from conductor.context import Context
@@ -15,16 +15,16 @@ from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
 from conductor.inward.applying import InboundApplier
 from conductor.inward.inbox import Inward
 from conductor.links.relations import Relations
-from conductor.mappings.preview import Effect, Preview, Previews
-from conductor.mappings.store import MappingRefused, Mappings
+from conductor.mappings.preview import Previews
+from conductor.mappings.store import Mappings
 from conductor.outward.delivery import Outward
 from conductor.outward.results import ResultWriter
 from conductor.outward.routing import Routing
 from conductor.policy import Policy
-from conductor.publisher import Publisher, QueueReport
+from conductor.publisher import Publisher
 from conductor.records import Records
-from conductor.reports import overview as views
-from conductor.reports.throughput import ThroughputCounter
+from conductor.reports import Reports
+from conductor.retention import Retention
 from conductor.schedule import JobScheduler
 from conductor.systems.caller import SystemCaller
 from conductor.systems.circuit_breaker import CircuitBreaker
@@ -41,11 +41,11 @@ from conductor.tasks.resend_records import Resending
 from conductor.tasks.resolve_conflicts import Alike
 from conductor.tasks.retry_dead_letters import Retrying
 from conductor.tasks.runner import TaskRunner
+from conductor.throughput_counter import ThroughputCounter
 from conductor.unsubscriptions import Unsubscriptions
 from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber
-from subscribers.mapping.mapper import Mapper
 
 #: Who pushed a record, in the audit trail, where a program of the database's owner did.
 API = "API"
@@ -83,7 +83,8 @@ class Conductor:
         self.records = Records(self.context)
         self.previews = Previews(self.context, self.mappings, self.relations)
         self.throughput = ThroughputCounter(self.context)
-        self.schedule = JobScheduler(self.context, self.throughput)
+        self.schedule = JobScheduler(self.context, Retention(self.context, self.throughput))
+        self.reports = Reports(self.context)
         self.tasks = TaskRunner(self.context)
         self.retrying = Retrying(self.context, self.letters, self.tasks)
         self.discarding = Discarding(self.context, self.letters, self.tasks)
@@ -154,10 +155,6 @@ class Conductor:
 
     # --- people -------------------------------------------------------------------------------------
 
-    def retry(self, letters: DeadLetterFilter, by: str) -> int:
-        """Try dead letters again. See `DeadLetterOperations.retry`."""
-        return self.dead_letters.retry(letters, by)
-
     def retry_many(self, letters: DeadLetterFilter, by: str) -> int:
         """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
         return self.retrying.start(letters, by)
@@ -174,89 +171,14 @@ class Conductor:
         """Whether a system lets its subscribers do their work. See `Checking.check`."""
         return self.checking.check(system)
 
-    def discard(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
-        """Close dead letters unsent. See `DeadLetterOperations.discard`."""
-        return self.dead_letters.discard(letters, by, reason)
-
     def discard_many(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
         """Close dead letters unsent as a task, a few hundred at a time; its id. See `Discarding.start`."""
         return self.discarding.start(letters, by, reason)
-
-    def pause(self, system: str, by: str, reason: str) -> None:
-        """Until its callers are moved: `systems.pause`."""
-        self.systems.pause(system, by, reason)
-
-    def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
-        """Until its callers are moved: `systems.resume`."""
-        self.systems.resume(system, by, allow_deletes=allow_deletes)
-
-    def poll_soon(self, subscriber: str, by: str) -> None:
-        """Until its callers are moved: `systems.poll_now`."""
-        self.systems.poll_now(subscriber, by)
-
-    def missed(self, unsubscription_id: int) -> int:
-        """Until its callers are moved: `unsubscriptions.missed`."""
-        return self.unsubscriptions.missed(unsubscription_id)
-
-    def unsubscribe(
-        self,
-        target: str,
-        operation: str | None,
-        record_ids: list[str] | None,
-        until: datetime | None,
-        reason: str,
-        by: str,
-    ) -> int:
-        """Until its callers are moved: `unsubscriptions.create`."""
-        return self.unsubscriptions.create(target, operation, record_ids, until, reason, by)
-
-    def lift(self, unsubscription_id: int, by: str, *, bring: bool = False) -> int:
-        """Until its callers are moved: `unsubscriptions.lift`."""
-        return self.unsubscriptions.lift(unsubscription_id, by, deliver=bring)
-
-    def settle_conflict(self, conflict_id: int, choice: Literal["ours", "theirs"], by: str) -> None:
-        """Until its callers are moved: `conflicts.resolve`."""
-        self.conflicts.resolve(conflict_id, choice, by)
 
     def settle_alike(self, subscriber: str, path: str, choice: Literal["ours", "theirs"], by: str) -> int:
         """Decide all conflicts of one field alike, as a task. See `Alike.start`."""
         return self.alike.start(subscriber, path, choice, by)
 
-    def mapping(self, subscriber: str) -> tuple[Mapper, int]:
-        """The mapping in force and its version. See `Mappings.current`."""
-        with self.database.read() as connection:
-            try:
-                return self.mappings.current(connection, subscriber)
-            except MappingRefused:
-                # Saved once and out of date since: the code's own is the place to start mending it from.
-                return self.subscribers[subscriber].default_mapper, self.mappings.version(connection, subscriber)
-
-    def save_mapping(self, subscriber: str, rows: list[dict[str, Any]] | None, by: str, expected_version: int) -> int:
-        """Save a mapping. See `Mappings.save`."""
-        return self.mappings.save(subscriber, rows, by, expected_version)
-
-    def preview_mapping(self, subscriber: str, rows: list[dict[str, Any]], record_id: str) -> Preview | None:
-        """One record through a mapping that is not saved. See `Previews.record`."""
-        return self.previews.record(subscriber, rows, record_id)
-
     def resend(self, subscriber: str, by: str) -> int:
         """Send again what the mapping in force makes different, as a task. See `Resending.start`."""
         return self.resending.start(subscriber, by)
-
-    def mapping_effect(self, subscriber: str, rows: list[dict[str, Any]]) -> Effect:
-        """How many records it would change. See `Previews.effect`."""
-        return self.previews.effect(subscriber, rows)
-
-    def overview_version(self) -> views.OverviewVersion:
-        """Whether the overview may be another; much cheaper than it. See `conductor.reports.overview`."""
-        with self.database.read_autocommit() as connection:
-            return views.overview_version(self.context, connection)
-
-    def overview(self, seen: views.OverviewVersion | None = None) -> views.Overview:
-        """How everything stands, for somebody who may have glanced at it. See `conductor.reports.overview`."""
-        with self.database.read_autocommit() as connection:
-            return views.overview(self.context, connection, seen or views.overview_version(self.context, connection))
-
-    def queues(self) -> QueueReport:
-        """The broker's queues. See `Publisher.queues`."""
-        return self.context.publisher.queues()

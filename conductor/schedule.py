@@ -1,7 +1,7 @@
-"""The periodic jobs: what is due, exactly once, however many schedulers tick.
+"""The periodic jobs. Each due run starts once, however many schedulers tick.
 
-periodiq fires one tick a minute and nothing else (several schedules in one process lose ticks).
-Each tick claims the jobs' slots of the coming minute; a slot is a row with a unique key.
+periodiq fires one tick a minute and nothing else, because several schedules in one process lose ticks.
+Each tick claims the slots of the coming minute; a slot is a row with a unique key.
 """
 
 from __future__ import annotations
@@ -15,48 +15,25 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.reports.throughput import ThroughputCounter
-from conductor.tasks.runner import OPEN
+from conductor.retention import Retention
 from i18n import gettext
-from models.history import bounds, first_since
-from models.ledger import (
-    AuditEntry,
-    Change,
-    Conflict,
-    Cursor,
-    DeadLetter,
-    Delivery,
-    Inbox,
-    JobRun,
-    Process,
-    Schedule,
-    Task,
-)
+from models.ledger import Cursor, JobRun, Schedule
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two ticks, and how far ahead a tick looks.
+#: Seconds between two ticks. A tick claims the slots that begin before the next one.
 TICK_SECONDS = 60
 
-#: Rows removed in one transaction.
-_TIDY_BATCH = 5000
-
-#: How the job is called that polls a subscriber: this and its name.
+#: The job that polls a subscriber is named by this prefix and the subscriber's name.
 POLL = "poll "
 
 #: The job that removes old history.
 TIDY = "tidy"
 
-#: Times that do not grow with the id; of these tables all rows are looked at, and there are few.
-_ENDS = (DeadLetter.closed_at, Conflict.resolved_at)
-
-_HAS_LETTER = sa.exists().where(DeadLetter.inbox_id == Inbox.id, DeadLetter.closed_at.is_(None))
-_SETTLED = sa.or_(Inbox.state == "done", sa.and_(Inbox.state == "dead", ~_HAS_LETTER))
-
 
 @dataclass(frozen=True)
 class Due:
-    """A job's slot that this tick has claimed, and in how many seconds it starts."""
+    """A job's slot that this tick has claimed, and the seconds until it starts."""
 
     job: str
     slot: datetime
@@ -66,45 +43,45 @@ class Due:
 class JobScheduler:
     """Claims and runs periodic jobs."""
 
-    def __init__(self, context: Context, throughput: ThroughputCounter) -> None:
+    def __init__(self, context: Context, retention: Retention) -> None:
         self.context = context
-        self.throughput = throughput
+        self.retention = retention
 
     def intervals(self) -> dict[str, int]:
-        """Every job there is -> seconds between two runs."""
+        """Return the seconds between two runs of each job."""
         polls = {f"{POLL}{s.name()}": s.poll_seconds for s in self.context.subscribers.values() if s.poll_seconds}
         return {**polls, TIDY: 24 * 3600}
 
     def ensure_rows(self) -> None:
-        """Make sure each job has its row; how often it runs may have been changed by a person."""
+        """Make sure that each job has its row. An existing row keeps its interval, which an operator may have set."""
         with self.context.database.write() as connection:
             for job, seconds in self.intervals().items():
                 insert = self.context.database.insert(Schedule).values(job=job, every_seconds=seconds)
                 connection.execute(insert.on_conflict_do_nothing(index_elements=["job"]))
 
-    def words(self, job: str) -> str:
-        """What a job does, for people."""
+    def describe(self, job: str) -> str:
+        """Return what a job does, in one sentence."""
         if job == TIDY:
             return gettext("Removes settled history older than {n} days", n=self.context.policy.history_days)
         return gettext("Reads from {subscriber} what changed there", subscriber=job.removeprefix(POLL))
 
     def next_run(self, row: Any) -> datetime | None:
-        """When a job (a row of `schedule`) is due next; None while it is paused or its system is not configured."""
+        """Return when a job (a row of `schedule`) is due next; None if it is paused or its system not configured."""
         if row.paused_at is not None or row.job not in self.intervals():
             return None
         every = max(row.every_seconds, 1)
         return datetime.fromtimestamp((int(self.context.clock().timestamp()) // every + 1) * every, UTC)
 
     def is_late(self, row: Any) -> bool:
-        """Whether a run was due and none began: the scheduler or the worker is not there, or has too much to do."""
+        """Return whether a due run did not start: the scheduler or the worker is down or overloaded."""
         if row.paused_at is not None or row.started_at is None or row.job not in self.intervals():
             return False
         return bool(self.context.clock() - row.started_at > timedelta(seconds=row.every_seconds + 2 * TICK_SECONDS))
 
-    # --- what people do -------------------------------------------------------------------------------
+    # --- actions of an operator -----------------------------------------------------------------------
 
     def pause(self, job: str, by: str) -> None:
-        """Let a job rest until it is resumed.
+        """Pause a job until it is resumed.
 
         Raises:
           KeyError: there is no such job.
@@ -112,7 +89,7 @@ class JobScheduler:
         self._set_paused(job, self.context.clock(), "schedule.pause", by)
 
     def resume(self, job: str, by: str) -> None:
-        """Let a job run again; a run that was missed meanwhile is made up for once.
+        """Resume a job. If it missed runs, it runs once for all of them.
 
         Raises:
           KeyError: there is no such job.
@@ -127,11 +104,11 @@ class JobScheduler:
             self.context.audit(connection, by, action, job)
 
     def run_soon(self, job: str, by: str) -> None:
-        """Have a job run: a poll at once, any other with the next tick, within a minute.
+        """Run a job now: a poll immediately, any other with the next tick, within a minute.
 
         Raises:
           KeyError: there is no such job.
-          ValueError: it is paused, and no poll.
+          ValueError: it is paused and is not a poll.
         """
         if job not in self.intervals():
             raise KeyError(job)
@@ -140,27 +117,27 @@ class JobScheduler:
             if not job.startswith(POLL):
                 if row.paused_at is not None:
                     raise ValueError(gettext("{job} is paused: resume it first", job=job))
-                # Given back: the next tick claims it again.
+                # Release the slot, so that the next tick claims it again.
                 slot = _slots(self.context.clock(), max(row.every_seconds, 1))[0]
                 connection.execute(sa.delete(JobRun).where(JobRun.job == job, JobRun.slot == slot))
             self.context.audit(connection, by, "schedule.run", job)
         if job.startswith(POLL):
             self.context.publisher.poll(job.removeprefix(POLL))
 
-    # --- what the tick does ---------------------------------------------------------------------------
+    # --- the tick -------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Claim what is due in the coming minute, and what was missed, and have it run."""
-        self._poll_again()
-        # Tidying last: it may take minutes, and the polls need not wait for it.
+        """Claim and start the jobs that are due in the coming minute, and those that were missed."""
+        self._restart_polls()
+        # Retention last: it may take minutes, and polls do not wait for it.
         for due in sorted(self.claim(), key=lambda due: due.job == TIDY):
             if due.job == TIDY:
-                self.run(TIDY, self.tidy)
+                self.run(TIDY, self.retention.remove_old)
             else:
-                self._announce(due)
+                self._publish(due)
 
-    def _poll_again(self) -> None:
-        """Announce polls that began and died: the next of a slow schedule may be hours away."""
+    def _restart_polls(self) -> None:
+        """Publish polls again whose process died: the next slot of a slow schedule may be hours away."""
         died = sa.select(Cursor.subscriber).where(
             Cursor.poller.is_not(None), Cursor.polling_until <= self.context.clock()
         )
@@ -173,16 +150,16 @@ class JobScheduler:
                 logger.warning("the poll of %s died; it is polled again", name)
                 self.context.publisher.poll(name)
 
-    def _announce(self, due: Due) -> None:
+    def _publish(self, due: Due) -> None:
         try:
             self.context.publisher.poll(due.job.removeprefix(POLL), due.delay)
         except Exception:
-            with self.context.database.write() as connection:  # given back: the next tick claims it again
+            with self.context.database.write() as connection:  # release the slot: the next tick claims it again
                 connection.execute(sa.delete(JobRun).where(JobRun.job == due.job, JobRun.slot == due.slot))
             raise
 
     def claim(self) -> list[Due]:
-        """The slots nobody has claimed before; of missed ones only the newest."""
+        """Claim the slots that no scheduler has claimed, and return them. Of missed ones that is only the newest."""
         now = self.context.clock()
         known = self.intervals()
         claimed = []
@@ -194,12 +171,12 @@ class JobScheduler:
                 for slot in _slots(now, max(row.every_seconds, 1)):
                     insert = self.context.database.insert(JobRun).values(job=row.job, slot=slot)
                     mine = insert.on_conflict_do_nothing(index_elements=["job", "slot"]).returning(JobRun.id)
-                    if connection.execute(mine).scalar() is not None:  # rowcount says nothing on PostgreSQL
+                    if connection.execute(mine).scalar() is not None:  # rowcount is unreliable on PostgreSQL
                         claimed.append(Due(row.job, slot, max((slot - now).total_seconds(), 0.0)))
         return claimed
 
     def run(self, job: str, work: Callable[[], object]) -> None:
-        """Run a job and write down how it ended."""
+        """Run a job and record its result."""
         self._note(job, started_at=self.context.clock(), finished_at=None, result="running")
         try:
             result = work()
@@ -212,57 +189,9 @@ class JobScheduler:
         with self.context.database.write() as connection:
             connection.execute(sa.update(Schedule).where(Schedule.job == job).values(**values))
 
-    def tidy(self) -> str:
-        """Remove history older than its retention, in small transactions; what is open stays."""
-        now, policy = self.context.clock(), self.context.policy
-        old, audited = now - timedelta(days=policy.history_days), now - timedelta(days=policy.audit_days)
-        yesterday = now - timedelta(days=1)
-        removed = 0
-        always = sa.true()
-        for table, at, before, settled in (
-            (Delivery, Delivery.at, old, always),
-            (Change, Change.at, old, Change.relayed_at.is_not(None)),
-            (DeadLetter, DeadLetter.closed_at, old, always),
-            (Conflict, Conflict.resolved_at, old, always),
-            # After the letters: one whose letter is open can still be tried again.
-            (
-                Inbox,
-                Inbox.received_at,
-                old,
-                _SETTLED,
-            ),
-            (AuditEntry, AuditEntry.at, audited, always),
-            (JobRun, JobRun.slot, self._passed(), always),
-            (Task, Task.created_at, old, Task.state.not_in(OPEN)),
-        ):
-            removed += self._remove(table, at, before, settled)
-        with self.context.database.write() as connection:
-            connection.execute(sa.delete(Process).where(Process.last_seen_at < yesterday))
-            removed += self.throughput.thin(connection, policy.history_days)
-        return f"{removed} old rows removed"
-
-    def _passed(self) -> datetime:
-        """No job's running slot began before this: one that is forgotten would be claimed again."""
-        with self.context.database.read_autocommit() as connection:
-            longest = connection.execute(sa.select(sa.func.max(Schedule.every_seconds))).scalar() or 0
-        return self.context.clock() - timedelta(seconds=max(longest, 24 * 3600))
-
-    def _remove(self, table: Any, at: Any, before: datetime, settled: Any) -> int:
-        with self.context.database.read_autocommit() as connection:
-            start, end = bounds(connection, table)
-            if at not in _ENDS:
-                end = first_since(connection, table, at, before)
-        removed = 0
-        for low in range(start, end, _TIDY_BATCH):
-            high = min(low + _TIDY_BATCH, end)
-            statement = sa.delete(table).where(table.id >= low, table.id < high, at < before, settled)
-            with self.context.database.write() as connection:
-                removed += connection.execute(statement).rowcount
-        return removed
-
 
 def _slots(now: datetime, every: int) -> list[datetime]:
-    """The running slot and those that begin before the next tick."""
+    """Return the start of the current slot, and of those that begin before the next tick."""
     current = int(now.timestamp()) // every * every
     last = int(now.timestamp()) + TICK_SECONDS - 1
     return [datetime.fromtimestamp(stamp, UTC) for stamp in range(current, last + 1, every)]

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.links import state
 from i18n import gettext
-from models.counting import DISPLAY_LIMIT
+from models.counting import capped_count
 from models.ledger import Link, Unsubscription, UnsubscriptionRecord
 
 #: What an unsubscription may cover; without an operation it covers all of them.
@@ -91,11 +91,10 @@ class Unsubscriptions:
             raise ValueError(gettext("the end lies in the past"))
 
     def missed(self, unsubscription_id: int) -> int:
-        """Return how many records a rule has kept back, up to `DISPLAY_LIMIT`."""
+        """Return how many records a rule has kept back, up to `models.counting.DISPLAY_LIMIT`."""
         with self.context.database.read() as connection:
             kept = sa.select(Link.unsubscription_id).where(Link.unsubscription_id == unsubscription_id)
-            some = kept.limit(DISPLAY_LIMIT).subquery()
-            return int(connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one())
+            return connection.execute(capped_count(kept)).scalar_one()
 
     def lift(self, unsubscription_id: int, by: str, *, deliver: bool = False) -> int:
         """Remove a rule; return how many of the records it kept back are delivered now.

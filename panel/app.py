@@ -95,7 +95,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """The panel, the webhook routes and the health pages over one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
-    app.extensions["syncflow_overview"] = OverviewCache(conductor.overview_version, conductor.overview)
+    app.extensions["syncflow_overview"] = OverviewCache(conductor.reports.overview_version, conductor.reports.overview)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,

@@ -49,6 +49,17 @@ class Mappings:
             self.context.subscribers[name].mapper = cached[1]
         return cached[1], version
 
+    def latest(self, name: str) -> tuple[Mapper, int]:
+        """Return the newest mapping of a subscriber and its version, for an editor.
+
+        If the saved mapping does not fit any more, that is the code's own mapping, from which an operator can fix it.
+        """
+        with self.context.database.read() as connection:
+            try:
+                return self.current(connection, name)
+            except MappingRefused:
+                return self.context.subscribers[name].default_mapper, self.version(connection, name)
+
     @staticmethod
     def version(connection: sa.Connection, name: str) -> int:
         """Return the newest saved version; 0 if the mapping was never edited."""

@@ -1,1 +1,52 @@
-"""TODO."""
+"""What the panel, the command line and the metrics show. Reports only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Context
+from conductor.publisher import QueueReport
+from conductor.reports import overview, record_status
+from conductor.reports.overview import Overview, OverviewVersion
+from conductor.reports.record_status import RecordStatus
+from conductor.reports.throughput import ThroughputReport
+
+
+class Reports:
+    """The reports that need more than a connection to the database."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.throughput = ThroughputReport(context)
+
+    def overview_version(self) -> OverviewVersion:
+        """Return what tells whether the overview has changed; much cheaper than the overview."""
+        with self.context.database.read_autocommit() as connection:
+            return overview.overview_version(self.context, connection)
+
+    def overview(self, version: OverviewVersion | None = None) -> Overview:
+        """Return the state of all systems, subscribers and processes; `version` saves reading it again."""
+        with self.context.database.read_autocommit() as connection:
+            version = version or overview.overview_version(self.context, connection)
+            return overview.overview(self.context, connection, version)
+
+    def is_alive(self, process: Any) -> bool:
+        """Return whether a process (a row of `process`) has sent a heartbeat lately."""
+        return overview.is_alive(self.context, process)
+
+    def record_statuses(
+        self, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool
+    ) -> list[RecordStatus]:
+        """Return the status of a record with each subscriber of its catalogue, by name."""
+        return record_status.record_statuses(self.context, connection, catalogue, record_id, exists=exists)
+
+    def link_statuses(self, connection: sa.Connection, links: Iterable[Any]) -> dict[int, RecordStatus]:
+        """Return the status of each of these links, by its id."""
+        return record_status.link_statuses(self.context, connection, links)
+
+    def queues(self) -> QueueReport:
+        """Return the state of the broker's queues."""
+        return self.context.publisher.queues()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from conductor.dead_letters.remedies import Remedy, remedy
 from conductor.dead_letters.store import DeadLetterFilter
-from models.counting import DISPLAY_LIMIT
+from models.counting import capped_count
 from models.ledger import DeadLetter, Inbox, Link
 
 _FILTERS = ("subscriber", "error", "fingerprint")
@@ -72,8 +72,7 @@ def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Grou
         return sum(group.count for group in groups)
     # In the order of the index over just these: PostgreSQL may take them for many, and read the whole table.
     some = sa.select(DeadLetter.id).where(*_open(filters)).order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
-    count = sa.select(sa.func.count()).select_from(some.limit(DISPLAY_LIMIT).subquery())
-    return int(connection.execute(count).scalar_one())
+    return connection.execute(capped_count(some)).scalar_one()
 
 
 def _errors(connection: sa.Connection) -> list[str]:

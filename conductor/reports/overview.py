@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.links.status import PENDING, system_state
 from i18n import gettext, gettext_noop, ngettext
-from models.counting import DISPLAY_LIMIT
+from models.counting import DISPLAY_LIMIT, capped_count
 from models.ledger import (
     AuditEntry,
     Change,
@@ -339,8 +339,7 @@ def _of_links(conditions: Any) -> Any:
 
 
 def _count(statement: Any) -> Any:
-    limited = statement.limit(DISPLAY_LIMIT).subquery()
-    return sa.select(sa.func.count()).select_from(limited).scalar_subquery()
+    return capped_count(statement).scalar_subquery()
 
 
 # In the order of the indexes over just these, for the same reason as in `_of_links`.

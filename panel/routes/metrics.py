@@ -64,7 +64,7 @@ def _collect(conductor: Conductor) -> CollectorRegistry:
 
 def _set_states(gauges: Mapping[Metric, Gauge], conductor: Conductor) -> None:
     now = utcnow()
-    for status in conductor.overview().systems:
+    for status in conductor.reports.overview().systems:
         gauges[STATE].labels(status.name, status.state).set(1)
         for subscriber in status.subscribers:
             gauges[OWED].labels(subscriber.name).set(subscriber.owed)

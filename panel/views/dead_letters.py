@@ -99,7 +99,7 @@ class DeadLetters(PanelView):
         """One letter goes at once, all that match as a task: a batch at a time, as their systems have room."""
         letters = _letters()
         if letters.ids is not None:
-            count = self.conductor.retry(letters, self.current_email)
+            count = self.conductor.dead_letters.retry(letters, self.current_email)
             return redirect_success(
                 _told(count, gettext_noop("1 dead letter goes again."), gettext_noop("{count} dead letters go again.")),
                 url_for(".index"),
@@ -122,7 +122,7 @@ class DeadLetters(PanelView):
             number = connection.execute(newest).scalar()
         if number is None:
             return redirect_error(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
-        self.conductor.retry(DeadLetterFilter(ids=[number]), self.current_email)
+        self.conductor.dead_letters.retry(DeadLetterFilter(ids=[number]), self.current_email)
         flash(gettext("This one goes again; the page tells how it ends."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
@@ -134,7 +134,7 @@ class DeadLetters(PanelView):
             return redirect_error(gettext("Say why they need not be sent."), url_for(".index"))
         letters = _letters()
         if letters.ids is not None:
-            count = self.conductor.discard(letters, self.current_email, reason)
+            count = self.conductor.dead_letters.discard(letters, self.current_email, reason)
             return redirect_success(_told(count, *_DISCARDED), url_for(".index"))
         task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.current_email, reason))
         many = gettext_noop("{count} dead letters are discarded, in the background.")

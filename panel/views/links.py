@@ -7,7 +7,6 @@ from flask import Response, abort
 
 from conductor.links.status import PENDING
 from conductor.reports import pages
-from conductor.reports.record_status import link_statuses
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
@@ -27,7 +26,7 @@ class Links(PanelView):
         filters = query_filters("subscriber", "record", "external", "state")
         with self.conductor.database.read() as connection:
             listing = self._find(connection, filters)
-            statuses = link_statuses(self.conductor.context, connection, listing.rows)
+            statuses = self.conductor.reports.link_statuses(connection, listing.rows)
         return self.render(
             "panel/links.html",
             listing=listing,
@@ -51,7 +50,7 @@ class Links(PanelView):
             row = connection.execute(sa.select(Link.__table__).where(Link.id == number)).one_or_none()
             if row is None:
                 abort(404)
-            status = link_statuses(self.conductor.context, connection, [row])[row.id]
+            status = self.conductor.reports.link_statuses(connection, [row])[row.id]
         return self.render("panel/link.html", row=row, status=status, subscribers=self.conductor.subscribers)
 
     def _find(self, connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:

@@ -102,7 +102,7 @@ class Mappings(PanelView):
             )  # fmt: skip
             newest_of = {row.subscriber: row for row in saved}
         subscribers = self.conductor.subscribers
-        mappings = [(subscribers[name], *self.conductor.mapping(name)) for name in sorted(subscribers)]
+        mappings = [(subscribers[name], *self.conductor.mappings.latest(name)) for name in sorted(subscribers)]
         changes = {
             s.name(): len(diff(s.default_mapper.rows(), mapper.rows())) for s, mapper, version in mappings if version
         }
@@ -111,7 +111,7 @@ class Mappings(PanelView):
     @page("/<subscriber>")
     def edit(self, subscriber: str) -> str:
         known = self._known(subscriber)
-        mapper, version = self.conductor.mapping(subscriber)
+        mapper, version = self.conductor.mappings.latest(subscriber)
         rows, loaded = mapper.rows(), ""
         if wanted := request.args.get("from", ""):
             rows, loaded = self._rows_of(known, wanted), wanted
@@ -131,12 +131,12 @@ class Mappings(PanelView):
             draft.rows = mapping.changed(draft.rows, pressed)
             return self._form(known, draft)
         rows = mapping.parsed(draft.rows)
-        if self.conductor.mapping(subscriber)[1] != draft.version:
+        if self.conductor.mappings.latest(subscriber)[1] != draft.version:
             return self._meanwhile(known, draft, rows)
         try:
             if pressed not in ("save", "send"):
                 return self._form(known, self._tried(known, draft, rows))
-            version = self.conductor.save_mapping(subscriber, rows, self.current_email, draft.version)
+            version = self.conductor.mappings.save(subscriber, rows, self.current_email, draft.version)
         except MappingRefused as error:
             draft.problems = error.problems
             return self._form(known, draft), 422
@@ -166,7 +166,7 @@ class Mappings(PanelView):
         saved = next((row for row in versions if row.version == number), None)
         if saved is None:
             abort(404)
-        mapper, newest = self.conductor.mapping(subscriber)
+        mapper, newest = self.conductor.mappings.latest(subscriber)
         rows = self._rows_of(known, str(number))
         return self.render(
             "panel/mapping_version.html",
@@ -209,7 +209,7 @@ class Mappings(PanelView):
     def _put(self, subscriber: str, rows: list[Row] | None, words: str, **values: Any) -> Response:
         here = url_for(".edit", subscriber=subscriber)
         try:
-            version = self.conductor.save_mapping(
+            version = self.conductor.mappings.save(
                 subscriber, rows, self.current_email, request.form.get("version", 0, type=int)
             )
         except (MappingConflict, MappingRefused) as error:
@@ -219,13 +219,13 @@ class Mappings(PanelView):
     def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
         """What the draft would do, before anything is saved. Raises `MappingRefused`."""
         name = subscriber.name()
-        draft.effect = self.conductor.mapping_effect(name, rows)
-        draft.diff = diff(self.conductor.mapping(name)[0].rows(), rows)
+        draft.effect = self.conductor.previews.effect(name, rows)
+        draft.diff = diff(self.conductor.mappings.latest(name)[0].rows(), rows)
         record_id = self._find(subscriber, draft.record) if draft.record else draft.effect.example
         if record_id is None and not draft.record:
             record_id = self._any_record(subscriber)
         if record_id is not None:
-            draft.preview = self.conductor.preview_mapping(name, rows, record_id)
+            draft.preview = self.conductor.previews.record(name, rows, record_id)
         return draft
 
     def _find(self, subscriber: Subscriber, text: str) -> str | None:
@@ -251,7 +251,7 @@ class Mappings(PanelView):
 
     def _meanwhile(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> tuple[str, int]:
         """Somebody saved another version: bring both edits together, and let the person look again."""
-        mapper, newest = self.conductor.mapping(subscriber.name())
+        mapper, newest = self.conductor.mappings.latest(subscriber.name())
         base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
         together = merge_edits(base, rows, theirs)
         draft.meanwhile = next((row for row in self._versions(subscriber.name()) if row.version == newest), None)

@@ -10,7 +10,7 @@ from flask import Response as FlaskResponse
 from flask import jsonify, request
 from werkzeug import Response
 
-from conductor import SPANS, Series, is_alive
+from conductor import SPANS, Series
 from conductor import Overview as RecordStatus
 from conductor.reports.throughput import COLUMNS
 from i18n import gettext, gettext_noop
@@ -36,14 +36,14 @@ class Overview(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        queues = self.conductor.queues()
+        queues = self.conductor.reports.queues()
         version, overview = self.current_overview()
         return self.live("panel/overview.html", (version, queues.error), lambda: self._values(overview, queues.error))
 
     @page("/throughput.json")
     def throughput(self) -> Response:
         """The chart's numbers: the instants, then per minute delivered, received, failed and dead."""
-        counting, span = self.conductor.throughput, _span()
+        counting, span = self.conductor.reports.throughput, _span()
         with self.conductor.database.read_autocommit() as connection:
             tag = hashlib.sha256(repr((span, counting.version(connection, SPANS[span]))).encode()).hexdigest()[:32]
             if request.if_none_match.contains(tag):
@@ -57,9 +57,9 @@ class Overview(PanelView):
     def _values(self, overview: RecordStatus, broker_error: str | None) -> dict[str, Any]:
         conductor, span = self.conductor, _span()
         with conductor.database.read_autocommit() as connection:
-            small = conductor.throughput.by_subscriber(connection, SPANS[_SMALL])
+            small = conductor.reports.throughput.by_subscriber(connection, SPANS[_SMALL])
             # An open page keeps the chart it has, and brings that up to date by its numbers.
-            series = None if updating() else conductor.throughput.series(connection, SPANS[span])
+            series = None if updating() else conductor.reports.throughput.series(connection, SPANS[span])
             deliveries = connection.execute(_NEWEST).all()
         hour = {name: {column: sum(counts) for column, counts in s.counts.items()} for name, s in small.items()}
         return {
@@ -71,7 +71,7 @@ class Overview(PanelView):
             "span": span,
             "chart": charts.chart(series, _words(series, span)) if series else "",
             "deliveries": deliveries,
-            "processes": _by_kind(overview.processes, lambda row: is_alive(conductor.context, row)),
+            "processes": _by_kind(overview.processes, conductor.reports.is_alive),
             "broker_error": broker_error,
         }
 

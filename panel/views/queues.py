@@ -18,7 +18,7 @@ class Queues(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        report = self.conductor.queues()
+        report = self.conductor.reports.queues()
         version = (report.source, report.error, report.note, sorted(report.queues.items()))
         return self.live("panel/queues.html", version, lambda: self._values(report))
 

@@ -10,7 +10,7 @@ from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
-from conductor.reports import record_status, timeline
+from conductor.reports import timeline
 from conductor.reports.record_search import Found, find
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES, Catalogue
@@ -40,8 +40,8 @@ class Records(PanelView):
         names = [name for name, s in self.conductor.subscribers.items() if s.catalogue == catalogue]
         with self.conductor.database.read() as connection:
             record = read_record(connection, about, record_id)
-            record_statuses = record_status.record_statuses(
-                self.conductor.context, connection, catalogue, record_id, exists=record is not None
+            record_statuses = self.conductor.reports.record_statuses(
+                connection, catalogue, record_id, exists=record is not None
             )
             story = timeline.timeline(connection, catalogue, names, record_id, request.args.get("before"))
         if record is None and not story.entries and all(status.link is None for status in record_statuses):
@@ -148,7 +148,7 @@ def _messages_by_column(conductor: Any, letters: list[Any]) -> dict[str, list[st
     """What the systems say of each column: their words per external field, led back by the mapping in force."""
     found: dict[str, list[str]] = {}
     for letter in letters:
-        fields = conductor.mapping(letter.subscriber)[0].fields
+        fields = conductor.mappings.latest(letter.subscriber)[0].fields
         column_of = {entry.path: column for column, entry in fields.items()}
         for path, words in (letter.fields or {}).items():
             if path in column_of:

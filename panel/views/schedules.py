@@ -29,7 +29,13 @@ class Schedules(PanelView):
     def _shown(self, row: Any, known: bool) -> dict[str, Any]:
         jobs = self.conductor.schedule
         state = self._state(row, known)
-        return {"row": row, "words": jobs.words(row.job), "state": state, "next_at": jobs.next_run(row), "known": known}
+        return {
+            "row": row,
+            "words": jobs.describe(row.job),
+            "state": state,
+            "next_at": jobs.next_run(row),
+            "known": known,
+        }
 
     def _state(self, row: Any, known: bool) -> str:
         if row.paused_at is not None:

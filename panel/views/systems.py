@@ -30,7 +30,7 @@ class Systems(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        queues = self.conductor.queues()
+        queues = self.conductor.reports.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
         tests = self.conductor.connection.last()
         version, overview = self.current_overview()

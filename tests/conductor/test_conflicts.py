@@ -36,14 +36,14 @@ def test_a_conflict_is_kept_with_both_versions_and_neither_side_is_written(confl
 @pytest.mark.parametrize("choice", ["ours", "theirs"])
 def test_a_resolved_conflict_has_the_same_value_everywhere(conflicted: TestHub, choice: Any) -> None:
     (conflict,) = rows(conflicted, Conflict)
-    conflicted.conductor.settle_conflict(conflict.id, choice, by="ann")
+    conflicted.conductor.conflicts.resolve(conflict.id, choice, by="ann")
     conflicted.conductor.sweep()
     conflicted.run()
     assert record(conflicted).notes == choice
     assert conflicted.shown("crm")[0]["notes"] == conflicted.shown("shop")[0]["notes"] == choice
     assert link(conflicted, "crm").open_conflicts == 0
     with pytest.raises(ValueError, match="no open conflict"):
-        conflicted.conductor.settle_conflict(conflict.id, choice, by="ann")
+        conflicted.conductor.conflicts.resolve(conflict.id, choice, by="ann")
 
 
 def test_a_value_that_does_not_fit_is_reported_and_blocks_no_other_conflict(database: Database) -> None:
@@ -59,7 +59,7 @@ def test_a_value_that_does_not_fit_is_reported_and_blocks_no_other_conflict(data
     hub.run()
     long = next(row.id for row in rows(hub, Conflict) if len(row.theirs) == 500)
     with pytest.raises(ValueError, match="500 characters, but phone holds 40"):
-        hub.conductor.settle_conflict(long, "theirs", by="ann")
+        hub.conductor.conflicts.resolve(long, "theirs", by="ann")
     task = hub.conductor.settle_alike("crm.customer", "phone", "theirs", "ann")
     while hub.conductor.tasks.run_some():
         hub.clock.tick()

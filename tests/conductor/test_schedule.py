@@ -168,7 +168,7 @@ def test_tidying_does_not_hold_up_the_polls_of_its_tick(database: Database) -> N
     conductor = conduct(database, clock)
     order: list[str] = []
     conductor.context.publisher.poll = lambda subscriber, delay=0.0: order.append("poll")  # type: ignore[method-assign]
-    conductor.schedule.tidy = lambda: order.append(TIDY)  # type: ignore[method-assign,assignment,return-value]
+    conductor.schedule.retention.remove_old = lambda: order.append(TIDY)  # type: ignore[method-assign,assignment,return-value]
     conductor.schedule.tick()
     assert order == ["poll", TIDY]
 
@@ -229,10 +229,10 @@ def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int)
     ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as rolled back transactions leave them
     ages = [Policy().history_days + 10 - i if i < old else 10.0 - i for i in range(6)]
     fill(database, clock(), ids, ages)
-    assert conductor.schedule.tidy() == f"{3 * min(old, 6)} old rows removed"
+    assert conductor.schedule.retention.remove_old() == f"{3 * min(old, 6)} old rows removed"
     for table in (Delivery, Change, Inbox):
         assert left(database, table) == ids[old:]
-    assert conductor.schedule.tidy() == "0 old rows removed"
+    assert conductor.schedule.retention.remove_old() == "0 old rows removed"
 
 
 def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
@@ -240,7 +240,7 @@ def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
     conductor = conduct(database, clock)
     fill(database, clock(), [1, 2], [200, 199], relayed_at=None, state="waiting")
     fill(database, clock(), [4], [197])
-    conductor.schedule.tidy()
+    conductor.schedule.retention.remove_old()
     assert (left(database, Delivery), left(database, Change), left(database, Inbox)) == ([], [1, 2], [1, 2])
 
 
@@ -260,7 +260,7 @@ def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Data
             c.execute(
                 sa.insert(AuditEntry).values(id=key, at=ancient if key == 1 else at, who="w", action="a", target="t")
             )
-    conductor.schedule.tidy()
+    conductor.schedule.retention.remove_old()
     assert (left(database, DeadLetter), left(database, Conflict)) == ([2, 3, 4], [2, 3, 4])
     assert left(database, Inbox) == [3, 4]  # the third can still be tried again
     assert left(database, AuditEntry) == [2, 3, 4]
@@ -276,7 +276,7 @@ def test_tidy_removes_processes_that_died_and_slots_that_passed(database: Databa
     for _ in range(3):
         conductor.schedule.tick()
         clock.tick(20 * 3600)
-    conductor.schedule.tidy()
+    conductor.schedule.retention.remove_old()
     with database.read() as c:
         assert c.execute(sa.select(Process.name)).scalars().all() == ["alive"]
         oldest = c.execute(sa.select(sa.func.min(JobRun.slot)).where(JobRun.job == JOB)).scalar_one()

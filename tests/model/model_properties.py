@@ -167,7 +167,7 @@ def _converged(world: World, ledger: Ledger) -> list[str]:
     wrong = []
     for system in world.systems.values():
         name = f"{system.name}.customer"
-        mapper, _ = world.conductor.mapping(name)
+        mapper, _ = world.conductor.mappings.latest(name)
         troubled = _troubled(world, ledger, system)
         for record_id, record in ledger.records.items():
             link = ledger.links.get((name, record_id))

@@ -92,9 +92,9 @@ def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database)
 
 def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) -> None:
     w = TestHub(ledger, "shop")
-    seen = w.conductor.overview_version()
+    seen = w.conductor.reports.overview_version()
     with plans(ledger) as found:
-        overview = w.conductor.overview(seen)
+        overview = w.conductor.reports.overview(seen)
     assert (overview.total("owed"), overview.total("dead")) == (OPEN, OPEN)
     text = "\n".join(found)
     for wrong in ("pk_dead_letter", "pk_link", "pk_change", "Seq Scan on link", "SCAN link", "SCAN dead_letter"):
@@ -132,7 +132,7 @@ def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: PanelWorld) 
 def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Database) -> None:
     w = TestHub(ledger, "shop")
     with plans(ledger, ("UPDATE inbox",)) as found:
-        w.conductor.resume("shop", "ann")
+        w.conductor.systems.resume("shop", "ann")
     (plan,) = found
     assert "ix_inbox_waiting" in plan, plan
 

@@ -165,7 +165,7 @@ def sqlite(sqlite_url: str) -> Iterator[World]:
 def _path(w: World, path: str) -> str:
     fresh = ""
     if "{fresh}" in path:
-        fresh = str(w.conductor.unsubscribe("shop", "delete", None, None, "to be lifted", "a test"))
+        fresh = str(w.conductor.unsubscriptions.create("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     settled = str(_settled_webhook(w)) if "{settled}" in path else ""
     conflict = str(add_conflict(w)) if "{conflict}" in path else ""

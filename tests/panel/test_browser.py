@@ -192,7 +192,7 @@ def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: Worl
         visit.is_told("Version 1 of shop.customer is in force.")
         page.context.close()
     assert visit.complaints == []
-    fields = w.conductor.mapping("shop.customer")[0].fields
+    fields = w.conductor.mappings.latest("shop.customer")[0].fields
     assert {name: entry.path for name, entry in fields.items()} == {
         "name": "name",
         "city": "address.city",
@@ -323,7 +323,7 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w:
     shop.get_by_text("Options").click()
     with page.expect_response(lambda r: r.status == 304):
         visit.key("r")
-    w.conductor.pause("shop", "ada@example.com", "their maintenance")
+    w.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
     visit.key("r")
     shop.get_by_text("ada@example.com").wait_for()
     expect(shop.get_by_text("SHOP_REGION")).to_be_visible()  # what was open stays open
@@ -331,7 +331,7 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w:
     crm = page.locator("#crm")
     crm.get_by_text("Pause…").click()
     crm.get_by_label("Why is it paused?").fill("half a sen")
-    w.conductor.resume("shop", "ada@example.com")
+    w.conductor.systems.resume("shop", "ada@example.com")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
     page.wait_for_load_state("networkidle")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.reports.throughput import MINUTE
+from conductor.throughput_counter import MINUTE
 from models.base import utcnow
 from models.ledger import Process, Schedule, Task, Throughput
 from subscribers.errors import SystemDown
@@ -85,7 +85,7 @@ def test_an_unchanged_overview_costs_some_look_ups(w: World) -> None:
 def test_a_changed_overview_is_made_again(w: World) -> None:
     client = w.client("viewer")
     etag = client.get("/").headers["ETag"]
-    w.conductor.pause("shop", "ada@example.com", "their maintenance")
+    w.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
     page = update(client, "/", etag)
     assert page.status_code == 200 and "shop is paused" in page.text
     w.publisher.broker_error = "RabbitMQ does not answer"

@@ -62,11 +62,11 @@ def _rows(**changes: dict[str, Any] | None) -> list[dict[str, Any]]:
 def test_a_saved_mapping_is_in_force_at_once_and_goes_back(w: World) -> None:
     client = w.client("admin")
     assert post(client, PAGE, **_form(("name", "title"))).status_code == 303
-    assert [e.path for e in w.conductor.mapping("shop.customer")[0].fields.values()] == ["title"]
+    assert [e.path for e in w.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
     post(client, f"{PAGE}/default", version="1")
-    assert set(w.conductor.mapping("shop.customer")[0].fields) == {"name", "email", "city", "active"}
+    assert set(w.conductor.mappings.latest("shop.customer")[0].fields) == {"name", "email", "city", "active"}
     post(client, f"{PAGE}/versions/1/revert", version="2")
-    assert [e.path for e in w.conductor.mapping("shop.customer")[0].fields.values()] == ["title"]
+    assert [e.path for e in w.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
     versions = w.rows(sa.select(Mapping.version, Mapping.fields).where(Mapping.subscriber == "shop.customer"))
     assert [row.version for row in versions] == [1, 2, 3] and versions[1].fields is None
     assert "Not saved" in client.get(post(client, f"{PAGE}/default", version="1").headers["Location"]).text
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_said_at_its_row_and_cell(w: World) -> None:
     assert "External field:" in below_row_3 and "is no field name" in below_row_3
     assert answer.text.count('class="wrong"') == 5  # transform 1, column 2, path 3, column and path 4
     assert 'value="not a path"' in answer.text
-    assert w.conductor.mapping("shop.customer")[1] == 0
+    assert w.conductor.mappings.latest("shop.customer")[1] == 0
 
 
 def test_two_people_do_not_overwrite_each_other(w: World) -> None:
@@ -94,7 +94,7 @@ def test_two_people_do_not_overwrite_each_other(w: World) -> None:
     mine = [*DEFAULT[:1], ("email", "mail"), *DEFAULT[2:]]
     answer = post(other, PAGE, **_form(*mine))
     assert answer.status_code == 409
-    assert w.conductor.mapping("shop.customer")[1] == 1
+    assert w.conductor.mappings.latest("shop.customer")[1] == 1
     assert "admin@example.com saved version 1 while you were editing" in answer.text
     # Theirs and mine stand in the table, on the version that is in force now.
     for cell in ('value="title"', 'value="mail"', 'name="version" value="1"'):
@@ -128,7 +128,7 @@ def test_trying_shows_one_record_before_and_after_and_saves_nothing(w: World) ->
     page = post(w.client("admin"), PAGE, **form).text
     assert "5 records would change" in page
     assert "GRACE.HOPPER@EXAMPLE.COM" in page and "not sent" in page
-    assert w.conductor.mapping("shop.customer")[1] == 0
+    assert w.conductor.mappings.latest("shop.customer")[1] == 0
     nobody = post(w.client("admin"), PAGE, **_form(*pairs, do="review", record="nobody@example.com")).text
     assert "There is no such customer" in nobody
     for record in ("99999", "9" * 40, "x" * 200):
@@ -136,26 +136,26 @@ def test_trying_shows_one_record_before_and_after_and_saves_nothing(w: World) ->
 
 
 def test_a_preview_says_what_else_matters(w: World) -> None:
-    preview = w.conductor.preview_mapping("crm.customer", w.conductor.mapping("crm.customer")[0].rows(), "2")
+    preview = w.conductor.previews.record("crm.customer", w.conductor.mappings.latest("crm.customer")[0].rows(), "2")
     assert preview and any("billing freeze" in note for note in preview.notes)
     assert any("would be created" in note for note in preview.notes)
     assert not any(preview.differs(path) for path in preview.paths)
-    assert w.conductor.preview_mapping("shop.customer", _rows(), "77") is None
+    assert w.conductor.previews.record("shop.customer", _rows(), "77") is None
     with pytest.raises(MappingRefused):
-        w.conductor.preview_mapping("shop.customer", [{"column": "nonsense", "path": "x"}], "1")
+        w.conductor.previews.record("shop.customer", [{"column": "nonsense", "path": "x"}], "1")
 
 
 def test_the_effect_counts_what_is_sent_differently_and_what_would_be_refused(w: World) -> None:
-    none = w.conductor.mapping_effect("shop.customer", _rows())
+    none = w.conductor.previews.effect("shop.customer", _rows())
     assert (none.total, none.examined, none.changing, none.refused, none.exact) == (5, 5, 0, 0, True)
     # What is no longer mapped stays there as it is.
-    assert w.conductor.mapping_effect("shop.customer", _rows(city=None)).changing == 0
+    assert w.conductor.previews.effect("shop.customer", _rows(city=None)).changing == 0
     with w.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(email=None))
-    effect = w.conductor.mapping_effect("shop.customer", _rows(email={"transform": "upper", "required": True}))
+    effect = w.conductor.previews.effect("shop.customer", _rows(email={"transform": "upper", "required": True}))
     assert (effect.changing, effect.refused, effect.paths) == (4, 1, {"email": 4})
     assert effect.refusal and "customer 1" in effect.refusal and effect.example == "2"
-    preview = w.conductor.preview_mapping("shop.customer", _rows(email={"required": True}), "1")
+    preview = w.conductor.previews.record("shop.customer", _rows(email={"required": True}), "1")
     assert preview and isinstance(preview.after, SyncError) and isinstance(preview.before, dict)
 
 
@@ -165,12 +165,12 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite: World) -> None
     with sqlite.database.write() as connection:
         connection.execute(sa.insert(Customer), names)
         truth = connection.execute(sa.select(sa.func.count()).where(Customer.city.is_not(None))).scalar_one()
-    effect = sqlite.conductor.mapping_effect("shop.customer", _rows(city={"transform": "upper"}))
+    effect = sqlite.conductor.previews.effect("shop.customer", _rows(city={"transform": "upper"}))
     assert not effect.exact and effect.examined < effect.total == count + 5
     # Neighbours are alike here, the worst case for a sample of places: the bounds must be wide enough for it.
     assert effect.low <= truth <= effect.high
     assert effect.high - effect.low < effect.total / 2
-    nobody = sqlite.conductor.mapping_effect("shop.customer", _rows())
+    nobody = sqlite.conductor.previews.effect("shop.customer", _rows())
     assert nobody.estimate == 0 and 0 < nobody.high < effect.total / 10
     page = post(sqlite.client("admin"), PAGE, **_form(*DEFAULT, do="review") | {"2.transform": "upper"}).text
     assert "95 % sure" in page
@@ -249,7 +249,7 @@ def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite: World) -> N
     assert 'name="1_2.column"' in post(client, "/mappings/shop.invoice", **form, do="add:1").text
     assert 'name="1_1.column"' not in post(client, "/mappings/shop.invoice", **form, do="remove:1_0").text
     assert post(client, "/mappings/shop.invoice", **(form | {"1_1.path": "text"}), do="save").status_code == 303
-    mapped = sqlite.conductor.mapping("shop.invoice")[0].fields["lines"].rows
+    mapped = sqlite.conductor.mappings.latest("shop.invoice")[0].fields["lines"].rows
     assert mapped and {column: entry.path for column, entry in mapped.items()} == {
         "quantity": "qty",
         "description": "text",

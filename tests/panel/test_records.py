@@ -99,7 +99,7 @@ def test_each_standing_is_a_sentence(w: World) -> None:
     assert stands(w, "1", shop) == ("conflict", "2 fields wait for a person to decide; the rest is up to date")
     change(w, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
     assert stands(w, "1", shop) == ("gone", "deleted in Shop at TIME; nothing is sent any more")
-    w.conductor.lift(1, "me")
+    w.conductor.unsubscriptions.lift(1, "me")
     w.conductor.push("customer", "3")
     assert stands(w, "3", crm)[1] == "changed here at TIME; the relay has not looked at it yet"
 
@@ -221,7 +221,7 @@ def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(w: Worl
 
 def test_sync_now_is_as_if_the_record_had_changed(w: World) -> None:
     change(w, Link, sa.and_(Link.record_id == "2", Link.subscriber == "crm.customer"), unsubscription_id=None)
-    w.conductor.lift(1, "me")
+    w.conductor.unsubscriptions.lift(1, "me")
     post(w.client("operator"), "/record/customer/2/sync")
     w.sync()
     assert stands(w, "2", "crm.customer")[0] == "up to date"

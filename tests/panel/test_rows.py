@@ -121,7 +121,7 @@ def work_off(w: World) -> None:
 
 
 def test_row_1_the_state_of_everything_at_a_glance(at: Open, w: World) -> None:
-    w.conductor.pause("crm", "ada@example.com", "their maintenance")
+    w.conductor.systems.pause("crm", "ada@example.com", "their maintenance")
     with w.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(name="Ada King"))
         connection.execute(

@@ -441,7 +441,7 @@ def test_the_guard_holds_back_a_snapshot_with_little_in_it(
     drop_snapshot(folder, hub, range(8))
     drop_snapshot(folder, hub, range(1))
     assert all(customers(hub, "active")) and len(folder.names("in")) == 1
-    hub.conductor.resume("erp", "me", allow_deletes=True)
+    hub.conductor.systems.resume("erp", "me", allow_deletes=True)
     poll(hub)
     assert customers(hub, "active").count(False) == 7 and folder.names("in") == []
 

@@ -579,15 +579,15 @@ class World:
     def do_pause(self, s: int) -> None:
         """A person pauses a system."""
         self.paused.add(self._system(s).name)
-        self.conductor.pause(self._system(s).name, "ann", "")
+        self.conductor.systems.pause(self._system(s).name, "ann", "")
 
     def do_resume(self, s: int) -> None:
         """A person resumes a system."""
-        self.conductor.resume(self._system(s).name, "ann")
+        self.conductor.systems.resume(self._system(s).name, "ann")
 
     def do_retry(self) -> None:
         """A person tries all dead letters again."""
-        self.conductor.retry(DeadLetterFilter(), "ann")
+        self.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
 
     def do_discard(self) -> None:
         """A person discards all dead letters."""
@@ -595,7 +595,7 @@ class World:
             rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
             bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
         try:
-            self.conductor.discard(DeadLetterFilter(), "ann", "because")
+            self.conductor.dead_letters.discard(DeadLetterFilter(), "ann", "because")
         finally:  # a process may die just after the commit
             for row in rows:
                 if row.link_id is not None:
@@ -615,7 +615,7 @@ class World:
         records = [chosen] if chosen else None
         before = self._standing()
         try:
-            self.conductor.unsubscribe(target, kind, records, end, "", "ann")
+            self.conductor.unsubscriptions.create(target, kind, records, end, "", "ann")
         finally:  # it stands also where the process dies as soon as it is written down
             for rule in self._standing() - before:
                 self.rules.append(RuleMade(rule, [f"{system.name}.customer"], kind, records, end, self.number))
@@ -629,7 +629,7 @@ class World:
             return
         self._excuse(rule)
         try:
-            self.conductor.lift(rule.id, "ann")
+            self.conductor.unsubscriptions.lift(rule.id, "ann")
         finally:  # it still stands where the process dies before that is written down
             if rule.id not in self._standing():
                 self.rules.remove(rule)
@@ -655,7 +655,7 @@ class World:
         """A person edits a mapping in the panel."""
         system = self._system(s)
         name = f"{system.name}.customer"
-        _, version = self.conductor.mapping(name)
+        _, version = self.conductor.mappings.latest(name)
         rows = self.conductor.subscribers[name].default_mapper.rows()
         if variant % 4 == 1:
             rows = [row for row in rows if row["column"] != "phone"]
@@ -664,7 +664,7 @@ class World:
         elif variant % 4 == 3:
             rows = [{**row, "direction": "out"} if row["column"] == "phone" else row for row in rows]
         try:
-            self.conductor.save_mapping(name, None if variant % 4 == 0 else rows, "ann", version)
+            self.conductor.mappings.save(name, None if variant % 4 == 0 else rows, "ann", version)
         finally:  # a process may die just after the commit
             self.excuses.append(Excuse(name, None, frozenset({"update"}), self._now(), "the mapping was edited"))
             self.all_tainted = True
@@ -705,7 +705,7 @@ class World:
             system.polled = -1
             system.failures.clear()
             if system.name in self.paused:
-                self.conductor.resume(system.name, "ann")
+                self.conductor.systems.resume(system.name, "ann")
         self.paused.clear()
 
     def come_to_rest(self) -> None:

@@ -160,7 +160,7 @@ def world(
     app = create_app(conductor, Settings(**chosen))
     # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
     app.extensions["syncflow_overview"] = OverviewCache(
-        conductor.overview_version, conductor.overview, clock=lambda: 0.0
+        conductor.reports.overview_version, conductor.reports.overview, clock=lambda: 0.0
     )
     made = World(database, conductor, publisher, app)
     if seeded:
@@ -213,12 +213,12 @@ def seed(made: World) -> None:
             connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, last_seen_at=now))
         connection.execute(sa.insert(Cursor).values(subscriber="shop.customer", polled_at=now, result="2 records"))
     conductor = made.conductor
-    conductor.unsubscribe("crm.customer", None, ["2"], None, "billing freeze", "operator@example.com")
+    conductor.unsubscriptions.create("crm.customer", None, ["2"], None, "billing freeze", "operator@example.com")
     made.sync()
     body = b'{"id": "evt_1", "type": "customer.updated", "data": {"id": "cus_1", "name": "Ada King"}}'
     conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "content-type": "application/json"})
-    rows = conductor.mapping("crm.customer")[0].rows()
-    conductor.save_mapping("crm.customer", rows, "admin@example.com", 0)
+    rows = conductor.mappings.latest("crm.customer")[0].rows()
+    conductor.mappings.save("crm.customer", rows, "admin@example.com", 0)
 
 
 def add_conflict(made: World, path: str = "email") -> int:

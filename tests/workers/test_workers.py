@@ -99,7 +99,7 @@ def test_what_comes_in_goes_to_the_others_only(make_hub: MakeHub) -> None:
         until(lambda: hub.held("shop") == ["Ada L."])
         # A poll, by its actor.
         hub.systems["crm"].add(name="Eve")
-        hub.conductor.poll_soon("crm.customer", by="ann")
+        hub.conductor.systems.poll_now("crm.customer", by="ann")
         until(lambda: hub.held("shop") == ["Ada L.", "Eve"])
         until(lambda: hub.outstanding() == 0)
     assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"]

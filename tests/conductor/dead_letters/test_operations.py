@@ -16,8 +16,8 @@ def test_discarding_a_dead_letter_settles_its_change(hub: TestHub) -> None:
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
     with pytest.raises(ValueError, match="reason"):
-        hub.conductor.discard(DeadLetterFilter(), by="ann", reason=" ")
-    assert hub.conductor.discard(DeadLetterFilter(), by="ann", reason="test data") == 1
+        hub.conductor.dead_letters.discard(DeadLetterFilter(), by="ann", reason=" ")
+    assert hub.conductor.dead_letters.discard(DeadLetterFilter(), by="ann", reason="test data") == 1
     hub.conductor.sweep(everything=True)
     hub.run()
     assert hub.shown("crm") == []
@@ -29,11 +29,11 @@ def test_discarding_a_dead_letter_keeps_a_later_edit(database: Database) -> None
     one = add(hub)
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
-    hub.conductor.pause("crm", "ann", "")
+    hub.conductor.systems.pause("crm", "ann", "")
     edit(hub, one, name="Mended")
     hub.run()
-    hub.conductor.discard(DeadLetterFilter(), "ann", "old news")
-    hub.conductor.resume("crm", "ann")
+    hub.conductor.dead_letters.discard(DeadLetterFilter(), "ann", "old news")
+    hub.conductor.systems.resume("crm", "ann")
     hub.clock.tick()
     hub.conductor.sweep()
     hub.run()

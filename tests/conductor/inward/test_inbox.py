@@ -98,7 +98,7 @@ def test_an_incoming_record_that_the_database_refuses_becomes_a_dead_letter(hub:
     assert "name would be empty" in letter.message and rows(hub, Inbox)[0].state == "dead"
     # Mended there, and tried again from here.
     hub.systems["crm"].edit("crm_1", name="Named")
-    hub.conductor.retry(DeadLetterFilter(), by="ann")
+    hub.conductor.dead_letters.retry(DeadLetterFilter(), by="ann")
     hub.conductor.sweep()
     hub.run()
     assert record(hub).name == "Named" and rows(hub, DeadLetter)[0].closed_at is not None

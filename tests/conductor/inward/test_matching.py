@@ -54,7 +54,7 @@ def test_the_event_of_our_own_create_links_it_when_the_answer_was_lost(database:
 def test_linking_fills_empty_remote_fields_and_erases_nothing_of_ours(database: Database) -> None:
     wins = {"name": "name", "email": "email", "notes": Field("notes", conflict="external")}
     hub = TestHub(database, "crm", match_on=("email",), field_to_data=wins)
-    hub.conductor.unsubscribe("crm", None, None, None, "not yet", "ann")
+    hub.conductor.unsubscriptions.create("crm", None, None, None, "not yet", "ann")
     one = add(hub, email="ada@x.org", notes="written here")
     hub.run()
     hub.systems["crm"].add(name="Ada", email="ada@x.org", notes=None)
@@ -86,13 +86,13 @@ def test_the_remains_of_a_deleted_record_are_not_matched_to_another(database: Da
 
 def test_fields_missing_in_a_matched_record_are_sent_to_it(database: Database) -> None:
     hub = TestHub(database, "crm", match_on=("email",))
-    hub.conductor.pause("crm", "ann", "")
+    hub.conductor.systems.pause("crm", "ann", "")
     one = add(hub, email="a@x.org", phone="1")
     hub.conductor.relay()
     hub.publisher.published.clear()
     with database.write() as c:
         c.execute(sa.text("UPDATE link SET synced_change = owed_change, owed_since = NULL"))
-    hub.conductor.resume("crm", "ann")
+    hub.conductor.systems.resume("crm", "ann")
     hub.systems["crm"].add(name="Ada", email="a@x.org")
     webhook(hub, "crm", "e1", "crm_1")
     hub.run()

@@ -29,7 +29,7 @@ def test_a_conflict_ends_when_its_record_is_deleted(conflicted: TestHub) -> None
     with conflicted.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER))
     with pytest.raises(ValueError, match="does not exist any more"):
-        conflicted.conductor.settle_conflict(conflict.id, "ours", by="ann")
+        conflicted.conductor.conflicts.resolve(conflict.id, "ours", by="ann")
     conflicted.run()
     (conflict,) = rows(conflicted, Conflict)
     assert (conflict.choice, link(conflicted, "crm").open_conflicts) == ("gone", 0) and conflicted.shown("crm") == []

@@ -266,12 +266,12 @@ def test_a_write_stays_unconfirmed_while_its_record_is_skipped(database: Databas
     edit(hub, one, notes="1")
     lose_answer(hub, after=True)
     hub.run()
-    rule = hub.conductor.unsubscribe("crm", None, [one], None, "freeze", by="ann")
+    rule = hub.conductor.unsubscriptions.create("crm", None, [one], None, "freeze", by="ann")
     retry_due(hub)
     assert link(hub, "crm").unconfirmed_write == {"notes": "1"}
     edit(hub, one, notes="0")
     hub.run()
-    hub.conductor.lift(rule, by="ann", bring=True)
+    hub.conductor.unsubscriptions.lift(rule, by="ann", deliver=True)
     retry_due(hub)
     assert record(hub, one).notes == hub.shown("crm")[0]["notes"] == "0"
     assert link(hub, "crm").unconfirmed_write is None
@@ -284,7 +284,7 @@ def test_a_newly_mapped_field_did_not_arrive_unless_the_system_shows_it(database
     crm = hub.systems["crm"]
     crm.edit("crm_1", notes=None)  # a field of theirs, which is mapped from now on
     mapped = [{"column": name, "path": name} for name in ("name", "notes")]
-    hub.conductor.save_mapping("crm.customer", mapped, "ann", 0)
+    hub.conductor.mappings.save("crm.customer", mapped, "ann", 0)
     edit(hub, one, name="new")
     lose_answer(hub, after=False)
     hub.run()

@@ -112,14 +112,14 @@ def test_records_that_block_one_another_are_reported(database: Database) -> None
 
 def test_a_dependent_of_an_unsubscribed_record_is_skipped_and_follows_it(billing: TestHub) -> None:
     customer = add(billing)
-    rule = billing.conductor.unsubscribe("crm.customer", None, [customer], None, "freeze", by="ann")
+    rule = billing.conductor.unsubscriptions.create("crm.customer", None, [customer], None, "freeze", by="ann")
     billing.run()
     add_invoice(billing, customer)
     billing.run()
     skip = rows(billing, Delivery, Delivery.subscriber == "crm.invoice", Delivery.outcome == "skipped")[-1]
     assert f"unsubscription #{rule}" in skip.reason
-    assert billing.conductor.missed(rule) == 2
-    assert billing.conductor.lift(rule, by="ann", bring=True) == 2
+    assert billing.conductor.unsubscriptions.missed(rule) == 2
+    assert billing.conductor.unsubscriptions.lift(rule, by="ann", deliver=True) == 2
     billing.conductor.sweep()
     billing.run()
     assert len(bills(billing)) == 1

@@ -43,9 +43,9 @@ def test_owing_again_keeps_the_age_of_the_oldest_change(hub: TestHub, via: Via) 
 
 def test_lifting_an_unsubscription_keeps_how_long_a_record_has_waited(hub: TestHub) -> None:
     since = hub.clock() - timedelta(hours=3)
-    rule = hub.conductor.unsubscribe("crm", None, None, None, "freeze", "me")
+    rule = hub.conductor.unsubscriptions.create("crm", None, None, None, "freeze", "me")
     _add_link(hub, owed_change=5, synced_change=4, owed_since=since, unsubscription_id=rule)
-    assert hub.conductor.lift(rule, "me", bring=True) == 1
+    assert hub.conductor.unsubscriptions.lift(rule, "me", deliver=True) == 1
     link = _link(hub)
     assert (link["owed_change"], link["owed_since"], link["unsubscription_id"]) == (6, since, None)
     assert link["retry_at"] == hub.clock()

@@ -16,14 +16,14 @@ from tests.support.records import add, edit, rows
 def test_a_mapping_edited_in_the_panel_is_in_force_with_the_next_change(hub: TestHub) -> None:
     one = add(hub, notes="n")
     hub.run()
-    mapper, version = hub.conductor.mapping("crm.customer")
+    mapper, version = hub.conductor.mappings.latest("crm.customer")
     kept = [row for row in mapper.rows() if row["column"] in ("name", "email")]
     kept.append({"column": "notes", "path": "remarks", "transform": "upper"})
-    assert hub.conductor.save_mapping("crm.customer", kept, "ann", version) == 1
+    assert hub.conductor.mappings.save("crm.customer", kept, "ann", version) == 1
     edit(hub, one, phone="9")
     hub.run()
     assert hub.shown("crm")[0]["remarks"] == "N" and hub.shown("crm")[0]["phone"] is None
-    hub.conductor.save_mapping("crm.customer", None, "ann", 1)
+    hub.conductor.mappings.save("crm.customer", None, "ann", 1)
     edit(hub, one, phone="10")
     hub.run()
     assert hub.shown("crm")[0]["phone"] == "10"
@@ -39,9 +39,9 @@ def test_a_mapping_that_no_longer_fits_can_be_replaced(database: Database) -> No
     hub.run()
     (letter,) = rows(hub, DeadLetter)
     assert letter.record_id == one and "does not fit" in letter.message
-    assert hub.conductor.mapping("crm.customer")[1] == 1
-    hub.conductor.save_mapping("crm.customer", None, "ann", 1)
-    hub.conductor.retry(DeadLetterFilter(), "ann")
+    assert hub.conductor.mappings.latest("crm.customer")[1] == 1
+    hub.conductor.mappings.save("crm.customer", None, "ann", 1)
+    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
     hub.conductor.sweep()
     hub.run()
     assert len(hub.shown("crm")) == 1

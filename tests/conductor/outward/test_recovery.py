@@ -59,7 +59,7 @@ def test_the_inbox_of_a_paused_system_does_not_hide_other_inboxes(
         webhook(hub, "crm", f"e{number}", "crm_1")
     webhook(hub, "shop", "e", "shop_1")
     hub.publisher.published.clear()
-    hub.conductor.pause("crm", "ann", "")
+    hub.conductor.systems.pause("crm", "ann", "")
     hub.clock.tick(1000)
     hub.conductor.sweep()
     assert [ids for what, ids in hub.publisher.published if what == "inbox"] == [[6]]

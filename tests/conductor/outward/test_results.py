@@ -25,7 +25,7 @@ def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: 
     assert link(hub, "crm", good).synced_change == link(hub, "crm", good).owed_change
     assert link(hub, "crm", bad).dead_at is not None
     # A retry by a person sends it, and the letter closes by itself.
-    assert hub.conductor.retry(DeadLetterFilter(error="Reject"), by="ann@x.org") == 1
+    assert hub.conductor.dead_letters.retry(DeadLetterFilter(error="Reject"), by="ann@x.org") == 1
     hub.conductor.sweep()
     hub.run()
     assert rows(hub, DeadLetter)[0].resolution == "delivered"
@@ -142,7 +142,7 @@ def test_blocked_by_is_stored_when_a_batch_is_recorded_one_by_one(database: Data
 
     hub = TestHub(database, "crm", kinds=(FakeSubscriber, Huge))
     kept, sent = add(hub), add(hub)
-    rule = hub.conductor.unsubscribe("crm.customer", None, [kept], None, "freeze", by="ann")
+    rule = hub.conductor.unsubscriptions.create("crm.customer", None, [kept], None, "freeze", by="ann")
     hub.run()
     add_invoice(hub, kept, "R-1")
     add_invoice(hub, sent, "R-2")
@@ -156,8 +156,8 @@ def test_a_dead_letter_closes_when_its_record_is_skipped(database: Database) -> 
     add(hub)
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
-    hub.conductor.unsubscribe("crm", None, None, None, "freeze", "ann")
-    hub.conductor.retry(DeadLetterFilter(), "ann")
+    hub.conductor.unsubscriptions.create("crm", None, None, None, "freeze", "ann")
+    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
     hub.conductor.sweep()
     hub.run()
     assert rows(hub, DeadLetter, DeadLetter.closed_at.is_(None)) == []

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from conductor import Conductor, OverviewVersion
 from conductor.reports.overview import ALIVE_SECONDS, overview, overview_version
-from conductor.reports.throughput import MINUTE, MINUTE_DAYS, SPANS
+from conductor.reports.throughput import SPANS
+from conductor.throughput_counter import MINUTE, MINUTE_DAYS
 from models.ledger import (
     Change,
     Conflict,
@@ -69,19 +70,19 @@ def owe(database: Database, subscriber: str, record: str, since: datetime, **val
 
 
 def test_all_is_well(hub: Conductor) -> None:
-    overview = hub.overview()
+    overview = hub.reports.overview()
     assert (overview.severity, overview.headline, overview.troubles) == ("good", "Everything is in sync.", [])
 
 
 def test_what_is_on_its_way_is_no_trouble(hub: Conductor, database: Database, clock: Clock) -> None:
     owe(database, "crm.customer", "1", clock() - timedelta(seconds=3))
-    overview = hub.overview()
+    overview = hub.reports.overview()
     assert (overview.severity, overview.headline, overview.moving) == ("busy", "Catching up.", 1)
 
 
 def test_a_pause_while_nothing_is_owed_is_told_as_such(hub: Conductor) -> None:
-    hub.pause("crm", "ada@example.com", "their maintenance")
-    overview = hub.overview()
+    hub.systems.pause("crm", "ada@example.com", "their maintenance")
+    overview = hub.reports.overview()
     assert (overview.severity, overview.headline) == ("busy", "In sync so far, but crm is paused.")
     assert "ada@example.com: their maintenance" in overview.troubles[0].what
 
@@ -97,7 +98,7 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
     put(database, Conflict, **link)
     put(database, Cursor, subscriber="shop.customer", failing_since=old, result="401 Unauthorized")
     change(database, Process, Process.kind == "relay", last_seen_at=now - timedelta(seconds=ALIVE_SECONDS))
-    overview = hub.overview()
+    overview = hub.reports.overview()
     assert overview.severity == "bad"
     assert overview.headline == (
         "Not everything is in sync: no relay is running, crm is down, the poll of shop.customer fails, "
@@ -119,15 +120,15 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
 def test_the_oldest_is_the_oldest_whatever_its_place(hub: Conductor, database: Database, clock: Clock) -> None:
     owe(database, "crm.customer", "1", clock())
     owe(database, "crm.customer", "2", clock() - timedelta(days=2))
-    assert hub.overview().oldest == clock() - timedelta(days=2)
+    assert hub.reports.overview().oldest == clock() - timedelta(days=2)
 
 
 def test_one_process_may_be_all_of_them(hub: Conductor, database: Database, clock: Clock) -> None:
     with database.write() as connection:
         connection.execute(sa.delete(Process))
-    assert "no relay, worker or scheduler is running" in hub.overview().headline
+    assert "no relay, worker or scheduler is running" in hub.reports.overview().headline
     put(database, Process, name="one", kind="standalone", started_at=clock(), last_seen_at=clock())
-    assert hub.overview().troubles == []
+    assert hub.reports.overview().troubles == []
 
 
 @pytest.mark.parametrize("what", ["change", "delivery", "dead letter", "pause", "poll", "process", "job", "count"])
@@ -135,8 +136,8 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
     put(database, Change, catalogue="customer", record_id="1", operation="created", at=clock())
     put(database, Cursor, subscriber="crm.customer")
     put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
-    before = hub.overview_version().version
-    assert hub.overview_version().version == before
+    before = hub.reports.overview_version().version
+    assert hub.reports.overview_version().version == before
     if what == "change":
         change(database, Change, sa.true(), relayed_at=clock())
     elif what == "delivery":
@@ -144,7 +145,7 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
     elif what == "dead letter":
         put(database, DeadLetter, subscriber="crm.customer", error="Reject", fingerprint="f", message="m", at=clock())
     elif what == "pause":
-        hub.pause("crm", "ada@example.com", "maintenance")
+        hub.systems.pause("crm", "ada@example.com", "maintenance")
     elif what == "poll":
         change(database, Cursor, sa.true(), failing_since=clock())
     elif what == "process":
@@ -153,7 +154,7 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
         change(database, Schedule, sa.true(), finished_at=clock())
     else:
         hub.throughput.count()
-    assert hub.overview_version().version != before
+    assert hub.reports.overview_version().version != before
 
 
 # --- deliveries per minute -------------------------------------------------------------------------------
@@ -183,9 +184,10 @@ def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, da
     assert counted(database) == expected | {"delivered": 3}
     clock.tick(60)
     with database.read() as connection:
-        series = hub.throughput.series(connection, SPANS["1h"], "crm.customer")
-        assert hub.throughput.by_subscriber(connection, SPANS["1h"])["crm.customer"] == series
-        assert sum(hub.throughput.series(connection, SPANS["7d"]).counts["delivered"]) == 0  # the hour is not over
+        series = hub.reports.throughput.series(connection, SPANS["1h"], "crm.customer")
+        assert hub.reports.throughput.by_subscriber(connection, SPANS["1h"])["crm.customer"] == series
+        week = hub.reports.throughput.series(connection, SPANS["7d"])
+        assert sum(week.counts["delivered"]) == 0  # the hour is not over
     minute = series.at.index(int(begun.timestamp()))
     assert series.counts["delivered"][minute : minute + 3] == [2, 0, 1]
     assert series.counts["failed"][minute : minute + 3] == [0, 1, 0]
@@ -211,14 +213,14 @@ def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, datab
     put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
     hub.throughput.count()
     clock.tick((MINUTE_DAYS * 24 + 1) * 3600)
-    hub.schedule.tidy()
+    hub.schedule.retention.remove_old()
     assert (counted(database), counted(database, 3600)) == ({}, {"delivered": 1})
 
 
 def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
     with database.read() as connection:
         for span in SPANS.values():
-            series = hub.throughput.series(connection, span)
+            series = hub.reports.throughput.series(connection, span)
             assert len(series.at) == len(series.counts["dead"]) == span.length // span.step <= 360
             assert all(datetime.fromtimestamp(at, UTC) < hub.context.clock() for at in series.at)
 
@@ -252,10 +254,10 @@ def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(
     def make(seen: OverviewVersion) -> Any:
         now[0] += 0.5
         made.append(now[0])
-        return hub.overview(seen)
+        return hub.reports.overview(seen)
 
     overview_cache = OverviewCache(
-        lambda: replace(hub.overview_version(), version=str(next(versions))), make, clock=lambda: now[0]
+        lambda: replace(hub.reports.overview_version(), version=str(next(versions))), make, clock=lambda: now[0]
     )
     version, overview = overview_cache.get(fresh=True)
     now[0] += 40
@@ -271,9 +273,9 @@ def test_the_same_version_is_made_once(hub: Conductor) -> None:
 
     def make(seen: OverviewVersion) -> Any:
         made.append(seen.version)
-        return hub.overview(seen)
+        return hub.reports.overview(seen)
 
-    overview_cache = OverviewCache(lambda: replace(hub.overview_version(), version="same"), make)
+    overview_cache = OverviewCache(lambda: replace(hub.reports.overview_version(), version="same"), make)
     assert overview_cache.get(fresh=True) == overview_cache.get(fresh=False) == overview_cache.get(fresh=True)
     assert made == ["same"]
 

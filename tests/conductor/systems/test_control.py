@@ -10,11 +10,11 @@ from tests.support.records import (
 
 
 def test_a_paused_system_waits_and_catches_up(hub: TestHub) -> None:
-    hub.conductor.pause("crm", by="ann", reason="maintenance")
+    hub.conductor.systems.pause("crm", by="ann", reason="maintenance")
     add(hub)
     hub.run()
     assert hub.systems["crm"].calls == [] and len(hub.shown("shop")) == 1
-    hub.conductor.resume("crm", by="ann")
+    hub.conductor.systems.resume("crm", by="ann")
     hub.clock.tick(1)
     hub.conductor.sweep()
     hub.run()
@@ -26,7 +26,7 @@ def test_a_poll_requested_by_an_operator_calls_a_system_that_is_down(hub: TestHu
     with conductor.database.write() as c:
         conductor.breaker.went_down(c, "crm", SystemDown("no folder"))
     conductor.poll("crm.customer")
-    assert conductor.overview().systems[0].state == "down", "it is left alone for a while"
-    conductor.poll_soon("crm.customer", "ann")
+    assert conductor.reports.overview().systems[0].state == "down", "it is left alone for a while"
+    conductor.systems.poll_now("crm.customer", "ann")
     conductor.poll("crm.customer")
-    assert conductor.overview().systems[0].state == "ok"
+    assert conductor.reports.overview().systems[0].state == "ok"

@@ -31,11 +31,11 @@ def test_too_many_deletions_to_a_system_pause_it(database: Database) -> None:
     assert len(hub.shown("crm")) == 6 and hub.shown("shop") == []
     (system,) = rows(hub, System, System.name == "crm")
     assert system.paused_by == "mass-delete guard" and "more than 3 deletes to crm" in system.pause_reason
-    hub.conductor.resume("crm", by="ann")  # without saying that they are meant
+    hub.conductor.systems.resume("crm", by="ann")  # without saying that they are meant
     hub.conductor.sweep()
     hub.run()
     assert len(hub.shown("crm")) == 6
-    hub.conductor.resume("crm", by="ann", allow_deletes=True)
+    hub.conductor.systems.resume("crm", by="ann", allow_deletes=True)
     hub.conductor.sweep()
     hub.run()
     assert hub.shown("crm") == []
@@ -54,7 +54,7 @@ def test_too_many_deletions_from_a_system_pause_it_and_delete_nothing(database: 
     hub.conductor.sweep()
     hub.run()
     assert len(hub.shown("shop")) == 3 and rows(hub, Inbox, Inbox.state == "waiting")
-    hub.conductor.resume("crm", by="ann", allow_deletes=True)
+    hub.conductor.systems.resume("crm", by="ann", allow_deletes=True)
     hub.conductor.sweep()
     hub.run()
     assert hub.shown("shop") == [] and rows(hub, Inbox, Inbox.state == "waiting") == []
@@ -68,7 +68,7 @@ def test_a_poll_full_of_deletions_moves_no_cursor_until_they_are_allowed(databas
     hub.conductor.poll("crm.customer")
     hub.run()
     assert len(hub.shown("shop")) == 6
-    hub.conductor.resume("crm", by="ann", allow_deletes=True)
+    hub.conductor.systems.resume("crm", by="ann", allow_deletes=True)
     hub.conductor.poll("crm.customer")
     hub.run()
     assert hub.shown("shop") == []

@@ -165,7 +165,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
     assert bad_letters(hub) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters to look at" in task.message
-    hub.conductor.retry(DeadLetterFilter(), "ann")
+    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
     work(hub, 3)
     assert bad_letters(hub) == [] and len(crm.store) == 7
 
@@ -205,7 +205,7 @@ def test_a_list_that_cannot_be_read_now_is_read_later(
 
 
 def test_a_paused_system_gets_nothing_and_the_task_says_why(hub: TestHub) -> None:
-    hub.conductor.pause("crm", "ann", "lunch")
+    hub.conductor.systems.pause("crm", "ann", "lunch")
     one = hub.conductor.backfill("crm.customer", "ann")
     work(hub, 5)
     assert hub.conductor.tasks.get(one).message == "crm is paused: lunch" and held(hub) == []

@@ -259,7 +259,7 @@ def test_old_tasks_are_tidied_away_and_open_ones_kept(hub: TestHub) -> None:
     tasks.run_some()
     tasks.start("count", "ann")
     hub.clock.tick(100 * 24 * 3600)
-    hub.conductor.schedule.tidy()
+    hub.conductor.schedule.retention.remove_old()
     assert [t.state for t in tasks.list()] == ["running"]
 
 
@@ -324,7 +324,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
     one = hub.conductor.retry_many(DeadLetterFilter(), "ann")
     tasks = hub.conductor.tasks
     tasks.run_some()
-    hub.conductor.discard(DeadLetterFilter(ids=[1]), "bob", "an old one")
+    hub.conductor.dead_letters.discard(DeadLetterFilter(ids=[1]), "bob", "an old one")
     work(hub)
     task = tasks.get(one)
     assert (task.state, task.message) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
@@ -394,7 +394,7 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(hub: TestHub) -
     old = hub.conductor.database
     with old.read() as c:
         (row,) = c.execute(sa.select(DeadLetter.id, DeadLetter.link_id)).all()
-    hub.conductor.retry(DeadLetterFilter(), "bob")
+    hub.conductor.dead_letters.retry(DeadLetterFilter(), "bob")
     hub.conductor.sweep()
     hub.run()
     assert open_letters(hub) == 0
