@@ -18,8 +18,11 @@ from conductor.links.relations import Relations
 from conductor.mappings.preview import Previews
 from conductor.mappings.store import Mappings
 from conductor.outward.delivery import Outward
+from conductor.outward.loading import BatchLoader
+from conductor.outward.recovery import Recovery
 from conductor.outward.results import ResultWriter
 from conductor.outward.routing import Routing
+from conductor.outward.sending import Sender
 from conductor.policy import Policy
 from conductor.publisher import Publisher
 from conductor.records import Records
@@ -71,9 +74,15 @@ class Conductor:
         self.limits = Limits(self.context)
         self.guard = DeleteGuard(self.context)
         self.routing = Routing(self.context)
-        settling = ResultWriter(self.context, self.breaker, self.letters, self.relations)
+        self.recovery = Recovery(self.context)
         self.outward = Outward(
-            self.context, self.breaker, self.mappings, self.relations, settling, self.limits, self.guard
+            self.context,
+            self.breaker,
+            BatchLoader(self.context, self.breaker, self.mappings, self.relations),
+            Sender(self.context, self.limits),
+            ResultWriter(self.context, self.breaker, self.letters, self.relations),
+            self.limits,
+            self.guard,
         )
         applying = InboundApplier(self.context, self.relations, self.guard)
         self.inward = Inward(self.context, self.breaker, self.mappings, self.letters, applying, self.guard, self.limits)
@@ -120,12 +129,12 @@ class Conductor:
     # --- outward ------------------------------------------------------------------------------------
 
     def relay(self) -> int:
-        """Route waiting changes and announce them; how many there were. See `Routing.relay`."""
+        """Route waiting changes and publish them; return how many there were. See `Routing.relay`."""
         return self.routing.relay()
 
     def sweep(self, *, everything: bool = False) -> int:
-        """Announce again what is owed and does not move. See `Routing.sweep`."""
-        return self.routing.sweep(everything=everything)
+        """Publish again what is owed and does not move. See `Recovery.sweep`."""
+        return self.recovery.sweep(everything=everything)
 
     def deliver(self, subscriber: str, record_ids: Sequence[str]) -> None:
         """Bring these records of one subscriber up to date. See `Outward.deliver`."""

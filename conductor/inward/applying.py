@@ -115,7 +115,7 @@ class InboundApplier:
         base, remote_values = link.base or {}, link.remote_values or {}
         related = self.relations.load(connection, subscriber, mapper, [record])
         ours, _ = our_side(subscriber, mapper, record, related)
-        base, remote_values = in_doubt.settle(link.unconfirmed_write, theirs, base, remote_values)
+        base, remote_values = in_doubt.rebase_unconfirmed(link.unconfirmed_write, theirs, base, remote_values)
         undone = _undone(incoming, link, theirs)
         stands = {path: theirs.get(path) for path in undone}
         theirs = {**theirs, **undone}

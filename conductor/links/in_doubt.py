@@ -19,7 +19,7 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
     return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
 
 
-def settle(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:
+def rebase_unconfirmed(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:
     """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
     base, remote_values = dict(base), dict(remote_values)
     for path, value in (sent or {}).items():

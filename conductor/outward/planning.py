@@ -1,4 +1,4 @@
-"""A claimed record and what is planned for it: the data that travels through an outward delivery."""
+"""Planning: which operation a claimed record needs, and which fields it sends. Calls no system and writes nothing."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import orjson
 
-from conductor.links.relations import Related
+from conductor.links.relations import Related, Relations, our_side
+from conductor.links.row import LinkRow
 from conductor.links.rules import Rule
 from conductor.systems.circuit_breaker import Permit
 from models.catalogues import Record
-from models.ledger import Link
-from subscribers.errors import SyncError
+from subscribers.base import Subscriber
+from subscribers.calls import call_safely
+from subscribers.errors import Reject, SyncError
 from subscribers.mapping.mapper import Mapper
-from subscribers.mapping.paths import tops, tops_of
-from subscribers.mapping.values import Flat
+from subscribers.mapping.paths import nest, tops, tops_of
+from subscribers.mapping.values import Flat, same
 from subscribers.records import External, Item
 
-_LINK_COLUMNS = tuple(column.name for column in Link.__table__.c)
-
-
-#: What a call is told against when nobody learned how it ended.
+#: What an unconfirmed write is compared with later; it is stored together with the write.
 RECONCILABLE_COLUMNS = (
     "external_id",
     "unlinked_at",
@@ -39,56 +37,55 @@ RECONCILABLE_COLUMNS = (
 
 @dataclass
 class Claim:
-    """A link under our lease, with the record as it is now (None: it does not exist)."""
+    """A link under our lease, with its record as it is now (None: it does not exist)."""
 
-    link: Any
-    #: The link's version when it was read: it is ours only if nobody touched it until it is claimed.
+    link: LinkRow
+    #: The link's version when it was read; the claim succeeds only if it is still the same.
     version: str
     record: Record | None
-    #: True: nobody has begun to create it before.
+    #: True: no create was begun before.
     fresh_create_token: bool
-    #: Fields whose conflict waits for a person -> what the system holds.
-    asked: Flat = field(default_factory=dict)
-    #: Fields beside ours in a nested object that were edited there and have not come in yet -> what the system holds.
-    beside: Flat = field(default_factory=dict)
-
+    #: Fields whose conflict waits for an operator -> the system's value.
+    conflicted: Flat = field(default_factory=dict)
+    #: Sibling fields in a nested object that were edited there, and whose event has not arrived -> the system's value.
+    remote_sibling_edits: Flat = field(default_factory=dict)
     #: What is about to be sent is on disk.
-    told: bool = False
-    #: A create that was begun before was found to be done.
+    written_ahead: bool = False
+    #: The outcome of an earlier create was unknown, and its record was found.
     found: bool = False
 
     @property
     def record_id(self) -> str:
         """The record's id in the ledger."""
-        return str(self.link.record_id)
+        return self.link.record_id
 
-    @property
-    def linked(self) -> bool:
-        """Whether there is a live external record."""
-        return self.link.external_id is not None and self.link.unlinked_at is None
-
-    def now_with(self, **values: Any) -> None:
-        """Go on as if the link had these values."""
-        self.link = SimpleNamespace(**{**vars(self.link), **values})
+    def update_link(self, **values: Any) -> None:
+        """Continue with these values of the link."""
+        self.link = self.link._replace(**values)
 
 
 @dataclass
-class Batch:
+class DeliveryBatch:
     """Records of one subscriber under one lease, and what is needed to plan for them."""
 
     token: str
     #: Whether the system may be called, as of when the links were read.
-    gate: Permit
+    permit: Permit
     claims: list[Claim] = field(default_factory=list)
-    #: None: the mapping saved in the panel does not fit its table any more.
+    #: None: the mapping saved in the panel no longer fits its table.
     mapper: Mapper | None = None
     rules: list[Rule] = field(default_factory=list)
     related: Related = field(default_factory=Related)
 
+    @property
+    def record_ids(self) -> list[str]:
+        """The records of the batch."""
+        return [claim.record_id for claim in self.claims]
+
 
 @dataclass
 class Plan:
-    """What is to be done about one claim, and then how it went."""
+    """What one claim needs, and then its outcome."""
 
     claim: Claim
     #: create, update, delete, archive, unlink, match or none.
@@ -103,28 +100,33 @@ class Plan:
     error: SyncError | None = None
     external: External | None = None
     rule: Rule | None = None
-    #: The rule was lifted before this was written down.
+    #: The rule was lifted before the outcome was recorded.
     lifted: bool = False
-    #: What the link is owed when it is settled: more than was claimed, if the record has changed since.
+    #: What the link is owed when the outcome is recorded: more than was claimed, if the record has changed since.
     owed_now: int = 0
-    #: The system was called for it, if only to look.
-    asked: bool = False
-    #: Milliseconds of the call that was to write it.
+    #: The system was called for it, if only to inspect what it holds.
+    called: bool = False
+    #: Milliseconds of the call that writes it.
     duration: float | None = None
-    #: What `sent` was made of, and what it came to.
+    #: What `sent` was computed from, and the result.
     _sent: tuple[tuple[Any, ...], set[str]] | None = field(default=None, init=False, repr=False)
 
     @property
     def is_open(self) -> bool:
-        """Whether something is still to be done."""
+        """Whether it has no outcome yet."""
         return self.outcome is None and self.error is None
 
     @property
+    def is_down(self) -> bool:
+        """Whether the call failed because the system is down."""
+        return self.error is not None and self.error.pauses_system
+
+    @property
     def sent(self) -> set[str]:
-        """The fields that travel: with an update only what differs, by whole top-level objects."""
-        made_of = (self.operation, self.item, self.flat)
-        if self._sent is None or any(now is not then for now, then in zip(made_of, self._sent[0], strict=True)):
-            self._sent = made_of, self._travelling()
+        """The fields that travel: of an update only what differs, by whole top-level objects."""
+        source = (self.operation, self.item, self.flat)
+        if self._sent is None or any(now is not then for now, then in zip(source, self._sent[0], strict=True)):
+            self._sent = source, self._travelling()
         return self._sent[1]
 
     def _travelling(self) -> set[str]:
@@ -134,60 +136,146 @@ class Plan:
         return {path for path in self.flat if not travels.isdisjoint(tops_of(path))}
 
     @property
-    def beside(self) -> set[str]:
-        """Of an update, the fields that only travel because they lie in one object with one that differs."""
-        return self.sent.difference(self.differing, self.claim.asked)
+    def sibling_fields(self) -> set[str]:
+        """The fields of an update that travel only because one field of their object differs."""
+        return self.sent.difference(self.differing, self.claim.conflicted)
 
     @property
     def ours(self) -> Flat:
-        """What travels and is ours: not what goes along as it stands there."""
-        return {path: self.flat[path] for path in self.sent - set(self.claim.beside) - set(self.claim.asked)}
-
-    @property
-    def is_down(self) -> bool:
-        """Whether the call failed because the system is down."""
-        return self.error is not None and self.error.pauses_system
+        """What travels with our value, not with the value that the system holds."""
+        kept = set(self.claim.remote_sibling_edits) | set(self.claim.conflicted)
+        return {path: self.flat[path] for path in self.sent - kept}
 
     @property
     def was_answered(self) -> bool:
-        """Whether the system said anything at all."""
+        """Whether the system answered the call, if only with an error."""
         return self.duration is not None and not (self.error is not None and self.error.unanswered)
 
-    def settle(self, outcome: str, reason: str | None = None) -> Plan:
-        """Say how it ended."""
+    def finish(self, outcome: str, reason: str | None = None) -> None:
+        """Set the outcome."""
         self.outcome, self.reason = outcome, reason
-        return self
 
-    def fail(self, error: SyncError) -> Plan:
-        """It ended with this error; what that means is decided when it is written down."""
+    def fail(self, error: SyncError) -> None:
+        """End with this error; what it means is decided when it is recorded."""
         self.error = error
-        return self
 
 
-def make_claim(row: Any, record: Record | None, token: str, asked: Flat) -> Claim:
-    """A link that was read, its columns first, as it will be under the lease of this name."""
-    link = SimpleNamespace(**dict(zip(_LINK_COLUMNS, row, strict=False)))
-    creates = link.external_id is None or link.unlinked_at is not None
-    fresh_create_token = creates and link.create_token is None
-    if fresh_create_token:
-        # The intent to create is on disk before the call that creates.
-        link.create_token = token
-    return Claim(link, row.row_version, record, fresh_create_token, asked)
+def make_claim(link: LinkRow, version: str, record: Record | None, token: str, conflicted: Flat) -> Claim:
+    """Make the claim of a link as it will be under the lease `token`."""
+    fresh = not link.is_linked and link.create_token is None
+    if fresh:
+        # The token is on disk before the call that creates.
+        link = link._replace(create_token=token)
+    return Claim(link, version, record, fresh, conflicted)
+
+
+def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) -> Plan:
+    """Decide what one record needs."""
+    plan = Plan(claim)
+    if batch.mapper is None:
+        plan.fail(Reject(f"the mapping of {subscriber.name()} does not fit its table any more"))
+        return plan
+    outcome = call_safely(_choose, subscriber, plan, batch, batch.mapper)
+    if isinstance(outcome, SyncError):
+        plan.fail(outcome)
+    apply_unsubscriptions(plan, batch.rules)
+    return plan
+
+
+def apply_unsubscriptions(plan: Plan, rules: list[Rule]) -> None:
+    """Skip what an unsubscription covers."""
+    if plan.outcome is not None or plan.operation == "none":
+        return
+    plan.rule = next((rule for rule in rules if rule.covers(plan.operation, plan.claim.record_id)), None)
+    if plan.rule is not None:
+        plan.error = None
+        plan.finish("skipped", plan.rule.reason)
+
+
+def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Mapper) -> None:
+    claim = plan.claim
+    if claim.record is None:
+        _choose_removal(subscriber, plan)
+        return
+    if not subscriber.wants(claim.record):
+        plan.finish("skipped", f"{subscriber.name()} does not want this record")
+        return
+    # Where on_gone deletes our record as well, one that exists was created since, and is sent.
+    stays_unlinked = claim.link.deleted_remotely and subscriber.on_gone in ("unlink", "archive")
+    if claim.link.unlinked_at is not None and stays_unlinked:
+        when = f"{claim.link.unlinked_at:%Y-%m-%d %H:%M} UTC"
+        plan.finish("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
+        return
+    plan.operation = "update" if claim.link.is_linked else "create"
+    Relations.check(mapper, claim.record, batch.related)
+    plan.flat, data = our_side(subscriber, mapper, claim.record, batch.related, strict=True)
+    if claim.conflicted:
+        _keep_conflicted_values(claim, plan.flat)
+        data = nest(plan.flat, onto=data)
+    subscriber.validate(data)
+    plan.differing = differing_fields(plan.flat, claim.link.base or {}, claim.conflicted)
+    # An unconfirmed write may have arrived, so it is inspected even where our values are the agreed ones again.
+    if claim.link.is_linked and not plan.differing and claim.link.unconfirmed_write is None:
+        plan.finish("unchanged", "the system holds all of it already")
+    changes = changed(data, plan.flat, plan.differing) if claim.link.is_linked else data
+    plan.item = make_item(claim, data, changes)
+
+
+def _choose_removal(subscriber: Subscriber, plan: Plan) -> None:
+    claim = plan.claim
+    if not claim.link.is_linked:
+        if claim.fresh_create_token or claim.link.unlinked_at is not None:
+            plan.finish("unchanged", "the record is deleted, and the system does not have it")
+            return
+        plan.operation = "delete"  # a create was begun: the system may have the record, see `sending`
+        plan.item = make_item(claim, {}, {})
+        return
+    policy = subscriber.on_delete
+    if policy == "ignore":
+        plan.finish("skipped", "the record is deleted; on_delete = ignore leaves it there")
+    elif policy == "unlink":
+        plan.operation = "unlink"
+        plan.finish("delivered", "the record is deleted; on_delete = unlink leaves it there, detached")
+    else:
+        plan.operation = policy
+        plan.flat = dict(subscriber.archive_data) if policy == "archive" else {}
+        data = nest(plan.flat)
+        plan.item = make_item(claim, data, data)
+
+
+def _keep_conflicted_values(claim: Claim, flat: Flat) -> None:
+    """Keep the system's values of fields in conflict; forget conflicts in which both sides agree by now."""
+    for path, theirs in list(claim.conflicted.items()):
+        if path not in flat or same(flat[path], theirs):
+            del claim.conflicted[path]
+        else:
+            flat[path] = theirs
+
+
+def differing_fields(flat: Flat, base: Flat, conflicted: Flat) -> list[str]:
+    """Return the fields in which ours differs from the base, without those in conflict."""
+    return [p for p, v in flat.items() if p not in conflicted and (p not in base or not same(v, base[p]))]
 
 
 def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
-    """The record as a subscriber's methods are given it."""
-    # The same creation, tried again, has the same key; an edited one must have another, since
-    # systems refuse a key that comes with other data.
+    """Return the record as a subscriber's methods receive it."""
+    # A create that is repeated has the same key. Edited data need another key, since systems refuse a key that
+    # arrives with other data.
     seed = [claim.link.subscriber, claim.record_id, claim.link.create_token, data]
     return Item(
         record_id=claim.record_id,
         record=claim.record or {},
         data=data,
         changes=changes,
-        external_id=claim.link.external_id if claim.linked else None,
+        external_id=claim.link.external_id if claim.link.is_linked else None,
         key=hashlib.sha256(_canonical(seed)).hexdigest()[:40],
     )
+
+
+def changed(data: dict[str, Any], flat: Flat, differing: Iterable[str]) -> dict[str, Any]:
+    """Return what an update sends: top-level fields in which something differs, and what `before_send` added."""
+    unchanged = set(tops(flat)) - set(tops(differing))
+    return {top: value for top, value in data.items() if top not in unchanged}
 
 
 def _canonical(value: Any) -> bytes:
@@ -195,9 +283,3 @@ def _canonical(value: Any) -> bytes:
         return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError):  # a number of more than 64 bits, half a character
         return json.dumps(value, sort_keys=True, default=str).encode()
-
-
-def changed(data: dict[str, Any], flat: Flat, differing: Iterable[str]) -> dict[str, Any]:
-    """What an update sends: top-level fields with something that differs, and what `before_send` added beside them."""
-    same = set(tops(flat)) - set(tops(differing))
-    return {top: value for top, value in data.items() if top not in same}

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from models.ledger import System
-from subscribers.errors import SystemDown
+from subscribers.errors import SyncError
 from subscribers.http.rate_limit_headers import Rate
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class CircuitBreaker:
         with self.context.database.write() as connection:
             connection.execute(sa.update(System).where(*down).values(probe_at=self.context.clock(), **values))
 
-    def went_down(self, connection: sa.Connection, name: str, error: SystemDown) -> None:
+    def went_down(self, connection: sa.Connection, name: str, error: SyncError) -> None:
         """Leave the system alone for a while; longer each time, or as long as it asked for."""
         self._note_rate(connection, name)
         row = connection.execute(

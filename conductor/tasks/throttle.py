@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links.status import PENDING
-from conductor.outward.routing import SWEEP_BATCH
+from conductor.outward.recovery import SWEEP_BATCH
 from models.ledger import Link
 from models.query_hints import range_equals
 

@@ -50,15 +50,15 @@ def test_a_related_record_delivered_during_the_check_does_not_block(
     customer = add(billing)
     add_invoice(billing, customer)
     billing.conductor.relay()
-    outward = billing.conductor.outward
-    call = outward._call
+    sender = billing.conductor.outward.sender
+    send = sender.send
 
     def slow(subscriber: Any, *arguments: Any) -> None:
         if subscriber.name() == "crm.invoice":
             billing.conductor.deliver("crm.customer", [customer])  # another worker was quicker
-        call(subscriber, *arguments)
+        send(subscriber, *arguments)
 
-    monkeypatch.setattr(outward, "_call", slow)
+    monkeypatch.setattr(sender, "send", slow)
     billing.conductor.deliver("crm.invoice", ["1"])
     monkeypatch.undo()
     billing.run()  # and no time goes by

@@ -53,7 +53,7 @@ def test_live_changes_go_before_retries(database: Database) -> None:
 def test_the_inbox_of_a_paused_system_does_not_hide_other_inboxes(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.outward.routing.SWEEP_BATCH", 3)
+    monkeypatch.setattr("conductor.outward.recovery.SWEEP_BATCH", 3)
     hub = TestHub(database, "crm", "shop")
     for number in range(5):
         webhook(hub, "crm", f"e{number}", "crm_1")

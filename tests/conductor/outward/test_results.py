@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from conductor import DeadLetterFilter, Policy
+from conductor.outward import outcomes
 from models.ledger import DeadLetter, Delivery
 from models.session import Database
 from subscribers.errors import Reject, Retry
@@ -101,15 +102,14 @@ def test_a_batch_that_cannot_be_stored_fails_only_the_faulty_record(
     hub = TestHub(database, "crm")
     add(hub, name="Guilty")
     add(hub, name="Neighbour")
-    settling = hub.conductor.outward.results
-    real = settling._bases
+    real = outcomes._agreed_base
 
     def bases(plan: Any, mapper: Any) -> dict[str, Any]:
         if plan.flat.get("name") == "Guilty":
             raise ValueError("cannot be written down")
         return real(plan, mapper)
 
-    monkeypatch.setattr(settling, "_bases", bases)
+    monkeypatch.setattr(outcomes, "_agreed_base", bases)
     hub.run()
     (letter,) = rows(hub, DeadLetter)
     assert letter.record_id == "1" and "written down" in letter.message

@@ -1,0 +1,347 @@
+"""Sending: inspect what is unconfirmed, write ahead what is about to be sent, and call the system.
+
+What is about to be sent is on disk before the call. If this process dies during the call, the next delivery inspects
+what the system holds before it sends again (`conductor.links.in_doubt`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import sqlalchemy as sa
+
+from conductor.context import UNKNOWN_TIME, Context
+from conductor.links import in_doubt, leases, overwrites
+from conductor.outward.planning import (
+    RECONCILABLE_COLUMNS,
+    DeliveryBatch,
+    Plan,
+    apply_unsubscriptions,
+    changed,
+    differing_fields,
+)
+from conductor.systems.concurrency import Limits
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely, renewed_by
+from subscribers.errors import Reject, Retry, SyncError, SystemDown
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import nest
+from subscribers.mapping.values import same
+from subscribers.records import External, Item
+
+logger = logging.getLogger(__name__)
+
+#: Operations whose unknown outcome matters later: it is found out before the next write.
+CONFIRMED_OPERATIONS = ("create", "update")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a subscriber's method, for some records of the batch."""
+
+    method: Callable[[list[Item]], list[Any]]
+    plans: list[Plan]
+
+    @property
+    def items(self) -> list[Item]:
+        """The records as the method receives them."""
+        return [plan.item for plan in self.plans if plan.item is not None]
+
+
+def must_inspect(plan: Plan) -> bool:
+    """Return whether the system has to be asked what it holds before this is sent."""
+    claim = plan.claim
+    if claim.written_ahead:
+        return False
+    if not claim.link.is_linked:
+        return not claim.fresh_create_token
+    return plan.operation == "update" and (claim.link.unconfirmed_write is not None or bool(plan.sibling_fields))
+
+
+class Sender:
+    """Sends the plans of a batch; every failure becomes the outcome of its record."""
+
+    def __init__(self, context: Context, limits: Limits) -> None:
+        self.context = context
+        self.limits = limits
+        #: Subscriber -> how long its last call took, a record.
+        self._seconds: dict[str, float] = {}
+
+    def seconds_per_record(self, subscriber: Subscriber) -> float | None:
+        """Return how long the last call of this subscriber took a record; None before the first one."""
+        return self._seconds.get(subscriber.name())
+
+    def send(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
+        """Send what has no outcome yet."""
+        if not self._inspect_batch(subscriber, plans, batch):
+            return
+        self._write_ahead(
+            [p for p in plans if p.is_open and p.operation in CONFIRMED_OPERATIONS and not p.claim.written_ahead],
+            batch.token,
+        )
+        for call in _calls(subscriber, plans):
+            if not self._renew_leases(call.plans, batch.token):
+                _mark_lease_lost(call.plans)
+                continue
+            if subscriber.bulk_size > 1:
+                subscriber.client.pace()
+            began = time.perf_counter()
+            with renewed_by(lambda call=call: self._renew_leases(call.plans, batch.token)):  # type: ignore[misc]
+                outcomes = call_safely(call.method, call.items)
+            seconds = time.perf_counter() - began
+            self._seconds[subscriber.name()] = seconds / len(call.plans)
+            _take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
+            if (down := next((p.error for p in call.plans if p.error is not None and p.is_down), None)) is not None:
+                _fail_remaining(plans, down)
+                return
+
+    def _renew_leases(self, plans: list[Plan], token: str) -> bool:
+        """Renew the leases once half of their time is over; return False if another process took one over."""
+        if not any(self._is_short(plan) for plan in plans):
+            return True
+        self.limits.renew()
+        ids = [plan.claim.link.id for plan in plans]
+        renewed = self.context.later(self.context.policy.lease)
+        is_ours = self.context.database.run_in_transaction(leases.renew, ids, token, renewed)
+        for plan in plans:
+            plan.claim.update_link(lease_until=renewed)
+        return is_ours
+
+    def _is_short(self, plan: Plan) -> bool:
+        until = plan.claim.link.lease_until
+        return until is None or until <= self.context.later(self.context.policy.lease / 2)
+
+    # --- inspect ------------------------------------------------------------------------------------
+
+    def _inspect_batch(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> bool:
+        """Inspect the records for which that is necessary; return False if nothing may be sent any more."""
+        for plan in plans:
+            if plan.is_open and plan.operation != "none" and batch.mapper is not None and must_inspect(plan):
+                is_short = self._is_short(plan)
+                if is_short and not self._renew_leases([p for p in plans if p.is_open], batch.token):
+                    _mark_lease_lost(plans)
+                    return False
+                self._inspect(subscriber, plan, batch.mapper)
+                if plan.claim.found:
+                    apply_unsubscriptions(plan, batch.rules)  # it was planned as a create
+            if plan.error is not None and plan.is_down:
+                _fail_remaining(plans, plan.error)
+                return False
+        return True
+
+    def _inspect(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+        """Find out what the system holds, as far as this write depends on it."""
+        if not plan.claim.link.is_linked:
+            _find_unconfirmed_create(subscriber, plan, mapper)
+        if plan.is_open and plan.operation == "update" and plan.claim.link.unconfirmed_write is not None:
+            _verify_unconfirmed_update(subscriber, plan, mapper)
+        if plan.is_open and plan.operation == "update":
+            _keep_sibling_edits(subscriber, plan, mapper)
+
+    # --- write ahead --------------------------------------------------------------------------------
+
+    def _write_ahead(self, plans: list[Plan], token: str) -> None:
+        """Store what is about to be sent, with what was inspected: an unconfirmed write is compared with that."""
+        if not plans:
+            return
+        try:
+            self.context.database.run_in_transaction(_store_unconfirmed, plans, token)
+            return
+        except sa.exc.OperationalError:
+            raise
+        except Exception:
+            # One of them cannot be stored (an id that is taken, a number no column holds): only that one fails.
+            logger.warning("the links of a batch could not be stored; storing one by one", exc_info=True)
+        for plan in plans:
+            self._write_ahead_one(plan, token)
+
+    def _write_ahead_one(self, plan: Plan, token: str) -> None:
+        try:
+            self.context.database.run_in_transaction(_store_unconfirmed, [plan], token)
+        except sa.exc.IntegrityError:
+            found = plan.claim.link.external_id
+            plan.claim.update_link(external_id=None)
+            plan.claim.written_ahead = False
+            plan.fail(Reject(f"{found} was found for it, which is linked to another record already"))
+        except sa.exc.OperationalError:
+            raise
+        except Exception as error:
+            plan.claim.written_ahead, plan.flat, plan.item = False, {}, None
+            plan.fail(Reject(f"what is to be sent cannot be written down: {type(error).__name__}"))
+
+
+def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str) -> None:
+    rows = []
+    for plan in plans:
+        plan.claim.update_link(unconfirmed_write=plan.ours)
+        plan.claim.written_ahead = True
+        known = {name: getattr(plan.claim.link, name) for name in RECONCILABLE_COLUMNS}
+        rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
+    # A relay may write the same links at this moment, in another order; the loser of that race starts again.
+    leases.write_leased(connection, rows)
+
+
+# --- calls ----------------------------------------------------------------------------------------------
+
+
+def _calls(subscriber: Subscriber, plans: list[Plan]) -> Iterator[_Call]:
+    """Yield the calls that the open plans need: creates, updates, archives, deletes."""
+    for operation, method in (
+        ("create", subscriber.bulk_create),
+        ("update", subscriber.bulk_update),
+        ("archive", subscriber.bulk_update),
+        ("delete", subscriber.bulk_delete),
+    ):
+        chosen = [plan for plan in plans if plan.is_open and plan.operation == operation]
+        size = max(subscriber.batch_size(len(chosen)), 1)
+        for start in range(0, len(chosen), size):
+            yield _Call(cast("Callable[[list[Item]], list[Any]]", method), chosen[start : start + size])
+
+
+def _take_outcomes(subscriber: Subscriber, plans: list[Plan], outcomes: Any, milliseconds: float) -> None:
+    """Give each plan its outcome of a call; an error of the call is the outcome of all."""
+    if not isinstance(outcomes, SyncError) and len(outcomes) != len(plans):
+        outcomes = Retry(f"{len(outcomes)} outcomes for {len(plans)} records", maybe_done=True)
+    if isinstance(outcomes, SyncError):
+        outcomes = [outcomes] * len(plans)
+    for plan, outcome in zip(plans, outcomes, strict=True):
+        plan.called, plan.duration = True, milliseconds
+        if outcome is None and plan.operation == "create":
+            plan.fail(Retry("create returned no id", maybe_done=True))
+        elif isinstance(outcome, SyncError):
+            plan.fail(outcome)
+        else:
+            plan.external = outcome and _normalize_answer(subscriber, outcome)
+            plan.finish("delivered")
+
+
+def _normalize_answer(subscriber: Subscriber, external: External) -> External:
+    """Return the answer to a write as our fields. If `after_receive` fails, its id is used and its data are not."""
+    made = call_safely(normalize_incoming, subscriber, external)
+    if isinstance(made, SyncError):
+        logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
+        return replace(external, data={})
+    return cast("External", made)
+
+
+def _mark_lease_lost(plans: list[Plan]) -> None:
+    for plan in plans:
+        if plan.is_open:
+            plan.finish("waiting", "the lease ran out before the call")
+
+
+def _fail_remaining(plans: list[Plan], down: SyncError) -> None:
+    """Fail the rest of the batch without calls: the system is down for all of it."""
+    for plan in plans:
+        if plan.is_open:
+            plan.fail(SystemDown(str(down), after=down.after))
+
+
+# --- inspect one record ---------------------------------------------------------------------------------
+
+
+def _fetch(subscriber: Subscriber, plan: Plan, item: Item) -> External | None:
+    """Return what the system holds of a linked record, or fail the plan."""
+    plan.called = True
+    subscriber.client.pace()
+    found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id)))
+    if isinstance(found, SyncError):
+        plan.fail(found)
+        return None
+    return cast("External", found)
+
+
+def _find(subscriber: Subscriber, item: Item) -> External | None:
+    external = subscriber.find(item)
+    return external and normalize_incoming(subscriber, external)
+
+
+def _find_unconfirmed_create(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+    """Find the record of an earlier create whose outcome is unknown, so that it is not created twice."""
+    assert plan.item is not None
+    plan.called = True
+    subscriber.client.pace()
+    found = call_safely(_find, subscriber, plan.item)
+    if isinstance(found, SyncError):
+        plan.fail(found)
+        return
+    if found is None:
+        if plan.operation == "delete":
+            plan.finish("unchanged", "the record is deleted, and the system does not have it")
+        return
+    plan.claim.found = True
+    # With what was sent as the base, an edit made there shows when its event arrives; only ours is sent now.
+    base = in_doubt.created(plan.claim.link.unconfirmed_write, mapper.flatten(found.data))
+    plan.claim.update_link(
+        external_id=found.id,
+        unlinked_at=None,
+        base=base,
+        remote_values=None,
+        unconfirmed_write=None,
+        last_write_at=found.at or UNKNOWN_TIME,
+    )
+    plan.item = replace(plan.item, external_id=found.id)
+    if plan.operation == "delete":
+        return
+    plan.operation = "update"
+    plan.differing = differing_fields(plan.flat, base, {})
+    plan.item = replace(plan.item, changes=changed(plan.item.data, plan.flat, plan.differing))
+    if not plan.differing:
+        plan.operation, plan.external = "match", found
+        plan.finish("delivered", "an earlier attempt had created it")
+
+
+def _verify_unconfirmed_update(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+    """Find out whether an earlier update arrived.
+
+    If it did, a user may have edited the record there since, and sending it again would undo that edit.
+    """
+    claim, item = plan.claim, plan.item
+    assert item is not None
+    if (found := _fetch(subscriber, plan, item)) is None:
+        return
+    link = claim.link
+    base, remote_values = in_doubt.rebase_unconfirmed(
+        link.unconfirmed_write, mapper.flatten(found.data), link.base or {}, link.remote_values or {}
+    )
+    claim.update_link(
+        base=base,
+        remote_values=remote_values or None,
+        write_windows=overwrites.ended(link.write_windows, found.at),
+        # The write was before this: an event that arrives later may be from before the write.
+        last_write_at=found.at or UNKNOWN_TIME,
+    )
+    plan.differing = differing_fields(plan.flat, base, claim.conflicted)
+    plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing))
+    if not plan.differing:
+        plan.operation = "match"
+        plan.finish("delivered", "an earlier attempt had arrived")
+
+
+def _keep_sibling_edits(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
+    """Send edits made there to sibling fields back as they are.
+
+    Nested objects are written whole. An edit whose event has not arrived yet would be lost once it is overwritten.
+    """
+    claim, item, siblings = plan.claim, plan.item, plan.sibling_fields
+    assert item is not None
+    if not siblings or (found := _fetch(subscriber, plan, item)) is None:
+        return
+    link, theirs = claim.link, mapper.flatten(found.data)
+    base, remote_values = link.base or {}, link.remote_values or {}
+    present = {path: theirs[path] for path in sorted(siblings) if path in theirs}
+    if found.at is not None:
+        windows = overwrites.begun(link.write_windows, found.at, link.last_write_at, present)
+        claim.update_link(write_windows=windows)
+    claim.remote_sibling_edits = {
+        path: value for path, value in present.items() if not same(value, remote_values.get(path, base[path]))
+    }
+    if claim.remote_sibling_edits:
+        plan.flat = {**plan.flat, **claim.remote_sibling_edits}
+        data = nest(claim.remote_sibling_edits, onto=deepcopy(item.data))
+        plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
