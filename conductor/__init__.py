@@ -5,7 +5,7 @@ Knows no broker and no Flask; everything here can be tried with a fake subscribe
 
 from conductor.conductor import Conductor
 from conductor.dead_letters.store import DeadLetterFilter
-from conductor.inward.inbox import UnknownSystem
+from conductor.inward.webhooks import UnknownSystem
 from conductor.links.rules import in_force
 from conductor.mappings.preview import Effect, Preview
 from conductor.mappings.store import MappingConflict, MappingRefused

@@ -12,8 +12,7 @@ from conductor.conflicts import ConflictResolution
 from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
 from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
-from conductor.inward.applying import InboundApplier
-from conductor.inward.inbox import Inward
+from conductor.inward import Inward
 from conductor.links.relations import Relations
 from conductor.mappings.preview import Previews
 from conductor.mappings.store import Mappings
@@ -84,8 +83,9 @@ class Conductor:
             self.limits,
             self.guard,
         )
-        applying = InboundApplier(self.context, self.relations, self.guard)
-        self.inward = Inward(self.context, self.breaker, self.mappings, self.letters, applying, self.guard, self.limits)
+        self.inward = Inward(
+            self.context, self.breaker, self.mappings, self.letters, self.relations, self.guard, self.limits
+        )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)
         self.conflicts = ConflictResolution(self.context, self.mappings, self.relations)
@@ -101,10 +101,14 @@ class Conductor:
         self.alike = Alike(self.context, self.conflicts, self.tasks)
         self.resending = Resending(self.context, self.mappings, self.relations, self.tasks)
         self.caller = SystemCaller(self.context, self.breaker, self.limits)
-        self.filling = Backfill(self.context, self.mappings, self.letters, applying, self.caller, self.tasks)
+        self.filling = Backfill(
+            self.context, self.mappings, self.letters, self.inward.applying, self.caller, self.tasks
+        )
         self.checking = Checking(self.context, self.mappings)
         self.connection = Connection(self.context, self.checking, self.tasks)
-        self.comparing = Reconcile(self.context, self.mappings, self.relations, self.inward, self.caller, self.tasks)
+        self.comparing = Reconcile(
+            self.context, self.mappings, self.relations, self.inward.inbox, self.caller, self.tasks
+        )
 
     def prepare(self) -> None:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
@@ -147,20 +151,20 @@ class Conductor:
     # --- inward -------------------------------------------------------------------------------------
 
     def store_webhook(self, system: str, body: bytes, headers: Mapping[str, str]) -> bool:
-        """Verify and store a webhook; True if it is new. See `Inward.store_webhook`."""
-        return self.inward.store_webhook(system, body, headers)
+        """Verify and store a webhook; True if it is new. See `Webhooks.store`."""
+        return self.inward.webhooks.store(system, body, headers)
 
     def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
-        """How a stored webhook is to be answered. See `Inward.acknowledgement`."""
-        return self.inward.acknowledgement(system, body)
+        """How a stored webhook is to be answered. See `Webhooks.acknowledgement`."""
+        return self.inward.webhooks.acknowledgement(system, body)
 
     def receive(self, inbox_id: int) -> None:
-        """Apply a stored webhook. See `Inward.receive`."""
-        self.inward.receive(inbox_id)
+        """Apply a stored webhook. See `InboxProcessor.process`."""
+        self.inward.inbox.process(inbox_id)
 
     def poll(self, subscriber: str) -> int:
-        """Read what changed in a system; how many records came in. See `Inward.poll`."""
-        return self.inward.poll(subscriber)
+        """Read what changed in a system; how many records came in. See `Polling.poll`."""
+        return self.inward.polling.poll(subscriber)
 
     # --- people -------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
-"""Applying: one external record is merged into the internal database, inside one transaction.
+"""Apply one external record to the internal database, inside one transaction.
 
-Calls nobody. Where it cannot know whether what came in is the newest (out of order, same second as
-a write of ours), it raises `NeedsFetch`, and is called again with the record as it was fetched.
+Nothing here calls an external system. Where an event does not prove the record's newest state (it may be late, or from
+the same second as a write of ours), the result is `NeedsFetch`; the caller fetches the record and applies that.
 """
 
 from __future__ import annotations
@@ -12,495 +12,230 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import UNKNOWN_TIME, Context
+from conductor.context import Context
+from conductor.inward import matching
+from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
-from conductor.links import in_doubt, leases, overwrites, state
+from conductor.inward.merging import RecordMerger, overwritten_edits, seen_values
+from conductor.links import in_doubt, leases, state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
-from conductor.links.leases import LinkLeased
-from conductor.links.merge import Merge, Winner, merge, rebase
-from conductor.links.relations import Relations, our_side
-from conductor.links.state import Via
-from conductor.redaction import redact
+from conductor.links.relations import Relations
+from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
 from models.catalogues import Record
-from models.ledger import Change, Conflict, Delivery, Link
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.mapping.mapper import Mapper
-from subscribers.mapping.values import Flat, is_empty, same
+from subscribers.mapping.values import same
 
 
 class InboundApplier:
-    """The one place where what came in meets what is here."""
+    """Decides what an external record means for the internal database, and does it."""
 
     def __init__(self, context: Context, relations: Relations, guard: DeleteGuard) -> None:
         self.context = context
         self.relations = relations
         self.guard = guard
+        self.merger = RecordMerger(context, relations)
 
-    def apply(self, connection: sa.Connection, incoming: Incoming, *, polled: bool = False) -> Applied:
-        """Merge one external record into the internal database, inside the caller's transaction.
-
-        `polled`: it was read from the system just now, so an unknown record may be believed.
+    def apply(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
+        """Apply one external record inside the caller's transaction.
 
         Raises:
-          NeedsFetch, Busy: try again that way.
-          SyncError: it cannot be applied; the message says why.
+          LinkLeased: the record is being delivered.
+          HeldByDeleteGuard: it is a deletion, and there are too many of them.
+          SyncError: the record cannot be applied; the message says why.
         """
-        subscriber, external = incoming.subscriber, incoming.external
-        link = self._link(connection, Link.external_id == external.id, subscriber)
+        link = matching.link_by_external_id(connection, incoming.subscriber, incoming.external.id)
         if link is None:
-            return self._unknown(connection, incoming, polled)
+            return self._apply_unknown(connection, incoming)
         leases.take_over(connection, link, incoming.token, self.context.clock())
         if link.unlinked_at is not None:
-            return self._pass_over(connection, incoming, link, "it is deleted or unlinked here since")
-        if external.deleted:
-            return self._deleted(connection, incoming, link)
-        theirs = incoming.mapper.flatten(external.data)
-        if not (theirs or incoming.newest):
-            raise NeedsFetch  # a thin event: it says that, not what
+            return self._skip(connection, incoming, link, "it was deleted or unlinked before")
+        if incoming.external.deleted:
+            return self._apply_deletion(connection, incoming, link)
+        return self._apply_known(connection, incoming, link)
+
+    def adopt(self, connection: sa.Connection, incoming: Incoming, where: Sequence[Any] = ()) -> str | None:
+        """Link an external record to the internal one it belongs to, merge them and return the internal id.
+
+        Return None if the record is linked already, or belongs to no internal record that meets `where`.
+
+        Raises:
+          LinkLeased, SyncError: as `apply` does.
+        """
+        subscriber, external = incoming.subscriber, incoming.external
+        if external.deleted or matching.link_by_external_id(connection, subscriber, external.id) is not None:
+            return None
+        record_id = matching.claimed_record(connection, incoming)
+        if record_id is None and matching.link_without_record(connection, incoming) is not None:
+            return None
+        record_id = record_id or matching.matched_record(connection, incoming)
+        if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
+            return None
+        link = matching.link_by_record(connection, subscriber, record_id)
+        if link is not None and link.external_id is not None:
+            return None  # it belongs to another external record, or was deleted in the system
+        self._link_and_merge(connection, incoming, record_id)
+        return record_id
+
+    # --- linked records -------------------------------------------------------------------------------
+
+    def _apply_known(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch:
+        subscriber, external = incoming.subscriber, incoming.external
+        if not (incoming.flat or incoming.newest):
+            return NeedsFetch("the event carries no fields")
         if incoming.newest and link.lease_owner != incoming.token:
-            # Linked, or delivered to, since it was fetched: it may not be the newest any more.
-            raise LinkLeased
-        undone = _undone(incoming, link, theirs)
-        if self._is_echo(link, theirs) and not undone:
+            # It was linked, or our lease ran out, after the fetch: the fetched state may be outdated.
+            raise leases.LinkLeased
+        overwritten = overwritten_edits(incoming, link)
+        if _is_echo(incoming, link) and not overwritten:
             return self._echo(connection, incoming, link)
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
-            return self._pass_over(connection, incoming, link, "the record is deleted here")
+            return self._skip(connection, incoming, link, "the record does not exist in the database any more")
         if not incoming.newest:
-            if undone:
-                raise NeedsFetch
+            if overwritten:
+                return NeedsFetch("a write of ours may have overwritten this edit")
             if link.last_seen_at is not None and external.at is not None and external.at < link.last_seen_at:
-                return self._note(connection, incoming, link, "skipped", "it is older than what is known here")
+                message = "it is older than the state that was applied"
+                return write_delivery(self.context, connection, incoming, link, "skipped", message)
             if link.unconfirmed_write is not None or not _is_newer(external.at, link):
-                raise NeedsFetch
-        return self._merge(connection, incoming, link, record, theirs)
+                return NeedsFetch("it may be older than the last write")
+        return self.merger.merge(connection, incoming, link, record, overwritten)
 
-    def _link(self, connection: sa.Connection, condition: Any, subscriber: Subscriber) -> Any:
-        statement = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), condition)
-        return connection.execute(statement.with_for_update()).one_or_none()
+    def _echo(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        if _is_repeated(incoming, link):
+            return Applied("echo", "seen before")
+        if seen := seen_values(incoming, link):
+            state.write(connection, link.id, seen)
+        return write_delivery(self.context, connection, incoming, link, "echo", "both sides agreed on it already")
 
-    @staticmethod
-    def _is_echo(link: Any, theirs: Flat) -> bool:
-        base, remote_values = link.base or {}, link.remote_values or {}
-        return all(path in base and same(value, remote_values.get(path, base[path])) for path, value in theirs.items())
-
-    def _echo(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
-        seen = incoming.external.at
-        if seen is not None and link.last_seen_at is not None and seen <= link.last_seen_at:
-            return Applied("echo", "seen before")  # a poll's overlap: nothing to write down again
-        self._see(connection, link, seen)
-        if seen is not None and (written := self._written_by_now(incoming, link)):
-            state.write(connection, link.id, written)
-        return self._note(connection, incoming, link, "echo", "it is what was agreed already")
-
-    def _pass_over(self, connection: sa.Connection, incoming: Incoming, link: Any, words: str) -> Applied:
-        """Nothing is to be done; a poll's overlap is not written down again."""
-        seen = incoming.external.at
-        if seen is not None and link.last_seen_at is not None and seen <= link.last_seen_at:
+    def _skip(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, message: str) -> Applied:
+        if _is_repeated(incoming, link):
             return Applied("skipped", "seen before")
-        self._see(connection, link, seen)
-        return self._note(connection, incoming, link, "skipped", words)
-
-    def _see(self, connection: sa.Connection, link: Any, seen: datetime | None) -> None:
-        # Ours may be the newer knowledge: an echo can be late.
-        if seen is not None and (link.last_seen_at is None or seen > link.last_seen_at):
-            state.write(connection, link.id, {"last_seen_at": seen})
-
-    def _merge(self, connection: sa.Connection, incoming: Incoming, link: Any, record: Record, theirs: Flat) -> Applied:
-        subscriber, mapper = incoming.subscriber, incoming.mapper
-        base, remote_values = link.base or {}, link.remote_values or {}
-        related = self.relations.load(connection, subscriber, mapper, [record])
-        ours, _ = our_side(subscriber, mapper, record, related)
-        base, remote_values = in_doubt.rebase_unconfirmed(link.unconfirmed_write, theirs, base, remote_values)
-        undone = _undone(incoming, link, theirs)
-        stands = {path: theirs.get(path) for path in undone}
-        theirs = {**theirs, **undone}
-        result = merge(
-            base=base,
-            remote_values=remote_values,
-            theirs=theirs,
-            ours=ours,
-            comes_in=mapper.accepts_inward,
-            winner=lambda path: self._winner(connection, incoming, link, path),
-            overridden_values=link.overridden_values if _is_as_we_wrote(incoming.external.at, link) else None,
-        )
-        if result.take:
-            self._write_record(connection, subscriber, mapper, link.record_id, record, result.take)
-        now_here = subscriber.records.read(connection, [link.record_id])[link.record_id]
-        related = self.relations.load(connection, subscriber, mapper, [now_here])
-        ours_now, _ = our_side(subscriber, mapper, now_here, related)
-        new_base, new_remote_values = rebase(result, base, remote_values, ours_now)
-        # What our own write has undone is not what they hold: they are owed it.
-        new_base |= stands
-        new_remote_values = {path: value for path, value in new_remote_values.items() if path not in undone}
-        values: dict[str, Any] = {
-            "base": new_base,
-            "remote_values": new_remote_values or None,
-            "unconfirmed_write": None,
-        }
-        if link.unconfirmed_write is not None:
-            values["write_windows"] = overwrites.ended(link.write_windows, incoming.external.at)
-        if result.ask or link.open_conflicts:
-            bases = {path: remote_values.get(path, base.get(path)) for path in result.ask}
-            values["open_conflicts"] = self._ask(connection, link, bases, ours, result)
-        if one_way := {path: value for path, value in result.keep.items() if not mapper.accepts_inward(path)}:
-            values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
         if incoming.external.at is not None:
-            values |= {"last_seen_at": incoming.external.at, **self._written_by_now(incoming, link)}
-        if undone:
-            values["write_windows"] = overwrites.without(
-                values.get("write_windows", link.write_windows), _windows(incoming, link)
-            )
-        owed = bool(result.keep or undone) or _unsent(ours_now, new_base)
-        if owed:
-            # They hold something else than the internal database says: they are owed ours.
-            values |= state.owed(self.context.clock(), Via.CALLER)
-        state.write(connection, link.id, values)
-        outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
-        return self._note(connection, incoming, link, outcome, _words(result), owed=owed)
+            state.write(connection, link.id, {"last_seen_at": incoming.external.at})
+        return write_delivery(self.context, connection, incoming, link, "skipped", message)
 
-    @staticmethod
-    def _written_by_now(incoming: Incoming, link: Any) -> dict[str, Any]:
-        """When our last write was, by their clock, at the latest: a fetch that came after it tells."""
-        if incoming.newest and link.last_write_at is not None and link.last_write_at >= UNKNOWN_TIME:
-            # What is edited from now on is after it, and was not undone by it.
-            at_last = [one for one in link.write_windows or [] if one.get("until") == UNKNOWN_TIME.isoformat()]
-            return {
-                "last_write_at": incoming.external.at,
-                "write_windows": overwrites.without(link.write_windows, at_last),
-            }
-        return {}
-
-    def _ask(self, connection: sa.Connection, link: Any, base: Flat, ours: Flat, result: Merge) -> int:
-        """Keep both versions of fields a person decides about; returns how many are open now."""
-        now = self.context.clock()
-        settled = [*result.take, *result.keep, *result.settled]
-        is_open = sa.and_(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
-        connection.execute(
-            sa.update(Conflict).where(is_open, Conflict.path.in_(settled)).values(resolved_at=now, choice="agreed")
-        )
-        for path, theirs in result.ask.items():
-            versions = {"ours": ours.get(path), "theirs": theirs, "at": now}
-            known = connection.execute(sa.update(Conflict).where(is_open, Conflict.path == path).values(**versions))
-            if not known.rowcount:
-                row = {"link_id": link.id, "subscriber": link.subscriber, "record_id": link.record_id, "path": path}
-                connection.execute(sa.insert(Conflict).values(**row, base=base.get(path), **versions))
-        return int(connection.execute(sa.select(sa.func.count(Conflict.id)).where(is_open)).scalar_one())
-
-    def _winner(self, connection: sa.Connection, incoming: Incoming, link: Any, path: str) -> Winner:
-        policy = incoming.mapper.entry(path).conflict
-        if policy != "newest":
-            return policy
-        subscriber = incoming.subscriber
-        ours_at = connection.execute(
-            sa.select(sa.func.max(Change.at))
-            .where(Change.catalogue == subscriber.catalogue, Change.record_id == link.record_id)
-            .where(sa.or_(Change.origin.is_(None), Change.origin != subscriber.system))
-        ).scalar()
-        theirs_at = incoming.external.at
-        # Without two times to compare, what a person did here stands.
-        return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
-
-    def _write_record(
-        self,
-        connection: sa.Connection,
-        subscriber: Subscriber,
-        mapper: Mapper,
-        record_id: str,
-        record: Record,
-        take: Flat,
-    ) -> None:
-        values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take), record)
-        with sync_context(connection, origin=subscriber.system):
-            subscriber.records.update(connection, record_id, values)
-
-    def _deleted(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
-        subscriber = incoming.subscriber
-        policy = subscriber.on_gone
-        if moved := self._moved(connection, incoming, link):
-            return moved
+    def _apply_deletion(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        subscriber, now = incoming.subscriber, self.context.clock()
+        merged_into = incoming.external.merged_into
+        if merged_into and matching.link_by_external_id(connection, subscriber, merged_into) is None:
+            return self._follow_merge(connection, incoming, link, merged_into)
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise HeldByDeleteGuard
-        now = self.context.clock()
-        # An edit made here that they have not seen outlives their deletion.
-        is_recreated = policy == "recreate" or (link.owed_change > link.synced_change and policy == "delete")
-        if is_recreated:
-            state.write(connection, link.id, state.recreated() | state.owed(now, Via.CALLER))
+        # An edit that the system has not received outlives the deletion.
+        recreate = subscriber.on_gone == "recreate" or (subscriber.on_gone == "delete" and link.is_owed)
+        if recreate:
+            values = state.recreated() | state.owed(now, state.Via.CALLER)
+            message = "deleted in the system; it is created again"
         else:
-            closed = close_conflicts(connection, link, "gone", now)
+            values = state.unlinked(now, deleted_remotely=True)
+            values |= close_conflicts(connection, link, "gone", now)
             remove_here(connection, subscriber, link.record_id)
-            state.write(connection, link.id, state.unlinked(now, deleted_remotely=True) | closed)
-        done = "it is created again" if is_recreated else f"on_gone = {policy}"
-        return self._note(connection, incoming, link, "applied", f"deleted there; {done}", owed=is_recreated)
+            message = f"deleted in the system; on_gone = {subscriber.on_gone}"
+        state.write(connection, link.id, values)
+        return write_delivery(self.context, connection, incoming, link, "applied", message, owed=recreate)
 
-    def _moved(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied | None:
-        """Merged there into a record that nothing here is linked to: it lives on in that one."""
-        heir = incoming.external.merged_into
-        if heir is None or self._link(connection, Link.external_id == heir, incoming.subscriber) is not None:
-            return None
-        # What was agreed stays the base: what the other record has in its place comes in with it.
-        state.write(connection, link.id, {"external_id": heir, "write_windows": None})
-        return self._note(connection, incoming, link, "applied", f"merged there into {heir}, which it is linked to now")
+    def _follow_merge(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, merged_into: str) -> Applied:
+        """Link to the record that the deleted one was merged into, to which no link of ours leads."""
+        # The base stays: what the other record holds instead is applied as an edit when it comes in.
+        state.write(connection, link.id, {"external_id": merged_into, "write_windows": None})
+        message = f"merged into {merged_into} in the system, which it is linked to now"
+        return write_delivery(self.context, connection, incoming, link, "applied", message)
 
-    # --- records nobody here knows ------------------------------------------------------------------------
+    # --- unknown records ------------------------------------------------------------------------------
 
-    def _unknown(self, connection: sa.Connection, incoming: Incoming, polled: bool) -> Applied:
-        subscriber, external = incoming.subscriber, incoming.external
-        if external.deleted:
-            return Applied("skipped", "deleted there, and never known here")
-        if not (incoming.newest or polled):
-            raise NeedsFetch  # it may have changed or gone since
-        claimed = self._claimed(connection, incoming)
-        if claimed is None and (link := self._left_over(connection, incoming)) is not None:
+    def _apply_unknown(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
+        if incoming.external.deleted:
+            return Applied("skipped", "deleted in the system, and never linked")
+        if not (incoming.newest or incoming.polled):
+            return NeedsFetch("an unknown record may have changed or be deleted by now")
+        record_id = matching.claimed_record(connection, incoming)
+        if record_id is None and (link := matching.link_without_record(connection, incoming)) is not None:
             return self._owe_deletion(connection, incoming, link)
-        record_id = claimed or self._matched(connection, incoming)
+        record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
-            return self._adopt(connection, incoming, record_id)
-        mapper = incoming.mapper
-        flat = {p: v for p, v in mapper.flatten(external.data).items() if mapper.accepts_inward(p)}
+            return self._link_and_merge(connection, incoming, record_id)
+        return self._create(connection, incoming)
+
+    def _create(self, connection: sa.Connection, incoming: Incoming) -> Applied:
+        subscriber, mapper = incoming.subscriber, incoming.mapper
+        flat = {path: value for path, value in incoming.flat.items() if mapper.accepts_inward(path)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
-        self._require(subscriber, incoming.mapper, values)
+        _check_required_columns(subscriber, values)
         given = {name: value for name, value in values.items() if value is not None}
         with sync_context(connection, origin=subscriber.system):
             record_id = subscriber.records.insert(connection, given)
-        link = self._new_link(connection, incoming, record_id)
-        owed = bool(link.owed_change > link.synced_change)
-        return self._note(connection, incoming, link, "applied", "created here", operation="create", owed=owed)
+        link = self.merger.link_created(connection, incoming, record_id)
+        message = "created in the database"
+        return write_delivery(
+            self.context, connection, incoming, link, "applied", message, operation="create", owed=link.is_owed
+        )
 
-    def adopt(self, connection: sa.Connection, incoming: Incoming, where: Sequence[Any] = ()) -> str | None:
-        """Link an external record to the internal one it is of, and merge them; returns that one's id.
+    def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        now = self.context.clock()
+        leases.take_over(connection, link, incoming.token, now)
+        found = {"external_id": incoming.external.id, "create_token": None}
+        state.write(connection, link.id, found | state.owed(now, state.Via.CALLER))
+        message = "deleted in the database; the system is owed the deletion"
+        return write_delivery(self.context, connection, incoming, link, "skipped", message, owed=True)
 
-        None: it is linked already, or of no record here that meets the conditions `where`.
-
-        Raises:
-          Busy, SyncError: as `apply` does.
-        """
-        subscriber, external = incoming.subscriber, incoming.external
-        if external.deleted or self._link(connection, Link.external_id == external.id, subscriber) is not None:
-            return None
-        claimed = self._claimed(connection, incoming)
-        if claimed is None and self._left_over(connection, incoming) is not None:
-            return None
-        record_id = claimed or self._matched(connection, incoming)
-        if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
-            return None
-        link = self._link(connection, Link.record_id == record_id, subscriber)
-        if link is not None and link.external_id is not None:
-            return None  # it is of another one there, or was deleted there
-        self._adopt(connection, incoming, record_id)
-        return record_id
-
-    def candidates(
-        self, connection: sa.Connection, incoming: Incoming, limit: int, where: Sequence[Any] = ()
-    ) -> list[str]:
-        """The internal records that an external one may be of."""
-        if claimed := self._claimed(connection, incoming):
-            return [claimed]
-        if self._left_over(connection, incoming) is not None:
-            return []
-        values = self._match_values(incoming)
-        found = incoming.subscriber.records.find(connection, values, limit) if values else []
-        return incoming.subscriber.records.keep(connection, found, where)
-
-    def _claimed(self, connection: sa.Connection, incoming: Incoming) -> str | None:
-        """The internal record whose id the external one carries, if that can be true."""
-        subscriber, record_id = incoming.subscriber, incoming.external.record_id
-        if record_id is None:
-            return None
-        try:
-            with connection.begin_nested():  # PostgreSQL gives up a transaction in which a look-up failed
-                exists = record_id in subscriber.records.read(connection, [record_id])
-        except (ValueError, OverflowError, sa.exc.DBAPIError):
-            return None  # not an id of ours
-        return record_id if exists else None
-
-    def _left_over(self, connection: sa.Connection, incoming: Incoming) -> Any:
-        """The link of a record deleted here before anybody knew that creating it there had worked.
-
-        Neither a new record nor another one that looks like it: it is still to be deleted there.
-        """
-        if incoming.external.record_id is None:
-            return None
-        link = self._link(connection, Link.record_id == incoming.external.record_id, incoming.subscriber)
-        return None if link is None or link.external_id is not None else link
-
-    def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: Any) -> Applied:
-        external = incoming.external
-        leases.take_over(connection, link, incoming.token, self.context.clock())
-        known = {"external_id": external.id, "create_token": None}
-        state.write(connection, link.id, known | state.owed(self.context.clock(), Via.CALLER))
-        return self._note(connection, incoming, link, "skipped", "it is deleted here, which is owed there", owed=True)
-
-    def _matched(self, connection: sa.Connection, incoming: Incoming) -> str | None:
-        """The one internal record that agrees in all `match_on` columns and is not linked yet."""
+    def _link_and_merge(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
+        """Link an external record to an internal one and merge them, unless that one has another link."""
         subscriber = incoming.subscriber
-        values = self._match_values(incoming)
-        found = subscriber.records.find(connection, values) if values else []
-        if len(found) > 1:
-            names = ", ".join(subscriber.match_on)
-            raise Reject(f"several records here have the same {names} as {incoming.external.id}: which is it?")
-        if not found:
-            return None
-        link = self._link(connection, Link.record_id == found[0], subscriber)
-        taken = link is not None and link.external_id is not None and link.unlinked_at is None
-        return None if taken else found[0]
-
-    @staticmethod
-    def _match_values(incoming: Incoming) -> Record:
-        """Its values of the `match_on` columns; nothing where one of them is empty."""
-        mapper = incoming.mapper
-        paths = [path for path in map(mapper.path_of, incoming.subscriber.match_on) if path is not None]
-        theirs = mapper.flatten(incoming.external.data)
-        if not paths or any(is_empty(theirs.get(path)) for path in paths):
-            return {}
-        return mapper.inward({path: theirs[path] for path in paths})
-
-    def _adopt(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
-        subscriber, external = incoming.subscriber, incoming.external
-        theirs = incoming.mapper.flatten(external.data)
-        link = self._link(connection, Link.record_id == record_id, subscriber)
+        link = matching.link_by_record(connection, subscriber, record_id)
         if link is None:
-            link = self._new_link(connection, incoming, record_id, base={})
+            self.merger.link_new(connection, incoming, record_id, base={})
         else:
             leases.take_over(connection, link, incoming.token, self.context.clock())
-            if link.external_id is not None and link.unlinked_at is None:
-                words = f"it says it is record {record_id}, but that is linked to {link.external_id}"
-                return self._note(connection, incoming, link, "skipped", words)
-            values = state.linked(external.id, base={})
-            if link.create_token is not None and external.record_id == record_id:
-                # Our own create, whose answer was lost: what it sent is the base, and ours since then is owed.
-                values["base"] = in_doubt.created(link.unconfirmed_write, theirs)
-                values |= state.owed(self.context.clock(), Via.CALLER)
-            state.write(connection, link.id, values)
-            link = self._link(connection, Link.id == link.id, subscriber)
+            if link.is_linked:
+                message = f"it carries the id of record {record_id}, which is linked to {link.external_id}"
+                return write_delivery(self.context, connection, incoming, link, "skipped", message)
+            state.write(connection, link.id, self._relinked(incoming, link))
+        link = matching.existing_link(connection, subscriber, record_id)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
-        return self._merge(connection, incoming, link, record, theirs)
+        return self.merger.merge(connection, incoming, link, record, overwritten={})
 
-    def _new_link(self, connection: sa.Connection, incoming: Incoming, record_id: str, base: Flat | None = None) -> Any:
-        subscriber, external, mapper = incoming.subscriber, incoming.external, incoming.mapper
-        remote_values: Flat = {}
-        is_owed = False
-        if base is None:
-            theirs = mapper.flatten(external.data)
-            record = subscriber.records.read(connection, [record_id])[record_id]
-            related = self.relations.load(connection, subscriber, mapper, [record])
-            ours, _ = our_side(subscriber, mapper, record, related)
-            # What only goes out, and is not so there yet, they are owed.
-            keep = {p: v for p, v in theirs.items() if not mapper.accepts_inward(p) and not same(v, ours.get(p))}
-            take = {p: v for p, v in theirs.items() if p not in keep}
-            base, remote_values = rebase(Merge(take=take, keep=keep), {}, {}, ours)
-            is_owed = bool(keep) or _unsent(ours, base)
-        now, name = self.context.clock(), subscriber.name()
-        values = state.linked(external.id, base, remote_values) | {"last_seen_at": external.at, "synced_at": now}
-        # A link of this record may be left from an earlier external one that is gone.
-        state.link_to(connection, name, record_id, values)
-        if is_owed:
-            state.owe(connection, (Link.subscriber == name, Link.record_id == record_id), now, Via.CALLER)
-        return self._link(connection, Link.record_id == record_id, subscriber)
-
-    @staticmethod
-    def _require(subscriber: Subscriber, mapper: Mapper, values: Record) -> None:
-        table = subscriber.records.table
-        missing = [
-            column.name
-            for column in table.c
-            if not column.nullable
-            and values.get(column.name) is None
-            and column.default is None
-            and column.server_default is None
-            and not column.primary_key
-        ]
-        if missing:
-            raise Reject(f"cannot be created here: {', '.join(missing)} would be empty", fields={})
-
-    def _note(
-        self,
-        connection: sa.Connection,
-        incoming: Incoming,
-        link: Any,
-        outcome: str,
-        words: str,
-        *,
-        operation: str = "update",
-        owed: bool = False,
-    ) -> Applied:
-        """Write the history's row."""
+    def _relinked(self, incoming: Incoming, link: LinkRow) -> state.Values:
         external = incoming.external
-        name = incoming.subscriber.name()
-        connection.execute(
-            sa.insert(Delivery).values(
-                subscriber=name,
-                record_id=link.record_id,
-                external_id=external.id,
-                direction="in",
-                operation="delete" if external.deleted else operation,
-                outcome=outcome,
-                reason=words,
-                payload=redact(incoming.mapper.flatten(external.data)) or None,
-                inbox_id=incoming.inbox_id,
-                request_id=external.request_id,
-                at=self.context.clock(),
-            )
-        )
-        waits = incoming.token is None and link.owed_change > link.synced_change and link.dead_at is None
-        still_owed = owed or waits
-        return Applied(outcome, f"{name} {external.id}: {words}", (name, link.record_id) if still_owed else None)
+        if link.create_token is None or external.record_id != link.record_id:
+            return state.linked(external.id, base={})
+        # Our own create, whose answer was lost: what it sent is the base, and what was edited since then is owed.
+        base = in_doubt.created(link.unconfirmed_write, incoming.flat)
+        return state.linked(external.id, base) | state.owed(self.context.clock(), state.Via.CALLER)
 
 
-def _windows(incoming: Incoming, link: Any) -> overwrites.Windows:
-    """Our writes by which what it tells of may have been undone."""
-    return overwrites.around(link.write_windows, (incoming.event or incoming.external).at)
+def _is_echo(incoming: Incoming, link: LinkRow) -> bool:
+    """Whether the record holds only what both sides agreed on."""
+    base, remote_values = link.base or {}, link.remote_values or {}
+    return all(
+        path in base and same(value, remote_values.get(path, base[path])) for path, value in incoming.flat.items()
+    )
 
 
-def _undone(incoming: Incoming, link: Any, theirs: Flat) -> Flat:
-    """What was edited there between our reading a nested object and writing it back whole, and was undone by that.
-
-    Nothing but the event of that edit tells of it: afterwards the record stands as we wrote it.
-    """
-    undone: Flat = {}
-    told = incoming.mapper.flatten((incoming.event or incoming.external).data)
-    for window in _windows(incoming, link):
-        stood = window["fields"]
-        changed = {
-            path: value
-            for path, value in told.items()
-            if path in stood and incoming.mapper.accepts_inward(path) and not same(value, stood[path])
-        }
-        # Fetched since, and not as we wrote it any more: that is newer still.
-        is_fetched = incoming.event is not None
-        undone |= {p: v for p, v in changed.items() if not is_fetched or same(theirs.get(p), stood[p])}
-    return undone
+def _is_repeated(incoming: Incoming, link: LinkRow) -> bool:
+    """Whether this state was processed before, as in the overlap of two polls: no second history row."""
+    at = incoming.external.at
+    return at is not None and link.last_seen_at is not None and at <= link.last_seen_at
 
 
-def _is_newer(at: datetime | None, link: Any) -> bool:
-    """Certainly newer than all that is known: systems' clocks tick in seconds, so a tie is no proof."""
-    if at is None:
-        return False
-    return all(known is None or at > known for known in (link.last_seen_at, link.last_write_at))
+def _is_newer(at: datetime | None, link: LinkRow) -> bool:
+    """Whether this time is later than all that the link knows. Systems count whole seconds: a tie proves nothing."""
+    return at is not None and all(known is None or at > known for known in (link.last_seen_at, link.last_write_at))
 
 
-def _is_as_we_wrote(at: datetime | None, link: Any) -> bool:
-    """Whether nothing was changed there since our own last write."""
-    return at is not None and link.last_write_at is not None and at <= link.last_write_at
-
-
-def _unsent(ours: Flat, base: Flat) -> bool:
-    """Whether they have never been told of something: they did not mention it, and it is not empty here."""
-    return any(path not in base and not is_empty(value) for path, value in ours.items())
-
-
-def _words(result: Merge) -> str:
-    parts = []
-    if result.take:
-        parts.append(f"taken: {', '.join(result.take)}")
-    if result.keep:
-        parts.append(f"ours kept: {', '.join(result.keep)}")
-    if result.ask:
-        parts.append(f"a person is asked about: {', '.join(result.ask)}")
-    if result.conflicts:
-        parts.append(f"changed on both sides: {', '.join(result.conflicts)}")
-    return "; ".join(parts) or "both sides had changed to the same"
+def _check_required_columns(subscriber: Subscriber, values: Record) -> None:
+    missing = [
+        column.name
+        for column in subscriber.records.table.c
+        if not column.nullable
+        and values.get(column.name) is None
+        and column.default is None
+        and column.server_default is None
+        and not column.primary_key
+    ]
+    if missing:
+        raise Reject(f"cannot be created in the database: {', '.join(missing)} would be empty", fields={})

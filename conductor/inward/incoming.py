@@ -1,43 +1,77 @@
-"""TODO."""
+"""The values that travel through this folder: an incoming record, and what became of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
 from subscribers.base import Subscriber
 from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import Flat
 from subscribers.records import External
 
 
-class NeedsFetch(Exception):
-    """What came in may not be the newest: the record has to be fetched."""
-
-
-class HeldByDeleteGuard(Exception):
-    """The mass-delete guard holds it back until a person says that it is meant."""
-
-
-@dataclass
-class Applied:
-    """How one incoming record ended: in words, and what is to be announced after the commit."""
-
-    outcome: str
-    words: str
-    owed: tuple[str, str] | None = None
-
-
-@dataclass
+@dataclass(frozen=True)
 class Incoming:
     """One external record on its way in."""
 
     subscriber: Subscriber
     external: External
     mapper: Mapper
-    #: It is known to be the record's newest state (it was just fetched).
+    #: The record was just fetched under a lease, so this is its newest state.
     newest: bool = False
-    #: The lease under which it was fetched.
+    #: A poll just read the record, so it exists. An event does not prove that: it may be late.
+    polled: bool = False
+    #: The lease under which the record was fetched.
     token: str | None = None
-    #: What said that it has to be fetched.
+    #: The event because of which the record was fetched.
     event: External | None = None
-    #: The inbox row that told of it.
+    #: The inbox row that holds the event.
     inbox_id: int | None = None
+
+    @cached_property
+    def flat(self) -> Flat:
+        """The mapped fields of the external record, by dotted path."""
+        return self.mapper.flatten(self.external.data)
+
+    @cached_property
+    def event_flat(self) -> Flat:
+        """The mapped fields that the event itself carried; without a fetch the same as `flat`."""
+        return self.flat if self.event is None else self.mapper.flatten(self.event.data)
+
+    @property
+    def event_at(self) -> datetime | None:
+        """The time of the event, by the system's clock."""
+        return (self.event or self.external).at
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of an incoming record. `owed` names the link to publish after the commit, if any."""
+
+    outcome: str
+    message: str
+    owed: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class NeedsFetch:
+    """The event does not prove the record's newest state, for this reason: fetch the record and apply that."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Postponed:
+    """The system may not be called now, for this reason: try again after `after_seconds`."""
+
+    reason: str
+    after_seconds: float
+
+
+class HeldByDeleteGuard(Exception):
+    """The mass-delete guard holds a deletion until an operator allows it.
+
+    An exception, because the transaction has to roll back: no record of a held page is applied.
+    """

@@ -18,6 +18,7 @@ from conductor.context import Context
 from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Incoming
+from conductor.inward.matching import candidates
 from conductor.links import state
 from conductor.links.leases import LinkLeased
 from conductor.links.status import PENDING
@@ -190,7 +191,7 @@ class Backfill:
     ) -> None:
         """It is of a record here that cannot be told, or cannot be merged: a person has to, and nothing is sent."""
         message = f"{error} (retry to create it there all the same)"
-        for record_id in self.applying.candidates(connection, incoming, _UNCLEAR, where):
+        for record_id in candidates(connection, incoming, _UNCLEAR, where):
             if self._is_known(connection, subscriber, record_id):
                 continue
             link_id = state.bury_unsent(connection, subscriber.name(), record_id, self.context.clock())

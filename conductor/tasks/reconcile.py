@@ -19,8 +19,8 @@ import orjson
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.inward.inbox import Inward
-from conductor.inward.incoming import HeldByDeleteGuard
+from conductor.inward.inbox import InboxProcessor
+from conductor.inward.incoming import HeldByDeleteGuard, Postponed
 from conductor.links import leases, state
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import Relations, our_side
@@ -78,14 +78,14 @@ class Reconcile:
         context: Context,
         mappings: Mappings,
         relations: Relations,
-        inward: Inward,
+        inbox: InboxProcessor,
         asking: SystemCaller,
         tasks: TaskRunner,
     ) -> None:
         self.context = context
         self.mappings = mappings
         self.relations = relations
-        self.inward = inward
+        self.inbox = inbox
         self.caller = asking
         self.tasks = tasks
         tasks.register(RECONCILE, self.step)
@@ -170,9 +170,9 @@ class Reconcile:
         """Theirs by the merge, as if it had been reported just now; ours by owing it."""
         if not drift.ours_only:
             try:
-                self.inward.look_again(subscriber, link.external_id)
+                refetched = self.inbox.refetch(subscriber, link.external_id)
             except HeldByDeleteGuard:
-                self.context.database.run_in_transaction(self.inward.guard.trip, subscriber.system, "from")
+                self.context.database.run_in_transaction(self.inbox.guard.trip, subscriber.system, "from")
                 raise SystemUnavailable("held by the mass-delete guard", self.context.policy.stale) from None
             except LinkLeased:
                 return  # it is being delivered, which brings it together as well
@@ -183,6 +183,8 @@ class Reconcile:
             except Exception as error:  # this one's: the others go on
                 logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
+            if isinstance(refetched, Postponed):
+                raise SystemUnavailable(refetched.reason, refetched.after_seconds)
         still = (Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         self.context.database.run_in_transaction(state.owe, still, self.context.clock(), Via.SWEEP)
 

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from conductor.dead_letters.remedies import CODE, MAPPING, RECORD, SYSTEM, remedy
 from conductor.dead_letters.store import fingerprint
-from conductor.inward.inbox import KEPT_REFUSED
+from conductor.inward.webhooks import KEPT_REFUSED
 from conductor.redaction import LONGEST_REPLY, MASK, redact, reply_text, safe_headers, secrets_in
 from conductor.reports import pages, record_status, timeline
 from models import search

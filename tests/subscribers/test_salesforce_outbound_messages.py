@@ -150,7 +150,7 @@ def test_the_secret_in_the_address_is_in_no_log(
         http.post(ADDRESS, data=message(*IDS))
         http.post("/webhooks/salesforce/hush-1/", data=message(*IDS))
         http.get("/webhooks/salesforce/hush-1")
-        monkeypatch.setattr(hub.conductor.inward, "store_webhook", fail)
+        monkeypatch.setattr(hub.conductor.inward.webhooks, "store", fail)
         http.post("/webhooks/salesforce/hush-1", data=message(*IDS))
     assert "page failed" in caplog.text and "refused" in caplog.text
     assert "hush-1" not in caplog.text

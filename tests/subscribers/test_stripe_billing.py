@@ -419,7 +419,7 @@ def test_polls_see_new_changed_and_deleted_ones(hub: StripeHub) -> None:
     assert [one["name"] for one in hub.records("product")] == ["Lamp", "Vase"]
     hub.stripe.by_hand("DELETE", f"/v1/invoices/{invoice['id']}")
     hub.conductor.poll("stripe.invoice")
-    assert hub.deliveries("stripe.invoice")[-1].reason == "deleted there; on_gone = unlink"
+    assert hub.deliveries("stripe.invoice")[-1].reason == "deleted in the system; on_gone = unlink"
     assert hub.letters() == []
 
 

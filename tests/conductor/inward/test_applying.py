@@ -23,7 +23,7 @@ def test_a_late_event_never_regresses_a_record(hub: TestHub) -> None:
     hub.clock.tick()
     new = crm.edit("crm_1", email="3@x.org")
     for event in (new, old, old, new):
-        hub.conductor.inward.take(subscriber, event)
+        hub.conductor.inward.inbox.apply_event(subscriber, event)
     hub.run()
     assert record(hub, one).email == "3@x.org" == hub.shown("shop")[0]["email"]
 
@@ -65,11 +65,11 @@ def test_an_old_event_of_an_unknown_record_applies_its_current_state(database: D
     told = crm.add(name="as it was")
     hub.clock.tick()
     crm.edit("crm_1", name="as it is")
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], told)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], told)
     assert [row.name for row in rows(hub, Customer)] == ["as it is"]
     gone = crm.add(name="gone since")
     crm.remove("crm_2")
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], gone)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], gone)
     assert [row.name for row in rows(hub, Customer)] == ["as it is"]
 
 
@@ -87,7 +87,7 @@ def test_a_write_without_a_remote_time_makes_no_event_newer(database: Database) 
     hub.clock.tick(-5)
     edit(hub, one, notes="ours, later")
     hub.run()
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], late)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], late)
     hub.run()
     assert record(hub, one).notes == "ours, later"
 

@@ -16,7 +16,7 @@ def test_an_event_of_the_same_second_as_our_write_is_fetched(hub: TestHub) -> No
     crm, subscriber = hub.systems["crm"], hub.conductor.subscribers["crm.customer"]
     stale = crm.edit("crm_1", email="2@x.org")
     crm.edit("crm_1", email="3@x.org")
-    hub.conductor.inward.take(subscriber, stale)
+    hub.conductor.inward.inbox.apply_event(subscriber, stale)
     assert ("fetch", "crm_1") in crm.calls
     hub.run()
     assert record(hub, one).email == "3@x.org"
@@ -28,7 +28,7 @@ def test_an_event_without_fields_is_fetched(hub: TestHub) -> None:
     hub.clock.tick()
     hub.systems["crm"].edit("crm_1", email="2@x.org")
     subscriber = hub.conductor.subscribers["crm.customer"]
-    hub.conductor.inward.take(subscriber, External("crm_1", {"id": "crm_1"}, at=hub.clock()))
+    hub.conductor.inward.inbox.apply_event(subscriber, External("crm_1", {"id": "crm_1"}, at=hub.clock()))
     assert record(hub, one).email == "2@x.org"
 
 
@@ -38,7 +38,7 @@ def test_an_event_without_a_mapped_field_is_no_echo_but_fetched(nested_hub: Test
     nested_hub.clock.tick()
     edited = nested_hub.systems["crm"].edit("crm_1", name="Bea")
     thin = External("crm_1", {"Id": "crm_1"}, at=edited.at)
-    nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], thin)
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], thin)
     assert record(nested_hub, one).name == "Bea"
 
 

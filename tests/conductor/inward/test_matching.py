@@ -45,7 +45,7 @@ def test_the_event_of_our_own_create_links_it_when_the_answer_was_lost(database:
     crm = hub.systems["crm"]
     hub.clock.tick()
     edited = crm.edit("crm_1", phone="theirs, over what we had created")
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], edited)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], edited)
     assert [row.id for row in rows(hub, Customer)] == [int(one)] and link(hub, "crm").external_id == "crm_1"
     retry_due(hub)
     assert record(hub, one).phone == crm.store["crm_1"]["phone"] == "theirs, over what we had created"

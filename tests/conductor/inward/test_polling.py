@@ -121,12 +121,12 @@ def test_a_poll_that_died_is_repeated(database: Database) -> None:
         raise Killed
 
     subscriber.changed_since = dies  # type: ignore[method-assign]
-    inward = hub.conductor.inward
-    inward._end_turn = lambda *_: None  # type: ignore[method-assign] # nobody is left to do it
+    polling = hub.conductor.inward.polling
+    polling._end_turn = lambda *_: None  # type: ignore[method-assign] # the process died
     with pytest.raises(Killed):
         hub.conductor.poll("crm.customer")
     subscriber.changed_since = pages  # type: ignore[method-assign]
-    del inward._end_turn
+    del polling._end_turn
     hub.conductor.schedule.tick()
     assert hub.publisher.published == [] and hub.conductor.poll("crm.customer") == 0
     hub.clock.tick(hub.conductor.context.policy.lease)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from conductor.inward.incoming import Incoming
 from models.ledger import Delivery
 from models.session import Database
 from subscribers.errors import Gone, Reject
@@ -79,9 +80,8 @@ def test_a_record_that_reappears_remotely_is_linked_again(database: Database) ->
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER).values(id=int(one), name="Ada again"))
         mapper = hub.conductor.mappings.current(c, "crm.customer")[0]
-        incoming = type("Incoming", (), {"subscriber": subscriber, "mapper": mapper})()
-        incoming.external = External("crm_2", {"name": "Ada again"})
-        hub.conductor.inward.applying._new_link(c, incoming, one)
+        incoming = Incoming(subscriber, External("crm_2", {"name": "Ada again"}), mapper)
+        hub.conductor.inward.applying.merger.link_created(c, incoming, one)
     assert link(hub, "crm", one).unlinked_at is None and not link(hub, "crm", one).deleted_remotely
 
 
@@ -113,7 +113,7 @@ def test_gone_on_fetch_of_a_webhook_is_a_deletion(hub: TestHub) -> None:
     stale = crm.external("crm_1")
     crm.store["crm_1"]["notes"] = "x"
     stale = crm.external("crm_1")
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], stale)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], stale)
     assert link(hub, "crm").deleted_remotely
 
 
@@ -123,8 +123,8 @@ def test_an_event_that_arrives_after_a_later_deletion_changes_nothing(database: 
     hub.run()
     hub.clock.tick()
     crm, follows = hub.systems["crm"], hub.conductor.subscribers["crm.customer"]
-    hub.conductor.inward.take(follows, crm.remove("crm_1"))
+    hub.conductor.inward.inbox.apply_event(follows, crm.remove("crm_1"))
     assert record(hub, one).active is False
     edit(hub, one, active=True)  # a person wants it all the same
-    hub.conductor.inward.take(follows, External("crm_1"))
+    hub.conductor.inward.inbox.apply_event(follows, External("crm_1"))
     assert record(hub, one).active is True and link(hub, "crm").unlinked_at is not None

@@ -218,7 +218,7 @@ def test_an_event_from_before_an_unconfirmed_write_is_not_an_edit_over_it(databa
     edit(hub, one, notes="1")
     lose_answer(hub, after=True)
     hub.run()
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], edits[0])
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], edits[0])
     retry_due(hub)
     assert record(hub, one).notes == crm.store["crm_1"]["notes"] == "1"
 

@@ -94,7 +94,7 @@ def test_a_fetch_under_an_expired_lease_is_not_treated_as_the_newest(nested_hub:
 
     subscriber.fetch = slow  # type: ignore[method-assign]
     with pytest.raises(LinkLeased):
-        nested_hub.conductor.inward.look_again(subscriber, "crm_1")
+        nested_hub.conductor.inward.inbox.refetch(subscriber, "crm_1")
     assert record(nested_hub, one).name == "Bella" == nested_hub.shown("shop")[0]["name"]
 
 
@@ -108,7 +108,9 @@ def test_a_remote_deletion_survives_a_call_with_an_expired_lease(nested_hub: Tes
     def slow(kind: str, what: str) -> None:
         crm.on_call = lambda kind, what: None
         nested_hub.clock.tick(61)
-        nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], replace(gone, deleted=True))
+        nested_hub.conductor.inward.inbox.apply_event(
+            nested_hub.conductor.subscribers["crm.customer"], replace(gone, deleted=True)
+        )
 
     crm.on_call = slow
     nested_hub.run()

@@ -29,7 +29,7 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
     hub.run()
     assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "0"}
     hub.conductor.poll("crm.customer")  # what our write left is known before the event of the edit comes
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], edits[0])
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], edits[0])
     hub.run()
     assert (record(hub, one).street, record(hub, one).city) == ("1", "theirs")
     assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "theirs"}
@@ -37,7 +37,7 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
     hub.clock.tick()
     crm.edit("crm_1", address={"line1": "1", "city": "later"})
     hub.conductor.poll("crm.customer")
-    hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], edits[0])
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], edits[0])
     hub.run()
     assert record(hub, one).city == crm.store["crm_1"]["address"]["city"] == "later"
 
@@ -61,12 +61,12 @@ def test_a_remote_edit_after_our_write_was_not_undone_by_it(database: Database, 
     for city in ("theirs", "0"):  # and is edited there, and put back
         hub.clock.tick()
         told.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
-        hub.conductor.inward.take(subscriber, told[-1])
+        hub.conductor.inward.inbox.apply_event(subscriber, told[-1])
         hub.run()
     hub.clock.tick()
     edit(hub, one, name="without the address")
     hub.run()
-    hub.conductor.inward.take(subscriber, told[0])  # a poll reads overlapping stretches
+    hub.conductor.inward.inbox.apply_event(subscriber, told[0])  # a poll reads overlapping stretches
     hub.run()
     assert record(hub, one).city == crm.store["crm_1"]["address"]["city"] == "0"
 
@@ -119,7 +119,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
         nested_hub.run()
     nested_hub.clock.tick(60)
     for _ in range(2):  # by a webhook, and by a poll
-        nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], told[0])
+        nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told[0])
         nested_hub.run()
     assert record(nested_hub, one).city == "Oslo"
     expected = {"city": "Oslo", "line1": f"Way {writes_since + 2}"}
@@ -127,7 +127,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
     edit(nested_hub, one, city="Rome")  # somebody here thinks otherwise
     nested_hub.clock.tick(60)
     nested_hub.run()
-    nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], told[0])
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told[0])
     nested_hub.run()
     assert record(nested_hub, one).city == "Rome"
 
@@ -156,7 +156,7 @@ def to_oslo_and_back(hub: TestHub) -> list[External]:
 
 def assert_stays_in_rome(hub: TestHub, record_id: str, events: list[External]) -> None:
     for event in events:
-        hub.conductor.inward.take(hub.conductor.subscribers["crm.customer"], event)
+        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], event)
         hub.run()
     assert record(hub, record_id).city == hub.systems["crm"].store["crm_1"]["address"]["city"] == "Rome"
 
@@ -206,7 +206,7 @@ def test_write_windows_are_dropped_with_the_record_they_belong_to(nested_hub: Te
     nested_hub.run()
     told = crm.edit("crm_2", address={"city": "Oslo", "line1": "Way 3"})
     crm.edit("crm_2", address={"city": "Rome", "line1": "Way 3"})
-    nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], told)
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told)
     nested_hub.run()
     assert record(nested_hub, one).city == "Rome"
     assert crm.store["crm_2"]["address"] == {"city": "Rome", "line1": "Way 3"}
@@ -221,7 +221,7 @@ def test_an_event_of_a_second_with_two_writes_undoes_nothing(nested_hub: TestHub
     nested_hub.run()
     edit(nested_hub, one, city="Oslo")
     nested_hub.run()
-    nested_hub.conductor.inward.take(nested_hub.conductor.subscribers["crm.customer"], created)
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], created)
     nested_hub.run()
     assert (record(nested_hub, one).city, record(nested_hub, one).street) == ("Oslo", "Way 2")
     assert crm.store["crm_1"]["address"] == {"city": "Oslo", "line1": "Way 2"}

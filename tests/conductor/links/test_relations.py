@@ -132,6 +132,6 @@ def test_an_incoming_relation_is_stored_as_our_own_key(billing: TestHub) -> None
     billing.clock.tick()
     other = link(billing, "crm", two).external_id
     event = billing.systems["crm"].edit(invoice_link(billing).external_id, customer=other)
-    billing.conductor.inward.take(billing.conductor.subscribers["crm.invoice"], event)
+    billing.conductor.inward.inbox.apply_event(billing.conductor.subscribers["crm.invoice"], event)
     with billing.conductor.database.read() as c:
         assert str(c.execute(sa.select(INVOICE.c.customer_id)).scalar()) == two

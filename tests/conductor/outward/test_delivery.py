@@ -61,7 +61,7 @@ def test_a_link_that_changed_during_planning_is_planned_again(database: Database
     edit(hub, one, notes="ours")
     hub.clock.tick()
     theirs = hub.systems["crm"].edit("crm_1", address={"city": "Oslo"})
-    subscriber.happens.append(lambda: hub.conductor.inward.take(subscriber, theirs))
+    subscriber.happens.append(lambda: hub.conductor.inward.inbox.apply_event(subscriber, theirs))
     hub.run()
     assert (hub.shown("crm")[0]["notes"], hub.shown("crm")[0]["address"]) == ("ours", {"city": "Oslo"})
     assert (record(hub, one).notes, record(hub, one).city) == ("ours", "Oslo")

@@ -160,7 +160,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
     one = hub.conductor.backfill("crm.customer", "ann")
     work(hub)
     message = (
-        f"several records here have the same email as {there.id}: which is it? (retry to create it there all the same)"
+        f"several records in the database have the same email as {there.id} (retry to create it there all the same)"
     )
     assert bad_letters(hub) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = hub.conductor.tasks.get(one)

@@ -1,0 +1,106 @@
+"""Which internal record an external record belongs to: by its link, by the id it carries, or by `match_on`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.inward.incoming import Incoming
+from conductor.links.row import LinkRow, link_row
+from models.catalogues import Record
+from models.ledger import Link
+from subscribers.base import Subscriber
+from subscribers.errors import Reject
+from subscribers.mapping.values import is_empty
+
+
+def link_by_external_id(connection: sa.Connection, subscriber: Subscriber, external_id: str) -> LinkRow | None:
+    """Return the link to this external record, locked."""
+    return _locked_link(connection, subscriber, Link.external_id == external_id)
+
+
+def link_by_record(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> LinkRow | None:
+    """Return the link of this internal record, locked."""
+    return _locked_link(connection, subscriber, Link.record_id == record_id)
+
+
+def existing_link(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> LinkRow:
+    """Return the link of this internal record, which this transaction has written."""
+    link = link_by_record(connection, subscriber, record_id)
+    if link is None:
+        raise AssertionError(f"{subscriber.name()} has no link of record {record_id}")
+    return link
+
+
+def _locked_link(
+    connection: sa.Connection, subscriber: Subscriber, condition: sa.ColumnElement[bool]
+) -> LinkRow | None:
+    statement = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), condition)
+    row = connection.execute(statement.with_for_update()).one_or_none()
+    return None if row is None else link_row(row)
+
+
+def candidates(connection: sa.Connection, incoming: Incoming, limit: int, where: Sequence[Any] = ()) -> list[str]:
+    """Return the ids of up to `limit` internal records that meet `where` and may be this external record."""
+    if record_id := claimed_record(connection, incoming):
+        return [record_id]
+    if link_without_record(connection, incoming) is not None:
+        return []
+    values = _match_values(incoming)
+    found = incoming.subscriber.records.find(connection, values, limit) if values else []
+    return incoming.subscriber.records.keep(connection, found, where)
+
+
+def claimed_record(connection: sa.Connection, incoming: Incoming) -> str | None:
+    """Return the id of ours that the external record carries, if a record with this id exists."""
+    record_id = incoming.external.record_id
+    if record_id is None:
+        return None
+    try:
+        with connection.begin_nested():  # a failed look-up would abort the whole transaction on PostgreSQL
+            exists = record_id in incoming.subscriber.records.read(connection, [record_id])
+    except (ValueError, OverflowError, sa.exc.DBAPIError):
+        return None  # not one of our ids
+    return record_id if exists else None
+
+
+def link_without_record(connection: sa.Connection, incoming: Incoming) -> LinkRow | None:
+    """Return the link of a record that was deleted while the result of its creation was unknown.
+
+    The external record is what that creation made. It is neither new nor another record: it has to be deleted.
+    Call this only where `claimed_record` found no record.
+    """
+    record_id = incoming.external.record_id
+    if record_id is None:
+        return None
+    link = link_by_record(connection, incoming.subscriber, record_id)
+    return None if link is None or link.external_id is not None else link
+
+
+def matched_record(connection: sa.Connection, incoming: Incoming) -> str | None:
+    """Return the one record that agrees in all `match_on` columns, unless it is linked already.
+
+    Raises:
+      Reject: several records agree.
+    """
+    subscriber = incoming.subscriber
+    values = _match_values(incoming)
+    found = subscriber.records.find(connection, values) if values else []
+    if len(found) > 1:
+        names = ", ".join(subscriber.match_on)
+        raise Reject(f"several records in the database have the same {names} as {incoming.external.id}")
+    if not found:
+        return None
+    link = link_by_record(connection, subscriber, found[0])
+    return None if link is not None and link.is_linked else found[0]
+
+
+def _match_values(incoming: Incoming) -> Record:
+    """Return the values of the `match_on` columns; nothing where one of them is empty."""
+    mapper, flat = incoming.mapper, incoming.flat
+    paths = [path for path in map(mapper.path_of, incoming.subscriber.match_on) if path is not None]
+    if not paths or any(is_empty(flat.get(path)) for path in paths):
+        return {}
+    return mapper.inward({path: flat[path] for path in paths})
