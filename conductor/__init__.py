@@ -1,17 +1,24 @@
-"""The decisions: routing and unsubscriptions, outward delivery, inward merge, retry and health policy.
+"""The engine: what to deliver, what to apply, when to retry. The panel, the command line and the workers import this.
 
-Knows no broker and no Flask; everything here can be tried with a fake subscriber.
+It knows neither the broker nor Flask, so a test with a fake subscriber can try all of it.
 """
 
 from conductor.conductor import Conductor
+from conductor.dead_letters.remedies import remedy
 from conductor.dead_letters.store import DeadLetterFilter
+from conductor.inward.inbox import POLLED
 from conductor.inward.webhooks import UnknownSystem
 from conductor.links.rules import in_force
+from conductor.links.status import PENDING
+from conductor.mappings import diff as mapping_diff
 from conductor.mappings.preview import Effect, Preview
 from conductor.mappings.store import MappingConflict, MappingRefused
 from conductor.outward.routing import RELAY_BATCH
 from conductor.policy import Policy
 from conductor.publisher import Publisher, QueueReport, QueueState
+from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
+from conductor.redaction import MASK, safe_headers
+from conductor.reports import dead_letter_groups, pages, record_search, timeline
 from conductor.reports.overview import (
     Incident,
     Overview,
@@ -19,20 +26,28 @@ from conductor.reports.overview import (
     SubscriberStatus,
     SystemStatus,
     Waiting,
-    is_alive,
 )
 from conductor.reports.throughput import SPANS, Series
-from conductor.systems.delete_guard import GUARD
+from conductor.reports.timeline import TimelineEvent
+from conductor.systems.delete_guard import GUARD, WINDOW_SECONDS
+from conductor.throughput_counter import COLUMNS
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
+    "COLUMNS",
     "GUARD",
+    "MASK",
+    "PENDING",
+    "POLLED",
     "RELAY_BATCH",
     "SPANS",
+    "WINDOW_SECONDS",
     "BadSignature",
     "BadWebhook",
     "Conductor",
     "DeadLetterFilter",
+    "EditConflict",
+    "EditRefused",
     "Effect",
     "Incident",
     "MappingConflict",
@@ -47,8 +62,18 @@ __all__ = [
     "Series",
     "SubscriberStatus",
     "SystemStatus",
+    "TimelineEvent",
     "UnknownSystem",
     "Waiting",
+    "as_typed",
+    "dead_letter_groups",
+    "editable",
     "in_force",
-    "is_alive",
+    "mapping_diff",
+    "pages",
+    "read_record",
+    "record_search",
+    "remedy",
+    "safe_headers",
+    "timeline",
 ]

@@ -10,6 +10,6 @@ import sqlalchemy as sa
 DISPLAY_LIMIT = 10_000
 
 
-def capped_count(statement: sa.Select[Any], limit: int = DISPLAY_LIMIT) -> sa.Select[tuple[int]]:
+def capped_count(statement: sa.Select[Any], limit: int = DISPLAY_LIMIT) -> sa.Select[int]:
     """Return a statement that counts the rows of another one, up to the limit."""
     return sa.select(sa.func.count()).select_from(statement.limit(limit).subquery())

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The open dead letters in groups: those of one subscriber that need the same fix."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from conductor.dead_letters.store import DeadLetterFilter
 from models.counting import capped_count
 from models.ledger import DeadLetter, Inbox, Link
 
-_FILTERS = ("subscriber", "error", "fingerprint")
+#: What open dead letters can be filtered by.
+FILTERS = ("subscriber", "error", "fingerprint")
 
-#: Kinds of error shown, the largest first: more than a person can read.
-KINDS = 200
+#: Groups shown, the largest first: more than an operator can read.
+GROUPS = 200
 
 
 @dataclass(frozen=True)
 class Group:
-    """Open letters of one subscriber that are mended the same way; message and time are those of the newest."""
+    """Open dead letters of one subscriber that need the same fix; message and time are those of the newest."""
 
     subscriber: str
     fingerprint: str
@@ -34,7 +35,7 @@ class Group:
 
 
 def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Group]:
-    """The largest kinds of the open letters that match, with their counts."""
+    """Return the largest groups of the open dead letters that match, with their counts."""
     letters = DeadLetter.__table__
     counted = (
         sa.select(
@@ -43,10 +44,10 @@ def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Grou
             sa.func.count().label("letters"),
             sa.func.max(letters.c.id).label("newest"),
         )
-        .where(*_open(filters))
+        .where(*open_conditions(filters))
         .group_by(letters.c.subscriber, letters.c.fingerprint)
         .order_by(sa.func.count().desc())
-        .limit(KINDS)
+        .limit(GROUPS)
     )
     kinds = {row.newest: row for row in connection.execute(counted)}
     columns = (letters.c.id, letters.c.error, letters.c.message, letters.c.at, letters.c.traceback.is_not(None))
@@ -60,30 +61,34 @@ def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Grou
     return sorted(groups, key=lambda group: (-group.count, group.subscriber))
 
 
-def _open(filters: dict[str, str]) -> list[Any]:
-    """The open letters that match: the same that a task about them takes."""
-    chosen = {name: filters.get(name) for name in _FILTERS}
+def open_conditions(filters: dict[str, str]) -> list[Any]:
+    """Return the conditions for the open dead letters that match: those that a task with this filter takes."""
+    chosen = {name: filters.get(name) for name in FILTERS}
     return DeadLetterFilter(ids=None, **chosen).conditions()
 
 
-def _count(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> int:
-    """How many open letters match. Stops at COUNT_LIMIT where there are more kinds than are shown."""
-    if len(groups) < KINDS:
+def count_open(connection: sa.Connection, filters: dict[str, str], groups: list[Group]) -> int:
+    """Return how many open dead letters match. If there are more groups than are shown, it stops at a limit."""
+    if len(groups) < GROUPS:
         return sum(group.count for group in groups)
-    # In the order of the index over just these: PostgreSQL may take them for many, and read the whole table.
-    some = sa.select(DeadLetter.id).where(*_open(filters)).order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
+    # In the order of the partial index: otherwise PostgreSQL may expect many rows, and read the whole table.
+    some = (
+        sa.select(DeadLetter.id)
+        .where(*open_conditions(filters))
+        .order_by(DeadLetter.subscriber, DeadLetter.fingerprint)
+    )
     return connection.execute(capped_count(some)).scalar_one()
 
 
-def _errors(connection: sa.Connection) -> list[str]:
-    """All errors to choose from. Those of one kind have the same: the newest of each is enough to look at."""
+def errors(connection: sa.Connection) -> list[str]:
+    """Return the error classes of the open dead letters. A group has one, so the newest of each group suffices."""
     kinds = sa.select(sa.func.max(DeadLetter.id)).where(DeadLetter.closed_at.is_(None))
     newest = kinds.group_by(DeadLetter.subscriber, DeadLetter.fingerprint)
     return sorted(connection.scalars(sa.select(DeadLetter.error).distinct().where(DeadLetter.id.in_(newest))))
 
 
-def _trying_again(connection: sa.Connection, letters: list[Any]) -> set[int]:
-    """Letters somebody retried already: they close once their record is through."""
+def being_retried(connection: sa.Connection, letters: list[Any]) -> set[int]:
+    """Return the ids of open dead letters that are being retried; they close when their record is delivered."""
     links = sa.select(Link.id).where(Link.id.in_([row.link_id for row in letters]), Link.dead_at.is_(None))
     inbox = sa.select(Inbox.id).where(Inbox.id.in_([row.inbox_id for row in letters]), Inbox.state == "waiting")
     moving_links, moving_inbox = set(connection.scalars(links)), set(connection.scalars(inbox))

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Response
 
-from conductor.reports.pages import STRETCH
+from conductor import pages
 from models.base import utcnow
 from models.session import Database
 from panel.views.base import PanelView
@@ -42,7 +42,7 @@ def _lines(database: Database, table: Any, columns: Sequence[str], conditions: S
     current_locale = [getattr(table, name) for name in columns]
     while top > 0:
         # No statement reads more than a stretch, and no transaction stays open while somebody's line is slow.
-        floor = max(top - STRETCH, 0)
+        floor = max(top - pages.STRETCH, 0)
         statement = sa.select(table.id, *current_locale).where(table.id >= floor, table.id < top, *conditions)
         with database.read() as connection:
             rows = connection.execute(statement.order_by(table.id.desc()).limit(_BATCH)).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conductor.reports.timeline import TimelineEvent
+from conductor import TimelineEvent
 from i18n import gettext, gettext_noop
 
 #: (outcome) of an outward delivery -> its words and its colour; the system's name goes in.

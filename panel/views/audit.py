@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response, abort
 
-from conductor.reports import pages
+from conductor import pages
 from i18n import gettext, gettext_noop
 from models.ledger import AuditEntry
 from panel.rendering import csv_export

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response
 
-from conductor.reports import pages
+from conductor import pages
 from i18n import gettext_noop
 from models.catalogues import CATALOGUES
 from models.ledger import Change

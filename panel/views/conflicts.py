@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor.reports import pages
+from conductor import pages
 from conductor.tasks.resolve_conflicts import SETTLE
 from i18n import gettext, gettext_noop
 from models.ledger import Conflict

@@ -9,10 +9,7 @@ from flask import Response as FlaskResponse
 from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
-from conductor import DeadLetterFilter
-from conductor.dead_letters.remedies import remedy
-from conductor.reports import pages
-from conductor.reports.dead_letter_groups import _FILTERS, KINDS, _count, _errors, _open, _trying_again, open_groups
+from conductor import DeadLetterFilter, dead_letter_groups, pages, remedy
 from conductor.tasks.discard_dead_letters import DISCARD
 from conductor.tasks.retry_dead_letters import RETRY
 from i18n import gettext, gettext_noop
@@ -47,20 +44,20 @@ class DeadLetters(PanelView):
 
     @page("/")
     def index(self) -> Response:
-        filters = query_filters(*_FILTERS, "state")
+        filters = query_filters(*dead_letter_groups.FILTERS, "state")
         tasks = [row for row in self.conductor.tasks.list(RETRY, DISCARD, limit=_TASKS) if is_current(row)]
         with self.conductor.database.read() as connection:
-            groups = open_groups(connection, filters)
-            matching = _count(connection, filters, groups)
-            errors = _errors(connection)
+            groups = dead_letter_groups.open_groups(connection, filters)
+            matching = dead_letter_groups.count_open(connection, filters, groups)
+            errors = dead_letter_groups.errors(connection)
             listing = _find(connection, filters)
-            again = _trying_again(connection, listing.rows)
+            again = dead_letter_groups.being_retried(connection, listing.rows)
         chosen = next((g for g in groups if g.fingerprint == filters.get("fingerprint")), None)
         values = {
             "listing": listing,
             "again": again,
             "kinds": groups,
-            "most": KINDS,
+            "most": dead_letter_groups.GROUPS,
             "chosen": chosen,
             "filters": filters,
             "matching": matching,
@@ -73,17 +70,19 @@ class DeadLetters(PanelView):
 
     @page("/export.csv", needs="export")
     def export(self) -> FlaskResponse:
-        filters = query_filters(*_FILTERS, "state")
+        filters = query_filters(*dead_letter_groups.FILTERS, "state")
         is_closed = filters.get("state") == "closed"
         conditions = [DeadLetter.closed_at.is_not(None) if is_closed else DeadLetter.closed_at.is_(None)]
-        conditions += [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
+        conditions += [
+            getattr(DeadLetter, name) == filters[name] for name in dead_letter_groups.FILTERS if name in filters
+        ]
         return csv_export.download(self, DeadLetter, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
     def one(self, number: int) -> Response:
         with self.conductor.database.read() as connection:
             row = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.id == number)).one_or_none()
-            again = _trying_again(connection, [row] if row else [])
+            again = dead_letter_groups.being_retried(connection, [row] if row else [])
         if row is None:
             abort(404)
         values = {
@@ -143,14 +142,19 @@ class DeadLetters(PanelView):
 
 def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     if filters.get("state") == "closed":
-        conditions: list[Any] = [getattr(DeadLetter, name) == filters[name] for name in _FILTERS if name in filters]
+        conditions: list[Any] = [
+            getattr(DeadLetter, name) == filters[name] for name in dead_letter_groups.FILTERS if name in filters
+        ]
         closed = [DeadLetter.closed_at.is_not(None), *conditions]
         return pages.newest(connection, DeadLetter, scanned=closed, before=cursor_from_query())
     # The open ones of each subscriber lie in one index, newest first, and those of each of its kinds in another. There
     # are few subscribers; one that is no more may have some left.
     subscribers = sa.select(DeadLetter.subscriber).distinct().where(DeadLetter.closed_at.is_(None))
     names = [filters["subscriber"]] if "subscriber" in filters else connection.scalars(subscribers).all()
-    is_open, kind = _open({name: filters[name] for name in filters if name == "error"}), filters.get("fingerprint")
+    is_open, kind = (
+        dead_letter_groups.open_conditions({name: filters[name] for name in filters if name == "error"}),
+        filters.get("fingerprint"),
+    )
     listings = []
     for name in names:
         indexed = [*is_open, DeadLetter.subscriber == name] if kind else is_open

@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from flask import Response, abort
 
-from conductor.reports import pages
+from conductor import pages
 from i18n import gettext_noop
 from models.ledger import Delivery
 from models.query_hints import no_index

@@ -10,9 +10,7 @@ from flask import Response as FlaskResponse
 from flask import abort, redirect, url_for
 from werkzeug import Response
 
-from conductor.inward.inbox import POLLED
-from conductor.redaction import safe_headers
-from conductor.reports import pages
+from conductor import POLLED, pages, safe_headers
 from conductor.tasks.replay_webhooks import Window
 from i18n import gettext, gettext_noop
 from models.counting import DISPLAY_LIMIT

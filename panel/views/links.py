@@ -5,8 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
-from conductor.links.status import PENDING
-from conductor.reports import pages
+from conductor import PENDING, pages
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export

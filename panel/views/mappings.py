@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import Effect, MappingConflict, MappingRefused, Preview
-from conductor.mappings.diff import CELLS, MergedRows, RowDiff, diff, merge_edits
+from conductor import Effect, MappingConflict, MappingRefused, Preview, mapping_diff
 from conductor.tasks.resend_records import RESEND
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES
@@ -65,13 +64,13 @@ class Draft:
     rows: list[Row]
     version: int
     problems: list[str] = field(default_factory=list)
-    diff: list[RowDiff] | None = None
+    diff: list[mapping_diff.RowDiff] | None = None
     effect: Effect | None = None
     preview: Preview | None = None
     record: str = ""
     #: Somebody saved meanwhile: who, when, and what was brought together.
     meanwhile: Any = None
-    together: MergedRows | None = None
+    together: mapping_diff.MergedRows | None = None
     loaded: str = ""
 
     def wrong(self) -> dict[tuple[int, int | None], dict[str, list[str]]]:
@@ -104,7 +103,9 @@ class Mappings(PanelView):
         subscribers = self.conductor.subscribers
         mappings = [(subscribers[name], *self.conductor.mappings.latest(name)) for name in sorted(subscribers)]
         changes = {
-            s.name(): len(diff(s.default_mapper.rows(), mapper.rows())) for s, mapper, version in mappings if version
+            s.name(): len(mapping_diff.diff(s.default_mapper.rows(), mapper.rows()))
+            for s, mapper, version in mappings
+            if version
         }
         return self.render("panel/mappings.html", mappings=mappings, newest_of=newest_of, changes=changes)
 
@@ -173,8 +174,8 @@ class Mappings(PanelView):
             subscriber=known,
             saved=saved,
             newest=newest,
-            since=diff(self._rows_of(known, str(number - 1)), rows),
-            until=diff(rows, mapper.rows()),
+            since=mapping_diff.diff(self._rows_of(known, str(number - 1)), rows),
+            until=mapping_diff.diff(rows, mapper.rows()),
             rows=mapping.shown(rows),
             **self._words(),
         )
@@ -220,7 +221,7 @@ class Mappings(PanelView):
         """What the draft would do, before anything is saved. Raises `MappingRefused`."""
         name = subscriber.name()
         draft.effect = self.conductor.previews.effect(name, rows)
-        draft.diff = diff(self.conductor.mappings.latest(name)[0].rows(), rows)
+        draft.diff = mapping_diff.diff(self.conductor.mappings.latest(name)[0].rows(), rows)
         record_id = self._find(subscriber, draft.record) if draft.record else draft.effect.example
         if record_id is None and not draft.record:
             record_id = self._any_record(subscriber)
@@ -253,10 +254,10 @@ class Mappings(PanelView):
         """Somebody saved another version: bring both edits together, and let the person look again."""
         mapper, newest = self.conductor.mappings.latest(subscriber.name())
         base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
-        together = merge_edits(base, rows, theirs)
+        together = mapping_diff.merge_edits(base, rows, theirs)
         draft.meanwhile = next((row for row in self._versions(subscriber.name()) if row.version == newest), None)
         draft.rows, draft.version, draft.together = mapping.shown(together.rows), newest, together
-        draft.diff = diff(base, theirs)
+        draft.diff = mapping_diff.diff(base, theirs)
         return self._form(subscriber, draft), 409
 
     def _rows_of(self, subscriber: Subscriber, version: str) -> list[Row]:
@@ -303,7 +304,7 @@ class Mappings(PanelView):
             "links": {"": gettext("no relation")}
             | {name: gettext("a {catalogue}", catalogue=name) for name in CATALOGUES},
             "titles": _said(TITLES),
-            "cells": CELLS,
+            "cells": mapping_diff.CELLS,
             "cell": _cell,
             "MISSING": MISSING,
         }

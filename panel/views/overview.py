@@ -10,9 +10,8 @@ from flask import Response as FlaskResponse
 from flask import jsonify, request
 from werkzeug import Response
 
-from conductor import SPANS, Series
+from conductor import COLUMNS, SPANS, Series
 from conductor import Overview as RecordStatus
-from conductor.reports.throughput import COLUMNS
 from i18n import gettext, gettext_noop
 from models.ledger import Delivery
 from panel.rendering import charts

@@ -9,9 +9,7 @@ import sqlalchemy as sa
 from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
-from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
-from conductor.reports import timeline
-from conductor.reports.record_search import Found, find
+from conductor import EditConflict, EditRefused, as_typed, editable, read_record, record_search, timeline
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter
@@ -28,7 +26,7 @@ class Records(PanelView):
     def search(self) -> Response | str:
         text = request.args.get("q", "").strip()
         with self.conductor.database.read() as connection:
-            found = find(connection, text) if text else Found([])
+            found = record_search.find(connection, text) if text else record_search.Found([])
         if len(found.hits) == 1:
             hit = found.hits[0]
             return redirect(url_for(".one", catalogue=hit.catalogue, record_id=hit.record_id))

@@ -12,9 +12,7 @@ from flask import abort, redirect, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD, Overview, QueueReport
-from conductor.redaction import MASK
-from conductor.systems.delete_guard import WINDOW_SECONDS
+from conductor import GUARD, MASK, WINDOW_SECONDS, Overview, QueueReport
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System

@@ -8,7 +8,7 @@ from typing import Any
 from flask import abort, url_for
 from werkzeug import Response
 
-from conductor.reports import pages
+from conductor import pages
 from conductor.tasks.backfill import BACKFILL
 from conductor.tasks.check_connection import CHECK
 from conductor.tasks.discard_dead_letters import DISCARD

@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import in_force
-from conductor.reports.pages import PAGE
+from conductor import in_force, pages
 from i18n import gettext, gettext_noop
 from models import search
 from models.base import utcnow
@@ -210,7 +209,7 @@ class Unsubscriptions(PanelView):
         self, problems: list[str] | None = None, *, entries: list[str] | None = None, found: Found | None = None
     ) -> str:
         rules = Unsubscription.__table__
-        statement = sa.select(rules).order_by(rules.c.id.desc()).limit(PAGE + 1)
+        statement = sa.select(rules).order_by(rules.c.id.desc()).limit(pages.PAGE + 1)
         target = request.args.get("target", "").strip()
         if target:
             statement = statement.where(rules.c.target == target)
@@ -221,8 +220,8 @@ class Unsubscriptions(PanelView):
         asked = request.args.get("record", "").strip()
         return self.render(
             "panel/unsubscriptions.html",
-            rows=found_rows[:PAGE],
-            older=found_rows[PAGE - 1].id if len(found_rows) > PAGE else None,
+            rows=found_rows[: pages.PAGE],
+            older=found_rows[pages.PAGE - 1].id if len(found_rows) > pages.PAGE else None,
             targets=self._targets(),
             target=target,
             operations=OPERATIONS,

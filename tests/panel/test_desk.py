@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.reports.dead_letter_groups import KINDS
+from conductor.reports.dead_letter_groups import GROUPS
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import AuditEntry, Conflict, DeadLetter, Link, Unsubscription, UnsubscriptionRecord
@@ -40,7 +40,7 @@ def sqlite(sqlite_url: str) -> Iterator[World]:
 @pytest.fixture
 def noisy(w: World) -> World:
     """More kinds of dead letters of the crm than are shown, each larger than the only two of the shop."""
-    kinds = [f"kind{number}" for number in range(KINDS + 5) for _letter in range(3)]
+    kinds = [f"kind{number}" for number in range(GROUPS + 5) for _letter in range(3)]
     letter = {"subscriber": "crm.customer", "error": "Unexpected", "at": utcnow()}
     with w.database.write() as connection:
         connection.execute(sa.insert(DeadLetter), [letter | {"fingerprint": kind, "message": kind} for kind in kinds])
@@ -65,10 +65,10 @@ def test_letters_of_one_subscriber_are_found_however_noisy_another_is(noisy: Wor
 
 
 def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    client, crm = noisy.client("operator"), 3 * (KINDS + 5)
+    client, crm = noisy.client("operator"), 3 * (GROUPS + 5)
     page = client.get("/dead-letters/").text
     assert f"Retry all {crm + 2}<" in page and f"Discard all {crm + 2}<" in page
-    assert f"At least {KINDS} kinds of error, {crm + 2} letters" in page
+    assert f"At least {GROUPS} kinds of error, {crm + 2} letters" in page
     for query in ("subscriber=crm.customer", "error=Unexpected"):
         page = client.get(f"/dead-letters/?{query}").text
         assert f"Discard all {crm} that match" in page, query
@@ -86,7 +86,7 @@ def test_all_letters_are_listed_also_of_kinds_not_shown(noisy: World) -> None:
         page = client.get(path).text
         found += re.findall(r"Retry letter (\d+)", page)
         path = html.unescape(page.partition('rel="next" href="')[2].partition('"')[0])
-    assert [int(number) for number in found] == list(range(3 * (KINDS + 5) + 2, 0, -1))
+    assert [int(number) for number in found] == list(range(3 * (GROUPS + 5) + 2, 0, -1))
 
 
 # --- unsubscriptions ---------------------------------------------------------------------------------
