@@ -19,9 +19,8 @@ from models.history import first_since, newest_delivery, waiting_since
 from models.ledger import AuditEntry, Change, Conflict, DeadLetter, Delivery, Inbox, Link
 from models.query_hints import no_index
 from models.session import Database
-from tests.support import panel_world
 from tests.support.fakes import TestHub
-from tests.support.panel_world import World as PanelWorld
+from tests.support.panel import Panel, open_panel
 
 SHOP = "shop.customer"
 MANY, OPEN = 9999, 400
@@ -81,20 +80,20 @@ def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
 
 
 def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database) -> None:
-    w = TestHub(ledger, "shop")
+    hub = TestHub(ledger, "shop")
     with plans(ledger) as found, ledger.read() as connection:
-        assert below_backlog_limit(w.conductor.context, connection, [SHOP])
-        assert w.conductor.sweep() == OPEN
+        assert below_backlog_limit(hub.conductor.context, connection, [SHOP])
+        assert hub.conductor.sweep() == OPEN
     of_links = [plan for plan in found if "link" in plan and "ix_link_retry" not in plan]
     assert len(of_links) == 2
     assert all("ix_link_owed" in plan for plan in of_links), found
 
 
 def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) -> None:
-    w = TestHub(ledger, "shop")
-    seen = w.conductor.reports.overview_version()
+    hub = TestHub(ledger, "shop")
+    seen = hub.conductor.reports.overview_version()
     with plans(ledger) as found:
-        overview = w.conductor.reports.overview(seen)
+        overview = hub.conductor.reports.overview(seen)
     assert (overview.total("owed"), overview.total("dead")) == (OPEN, OPEN)
     text = "\n".join(found)
     for wrong in ("pk_dead_letter", "pk_link", "pk_change", "Seq Scan on link", "SCAN link", "SCAN dead_letter"):
@@ -102,22 +101,22 @@ def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) ->
 
 
 @pytest.fixture
-def panel(ledger: Database) -> Iterator[PanelWorld]:
+def panel(ledger: Database) -> Iterator[Panel]:
     """A panel over it, for one subscriber."""
     url = ledger.engine.url.render_as_string(hide_password=False)
-    with panel_world.world(url, seeded=False) as made:
+    with open_panel(url, seeded=False) as made:
         del made.conductor.context.subscribers["crm.customer"]
         yield made
 
 
-def fill(w: PanelWorld, table: Any, rows: list[dict[str, Any]]) -> None:
-    with w.database.write() as connection:
+def fill(panel: Panel, table: Any, rows: list[dict[str, Any]]) -> None:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(table), rows)
-        if not w.database.is_sqlite:
+        if not panel.database.is_sqlite:
             connection.execute(sa.text("ANALYZE"))
 
 
-def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: PanelWorld) -> None:
+def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: Panel) -> None:
     fill(panel, Delivery, [{"subscriber": SHOP, "record_id": str(n), "direction": "out", "operation": "update",
                              "outcome": "delivered", "at": utcnow()} for n in range(MANY)])  # fmt: skip
     client = panel.client("admin")
@@ -130,14 +129,14 @@ def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: PanelWorld) 
 
 
 def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Database) -> None:
-    w = TestHub(ledger, "shop")
+    hub = TestHub(ledger, "shop")
     with plans(ledger, ("UPDATE inbox",)) as found:
-        w.conductor.systems.resume("shop", "ann")
+        hub.conductor.systems.resume("shop", "ann")
     (plan,) = found
     assert "ix_inbox_waiting" in plan, plan
 
 
-def test_open_conflicts_are_listed_by_their_index(panel: PanelWorld) -> None:
+def test_open_conflicts_are_listed_by_their_index(panel: Panel) -> None:
     row = {"subscriber": SHOP, "path": "name", "at": utcnow()}
     fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "resolved_at": utcnow()} for n in range(MANY)])
     fill(panel, Conflict, [{**row, "link_id": n, "record_id": str(n), "resolved_at": None} for n in range(3)])
@@ -149,7 +148,7 @@ def test_open_conflicts_are_listed_by_their_index(panel: PanelWorld) -> None:
     assert in_param and all("ix_conflict_open" in plan for plan in in_param), found
 
 
-def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: PanelWorld) -> None:
+def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: Panel) -> None:
     change = {"catalogue": "customer", "operation": "updated", "at": utcnow(), "relayed_at": utcnow()}
     fill(panel, Change, [{**change, "record_id": str(n)} for n in range(MANY)])
     client = panel.client("admin")
@@ -162,15 +161,15 @@ def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: PanelWor
 def test_a_delivery_goes_by_key_also_while_its_tables_are_young(migrated_url: str) -> None:
     """A plan stays: one that reads a whole table, because it is small, made each delivery take longer than the last."""
     database = Database(migrated_url, by_key=True)
-    w = TestHub(database, "shop")
+    hub = TestHub(database, "shop")
     with database.write() as connection:
         connection.execute(sa.insert(Customer), [{"name": f"customer {number}"} for number in range(30)])
-    w.run()
+    hub.run()
     with database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 7).values(name="another"))
     with plans(database, ("SELECT", "UPDATE", "WITH")) as found:
-        w.run()
-    assert "another" in [record["name"] for record in w.systems["shop"].store.values()]
+        hub.run()
+    assert "another" in [record["name"] for record in hub.systems["shop"].store.values()]
     text = "\n\n".join(found)
     assert "link" in text and "customer" in text and "change" in text
     for table in ("link", "customer", "change"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from models.users import User
 from panel.app import create_app
 from panel.auth import accounts, login_throttle
 from settings import Settings
-from tests.support.panel_world import PASSWORD, ROLES, World, add_conflict, csrf, log_in, post, world
+from tests.support.panel import PASSWORD, ROLES, Panel, add_conflict, csrf, log_in, open_panel, post
 
 #: What each of stranger, viewer, operator, admin is answered. A stranger is sent to the login.
 VIEW = (303, 200, 200, 200)
@@ -150,34 +149,22 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
 }  # fmt: skip
 
 
-@pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
-        yield made
-
-
-def _path(w: World, path: str) -> str:
+def _path(panel: Panel, path: str) -> str:
     fresh = ""
     if "{fresh}" in path:
-        fresh = str(w.conductor.unsubscriptions.create("shop", "delete", None, None, "to be lifted", "a test"))
-    viewer = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
-    settled = str(_settled_webhook(w)) if "{settled}" in path else ""
-    conflict = str(add_conflict(w)) if "{conflict}" in path else ""
-    task = str(w.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
+        fresh = str(panel.conductor.unsubscriptions.create("shop", "delete", None, None, "to be lifted", "a test"))
+    viewer = panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
+    settled = str(_settled_webhook(panel)) if "{settled}" in path else ""
+    conflict = str(add_conflict(panel)) if "{conflict}" in path else ""
+    task = str(panel.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
     if path.endswith("/resume") and task:
-        w.conductor.tasks.stop(int(task), "a test")
+        panel.conductor.tasks.stop(int(task), "a test")
     return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task, settled=settled)
 
 
-def _settled_webhook(w: World) -> int:
-    number = w.rows(sa.select(Inbox.id).limit(1))[0].id
-    with w.database.write() as connection:
+def _settled_webhook(panel: Panel) -> int:
+    number = panel.rows(sa.select(Inbox.id).limit(1))[0].id
+    with panel.database.write() as connection:
         connection.execute(sa.update(Inbox).where(Inbox.id == number).values(state="done"))
     return int(number)
 
@@ -186,60 +173,60 @@ def _settled_webhook(w: World) -> int:
 OF_LOGIN = ("/login", "/logout", "/change", "/users", "/account", "/tf", "/mf")
 
 
-def _ask(w: World, who: str | None, method: str, rule: str, shared: FlaskClient) -> int:
+def _ask(panel: Panel, who: str | None, method: str, rule: str, shared: FlaskClient) -> int:
     path, data, _answers = ROUTES[method, rule]
     # One login for most: hashing a password is slow on purpose.
-    client = w.client(who) if rule.startswith(OF_LOGIN) else shared
-    path = _path(w, path)
-    data = {name: _path(w, value) if "{" in value else value for name, value in data.items()}
+    client = panel.client(who) if rule.startswith(OF_LOGIN) else shared
+    path = _path(panel, path)
+    data = {name: _path(panel, value) if "{" in value else value for name, value in data.items()}
     with client.get(path) if method == "GET" else post(client, path, **data) as answer:
         return int(answer.status_code)
 
 
-def test_every_route_is_in_the_table(sqlite: World) -> None:
+def test_every_route_is_in_the_table(sqlite_panel: Panel) -> None:
     there = {
         (method, rule.rule)
-        for rule in sqlite.app.url_map.iter_rules()
+        for rule in sqlite_panel.app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert there == set(ROUTES)
 
 
 @pytest.mark.parametrize("who", [None, *ROLES])
-def test_every_route_answers_each_role_as_the_table_says(w: World, who: str | None) -> None:
+def test_every_route_answers_each_role_as_the_table_says(panel: Panel, who: str | None) -> None:
     column = [None, *ROLES].index(who)
-    shared = w.client(who)
+    shared = panel.client(who)
     # What ends sessions comes last.
     in_turn = sorted(ROUTES, key=lambda asked: asked[1].startswith(OF_LOGIN))
-    answered = {asked: _ask(w, who, *asked, shared) for asked in in_turn}
+    answered = {asked: _ask(panel, who, *asked, shared) for asked in in_turn}
     expected = {asked: answers[column] for asked, (_path, _data, answers) in ROUTES.items()}
     assert answered == expected
 
 
-def test_every_write_leaves_an_audit_row(w: World) -> None:
+def test_every_write_leaves_an_audit_row(panel: Panel) -> None:
     changing = {asked for asked, (_path, _data, answers) in ROUTES.items() if answers in (OPERATE, SHOWN, ADMINISTER)}
     writes = [asked for asked in ROUTES if asked in changing and asked[0] == "POST"]
     writes += [("POST", "/users/"), ("POST", "/users/<small:number>/password"), ("POST", "/account/sessions")]
     writes.append(("POST", "/account/language"))
     assert len(writes) > 10
-    shared = w.client("admin")
+    shared = panel.client("admin")
     for asked in sorted(writes, key=lambda asked: asked[1].startswith(OF_LOGIN)):
-        _ask(w, "admin", *asked, shared)
-        newest = w.rows(sa.select(AuditEntry.who, AuditEntry.action).order_by(AuditEntry.id.desc()).limit(1))
+        _ask(panel, "admin", *asked, shared)
+        newest = panel.rows(sa.select(AuditEntry.who, AuditEntry.action).order_by(AuditEntry.id.desc()).limit(1))
         # The newest is the write itself, not the login before it.
         assert newest[0].who == "admin@example.com", asked
         assert newest[0].action != "login", asked
 
 
-def test_a_post_without_its_token_is_refused(sqlite: World) -> None:
-    client = sqlite.client("admin")
+def test_a_post_without_its_token_is_refused(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("admin")
     for (method, rule), (path, data, answers) in ROUTES.items():
         if method == "POST" and answers in (OPERATE, SHOWN, ADMINISTER):
-            assert client.post(_path(sqlite, path), data=data).status_code == 400, rule
+            assert client.post(_path(sqlite_panel, path), data=data).status_code == 400, rule
 
 
-def test_a_stranger_is_led_back_to_the_page_after_login(sqlite: World) -> None:
-    client = sqlite.client()
+def test_a_stranger_is_led_back_to_the_page_after_login(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client()
     answer = client.get("/links/?state=owed")
     assert answer.headers["Location"] == "/login?next=/links/?state%3Dowed"
     token = csrf(client)
@@ -247,23 +234,23 @@ def test_a_stranger_is_led_back_to_the_page_after_login(sqlite: World) -> None:
     assert client.post(answer.headers["Location"], data=data).headers["Location"] == "/links/?state=owed"
 
 
-def test_the_login_leads_to_no_other_host(sqlite: World) -> None:
+def test_the_login_leads_to_no_other_host(sqlite_panel: Panel) -> None:
     for target in ("https://evil.example/", "//evil.example/", "/\\evil.example", "%09//evil.example"):
-        client = sqlite.client()
+        client = sqlite_panel.client()
         data = {"email": "viewer@example.com", "password": PASSWORD, "csrf_token": csrf(client), "next": target}
         answer = client.post("/login", query_string={"next": target}, data=data)
         assert not answer.headers.get("Location", "/").startswith(("//", "/\\", "http"))
 
 
-def test_an_action_returns_to_no_other_host(sqlite: World) -> None:
-    client = sqlite.client("operator")
+def test_an_action_returns_to_no_other_host(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("operator")
     for target in ("https://evil.example/", "//evil.example/", "/\\evil.example"):
         answer = post(client, "/dead-letters/retry", id="1", back=target)
         assert answer.headers["Location"] == "/dead-letters/"
 
 
-def test_wrong_passwords_slow_down_and_leave_a_trail(w: World) -> None:
-    client = w.client()
+def test_wrong_passwords_slow_down_and_leave_a_trail(panel: Panel) -> None:
+    client = panel.client()
     for _ in range(5):
         answer = log_in(client, "admin@example.com", "not the password at all")
         assert answer.status_code == 200
@@ -271,63 +258,63 @@ def test_wrong_passwords_slow_down_and_leave_a_trail(w: World) -> None:
     answer = log_in(client, "admin@example.com")
     assert answer.status_code == 429
     assert login_throttle.TOO_MANY in answer.text
-    assert log_in(w.client(), "viewer@example.com").status_code == 302
-    failed = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "login.failed"))
+    assert log_in(panel.client(), "viewer@example.com").status_code == 302
+    failed = panel.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "login.failed"))
     assert [row.who for row in failed] == ["admin@example.com"] * 5
 
 
-def test_an_unknown_person_is_answered_as_a_known_one(sqlite: World) -> None:
-    known = log_in(sqlite.client(), "admin@example.com", "not the password at all")
-    unknown = log_in(sqlite.client(), "nobody@example.com", "not the password at all")
+def test_an_unknown_person_is_answered_as_a_known_one(sqlite_panel: Panel) -> None:
+    known = log_in(sqlite_panel.client(), "admin@example.com", "not the password at all")
+    unknown = log_in(sqlite_panel.client(), "nobody@example.com", "not the password at all")
     assert known.status_code == unknown.status_code == 200
     assert known.text.count("Email or password is wrong.") == unknown.text.count("Email or password is wrong.") == 1
 
 
 def test_the_session_cookie(sqlite_url: str) -> None:
-    with world(sqlite_url, seeded=False, behind_proxy=True) as made:
+    with open_panel(sqlite_url, seeded=False, behind_proxy=True) as made:
         answer = made.app.test_client().get("/login", headers={"X-Forwarded-Proto": "https"})
     cookie = answer.headers["Set-Cookie"]
     assert {"HttpOnly", "SameSite=Lax", "Secure"} <= {part.strip() for part in cookie.split(";")}
     assert "Strict-Transport-Security" in answer.headers
 
 
-def test_pages_forbid_what_is_not_ours(sqlite: World) -> None:
+def test_pages_forbid_what_is_not_ours(sqlite_panel: Panel) -> None:
     for path in ("/", "/login", "/no-such-page", "/healthz"):
-        policy = sqlite.client("viewer").get(path).headers["Content-Security-Policy"]
+        policy = sqlite_panel.client("viewer").get(path).headers["Content-Security-Policy"]
         assert "unsafe" not in policy
         assert policy.startswith("default-src 'none'")
 
 
-def test_a_disabled_person_is_out_at_once(w: World) -> None:
-    viewer, admin = w.client("viewer"), w.client("admin")
-    number = w.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
+def test_a_disabled_person_is_out_at_once(panel: Panel) -> None:
+    viewer, admin = panel.client("viewer"), panel.client("admin")
+    number = panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     assert viewer.get("/").status_code == 200
     assert post(admin, f"/users/{number}/active", active="no").status_code == 303
     assert viewer.get("/").status_code == 303
-    assert log_in(w.client(), "viewer@example.com").status_code == 200
+    assert log_in(panel.client(), "viewer@example.com").status_code == 200
 
 
-def test_an_admin_cannot_lock_himself_out(sqlite: World) -> None:
-    number = sqlite.rows(sa.select(User.id).where(User.email == "admin@example.com"))[0].id
-    admin = sqlite.client("admin")
+def test_an_admin_cannot_lock_himself_out(sqlite_panel: Panel) -> None:
+    number = sqlite_panel.rows(sa.select(User.id).where(User.email == "admin@example.com"))[0].id
+    admin = sqlite_panel.client("admin")
     assert post(admin, f"/users/{number}/role", role="viewer").status_code == 409
     assert post(admin, f"/users/{number}/active", active="no").status_code == 409
 
 
-def test_changing_ones_password_ends_the_other_sessions(w: World) -> None:
-    here, elsewhere = w.client("viewer"), w.client("viewer")
+def test_changing_ones_password_ends_the_other_sessions(panel: Panel) -> None:
+    here, elsewhere = panel.client("viewer"), panel.client("viewer")
     new = "another long password"
     answer = post(here, "/change", password=PASSWORD, new_password=new, new_password_confirm=new)
     assert answer.status_code == 302
     assert here.get("/").status_code == 200
     assert elsewhere.get("/").status_code == 303
-    assert log_in(w.client(), "viewer@example.com", new).status_code == 302
-    assert w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "password.change"))
+    assert log_in(panel.client(), "viewer@example.com", new).status_code == 302
+    assert panel.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "password.change"))
 
 
-def test_creating_people_needs_no_web_process(w: World) -> None:
-    accounts.create_user(w.database, " Boss@Example.com ", PASSWORD, "admin")
-    assert log_in(w.client(), "boss@example.com").status_code == 302
+def test_creating_people_needs_no_web_process(panel: Panel) -> None:
+    accounts.create_user(panel.database, " Boss@Example.com ", PASSWORD, "admin")
+    assert log_in(panel.client(), "boss@example.com").status_code == 302
     for email, password, role, words in (
         ("not an address", PASSWORD, "admin", "no email address"),
         ("new@example.com", "short", "admin", "at least 12"),
@@ -335,13 +322,13 @@ def test_creating_people_needs_no_web_process(w: World) -> None:
         ("new@example.com", PASSWORD, "king", "no role"),
     ):
         with pytest.raises(ValueError, match=words):
-            accounts.create_user(w.database, email, password, role)
+            accounts.create_user(panel.database, email, password, role)
 
 
-def test_a_fresh_app_can_be_made_beside_another(sqlite: World) -> None:
-    create_app(sqlite.conductor, Settings(secret_key="s" * 32))
-    assert sqlite.client("viewer").get("/").status_code == 200
+def test_a_fresh_app_can_be_made_beside_another(sqlite_panel: Panel) -> None:
+    create_app(sqlite_panel.conductor, Settings(secret_key="s" * 32))
+    assert sqlite_panel.client("viewer").get("/").status_code == 200
 
 
-def test_there_are_dead_letters_to_look_at(sqlite: World) -> None:
-    assert len(sqlite.rows(sa.select(DeadLetter.id))) == 2
+def test_there_are_dead_letters_to_look_at(sqlite_panel: Panel) -> None:
+    assert len(sqlite_panel.rows(sa.select(DeadLetter.id))) == 2

@@ -15,8 +15,8 @@ from playwright.sync_api import Browser, expect
 from models.base import utcnow
 from models.catalogues import Customer, Invoice, Product
 from models.ledger import DeadLetter, System, Task
+from tests.support.panel import PASSWORD, Panel, add_conflicts, add_delivery, open_panel, served
 from tests.support.panel_visits import Visit, faults_of, in_theme, launched, open_visit
-from tests.support.panel_world import PASSWORD, World, add_conflicts, add_delivery, served, world
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -48,16 +48,16 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def w(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
+def panel(sqlite_url: str) -> Iterator[Panel]:
+    with open_panel(sqlite_url) as made:
         made.conductor.comparing.start("crm.customer", "operator@example.com")
         made.publisher.depths.update({"shop.customer": 7, "shop.customer.later": 1, "shop.inbox": 0})
         yield made
 
 
 @pytest.fixture
-def visit(browser: Browser, w: World) -> Iterator[Visit]:
-    with served(w.app) as base:
+def visit(browser: Browser, panel: Panel) -> Iterator[Visit]:
+    with served(panel.app) as base:
         visit = open_visit(browser, base)
         visit.log_in()
         yield visit
@@ -66,13 +66,15 @@ def visit(browser: Browser, w: World) -> Iterator[Visit]:
 
 
 @pytest.mark.parametrize(("width", "themes"), [(1400, ("light", "dark")), (390, ("dark", "light"))])
-def test_every_page_is_accessible_and_quiet(browser: Browser, w: World, width: int, themes: tuple[str, str]) -> None:
+def test_every_page_is_accessible_and_quiet(
+    browser: Browser, panel: Panel, width: int, themes: tuple[str, str]
+) -> None:
     """Each page is loaded in one theme and switched to the other: at the other width the other way round."""
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(Product).values(sku="engine", name="Analytical engine", price=100))
         connection.execute(sa.insert(Invoice).values(customer_id=1, number="I-1"))
     faults = []
-    with served(w.app) as base:
+    with served(panel.app) as base:
         visit = open_visit(browser, base, width=width)
 
         def look(path: str) -> None:
@@ -97,9 +99,9 @@ def test_every_page_is_accessible_and_quiet(browser: Browser, w: World, width: i
     assert visit.complaints == []
 
 
-def test_a_browser_that_asks_for_german_gets_it_and_it_fits(browser: Browser, w: World) -> None:
+def test_a_browser_that_asks_for_german_gets_it_and_it_fits(browser: Browser, panel: Panel) -> None:
     """German words are longer: a phone is the place where that shows."""
-    with served(w.app) as base:
+    with served(panel.app) as base:
         visit = open_visit(browser, base, width=390, locale="de-DE")
         visit.go("/login")
         visit.page.get_by_label("E-Mail").fill("admin@example.com")
@@ -135,44 +137,46 @@ def test_finding_out_why_a_record_did_not_sync(visit: Visit) -> None:
     expect(stands.filter(has_text="shop.customer")).to_contain_text("Nowhere is no city")
 
 
-def test_retrying_all_that_match_takes_two_clicks(visit: Visit, w: World) -> None:
+def test_retrying_all_that_match_takes_two_clicks(visit: Visit, panel: Panel) -> None:
     visit.go("/dead-letters/")
     visit.page.locator(".kinds a").first.click()
     visit.page.get_by_role("button", name="Retry all 2 that match").click()
     visit.is_told("2 dead letters are tried again, in the background.")
-    task = w.rows(sa.select(Task.id).where(Task.kind == "retry"))[0].id
-    while not w.rows(sa.select(Task.id).where(Task.id == task, Task.done == 2)):
-        assert w.conductor.tasks.run_some()
+    task = panel.rows(sa.select(Task.id).where(Task.kind == "retry"))[0].id
+    while not panel.rows(sa.select(Task.id).where(Task.id == task, Task.done == 2)):
+        assert panel.conductor.tasks.run_some()
     visit.page.reload()
     expect(visit.page.get_by_text("trying again", exact=True)).to_have_count(2)
     visit.page.get_by_role("button", name=f"Stop task {task}").click()
-    assert w.rows(sa.select(Task.state).where(Task.id == task)) == [("stopped",)]
+    assert panel.rows(sa.select(Task.state).where(Task.id == task)) == [("stopped",)]
 
 
-def test_discarding_with_a_reason(visit: Visit, w: World) -> None:
+def test_discarding_with_a_reason(visit: Visit, panel: Panel) -> None:
     visit.go("/dead-letters/1")
     visit.page.get_by_text("Discard…").click()
     visit.page.get_by_label("Why need it not be sent?").fill("moved away")
     visit.page.get_by_role("button", name="Discard", exact=True).click()
     visit.is_told("1 dead letter is discarded.")
-    closed = w.rows(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None)))
+    closed = panel.rows(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None)))
     assert [row.resolution for row in closed] == ["discarded by admin@example.com: moved away"]
 
 
-def test_pausing_a_system_takes_two_clicks(visit: Visit, w: World) -> None:
+def test_pausing_a_system_takes_two_clicks(visit: Visit, panel: Panel) -> None:
     visit.go("/systems/")
     visit.page.locator("#shop").get_by_text("Pause…").click()
     visit.page.locator("#shop").get_by_label("Why is it paused?").fill("their maintenance")
     visit.page.get_by_role("button", name="Pause shop").click()
     visit.is_told("shop is paused. Its changes wait until it is resumed.")
-    assert w.rows(sa.select(System.pause_reason).where(System.name == "shop"))[0].pause_reason == "their maintenance"
+    assert (
+        panel.rows(sa.select(System.pause_reason).where(System.name == "shop"))[0].pause_reason == "their maintenance"
+    )
     visit.page.locator("#shop").get_by_role("button", name="Resume").click()
     visit.is_told("shop is resumed.")
 
 
 @pytest.mark.parametrize("script", [True, False])
-def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: World, script: bool) -> None:
-    with served(w.app) as base:
+def test_editing_a_mapping_with_and_without_javascript(browser: Browser, panel: Panel, script: bool) -> None:
+    with served(panel.app) as base:
         visit = open_visit(browser, base, script=script)
         page = visit.page
         visit.log_in()
@@ -192,7 +196,7 @@ def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: Worl
         visit.is_told("Version 1 of shop.customer is in force.")
         page.context.close()
     assert visit.complaints == []
-    fields = w.conductor.mappings.latest("shop.customer")[0].fields
+    fields = panel.conductor.mappings.latest("shop.customer")[0].fields
     assert {name: entry.path for name, entry in fields.items()} == {
         "name": "name",
         "city": "address.city",
@@ -202,8 +206,8 @@ def test_editing_a_mapping_with_and_without_javascript(browser: Browser, w: Worl
     assert fields["name"].required
 
 
-def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, w: World) -> None:
-    with served(w.app) as base:
+def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, panel: Panel) -> None:
+    with served(panel.app) as base:
         visit = open_visit(browser, base, width=390, theme="dark")
         visit.log_in()
         visit.go("/mappings/shop.customer")
@@ -215,7 +219,7 @@ def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, w: World)
         visit.page.context.close()
 
 
-def test_holding_records_back_and_lifting_it(visit: Visit, w: World, tmp_path: Path) -> None:
+def test_holding_records_back_and_lifting_it(visit: Visit, panel: Panel, tmp_path: Path) -> None:
     page = visit.page
     visit.go("/unsubscriptions/")
     page.get_by_text("New unsubscription").click()
@@ -237,9 +241,9 @@ def test_holding_records_back_and_lifting_it(visit: Visit, w: World, tmp_path: P
     visit.is_told("Unsubscription #1 is lifted; 1 records are on their way.")
 
 
-def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, w: World) -> None:
+def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, panel: Panel) -> None:
     page = visit.page
-    add_conflicts(w)
+    add_conflicts(panel)
     visit.go("/conflicts/")
     assert faults_of(visit, "conflicts") == []
     page.get_by_label("Theirs for email of Ada Lovelace").check()
@@ -248,15 +252,15 @@ def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, w: World)
     visit.is_told(re.compile("^Settled: "))
     page.get_by_role("link", name="Take theirs in all 2 of email").click()
     page.get_by_role("button", name="Take theirs in all 2").click()
-    while w.conductor.tasks.run_some():
+    while panel.conductor.tasks.run_some():
         pass
     visit.go("/conflicts/")
     expect(page.get_by_text("No conflicts.")).to_be_visible()
-    emails = [row.email for row in w.rows(sa.select(Customer.email).order_by(Customer.id).limit(3))]
+    emails = [row.email for row in panel.rows(sa.select(Customer.email).order_by(Customer.id).limit(3))]
     assert emails == ["theirs1", "theirs2", "theirs3"]
 
 
-def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, w: World) -> None:
+def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, panel: Panel) -> None:
     page = visit.page
     page.get_by_label("Your account").click()
     page.get_by_role("link", name="Your account").click()
@@ -283,7 +287,7 @@ def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, w
     page.wait_for_url(visit.base + "/")
 
 
-def test_a_new_user_is_told_a_password_for_one_login(visit: Visit, w: World) -> None:
+def test_a_new_user_is_told_a_password_for_one_login(visit: Visit, panel: Panel) -> None:
     page = visit.page
     visit.go("/users/")
     page.get_by_text("New user").click()
@@ -306,8 +310,8 @@ def test_the_theme_is_remembered(visit: Visit) -> None:
     assert visit.page.evaluate("getComputedStyle(document.body.parentElement).colorScheme") == "dark"
 
 
-def test_the_menu_on_a_phone(browser: Browser, w: World) -> None:
-    with served(w.app) as base:
+def test_the_menu_on_a_phone(browser: Browser, panel: Panel) -> None:
+    with served(panel.app) as base:
         visit = open_visit(browser, base, width=390)
         visit.log_in("viewer")
         visit.page.get_by_role("link", name="Open the menu").click()
@@ -317,13 +321,13 @@ def test_the_menu_on_a_phone(browser: Browser, w: World) -> None:
     assert visit.complaints == []
 
 
-def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w: World) -> None:
+def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, panel: Panel) -> None:
     visit.go("/systems/")
     shop, page = visit.page.locator("#shop"), visit.page
     shop.get_by_text("Options").click()
     with page.expect_response(lambda r: r.status == 304):
         visit.key("r")
-    w.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
+    panel.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
     visit.key("r")
     shop.get_by_text("ada@example.com").wait_for()
     expect(shop.get_by_text("SHOP_REGION")).to_be_visible()  # what was open stays open
@@ -331,7 +335,7 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w:
     crm = page.locator("#crm")
     crm.get_by_text("Pause…").click()
     crm.get_by_label("Why is it paused?").fill("half a sen")
-    w.conductor.systems.resume("shop", "ada@example.com")
+    panel.conductor.systems.resume("shop", "ada@example.com")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
     page.wait_for_load_state("networkidle")
@@ -342,12 +346,12 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, w:
     expect(page.get_by_label("How often this page is updated")).to_have_value("0")
 
 
-def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, w: World) -> None:
+def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, panel: Panel) -> None:
     page = visit.page
     visit.go("/dead-letters/1")
     page.get_by_text("Discard…").click()
     page.get_by_label("Why need it not be sent?").fill("half a rea")
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         closed = {"closed_at": utcnow(), "resolution": "discarded by ann@example.com: moved away"}
         connection.execute(sa.update(DeadLetter).where(DeadLetter.id == 1).values(closed))
     # Somebody types beside the heading: that is left alone as well.
@@ -363,12 +367,12 @@ def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, w: Worl
     expect(page.get_by_label("How often this page is updated")).to_be_visible()
 
 
-def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, w: World) -> None:
-    number = w.conductor.resend("shop.customer", "ann")
+def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, panel: Panel) -> None:
+    number = panel.conductor.resend("shop.customer", "ann")
     visit.go("/mappings/shop.customer")
     visit.page.get_by_label("External field of row 1").fill("half a na")
-    while w.conductor.tasks.get(number).state == "running":
-        w.conductor.tasks.run_some()
+    while panel.conductor.tasks.get(number).state == "running":
+        panel.conductor.tasks.run_some()
     line = visit.page.get_by_role("status").filter(has_text="differ and are sent again")
     line.wait_for()
     assert line.get_attribute("data-line") is None
@@ -377,7 +381,7 @@ def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit:
     visit.page.wait_for_url(f"**/tasks/{number}")
 
 
-def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit, w: World) -> None:
+def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit, panel: Panel) -> None:
     visit.go("/")
     visit.page.locator(".uplot canvas").wait_for()
     expect(visit.page.locator("svg.chart")).to_have_count(0)
@@ -388,12 +392,12 @@ def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit, w: World)
     visit.page.wait_for_url("**/?range=24h")
     visit.page.locator(".uplot canvas").wait_for()
     # Its numbers are asked for when the page was another, and drawn into the chart that is there.
-    add_delivery(w)
+    add_delivery(panel)
     with visit.page.expect_response(lambda r: "throughput.json" in r.url and r.status == 304):
         visit.key("r")
     # This step's delivery is shown once the step is over.
-    add_delivery(w, at=utcnow() - timedelta(hours=2))
-    w.conductor.throughput.count()
+    add_delivery(panel, at=utcnow() - timedelta(hours=2))
+    panel.conductor.throughput.count()
     with visit.page.expect_response(lambda r: "throughput.json" in r.url and r.status == 200):
         visit.key("r")
     expect(visit.page.locator(".uplot canvas")).to_have_count(1)
@@ -427,8 +431,8 @@ def test_an_id_is_copied(visit: Visit) -> None:
     assert copied and visit.page.evaluate("navigator.clipboard.readText()") == copied
 
 
-def test_times_are_the_readers_own(browser: Browser, w: World) -> None:
-    with served(w.app) as base:
+def test_times_are_the_readers_own(browser: Browser, panel: Panel) -> None:
+    with served(panel.app) as base:
         context = browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
         visit = Visit(context.new_page(), base)
         visit.log_in()

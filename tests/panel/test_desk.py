@@ -6,7 +6,6 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,35 +18,22 @@ from models.catalogues import Customer
 from models.ledger import AuditEntry, Conflict, DeadLetter, Link, Unsubscription, UnsubscriptionRecord
 from panel.forms.record_list import from_csv, split
 from panel.rendering.csv_export import cell
-from tests.support.panel_world import World, add_conflicts, post, world
-
-
-@pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
-        yield made
-
+from tests.support.panel import Panel, add_conflicts, post
 
 # --- dead letters ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def noisy(w: World) -> World:
+def noisy(panel: Panel) -> Panel:
     """More kinds of dead letters of the crm than are shown, each larger than the only two of the shop."""
     kinds = [f"kind{number}" for number in range(GROUPS + 5) for _letter in range(3)]
     letter = {"subscriber": "crm.customer", "error": "Unexpected", "at": utcnow()}
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(DeadLetter), [letter | {"fingerprint": kind, "message": kind} for kind in kinds])
-    return w
+    return panel
 
 
-def test_letters_of_one_subscriber_are_found_however_noisy_another_is(noisy: World) -> None:
+def test_letters_of_one_subscriber_are_found_however_noisy_another_is(noisy: Panel) -> None:
     client = noisy.client("operator")
     (kind,) = noisy.rows(sa.select(DeadLetter.fingerprint).distinct().where(DeadLetter.error == "Reject"))
     for query in ("subscriber=shop.customer", "error=Reject", "subscriber=shop.customer&error=Reject"):
@@ -64,7 +50,7 @@ def test_letters_of_one_subscriber_are_found_however_noisy_another_is(noisy: Wor
         assert "No such dead letter" in client.get(f"/dead-letters/?{query}").text, query
 
 
-def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_buttons_count_all_that_they_mean(noisy: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     client, crm = noisy.client("operator"), 3 * (GROUPS + 5)
     page = client.get("/dead-letters/").text
     assert f"Retry all {crm + 2}<" in page and f"Discard all {crm + 2}<" in page
@@ -80,7 +66,7 @@ def test_the_buttons_count_all_that_they_mean(noisy: World, monkeypatch: pytest.
     assert "Discard all 500+<" in client.get("/dead-letters/").text
 
 
-def test_all_letters_are_listed_also_of_kinds_not_shown(noisy: World) -> None:
+def test_all_letters_are_listed_also_of_kinds_not_shown(noisy: Panel) -> None:
     client, found, path = noisy.client("operator"), [], "/dead-letters/"
     while path:
         page = client.get(path).text
@@ -92,28 +78,30 @@ def test_all_letters_are_listed_also_of_kinds_not_shown(noisy: World) -> None:
 # --- unsubscriptions ---------------------------------------------------------------------------------
 
 
-def test_unsubscribing_some_records_and_lifting_it(w: World) -> None:
-    client = w.client("operator")
+def test_unsubscribing_some_records_and_lifting_it(panel: Panel) -> None:
+    client = panel.client("operator")
     form = {"target": "shop.customer", "operation": "update", "scope": "records", "records": "1, 2;3\n3 4"}
     answer = post(client, "/unsubscriptions/", **form, until="2099-01-02T03:04", reason="an audit")
     assert answer.status_code == 303
-    rule = w.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
+    rule = panel.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
     assert (rule.operation, rule.listed_only, rule.reason) == ("update", True, "an audit")
     assert rule.until == datetime(2099, 1, 2, 3, 4, tzinfo=UTC)
-    records = w.rows(sa.select(UnsubscriptionRecord.record_id).where(UnsubscriptionRecord.unsubscription_id == rule.id))
+    records = panel.rows(
+        sa.select(UnsubscriptionRecord.record_id).where(UnsubscriptionRecord.unsubscription_id == rule.id)
+    )
     assert {row.record_id for row in records} == {"1", "2", "3", "4"}
     post(client, f"/unsubscriptions/{rule.id}/lift")
-    assert not w.rows(sa.select(Unsubscription.id).where(Unsubscription.id == rule.id))
+    assert not panel.rows(sa.select(Unsubscription.id).where(Unsubscription.id == rule.id))
     assert post(client, f"/unsubscriptions/{rule.id}/lift").status_code == 404
 
 
-def test_lifting_brings_over_what_was_kept_back(w: World) -> None:
-    post(w.client("operator"), "/unsubscriptions/1/lift", bring="yes")
+def test_lifting_brings_over_what_was_kept_back(panel: Panel) -> None:
+    post(panel.client("operator"), "/unsubscriptions/1/lift", bring="yes")
     link = sa.select(Link.__table__).where(Link.subscriber == "crm.customer", Link.record_id == "2")
-    row = w.rows(link)[0]
+    row = panel.rows(link)[0]
     assert row.owed_change > row.synced_change and row.unsubscription_id is None
-    w.sync()
-    assert w.rows(link)[0].external_id == "crm-2"
+    panel.sync()
+    assert panel.rows(link)[0].external_id == "crm-2"
 
 
 @pytest.mark.parametrize(
@@ -128,26 +116,26 @@ def test_lifting_brings_over_what_was_kept_back(w: World) -> None:
     ],
 )
 def test_a_wrong_unsubscription_is_refused_and_what_was_typed_kept(
-    sqlite: World, form: dict[str, str], words: str
+    sqlite_panel: Panel, form: dict[str, str], words: str
 ) -> None:
     good = {"target": "shop", "operation": "", "scope": "all", "records": "", "reason": "kept words"}
-    answer = post(sqlite.client("operator"), "/unsubscriptions/", **(good | form))
+    answer = post(sqlite_panel.client("operator"), "/unsubscriptions/", **(good | form))
     assert answer.status_code == 422
     assert words in answer.text
     assert form.get("reason", "kept words") in answer.text
 
 
-def _rule(w: World) -> tuple[Any, set[str]]:
-    rule = w.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
+def _rule(panel: Panel) -> tuple[Any, set[str]]:
+    rule = panel.rows(sa.select(Unsubscription.__table__).order_by(Unsubscription.id.desc()).limit(1))[0]
     records = sa.select(UnsubscriptionRecord.record_id).where(UnsubscriptionRecord.unsubscription_id == rule.id)
-    return rule, {row.record_id for row in w.rows(records)}
+    return rule, {row.record_id for row in panel.rows(records)}
 
 
 LIST = {"target": "shop.customer", "operation": "", "scope": "records", "reason": "an audit"}
 
 
-def test_a_list_is_checked_before_and_who_is_unknown_is_pointed_out(w: World) -> None:
-    client = w.client("operator")
+def test_a_list_is_checked_before_and_who_is_unknown_is_pointed_out(panel: Panel) -> None:
+    client = panel.client("operator")
     file = io.BytesIO("name;email\nAda;ADA.Lovelace@example.com\nX;nobody@example.com\n".encode("utf-8-sig"))
     form = LIST | {"records": "3 3 99 007", "do": "preview"}
     page = post(client, "/unsubscriptions/", **form, file=(file, "list.csv")).text
@@ -155,16 +143,16 @@ def test_a_list_is_checked_before_and_who_is_unknown_is_pointed_out(w: World) ->
     assert "3 not known here" in page
     for entry in ("99", "007", "nobody@example.com"):
         assert f'<li class="mono">{entry}</li>' in page
-    assert len(w.rows(sa.select(Unsubscription.id))) == 1, "nothing is created by looking"
+    assert len(panel.rows(sa.select(Unsubscription.id))) == 1, "nothing is created by looking"
     given = LIST | {"records": "3 ada.lovelace@example.com 99"}
     refused = post(client, "/unsubscriptions/", **given)
     assert refused.status_code == 422 and "not known here" in refused.text
     assert post(client, "/unsubscriptions/", **given, unknown="yes").status_code == 303
-    assert _rule(w)[1] == {"1", "3", "99"}
+    assert _rule(panel)[1] == {"1", "3", "99"}
 
 
-def test_a_list_beside_all_records_is_not_passed_over(sqlite: World) -> None:
-    client = sqlite.client("operator")
+def test_a_list_beside_all_records_is_not_passed_over(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("operator")
     answer = post(client, "/unsubscriptions/", **(LIST | {"scope": "all", "records": "1"}))
     assert answer.status_code == 422 and "all records are chosen" in answer.text
     file = (io.BytesIO(b"1"), "x.csv")
@@ -173,15 +161,15 @@ def test_a_list_beside_all_records_is_not_passed_over(sqlite: World) -> None:
     assert "is not read" in post(client, "/unsubscriptions/", **LIST, file=picture).text
 
 
-def test_a_record_is_added_by_name(sqlite: World) -> None:
-    client = sqlite.client("operator")
+def test_a_record_is_added_by_name(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("operator")
     page = post(client, "/unsubscriptions/", **LIST, records="2", do="find", find="Ada Lovelace").text
     assert ">2\n1</textarea>" in page
     assert "No record is found" in post(client, "/unsubscriptions/", **LIST, do="find", find="Nobody At All").text
 
 
-def test_why_a_record_is_held_back_and_by_whom(w: World) -> None:
-    client = w.client("viewer")
+def test_why_a_record_is_held_back_and_by_whom(panel: Panel) -> None:
+    client = panel.client("viewer")
     for text in ("2", "grace.hopper@example.com", "Grace Hopper"):
         page = client.get("/unsubscriptions/", query_string={"record": text}).text
         for words in ("billing freeze", "operator@example.com", "held back", "a change is kept back"):
@@ -192,12 +180,12 @@ def test_why_a_record_is_held_back_and_by_whom(w: World) -> None:
         assert client.get("/unsubscriptions/", query_string={"record": text}).status_code == 200
 
 
-def test_lifting_asks_first_with_what_was_missed(w: World) -> None:
-    client = w.client("operator")
+def test_lifting_asks_first_with_what_was_missed(panel: Panel) -> None:
+    client = panel.client("operator")
     listed = client.get("/unsubscriptions/").text
     assert "/unsubscriptions/1#lift" in listed and "/unsubscriptions/1/lift" not in listed
     assert "Lift and bring 1 over" in client.get("/unsubscriptions/1").text
-    assert "Lift it?" not in w.client("viewer").get("/unsubscriptions/1").text
+    assert "Lift it?" not in panel.client("viewer").get("/unsubscriptions/1").text
 
 
 def test_lists_from_csv_and_text() -> None:
@@ -214,71 +202,71 @@ def test_lists_from_csv_and_text() -> None:
 # --- conflicts ---------------------------------------------------------------------------------------
 
 
-def _people(w: World) -> dict[int, tuple[str | None, str | None]]:
-    return {row.id: (row.email, row.city) for row in w.rows(sa.select(Customer.id, Customer.email, Customer.city))}
+def _people(panel: Panel) -> dict[int, tuple[str | None, str | None]]:
+    return {row.id: (row.email, row.city) for row in panel.rows(sa.select(Customer.id, Customer.email, Customer.city))}
 
 
-def test_a_record_is_settled_field_by_field(w: World) -> None:
-    email, _two, _three, city = add_conflicts(w)
-    client = w.client("operator")
+def test_a_record_is_settled_field_by_field(panel: Panel) -> None:
+    email, _two, _three, city = add_conflicts(panel)
+    client = panel.client("operator")
     page = client.get("/conflicts/").text
     for value in ("base1", "ours1", "theirs1", "Ada Lovelace", "Grace Hopper"):
         assert value in page
-    assert "Settle as picked" not in w.client("viewer").get("/conflicts/").text
+    assert "Settle as picked" not in panel.client("viewer").get("/conflicts/").text
     form = {"number": [str(email), str(city)], f"choice.{email}": "theirs", f"choice.{city}": "ours"}
     assert post(client, "/conflicts/settle", **form).status_code == 303
-    assert _people(w)[1] == ("theirs1", "London")
-    choices = {row.id: row.choice for row in w.rows(sa.select(Conflict.id, Conflict.choice))}
+    assert _people(panel)[1] == ("theirs1", "London")
+    choices = {row.id: row.choice for row in panel.rows(sa.select(Conflict.id, Conflict.choice))}
     assert (choices[email], choices[city]) == ("theirs", "ours")
     assert "operator@example.com" in client.get("/conflicts/?state=settled").text
     again = post(client, "/conflicts/settle", **form, back="/conflicts/")
     assert "no open conflict" in client.get(again.headers["Location"]).text
 
 
-def test_settling_needs_a_choice_that_is_one(sqlite: World) -> None:
-    (email, *_others) = add_conflicts(sqlite)
-    client = sqlite.client("operator")
+def test_settling_needs_a_choice_that_is_one(sqlite_panel: Panel) -> None:
+    (email, *_others) = add_conflicts(sqlite_panel)
+    client = sqlite_panel.client("operator")
     assert post(client, "/conflicts/settle", number=str(email), all="neither").status_code == 400
     assert post(client, "/conflicts/settle", number="99999", all="ours").status_code == 404
     assert post(client, "/conflicts/settle", number="x").status_code == 303
     assert client.get("/conflicts/alike?subscriber=nobody&field=x&choice=ours").status_code == 404
     assert client.get("/conflicts/alike?subscriber=shop.customer&field=x&choice=both").status_code == 400
-    assert not sqlite.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_not(None)))
+    assert not sqlite_panel.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_not(None)))
 
 
-def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(w: World) -> None:
-    _one, two, _three, city = add_conflicts(w)
-    client = w.client("operator")
+def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(panel: Panel) -> None:
+    _one, two, _three, city = add_conflicts(panel)
+    client = panel.client("operator")
     form = {"subscriber": "shop.customer", "field": "email", "choice": "theirs"}
     asked = client.get("/conflicts/alike", query_string=form).text
     assert "Take theirs in all 3" in asked and "theirs3" in asked and "address.city" not in asked
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         of = (Link.subscriber == "shop.customer", Link.record_id == "2")
         connection.execute(sa.update(Link).where(*of).values(lease_until=datetime(2099, 1, 1, tzinfo=UTC)))
     assert post(client, "/conflicts/alike", **form).status_code == 303
-    while w.conductor.tasks.run_some():
+    while panel.conductor.tasks.run_some():
         pass
-    people = _people(w)
+    people = _people(panel)
     assert [people[n][0] for n in (1, 2, 3)] == ["theirs1", "grace.hopper@example.com", "theirs3"]
-    left = {row.id for row in w.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_(None)))}
+    left = {row.id for row in panel.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_(None)))}
     assert left == {two, city}
-    (task,) = w.conductor.tasks.list("settle")
+    (task,) = panel.conductor.tasks.list("settle")
     assert (task.state, task.succeeded, task.failed) == ("done", 2, 1)
     assert f'href="/tasks/{task.id}"' in client.get("/conflicts/").text
-    trail = w.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.resolve"))
+    trail = panel.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.resolve"))
     assert [row.who for row in trail] == ["operator@example.com"] * 2
 
 
 # --- the audit trail ---------------------------------------------------------------------------------
 
 
-def test_the_trail_is_filtered_and_exported_safely(w: World) -> None:
-    with w.database.write() as connection:
+def test_the_trail_is_filtered_and_exported_safely(panel: Panel) -> None:
+    with panel.database.write() as connection:
         row = {"who": "eve@example.com", "action": "test.formula", "target": "=cmd|' /C calc'!A0", "details": {"a": 1}}
         old = row | {"at": datetime(2020, 1, 1, 12, tzinfo=UTC), "target": "+1"}
         for values in (old, row | {"at": utcnow()}):
             connection.execute(sa.insert(AuditEntry).values(**values))
-    client = w.client("admin")
+    client = panel.client("admin")
     page = client.get("/audit/?action=test.&who=EVE@example.com&what=cmd").text
     assert page.count("test.formula") >= 1 and "mapping.save" not in page
     assert "test.formula" not in client.get("/audit/?until=2019-12-31").text
@@ -289,7 +277,7 @@ def test_the_trail_is_filtered_and_exported_safely(w: World) -> None:
     headings, only = csv.reader(io.StringIO(answer.text))
     assert headings[2] == "who" and only[2:5] == ["eve@example.com", "test.formula", "'+1"]
     everything = list(csv.reader(io.StringIO(client.get("/audit/export.csv").text)))
-    assert len(everything) == 1 + len(w.rows(sa.select(AuditEntry.id)))
+    assert len(everything) == 1 + len(panel.rows(sa.select(AuditEntry.id)))
     for wrong in ("yesterday", "0001-01-01", "9999-12-31"):
         assert client.get(f"/audit/?since={wrong}").status_code == 400
 

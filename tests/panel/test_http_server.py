@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response
 
-from tests.support.panel_world import served
+from tests.support.panel import served
 
 #: Closing sends a reset, as a browser does that has no more use for an answer.
 RESET = struct.pack("ii", 1, 0)

@@ -15,14 +15,14 @@ from conductor.throughput_counter import MINUTE
 from models.base import utcnow
 from models.ledger import Process, Schedule, Task, Throughput
 from subscribers.errors import SystemDown
-from tests.support.panel_world import World, add_delivery, post, world
+from tests.support.panel import Panel, add_delivery, open_panel, post
 
 LIVE = ["/", "/systems/", "/schedules/", "/queues/", "/tasks/", "/tasks/1"]
 
 
 @pytest.fixture
-def w(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
+def panel(sqlite_url: str) -> Iterator[Panel]:
+    with open_panel(sqlite_url) as made:
         made.conductor.comparing.start("crm.customer", "operator@example.com")
         yield made
 
@@ -32,36 +32,36 @@ def update(client: Any, path: str, etag: str = "") -> Any:
     return client.get(path, headers={"HX-Request": "true", "If-None-Match": etag})
 
 
-def stand_still(w: World) -> None:
+def stand_still(panel: Panel) -> None:
     """No minute ends, and no half of one, between two questions: each makes pages anew by itself."""
     now = utcnow()
-    w.conductor.context.clock = lambda: now
+    panel.conductor.context.clock = lambda: now
 
 
-def change(w: World, table: Any, condition: Any, **values: Any) -> None:
-    with w.database.write() as connection:
+def change(panel: Panel, table: Any, condition: Any, **values: Any) -> None:
+    with panel.database.write() as connection:
         assert connection.execute(sa.update(table).where(condition).values(**values)).rowcount
 
 
 @contextmanager
-def statements(w: World) -> Iterator[list[str]]:
+def statements(panel: Panel) -> Iterator[list[str]]:
     """The SQL that is run meanwhile."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         seen.append(statement)
 
-    sa.event.listen(w.database.engine, "before_cursor_execute", note)
+    sa.event.listen(panel.database.engine, "before_cursor_execute", note)
     try:
         yield seen
     finally:
-        sa.event.remove(w.database.engine, "before_cursor_execute", note)
+        sa.event.remove(panel.database.engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("path", LIVE)
-def test_an_unchanged_page_is_not_made_again(w: World, path: str) -> None:
-    stand_still(w)
-    client = w.client("operator")
+def test_an_unchanged_page_is_not_made_again(panel: Panel, path: str) -> None:
+    stand_still(panel)
+    client = panel.client("operator")
     whole = client.get(path)
     assert f"data-etag='{whole.headers['ETag']}'" in unescape(whole.text)
     again = update(client, path, whole.headers["ETag"])
@@ -69,42 +69,42 @@ def test_an_unchanged_page_is_not_made_again(w: World, path: str) -> None:
     part = update(client, path)
     assert part.status_code == 200 and "<html" not in part.text and part.text.strip()
     # Another person may see another page.
-    assert update(w.client("viewer"), path, whole.headers["ETag"]).status_code == 200
+    assert update(panel.client("viewer"), path, whole.headers["ETag"]).status_code == 200
 
 
-def test_an_unchanged_overview_costs_some_look_ups(w: World) -> None:
-    stand_still(w)
-    client = w.client("viewer")
+def test_an_unchanged_overview_costs_some_look_ups(panel: Panel) -> None:
+    stand_still(panel)
+    client = panel.client("viewer")
     etag = client.get("/").headers["ETag"]
-    with statements(w) as seen:
+    with statements(panel) as seen:
         assert update(client, "/", etag).status_code == 304
     assert len(seen) <= 8  # two of them are the login's
     assert not [statement for statement in seen if "count(" in statement.lower()]
 
 
-def test_a_changed_overview_is_made_again(w: World) -> None:
-    client = w.client("viewer")
+def test_a_changed_overview_is_made_again(panel: Panel) -> None:
+    client = panel.client("viewer")
     etag = client.get("/").headers["ETag"]
-    w.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
+    panel.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
     page = update(client, "/", etag)
     assert page.status_code == 200 and "shop is paused" in page.text
-    w.publisher.broker_error = "RabbitMQ does not answer"
+    panel.publisher.broker_error = "RabbitMQ does not answer"
     assert "RabbitMQ does not answer" in update(client, "/", page.headers["ETag"]).text
 
 
-def test_an_open_page_is_no_sign_of_a_person(w: World) -> None:
-    client = w.client("viewer")
+def test_an_open_page_is_no_sign_of_a_person(panel: Panel) -> None:
+    client = panel.client("viewer")
     assert "Set-Cookie" in client.get("/").headers
     assert "Set-Cookie" not in update(client, "/").headers
-    answer = update(w.client(), "/")
+    answer = update(panel.client(), "/")
     assert answer.status_code == 401 and "Log in" in answer.text
 
 
-def test_the_chart_has_the_span_that_is_asked_for(w: World) -> None:
-    add_delivery(w)
-    w.conductor.throughput.count()
-    stand_still(w)
-    client = w.client("viewer")
+def test_the_chart_has_the_span_that_is_asked_for(panel: Panel) -> None:
+    add_delivery(panel)
+    panel.conductor.throughput.count()
+    stand_still(panel)
+    client = panel.client("viewer")
     answer = client.get("/throughput.json?range=1h")
     assert [len(series) for series in answer.json] == [60] * 5
     assert client.get("/throughput.json?range=1h", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
@@ -113,113 +113,113 @@ def test_the_chart_has_the_span_that_is_asked_for(w: World) -> None:
     assert 'aria-current="true">7d</a>' in page and "<svg" in page
 
 
-def test_the_chart_is_another_when_its_counts_are(w: World) -> None:
-    stand_still(w)
-    client, url = w.client("viewer"), "/throughput.json?range=24h"
+def test_the_chart_is_another_when_its_counts_are(panel: Panel) -> None:
+    stand_still(panel)
+    client, url = panel.client("viewer"), "/throughput.json?range=24h"
     first = client.get(url)
     same = {"If-None-Match": first.headers["ETag"]}
-    add_delivery(w, at=utcnow() - timedelta(hours=2))
+    add_delivery(panel, at=utcnow() - timedelta(hours=2))
     assert client.get(url, headers=same).status_code == 304  # it is not counted yet
-    w.conductor.throughput.count()
+    panel.conductor.throughput.count()
     second = client.get(url, headers=same)
     assert second.status_code == 200 and sum(second.json[1]) > sum(first.json[1])
     assert client.get(url, headers={"If-None-Match": second.headers["ETag"]}).status_code == 304
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         oldest = sa.select(sa.func.min(Throughput.at)).where(Throughput.seconds == MINUTE).scalar_subquery()
         connection.execute(sa.delete(Throughput).where(Throughput.seconds == MINUTE, Throughput.at == oldest))
     assert client.get(url, headers={"If-None-Match": second.headers["ETag"]}).status_code == 200
 
 
-def test_an_update_brings_no_second_drawing_of_the_chart(w: World) -> None:
-    client = w.client("viewer")
+def test_an_update_brings_no_second_drawing_of_the_chart(panel: Panel) -> None:
+    client = panel.client("viewer")
     assert 'class="chart"' in client.get("/").text
     page = update(client, "/").text
     assert 'class="chart"' not in page and "hx-preserve" in page
 
 
-def test_schedules_are_run_paused_and_resumed(w: World) -> None:
-    client = w.client("operator")
+def test_schedules_are_run_paused_and_resumed(panel: Panel) -> None:
+    client = panel.client("operator")
     assert "every minute" in client.get("/schedules/").text
     post(client, "/schedules/run", job="poll shop.customer")
-    assert ("poll shop.customer", []) in w.publisher.heard
+    assert ("poll shop.customer", []) in panel.publisher.heard
     post(client, "/schedules/pause", job="tidy")
     assert "paused" in client.get("/schedules/").text
     post(client, "/schedules/run", job="tidy")
     assert "resume it first" in client.get("/schedules/").text
     post(client, "/schedules/resume", job="tidy")
-    assert w.rows(sa.select(Schedule.paused_at).where(Schedule.job == "tidy"))[0].paused_at is None
+    assert panel.rows(sa.select(Schedule.paused_at).where(Schedule.job == "tidy"))[0].paused_at is None
     assert post(client, "/schedules/run", job="nothing").status_code == 404
-    change(w, Schedule, Schedule.job == "tidy", finished_at=utcnow(), result="OSError: disk full", failed=True)
+    change(panel, Schedule, Schedule.job == "tidy", finished_at=utcnow(), result="OSError: disk full", failed=True)
     page = client.get("/schedules/").text
     assert "failing" in page and "disk full" in page
 
 
 def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
     settings = {"broker_url": "amqp://h/my%2Fhost", "rabbitmq_management_url": "http://rabbit.example:15672"}
-    with world(sqlite_url, **settings) as made:
+    with open_panel(sqlite_url, **settings) as made:
         made.publisher.depths["shop.customer"] = 7
         page = made.client("viewer").get("/queues/").text
     assert 'href="http://rabbit.example:15672/#/queues/my%2Fhost/shop.customer"' in page
 
 
-def test_a_broker_that_is_away_is_told_and_breaks_nothing(w: World) -> None:
-    client = w.client("operator")
-    w.publisher.depths.update({"shop.customer": 7, "shop.inbox": 2})
+def test_a_broker_that_is_away_is_told_and_breaks_nothing(panel: Panel) -> None:
+    client = panel.client("operator")
+    panel.publisher.depths.update({"shop.customer": 7, "shop.inbox": 2})
     assert "Retries" not in client.get("/queues/").text
     assert "7 waiting" in client.get("/systems/").text
-    w.publisher.broker_error = "RabbitMQ does not answer"
+    panel.publisher.broker_error = "RabbitMQ does not answer"
     for path in LIVE:
         assert client.get(path).status_code == 200
     assert "nothing is lost" in client.get("/queues/").text
 
 
 def test_the_link_to_rabbitmq_shows_no_login(sqlite_url: str) -> None:
-    with world(sqlite_url, rabbitmq_management_url="http://me:s3cret@rabbit.example:15672") as made:
+    with open_panel(sqlite_url, rabbitmq_management_url="http://me:s3cret@rabbit.example:15672") as made:
         for path in ("/", "/queues/"):
             page = made.client("viewer").get(path).text
             assert 'href="http://rabbit.example:15672"' in page and "s3cret" not in page
 
 
-def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(w: World) -> None:
-    client = w.client("operator")
-    change(w, Task, Task.id == 1, total=400, done=100, succeeded=98, failed=2)
+def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(panel: Panel) -> None:
+    client = panel.client("operator")
+    change(panel, Task, Task.id == 1, total=400, done=100, succeeded=98, failed=2)
     page = client.get("/tasks/").text
     assert "Reconcile crm.customer" in page and 'value="25.0"' in page and "2 drifted apart" in page
     post(client, "/tasks/1/stop", back="/tasks/1")
-    assert w.conductor.tasks.get(1).state == "stopped"
+    assert panel.conductor.tasks.get(1).state == "stopped"
     post(client, "/tasks/1/resume")
-    assert w.conductor.tasks.get(1).state == "running"
+    assert panel.conductor.tasks.get(1).state == "running"
     assert client.get("/tasks/77").status_code == 404
 
 
-def test_reconciling_tells_what_drifted_and_repairs_it(w: World) -> None:
-    client = w.client("operator")
+def test_reconciling_tells_what_drifted_and_repairs_it(panel: Panel) -> None:
+    client = panel.client("operator")
     position = {"after": 9, "fields": {"email": 1}, "examples": [["1", "crm-1", "email", "a@b", "c@d"]], "unread": 0}
-    change(w, Task, Task.id == 1, state="done", done=4, failed=1, position=position)
+    change(panel, Task, Task.id == 1, state="done", done=4, failed=1, position=position)
     page = client.get("/tasks/1").text
     assert "What drifted apart" in page and "c@d" in page
     answer = post(client, "/systems/reconcile/crm.customer", repair="yes")
     assert answer.headers["Location"] == "/tasks/2"
-    assert w.conductor.tasks.get(2).argument == {"repair": True}
+    assert panel.conductor.tasks.get(2).argument == {"repair": True}
     assert "Repair what drifted in crm.customer" in client.get("/tasks/2").text
 
 
-def test_backfilling_what_could_be_created_twice_is_refused(w: World) -> None:
-    client = w.client("operator")
-    w.conductor.subscribers["crm.customer"].match_on = ("email",)  # type: ignore[misc]
+def test_backfilling_what_could_be_created_twice_is_refused(panel: Panel) -> None:
+    client = panel.client("operator")
+    panel.conductor.subscribers["crm.customer"].match_on = ("email",)  # type: ignore[misc]
     post(client, "/systems/backfill/crm.customer")
     assert "Not begun: crm.customer has match_on" in client.get("/systems/").text
     assert post(client, "/systems/backfill/nobody.customer").status_code == 404
 
 
-def test_a_connection_is_tested_as_a_task(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    client = w.client("operator")
+def test_a_connection_is_tested_as_a_task(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = panel.client("operator")
 
     def tested() -> str:
         where = post(client, "/systems/shop/check").headers["Location"]
         assert "Test the connection of shop" in client.get(where).text
-        while w.conductor.tasks.get(int(where.rpartition("/")[2])).state == "running":
-            w.conductor.tasks.run_some()
+        while panel.conductor.tasks.get(int(where.rpartition("/")[2])).state == "running":
+            panel.conductor.tasks.run_some()
         return client.get(where).text
 
     assert "nothing was changed there" in tested()
@@ -228,21 +228,21 @@ def test_a_connection_is_tested_as_a_task(w: World, monkeypatch: pytest.MonkeyPa
     def describe() -> None:
         raise SystemDown("401 Unauthorized")
 
-    monkeypatch.setattr(w.conductor.subscribers["shop.customer"], "describe", describe)
+    monkeypatch.setattr(panel.conductor.subscribers["shop.customer"], "describe", describe)
     page = tested()
     assert "1 thing needs to be mended." in page and "the login does not work: 401 Unauthorized" in page
-    assert "1 thing needs to be mended" in w.client("viewer").get("/systems/").text
+    assert "1 thing needs to be mended" in panel.client("viewer").get("/systems/").text
     assert post(client, "/systems/nobody/check").status_code == 404
 
 
-def test_a_task_that_nobody_works_at_says_so(w: World) -> None:
-    client = w.client("operator")
-    change(w, Process, Process.kind == "scheduler", last_seen_at=utcnow().replace(year=2025))
+def test_a_task_that_nobody_works_at_says_so(panel: Panel) -> None:
+    client = panel.client("operator")
+    change(panel, Process, Process.kind == "scheduler", last_seen_at=utcnow().replace(year=2025))
     where = post(client, "/systems/shop/check").headers["Location"]
     assert "No scheduler is running: no system is polled and no task goes on." in client.get(where).text
 
 
-def test_a_process_that_went_silent_is_trouble(w: World) -> None:
-    change(w, Process, Process.kind == "worker", last_seen_at=utcnow().replace(year=2025))
-    page = w.client("viewer").get("/").text
+def test_a_process_that_went_silent_is_trouble(panel: Panel) -> None:
+    change(panel, Process, Process.kind == "worker", last_seen_at=utcnow().replace(year=2025))
+    page = panel.client("viewer").get("/").text
     assert "no worker is running" in page and "silent" in page

@@ -20,38 +20,31 @@ from models.users import User
 from panel.auth import login_throttle
 from tests.support import oidc_provider
 from tests.support.oidc_provider import Provider
-from tests.support.panel_world import PASSWORD, World, csrf, log_in, post, world
+from tests.support.panel import PASSWORD, Panel, csrf, log_in, open_panel, post
 
 
 @pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url, seeded=False) as made:
-        yield made
+def seeded() -> bool:
+    return False
 
 
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url, seeded=False) as made:
-        yield made
+def _user(panel: Panel, role: str = "viewer") -> Any:
+    return panel.rows(sa.select(User.__table__).where(User.email == f"{role}@example.com"))[0]
 
 
-def _user(w: World, role: str = "viewer") -> Any:
-    return w.rows(sa.select(User.__table__).where(User.email == f"{role}@example.com"))[0]
-
-
-def _actions(w: World, who: str) -> list[str]:
-    rows = w.rows(sa.select(AuditEntry.action).where(AuditEntry.who == who).order_by(AuditEntry.id))
+def _actions(panel: Panel, who: str) -> list[str]:
+    rows = panel.rows(sa.select(AuditEntry.action).where(AuditEntry.who == who).order_by(AuditEntry.id))
     return [row.action for row in rows]
 
 
 # --- passwords for one login -------------------------------------------------------------------------
 
 
-def test_a_new_user_chooses_a_password_before_anything_else(w: World) -> None:
-    page = post(w.client("admin"), "/users/", email="New@Example.com", role="operator")
+def test_a_new_user_chooses_a_password_before_anything_else(panel: Panel) -> None:
+    page = post(panel.client("admin"), "/users/", email="New@Example.com", role="operator")
     given = re.search(r'id="password"[^>]*>([^<]+)<', page.text)
     assert given and "no-store" in page.headers["Cache-Control"]
-    client = w.client()
+    client = panel.client()
     assert log_in(client, "new@example.com", given[1]).status_code == 302
     for path in ("/", "/dead-letters/", "/account/"):
         assert client.get(path).headers["Location"] == "/change"
@@ -59,30 +52,30 @@ def test_a_new_user_chooses_a_password_before_anything_else(w: World) -> None:
     own = "a password of my own"
     post(client, "/change", password=given[1], new_password=own, new_password_confirm=own)
     assert client.get("/dead-letters/").status_code == 200
-    assert log_in(w.client(), "new@example.com", given[1]).status_code == 200
+    assert log_in(panel.client(), "new@example.com", given[1]).status_code == 200
 
 
-def test_a_reset_password_ends_all_sessions_and_is_told_once(w: World) -> None:
-    viewer, admin = w.client("viewer"), w.client("admin")
-    page = post(admin, f"/users/{_user(w).id}/password").text
+def test_a_reset_password_ends_all_sessions_and_is_told_once(panel: Panel) -> None:
+    viewer, admin = panel.client("viewer"), panel.client("admin")
+    page = post(admin, f"/users/{_user(panel).id}/password").text
     given = re.search(r'id="password"[^>]*>([^<]+)<', page)
     assert given and given[1] not in admin.get("/users/").text
-    assert given[1] not in str(w.rows(sa.select(AuditEntry.details)))
+    assert given[1] not in str(panel.rows(sa.select(AuditEntry.details)))
     assert viewer.get("/").status_code == 303
-    assert log_in(w.client(), "viewer@example.com").status_code == 200
-    assert log_in(w.client(), "viewer@example.com", given[1]).status_code == 302
+    assert log_in(panel.client(), "viewer@example.com").status_code == 200
+    assert log_in(panel.client(), "viewer@example.com", given[1]).status_code == 302
 
 
-def test_ending_all_other_sessions_keeps_this_one(w: World) -> None:
-    here, elsewhere = w.client("viewer"), w.client("viewer")
+def test_ending_all_other_sessions_keeps_this_one(panel: Panel) -> None:
+    here, elsewhere = panel.client("viewer"), panel.client("viewer")
     post(here, "/account/sessions")
     assert here.get("/").status_code == 200
     assert elsewhere.get("/").status_code == 303
 
 
-def test_a_new_role_ends_the_sessions_of_the_old_one(sqlite: World) -> None:
-    operator = sqlite.client("operator")
-    post(sqlite.client("admin"), f"/users/{_user(sqlite, 'operator').id}/role", role="viewer")
+def test_a_new_role_ends_the_sessions_of_the_old_one(sqlite_panel: Panel) -> None:
+    operator = sqlite_panel.client("operator")
+    post(sqlite_panel.client("admin"), f"/users/{_user(sqlite_panel, 'operator').id}/role", role="viewer")
     assert operator.get("/").status_code == 303
 
 
@@ -96,30 +89,30 @@ def _at_change(client: FlaskClient, password: str) -> Any:
 
 
 @pytest.mark.parametrize("ask", [_at_verify, _at_change])
-def test_wrong_passwords_in_a_session_are_slowed_as_at_the_login(w: World, ask: Any) -> None:
-    client, before = w.client("viewer"), _user(w).password
+def test_wrong_passwords_in_a_session_are_slowed_as_at_the_login(panel: Panel, ask: Any) -> None:
+    client, before = panel.client("viewer"), _user(panel).password
     for _ in range(5):
         assert ask(client, "not the password at all").status_code == 200
-    assert _actions(w, "viewer@example.com").count("login.failed") == 5
+    assert _actions(panel, "viewer@example.com").count("login.failed") == 5
     answer = ask(client, PASSWORD)
     assert answer.status_code == 429 and login_throttle.TOO_MANY in answer.text and answer.headers["Retry-After"]
-    assert _user(w).password == before
-    assert log_in(w.client(), "viewer@example.com").status_code == 429, "one brake for all"
-    assert ask(w.client("operator"), PASSWORD).status_code == 302
+    assert _user(panel).password == before
+    assert log_in(panel.client(), "viewer@example.com").status_code == 429, "one brake for all"
+    assert ask(panel.client("operator"), PASSWORD).status_code == 302
     with time_machine.travel(time.time() + 16 * 60, tick=True):
         assert ask(client, PASSWORD).status_code == 302
 
 
-def test_what_is_wrong_with_a_new_password_is_no_guess(sqlite: World) -> None:
-    client = sqlite.client("viewer")
+def test_what_is_wrong_with_a_new_password_is_no_guess(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("viewer")
     for new, again in [("short", "short"), ("a password of my own", "another password")] * 3:
         answer = post(client, "/change", password=PASSWORD, new_password=new, new_password_confirm=again)
         assert answer.status_code == 200
-    assert "login.failed" not in _actions(sqlite, "viewer@example.com")
+    assert "login.failed" not in _actions(sqlite_panel, "viewer@example.com")
     post(client, "/change", password="not the password", new_password=new, new_password_confirm=again)
-    assert _actions(sqlite, "viewer@example.com").count("login.failed") == 1, "a guess all the same"
+    assert _actions(sqlite_panel, "viewer@example.com").count("login.failed") == 1, "a guess all the same"
     assert _at_change(client, PASSWORD).status_code == 302
-    assert _actions(sqlite, "viewer@example.com")[-2:] == ["password.verify", "password.change"]
+    assert _actions(sqlite_panel, "viewer@example.com")[-2:] == ["password.verify", "password.change"]
 
 
 # --- the second factor -------------------------------------------------------------------------------
@@ -146,8 +139,8 @@ def _set_up(client: FlaskClient) -> Phone:
     return phone
 
 
-def _password_first(w: World) -> FlaskClient:
-    client = w.client()
+def _password_first(panel: Panel) -> FlaskClient:
+    client = panel.client()
     assert log_in(client, "viewer@example.com").headers["Location"].startswith("/tf-validate")
     assert client.get("/").status_code == 303, "half a login opens nothing"
     return client
@@ -160,87 +153,87 @@ def _code(client: FlaskClient, code: str) -> Any:
     return client.post("/tf-validate", data={"code": code, "csrf_token": token[1]})
 
 
-def test_a_password_alone_opens_nothing_once_there_is_a_second_factor(w: World) -> None:
-    phone = _set_up(w.client("viewer"))
-    client = _password_first(w)
+def test_a_password_alone_opens_nothing_once_there_is_a_second_factor(panel: Panel) -> None:
+    phone = _set_up(panel.client("viewer"))
+    client = _password_first(panel)
     assert _code(client, "000000" if phone.code(30) != "000000" else "111111").status_code == 200
     assert client.get("/").status_code == 303
     # The code of the set-up was used: the next one opens, once.
     fresh = phone.code(30)
     assert _code(client, fresh).status_code == 302
     assert client.get("/").status_code == 200
-    assert _code(_password_first(w), fresh).status_code == 200, "a code works once"
-    trail = _actions(w, "viewer@example.com")
+    assert _code(_password_first(panel), fresh).status_code == 200, "a code works once"
+    trail = _actions(panel, "viewer@example.com")
     assert trail.count("two_factor.on") == 1 and "login.password" in trail and "two_factor.failed" in trail
-    stored = _user(w).tf_totp_secret
+    stored = _user(panel).tf_totp_secret
     assert phone._totp.base32_key not in stored, "kept encrypted"
 
 
-def test_wrong_codes_are_slowed(sqlite: World) -> None:
-    phone = _set_up(sqlite.client("viewer"))
-    client = _password_first(sqlite)
+def test_wrong_codes_are_slowed(sqlite_panel: Panel) -> None:
+    phone = _set_up(sqlite_panel.client("viewer"))
+    client = _password_first(sqlite_panel)
     for _ in range(5):
         assert _code(client, "abcdef").status_code == 200
     answer = _code(client, phone.code(30))
     assert answer.status_code == 429 and login_throttle.TOO_MANY in answer.text
     with time_machine.travel(time.time() + 16 * 60, tick=True):
-        assert _code(_password_first(sqlite), phone.code()).status_code == 302
+        assert _code(_password_first(sqlite_panel), phone.code()).status_code == 302
 
 
-def test_a_recovery_code_opens_once(w: World) -> None:
-    owner = w.client("viewer")
+def test_a_recovery_code_opens_once(panel: Panel) -> None:
+    owner = panel.client("viewer")
     _set_up(owner)
     codes = re.findall(r"<li><code>([^<]+)<", post(owner, "/mf-recovery-codes", generate_new_codes="yes").text)
-    assert len(codes) == 10 and codes[0] not in str(_user(w).mf_recovery_codes)
+    assert len(codes) == 10 and codes[0] not in str(_user(panel).mf_recovery_codes)
     for status in (302, 200):
-        client = _password_first(w)
+        client = _password_first(panel)
         page = client.get("/mf-recovery").text
         token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page)
         assert token
         answer = client.post("/mf-recovery", data={"code": codes[0], "csrf_token": token[1]})
         assert answer.status_code == status
-    assert len(_user(w).mf_recovery_codes) == 9
-    assert "login.recovery_code" in _actions(w, "viewer@example.com")
+    assert len(_user(panel).mf_recovery_codes) == 9
+    assert "login.recovery_code" in _actions(panel, "viewer@example.com")
 
 
-def test_new_recovery_codes_leave_a_trail(w: World) -> None:
-    owner = w.client("viewer")
+def test_new_recovery_codes_leave_a_trail(panel: Panel) -> None:
+    owner = panel.client("viewer")
     _set_up(owner)
     for times in (1, 2):
-        before = _user(w).mf_recovery_codes
+        before = _user(panel).mf_recovery_codes
         post(owner, "/mf-recovery-codes", generate_new_codes="yes")
-        assert _user(w).mf_recovery_codes != before
-        rows = w.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "two_factor.recovery_codes"))
+        assert _user(panel).mf_recovery_codes != before
+        rows = panel.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "two_factor.recovery_codes"))
         assert [(row.who, row.target) for row in rows] == [("viewer@example.com", "viewer@example.com")] * times
     owner.get("/mf-recovery-codes?show_codes=yes")
-    assert _actions(w, "viewer@example.com").count("two_factor.recovery_codes") == 2, "looking replaces nothing"
+    assert _actions(panel, "viewer@example.com").count("two_factor.recovery_codes") == 2, "looking replaces nothing"
 
 
-def test_who_lost_the_phone_is_let_in_by_an_admin(w: World) -> None:
-    owner = w.client("viewer")
+def test_who_lost_the_phone_is_let_in_by_an_admin(panel: Panel) -> None:
+    owner = panel.client("viewer")
     _set_up(owner)
     post(owner, "/mf-recovery-codes", generate_new_codes="yes")
-    post(w.client("admin"), f"/users/{_user(w).id}/two-factor")
+    post(panel.client("admin"), f"/users/{_user(panel).id}/two-factor")
     assert owner.get("/").status_code == 303
-    assert log_in(w.client(), "viewer@example.com").headers["Location"] == "/"
-    assert _user(w).mf_recovery_codes is None
+    assert log_in(panel.client(), "viewer@example.com").headers["Location"] == "/"
+    assert _user(panel).mf_recovery_codes is None
 
 
-def test_turning_it_off_asks_for_the_password_again_after_a_while(sqlite: World) -> None:
-    client = sqlite.client("viewer")
+def test_turning_it_off_asks_for_the_password_again_after_a_while(sqlite_panel: Panel) -> None:
+    client = sqlite_panel.client("viewer")
     _set_up(client)
     with time_machine.travel(time.time() + 45 * 60, tick=True):
         answer = post(client, "/tf-setup", setup="disable")
         assert answer.status_code == 302 and answer.headers["Location"].startswith("/verify")
-        assert _user(sqlite).tf_primary_method
+        assert _user(sqlite_panel).tf_primary_method
         assert post(client, answer.headers["Location"], password=PASSWORD).status_code == 302
         post(client, "/tf-setup", setup="disable")
-    assert _user(sqlite).tf_primary_method is None
-    assert "two_factor.off" in _actions(sqlite, "viewer@example.com")
+    assert _user(sqlite_panel).tf_primary_method is None
+    assert "two_factor.off" in _actions(sqlite_panel, "viewer@example.com")
 
 
 def test_without_a_secret_there_is_no_second_factor(sqlite_url: str) -> None:
-    with world(sqlite_url, seeded=False, totp_secret=None) as made:
+    with open_panel(sqlite_url, seeded=False, totp_secret=None) as made:
         client = made.client("viewer")
         assert "Two-factor" not in client.get("/account/").text
         assert client.get("/tf-setup").status_code == 404
@@ -258,14 +251,14 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture
-def o(sqlite_url: str, provider: Provider) -> Iterator[World]:
+def o(sqlite_url: str, provider: Provider) -> Iterator[Panel]:
     provider.person, provider.lies = dict(ADA), {}
     with _with_oidc(sqlite_url, provider, oidc_role_claim="groups") as made:
         yield made
 
 
 def _with_oidc(url: str, provider: Provider, **settings: Any) -> Any:
-    return world(
+    return open_panel(
         url,
         seeded=False,
         oidc_issuer=provider.issuer,
@@ -275,9 +268,9 @@ def _with_oidc(url: str, provider: Provider, **settings: Any) -> Any:
     )
 
 
-def _come_in(w: World, provider: Provider, path: str = "/login/oidc/") -> tuple[FlaskClient, Any]:
+def _come_in(panel: Panel, provider: Provider, path: str = "/login/oidc/") -> tuple[FlaskClient, Any]:
     """As a browser would: to the provider, and back with what it says."""
-    client = w.app.test_client()
+    client = panel.app.test_client()
     away = client.get(path).headers["Location"]
     assert away.startswith(provider.issuer + "/authorize?")
     back = requests.get(away, allow_redirects=False, timeout=5).headers["Location"]
@@ -289,7 +282,7 @@ def _words(client: FlaskClient, answer: Any) -> str:
     return str(client.get("/login").text)
 
 
-def test_a_newcomer_over_the_provider_is_a_viewer(o: World, provider: Provider) -> None:
+def test_a_newcomer_over_the_provider_is_a_viewer(o: Panel, provider: Provider) -> None:
     assert "/login/oidc/" in o.client().get("/login").text
     client, answer = _come_in(o, provider, "/login/oidc/?next=/links/")
     assert answer.headers["Location"] == "/links/"
@@ -312,13 +305,13 @@ def test_a_newcomer_over_the_provider_is_a_viewer(o: World, provider: Provider) 
     ("groups", "role"),
     [("operator", "operator"), (["staff", "viewer", "admin"], "admin"), (["staff"], "viewer"), (None, "viewer")],
 )
-def test_the_claim_gives_the_role(o: World, provider: Provider, groups: Any, role: str) -> None:
+def test_the_claim_gives_the_role(o: Panel, provider: Provider, groups: Any, role: str) -> None:
     provider.person = {**ADA, "groups": groups}
     client, _answer = _come_in(o, provider)
     assert f"<dd>{role}</dd>" in client.get("/account/").text
 
 
-def test_the_role_follows_the_claim(o: World, provider: Provider) -> None:
+def test_the_role_follows_the_claim(o: Panel, provider: Provider) -> None:
     provider.person = {**ADA, "groups": ["admin"]}
     _come_in(o, provider)
     provider.person = {**ADA, "groups": ["viewer"]}
@@ -327,7 +320,7 @@ def test_the_role_follows_the_claim(o: World, provider: Provider) -> None:
     assert "user.role" in _actions(o, "OpenID Connect")
 
 
-def test_an_account_is_joined_by_a_checked_address_only(o: World, provider: Provider) -> None:
+def test_an_account_is_joined_by_a_checked_address_only(o: Panel, provider: Provider) -> None:
     provider.person = {"sub": "x", "email": "admin@example.com", "email_verified": False}
     client, answer = _come_in(o, provider)
     assert "vouch" in _words(client, answer)
@@ -339,7 +332,7 @@ def test_an_account_is_joined_by_a_checked_address_only(o: World, provider: Prov
     assert "Another person" in _words(client, answer)
 
 
-def test_who_comes_over_the_provider_need_not_change_a_password(o: World, provider: Provider) -> None:
+def test_who_comes_over_the_provider_need_not_change_a_password(o: Panel, provider: Provider) -> None:
     provider.person = {"sub": "v", "email": "viewer@example.com", "email_verified": True}
     with o.database.write() as connection:
         connection.execute(sa.update(User).values(must_change_password=True))
@@ -350,7 +343,7 @@ def test_who_comes_over_the_provider_need_not_change_a_password(o: World, provid
     assert by_password.get("/links/").headers["Location"] == "/change"
 
 
-def test_a_disabled_person_does_not_come_in(o: World, provider: Provider) -> None:
+def test_a_disabled_person_does_not_come_in(o: Panel, provider: Provider) -> None:
     _come_in(o, provider)
     with o.database.write() as connection:
         connection.execute(sa.update(User).where(User.email == "ada@example.com").values(active=False))
@@ -368,14 +361,14 @@ def test_who_has_no_role_may_be_refused(sqlite_url: str, provider: Provider) -> 
 @pytest.mark.parametrize(
     "lie", [{"nonce": "another"}, {"iss": "https://evil.example"}, {"aud": "another"}, {"exp": 1000}]
 )
-def test_a_token_that_lies_is_refused(o: World, provider: Provider, lie: dict[str, Any]) -> None:
+def test_a_token_that_lies_is_refused(o: Panel, provider: Provider, lie: dict[str, Any]) -> None:
     provider.lies = lie
     client, answer = _come_in(o, provider)
     assert "could not be verified" in _words(client, answer)
     assert not o.rows(sa.select(User.id).where(User.email == "ada@example.com"))
 
 
-def test_a_token_of_another_key_a_foreign_state_and_a_refusal(o: World, provider: Provider) -> None:
+def test_a_token_of_another_key_a_foreign_state_and_a_refusal(o: Panel, provider: Provider) -> None:
     right = provider.key
     provider.sign_with_another_key()
     client, answer = _come_in(o, provider)
@@ -396,7 +389,7 @@ def test_a_provider_that_is_away_is_told(sqlite_url: str) -> None:
         assert log_in(client, "viewer@example.com").status_code == 302
 
 
-def test_the_way_back_leads_to_no_other_host(o: World, provider: Provider) -> None:
+def test_the_way_back_leads_to_no_other_host(o: Panel, provider: Provider) -> None:
     for target in ("https://evil.example/", "//evil.example/", "/\\evil.example"):
         _client, answer = _come_in(o, provider, f"/login/oidc/?next={target}")
         assert answer.headers["Location"] == "/"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -11,63 +9,62 @@ from pydantic import SecretStr
 from models.ledger import Inbox
 from panel.app import create_app
 from settings import Settings
-from tests.support.panel_world import World, signature, world
+from tests.support.panel import Panel, open_panel, signature
 
 
 @pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url, seeded=False) as made:
-        yield made
+def seeded() -> bool:
+    return False
 
 
-def _send(w: World, body: bytes, system: str = "shop", sign: str | None = None) -> tuple[int, dict[str, str]]:
+def _send(panel: Panel, body: bytes, system: str = "shop", sign: str | None = None) -> tuple[int, dict[str, str]]:
     headers = {"X-Shop-Signature": signature(body) if sign is None else sign, "Content-Type": "application/json"}
-    answer = w.app.test_client().post(f"/webhooks/{system}", data=body, headers=headers)
+    answer = panel.app.test_client().post(f"/webhooks/{system}", data=body, headers=headers)
     assert answer.is_json
     return answer.status_code, answer.get_json()
 
 
-def test_a_webhook_is_stored_then_acknowledged_and_a_second_one_is_known(w: World) -> None:
+def test_a_webhook_is_stored_then_acknowledged_and_a_second_one_is_known(panel: Panel) -> None:
     body = b'{"id": "evt_9",  "type": "customer.updated"}'
-    assert _send(w, body) == (202, {"status": "stored"})
-    assert _send(w, body) == (200, {"status": "duplicate"})
-    stored = w.rows(sa.select(Inbox.event_id, Inbox.body))
+    assert _send(panel, body) == (202, {"status": "stored"})
+    assert _send(panel, body) == (200, {"status": "duplicate"})
+    stored = panel.rows(sa.select(Inbox.event_id, Inbox.body))
     assert [(row.event_id, row.body) for row in stored] == [("evt_9", body.decode())]
 
 
-def test_a_bad_signature_stores_nothing(w: World) -> None:
-    status, said = _send(w, b'{"id": "evt_9"}', sign="forged")
+def test_a_bad_signature_stores_nothing(panel: Panel) -> None:
+    status, said = _send(panel, b'{"id": "evt_9"}', sign="forged")
     assert status == 400 and "signature" in said["error"]
-    assert not w.rows(sa.select(Inbox.id))
+    assert not panel.rows(sa.select(Inbox.id))
 
 
-def test_an_unreadable_body_is_refused_in_words(w: World) -> None:
-    status, said = _send(w, b"not json")
+def test_an_unreadable_body_is_refused_in_words(panel: Panel) -> None:
+    status, said = _send(panel, b"not json")
     assert status == 400 and "cannot be read" in said["error"]
 
 
-def test_an_unknown_system(w: World) -> None:
-    assert _send(w, b"{}", system="nobody")[0] == 404
+def test_an_unknown_system(panel: Panel) -> None:
+    assert _send(panel, b"{}", system="nobody")[0] == 404
 
 
-def test_a_body_that_is_too_large(w: World) -> None:
-    status, said = _send(w, b" " * (1024 * 1024 + 1))
+def test_a_body_that_is_too_large(panel: Panel) -> None:
+    status, said = _send(panel, b" " * (1024 * 1024 + 1))
     assert status == 413 and "too large" in said["error"]
 
 
-def test_a_webhook_needs_no_session_and_sets_no_cookie(w: World) -> None:
-    answer = w.app.test_client().post("/webhooks/shop", data=b"{}")
+def test_a_webhook_needs_no_session_and_sets_no_cookie(panel: Panel) -> None:
+    answer = panel.app.test_client().post("/webhooks/shop", data=b"{}")
     assert "Set-Cookie" not in answer.headers
 
 
-def test_healthz_says_nothing_but_ok(w: World) -> None:
-    answer = w.app.test_client().get("/healthz")
+def test_healthz_says_nothing_but_ok(panel: Panel) -> None:
+    answer = panel.app.test_client().get("/healthz")
     assert answer.get_json() == {"status": "ok"}
     assert "Set-Cookie" not in answer.headers
 
 
 def test_metrics_count_what_the_ledger_says(sqlite_url: str) -> None:
-    with world(sqlite_url) as made:
+    with open_panel(sqlite_url) as made:
         text = made.client("viewer").get("/metrics").text
     assert 'syncflow_dead_letters{subscriber="shop.customer"} 2.0' in text
     assert 'syncflow_owed_records{subscriber="crm.customer"} 0.0' in text
@@ -79,7 +76,7 @@ def test_a_scraper_shows_its_token(sqlite_url: str) -> None:
     class WithToken(Settings):
         metrics_token: SecretStr | None = SecretStr("scrape-me")
 
-    with world(sqlite_url, seeded=False) as made:
+    with open_panel(sqlite_url, seeded=False) as made:
         client = create_app(made.conductor, WithToken(secret_key=SecretStr("k" * 32))).test_client()
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -18,20 +17,7 @@ from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import rows
 from subscribers.mapping.mapper import Mapper
-from tests.support.panel_world import World, post, world
-
-
-@pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
-        yield made
-
+from tests.support.panel import Panel, post
 
 PAGE = "/mappings/shop.customer"
 
@@ -59,23 +45,23 @@ def _rows(**changes: dict[str, Any] | None) -> list[dict[str, Any]]:
 # --- saving ------------------------------------------------------------------------------------------
 
 
-def test_a_saved_mapping_is_in_force_at_once_and_goes_back(w: World) -> None:
-    client = w.client("admin")
+def test_a_saved_mapping_is_in_force_at_once_and_goes_back(panel: Panel) -> None:
+    client = panel.client("admin")
     assert post(client, PAGE, **_form(("name", "title"))).status_code == 303
-    assert [e.path for e in w.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
+    assert [e.path for e in panel.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
     post(client, f"{PAGE}/default", version="1")
-    assert set(w.conductor.mappings.latest("shop.customer")[0].fields) == {"name", "email", "city", "active"}
+    assert set(panel.conductor.mappings.latest("shop.customer")[0].fields) == {"name", "email", "city", "active"}
     post(client, f"{PAGE}/versions/1/revert", version="2")
-    assert [e.path for e in w.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
-    versions = w.rows(sa.select(Mapping.version, Mapping.fields).where(Mapping.subscriber == "shop.customer"))
+    assert [e.path for e in panel.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
+    versions = panel.rows(sa.select(Mapping.version, Mapping.fields).where(Mapping.subscriber == "shop.customer"))
     assert [row.version for row in versions] == [1, 2, 3] and versions[1].fields is None
     assert "Not saved" in client.get(post(client, f"{PAGE}/default", version="1").headers["Location"]).text
 
 
-def test_what_is_wrong_is_said_at_its_row_and_cell(w: World) -> None:
+def test_what_is_wrong_is_said_at_its_row_and_cell(panel: Panel) -> None:
     pairs = [("name", "a"), ("nonsense", "b"), ("email", "not a path"), ("name", "a")]
     form = _form(*pairs) | {"0.transform": "no_such"}
-    answer = post(w.client("admin"), PAGE, **form)
+    answer = post(panel.client("admin"), PAGE, **form)
     assert answer.status_code == 422
     for place in (">Row 1</a>: transform", ">Row 2</a>: internal column", ">Row 3</a>: external field"):
         assert place in answer.text, place
@@ -84,17 +70,17 @@ def test_what_is_wrong_is_said_at_its_row_and_cell(w: World) -> None:
     assert "External field:" in below_row_3 and "is no field name" in below_row_3
     assert answer.text.count('class="wrong"') == 5  # transform 1, column 2, path 3, column and path 4
     assert 'value="not a path"' in answer.text
-    assert w.conductor.mappings.latest("shop.customer")[1] == 0
+    assert panel.conductor.mappings.latest("shop.customer")[1] == 0
 
 
-def test_two_people_do_not_overwrite_each_other(w: World) -> None:
-    one, other = w.client("admin"), w.client("admin")
+def test_two_people_do_not_overwrite_each_other(panel: Panel) -> None:
+    one, other = panel.client("admin"), panel.client("admin")
     theirs = [("name", "title"), *DEFAULT[1:]]
     post(one, PAGE, **_form(*theirs))
     mine = [*DEFAULT[:1], ("email", "mail"), *DEFAULT[2:]]
     answer = post(other, PAGE, **_form(*mine))
     assert answer.status_code == 409
-    assert w.conductor.mappings.latest("shop.customer")[1] == 1
+    assert panel.conductor.mappings.latest("shop.customer")[1] == 1
     assert "admin@example.com saved version 1 while you were editing" in answer.text
     # Theirs and mine stand in the table, on the version that is in force now.
     for cell in ('value="title"', 'value="mail"', 'name="version" value="1"'):
@@ -105,8 +91,8 @@ def test_two_people_do_not_overwrite_each_other(w: World) -> None:
     assert post(other, PAGE, **_form(*mine, do="review")).status_code == 409
 
 
-def test_versions_are_compared(w: World) -> None:
-    client = w.client("admin")
+def test_versions_are_compared(panel: Panel) -> None:
+    client = panel.client("admin")
     post(client, PAGE, **_form(("name", "title"), *DEFAULT[1:]))
     post(client, PAGE, **_form(("name", "title"), ("phone", "tel"), *DEFAULT[1:], version=1))
     page = client.get(f"{PAGE}/versions/1").text
@@ -122,93 +108,95 @@ def test_versions_are_compared(w: World) -> None:
 # --- trying ------------------------------------------------------------------------------------------
 
 
-def test_trying_shows_one_record_before_and_after_and_saves_nothing(w: World) -> None:
+def test_trying_shows_one_record_before_and_after_and_saves_nothing(panel: Panel) -> None:
     pairs = [("name", "title"), *DEFAULT[1:]]
     form = _form(*pairs, do="review", record="grace.hopper@example.com") | {"1.transform": "upper"}
-    page = post(w.client("admin"), PAGE, **form).text
+    page = post(panel.client("admin"), PAGE, **form).text
     assert "5 records would change" in page
     assert "GRACE.HOPPER@EXAMPLE.COM" in page and "not sent" in page
-    assert w.conductor.mappings.latest("shop.customer")[1] == 0
-    nobody = post(w.client("admin"), PAGE, **_form(*pairs, do="review", record="nobody@example.com")).text
+    assert panel.conductor.mappings.latest("shop.customer")[1] == 0
+    nobody = post(panel.client("admin"), PAGE, **_form(*pairs, do="review", record="nobody@example.com")).text
     assert "There is no such customer" in nobody
     for record in ("99999", "9" * 40, "x" * 200):
-        assert post(w.client("admin"), PAGE, **_form(*pairs, do="review", record=record)).status_code == 200
+        assert post(panel.client("admin"), PAGE, **_form(*pairs, do="review", record=record)).status_code == 200
 
 
-def test_a_preview_says_what_else_matters(w: World) -> None:
-    preview = w.conductor.previews.record("crm.customer", w.conductor.mappings.latest("crm.customer")[0].rows(), "2")
+def test_a_preview_says_what_else_matters(panel: Panel) -> None:
+    preview = panel.conductor.previews.record(
+        "crm.customer", panel.conductor.mappings.latest("crm.customer")[0].rows(), "2"
+    )
     assert preview and any("billing freeze" in note for note in preview.notes)
     assert any("would be created" in note for note in preview.notes)
     assert not any(preview.differs(path) for path in preview.paths)
-    assert w.conductor.previews.record("shop.customer", _rows(), "77") is None
+    assert panel.conductor.previews.record("shop.customer", _rows(), "77") is None
     with pytest.raises(MappingRefused):
-        w.conductor.previews.record("shop.customer", [{"column": "nonsense", "path": "x"}], "1")
+        panel.conductor.previews.record("shop.customer", [{"column": "nonsense", "path": "x"}], "1")
 
 
-def test_the_effect_counts_what_is_sent_differently_and_what_would_be_refused(w: World) -> None:
-    none = w.conductor.previews.effect("shop.customer", _rows())
+def test_the_effect_counts_what_is_sent_differently_and_what_would_be_refused(panel: Panel) -> None:
+    none = panel.conductor.previews.effect("shop.customer", _rows())
     assert (none.total, none.examined, none.changing, none.refused, none.exact) == (5, 5, 0, 0, True)
     # What is no longer mapped stays there as it is.
-    assert w.conductor.previews.effect("shop.customer", _rows(city=None)).changing == 0
-    with w.database.write() as connection:
+    assert panel.conductor.previews.effect("shop.customer", _rows(city=None)).changing == 0
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(email=None))
-    effect = w.conductor.previews.effect("shop.customer", _rows(email={"transform": "upper", "required": True}))
+    effect = panel.conductor.previews.effect("shop.customer", _rows(email={"transform": "upper", "required": True}))
     assert (effect.changing, effect.refused, effect.paths) == (4, 1, {"email": 4})
     assert effect.refusal and "customer 1" in effect.refusal and effect.example == "2"
-    preview = w.conductor.previews.record("shop.customer", _rows(email={"required": True}), "1")
+    preview = panel.conductor.previews.record("shop.customer", _rows(email={"required": True}), "1")
     assert preview and isinstance(preview.after, SyncError) and isinstance(preview.before, dict)
 
 
-def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite: World) -> None:
+def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite_panel: Panel) -> None:
     count = EXACT + 3000
     names = [{"name": f"n{n}", "city": "Rome" if n < count * 0.3 else None} for n in range(count)]
-    with sqlite.database.write() as connection:
+    with sqlite_panel.database.write() as connection:
         connection.execute(sa.insert(Customer), names)
         truth = connection.execute(sa.select(sa.func.count()).where(Customer.city.is_not(None))).scalar_one()
-    effect = sqlite.conductor.previews.effect("shop.customer", _rows(city={"transform": "upper"}))
+    effect = sqlite_panel.conductor.previews.effect("shop.customer", _rows(city={"transform": "upper"}))
     assert not effect.exact and effect.examined < effect.total == count + 5
     # Neighbours are alike here, the worst case for a sample of places: the bounds must be wide enough for it.
     assert effect.low <= truth <= effect.high
     assert effect.high - effect.low < effect.total / 2
-    nobody = sqlite.conductor.previews.effect("shop.customer", _rows())
+    nobody = sqlite_panel.conductor.previews.effect("shop.customer", _rows())
     assert nobody.estimate == 0 and 0 < nobody.high < effect.total / 10
-    page = post(sqlite.client("admin"), PAGE, **_form(*DEFAULT, do="review") | {"2.transform": "upper"}).text
+    page = post(sqlite_panel.client("admin"), PAGE, **_form(*DEFAULT, do="review") | {"2.transform": "upper"}).text
     assert "95 % sure" in page
 
 
 # --- sending again -----------------------------------------------------------------------------------
 
 
-def test_saving_and_sending_brings_only_what_differs(w: World) -> None:
-    with w.database.write() as connection:
+def test_saving_and_sending_brings_only_what_differs(panel: Panel) -> None:
+    with panel.database.write() as connection:
         connection.execute(sa.delete(Unsubscription))
-    before = {row.record_id: row.owed_change for row in _links(w)}
-    answer = post(w.client("admin"), PAGE, **_form(*DEFAULT, do="send") | {"3.transform": "yes_no"})
+    before = {row.record_id: row.owed_change for row in _links(panel)}
+    answer = post(panel.client("admin"), PAGE, **_form(*DEFAULT, do="send") | {"3.transform": "yes_no"})
     assert answer.status_code == 303
-    assert 'data-line="/tasks/' in w.client("viewer").get(PAGE).text
-    with w.database.write() as connection:
+    assert 'data-line="/tasks/' in panel.client("viewer").get(PAGE).text
+    with panel.database.write() as connection:
         # One that is up to date with the new mapping already.
-        agreed = w.rows(sa.select(Link.base).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
+        agreed = panel.rows(sa.select(Link.base).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
         values = {"base": {**agreed[0].base, "active": "yes"}}
         connection.execute(
             sa.update(Link).where(Link.subscriber == "shop.customer", Link.record_id == "1").values(**values)
         )
-    while w.conductor.tasks.run_some():
+    while panel.conductor.tasks.run_some():
         pass
-    (task,) = w.conductor.tasks.list("resend")
-    assert f'href="/tasks/{task.id}"' in w.client("viewer").get(PAGE).text
-    line = w.client("viewer").get(f"/tasks/{task.id}/line").text
+    (task,) = panel.conductor.tasks.list("resend")
+    assert f'href="/tasks/{task.id}"' in panel.client("viewer").get(PAGE).text
+    line = panel.client("viewer").get(f"/tasks/{task.id}/line").text
     assert "<html" not in line and "2 differ and are sent again" in line and "data-line" not in line
     assert (task.state, task.done, task.total, task.succeeded) == ("done", 3, 3, 2)
-    owed = {row.record_id for row in _links(w) if row.owed_change > before[row.record_id]}
+    owed = {row.record_id for row in _links(panel) if row.owed_change > before[row.record_id]}
     assert owed == {"2", "3"}
-    w.sync()
-    assert all(row.base["active"] == "yes" for row in _links(w) if row.external_id)
-    assert "2 differ and are sent again" in w.client("viewer").get(PAGE).text
+    panel.sync()
+    assert all(row.base["active"] == "yes" for row in _links(panel) if row.external_id)
+    assert "2 differ and are sent again" in panel.client("viewer").get(PAGE).text
 
 
-def _links(w: World) -> list[Any]:
-    return w.rows(sa.select(Link.__table__).where(Link.subscriber == "shop.customer"))
+def _links(panel: Panel) -> list[Any]:
+    return panel.rows(sa.select(Link.__table__).where(Link.subscriber == "shop.customer"))
 
 
 # --- the pure parts ----------------------------------------------------------------------------------
@@ -236,10 +224,10 @@ class ShopInvoice(Subscriber):
     field_to_data = {"number": "number", "lines": rows("items", {"quantity": "qty", "unit_price": "price"})}
 
 
-def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite: World) -> None:
-    shop = sqlite.conductor.systems["shop"]
-    cast(dict[str, Any], sqlite.conductor.context.subscribers)["shop.invoice"] = ShopInvoice(shop)
-    client = sqlite.client("admin")
+def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite_panel: Panel) -> None:
+    shop = sqlite_panel.conductor.systems["shop"]
+    cast(dict[str, Any], sqlite_panel.conductor.context.subscribers)["shop.invoice"] = ShopInvoice(shop)
+    client = sqlite_panel.client("admin")
     page = client.get("/mappings/shop.invoice").text
     assert 'aria-label="External field of row 2, lines 1" ' in page and 'list="columns-lines"' in page
     form = {"version": "0", "0.column": "number", "0.path": "number", "1.column": "lines", "1.path": "items"}
@@ -249,7 +237,7 @@ def test_the_fields_of_child_rows_are_edited_like_the_others(sqlite: World) -> N
     assert 'name="1_2.column"' in post(client, "/mappings/shop.invoice", **form, do="add:1").text
     assert 'name="1_1.column"' not in post(client, "/mappings/shop.invoice", **form, do="remove:1_0").text
     assert post(client, "/mappings/shop.invoice", **(form | {"1_1.path": "text"}), do="save").status_code == 303
-    mapped = sqlite.conductor.mappings.latest("shop.invoice")[0].fields["lines"].rows
+    mapped = sqlite_panel.conductor.mappings.latest("shop.invoice")[0].fields["lines"].rows
     assert mapped and {column: entry.path for column, entry in mapped.items()} == {
         "quantity": "qty",
         "description": "text",

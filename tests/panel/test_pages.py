@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,19 +23,7 @@ from models.ledger import (
     System,
 )
 from panel.views.systems import mask
-from tests.support.panel_world import TOKEN, WEBHOOK_SECRET, World, post, world
-
-
-@pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
-        yield made
+from tests.support.panel import TOKEN, WEBHOOK_SECRET, Panel, open_panel, post
 
 
 def _letters(**values: Any) -> dict[str, Any]:
@@ -52,49 +39,49 @@ def _letters(**values: Any) -> dict[str, Any]:
 # --- dead letters ------------------------------------------------------------------------------------
 
 
-def test_retry_all_that_match_leaves_the_others_alone(w: World) -> None:
-    with w.database.write() as connection:
+def test_retry_all_that_match_leaves_the_others_alone(panel: Panel) -> None:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(DeadLetter).values(**_letters(subscriber="crm.customer")))
-    answer = post(w.client("operator"), "/dead-letters/retry", subscriber="shop.customer")
+    answer = post(panel.client("operator"), "/dead-letters/retry", subscriber="shop.customer")
     assert answer.status_code == 303
-    entry = w.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "task.start"))[0]
+    entry = panel.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "task.start"))[0]
     assert entry.who == "operator@example.com"
     assert entry.details["argument"] == {"subscriber": "shop.customer"} and entry.details["total"] == 2
 
 
-def test_retrying_everything_has_to_be_meant(w: World) -> None:
-    client = w.client("operator")
+def test_retrying_everything_has_to_be_meant(panel: Panel) -> None:
+    client = panel.client("operator")
     assert post(client, "/dead-letters/retry").status_code == 400
     assert post(client, "/dead-letters/retry", all="yes").status_code == 303
 
 
-def test_a_discard_needs_a_reason(w: World) -> None:
-    client = w.client("operator")
+def test_a_discard_needs_a_reason(panel: Panel) -> None:
+    client = panel.client("operator")
     post(client, "/dead-letters/discard", all="yes", reason=" ")
-    assert w.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))
+    assert panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))
     assert post(client, "/dead-letters/discard", reason="they left").status_code == 400  # all has to be meant
-    assert not w.conductor.tasks.list()
+    assert not panel.conductor.tasks.list()
     post(client, "/dead-letters/discard", all="yes", reason="they left")
     assert "Discard dead letters" in client.get("/dead-letters/").text
-    while w.conductor.tasks.run_some():
+    while panel.conductor.tasks.run_some():
         pass
     assert "discarded: they left" in client.get("/dead-letters/").text
-    assert not w.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))
+    assert not panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))
     assert "they left" in client.get("/dead-letters/?state=closed").text
 
 
-def test_letters_are_grouped_by_kind_with_counts(w: World) -> None:
+def test_letters_are_grouped_by_kind_with_counts(panel: Panel) -> None:
     rows = [_letters(fingerprint=kind, message=f"kind {kind}") for kind in ("a", "a", "a", "b")]
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(DeadLetter), rows)
-    page = w.client("viewer").get("/dead-letters/?subscriber=shop.customer&fingerprint=a").text
+    page = panel.client("viewer").get("/dead-letters/?subscriber=shop.customer&fingerprint=a").text
     assert page.count("kind a") == 1 + 3
     assert page.count("kind b") == 0
     assert "Retry all" not in page
-    everything = w.client("operator").get("/dead-letters/").text
+    everything = panel.client("operator").get("/dead-letters/").text
     assert "3 kinds of error, 6 letters" in everything and "Retry all 3" in everything
     # Of one kind alone one button is enough.
-    one_kind = w.client("operator").get("/dead-letters/?error=Reject").text
+    one_kind = panel.client("operator").get("/dead-letters/?error=Reject").text
     assert "1 kind of error, 2 letters" in one_kind
     assert one_kind.count(">Retry all 2 that match<") == 1 and ">Retry all 2<" not in one_kind
 
@@ -102,51 +89,51 @@ def test_letters_are_grouped_by_kind_with_counts(w: World) -> None:
 # --- systems -----------------------------------------------------------------------------------------
 
 
-def test_pause_needs_a_reason_and_resume_follows(w: World) -> None:
-    client = w.client("operator")
+def test_pause_needs_a_reason_and_resume_follows(panel: Panel) -> None:
+    client = panel.client("operator")
     post(client, "/systems/shop/pause", reason="")
-    assert w.rows(sa.select(System.paused_at).where(System.name == "shop"))[0].paused_at is None
+    assert panel.rows(sa.select(System.paused_at).where(System.name == "shop"))[0].paused_at is None
     post(client, "/systems/shop/pause", reason="their maintenance")
-    row = w.rows(sa.select(System.__table__).where(System.name == "shop"))[0]
+    row = panel.rows(sa.select(System.__table__).where(System.name == "shop"))[0]
     assert (row.paused_by, row.pause_reason) == ("operator@example.com", "their maintenance")
     assert "their maintenance" in client.get("/").text
     post(client, "/systems/shop/resume")
-    assert w.rows(sa.select(System.paused_at).where(System.name == "shop"))[0].paused_at is None
+    assert panel.rows(sa.select(System.paused_at).where(System.name == "shop"))[0].paused_at is None
     assert post(client, "/systems/nobody/pause", reason="x").status_code == 404
 
 
-def test_the_calls_that_are_left_are_shown(w: World) -> None:
+def test_the_calls_that_are_left_are_shown(panel: Panel) -> None:
     told = {"rate_remaining": 12, "rate_limit": 1000, "rate_seen_at": datetime(2026, 11, 22, 12, tzinfo=UTC)}
-    with w.database.write() as c:
+    with panel.database.write() as c:
         c.execute(sa.update(System).where(System.name == "shop").values(**told))
-    assert "12 of 1,000" in w.client("viewer").get("/systems/").text
-    with w.database.write() as c:
+    assert "12 of 1,000" in panel.client("viewer").get("/systems/").text
+    with panel.database.write() as c:
         c.execute(sa.update(System).where(System.name == "shop").values(dict.fromkeys(told)))
 
 
-def test_poll_now(w: World) -> None:
-    post(w.client("operator"), "/systems/poll/shop.customer")
-    assert ("poll shop.customer", []) in w.publisher.heard
+def test_poll_now(panel: Panel) -> None:
+    post(panel.client("operator"), "/systems/poll/shop.customer")
+    assert ("poll shop.customer", []) in panel.publisher.heard
 
 
 # --- finding and histories ---------------------------------------------------------------------------
 
 
-def test_a_record_is_found_by_its_ids_its_email_and_how_its_name_begins(w: World) -> None:
-    client = w.client("viewer")
+def test_a_record_is_found_by_its_ids_its_email_and_how_its_name_begins(panel: Panel) -> None:
+    client = panel.client("viewer")
     for text in ("1", "cus_1", "ada.lovelace@example.com", "ADA.lovelace", "ada love"):
         answer = client.get("/record/", query_string={"q": text})
         assert answer.headers.get("Location") == "/record/customer/1", text
 
 
-def test_a_search_for_nonsense_finds_nothing(w: World) -> None:
-    client = w.client("viewer")
+def test_a_search_for_nonsense_finds_nothing(panel: Panel) -> None:
+    client = panel.client("viewer")
     for text in ("", "zzz", "%", "_", "9" * 40, "1\N{DEVANAGARI DIGIT ONE}", "'; drop table", "\N{GRINNING FACE}"):
         assert "/record/customer" not in client.get("/record/", query_string={"q": text}).text, text
 
 
-def test_what_is_not_there_is_a_calm_404(w: World) -> None:
-    client = w.client("viewer")
+def test_what_is_not_there_is_a_calm_404(panel: Panel) -> None:
+    client = panel.client("viewer")
     for page in ("links", "deliveries", "dead-letters", "inbox", "unsubscriptions"):
         for number in ("999", str(2**31), str(2**63), "9" * 30, "-1", "x", "²", "%00"):
             assert client.get(f"/{page}/{number}").status_code in (400, 404), (page, number)
@@ -155,29 +142,29 @@ def test_what_is_not_there_is_a_calm_404(w: World) -> None:
             assert client.get(f"/mappings/crm.customer{path.format(version)}").status_code == 404, (path, version)
 
 
-def test_odd_numbers_in_a_form_are_refused(w: World) -> None:
-    client = w.client("admin")
+def test_odd_numbers_in_a_form_are_refused(panel: Panel) -> None:
+    client = panel.client("admin")
     for number in (str(2**31), str(2**63), "9" * 20, "²", "-1"):
         assert post(client, f"/users/{number}/role", role="viewer").status_code == 404, number
         for path, form in (("/dead-letters/retry", "id"), ("/conflicts/settle", "number")):
             answer = post(client, path, all="ours", **{form: number})
             assert answer.status_code in (303, 400, 404), (path, number)
-    assert w.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_not(None))) == []
+    assert panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_not(None))) == []
 
 
-def test_older_tasks_are_on_pages_too(w: World) -> None:
+def test_older_tasks_are_on_pages_too(panel: Panel) -> None:
     for _ in range(PAGE + 1):
-        w.conductor.connection.start("shop", "ann")
-        w.conductor.tasks.stop(w.conductor.tasks.list(limit=1)[0].id, "ann")
-    client = w.client("viewer")
+        panel.conductor.connection.start("shop", "ann")
+        panel.conductor.tasks.stop(panel.conductor.tasks.list(limit=1)[0].id, "ann")
+    client = panel.client("viewer")
     first = client.get("/tasks/").text
     assert 'href="/tasks/1"' not in first and 'rel="next"' in first
     older = first.partition('rel="next" href="')[2].partition('"')[0]
     assert 'href="/tasks/1"' in client.get(older).text
 
 
-def test_odd_pages_of_a_history(w: World) -> None:
-    client = w.client("viewer")
+def test_odd_pages_of_a_history(panel: Panel) -> None:
+    client = panel.client("viewer")
     for before in ("0", "-5", str(2**31), str(2**70), "²", "x", "", "1"):
         for page in (
             "links",
@@ -193,53 +180,53 @@ def test_odd_pages_of_a_history(w: World) -> None:
     assert client.get("/deliveries/?record=a%00b").status_code == 400
 
 
-def test_a_record_tells_its_story(w: World) -> None:
-    page = w.client("viewer").get("/record/customer/4").text
+def test_a_record_tells_its_story(panel: Panel) -> None:
+    page = panel.client("viewer").get("/record/customer/4").text
     for words in ("Nobody One", "Created here", "Nowhere is no city", "dead letter", "up to date"):
         assert words in page
-    skipped = w.client("viewer").get("/record/customer/2").text
+    skipped = panel.client("viewer").get("/record/customer/2").text
     assert "unsubscription #1" in skipped
-    assert w.client("viewer").get("/record/customer/999").status_code == 404
-    assert w.client("viewer").get("/record/nothing/1").status_code == 404
+    assert panel.client("viewer").get("/record/customer/999").status_code == 404
+    assert panel.client("viewer").get("/record/nothing/1").status_code == 404
 
 
-def _many_deliveries(w: World, count: int) -> None:
+def _many_deliveries(panel: Panel, count: int) -> None:
     row = {"subscriber": "shop.customer", "record_id": "1", "direction": "out", "operation": "update", "attempt": 1}
     rows = [row | {"outcome": "delivered", "at": utcnow()} for _ in range(count)]
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery), rows)
 
 
-def test_a_history_is_paged_by_key_and_shows_each_row_once(w: World) -> None:
-    _many_deliveries(w, 2 * PAGE)
-    client, seen, path = w.client("viewer"), [], "/deliveries/"
+def test_a_history_is_paged_by_key_and_shows_each_row_once(panel: Panel) -> None:
+    _many_deliveries(panel, 2 * PAGE)
+    client, seen, path = panel.client("viewer"), [], "/deliveries/"
     while path:
         page = client.get(path).text
         seen += [int(part.partition('"')[0]) for part in page.split('<th scope="row"><a href="/deliveries/')[1:]]
         _, found, rest = page.partition('rel="next" href="')
         path = rest.partition('"')[0].replace("&amp;", "&") if found else ""
-    everything = [row.id for row in w.rows(sa.select(Delivery.id))]
+    everything = [row.id for row in panel.rows(sa.select(Delivery.id))]
     assert seen == sorted(everything, reverse=True)
 
 
-def test_a_rare_value_is_looked_for_in_a_stretch_only(sqlite: World) -> None:
-    with sqlite.database.write() as connection:
+def test_a_rare_value_is_looked_for_in_a_stretch_only(sqlite_panel: Panel) -> None:
+    with sqlite_panel.database.write() as connection:
         connection.execute(sa.update(Delivery).values(outcome="failed"))
-    _many_deliveries(sqlite, 1)
-    with sqlite.database.write() as connection:
+    _many_deliveries(sqlite_panel, 1)
+    with sqlite_panel.database.write() as connection:
         last = connection.execute(sa.select(sa.func.max(Delivery.id))).scalar_one()
         connection.execute(sa.update(Delivery).where(Delivery.id == last).values(id=last + STRETCH))
-    client = sqlite.client("viewer")
+    client = sqlite_panel.client("viewer")
     page = client.get("/deliveries/?outcome=failed").text
     assert "newest 50,000 rows" in page and "No delivery found" in page
     older = page.partition('rel="next" href="')[2].partition('"')[0].replace("&amp;", "&")
     assert "No delivery found" not in client.get(older).text
 
 
-def test_no_page_counts_or_skips_through_a_history(w: World) -> None:
+def test_no_page_counts_or_skips_through_a_history(panel: Panel) -> None:
     statements: list[tuple[str, Any]] = []
-    sa.event.listen(w.database.engine, "before_cursor_execute", lambda *a: statements.append((a[2].lower(), a[3])))
-    client = w.client("viewer")
+    sa.event.listen(panel.database.engine, "before_cursor_execute", lambda *a: statements.append((a[2].lower(), a[3])))
+    client = panel.client("viewer")
     for page in (
         "",
         "links/",
@@ -261,11 +248,11 @@ def test_no_page_counts_or_skips_through_a_history(w: World) -> None:
 # --- secrets, failures -------------------------------------------------------------------------------
 
 
-def test_no_page_shows_a_secret(w: World) -> None:
-    with w.database.write() as connection:
+def test_no_page_shows_a_secret(panel: Panel) -> None:
+    with panel.database.write() as connection:
         headers = {"authorization": "Bearer header-nobody-may-see", "content-type": "application/json"}
         connection.execute(sa.update(Inbox).values(headers=headers))
-    client = w.client("admin")
+    client = panel.client("admin")
     for path in ("/", "/systems/", "/mappings/", "/inbox/1", "/audit/", "/users/", "/metrics"):
         page = client.get(path).text
         assert "nobody-may-see" not in page, path
@@ -285,16 +272,16 @@ def test_masking() -> None:
     }
 
 
-def test_html_in_what_came_in_stays_text(w: World) -> None:
+def test_html_in_what_came_in_stays_text(panel: Panel) -> None:
     nasty = "<script>alert(1)</script>"
     values = _letters(message=nasty, payload={nasty: nasty}, fields={nasty: nasty}, traceback=nasty)
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         number = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id)).scalar_one()
         connection.execute(sa.update(Inbox).values(body=nasty, result=nasty))
         connection.execute(
             sa.insert(Change).values(catalogue="customer", record_id=nasty, operation="updated", at=utcnow())
         )
-    client = w.client("admin")
+    client = panel.client("admin")
     for path in (
         f"/dead-letters/{number}",
         "/dead-letters/",
@@ -309,14 +296,14 @@ def test_html_in_what_came_in_stays_text(w: World) -> None:
 
 
 def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
-    sqlite: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    sqlite_panel: Panel, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = sqlite.client("viewer")
+    client = sqlite_panel.client("viewer")
 
     def broken(*_arguments: object) -> None:
         raise ZeroDivisionError(f"with a secret: {TOKEN}")
 
-    monkeypatch.setattr(sqlite.conductor, "queues", broken)
+    monkeypatch.setattr(sqlite_panel.conductor, "queues", broken)
     with caplog.at_level(logging.ERROR):
         answer = client.get("/queues/")
     assert answer.status_code == 500
@@ -326,9 +313,9 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
 
 
 def test_without_a_database_pages_say_so(tmp_path: Any) -> None:
-    url = f"sqlite:///{tmp_path / 'here' / 'x.db'}"
+    url = f"sqlite_panel:///{tmp_path / 'here' / 'x.db'}"
     (tmp_path / "here").mkdir()
-    with world(url) as made:
+    with open_panel(url) as made:
         client = made.client("admin")
         made.database.close()
         (tmp_path / "here").rename(tmp_path / "gone")
@@ -341,15 +328,15 @@ def test_without_a_database_pages_say_so(tmp_path: Any) -> None:
         assert answer.status_code == 503 and answer.is_json
 
 
-def test_pages_stay_fast_with_a_long_history(sqlite: World) -> None:
-    _many_deliveries(sqlite, 60_000)
+def test_pages_stay_fast_with_a_long_history(sqlite_panel: Panel) -> None:
+    _many_deliveries(sqlite_panel, 60_000)
     links = [
         {"subscriber": "shop.customer", "record_id": f"r{n}", "owed_change": 1, "synced_change": 1}
         for n in range(40_000)
     ]
-    with sqlite.database.write() as connection:
+    with sqlite_panel.database.write() as connection:
         connection.execute(sa.insert(Link), links)
-    client = sqlite.client("admin")
+    client = sqlite_panel.client("admin")
     slow = {}
     for path in (
         "/",
@@ -367,12 +354,12 @@ def test_pages_stay_fast_with_a_long_history(sqlite: World) -> None:
     assert {path: taken for path, taken in slow.items() if taken > 0.5} == {}
 
 
-def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(w: World) -> None:
-    with w.database.write() as connection:
-        w.conductor.guard.trip(connection, "shop", "to")
-    client = w.client("operator")
+def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(panel: Panel) -> None:
+    with panel.database.write() as connection:
+        panel.conductor.guard.trip(connection, "shop", "to")
+    client = panel.client("operator")
     assert "the deletes are meant" in client.get("/systems/").text
     post(client, "/systems/shop/resume", deletes="yes")
-    (row,) = w.rows(sa.select(System.paused_at, System.deletes_allowed_until).where(System.name == "shop"))
+    (row,) = panel.rows(sa.select(System.paused_at, System.deletes_allowed_until).where(System.name == "shop"))
     assert row.paused_at is None and row.deletes_allowed_until > utcnow()
     assert "the deletes are meant" not in client.get("/systems/").text

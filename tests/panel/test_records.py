@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -23,44 +22,32 @@ from models.catalogues import CATALOGUES, Customer
 from models.ledger import AuditEntry, DeadLetter, Delivery, Inbox, Link, RefusedWebhook, System, Task
 from panel.rendering.csv_export import cell
 from subscribers.errors import BadSignature, Reject
-from tests.support.panel_world import TOKEN, WEBHOOK_SECRET, ShopOptions, World, post, signature, world
+from tests.support.panel import TOKEN, WEBHOOK_SECRET, Panel, ShopOptions, post, signature
 
 
-@pytest.fixture
-def w(database_url: str) -> Iterator[World]:
-    with world(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def sqlite(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url) as made:
-        yield made
-
-
-def change(w: World, table: Any, where: Any, **values: Any) -> None:
-    with w.database.write() as connection:
+def change(panel: Panel, table: Any, where: Any, **values: Any) -> None:
+    with panel.database.write() as connection:
         connection.execute(sa.update(table).where(where).values(**values))
 
 
-def page(w: World, path: str, role: str = "operator") -> str:
+def page(panel: Panel, path: str, role: str = "operator") -> str:
     """A page's text, without its tags."""
-    answer = w.client(role).get(path)
+    answer = panel.client(role).get(path)
     assert answer.status_code == 200, path
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", answer.text))
 
 
-def work_off(w: World) -> None:
+def work_off(panel: Panel) -> None:
     """What the scheduler and the workers do, until nothing moves."""
     for _ in range(50):
-        w.conductor.tasks.run_some()
-        with w.database.write() as connection:
+        panel.conductor.tasks.run_some()
+        with panel.database.write() as connection:
             connection.execute(sa.update(Task).values(lease_until=None))
-        w.conductor.sweep()
-        w.sync()
-        for row in w.rows(sa.select(Inbox.id).where(Inbox.state == "waiting")):
-            w.conductor.receive(row.id)
-        if not w.rows(sa.select(Task.id).where(Task.state.in_(("running", "stopping")))):
+        panel.conductor.sweep()
+        panel.sync()
+        for row in panel.rows(sa.select(Inbox.id).where(Inbox.state == "waiting")):
+            panel.conductor.receive(row.id)
+        if not panel.rows(sa.select(Task.id).where(Task.state.in_(("running", "stopping")))):
             return
     raise AssertionError("a task does not end")
 
@@ -68,75 +55,77 @@ def work_off(w: World) -> None:
 # --- where a record stands ----------------------------------------------------------------------------
 
 
-def stands(w: World, record_id: str, subscriber: str) -> tuple[str, str]:
-    with w.database.read() as connection:
-        found = record_status.record_statuses(w.conductor.context, connection, "customer", record_id, exists=True)
+def stands(panel: Panel, record_id: str, subscriber: str) -> tuple[str, str]:
+    with panel.database.read() as connection:
+        found = record_status.record_statuses(panel.conductor.context, connection, "customer", record_id, exists=True)
     one = next(standing for standing in found if standing.subscriber == subscriber)
     return one.word, "".join(part if isinstance(part, str) else "TIME" for part in one.sentence)
 
 
-def test_each_standing_is_a_sentence(w: World) -> None:
+def test_each_standing_is_a_sentence(panel: Panel) -> None:
     shop, crm = "shop.customer", "crm.customer"
     of = sa.and_(Link.record_id == "1", Link.subscriber == shop)
-    assert stands(w, "1", shop) == ("up to date", "up to date since TIME")
-    assert stands(w, "4", shop) == ("dead letter", "not sent since TIME: address.city: Nowhere is no city")
-    assert stands(w, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) covers it")
-    assert stands(w, "999", crm)[0] == "never sent"
-    change(w, Link, of, owed_change=Link.owed_change + 1, owed_since=utcnow())
-    assert stands(w, "1", shop) == ("waiting", "owed since TIME; it waits for its turn")
+    assert stands(panel, "1", shop) == ("up to date", "up to date since TIME")
+    assert stands(panel, "4", shop) == ("dead letter", "not sent since TIME: address.city: Nowhere is no city")
+    assert stands(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) covers it")
+    assert stands(panel, "999", crm)[0] == "never sent"
+    change(panel, Link, of, owed_change=Link.owed_change + 1, owed_since=utcnow())
+    assert stands(panel, "1", shop) == ("waiting", "owed since TIME; it waits for its turn")
     retry = {"attempts": 2, "retry_at": utcnow()}
-    change(w, Link, of, **retry)
-    assert stands(w, "1", shop)[1].startswith("attempt 2 of 8 failed, next at TIME")
-    change(w, System, System.name == "shop", down_since=utcnow(), down_reason="cannot connect", failures=3)
-    assert stands(w, "1", shop) == ("waiting", "waiting, Shop is down since TIME, 3 attempts saved: cannot connect")
-    change(w, System, System.name == "shop", paused_at=utcnow(), paused_by="me", pause_reason="moving")
-    assert stands(w, "1", shop) == ("waiting", "waiting, Shop is paused by me since TIME (moving)")
-    other = w.rows(sa.select(Link.id).where(Link.record_id == "3", Link.subscriber == shop))[0].id
-    change(w, System, System.name == "shop", paused_at=None, down_since=None)
-    change(w, Link, of, attempts=0, retry_at=None, blocked_by=other)
-    assert stands(w, "1", shop)[1] == "waiting for customer 3, which has to be in Shop first"
-    change(w, Link, of, blocked_by=None, synced_change=Link.owed_change, open_conflicts=2)
-    assert stands(w, "1", shop) == ("conflict", "2 fields wait for a person to decide; the rest is up to date")
-    change(w, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
-    assert stands(w, "1", shop) == ("gone", "deleted in Shop at TIME; nothing is sent any more")
-    w.conductor.unsubscriptions.lift(1, "me")
-    w.conductor.push("customer", "3")
-    assert stands(w, "3", crm)[1] == "changed here at TIME; the relay has not looked at it yet"
+    change(panel, Link, of, **retry)
+    assert stands(panel, "1", shop)[1].startswith("attempt 2 of 8 failed, next at TIME")
+    change(panel, System, System.name == "shop", down_since=utcnow(), down_reason="cannot connect", failures=3)
+    assert stands(panel, "1", shop) == ("waiting", "waiting, Shop is down since TIME, 3 attempts saved: cannot connect")
+    change(panel, System, System.name == "shop", paused_at=utcnow(), paused_by="me", pause_reason="moving")
+    assert stands(panel, "1", shop) == ("waiting", "waiting, Shop is paused by me since TIME (moving)")
+    other = panel.rows(sa.select(Link.id).where(Link.record_id == "3", Link.subscriber == shop))[0].id
+    change(panel, System, System.name == "shop", paused_at=None, down_since=None)
+    change(panel, Link, of, attempts=0, retry_at=None, blocked_by=other)
+    assert stands(panel, "1", shop)[1] == "waiting for customer 3, which has to be in Shop first"
+    change(panel, Link, of, blocked_by=None, synced_change=Link.owed_change, open_conflicts=2)
+    assert stands(panel, "1", shop) == ("conflict", "2 fields wait for a person to decide; the rest is up to date")
+    change(panel, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
+    assert stands(panel, "1", shop) == ("gone", "deleted in Shop at TIME; nothing is sent any more")
+    panel.conductor.unsubscriptions.lift(1, "me")
+    panel.conductor.push("customer", "3")
+    assert stands(panel, "3", crm)[1] == "changed here at TIME; the relay has not looked at it yet"
 
 
-def test_a_lifted_rule_says_that_the_record_flows_with_its_next_change(w: World) -> None:
-    change(w, Link, sa.and_(Link.record_id == "1", Link.subscriber == "crm.customer"), unsubscription_id=77)
+def test_a_lifted_rule_says_that_the_record_flows_with_its_next_change(panel: Panel) -> None:
+    change(panel, Link, sa.and_(Link.record_id == "1", Link.subscriber == "crm.customer"), unsubscription_id=77)
     words = "not sent: unsubscription #77 covered it; that is over, and it flows with its next change"
-    assert stands(w, "1", "crm.customer") == ("skipped", words)
+    assert stands(panel, "1", "crm.customer") == ("skipped", words)
 
 
 # --- what happened to it ------------------------------------------------------------------------------
 
 
-def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(w: World) -> None:
-    change(w, Customer, Customer.id == 1, city="Bath")
-    w.sync()
-    text = page(w, "/record/customer/1")
+def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(panel: Panel) -> None:
+    change(panel, Customer, Customer.id == 1, city="Bath")
+    panel.sync()
+    text = page(panel, "/record/customer/1")
     for words in ("Created here by a person or a program", "Created in Shop", "Updated here", "Sent to Shop"):
         assert words in text
     assert "address.city London &rarr; Bath" in text or "address.city London → Bath" in text
-    sent = w.rows(sa.select(Delivery.reply).where(Delivery.subscriber == "shop.customer", Delivery.record_id == "1"))
+    sent = panel.rows(
+        sa.select(Delivery.reply).where(Delivery.subscriber == "shop.customer", Delivery.record_id == "1")
+    )
     assert json.loads(sent[-1].reply)["address"] == {"city": "Bath"}
     assert "Nothing to send" not in text or "without news" in text
 
 
-def test_noise_is_folded_and_alike_failures_are_one_line(w: World) -> None:
+def test_noise_is_folded_and_alike_failures_are_one_line(panel: Panel) -> None:
     row = {"subscriber": "shop.customer", "record_id": "1", "operation": "update", "at": utcnow() + timedelta(1)}
     failed = row | {"direction": "out", "outcome": "failed", "reason": "no answer in time", "error": "Retry"}
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery), [row | {"direction": "in", "outcome": "echo"}] * 3)
         connection.execute(sa.insert(Delivery), [failed | {"at": row["at"] + timedelta(1)}] * 4)
-    text = page(w, "/record/customer/1")
+    text = page(panel, "/record/customer/1")
     assert "3 without news: echo from Shop (3)" in text
     assert text.count("An attempt to send to Shop failed") == 1 and "4 times since" in text
 
 
-def test_every_row_of_a_long_timeline_is_on_exactly_one_page(w: World) -> None:
+def test_every_row_of_a_long_timeline_is_on_exactly_one_page(panel: Panel) -> None:
     rows = [
         {
             "subscriber": f"{('shop', 'crm')[n % 2]}.customer",
@@ -147,12 +136,12 @@ def test_every_row_of_a_long_timeline_is_on_exactly_one_page(w: World) -> None:
         | {"outcome": "delivered", "reason": f"row {n}", "at": utcnow() + timedelta(seconds=n)}
         for n in range(150)
     ]
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery), rows)
     seen: list[int] = []
     before: str | None = None
     for _ in range(10):
-        with w.database.read() as connection:
+        with panel.database.read() as connection:
             found = timeline.timeline(connection, "customer", ["shop.customer", "crm.customer"], "3", before)
         moments = [m for e in found.entries for m in (e if isinstance(e, list) else [e, *e.again])]
         seen += [moment.row.id for moment in moments if moment.kind == "out"]
@@ -160,15 +149,15 @@ def test_every_row_of_a_long_timeline_is_on_exactly_one_page(w: World) -> None:
         if before is None:
             break
     of = sa.select(Delivery.id).where(Delivery.record_id == "3", Delivery.direction == "out")
-    assert sorted(seen) == sorted(row.id for row in w.rows(of))
+    assert sorted(seen) == sorted(row.id for row in panel.rows(of))
     for odd in ("x", "1-x", "0-0", "-", "9" * 40 + "-1"):
-        assert w.client("viewer").get("/record/customer/3", query_string={"before": odd}).status_code == 200
+        assert panel.client("viewer").get("/record/customer/3", query_string={"before": odd}).status_code == 200
 
 
-def test_finding_by_any_word(w: World) -> None:
-    client = w.client("viewer")
+def test_finding_by_any_word(panel: Panel) -> None:
+    client = panel.client("viewer")
     assert client.get("/record/?q=love").headers.get("Location") is None  # without its index only beginnings
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         search.install(connection, [CATALOGUES["customer"]])
     for text in ("love", "LOVELACE", "ada lov", "lovelace@example.com ada"):
         assert client.get("/record/", query_string={"q": text}).headers.get("Location") == "/record/customer/1", text
@@ -177,34 +166,34 @@ def test_finding_by_any_word(w: World) -> None:
 # --- editing and syncing ------------------------------------------------------------------------------
 
 
-def test_an_edit_flows_mends_the_letter_and_is_audited(w: World) -> None:
-    client = w.client("operator")
+def test_an_edit_flows_mends_the_letter_and_is_audited(panel: Panel) -> None:
+    client = panel.client("operator")
     form = client.get("/record/customer/4/edit").text
     assert "Shop: Nowhere is no city" in form
     post(
         client, "/record/customer/4/edit", **{"was.city": "Nowhere", "to.city": "Bath", "was.name": "x", "to.name": "x"}
     )
-    entry = w.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "record.edit"))[0]
+    entry = panel.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "record.edit"))[0]
     assert (entry.who, entry.details) == (
         "operator@example.com",
         {"before": {"city": "Nowhere"}, "after": {"city": "Bath"}},
     )
-    w.sync()
-    assert stands(w, "4", "shop.customer")[0] == "up to date"
-    assert w.rows(sa.select(DeadLetter.resolution).where(DeadLetter.record_id == "4"))[0].resolution == "delivered"
+    panel.sync()
+    assert stands(panel, "4", "shop.customer")[0] == "up to date"
+    assert panel.rows(sa.select(DeadLetter.resolution).where(DeadLetter.record_id == "4"))[0].resolution == "delivered"
 
 
-def test_a_wrong_or_outdated_edit_saves_nothing(w: World) -> None:
-    client = w.client("operator")
+def test_a_wrong_or_outdated_edit_saves_nothing(panel: Panel) -> None:
+    client = panel.client("operator")
     answer = post(client, "/record/customer/1/edit", **{"was.city": "London", "to.city": "x" * 101, "to.email": "new"})
     assert answer.status_code == 422 and "101 characters, but city holds 100" in answer.text and "new" in answer.text
     post(client, "/record/customer/1/edit", **{"was.name": "Ada Lovelace", "to.name": "", "to.id": "7"})
-    assert w.rows(sa.select(Customer.name, Customer.city).where(Customer.id == 1)) == [("Ada Lovelace", "London")]
+    assert panel.rows(sa.select(Customer.name, Customer.city).where(Customer.id == 1)) == [("Ada Lovelace", "London")]
     assert client.get("/record/customer/77/edit").status_code == 404
 
 
-def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(w: World) -> None:
-    client, path = w.client("operator"), "/record/customer/1/edit"
+def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(panel: Panel) -> None:
+    client, path = panel.client("operator"), "/record/customer/1/edit"
     seen = {"was.city": "London", "was.notes": ""}
     post(client, path, **seen, **{"to.city": "Paris", "to.notes": ""})
     answer = post(client, path, **seen, **{"to.city": "Bath", "to.notes": "a long story"})
@@ -213,43 +202,43 @@ def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(w: Worl
     form = dict(re.findall(r'name="((?:was|to)\.city)" value="([^"]*)"', answer.text))
     assert form == {"was.city": "Paris", "to.city": "Bath"} and ">a long story</textarea>" in answer.text
     now = sa.select(Customer.city, Customer.notes).where(Customer.id == 1)
-    assert w.rows(now) == [("Paris", None)]
+    assert panel.rows(now) == [("Paris", None)]
     # What is shown has been seen: saved again, it is meant.
     post(client, path, **{"was.notes": "", "to.notes": "a long story"}, **form)
-    assert w.rows(now) == [("Bath", "a long story")]
+    assert panel.rows(now) == [("Bath", "a long story")]
 
 
-def test_sync_now_is_as_if_the_record_had_changed(w: World) -> None:
-    change(w, Link, sa.and_(Link.record_id == "2", Link.subscriber == "crm.customer"), unsubscription_id=None)
-    w.conductor.unsubscriptions.lift(1, "me")
-    post(w.client("operator"), "/record/customer/2/sync")
-    w.sync()
-    assert stands(w, "2", "crm.customer")[0] == "up to date"
+def test_sync_now_is_as_if_the_record_had_changed(panel: Panel) -> None:
+    change(panel, Link, sa.and_(Link.record_id == "2", Link.subscriber == "crm.customer"), unsubscription_id=None)
+    panel.conductor.unsubscriptions.lift(1, "me")
+    post(panel.client("operator"), "/record/customer/2/sync")
+    panel.sync()
+    assert stands(panel, "2", "crm.customer")[0] == "up to date"
 
 
 # --- dead letters -------------------------------------------------------------------------------------
 
 
-def test_all_that_match_are_retried_as_a_task_that_says_how_many_succeed(w: World) -> None:
-    change(w, Customer, Customer.id == 4, notes="only that the trigger is not what mends it")
-    w.sync()
-    client = w.client("operator")
-    group = w.rows(sa.select(DeadLetter.fingerprint).where(DeadLetter.record_id == "4"))[0].fingerprint
+def test_all_that_match_are_retried_as_a_task_that_says_how_many_succeed(panel: Panel) -> None:
+    change(panel, Customer, Customer.id == 4, notes="only that the trigger is not what mends it")
+    panel.sync()
+    client = panel.client("operator")
+    group = panel.rows(sa.select(DeadLetter.fingerprint).where(DeadLetter.record_id == "4"))[0].fingerprint
     answer = post(client, "/dead-letters/retry", subscriber="shop.customer", fingerprint=group, back="/dead-letters/")
     assert "2 dead letters are tried again, in the background." in client.get(answer.headers["Location"]).text
-    with w.database.write() as connection:  # as a mended mapping would: nothing is captured
+    with panel.database.write() as connection:  # as a mended mapping would: nothing is captured
         connection.exec_driver_sql("DELETE FROM change WHERE relayed_at IS NULL")
-    work_off(w)
-    task = w.rows(sa.select(Task.__table__))[0]
+    work_off(panel)
+    task = panel.rows(sa.select(Task.__table__))[0]
     assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 2, 2, 0, 2)
-    assert "0 of 2 succeeded, 2 failed again" in page(w, "/dead-letters/")
+    assert "0 of 2 succeeded, 2 failed again" in page(panel, "/dead-letters/")
 
 
-def test_one_is_tried_and_its_page_shown(w: World) -> None:
-    answer = post(w.client("operator"), "/dead-letters/try-one", subscriber="shop.customer")
-    newest = w.rows(sa.select(DeadLetter.id, DeadLetter.record_id).order_by(DeadLetter.id.desc()))[0]
+def test_one_is_tried_and_its_page_shown(panel: Panel) -> None:
+    answer = post(panel.client("operator"), "/dead-letters/try-one", subscriber="shop.customer")
+    newest = panel.rows(sa.select(DeadLetter.id, DeadLetter.record_id).order_by(DeadLetter.id.desc()))[0]
     assert answer.headers["Location"] == f"/dead-letters/{newest.id}"
-    retried = w.rows(sa.select(Link.record_id).where(Link.dead_letter_id.is_not(None), Link.dead_at.is_(None)))
+    retried = panel.rows(sa.select(Link.record_id).where(Link.dead_letter_id.is_not(None), Link.dead_at.is_(None)))
     assert [row.record_id for row in retried] == [newest.record_id]
 
 
@@ -281,53 +270,53 @@ def test_advice_says_where_to_mend_it() -> None:
 # --- webhooks -----------------------------------------------------------------------------------------
 
 
-def send(w: World, number: int, name: str) -> int:
+def send(panel: Panel, number: int, name: str) -> int:
     body = json.dumps({"id": f"evt_{number}", "type": "customer.updated", "name": name}).encode()
-    w.conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "x-request-id": "r1"})
-    return int(w.rows(sa.select(sa.func.max(Inbox.id)))[0][0])
+    panel.conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "x-request-id": "r1"})
+    return int(panel.rows(sa.select(sa.func.max(Inbox.id)))[0][0])
 
 
-def test_a_webhook_shows_its_headers_without_what_is_secret(w: World) -> None:
-    text = page(w, f"/inbox/{send(w, 2, 'Ada')}")
+def test_a_webhook_shows_its_headers_without_what_is_secret(panel: Panel) -> None:
+    text = page(panel, f"/inbox/{send(panel, 2, 'Ada')}")
     assert "verified" in text and "x-request-idr1" in text and MASK in text
     assert WEBHOOK_SECRET not in text and signature(b"") not in text
 
 
-def test_refused_webhooks_leave_a_bounded_trace_without_secrets(w: World) -> None:
+def test_refused_webhooks_leave_a_bounded_trace_without_secrets(panel: Panel) -> None:
     body = json.dumps({"id": "evt_x", "api_key": "sk_nobody", "note": f"token {TOKEN}", "data": "y" * 5000}).encode()
     for number in range(KEPT_REFUSED + 3):
         with pytest.raises(BadSignature):
-            w.conductor.store_webhook("shop", body, {"X-Shop-Signature": f"bad{number}", "Cookie": "c=1"})
-    rows = w.rows(sa.select(RefusedWebhook.__table__))
+            panel.conductor.store_webhook("shop", body, {"X-Shop-Signature": f"bad{number}", "Cookie": "c=1"})
+    rows = panel.rows(sa.select(RefusedWebhook.__table__))
     assert len(rows) == KEPT_REFUSED
     assert all(len(row.body) <= 500 and "sk_nobody" not in row.body and TOKEN not in row.body for row in rows)
-    text = page(w, "/inbox/refused", "viewer")
+    text = page(panel, "/inbox/refused", "viewer")
     assert "does not match the body" in text and "bad1" not in text and "c=1" not in text
-    assert w.rows(sa.select(System.webhooks_rejected).where(System.name == "shop"))[0][0] == KEPT_REFUSED + 3
+    assert panel.rows(sa.select(System.webhooks_rejected).where(System.name == "shop"))[0][0] == KEPT_REFUSED + 3
 
 
-def test_one_is_replayed_and_a_window_of_time(w: World) -> None:
-    number = send(w, 2, "Ada")
-    w.conductor.receive(number)
-    client = w.client("operator")
+def test_one_is_replayed_and_a_window_of_time(panel: Panel) -> None:
+    number = send(panel, 2, "Ada")
+    panel.conductor.receive(number)
+    client = panel.client("operator")
     post(client, f"/inbox/{number}/replay")
-    assert w.rows(sa.select(Inbox.state).where(Inbox.id == number))[0].state == "waiting"
+    assert panel.rows(sa.select(Inbox.state).where(Inbox.id == number))[0].state == "waiting"
     again = post(client, f"/inbox/{number}/replay")
     assert "waits already" in client.get(again.headers["Location"]).text
-    numbers = [send(w, n, "Bob") for n in range(3, 6)]
-    change(w, Inbox, sa.true(), state="done")
+    numbers = [send(panel, n, "Bob") for n in range(3, 6)]
+    change(panel, Inbox, sa.true(), state="done")
     for offset, one in enumerate([number, *numbers]):
-        change(w, Inbox, Inbox.id == one, received_at=utcnow() + timedelta(hours=offset))
+        change(panel, Inbox, Inbox.id == one, received_at=utcnow() + timedelta(hours=offset))
     window = {"system": "shop", "since": f"{utcnow() + timedelta(minutes=30):%Y-%m-%dT%H:%M}"}
     window |= {"until": f"{utcnow() + timedelta(minutes=150):%Y-%m-%dT%H:%M}"}
     listed = client.get("/inbox/", query_string=window).text
     assert "Replay all 2" in listed
     assert post(client, "/inbox/replay", **window).headers["Location"].startswith("/tasks/")
-    assert w.conductor.tasks.run_some()
-    waiting = w.rows(sa.select(Inbox.id).where(Inbox.state == "waiting").order_by(Inbox.id))
+    assert panel.conductor.tasks.run_some()
+    waiting = panel.rows(sa.select(Inbox.id).where(Inbox.state == "waiting").order_by(Inbox.id))
     assert [row.id for row in waiting] == numbers[:2]
-    work_off(w)
-    assert w.rows(sa.select(Task.state, Task.done))[0] == ("done", 2)
+    work_off(panel)
+    assert panel.rows(sa.select(Task.state, Task.done))[0] == ("done", 2)
     empty = post(client, "/inbox/replay", system="shop", since="2001-01-01T00:00", until="2001-01-02T00:00")
     assert "sent nothing in that time" in client.get(empty.headers["Location"]).text
 
@@ -359,14 +348,16 @@ def test_redaction() -> None:
 # --- lists: downloads, and how they are read ------------------------------------------------------------
 
 
-def test_a_download_holds_all_that_match_and_runs_no_formula(w: World) -> None:
-    change(w, Delivery, Delivery.record_id == "1", reason="=cmd|'/c calc'!A0")
-    client = w.client("operator")
+def test_a_download_holds_all_that_match_and_runs_no_formula(panel: Panel) -> None:
+    change(panel, Delivery, Delivery.record_id == "1", reason="=cmd|'/c calc'!A0")
+    client = panel.client("operator")
     rows = list(csv.DictReader(client.get("/deliveries/export.csv?subscriber=shop.customer").text.splitlines()))
-    there = w.rows(sa.select(Delivery.id).where(Delivery.subscriber == "shop.customer").order_by(Delivery.id.desc()))
+    there = panel.rows(
+        sa.select(Delivery.id).where(Delivery.subscriber == "shop.customer").order_by(Delivery.id.desc())
+    )
     assert [int(row["id"]) for row in rows] == [row.id for row in there]
     assert {row["reason"] for row in rows if row["record_id"] == "1"} == {"'=cmd|'/c calc'!A0"}
-    entry = w.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "export"))[0]
+    entry = panel.rows(sa.select(AuditEntry.__table__).where(AuditEntry.action == "export"))[0]
     assert (entry.target, entry.details) == ("delivery", {"filters": {"subscriber": "shop.customer"}})
     assert [cell(v) for v in ("@x", "+1", "-1", "\t=", -1, None, "a=b")] == [
         "'@x",
@@ -393,12 +384,12 @@ LISTS = [
 LARGE = ("delivery", "change", "link", "inbox", "dead_letter", "audit_entry")
 
 
-def test_no_list_reads_a_whole_table(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_list_reads_a_whole_table(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every statement of every list is explained: on a large table it uses an index, or the newest stretch by key."""
     monkeypatch.setattr(pages, "STRETCH", 200)
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         search.install(connection, [CATALOGUES["customer"]])
-    client = w.client("admin")
+    client = panel.client("admin")
     statements: dict[str, Any] = {}
     asked: list[str] = [""]
 
@@ -406,29 +397,29 @@ def test_no_list_reads_a_whole_table(w: World, monkeypatch: pytest.MonkeyPatch) 
         if statement.lstrip().upper().startswith("SELECT"):
             statements.setdefault(statement, (asked[0], values))
 
-    sa.event.listen(w.database.engine, "before_cursor_execute", note)
+    sa.event.listen(panel.database.engine, "before_cursor_execute", note)
     for path in LISTS:
         asked[0] = path
         assert client.get(path).status_code in (200, 302), path
-    sa.event.remove(w.database.engine, "before_cursor_execute", note)
+    sa.event.remove(panel.database.engine, "before_cursor_execute", note)
     assert len(statements) > 40
-    whole = [found for s, (path, values) in statements.items() if (found := _whole(w, path, s, values))]
+    whole = [found for s, (path, values) in statements.items() if (found := _whole(panel, path, s, values))]
     assert whole == []
 
 
-def _whole(w: World, path: str, statement: str, values: Any) -> str | None:
+def _whole(panel: Panel, path: str, statement: str, values: Any) -> str | None:
     """The plan of a statement, if it reads all of a large table."""
-    with w.database.read() as connection:
-        if not w.database.is_sqlite:
+    with panel.database.read() as connection:
+        if not panel.database.is_sqlite:
             connection.exec_driver_sql("SET enable_seqscan = off")  # the tables are small here
-        explain = "EXPLAIN QUERY PLAN " if w.database.is_sqlite else "EXPLAIN "
+        explain = "EXPLAIN QUERY PLAN " if panel.database.is_sqlite else "EXPLAIN "
         plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, values)]
     for step in plan:
-        scans = re.search(r"^SCAN (\w+)$" if w.database.is_sqlite else r"Seq Scan on \"?(\w+)", step.strip())
+        scans = re.search(r"^SCAN (\w+)$" if panel.database.is_sqlite else r"Seq Scan on \"?(\w+)", step.strip())
         if scans is None or scans[1] not in LARGE:
             continue
         # Read from its end by key until the page is full: no condition makes it read on.
-        if w.database.is_sqlite and " WHERE " not in statement.replace("\n", " ") and " LIMIT " in statement:
+        if panel.database.is_sqlite and " WHERE " not in statement.replace("\n", " ") and " LIMIT " in statement:
             continue
         return f"{path}: {step}: {statement}"
     return None

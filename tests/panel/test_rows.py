@@ -20,8 +20,8 @@ from subscribers.errors import BadSignature, Reject, SystemDown
 from subscribers.http.rate_limit_headers import Rate
 from subscribers.records import Event, External, Item
 from subscribers.records import Page as Records
+from tests.support.panel import Panel, Shop, ShopCustomer, add_conflicts, open_panel, served
 from tests.support.panel_visits import Visit, faults_of, launched, open_visit
-from tests.support.panel_world import Shop, ShopCustomer, World, add_conflicts, served, world
 
 pytestmark = pytest.mark.browser
 
@@ -78,16 +78,16 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def w(sqlite_url: str) -> Iterator[World]:
-    with world(sqlite_url, shop=(LiveShop, LiveCustomer)) as made:
+def panel(sqlite_url: str) -> Iterator[Panel]:
+    with open_panel(sqlite_url, shop=(LiveShop, LiveCustomer)) as made:
         yield made
 
 
 @pytest.fixture
-def at(browser: Browser, w: World) -> Iterator[Open]:
+def at(browser: Browser, panel: Panel) -> Iterator[Open]:
     """Opens the panel in a window of a width and a theme, logged in; nothing may be complained of until the end."""
     with ExitStack() as stack:
-        base = stack.enter_context(served(w.app))
+        base = stack.enter_context(served(panel.app))
         visits: list[Visit] = []
 
         def opened(width: int, theme: str, role: str = "admin") -> Visit:
@@ -112,22 +112,22 @@ def row_of(page: Page, *words: str) -> Any:
     return rows.first
 
 
-def work_off(w: World) -> None:
+def work_off(panel: Panel) -> None:
     """What relay, workers and scheduler would do until no task is left."""
-    w.sync()
-    while w.conductor.tasks.list(unfinished=True):
-        w.conductor.tasks.run_some()
-        w.sync()
+    panel.sync()
+    while panel.conductor.tasks.list(unfinished=True):
+        panel.conductor.tasks.run_some()
+        panel.sync()
 
 
-def test_row_1_the_state_of_everything_at_a_glance(at: Open, w: World) -> None:
-    w.conductor.systems.pause("crm", "ada@example.com", "their maintenance")
-    with w.database.write() as connection:
+def test_row_1_the_state_of_everything_at_a_glance(at: Open, panel: Panel) -> None:
+    panel.conductor.systems.pause("crm", "ada@example.com", "their maintenance")
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(name="Ada King"))
         connection.execute(
             sa.update(Process).where(Process.kind == "worker").values(last_seen_at=utcnow() - timedelta(hours=1))
         )
-    w.sync()
+    panel.sync()
     visit = at(1400, "dark")
     page = visit.page
     expect(row_of(page, "crm.customer")).to_contain_text("paused")
@@ -150,10 +150,10 @@ def test_row_1_the_state_of_everything_at_a_glance(at: Open, w: World) -> None:
     expect(row_of(page, "crm.customer")).not_to_contain_text("paused")
 
 
-def test_row_2_did_this_record_sync_and_why_not(at: Open, w: World) -> None:
-    with w.database.write() as connection:
+def test_row_2_did_this_record_sync_and_why_not(at: Open, panel: Panel) -> None:
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(city="Paris"))
-    w.sync()
+    panel.sync()
     visit = at(390, "light")
     page = visit.page
     found = {}
@@ -199,7 +199,7 @@ def test_row_2_did_this_record_sync_and_why_not(at: Open, w: World) -> None:
     assert visit.clicks <= 2
 
 
-def test_row_3_working_off_dead_letters(at: Open, w: World) -> None:
+def test_row_3_working_off_dead_letters(at: Open, panel: Panel) -> None:
     visit = at(1400, "light")
     page = visit.page
     visit.go("/dead-letters/")
@@ -216,11 +216,11 @@ def test_row_3_working_off_dead_letters(at: Open, w: World) -> None:
     visit.click(page.locator(".kinds a").first)
     visit.press("Try on one")
     visit.is_headed("Dead letter #2")
-    work_off(w)
+    work_off(panel)
     visit.key("r")
     expect(page.get_by_role("region", name="Reject")).to_contain_text("delivered")
     # The other is mended past the panel: retry all, to the end, and the number that succeeded.
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 4).values(city="Leeds"))
         connection.exec_driver_sql("DELETE FROM change WHERE relayed_at IS NULL")
     visit.go("/dead-letters/")
@@ -232,14 +232,14 @@ def test_row_3_working_off_dead_letters(at: Open, w: World) -> None:
     visit.follow("Retry dead letters of shop.customer, of one kind")
     expect(page.get_by_role("main")).to_contain_text("0 of 1")
     assert faults_of(visit, "a task that runs") == []
-    work_off(w)
+    work_off(panel)
     visit.key("r")
     expect(page.get_by_role("main")).to_contain_text("1 of 1 succeeded, 0 failed again")
     visit.go("/dead-letters/")
     expect(page.get_by_role("main")).to_contain_text("No dead letters.")
 
 
-def test_row_3_discarding_all_is_a_task(at: Open, w: World) -> None:
+def test_row_3_discarding_all_is_a_task(at: Open, panel: Panel) -> None:
     visit = at(390, "dark", "operator")
     page = visit.page
     visit.go("/dead-letters/?subscriber=shop.customer")
@@ -247,16 +247,16 @@ def test_row_3_discarding_all_is_a_task(at: Open, w: World) -> None:
     page.get_by_label("Why need these 2 not be sent?").fill("they moved away")
     visit.press("Discard all 2 that match")
     visit.is_told("2 dead letters are discarded, in the background.")
-    work_off(w)
+    work_off(panel)
     visit.key("r")
     expect(page.get_by_role("main")).to_contain_text("2 discarded: they moved away")
     page.get_by_label("State").select_option("closed")
     visit.press("Filter")
     expect(row_of(page, "#1")).to_contain_text("discarded by operator@example.com: they moved away")
-    assert len(w.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))) == 0
+    assert len(panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))) == 0
 
 
-def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, w: World) -> None:
+def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Panel) -> None:
     visit = at(1400, "dark")
     page = visit.page
     visit.go("/mappings/shop.customer")
@@ -269,8 +269,8 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, w: World) -
     assert faults_of(visit, "a mapping that is tried") == []
     visit.press("Save and send again what differs")
     expect(page.get_by_role("status").filter(has_text="Send again what the mapping")).to_be_visible()
-    work_off(w)
-    assert w.conductor.subscribers["shop.customer"].client.there["cus_3"]["name"] == "ALAN TURING"
+    work_off(panel)
+    assert panel.conductor.subscribers["shop.customer"].client.there["cus_3"]["name"] == "ALAN TURING"
     visit.go("/mappings/shop.customer")
     page.get_by_label("Transform of row 1").fill("lower")
     visit.press("Save as version 2")
@@ -286,7 +286,7 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, w: World) -
     visit.is_told("shop.customer is back to the code's default, as version 4.")
 
 
-def test_row_4_two_people_edit_a_mapping_at_once(at: Open, w: World) -> None:
+def test_row_4_two_people_edit_a_mapping_at_once(at: Open, panel: Panel) -> None:
     ann, ben = at(390, "light"), at(1400, "dark")
     for visit in (ann, ben):
         visit.go("/mappings/shop.customer")
@@ -303,7 +303,7 @@ def test_row_4_two_people_edit_a_mapping_at_once(at: Open, w: World) -> None:
     assert len(ann.complaints) == 1 and "409" in ann.complaints.pop()
 
 
-def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, w: World, tmp_path: Path) -> None:
+def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel, tmp_path: Path) -> None:
     visit = at(390, "dark")
     page = visit.page
     visit.go("/unsubscriptions/")
@@ -324,16 +324,16 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, w: World, tm
     held = page.locator("#held-back")
     expect(held).to_contain_text("an audit of theirs: update only, until")
     expect(held).to_contain_text("by admin@example.com")
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(name="Ada King"))
-    work_off(w)
+    work_off(panel)
     visit.go("/record/customer/1")
     expect(page.get_by_role("region", name="In every system")).to_contain_text("an audit of theirs")
-    assert w.conductor.subscribers["shop.customer"].client.there["cus_1"]["name"] == "Ada Lovelace"
+    assert panel.conductor.subscribers["shop.customer"].client.there["cus_1"]["name"] == "Ada Lovelace"
 
 
-def test_row_6_conflicts_side_by_side(at: Open, w: World) -> None:
-    add_conflicts(w)
+def test_row_6_conflicts_side_by_side(at: Open, panel: Panel) -> None:
+    add_conflicts(panel)
     visit = at(390, "light", "operator")
     page = visit.page
     visit.go("/conflicts/")
@@ -348,14 +348,14 @@ def test_row_6_conflicts_side_by_side(at: Open, w: World) -> None:
     expect(page.get_by_role("button", name="Keep ours in all 2")).to_be_visible()
     assert faults_of(visit, "all alike") == []
     visit.press("Keep ours in all 2")
-    work_off(w)
+    work_off(panel)
     visit.go("/conflicts/?state=settled")
     expect(page.get_by_role("main")).to_contain_text("by operator@example.com")
-    rows = w.rows(sa.select(Customer.email).where(Customer.id.in_([1, 2])).order_by(Customer.id))
+    rows = panel.rows(sa.select(Customer.email).where(Customer.id.in_([1, 2])).order_by(Customer.id))
     assert [row.email for row in rows] == ["theirs1", "grace.hopper@example.com"]
 
 
-def test_row_7_pausing_testing_and_polling_a_system(at: Open, w: World) -> None:
+def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> None:
     visit = at(390, "dark", "operator")
     page = visit.page
     visit.go("/systems/")
@@ -371,11 +371,11 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, w: World) -> None:
     visit.click(shop.get_by_role("button", name="Resume"))
     expect(shop).to_contain_text("closed: calls go through")
     # A call that fails opens the breaker, and its answer says what is left of the quota.
-    client = w.conductor.systems["shop"]
+    client = panel.conductor.systems["shop"]
     client.is_down, client.rate = True, Rate(250, 1000)
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(city="Paris"))
-    w.sync()
+    panel.sync()
     visit.key("r")
     expect(shop).to_contain_text("250 of 1,000")
     expect(shop).to_contain_text("open, 1 try failed")
@@ -383,21 +383,21 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, w: World) -> None:
     client.is_down = False
     visit.press("Poll shop.customer now")
     visit.is_told("shop.customer will be polled in a moment.")
-    assert w.conductor.poll("shop.customer")
-    w.sync()
+    assert panel.conductor.poll("shop.customer")
+    panel.sync()
     visit.key("r")
     expect(shop).to_contain_text("closed: calls go through")
     assert client.there["cus_1"]["address"]["city"] == "Paris"
     visit.press("Test the connection of shop")
     page.wait_for_url("**/tasks/*")
-    work_off(w)
+    work_off(panel)
     visit.key("r")
     expect(page.get_by_role("main")).to_contain_text("the login works, and records can be read")
 
 
 @pytest.mark.parametrize("what", ["Backfill", "Reconcile"])
-def test_row_7_long_work_and_how_far_it_is(at: Open, w: World, what: str) -> None:
-    w.conductor.subscribers["shop.customer"].client.there["cus_1"]["name"] = "Changed there"
+def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) -> None:
+    panel.conductor.subscribers["shop.customer"].client.there["cus_1"]["name"] = "Changed there"
     visit = at(1400, "dark", "operator")
     page = visit.page
     visit.go("/systems/")
@@ -408,32 +408,32 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, w: World, what: str) -> Non
     expect(far.get_by_role("progressbar")).to_have_count(1)
     expect(far).to_contain_text("running")
     assert faults_of(visit, "a task that runs") == []
-    work_off(w)
+    work_off(panel)
     visit.key("r")
     expect(far).to_contain_text("done")
     if what == "Reconcile":
         expect(page.get_by_role("region", name="What drifted apart")).to_contain_text("Changed there")
         visit.press("Repair what drifted")
         visit.is_headed("Repair what drifted in shop.customer")
-        work_off(w)
+        work_off(panel)
         visit.key("r")
         expect(far).to_contain_text("done")
-        assert w.rows(sa.select(Customer.name).where(Customer.id == 1)) == [("Changed there",)]
+        assert panel.rows(sa.select(Customer.name).where(Customer.id == 1)) == [("Changed there",)]
         # Looked at once more, nothing is left.
         visit.go("/systems/")
         visit.click(page.get_by_label("Backfill or reconcile shop.customer"))
         visit.click(page.locator("#shop").get_by_role("button", name=what, exact=True))
         page.wait_for_url("**/tasks/*")
-        work_off(w)
+        work_off(panel)
         visit.key("r")
         expect(far).to_contain_text("done")
         expect(page.get_by_role("region", name="What drifted apart")).to_have_count(0)
 
 
-def test_row_8_webhooks_seen_and_replayed(at: Open, w: World) -> None:
+def test_row_8_webhooks_seen_and_replayed(at: Open, panel: Panel) -> None:
     with pytest.raises(BadSignature):
-        w.conductor.store_webhook("shop", b"{}", {"x-shop-signature": "forged"})
-    w.conductor.receive(1)
+        panel.conductor.store_webhook("shop", b"{}", {"x-shop-signature": "forged"})
+    panel.conductor.receive(1)
     visit = at(1400, "light", "operator")
     page = visit.page
     visit.go("/inbox/")
@@ -445,7 +445,7 @@ def test_row_8_webhooks_seen_and_replayed(at: Open, w: World) -> None:
     expect(page.get_by_role("region", name="What it led to")).to_contain_text("shop.customer")
     visit.press("Replay")
     expect(facts).to_contain_text("waiting")
-    w.conductor.receive(1)
+    panel.conductor.receive(1)
     visit.key("r")
     expect(facts).to_contain_text("done")
     visit.go("/inbox/")
@@ -458,12 +458,12 @@ def test_row_8_webhooks_seen_and_replayed(at: Open, w: World) -> None:
     visit.press("Filter")
     visit.press("Replay 1")
     page.wait_for_url("**/tasks/*")
-    assert w.conductor.tasks.run_some()
-    assert w.rows(sa.select(Inbox.state)) == [("waiting",)]
+    assert panel.conductor.tasks.run_some()
+    assert panel.rows(sa.select(Inbox.state)) == [("waiting",)]
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1400, "light"), (390, "dark")])
-def test_row_9_schedules_in_plain_words(at: Open, w: World, width: int, theme: str) -> None:
+def test_row_9_schedules_in_plain_words(at: Open, panel: Panel, width: int, theme: str) -> None:
     visit = at(width, theme, "operator")
     page = visit.page
     visit.go("/schedules/")
@@ -477,7 +477,7 @@ def test_row_9_schedules_in_plain_words(at: Open, w: World, width: int, theme: s
     expect(poll).not_to_contain_text("paused")
 
 
-def test_row_10_who_did_what_and_who_may(at: Open, w: World) -> None:
+def test_row_10_who_did_what_and_who_may(at: Open, panel: Panel) -> None:
     viewer = at(1400, "dark", "viewer")
     for path in (
         "/",

@@ -11,10 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,7 +21,6 @@ from pydantic import BaseModel, SecretStr
 import subscribers as shipped
 from benchmarks.__main__ import BENCHES
 from cli.new_subscriber import write
-from conductor import Conductor
 from models import capture
 from models.capture import sync_context
 from models.catalogues import CATALOGUES, Customer, Invoice, InvoiceLine
@@ -34,11 +31,10 @@ from settings import VAR, Settings
 from simulators.rest import DEMO_TOKEN
 from simulators.rest import RestSystem as ShopLike
 from subscribers.mapping.paths import nest
-from subscribers.registry import REGISTRY, connect
-from tests.project.test_layers import MAY_IMPORT
-from tests.support.fakes import RecordingPublisher, TestHub
+from subscribers.registry import REGISTRY
+from tests.support.documents import ROOT, marked
+from tests.support.registered_hub import RegisteredHub
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) | {f"bench-{name}" for name in ("", *BENCHES)}
@@ -57,20 +53,6 @@ def code_of(page: Path) -> list[str]:
     blocks = re.findall(r"(?ms)^ *```\w*\n(.*?)^ *```", text)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
     return [line for block in blocks for line in block.splitlines()] + inline
-
-
-def marked(name: str, page: str, language: str = "python") -> str:
-    """The code block that follows the comment `<!-- name -->`."""
-    block = rf"(?ms)^( *)<!-- {re.escape(name)} -->\n *```{language}\n(.*?)^ *```"
-    match = re.search(block, (ROOT / page).read_text())
-    assert match, f"{page} has no block marked {name!r}"
-    return textwrap.dedent(match[2])
-
-
-def table(name: str, page: str) -> list[list[str]]:
-    """The rows of the table that follows the comment `<!-- name -->`, as cells."""
-    text = (ROOT / page).read_text().split(f"<!-- {name} -->\n")[1].split("\n\n")[0]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 
 def slug(heading: str) -> str:
@@ -143,12 +125,6 @@ def test_the_words_are_explained_once_and_in_order() -> None:
     }  # fmt: skip
     assert asked <= set(words)
     assert words == sorted(set(words), key=lambda word: word.strip("`").lower())
-
-
-def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
-    for name, _, imports in table("checked: layers", "docs/explanation/architecture.md"):
-        allowed = {module.partition(".")[0] for module in MAY_IMPORT[name.strip("`/")]}
-        assert set(re.findall(r"`(\w+)`", imports)) == allowed, name
 
 
 # --- settings -------------------------------------------------------------------------------------------
@@ -239,37 +215,12 @@ def test_the_quoted_mappings_are_the_shipped_ones() -> None:
     ):
         section = (ROOT / page).read_text().split("## What is mapped")[1].split("##")[0]
         tables = [re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)`", part) for part in section.split("|---|---|")[1:]]
-        for table, name in zip(tables, names, strict=True):
+        for mapped, name in zip(tables, names, strict=True):
             fields = REGISTRY[name].field_to_data.items()
-            assert dict(table) == {column: f if isinstance(f, str) else f.path for column, f in fields}
+            assert dict(mapped) == {column: f if isinstance(f, str) else f.path for column, f in fields}
 
 
 # --- what runs ------------------------------------------------------------------------------------------
-
-
-class Hub(TestHub):
-    """A hub over real subscribers, moved step by step."""
-
-    def __init__(self, database: Database, names: set[str]) -> None:
-        self.publisher = RecordingPublisher()
-        self.conductor = Conductor(database, connect({name: REGISTRY[name] for name in names}), self.publisher)
-        self.conductor.prepare()
-
-    def execute(self, statement: Any) -> Any:
-        with self.conductor.database.write() as connection:
-            return connection.execute(statement)
-
-    def add(self, **values: Any) -> int:
-        (key,) = self.execute(sa.insert(CUSTOMER).values(**values)).inserted_primary_key
-        return int(key)
-
-    def customer(self, key: int) -> Any:
-        with self.conductor.database.read() as connection:
-            return connection.execute(sa.select(CUSTOMER).where(CUSTOMER.c.id == key)).one()
-
-    def poll(self, name: str) -> None:
-        self.conductor.poll(name)
-        self.run()
 
 
 @pytest.fixture(autouse=True)
@@ -292,15 +243,15 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShopLike]:
 
 
 @pytest.fixture
-def start(sqlite_url: str) -> Iterator[Callable[[str], Hub]]:
+def start(sqlite_url: str) -> Iterator[Callable[[str], RegisteredHub]]:
     """Runs an example's code and starts a hub with the subscribers it registered."""
     migrate(sqlite_url)
     database = Database(sqlite_url)
 
-    def start(code: str) -> Hub:
+    def start(code: str) -> RegisteredHub:
         known = set(REGISTRY)
         exec(compile(code, "example", "exec", dont_inherit=True), {"__name__": "example"})  # noqa: S102 - it is our own documentation
-        return Hub(database, set(REGISTRY) - known)
+        return RegisteredHub(database, set(REGISTRY) - known)
 
     yield start
     database.close()
@@ -320,7 +271,7 @@ SHOPS = [
 
 @pytest.mark.parametrize("page, name", SHOPS)
 def test_an_example_subscriber_keeps_customers_in_sync(
-    page: str, name: str, shop: ShopLike, start: Callable[[str], Hub]
+    page: str, name: str, shop: ShopLike, start: Callable[[str], RegisteredHub]
 ) -> None:
     hub = start(marked(name, page))
     key = hub.add(name="Ada", email="ada@x.example", phone="1", notes="first")
@@ -347,7 +298,7 @@ def test_an_example_subscriber_keeps_customers_in_sync(
     assert len(names) == 2, "matched by its email, not created again"
 
 
-def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[str], Hub]) -> None:
+def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[str], RegisteredHub]) -> None:
     hub = start(marked("runs: configured", "docs/howto/add-a-subscriber.md"))
     key = hub.add(name="Ada", email="ada@x.example")
     hub.run()
@@ -362,7 +313,7 @@ def test_the_configured_example_takes_webhooks(shop: ShopLike, start: Callable[[
     assert hub.customer(key).name == "Ada Lovelace"
 
 
-def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callable[[str], Hub]) -> None:
+def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callable[[str], RegisteredHub]) -> None:
     hub = start(marked("runs: own-class", "docs/howto/add-a-subscriber.md"))
     key, other = hub.add(name="Ada", email="Ada@X.example"), hub.add(name="Nobody")
     hub.run()
@@ -384,7 +335,9 @@ def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callab
     assert hub.customer(third).active is False, "gone there, archived here"
 
 
-def test_the_invoice_example_sends_lines(monkeypatch: pytest.MonkeyPatch, start: Callable[[str], Hub]) -> None:
+def test_the_invoice_example_sends_lines(
+    monkeypatch: pytest.MonkeyPatch, start: Callable[[str], RegisteredHub]
+) -> None:
     monkeypatch.setenv("BOOKS_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("BOOKS_TOKEN", "t")
     hub = start(marked("runs: invoice", "docs/howto/add-a-catalogue.md"))
@@ -445,7 +398,7 @@ def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
         capture.install(connection)
     exec(marked("runs: existing-subscriber", "docs/howto/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
     shop.contacts.create({"name": "Cup", "company": "A-2"})
-    hub = Hub(database, {"shop.article"})
+    hub = RegisteredHub(database, {"shop.article"})
     hub.conductor.backfill("shop.article", "ann")
     while hub.conductor.tasks.list(unfinished=True):
         hub.conductor.tasks.run_some()

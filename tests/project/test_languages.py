@@ -16,11 +16,11 @@ from i18n import ENGLISH, Language, current_locale, gettext, ngettext, set_local
 from models.ledger import AuditEntry
 from models.users import User
 from panel.rendering import filters, locale
-from tests.support.panel_world import World, add_conflicts, csrf, post, world
+from tests.support.panel import Panel, add_conflicts, csrf, open_panel, post
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: One of each kind; those of the fixtures' world.
+#: One of each kind; those of the fixtures' panel.
 PAGES = (
     "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
     "/mappings/shop.customer", "/mappings/crm.customer", "/mappings/crm.customer/versions/1", "/unsubscriptions/",
@@ -41,8 +41,8 @@ GERMAN = {"Accept-Language": "de-DE,de;q=0.9,en;q=0.5"}
 
 
 @pytest.fixture(scope="module")
-def w(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with world(f"sqlite:///{tmp_path_factory.mktemp('panel') / 'syncflow.db'}") as made:
+def panel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Panel]:
+    with open_panel(f"sqlite:///{tmp_path_factory.mktemp('panel') / 'syncflow.db'}") as made:
         add_conflicts(made)
         yield made
 
@@ -86,15 +86,15 @@ def test_a_text_is_said_in_the_language_chosen_and_in_english_without_one() -> N
 # --- whose language -----------------------------------------------------------------------------------------
 
 
-def test_the_login_page_speaks_as_the_browser_asks(w: World) -> None:
-    german = w.client().get("/login", headers=GERMAN).text
+def test_the_login_page_speaks_as_the_browser_asks(panel: Panel) -> None:
+    german = panel.client().get("/login", headers=GERMAN).text
     assert '<html lang="de"' in german and "<h1>Anmelden</h1>" in german
     for other in ({}, {"Accept-Language": "fr"}, {"Accept-Language": "en-US,de;q=0.5"}):
-        assert '<html lang="en">' in w.client().get("/login", headers=other).text
+        assert '<html lang="en">' in panel.client().get("/login", headers=other).text
 
 
-def test_the_choice_of_the_account_goes_before_the_browsers(w: World) -> None:
-    client = w.client("operator")
+def test_the_choice_of_the_account_goes_before_the_browsers(panel: Panel) -> None:
+    client = panel.client("operator")
     try:
         answer = post(client, "/account/language", language="de")
         assert answer.status_code == 303
@@ -102,56 +102,56 @@ def test_the_choice_of_the_account_goes_before_the_browsers(w: World) -> None:
         assert '<html lang="de"' in page and "Das Panel spricht ab jetzt Deutsch." in page
         assert 'value="de" lang="de" selected' in page
         newest = sa.select(AuditEntry.action, AuditEntry.details).order_by(AuditEntry.id.desc()).limit(1)
-        assert w.rows(newest)[0] == ("user.language", {"language": "de"})
+        assert panel.rows(newest)[0] == ("user.language", {"language": "de"})
         # The others go on in theirs.
-        assert '<html lang="en">' in w.client("viewer").get("/").text
+        assert '<html lang="en">' in panel.client("viewer").get("/").text
     finally:
         post(client, "/account/language", language="")
     assert '<html lang="en">' in client.get("/account/").text
     assert '<html lang="de"' in client.get("/account/", headers=GERMAN).text
 
 
-def test_no_other_language_is_taken(w: World) -> None:
-    assert post(w.client("viewer"), "/account/language", language="xx").status_code == 400
-    assert w.rows(sa.select(User.language).where(User.email == "viewer@example.com"))[0][0] is None
+def test_no_other_language_is_taken(panel: Panel) -> None:
+    assert post(panel.client("viewer"), "/account/language", language="xx").status_code == 400
+    assert panel.rows(sa.select(User.language).where(User.email == "viewer@example.com"))[0][0] is None
 
 
-def test_a_language_that_is_gone_counts_as_none(w: World) -> None:
-    client = w.client("viewer")
-    with w.database.write() as connection:
+def test_a_language_that_is_gone_counts_as_none(panel: Panel) -> None:
+    client = panel.client("viewer")
+    with panel.database.write() as connection:
         connection.execute(sa.update(User).where(User.email == "viewer@example.com").values(language="xx"))
     try:
         assert '<html lang="de"' in client.get("/", headers=GERMAN).text
     finally:
-        with w.database.write() as connection:
+        with panel.database.write() as connection:
             connection.execute(sa.update(User).values(language=None))
 
 
-def test_programs_are_answered_in_english(w: World) -> None:
-    assert "A login is needed" in w.client().get("/metrics", headers=GERMAN).text
-    assert "That is not done this way" in w.client().get("/webhooks/shop", headers=GERMAN).text
+def test_programs_are_answered_in_english(panel: Panel) -> None:
+    assert "A login is needed" in panel.client().get("/metrics", headers=GERMAN).text
+    assert "That is not done this way" in panel.client().get("/webhooks/shop", headers=GERMAN).text
 
 
-def test_the_next_request_of_a_thread_begins_anew(w: World) -> None:
-    w.client().get("/login", headers=GERMAN)
+def test_the_next_request_of_a_thread_begins_anew(panel: Panel) -> None:
+    panel.client().get("/login", headers=GERMAN)
     assert current_locale() is ENGLISH
 
 
-def test_an_open_page_is_made_anew_in_another_language(w: World) -> None:
-    client = w.client("viewer")
+def test_an_open_page_is_made_anew_in_another_language(panel: Panel) -> None:
+    client = panel.client("viewer")
     etag = client.get("/tasks/").headers["ETag"]
     asked = {"HX-Request": "true", "If-None-Match": etag}
     assert client.get("/tasks/", headers=asked).status_code == 304
     assert client.get("/tasks/", headers=asked | GERMAN).status_code == 200
 
 
-def test_the_login_library_speaks_the_same_language(w: World) -> None:
-    client = w.client()
+def test_the_login_library_speaks_the_same_language(panel: Panel) -> None:
+    client = panel.client()
     ours = post(client, "/login", email="viewer@example.com", password="wrong")
     assert "Email or password is wrong." in ours.text
     data = {"email": "viewer@example.com", "password": "wrong", "csrf_token": csrf(client)}
     assert "E-Mail oder Passwort ist falsch." in client.post("/login", data=data, headers=GERMAN).text
-    client = w.client("viewer")
+    client = panel.client("viewer")
     data = {"password": "wrong", "new_password": "a long new password", "csrf_token": csrf(client)}
     theirs = client.post("/change", data=data | {"new_password_confirm": "another one"}, headers=GERMAN).text
     assert "Passwörter stimmen nicht überein" in theirs and "Passwort ändern" in theirs
@@ -175,7 +175,7 @@ class Marked(NullTranslations):
 
 
 class Page(HTMLParser):
-    """What a page says, its attributes for people included; without code, times and what the world's records hold."""
+    """What a page says, its attributes for people included; without code, times and the contents of records."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -219,23 +219,23 @@ def left_over(html: str) -> set[str]:
     return {line for line in lines if re.search(r"[A-Za-z]{2}", line)}
 
 
-def test_every_page_says_all_it_says_through_the_catalogue(w: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_page_says_all_it_says_through_the_catalogue(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = runpy.run_path(str(ROOT / "scripts" / "texts"))["in_sources"]()
     known = {text for message in sources for text in ([message.id] if isinstance(message.id, str) else message.id)}
     marked = {"en": ENGLISH, "de": Language("de", "Deutsch", Marked(known))}
     monkeypatch.setattr(locale, "all_languages", lambda: marked)
-    client = w.client("admin")
+    client = panel.client("admin")
     found = {}
     for path in (*PAGES, "/mappings/shop.customer?from=default", "/nobody"):
         answer = client.get(path, headers=GERMAN)
         assert answer.status_code == (404 if path == "/nobody" else 200), path
         found[path] = left_over(answer.text)
-    found["/login"] = left_over(w.client().get("/login", headers=GERMAN).text)
+    found["/login"] = left_over(panel.client().get("/login", headers=GERMAN).text)
     assert {path: texts for path, texts in found.items() if texts} == {}
 
 
-def test_every_page_is_german_for_a_german(w: World) -> None:
-    client = w.client("operator")
+def test_every_page_is_german_for_a_german(panel: Panel) -> None:
+    client = panel.client("operator")
     pages = {path: client.get(path, headers=GERMAN).text for path in GERMAN_PAGES}
     headings = {path: re.findall(r"<h1>\s*(.*?)\s*</h1>", text, re.DOTALL) for path, text in pages.items()}
     assert headings == {path: [heading] for path, heading in GERMAN_PAGES.items()}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.documents import table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,6 +215,23 @@ def test_no_private_name_is_imported() -> None:
         and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
     ]
     assert private == []
+
+
+def test_the_table_of_layers_is_the_one_that_is_checked() -> None:
+    for name, _, imports in table("checked: layers", "docs/explanation/architecture.md"):
+        allowed = {module.partition(".")[0] for module in MAY_IMPORT[name.strip("`/")]}
+        assert set(re.findall(r"`(\w+)`", imports)) == allowed, name
+
+
+def test_test_files_import_no_test_file() -> None:
+    """Helpers that several test files need are in tests/support/."""
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources("tests")
+        for name, line in imported(path)
+        if name.startswith("tests.") and any(part.startswith("test_") for part in name.split(".")[1:-1])
+    ]
+    assert found == [], "move what they share to tests/support/"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from subscribers.files.subscriber import FileSubscriber
 from subscribers.mapping.fields import Field
 from subscribers.registry import REGISTRY, connect
 from subscribers.rest import RestSubscriber, RestSystem
-from tests.project.test_docs import marked, table
+from tests.support.documents import marked, table
 from workers.runtime import build
 
 FINE = """

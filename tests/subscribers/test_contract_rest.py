@@ -24,9 +24,9 @@ from simulators.simulators import WEBHOOK_SECRET, Simulator
 from subscribers.base import Subscriber
 from subscribers.config_file import register_file
 from subscribers.registry import REGISTRY
-from tests.project.test_docs import marked
 from tests.subscribers.contract import Contract
 from tests.support import rest_servers
+from tests.support.documents import marked
 from tests.support.rest_servers import PATIENCE
 
 #: Said anew on each leg of the way.

@@ -23,7 +23,7 @@ from subscribers.files.formats import BadFile, Row
 from subscribers.files.subscriber import FileSubscriber
 from subscribers.mapping.fields import Field
 from subscribers.registry import REGISTRY, register
-from tests.project.test_docs import Hub
+from tests.support.registered_hub import RegisteredHub
 
 CUSTOMER = Customer.__table__
 
@@ -78,16 +78,16 @@ def folder(tmp_path: Path) -> Folder:
 @pytest.fixture
 def start(
     folder: Folder, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Callable[..., Hub]]:
+) -> Iterator[Callable[..., RegisteredHub]]:
     before, databases = dict(REGISTRY), []
 
-    def start(**chosen: Any) -> Hub:
+    def start(**chosen: Any) -> RegisteredHub:
         file = tmp_path / f"{len(databases)}.db"
         shutil.copy(migrated_sqlite, file)
         databases.append(Database(f"sqlite:///{file}"))
         kind = register(type("Chosen", (Rows,), {"__qualname__": "Chosen", **chosen}))
         monkeypatch.setenv(f"{kind.system.upper()}_FOLDER", str(folder.top.parent))
-        return Hub(databases[-1], {kind.name()})
+        return RegisteredHub(databases[-1], {kind.name()})
 
     yield start
     for database in databases:
@@ -96,18 +96,18 @@ def start(
     REGISTRY.update(before)
 
 
-def poll(hub: Hub) -> None:
+def poll(hub: RegisteredHub) -> None:
     hub.poll("erp.customer")
 
 
-def customers(hub: Hub, *columns: str) -> list[Any]:
+def customers(hub: RegisteredHub, *columns: str) -> list[Any]:
     names = columns or ("name",)
     with hub.conductor.database.read() as connection:
         found = connection.execute(sa.select(*(CUSTOMER.c[name] for name in names)).order_by(CUSTOMER.c.id)).all()
     return [row[0] if len(names) == 1 else tuple(row) for row in found]
 
 
-def deliveries(hub: Hub) -> list[tuple[str, str]]:
+def deliveries(hub: RegisteredHub) -> list[tuple[str, str]]:
     with hub.conductor.database.read() as connection:
         return [tuple(r) for r in connection.execute(sa.select(Delivery.operation, Delivery.outcome)).all()]
 
@@ -407,7 +407,7 @@ def test_a_folder_that_is_not_there_is_a_system_that_is_down(start: Any, folder:
 # --- snapshots ----------------------------------------------------------------------------------------
 
 
-def drop_snapshot(folder: Folder, hub: Hub, numbers: range, extra: str = "") -> None:
+def drop_snapshot(folder: Folder, hub: RegisteredHub, numbers: range, extra: str = "") -> None:
     folder.drop(f"{time.time_ns()}.csv", "number,name\n" + "".join(f"{n},N{n}\n" for n in numbers) + extra)
     poll(hub)
 

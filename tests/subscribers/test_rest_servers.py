@@ -20,8 +20,9 @@ from subscribers.config_file import register_file
 from subscribers.mapping.mapper import pick
 from subscribers.records import Item
 from subscribers.registry import REGISTRY
-from tests.project.test_docs import Hub, marked
 from tests.support import rest_servers
+from tests.support.documents import marked
+from tests.support.registered_hub import RegisteredHub
 from tests.support.rest_servers import Server
 from tests.support.runtimes import until
 
@@ -76,20 +77,20 @@ def kinto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def declare(
     tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, Server, str], Hub]]:
+) -> Iterator[Callable[[str, Server, str], RegisteredHub]]:
     """Starts a hub with what a block of docs/howto/rest.md declares, as it stands there or with one line more."""
     before, path = dict(REGISTRY), tmp_path / "syncflow.db"
     shutil.copy(migrated_sqlite, path)
     database = Database(f"sqlite:///{path}")
 
-    def declare(name: str, server: Server, more: str = "poll_seconds = 60") -> Hub:
+    def declare(name: str, server: Server, more: str = "poll_seconds = 60") -> RegisteredHub:
         server.clear()
         file = tmp_path / "systems.toml"
         file.write_text(marked(f"runs: {name}", PAGE, "toml").replace("poll_seconds = 60", more))
         monkeypatch.setenv(f"{name.upper()}_URL", server.url)
         monkeypatch.setenv(f"{name.upper()}_{'PASSWORD' if name == 'kinto' else 'TOKEN'}", server.secret)
         monkeypatch.setenv(f"{name.upper()}_WEBHOOK_SECRET", SECRET)
-        return Hub(database, {subscriber.name() for subscriber in register_file(file)})
+        return RegisteredHub(database, {subscriber.name() for subscriber in register_file(file)})
 
     yield declare
     database.close()
@@ -183,12 +184,12 @@ def test_pocketbases_words_stand_in_the_dead_letter(declare: Any, pocketbase: Se
     assert (letter.error, letter.fields) == ("Reject", {"mail": "Must be a valid email address."})
 
 
-def names(hub: Hub) -> list[str]:
+def names(hub: RegisteredHub) -> list[str]:
     with hub.conductor.database.read() as connection:
         return list(connection.execute(sa.select(CUSTOMER.c.name).order_by(CUSTOMER.c.name)).scalars())
 
 
-def hear(hub: Hub, receiver: Receiver) -> None:
+def hear(hub: RegisteredHub, receiver: Receiver) -> None:
     """Store the one webhook that comes now, and apply it."""
     body, headers = until(lambda: receiver.got.pop(0) if receiver.got else None)
     assert hub.conductor.store_webhook("pocketbase", body, headers)

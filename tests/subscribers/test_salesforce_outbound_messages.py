@@ -15,7 +15,7 @@ from settings import Settings
 from simulators.salesforce import SalesforceSimulator
 from simulators.salesforce.messages import OutboundMessages
 from simulators.salesforce.org import ORG_ID
-from tests.support.panel_world import served
+from tests.support.panel import served
 from tests.support.salesforce_hub import SalesforceHub
 
 ADDRESS = "/webhooks/salesforce/new"

@@ -1,4 +1,4 @@
-"""A small world for the panel's tests: a real conductor over a real database and one made-up system."""
+"""The panel for its tests: a real conductor over a real database, and two made-up systems."""
 
 from __future__ import annotations
 
@@ -95,12 +95,14 @@ def signature(body: bytes) -> str:
     return hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
 
 
-#: What ends a session, and what signs it -> its cookie: hashing a password is slow on purpose.
+#: (user's uniquifier, secret key) -> session cookie. Logging in again would hash the password again, which is slow.
 _SESSIONS: dict[tuple[str, str], str] = {}
 
 
 @dataclass
-class World:
+class Panel:
+    """The application and what is behind it."""
+
     database: Database
     conductor: Conductor
     publisher: RecordingPublisher
@@ -111,14 +113,14 @@ class World:
             return list(connection.execute(statement).all())
 
     def client(self, role: str | None = None) -> FlaskClient:
-        """A browser of its own, logged in."""
+        """Return a client of its own, logged in as a user with this role."""
         client = self.app.test_client()
         if role is None:
             return client
         email = f"{role}@example.com"
-        people = sa.select(models.users.User.fs_uniquifier).where(models.users.User.email == email)
-        lives = self.rows(people)[0].fs_uniquifier
-        session = lives, str(self.app.secret_key)
+        user = sa.select(models.users.User.fs_uniquifier).where(models.users.User.email == email)
+        uniquifier = self.rows(user)[0].fs_uniquifier
+        session = uniquifier, str(self.app.secret_key)
         if session in _SESSIONS:
             client.set_cookie("syncflow", _SESSIONS[session])
         elif log_in(client, email).headers.get("Location") == "/" and (kept := client.get_cookie("syncflow")):
@@ -126,7 +128,7 @@ class World:
         return client
 
     def sync(self) -> None:
-        """What relay and workers would do, now."""
+        """Relay and deliver everything, as the processes would."""
         self.conductor.relay()
         with self.database.read() as connection:
             ids = [str(i) for i in connection.scalars(sa.select(Customer.id))]
@@ -135,19 +137,19 @@ class World:
 
 
 @contextmanager
-def world(
+def open_panel(
     database_url: str,
     *,
     seeded: bool = True,
     shop: tuple[type[Shop], type[ShopCustomer]] | None = (Shop, ShopCustomer),
     **settings: Any,
-) -> Iterator[World]:
-    """`shop`: a shop and its subscriber that do more than refuse and break."""
+) -> Iterator[Panel]:
+    """Open a panel over an empty database; `shop` replaces the made-up shop and its subscriber."""
     database = Database(database_url)
     Base.metadata.create_all(database.engine)
     with database.write() as connection:
         capture.install(connection, [CATALOGUES["customer"]])
-    _people(database)
+    _create_users(database)
     shop_class, customer_class = shop
     crm, publisher = System("crm", Options()), RecordingPublisher()
     subscribers: dict[str, Subscriber] = {
@@ -158,30 +160,30 @@ def world(
     conductor.prepare()
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
-    # By a clock that stands still nothing is ever dear: pages are made anew however slow the machine is.
+    # With a clock that stands still no overview counts as expensive: every page is built again.
     app.extensions["syncflow_overview"] = OverviewCache(
         conductor.reports.overview_version, conductor.reports.overview, clock=lambda: 0.0
     )
-    made = World(database, conductor, publisher, app)
+    panel = Panel(database, conductor, publisher, app)
     if seeded:
-        seed(made)
+        seed(panel)
     try:
-        yield made
+        yield panel
     finally:
         database.close()
 
 
-#: The rows that `create_user` made, to be copied: hashing a password is slow on purpose.
-_MADE: dict[str, list[dict[str, Any]]] = {}
+#: Table -> rows that `create_user` wrote. They are copied, because hashing a password is slow.
+_USER_ROWS: dict[str, list[dict[str, Any]]] = {}
 
 
-def _people(database: Database) -> None:
-    """A viewer, an operator and an admin."""
+def _create_users(database: Database) -> None:
+    """Create a viewer, an operator and an admin."""
     tables = [models.users.Role.__table__, models.users.User.__table__, models.users.roles_users]
-    if _MADE:
+    if _USER_ROWS:
         with database.write() as connection:
             for table in tables:
-                connection.execute(sa.insert(table), _MADE[table.name])
+                connection.execute(sa.insert(table), _USER_ROWS[table.name])
         if not database.is_sqlite:
             _restart_keys(database)
         return
@@ -189,22 +191,22 @@ def _people(database: Database) -> None:
         create_user(database, f"{role}@example.com", PASSWORD, role)
     with database.read() as connection:
         for table in tables:
-            _MADE[table.name] = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
+            _USER_ROWS[table.name] = [dict(row) for row in connection.execute(sa.select(table)).mappings()]
 
 
 def _restart_keys(database: Database) -> None:
-    # PostgreSQL's sequences do not notice keys that were given.
+    # PostgreSQL's sequences ignore keys that an INSERT names.
     with database.write() as connection:
         for table in ("role", "user"):
             name = f"pg_get_serial_sequence('\"{table}\"', 'id')"
             connection.exec_driver_sql(f"SELECT setval({name}, 100)")
 
 
-def seed(made: World) -> None:
-    """Customers that synced, some that are refused, a webhook, an unsubscription, a saved mapping."""
+def seed(panel: Panel) -> None:
+    """Add delivered and refused customers, a webhook, an unsubscription and a saved mapping."""
     people = [("Ada Lovelace", "London"), ("Grace Hopper", "New York"), ("Alan Turing", "Wilmslow")]
     people += [("Nobody One", "Nowhere"), ("Nobody Two", "Nowhere")]
-    with made.database.write() as connection:
+    with panel.database.write() as connection:
         for name, city in people:
             email = f"{name.split()[0].lower()}.{name.split()[1].lower()}@example.com"
             connection.execute(sa.insert(Customer).values(name=name, email=email, city=city))
@@ -212,18 +214,18 @@ def seed(made: World) -> None:
         for kind in ("web", "relay", "worker", "scheduler"):
             connection.execute(sa.insert(Process).values(name=f"{kind}-1", kind=kind, started_at=now, last_seen_at=now))
         connection.execute(sa.insert(Cursor).values(subscriber="shop.customer", polled_at=now, result="2 records"))
-    conductor = made.conductor
+    conductor = panel.conductor
     conductor.unsubscriptions.create("crm.customer", None, ["2"], None, "billing freeze", "operator@example.com")
-    made.sync()
+    panel.sync()
     body = b'{"id": "evt_1", "type": "customer.updated", "data": {"id": "cus_1", "name": "Ada King"}}'
     conductor.store_webhook("shop", body, {"x-shop-signature": signature(body), "content-type": "application/json"})
     rows = conductor.mappings.latest("crm.customer")[0].rows()
     conductor.mappings.save("crm.customer", rows, "admin@example.com", 0)
 
 
-def add_conflict(made: World, path: str = "email") -> int:
-    """A field of the first customer that changed on both sides, for a person to settle; its number."""
-    with made.database.write() as connection:
+def add_conflict(panel: Panel, path: str = "email") -> int:
+    """Add a conflict about a field of the first customer and return its id."""
+    with panel.database.write() as connection:
         linked = (Link.subscriber == "shop.customer", Link.record_id == "1")
         link = connection.execute(sa.select(Link.__table__).where(*linked)).one()
         known = sa.delete(Conflict).where(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
@@ -235,16 +237,16 @@ def add_conflict(made: World, path: str = "email") -> int:
         return int(connection.execute(insert).scalar_one())
 
 
-def add_delivery(w: World, at: datetime | None = None) -> None:
-    """Something was just delivered to the shop, or at some time."""
+def add_delivery(panel: Panel, at: datetime | None = None) -> None:
+    """Add a delivery to the shop, now or at a given time."""
     row = {"subscriber": "shop.customer", "record_id": "1", "direction": "out", "operation": "update"}
-    with w.database.write() as connection:
+    with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery).values(**row, outcome="delivered", at=at or utcnow()))
 
 
-def add_conflicts(w: World) -> list[int]:
-    """Of three customers the email, of the first the city too."""
-    with w.database.write() as connection:
+def add_conflicts(panel: Panel) -> list[int]:
+    """Add conflicts about the email of three customers and the city of the first; return their ids."""
+    with panel.database.write() as connection:
         fields = [("1", "email"), ("2", "email"), ("3", "email"), ("1", "address.city")]
         rows = []
         for record_id, path in fields:
@@ -260,7 +262,7 @@ def add_conflicts(w: World) -> list[int]:
 
 
 def csrf(client: FlaskClient) -> str:
-    """The token of this client's session: any form of it carries one."""
+    """Return the token of this client's session, read from a form."""
     page = client.get("/change", follow_redirects=True).text
     found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page)
     assert found, page
@@ -277,9 +279,9 @@ def post(client: FlaskClient, path: str, **data: Any) -> Any:
 
 @contextmanager
 def served(app: Flask) -> Iterator[str]:
-    """The app on a port of its own, for a browser."""
+    """Serve the app on a free port, for a browser, and yield its URL."""
     server = threaded_server(app, "127.0.0.1", 0)
-    # How long `shutdown` waits is how often it looks.
+    # `shutdown` waits for one poll interval.
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -290,4 +292,4 @@ def served(app: Flask) -> Iterator[str]:
         server.server_close()
 
 
-__all__ = ["PASSWORD", "ROLES", "World", "csrf", "log_in", "models", "post", "served", "signature", "world"]
+__all__ = ["PASSWORD", "ROLES", "Panel", "csrf", "log_in", "models", "open_panel", "post", "served", "signature"]
