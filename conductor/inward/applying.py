@@ -130,7 +130,7 @@ class InboundApplier:
         recreate = subscriber.on_gone == "recreate" or (subscriber.on_gone == "delete" and link.is_owed)
         if recreate:
             values = state.recreated() | state.owed(now, state.Via.CALLER)
-            message = "deleted in the system; it is created again"
+            message = "deleted in the system; it will be created again"
         else:
             values = state.unlinked(now, deleted_remotely=True)
             values |= close_conflicts(connection, link, "gone", now)
@@ -140,10 +140,10 @@ class InboundApplier:
         return write_delivery(self.context, connection, incoming, link, "applied", message, owed=recreate)
 
     def _follow_merge(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, merged_into: str) -> Applied:
-        """Link to the record that the deleted one was merged into, to which no link of ours leads."""
-        # The base stays: what the other record holds instead is applied as an edit when it comes in.
+        """Link to the record that the deleted one was merged into; no other link leads there."""
+        # The base stays, so the values of the other record are applied as edits when its event arrives.
         state.write(connection, link.id, {"external_id": merged_into, "write_windows": None})
-        message = f"merged into {merged_into} in the system, which it is linked to now"
+        message = f"merged into {merged_into} in the system, and linked to that record"
         return write_delivery(self.context, connection, incoming, link, "applied", message)
 
     # --- unknown records ------------------------------------------------------------------------------
@@ -180,11 +180,11 @@ class InboundApplier:
         leases.take_over(connection, link, incoming.token, now)
         found = {"external_id": incoming.external.id, "create_token": None}
         state.write(connection, link.id, found | state.owed(now, state.Via.CALLER))
-        message = "deleted in the database; the system is owed the deletion"
+        message = "deleted in the database; the deletion is pending"
         return write_delivery(self.context, connection, incoming, link, "skipped", message, owed=True)
 
     def _link_and_merge(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
-        """Link an external record to an internal one and merge them, unless that one has another link."""
+        """Link an external record to an internal one and merge them, unless that one is linked already."""
         subscriber = incoming.subscriber
         link = matching.link_by_record(connection, subscriber, record_id)
         if link is None:

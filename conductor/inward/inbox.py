@@ -32,8 +32,8 @@ from subscribers.records import External
 
 logger = logging.getLogger(__name__)
 
-#: Seconds until an event is tried again whose record is being delivered.
-LEASED_PAUSE_SECONDS = 1.0
+#: The pause of an event whose record is being delivered; no event is tried again sooner.
+SHORTEST_PAUSE_SECONDS = 1.0
 
 #: Characters of an unexpected error that are shown.
 _ERROR_CHARACTERS = 300
@@ -80,14 +80,14 @@ class InboxProcessor:
         self.limits = limits
 
     def process(self, inbox_id: int) -> None:
-        """Apply one inbox row and record the result. A row that does not wait (any more) is left alone."""
+        """Apply one inbox row and record the result. A row that is not waiting is left alone."""
         row = self._waiting_row(inbox_id)
         if row is None or self.breaker.is_paused(row.system):
             return  # resuming a paused system publishes its rows
         try:
             result = self._apply_row(row)
             if isinstance(result, Postponed):
-                seconds = max(result.after_seconds, LEASED_PAUSE_SECONDS)
+                seconds = max(result.after_seconds, SHORTEST_PAUSE_SECONDS)
                 self._postpone(row, result.reason, seconds, attempts=row.attempts)
             else:
                 self._mark_applied(row, result)
@@ -96,7 +96,7 @@ class InboxProcessor:
         except Stopping:
             return  # another process applies the row
         except leases.LinkLeased:
-            self._postpone(row, "the record is being delivered", LEASED_PAUSE_SECONDS, attempts=row.attempts)
+            self._postpone(row, "the record is being delivered", SHORTEST_PAUSE_SECONDS, attempts=row.attempts)
         except SyncError as error:
             self._fail(row, error)
         except Exception as error:
@@ -189,7 +189,7 @@ class InboxProcessor:
             self._postpone(row, str(error), error.after or self.context.policy.probe_min, attempts=row.attempts)
             return
         attempts = row.attempts + 1
-        # An event may come before its record can be read, so a record that is gone is tried again.
+        # An event may arrive before its record can be read, so `Gone` is tried again here.
         may_succeed = error.unlinks or not error.is_terminal
         if may_succeed and attempts < self.context.policy.max_attempts:
             self._postpone(row, str(error), error.after or self.context.policy.backoff(attempts), attempts=attempts)
@@ -209,7 +209,7 @@ class InboxProcessor:
     def _fetch_and_apply(
         self, subscriber: Subscriber, event: External, inbox_id: int | None = None
     ) -> Applied | Postponed:
-        """Fetch a record while no process delivers it, and apply it."""
+        """Fetch a record under its link's lease, so that no process delivers it meanwhile, and apply it."""
         permit = self.breaker.gate(subscriber.system)
         if not permit.open:
             return Postponed(permit.reason, permit.after)

@@ -90,7 +90,8 @@ def matched_record(connection: sa.Connection, incoming: Incoming) -> str | None:
     found = subscriber.records.find(connection, values) if values else []
     if len(found) > 1:
         names = ", ".join(subscriber.match_on)
-        raise Reject(f"several records in the database have the same {names} as {incoming.external.id}")
+        message = f"several records in the database have the same {names} as {incoming.external.id}"
+        raise Reject(message, code="ambiguous_match")
     if not found:
         return None
     link = link_by_record(connection, subscriber, found[0])
