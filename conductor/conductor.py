@@ -30,10 +30,11 @@ from conductor.retention import Retention
 from conductor.schedule import JobScheduler
 from conductor.systems.caller import SystemCaller
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits
+from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.connection_check import Checking, Finding
 from conductor.systems.control import SystemControl
 from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.rate_limits import RateLimiter
 from conductor.tasks.backfill import Backfill
 from conductor.tasks.check_connection import Connection
 from conductor.tasks.discard_dead_letters import Discarding
@@ -70,7 +71,8 @@ class Conductor:
         self.dead_letters = DeadLetterOperations(self.context, self.letters)
         self.mappings = Mappings(self.context)
         self.relations = Relations(self.context)
-        self.limits = Limits(self.context)
+        self.rate_limits = RateLimiter(self.context)
+        self.concurrency = ConcurrencyLimiter(self.context)
         self.guard = DeleteGuard(self.context)
         self.routing = Routing(self.context)
         self.recovery = Recovery(self.context)
@@ -78,13 +80,13 @@ class Conductor:
             self.context,
             self.breaker,
             BatchLoader(self.context, self.breaker, self.mappings, self.relations),
-            Sender(self.context, self.limits),
+            Sender(self.context, self.concurrency),
             ResultWriter(self.context, self.breaker, self.letters, self.relations),
-            self.limits,
+            self.concurrency,
             self.guard,
         )
         self.inward = Inward(
-            self.context, self.breaker, self.mappings, self.letters, self.relations, self.guard, self.limits
+            self.context, self.breaker, self.mappings, self.letters, self.relations, self.guard, self.concurrency
         )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)
@@ -100,7 +102,7 @@ class Conductor:
         self.replaying = Replaying(self.context, self.tasks)
         self.alike = Alike(self.context, self.conflicts, self.tasks)
         self.resending = Resending(self.context, self.mappings, self.relations, self.tasks)
-        self.caller = SystemCaller(self.context, self.breaker, self.limits)
+        self.caller = SystemCaller(self.context, self.breaker, self.concurrency)
         self.filling = Backfill(
             self.context, self.mappings, self.letters, self.inward.applying, self.caller, self.tasks
         )
@@ -114,7 +116,8 @@ class Conductor:
         """Make sure that systems and jobs have their rows; every process does it at its start."""
         self.breaker.ensure_rows()
         self.schedule.ensure_rows()
-        self.limits.attach()
+        self.rate_limits.attach()
+        self.concurrency.ensure_slots()
 
     def stop(self) -> None:
         """From now on finish only what is in hand; the rest goes back to its queue."""

@@ -15,7 +15,7 @@ from conductor.inward.webhooks import Webhooks
 from conductor.links.relations import Relations
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits
+from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.delete_guard import DeleteGuard
 
 
@@ -30,9 +30,9 @@ class Inward:
         letters: DeadLetterStore,
         relations: Relations,
         guard: DeleteGuard,
-        limits: Limits,
+        concurrency: ConcurrencyLimiter,
     ) -> None:
         self.webhooks = Webhooks(context)
         self.applying = InboundApplier(context, relations, guard)
-        self.polling = Polling(context, breaker, mappings, self.applying, guard, limits)
-        self.inbox = InboxProcessor(context, breaker, mappings, letters, self.applying, guard, limits)
+        self.polling = Polling(context, breaker, mappings, self.applying, guard, concurrency)
+        self.inbox = InboxProcessor(context, breaker, mappings, letters, self.applying, guard, concurrency)

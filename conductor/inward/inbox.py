@@ -21,7 +21,7 @@ from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, Need
 from conductor.links import leases
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits, Stopping
+from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from models.ledger import Inbox
 from subscribers.base import Subscriber, normalize_incoming
@@ -69,7 +69,7 @@ class InboxProcessor:
         letters: DeadLetterStore,
         applying: InboundApplier,
         guard: DeleteGuard,
-        limits: Limits,
+        concurrency: ConcurrencyLimiter,
     ) -> None:
         self.context = context
         self.breaker = breaker
@@ -77,7 +77,7 @@ class InboxProcessor:
         self.letters = letters
         self.applying = applying
         self.guard = guard
-        self.limits = limits
+        self.concurrency = concurrency
 
     def process(self, inbox_id: int) -> None:
         """Apply one inbox row and record the result. A row that is not waiting is left alone."""
@@ -238,7 +238,7 @@ class InboxProcessor:
     def _fetch(self, subscriber: Subscriber, event: External) -> External:
         """Return the record as it is now; one that no longer exists is returned as deleted."""
         try:
-            with self.limits.slot(subscriber.system):
+            with self.concurrency.slot(subscriber.system):
                 subscriber.client.pace()
                 return normalize_incoming(subscriber, subscriber.fetch(event.id))
         except Gone as gone:

@@ -18,7 +18,7 @@ from conductor.inward.inbox import publish_owed, store_polled
 from conductor.inward.incoming import HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits, Stopping
+from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from models.ledger import Cursor
 from subscribers.base import Subscriber, normalize_incoming
@@ -56,14 +56,14 @@ class Polling:
         mappings: Mappings,
         applying: InboundApplier,
         guard: DeleteGuard,
-        limits: Limits,
+        concurrency: ConcurrencyLimiter,
     ) -> None:
         self.context = context
         self.breaker = breaker
         self.mappings = mappings
         self.applying = applying
         self.guard = guard
-        self.limits = limits
+        self.concurrency = concurrency
 
     def poll(self, name: str) -> int:
         """Read and apply what changed since the cursor. Return the number of records read.
@@ -101,10 +101,10 @@ class Polling:
         """Read and apply pages. Return the number of records, or None if the system was not called."""
         count = 0
         try:
-            with self.limits.slot(subscriber.system):
+            with self.concurrency.slot(subscriber.system):
                 for page in _paced_pages(subscriber, turn.position):
                     owed = self.context.database.run_in_transaction(self._apply_page, subscriber, page, turn)
-                    self.limits.renew()
+                    self.concurrency.renew()
                     count += len(page.records)
                     publish_owed(self.context, owed)
         except Stopping:
@@ -165,7 +165,7 @@ class Polling:
         return None if row is None else Turn(name, token, row.position)
 
     def _renew(self, turn: Turn) -> None:
-        self.limits.renew()
+        self.concurrency.renew()
         self.context.database.run_in_transaction(self._write_turn, turn, {})
 
     def _write_turn(self, connection: sa.Connection, turn: Turn, values: dict[str, Any]) -> None:

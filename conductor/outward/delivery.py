@@ -30,7 +30,7 @@ from conductor.outward.record_budget import RecordBudget, Yielded
 from conductor.outward.results import FollowUp, ResultWriter
 from conductor.outward.sending import CONFIRMED_OPERATIONS, Sender, must_inspect
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits, Slot, Stopping
+from conductor.systems.concurrency import ConcurrencyLimiter, Slot, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
@@ -91,7 +91,7 @@ class Outward:
         loader: BatchLoader,
         sender: Sender,
         results: ResultWriter,
-        limits: Limits,
+        concurrency: ConcurrencyLimiter,
         guard: DeleteGuard,
     ) -> None:
         self.context = context
@@ -99,7 +99,7 @@ class Outward:
         self.loader = loader
         self.sender = sender
         self.results = results
-        self.limits = limits
+        self.concurrency = concurrency
         self.guard = guard
         self._budget = RecordBudget(RECORD_BUDGET, SMALLEST_BATCH_COST)
 
@@ -115,7 +115,7 @@ class Outward:
             if self.context.stopping.is_set() or time.monotonic() - began > MESSAGE_BUDGET_SECONDS:
                 self.context.publisher.records(name, waiting)
                 return
-            slot = self.limits.slot(subscriber.system)
+            slot = self.concurrency.slot(subscriber.system)
             count = self._chunk_size(subscriber, len(waiting), slot)
             chunk, rest = waiting[:count], waiting[count:]
             with self._budget.taken(len(chunk)) as yielded:

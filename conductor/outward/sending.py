@@ -25,7 +25,7 @@ from conductor.outward.planning import (
     changed,
     differing_fields,
 )
-from conductor.systems.concurrency import Limits
+from conductor.systems.concurrency import ConcurrencyLimiter
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
@@ -66,9 +66,9 @@ def must_inspect(plan: Plan) -> bool:
 class Sender:
     """Sends the plans of a batch; every failure becomes the outcome of its record."""
 
-    def __init__(self, context: Context, limits: Limits) -> None:
+    def __init__(self, context: Context, concurrency: ConcurrencyLimiter) -> None:
         self.context = context
-        self.limits = limits
+        self.concurrency = concurrency
         #: Subscriber -> how long its last call took, a record.
         self._seconds: dict[str, float] = {}
 
@@ -104,7 +104,7 @@ class Sender:
         """Renew the leases once half of their time is over; return False if another process took one over."""
         if not any(self._is_short(plan) for plan in plans):
             return True
-        self.limits.renew()
+        self.concurrency.renew()
         ids = [plan.claim.link.id for plan in plans]
         renewed = self.context.later(self.context.policy.lease)
         is_ours = self.context.database.run_in_transaction(leases.renew, ids, token, renewed)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from conductor.context import Context
 from conductor.systems.circuit_breaker import CircuitBreaker
-from conductor.systems.concurrency import Limits, Stopping
+from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from subscribers.errors import SystemDown
 
 T = TypeVar("T")
@@ -24,10 +24,10 @@ class SystemUnavailable(Exception):
 class SystemCaller:
     """Makes single calls for tasks."""
 
-    def __init__(self, context: Context, health: CircuitBreaker, limits: Limits) -> None:
+    def __init__(self, context: Context, health: CircuitBreaker, concurrency: ConcurrencyLimiter) -> None:
         self.context = context
         self.breaker = health
-        self.limits = limits
+        self.concurrency = concurrency
 
     def call(self, system: str, call: Callable[[], T]) -> T:
         """What `call` returns.
@@ -42,7 +42,7 @@ class SystemCaller:
         if why := self.context.systems[system].defer_reason():
             raise SystemUnavailable(why, self.context.policy.stale)
         try:
-            with self.limits.slot(system):
+            with self.concurrency.slot(system):
                 self.context.systems[system].pace()
                 result = call()
         except Stopping:

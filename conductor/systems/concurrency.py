@@ -1,8 +1,7 @@
-"""What a system's owner allows: calls per second and calls at once, held over all worker processes.
+"""How many calls to a system may run at the same time, over all worker processes.
 
-Both live in the database: a rate as the instant the next call may begin, a concurrency as slots
-with an owner and an end, so that a slot of a worker that died is free again by itself. Threads of
-one process hand slots on among themselves for a while: that costs nothing, and no time in which nobody calls.
+A slot is a row with an owner and an end, so a slot of a worker that died is free again after its lease. Threads of one
+process hand a slot on among themselves for a while: that needs no statement, and no slot is idle in between.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,25 +19,22 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from models.base import UtcDateTime
-from models.ledger import CallSlot, System
+from models.ledger import CallSlot
 
-#: Seconds of calls reserved at once, so that a high rate does not cost a transaction a call.
-_RESERVE_SECONDS = 0.1
+#: Seconds between two queries for a free slot.
+_SLOT_PAUSE_SECONDS = 0.02
 
-#: Seconds between two looks for a free slot.
-_SLOT_PAUSE = 0.02
-
-#: Seconds for which a process may hand a slot on; then another process has a chance to get it.
+#: Seconds for which a process may hand a slot on. After that, another process has a chance to take it.
 _KEEP_SECONDS = 1.0
 
 
 class Stopping(Exception):
-    """This process stops: work that has not begun is handed back."""
+    """This process stops, so work that has not begun goes back to its queue."""
 
 
 @dataclass
 class Held:
-    """A slot this process has, and since when (monotonic)."""
+    """A slot of this process, and the monotonic time since when."""
 
     token: str
     since: float
@@ -47,71 +42,37 @@ class Held:
 
 @dataclass(eq=False)
 class _Waiter:
-    """A thread that waits for a slot. Only the first of a system's line asks the database for one."""
+    """A thread that waits for a slot. Only the first in a system's line queries the database."""
 
     called: threading.Event = field(default_factory=threading.Event)
     is_first: bool = False
-    #: What it got, or another thread handed on to it.
+    #: The slot it took, or that another thread handed on to it.
     given: Held | None = None
 
 
-class Limits:
-    """Paces calls and hands out slots. `rest` waits for an event, for so many seconds at most."""
+class ConcurrencyLimiter:
+    """Hands out slots. `rest` waits for an event, up to a number of seconds."""
 
     def __init__(
         self,
         context: Context,
-        sleep: Callable[[float], None] = time.sleep,
         rest: Callable[[threading.Event, float | None], object] = threading.Event.wait,
     ) -> None:
         self.context = context
-        self.sleep = sleep
         self.rest = rest
         self._lock = threading.Lock()
         self._mine = threading.local()
-        self._reserved: dict[str, deque[datetime]] = {}
-        #: System -> who waits for one of its slots here, in the order they came.
+        #: System -> the threads of this process that wait for one of its slots, in the order of their arrival.
         self._lines: dict[str, deque[_Waiter]] = {}
 
-    def attach(self) -> None:
-        """Have every system with a rate wait for its turn before each call."""
+    def ensure_slots(self) -> None:
+        """Make sure that each system with a limit has its slots."""
         for name, system in self.context.systems.items():
-            if rate := system.requests_per_second:
-                system.pace = partial(self.wait, name, rate)  # type: ignore[method-assign]
             if limit := system.concurrency:
                 self._ensure_slots(name, limit)
 
-    # --- calls per second -----------------------------------------------------------------------------
-
-    def wait(self, name: str, rate: float) -> None:
-        """Return when this process may begin one call."""
-        with self._lock:
-            reserved = self._reserved.setdefault(name, deque())
-            # Turns that were not taken are lost, or they would all be taken at once some day.
-            forgotten = self.context.later(-_RESERVE_SECONDS)
-            while reserved and reserved[0] < forgotten:
-                reserved.popleft()
-            if not reserved:
-                reserved.extend(self._reserve(name, rate))
-            turn = reserved.popleft()
-        seconds = (turn - self.context.clock()).total_seconds()
-        if seconds > 0:
-            self.sleep(seconds)
-
-    def _reserve(self, name: str, rate: float) -> list[datetime]:
-        count = max(int(rate * _RESERVE_SECONDS), 1)
-        with self.context.database.write() as connection:
-            now = self.context.clock()
-            row = sa.select(System.next_call_at).where(System.name == name).with_for_update()
-            start = max(connection.execute(row).scalar() or now, now)
-            end = start + timedelta(seconds=count / rate)
-            connection.execute(sa.update(System).where(System.name == name).values(next_call_at=end))
-        return [start + timedelta(seconds=number / rate) for number in range(count)]
-
-    # --- calls at once --------------------------------------------------------------------------------
-
     def slot(self, name: str) -> Slot:
-        """One of the system's slots, for a `with` block; a system without a limit has no slots.
+        """Return one of the system's slots, for a `with` block. A system without a limit has no slots.
 
         Entering it raises:
           Stopping: this process is asked to stop, and there was no slot.
@@ -119,14 +80,14 @@ class Limits:
         return Slot(self, name if self.context.systems[name].concurrency else None)
 
     def renew(self) -> None:
-        """Keep the slot this thread holds, if it holds one, for another lease."""
+        """Renew the lease of the slot that this thread holds, if it holds one."""
         if (held := getattr(self._mine, "slot", None)) is not None:
             until = self.context.later(self.context.policy.lease)
             with self.context.database.write() as connection:
                 connection.execute(sa.update(CallSlot).where(CallSlot.owner == held.token).values(until=until))
 
     def is_waited_for(self, name: str) -> bool:
-        """Whether any thread here waits for a slot."""
+        """Return whether a thread of this process waits for a slot."""
         return bool(self._lines.get(name))
 
     def enter(self, name: str) -> Held:
@@ -140,7 +101,7 @@ class Limits:
                 if waiter.is_first and not self._ask(name, waiter) and self.context.stopping.is_set():
                     raise Stopping
                 if waiter.given is None:
-                    self.rest(waiter.called, _SLOT_PAUSE if waiter.is_first else None)
+                    self.rest(waiter.called, _SLOT_PAUSE_SECONDS if waiter.is_first else None)
         except BaseException:
             self._step_out(name, line, waiter)
             raise
@@ -149,12 +110,12 @@ class Limits:
         return waiter.given
 
     def leave(self, name: str, held: Held) -> None:
-        """Give a slot to who waits for one here, or to any process; see `Slot`."""
+        """Give a slot to a waiting thread of this process, or free it for any process; see `Slot`."""
         self._mine.slot = None
         self._pass_on(name, held)
 
     def _is_given(self, line: deque[_Waiter], waiter: _Waiter) -> bool:
-        """Whether it has its slot; if not, it will be called when that may have changed."""
+        """Return whether a thread has its slot. If not, its event is set when that may have changed."""
         with self._lock:
             if waiter.given is None:
                 waiter.is_first = line[0] is waiter
@@ -162,7 +123,7 @@ class Limits:
             return waiter.given is not None
 
     def _ask(self, name: str, waiter: _Waiter) -> bool:
-        """Try to get a slot from the database, and one for everybody who waits behind."""
+        """Take free slots for this thread and for those behind it in the line; return whether there was one."""
         line = self._lines[name]
         taken, since = self._take(name, max(len(line), 1)), time.monotonic()
         for token in taken:
@@ -180,7 +141,7 @@ class Limits:
             self._pass_on(name, held)
 
     def _pass_on(self, name: str, held: Held) -> None:
-        """To the first of the line, who is followed by the next; or back, for any process."""
+        """Hand a slot to the first thread in the line, or free it for any process."""
         with self._lock:
             line = self._lines[name]
             if line and time.monotonic() - held.since < _KEEP_SECONDS:
@@ -194,7 +155,7 @@ class Limits:
             connection.execute(sa.update(CallSlot).where(CallSlot.owner == held.token).values(owner=None, until=None))
 
     def _take(self, name: str, count: int) -> list[str]:
-        """Take so many free slots, or as many as there are; their tokens."""
+        """Take up to `count` free slots; return their tokens."""
         limit = self.context.systems[name].concurrency
         now, until = self.context.clock(), self.context.later(self.context.policy.lease)
         values = {"of": name, "limit": limit, "count": count, "now": now, "token": new_token(), "until_": until}
@@ -208,10 +169,10 @@ class Limits:
 
 
 class Slot:
-    """A slot in the hands of one thread. It may be given back before the block ends, and taken again."""
+    """A slot of one thread. The thread may release it before the block ends, and take it again."""
 
-    def __init__(self, limits: Limits, name: str | None) -> None:
-        self._limits = limits
+    def __init__(self, limiter: ConcurrencyLimiter, name: str | None) -> None:
+        self._limiter = limiter
         #: The system, if it has a limit.
         self._name = name
         self._held: Held | None = None
@@ -227,36 +188,36 @@ class Slot:
         """Wait for a slot, unless it is held.
 
         Raises:
-          Stopping: this process is asked to stop, and there was no slot.
+          Stopping: this process is asked to stop, and no slot was free.
         """
         if self._name is not None and self._held is None:
-            self._held = self._limits.enter(self._name)
+            self._held = self._limiter.enter(self._name)
 
     @property
     def is_limited(self) -> bool:
-        """Whether the system has a limit; if not, nothing here waits for anything."""
+        """Return whether the system has a limit. If not, taking a slot never waits."""
         return self._name is not None
 
     @property
     def is_held(self) -> bool:
-        """Whether it is in hand."""
+        """Return whether the thread holds it."""
         return self._held is not None
 
     @property
     def is_sought(self) -> bool:
-        """Whether a thread of this process waits for one of the system's slots."""
-        return self._name is not None and self._limits.is_waited_for(self._name)
+        """Return whether another thread of this process waits for one of the system's slots."""
+        return self._name is not None and self._limiter.is_waited_for(self._name)
 
     def release(self) -> None:
-        """Nothing is called any more: whoever waits may."""
+        """Release the slot to the next thread or process, if it is held."""
         if self._name is not None and self._held is not None:
             held, self._held = self._held, None
-            self._limits.leave(self._name, held)
+            self._limiter.leave(self._name, held)
 
 
 @lru_cache
 def _take_free() -> Any:
-    """Make `token`, with the slot's number, the owner of `count` free slots of a system, if it has so many."""
+    """Return the statement that makes `token`, with the slot's number, the owner of up to `count` free slots."""
     now = sa.bindparam("now", type_=UtcDateTime)
     free = (
         sa.select(CallSlot.id)

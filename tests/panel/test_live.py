@@ -141,7 +141,7 @@ def test_schedules_are_run_paused_and_resumed(panel: Panel) -> None:
     client = panel.client("operator")
     assert "every minute" in client.get("/schedules/").text
     post(client, "/schedules/run", job="poll shop.customer")
-    assert ("poll shop.customer", []) in panel.publisher.heard
+    assert ("poll shop.customer", []) in panel.publisher.published
     post(client, "/schedules/pause", job="tidy")
     assert "paused" in client.get("/schedules/").text
     post(client, "/schedules/run", job="tidy")

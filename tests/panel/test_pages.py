@@ -113,7 +113,7 @@ def test_the_calls_that_are_left_are_shown(panel: Panel) -> None:
 
 def test_poll_now(panel: Panel) -> None:
     post(panel.client("operator"), "/systems/poll/shop.customer")
-    assert ("poll shop.customer", []) in panel.publisher.heard
+    assert ("poll shop.customer", []) in panel.publisher.published
 
 
 # --- finding and histories ---------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.systems.concurrency import Limits
+from conductor.systems.rate_limits import RateLimiter
 from models.catalogues import CATALOGUES
 from models.ledger import System
 from models.session import Database
@@ -22,7 +22,7 @@ def test_calls_per_second_are_limited_over_all_processes(database: Database) -> 
     hub = TestHub(database, "crm")
     hub.systems["crm"].requests_per_second = 4
     slept: list[float] = []
-    processes = [Limits(hub.conductor.context, sleep=slept.append) for _ in range(3)]
+    processes = [RateLimiter(hub.conductor.context, sleep=slept.append) for _ in range(3)]
     for turn in range(12):
         processes[turn % 3].wait("crm", 4)
     # The clock stands still: the twelfth call, whoever makes it, begins 11/4 seconds after the first.
@@ -34,7 +34,7 @@ def test_a_rate_paces_every_call_of_a_delivery(database: Database) -> None:
     hub = TestHub(database, "crm")
     hub.systems["crm"].requests_per_second = 2
     slept: list[float] = []
-    hub.conductor.limits.sleep = slept.append
+    hub.conductor.rate_limits.sleep = slept.append
     hub.conductor.prepare()
     for _ in range(4):
         add(hub)
