@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import conductor
 from tests.support.documents import table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,38 @@ ONLY_IN: dict[str, set[str]] = {
     "pydantic_settings": {"settings.py"},
     "dotenv": {"settings.py"},
 }
+
+#: The engine's own law: part of conductor/ -> the parts it may import. `outward`, `inward` and `reports` never import
+#: one another: each can be read, and changed, without the other two.
+ENGINE: dict[str, set[str]] = {
+    "policy.py": set(),
+    "redaction.py": set(),
+    "publisher.py": set(),
+    "context.py": {"policy.py", "publisher.py"},
+    "throughput_counter.py": {"context.py"},
+    "links": {"context.py"},
+    "unsubscriptions.py": {"context.py", "links"},
+    "records.py": {"context.py", "unsubscriptions.py"},
+    "mappings": {"context.py", "links"},
+    "conflicts.py": {"context.py", "links", "mappings"},
+    "systems": {"context.py", "mappings"},
+    "dead_letters": {"context.py", "redaction.py", "links"},
+    "outward": {"context.py", "redaction.py", "links", "mappings", "systems", "dead_letters"},
+    "inward": {"context.py", "redaction.py", "links", "mappings", "systems", "dead_letters"},
+    "reports": {"context.py", "publisher.py", "throughput_counter.py", "links", "records.py", "dead_letters"},
+    "tasks": {"context.py", "links", "mappings", "conflicts.py", "systems", "dead_letters", "outward", "inward"},
+    "retention.py": {"context.py", "throughput_counter.py", "tasks"},
+    "schedule.py": {"context.py", "retention.py"},
+}
+
+#: These two put the parts together, so they may import all of them.
+ENGINE_TOP = {"conductor.py", "__init__.py"}
+
+#: These import the engine as `from conductor import Name`, never a module of it.
+USE_THE_PACKAGE = ("workers", "panel", "cli")
+
+#: Still imported directly, until the panel needs no names of the kinds of tasks.
+NOT_YET = "conductor.tasks."
 
 #: Never part of a running hub, so without a place in the house.
 OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
@@ -164,6 +197,77 @@ def test_the_table_has_no_cycle_and_no_entry_too_many() -> None:
         used = {name for path in sources(place) for name, _ in imported(path)}
         for entry in entries:
             assert any(f"{name}.".startswith(f"{entry}.") for name in used), f"{place} does not use {entry}"
+
+
+def engine_part(name: str) -> str:
+    """The part of the engine that a dotted name such as conductor.links.state belongs to."""
+    first = name.split(".")[1]
+    return first if (ROOT / "conductor" / first).is_dir() else f"{first}.py"
+
+
+def engine_violations(path: Path, text: str | None = None) -> list[str]:
+    """What the imports of a file in conductor/ break, one sentence each."""
+    here = path.relative_to(ROOT)
+    part = here.parts[1]
+    found = []
+    for name, line in imported(path, text):
+        if name.split(".")[0] != "conductor":
+            continue
+        other = engine_part(name)
+        if not (ROOT / "conductor" / other).exists():
+            found.append(f"{here}:{line} imports {name} from the package: import the module that defines it")
+        elif other != part and other not in ENGINE[part]:
+            found.append(f"{here}:{line} imports {name}; {part} may import {sorted(ENGINE[part]) or 'nothing'}")
+    return found
+
+
+def test_every_part_of_the_engine_is_in_its_table() -> None:
+    parts = {path.relative_to(ROOT).parts[1] for path in sources("conductor")}
+    assert parts == set(ENGINE) | ENGINE_TOP
+
+
+@pytest.mark.parametrize("part", ENGINE)
+def test_the_engine_keeps_to_its_table(part: str) -> None:
+    files = [path for path in sources("conductor") if path.relative_to(ROOT).parts[1] == part]
+    assert [sentence for path in files for sentence in engine_violations(path)] == []
+    used = {engine_part(name) for path in files for name, _ in imported(path) if name.startswith("conductor.")}
+    assert ENGINE[part] <= used, f"{part} does not use {ENGINE[part] - used}"
+
+
+def test_the_engine_has_no_cycle() -> None:
+    below = dict(ENGINE)
+    while leaves := {part for part, others in below.items() if not others & set(below)}:
+        below = {part: others for part, others in below.items() if part not in leaves}
+    assert below == {}
+    for one in ("outward", "inward", "reports"):
+        assert not ENGINE[one] & {"outward", "inward", "reports"}
+
+
+@pytest.mark.parametrize(
+    "part,line",
+    [
+        ("outward", "from conductor.inward.inbox import POLLED"),
+        ("inward", "from conductor.outward import delivery"),
+        ("reports", "from conductor.outward.routing import RELAY_BATCH"),
+        ("reports", "def late():\n    from conductor.tasks.runner import OPEN"),
+        ("links", "from conductor.unsubscriptions import Unsubscriptions"),
+        ("tasks", "from conductor import Conductor"),
+    ],
+)
+def test_a_wrong_import_in_the_engine_is_found(part: str, line: str) -> None:
+    assert len(engine_violations(ROOT / "conductor" / part / "new.py", line)) == 1
+
+
+@pytest.mark.parametrize("place", USE_THE_PACKAGE)
+def test_the_engine_is_used_through_its_package(place: str) -> None:
+    public = {f"conductor.{name}" for name in conductor.__all__}
+    deep = {
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sources(place)
+        for name, line in imported(path)
+        if name.startswith("conductor.") and name not in public and not name.startswith(NOT_YET)
+    }
+    assert deep == set()
 
 
 def test_models_import_only_each_other_downwards() -> None:
