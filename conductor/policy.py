@@ -1,4 +1,4 @@
-"""TODO."""
+"""The retry and retention policy, from the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""How the engine publishes ids to the queues, and reads the state of the queues; workers implement it."""
 
 from __future__ import annotations
 

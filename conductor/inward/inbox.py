@@ -210,7 +210,7 @@ class InboxProcessor:
         self, subscriber: Subscriber, event: External, inbox_id: int | None = None
     ) -> Applied | Postponed:
         """Fetch a record under its link's lease, so that no process delivers it meanwhile, and apply it."""
-        permit = self.breaker.gate(subscriber.system)
+        permit = self.breaker.permit(subscriber.system)
         if not permit.open:
             return Postponed(permit.reason, permit.after)
         token = new_token()

@@ -72,13 +72,13 @@ class Polling:
         may take longer than its interval.
         """
         subscriber = self.context.subscribers[name]
-        permit = self.breaker.gate(subscriber.system)
+        permit = self.breaker.permit(subscriber.system)
         if not permit.open:
             logger.info("%s is not polled: %s", name, permit.reason)
             return 0
         count = self._poll_in_turn(subscriber)
         if count is None and permit.probing:
-            self.breaker.nothing_asked(subscriber.system)
+            self.breaker.release_probe(subscriber.system)
         return count or 0
 
     def _poll_in_turn(self, subscriber: Subscriber) -> int | None:

@@ -150,7 +150,7 @@ class Outward:
         finally:
             turn.slot.release()
         if is_probe and not called:
-            self.breaker.nothing_asked(subscriber.system)
+            self.breaker.release_probe(subscriber.system)
         return rest
 
     def _share(self, subscriber: Subscriber, rest: list[str]) -> None:

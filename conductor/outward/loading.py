@@ -50,7 +50,7 @@ class BatchLoader:
         batch = DeliveryBatch(new_token(), Permit(open=True))
         if not rows:
             return batch
-        batch.permit = self.breaker.judge(subscriber.system, rows[0], probe=probe)
+        batch.permit = self.breaker.permit_for(subscriber.system, rows[0], probe=probe)
         if not batch.permit.open:
             return batch
         ids = [row.record_id for row in rows]

@@ -85,7 +85,7 @@ class ResultWriter:
             except Exception:
                 logger.debug("%s: `record` finds out which row cannot be stored", subscriber.name(), exc_info=True)
         ended = [plan for plan in plans if plan.claim.link.id in written]
-        to_note = not batch.permit.noted or self.breaker.has_news(subscriber.system)
+        to_note = not batch.permit.noted or self.breaker.has_new_rate(subscriber.system)
         if to_note and any(plan.was_answered for plan in ended):
             self.context.database.run_in_transaction(self.breaker.succeeded, subscriber.system)
         follow_up = FollowUp()

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Finds records by id, by external id, and by the words in their search columns."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from models import search
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import Link
 
-#: Most results a search shows.
+#: The number of results that a search shows.
 _MOST = 20
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A record a search found, and by what."""
+    """A record that a search found, and what it matched."""
 
     catalogue: str
     record_id: str
@@ -30,14 +30,14 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found; `searched`: how many rows it looked through where no index could tell."""
+    """The results of a search; `searched` is the number of newest rows it was limited to, where there is no index."""
 
     hits: list[Hit]
     searched: int | None = None
 
 
 def find(connection: sa.Connection, text: str) -> Found:
-    """Records by id, external id, or the words people know them by; the surest first."""
+    """Return the records that match an id, an external id or words, the most certain matches first."""
     hits: dict[tuple[str, str], Hit] = {}
     for catalogue in CATALOGUES.values():
         for hit in [*_by_id(connection, catalogue, text), *_by_external_id(connection, catalogue, text)]:
@@ -46,7 +46,7 @@ def find(connection: sa.Connection, text: str) -> Found:
         for hit in _by_exact_value(connection, catalogue, text):
             hits.setdefault((hit.catalogue, hit.record_id), hit)
     if hits and "@" in text:
-        return Found(list(hits.values())[:_MOST])  # a whole address was meant, and the words in many are many
+        return Found(list(hits.values())[:_MOST])  # a complete address: its words would match many other records
     searched = None
     for catalogue in CATALOGUES.values():
         if search.installed(connection, catalogue):
@@ -101,7 +101,7 @@ def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> lis
 
 
 def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
-    """Without an index of words: what begins like it, in the newest stretch of the table."""
+    """Without a full-text index: return the newest records with a column that begins with the text."""
     hits = []
     stretch = _newest_stretch(connection, catalogue)
     for name in catalogue.search_columns:

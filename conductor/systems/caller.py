@@ -1,4 +1,4 @@
-"""Calling a system for something other than a delivery: within its limits, and not while it is paused or down."""
+"""Calls a system for a task: within its limits, and not while it is paused or down."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ T = TypeVar("T")
 
 
 class SystemUnavailable(Exception):
-    """The system is not to be called now; `after` is in seconds, the message says why."""
+    """The system cannot be called now. The message gives the reason, `after` the seconds until the next attempt."""
 
-    def __init__(self, words: str, after: float) -> None:
-        super().__init__(words)
+    def __init__(self, reason: str, after: float) -> None:
+        super().__init__(reason)
         self.after = after
 
 
 class SystemCaller:
-    """Makes single calls for tasks."""
+    """Makes single calls."""
 
-    def __init__(self, context: Context, health: CircuitBreaker, concurrency: ConcurrencyLimiter) -> None:
+    def __init__(self, context: Context, breaker: CircuitBreaker, concurrency: ConcurrencyLimiter) -> None:
         self.context = context
-        self.breaker = health
+        self.breaker = breaker
         self.concurrency = concurrency
 
     def call(self, system: str, call: Callable[[], T]) -> T:
-        """What `call` returns.
+        """Make a call and return its result.
 
         Raises:
-          NotNow: the system is paused or down, or turned out to be.
-          SyncError: any other failure of the call.
+          SystemUnavailable: the system is paused or down, or this call found it down.
+          SyncError: the call failed for another reason.
         """
-        gate = self.breaker.gate(system)
-        if not gate.open:
-            raise SystemUnavailable(gate.reason, gate.after)
+        permit = self.breaker.permit(system)
+        if not permit.open:
+            raise SystemUnavailable(permit.reason, permit.after)
         if why := self.context.systems[system].defer_reason():
             raise SystemUnavailable(why, self.context.policy.stale)
         try:
@@ -50,6 +50,6 @@ class SystemCaller:
         except SystemDown as error:
             self.context.database.run_in_transaction(self.breaker.went_down, system, error)
             raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
-        if gate.probing:
+        if permit.probing:
             self.context.database.run_in_transaction(self.breaker.succeeded, system)
         return result

@@ -1,6 +1,6 @@
-"""Whether a system may be called now: paused by a person, or down by itself and probed.
+"""Whether a system may be called now: an operator can pause it, and one that is down is only probed.
 
-The state is a row all processes share, so one worker's failure spares the others theirs.
+All processes share the state in a row, so after one worker's failure the others do not call.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from subscribers.http.rate_limit_headers import Rate
 
 logger = logging.getLogger(__name__)
 
-#: A success is noted at most this often, seconds: it is for people, and costs a write.
-_NOTE_SUCCESS_EVERY = 5.0
+#: Seconds between two writes of the last success or of the rate limit. Only the panel shows them.
+_NOTE_EVERY_SECONDS = 5.0
 
-_MANY_CALLS = 2**31 - 1
+#: The largest number that a 32-bit column holds.
+_MOST_CALLS = 2**31 - 1
 
-#: Of the probes of a system whose calls take many records each, every so-manieth carries one.
-_ALONE_EACH = 3
+#: If a system's calls carry many records, every Nth probe carries only one.
+_PROBES_PER_SINGLE_RECORD = 3
 
-#: What has to be known of a system to tell whether it may be called.
+#: The columns that decide whether a system may be called.
 BREAKER_COLUMNS = (
     System.paused_at,
     System.pause_reason,
@@ -41,16 +42,16 @@ BREAKER_COLUMNS = (
 
 @dataclass(frozen=True)
 class Permit:
-    """May the system be called? While it is down, one caller at a time may probe it with one call."""
+    """Whether the system may be called. While it is down, one caller at a time may probe it with one call."""
 
     open: bool
     probing: bool = False
-    #: The probe is to carry one record, also where a call takes many: it may be one of many that is answered so.
+    #: The probe carries one record even if a call takes many: a single record may be the reason for the failure.
     alone: bool = False
     reason: str = ""
-    #: While closed: seconds until it is worth asking again.
+    #: Seconds until the next attempt is worthwhile, if it may not be called.
     after: float = 0.0
-    #: That its calls work was written down a moment ago: another success need not be.
+    #: A success was recorded a moment ago, so another one is not recorded.
     noted: bool = False
 
 
@@ -59,30 +60,30 @@ class CircuitBreaker:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        #: What this process wrote down last of each system's limit, and when.
-        self._told: dict[str, tuple[Rate, datetime]] = {}
+        #: The rate limit that this process recorded last for each system, and when.
+        self._last_noted: dict[str, tuple[Rate, datetime]] = {}
 
     def ensure_rows(self) -> None:
-        """Make sure each connected system has its row."""
+        """Make sure that each connected system has its row."""
         with self.context.database.write() as connection:
             for name in self.context.systems:
                 statement = self.context.database.insert(System).values(name=name)
                 connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
 
-    def gate(self, name: str) -> Permit:
-        """Ask before calling. An answer with `probing` has taken the one place of the prober."""
+    def permit(self, name: str) -> Permit:
+        """Return whether the system may be called. An answer with `probing` reserves the only probe."""
         with self.context.database.read_autocommit() as connection:
             row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
-        return Permit(open=True) if row is None else self.judge(name, row)
+        return Permit(open=True) if row is None else self.permit_for(name, row)
 
-    def judge(self, name: str, row: Any, *, probe: bool = True) -> Permit:
-        """As `gate`, for a row with `BREAKER_COLUMNS`. Without `probe` a system that is down is not probed."""
+    def permit_for(self, name: str, row: Any, *, probe: bool = True) -> Permit:
+        """Do the same for a row with `BREAKER_COLUMNS`. Without `probe`, a system that is down is not probed."""
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
             return Permit(open=False, reason=why, after=self.context.policy.stale)
         if row.down_since is None:
             since = row.last_success_at
-            return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_SUCCESS_EVERY))
+            return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS))
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
         waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min))
@@ -90,17 +91,17 @@ class CircuitBreaker:
             return waiting
         if not self._take_probe(name, row.failures):
             return waiting
-        return Permit(open=True, probing=True, alone=row.failures % _ALONE_EACH == 0)
+        return Permit(open=True, probing=True, alone=row.failures % _PROBES_PER_SINGLE_RECORD == 0)
 
     def is_paused(self, name: str) -> bool:
-        """Whether a person (or the guard) has stopped this system."""
+        """Return whether an operator or the mass-delete guard has paused this system."""
         with self.context.database.read_autocommit() as connection:
             paused = sa.select(System.paused_at).where(System.name == name)
             return connection.execute(paused).scalar() is not None
 
     def _take_probe(self, name: str, failures: int) -> bool:
-        # Conditional: of all workers that see the time has come, one goes. It counts as a failure until it succeeds:
-        # `went_down` takes it for one of several that failed together.
+        # The condition lets one worker probe, of all that see the time has come. The probe counts as a failure until it
+        # succeeds; `went_down` does not count it again.
         statement = (
             sa.update(System)
             .where(System.name == name, System.down_since.is_not(None))
@@ -114,11 +115,11 @@ class CircuitBreaker:
             return connection.execute(statement).rowcount == 1
 
     def probe_now(self, name: str) -> None:
-        """The next prober may go at once: a person wants to know."""
+        """Let the next call probe the system immediately, because an operator asks."""
         self._let_probe(name)
 
-    def nothing_asked(self, name: str) -> None:
-        """The prober had nothing to call about: the next one may go at once, and nothing has failed."""
+    def release_probe(self, name: str) -> None:
+        """Give back a probe that made no call: the next caller may probe immediately, and no failure is counted."""
         self._let_probe(name, failures=sa.case((System.failures > 1, System.failures - 1), else_=1))
 
     def _let_probe(self, name: str, **values: Any) -> None:
@@ -127,13 +128,13 @@ class CircuitBreaker:
             connection.execute(sa.update(System).where(*down).values(probe_at=self.context.clock(), **values))
 
     def went_down(self, connection: sa.Connection, name: str, error: SyncError) -> None:
-        """Leave the system alone for a while; longer each time, or as long as it asked for."""
+        """Stop calls for a while: longer after each failure, or as long as the system asked for."""
         self._note_rate(connection, name)
         row = connection.execute(
             sa.select(System.probe_at, System.failures).where(System.name == name).with_for_update()
         ).one_or_none()
         failures = row.failures if row else 0
-        # Calls that were under way together failed together: that is one failure.
+        # Calls that ran at the same time failed for the same reason: they count as one failure.
         if row is None or row.probe_at is None or row.probe_at <= self.context.clock() or not failures:
             failures += 1
         pause = max(self.context.policy.probe(failures), error.after or 0.0)
@@ -150,14 +151,14 @@ class CircuitBreaker:
         )
 
     def succeeded(self, connection: sa.Connection, name: str) -> None:
-        """A call worked: the system is up, whatever was thought before."""
+        """Record a call that worked: the system is up."""
         self._note_rate(connection, name)
         now = self.context.clock()
         was_down = System.down_since.is_not(None)
         noted = sa.or_(
-            System.last_success_at.is_(None), System.last_success_at < self.context.later(-_NOTE_SUCCESS_EVERY)
+            System.last_success_at.is_(None), System.last_success_at < self.context.later(-_NOTE_EVERY_SECONDS)
         )
-        # One statement that nearly always finds nothing to do: it goes along with every batch.
+        # One statement, which is part of every batch and rarely changes anything.
         up_since = connection.execute(
             sa.update(System)
             .where(System.name == name, sa.or_(was_down, noted))
@@ -174,31 +175,31 @@ class CircuitBreaker:
         if up_since == now:
             logger.info("%s is back", name)
 
-    def has_news(self, name: str) -> bool:
-        """Whether the system's answers said something of its limit that is to be written down."""
+    def has_new_rate(self, name: str) -> bool:
+        """Return whether the system has reported a rate limit that should be recorded."""
         rate = self._rate(name)
-        told, at = self._told.get(name, (None, None))
-        if rate is None or rate == told:
+        noted, at = self._last_noted.get(name, (None, None))
+        if rate is None or rate == noted:
             return False
-        return rate.remaining == 0 or at is None or at < self.context.later(-_NOTE_SUCCESS_EVERY)
+        return rate.remaining == 0 or at is None or at < self.context.later(-_NOTE_EVERY_SECONDS)
 
     def _rate(self, name: str) -> Rate | None:
         return self.context.systems[name].rate if name in self.context.systems else None
 
     def _note_rate(self, connection: sa.Connection, name: str) -> None:
-        """Keep what the system's answers said of its limit, for people to see; the end of it at once."""
+        """Record the rate limit that the system reported, for the panel; immediately if no calls are left."""
         rate = self._rate(name)
-        if rate is None or not self.has_news(name):
+        if rate is None or not self.has_new_rate(name):
             return
-        self._told[name] = rate, self.context.clock()
-        stale = sa.or_(System.rate_seen_at.is_(None), System.rate_seen_at < self.context.later(-_NOTE_SUCCESS_EVERY))
+        self._last_noted[name] = rate, self.context.clock()
+        stale = sa.or_(System.rate_seen_at.is_(None), System.rate_seen_at < self.context.later(-_NOTE_EVERY_SECONDS))
         connection.execute(
             sa.update(System)
             .where(System.name == name, sa.true() if rate.remaining == 0 else stale)
             .values(
-                # A column holds 32 bits; who says more says "without limit".
-                rate_remaining=min(rate.remaining, _MANY_CALLS),
-                rate_limit=None if rate.limit is None else min(rate.limit, _MANY_CALLS),
+                # A larger number than the column holds means "no limit".
+                rate_remaining=min(rate.remaining, _MOST_CALLS),
+                rate_limit=None if rate.limit is None else min(rate.limit, _MOST_CALLS),
                 rate_reset_at=rate.reset,
                 rate_seen_at=self.context.clock(),
             )

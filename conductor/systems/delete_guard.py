@@ -1,7 +1,7 @@
-"""The mass-delete guard: unusually many deletes to or from one system pause it, and a person is asked.
+"""The mass-delete guard: it pauses a system after unusually many deletes to or from it, until an operator decides.
 
-A wrong WHERE clause, a botched import or a key that suddenly sees an empty account looks like
-this, and a deleted record is the one thing a later sync cannot bring back.
+A wrong WHERE clause, a failed import or an API key of an empty account looks like many deletes, and no later sync
+restores a deleted record.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import sqlalchemy as sa
 from conductor.context import Context
 from models.ledger import System
 
-#: Seconds over which deletes are counted.
+#: The time over which deletes are counted.
 WINDOW_SECONDS = 600
 
-#: Who paused a system, as the panel shows it.
+#: The name under which the guard pauses a system.
 GUARD = "mass-delete guard"
 
 
 class DeleteGuard:
-    """Counts deletes by system, in the transaction that does (or plans) them."""
+    """Counts deletes by system, in the transaction that makes or plans them."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
-        """Count these deletes; False if they must wait for a person, and the system is paused then."""
+        """Count these deletes and return whether they may be made. If not, the system is paused."""
         limit = self.context.systems[name].delete_limit
         if not deletes or limit is None:
             return True
@@ -47,17 +47,17 @@ class DeleteGuard:
         if count <= limit:
             connection.execute(sa.update(System).where(System.name == name).values(**values))
             return True
-        self.trip(connection, name, direction)
+        self.pause(connection, name, direction)
         return False
 
     def refund(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
-        """These were counted but not done: they are counted when they are tried again."""
+        """Take back the count of deletes that were not made; they count again when they are retried."""
         left = sa.case((System.deletes > deletes, System.deletes - deletes), else_=0)
         same_window = System.deletes_since <= counted_at
         connection.execute(sa.update(System).where(System.name == name, same_window).values(deletes=left))
 
-    def trip(self, connection: sa.Connection, name: str, direction: str) -> None:
-        """Pause the system and ask."""
+    def pause(self, connection: sa.Connection, name: str, direction: str) -> None:
+        """Pause the system until an operator decides."""
         limit = self.context.systems[name].delete_limit
         connection.execute(
             sa.update(System)

@@ -356,7 +356,7 @@ def test_pages_stay_fast_with_a_long_history(sqlite_panel: Panel) -> None:
 
 def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(panel: Panel) -> None:
     with panel.database.write() as connection:
-        panel.conductor.guard.trip(connection, "shop", "to")
+        panel.conductor.guard.pause(connection, "shop", "to")
     client = panel.client("operator")
     assert "the deletes are meant" in client.get("/systems/").text
     post(client, "/systems/shop/resume", deletes="yes")
