@@ -1,25 +1,26 @@
-"""The external systems: one class for each catalogue in each system.
+"""The external systems: a class for each catalogue in each system.
 
-This layer imports `models.catalogues` and `settings` and nothing above them. It knows no broker, no
-Flask and no ledger: a subscriber maps, calls, and reports failures by the classes in `errors`. The
-conductor decides when it is called and what follows from the outcome.
+A subscriber maps records, calls its system, and reports failures by the classes in `errors`. The
+conductor decides when to call it, and what an outcome means. This layer imports `models.catalogues`,
+`settings` and `i18n`, and knows no broker, Flask or ledger.
 
 | file or folder     | what it holds                                                  |
 |--------------------|----------------------------------------------------------------|
-| `records`          | `External`, `Item`, `Page`, `Event`: records on their way      |
+| `records`          | `External`, `Item`, `Page`, `Event`: records in transit        |
 | `errors`           | failures, named by what to do next                             |
-| `mapping`          | `field_to_data`, both ways                                     |
-| `rules`            | what a system accepts, declared                                |
+| `mapping`          | `field_to_data`, applied in both directions                    |
+| `rules`            | declared limits of what a system accepts                       |
 | `calls`            | calls that report failures as values                           |
 | `system`           | `System`, `Options`: a connected system and its settings       |
-| `base`             | `Subscriber`: what an author writes against                    |
-| `registry`         | `register`, `connect`: which subscribers there are             |
-| `http`             | the HTTP client the REST-like systems share                    |
-| `options`, `rest`  | any REST system by settings                                    |
-| `config_file`      | REST and file systems declared in a file                       |
-| the other folders  | one folder a system                                            |
+| `base`             | `Subscriber`: the class that an author derives from            |
+| `registry`         | `register`, `connect`: the table of subscribers                |
+| `http`             | the HTTP client that systems with a REST API share             |
+| `options`, `rest`  | any REST system, by configuration                              |
+| `config_file`      | REST and file systems declared in a TOML file                  |
+| `unknown_settings` | names in `.env` that are no settings                           |
+| the other folders  | one system each                                                |
 
-A new system is one file and one line at the end of this file: importing its module registers its
+A new system is one file and one import in this file: importing the module registers its
 subscribers.
 """
 

@@ -1,7 +1,7 @@
-"""What a subscriber is: one class for one catalogue in one system.
+"""The base class of subscribers: one class for one catalogue in one system.
 
-An author writes `field_to_data` and the few methods that are particular to the system; the
-conductor decides when they are called. Nothing here knows a broker or Flask.
+An author writes `field_to_data` and the methods that are specific to the system. The conductor
+calls them.
 """
 
 from __future__ import annotations
@@ -21,131 +21,136 @@ from subscribers.system import System
 
 
 class Subscriber:
-    """Base class. `register` it and it is in the fan-out.
+    """One catalogue in one system; `register` adds a subclass to the fan-out.
 
-    Class attributes an author sets: `system`, `catalogue`, `field_to_data`, and where wanted
-    `match_on` (columns that identify a record on both sides before it is linked), `on_delete`
-    (what happens there when the internal record is deleted), `on_gone` (what happens here when the
-    external record is deleted), `rules` (what the system takes, see `rules`) and `poll_seconds`.
+    Required class attributes are `system`, `catalogue` and `field_to_data`. Optional are `match_on`
+    (columns that identify a record on both sides before it is linked), `on_delete` (what happens to
+    the external record when the internal one is deleted), `on_gone` (the reverse), `rules` (what the
+    system accepts) and `poll_seconds`.
     """
 
     system: ClassVar[str]
     catalogue: ClassVar[str]
     system_class: ClassVar[type[System]] = System
-    #: What the system calls this kind of record, as its webhooks name it.
+    #: The system's name for this kind of record, as in its webhooks.
     resource: ClassVar[str] = ""
     field_to_data: ClassVar[Mapping[str, Field | str]] = {}
     match_on: ClassVar[Sequence[str]] = ()
     on_delete: ClassVar[Literal["delete", "archive", "unlink", "ignore"]] = "delete"
     on_gone: ClassVar[Literal["delete", "archive", "unlink", "recreate"]] = "unlink"
-    #: By path of what is sent: see `subscribers.rules`.
+    #: Path of a sent field -> its rules, see `subscribers.rules`.
     rules: ClassVar[Rules] = {}
-    #: What is sent there, by path, where `on_delete` is `archive`.
+    #: Path -> value that archives an external record, for `on_delete = "archive"`.
     archive_data: ClassVar[Mapping[str, Any]] = {}
-    #: How many records one call of `bulk_*` takes; 1 for a system without bulk calls.
+    #: The number of records in one call of `bulk_*`; 1 for a system without bulk calls.
     bulk_size: ClassVar[int] = 1
-    #: How often changes are polled; None for never.
+    #: Seconds between two polls for changes; None for a system that is not polled.
     poll_seconds: ClassVar[int | None] = None
 
     def __init__(self, client: System) -> None:
         self.client: Any = client
-        #: The mapping in force; the conductor puts a newer version here when a person saved one.
+        #: The mapping in force; the conductor replaces it when an operator saves a new version.
         self.mapper: Mapper = self.default_mapper
 
     @classmethod
     def connected(cls, client: Any) -> Subscriber | None:
-        """The subscriber at work for this client; None where the system's settings leave it out."""
+        """Return the subscriber for this client, or None if the settings of the system exclude it."""
         return cls(client)
 
     @classmethod
     def name(cls) -> str:
-        """`system.catalogue`: the subscriber's name and the name of its queue."""
+        """Return `system.catalogue`, the name of the subscriber and of its queue."""
         return f"{cls.system}.{cls.catalogue}"
 
     @cached_property
     def records(self) -> Catalogue:
-        """The catalogue this subscriber follows."""
+        """The catalogue that this subscriber keeps in sync."""
         return CATALOGUES[self.catalogue]
 
     @cached_property
     def default_mapper(self) -> Mapper:
-        """The mapping as the code has it."""
+        """The mapping of the code, before any edit in the panel."""
         return Mapper(self.records, self.field_to_data)
 
-    # --- decisions about a record ---------------------------------------------------------------
+    # --- decisions about a record -----------------------------------------------------------------
 
     def wants(self, record: Record) -> bool:
-        """Whether this record belongs in the system at all."""
+        """Whether this record belongs in the system."""
         return True
 
     def validate(self, data: Mapping[str, Any]) -> None:
-        """Raise `Reject(fields={...})` where the system would refuse `data` (nested) anyway: by `rules`."""
+        """Check `data` (nested) by `rules` before it is sent.
+
+        Raises:
+          Reject: the system would refuse it; `fields` has a message for each field.
+        """
         check(self.rules, data)
 
-    # --- what the mapping cannot say -----------------------------------------------------------------
+    # --- hooks around the mapping -----------------------------------------------------------------
 
     def before_send(self, data: dict[str, Any], record: Record) -> dict[str, Any]:
-        """The data (nested) that shall be sent of this record, made from what the mapping says.
+        """Return the data (nested) to send for this record; `data` is the result of the mapping.
 
-        Called whenever our side is looked at, not only before a call, so it must come out the same for
-        the same record. What it adds beside the mapped fields goes along with each call, but is not
-        compared: a change of that alone is none.
+        The result must depend on the record alone: the conductor also calls this to compare the two
+        sides. Fields added to the mapped ones are sent with every call but not compared, so that a
+        change of them alone is not delivered.
         """
         return data
 
     def after_receive(self, external: External) -> External:
-        """The record as it shall be taken, made from what the system said; `dataclasses.replace` makes one.
+        """Return the record to apply, made from the external one with `dataclasses.replace`.
 
-        Called for every record with data that comes in: webhooks, polls, fetches and answers to writes.
+        Called for every record with data that the system sends: in webhooks, polls, fetches and the
+        responses to writes.
         """
         return external
 
     # --- calls ------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
-        """Create the record there and return it with its id."""
+        """Create the external record, and return it with its id."""
         raise NotImplementedError
 
     def update(self, item: Item) -> External | None:
-        """Bring the linked record there up to date; return what the system now holds, if it says."""
+        """Update the linked external record; return it as it is now, if the system's response has it."""
         raise NotImplementedError
 
     def delete(self, item: Item) -> None:
-        """Delete the linked record there; one that is gone already is fine (or raise `Gone`)."""
+        """Delete the linked external record; do nothing, or raise `Gone`, if it is deleted already."""
         raise NotImplementedError
 
     def fetch(self, external_id: str) -> External:
-        """The record as it is there now. Raises `Gone`."""
+        """Return the external record as it is now. Raises `Gone`."""
         raise NotImplementedError
 
     def list_all(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """Pages of all records there, after a page's position; it changes nothing, here or there.
+        """Yield pages of all external records, after a page's position, without side effects.
 
-        As a poll reads from the beginning. Override where that has effects of its own.
+        The default polls from the beginning. Override it if a poll of this system has side effects.
         """
         return self.changed_since(position)
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
-        """One outcome an id, in order. Override where the system shows many in one call."""
+        """Return an outcome for each id, in order. Override it if one call can read several records."""
         return one_by_one(self.fetch, external_ids, self.client.pace)
 
     def find(self, item: Item) -> External | None:
-        """Look for the record there by our id (or another sure mark) before it is created (again)."""
+        """Return the external record with our id, or another unique value; called before a create is retried."""
         return None
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """Pages of records changed since a position (None: from the beginning), oldest first.
+        """Yield pages of records that changed since a position (None: from the beginning), oldest first.
 
-        Records that changed exactly at the position are read again: ties must not be lost.
+        Include the records that changed exactly at the position, so that ties are not lost.
         """
         raise NotImplementedError
 
-    # --- what `./syncflow check` asks ---------------------------------------------------------------
+    # --- called by `./syncflow check` -------------------------------------------------------------
 
     def describe(self) -> Mapping[str, ExternalField] | None:
-        """The fields records have there, by dotted path; None where nothing can be told.
+        """Return the fields of external records by dotted path; None if they are unknown.
 
-        As one record shows them, unless the system can describe itself: then override it.
+        The default reads them from one record. Override it if the system has an API for this.
         """
         for page in self.list_all(None):
             for external in page.records:
@@ -155,33 +160,37 @@ class Subscriber:
         return None
 
     def missing_permissions(self) -> list[str]:
-        """What the login lacks, one sentence each; as far as can be seen without doing it."""
+        """Return a sentence for each permission that the login lacks, as far as it can be found without writing."""
         return []
 
-    # --- bulk calls: what the conductor really calls -------------------------------------------------
+    # --- bulk calls: the only ones that the conductor makes -----------------------------------------
 
     def batch_size(self, waiting: int) -> int:
-        """How many of so many waiting records one call of `bulk_*` is given."""
+        """Return the number of records for one call of `bulk_*` while `waiting` records are pending."""
         return self.bulk_size
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
-        """One outcome an item, in order. Override where the system takes many in one call."""
+        """Create these records and return an outcome for each, in order. Override it for a system with bulk calls."""
         return one_by_one(self.create, items, self.client.pace)
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
-        """One outcome an item, in order."""
+        """Update these records and return an outcome for each, in order."""
         return one_by_one(self.update, items, self.client.pace)
 
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
-        """One outcome an item, in order."""
+        """Delete these records and return an outcome for each, in order."""
         return one_by_one(self.delete, items, self.client.pace)
 
 
 def normalize_incoming(subscriber: Subscriber, external: External) -> External:
-    """What came in, as the subscriber's `after_receive` has it; without data there is nothing to change."""
+    """Return an external record after the subscriber's `after_receive`, which runs only on records with data.
+
+    Raises:
+      TypeError: `after_receive` returned something else than an `External`.
+    """
     if not external.data:
         return external
-    made = subscriber.after_receive(external)
-    if not isinstance(made, External):
-        raise TypeError(f"after_receive of {subscriber.name()} returned a {type(made).__name__}, not an External")
-    return made
+    normalized = subscriber.after_receive(external)
+    if not isinstance(normalized, External):
+        raise TypeError(f"after_receive of {subscriber.name()} returned a {type(normalized).__name__}, not an External")
+    return normalized

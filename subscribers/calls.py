@@ -11,7 +11,7 @@ from subscribers.errors import Retry, SyncError, SystemDown
 
 
 def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[[], None] = lambda: None) -> list[Any]:
-    """The outcome of `call` for each item. When the system is down the rest is not tried."""
+    """Return the outcome of `call` for each item; after `SystemDown` the remaining items are not tried."""
     outcomes: list[Any] = []
     for item in items:
         pace()
@@ -25,12 +25,12 @@ def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[
 
 
 def call_safely(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What `call` returned, or the SyncError it raised; any other error as a `Retry` that keeps its traceback."""
+    """Return the result of `call`, or the SyncError it raised; any other error becomes a `Retry` with its traceback."""
     try:
         return call(*arguments)
     except SyncError as error:
         return error
-    except Exception as error:  # an author's bug must not take the batch's neighbours down with it
+    except Exception as error:  # a bug in a subscriber must not fail the other records of the batch
         wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
         wrapped.__cause__ = error
         return wrapped
@@ -40,13 +40,13 @@ _renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: N
 
 
 def still_working() -> None:
-    """To be called now and then inside a call of `bulk_*` that takes long: what holds its records is renewed."""
+    """Renew the leases on the records of a long `bulk_*` call; such a call must call this regularly."""
     _renew.get()()
 
 
 @contextmanager
 def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
-    """Have `still_working` call this meanwhile."""
+    """Let `still_working` call `renew` inside the block."""
     token = _renew.set(renew)
     try:
         yield

@@ -1,9 +1,9 @@
-"""Systems declared in a file: what SYNCFLOW_SYSTEMS names makes the same classes that code would.
+"""Systems declared in the TOML file that SYNCFLOW_SYSTEMS names.
 
-A TOML file. Each `[systems.NAME]` is a system of the kind `rest` or `files`, each
-`[systems.NAME.subscribers.CATALOGUE]` a subscriber of it, and the keys are the class attributes of
-`RestSystem`, `RestSubscriber`, `FileSystem` and `FileSubscriber`. Besides, a system takes those of
-its settings that are no secret; the environment wins over them. Secrets stay in the environment.
+Each `[systems.NAME]` is a system of kind `rest` or `files`, and each
+`[systems.NAME.subscribers.CATALOGUE]` one of its subscribers. The keys are the class attributes of
+`RestSystem`, `RestSubscriber`, `FileSystem` and `FileSubscriber`. A system may also have its
+settings there, except secrets, which belong in the environment; the environment takes precedence.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from subscribers.registry import REGISTRY, register
 from subscribers.rest import RestSubscriber, RestSystem
 from subscribers.system import System
 
-#: Part of queue names, addresses and variables.
+#: System names are part of queue names, URLs and names of variables.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a declaration of this kind makes, and which attributes it takes."""
+    """The base classes for declarations of this kind, and the options of each."""
 
     system: type[System]
     system_options: tuple[str, ...]
@@ -53,15 +53,16 @@ KINDS = {
 
 
 def register_file(path: Path) -> list[type[Subscriber]]:
-    """Register the subscribers that a file declares.
+    """Register the subscribers that a file declares, and return them.
 
     Raises:
-      SettingsError: with every mistake on a line of its own that names file and place, never a value.
+      SettingsError: the file is wrong; the message has a line for each problem with file and place,
+        and never contains a value.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name}: is no TOML: {error}") from None
+        raise SettingsError(f"{path.name}: is not valid TOML: {error}") from None
     except OSError as error:
         raise SettingsError(f"SYNCFLOW_SYSTEMS: {path} cannot be read: {error.strerror}") from None
     reader = _Reader(path.name)
@@ -75,7 +76,7 @@ def register_file(path: Path) -> list[type[Subscriber]]:
 
 
 class _Reader:
-    """Makes classes of a file's content and collects what is wrong with it."""
+    """Creates classes from the content of a file, and collects its problems."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -83,28 +84,30 @@ class _Reader:
 
     def read(self, content: Mapping[str, Any]) -> list[type[Subscriber]]:
         for other in set(content) - {"systems"}:
-            self.problems.append(f"{other}: is not known here; there is only [systems.NAME]")
+            self.problems.append(f"{other}: is unknown; write [systems.NAME]")
         return [one for name, table in self._tables(content, "systems") for one in self._system(name, table)]
 
     def _tables(self, content: Mapping[str, Any], key: str, place: str = "") -> list[tuple[str, dict[str, Any]]]:
         tables = content.get(key, {})
         if not isinstance(tables, dict) or not tables:
-            self.problems.append(f"{place}{key}: declares nothing; write [{place}{key}.NAME]")
+            self.problems.append(f"{place}{key}: is empty; write [{place}{key}.NAME]")
             return []
         wrong = [name for name, table in tables.items() if not isinstance(table, dict)]
-        self.problems += [f"{place}{key}.{name}: is no table; write [{place}{key}.{name}]" for name in wrong]
+        self.problems += [f"{place}{key}.{name}: is not a table; write [{place}{key}.{name}]" for name in wrong]
         return [(name, table) for name, table in tables.items() if name not in wrong]
 
     def _system(self, name: str, table: dict[str, Any]) -> list[type[Subscriber]]:
         place = f"systems.{name}"
         kind = KINDS.get(table.get("kind", "rest"))
         if kind is None:
-            self.problems.append(f"{place}.kind: there are {', '.join(KINDS)}")
+            self.problems.append(f"{place}.kind: must be one of {', '.join(KINDS)}")
             return []
         if not _NAME.fullmatch(name):
-            self.problems.append(f"{place}: a name starts with a letter and has lower case letters, digits, - and _")
+            self.problems.append(
+                f"{place}: a name must start with a letter and contain only lower case letters, digits, - and _"
+            )
         if any(s.system == name and s.__module__ != __name__ for s in REGISTRY.values()):
-            self.problems.append(f"{place}: the code has a system of this name")
+            self.problems.append(f"{place}: a system in the code has this name; choose another")
         given = {key: value for key, value in table.items() if key not in ("kind", "subscribers")}
         values = self._checked(place, _system_model(kind), given, _secrets(kind, name))
         settings = {key: value for key, value in values.items() if key in kind.system.Options.model_fields}
@@ -121,7 +124,7 @@ class _Reader:
     ) -> type[Subscriber] | None:
         place = f"systems.{system}.subscribers.{catalogue}"
         if catalogue not in CATALOGUES:
-            self.problems.append(f"{place}: no such catalogue; there are {', '.join(CATALOGUES)}")
+            self.problems.append(f"{place}: there is no such catalogue; known are {', '.join(CATALOGUES)}")
             return None
         fields = self._fields(f"{place}.field_to_data", CATALOGUES[catalogue], table.get("field_to_data"))
         given = {key: value for key, value in table.items() if key != "field_to_data"}
@@ -129,7 +132,7 @@ class _Reader:
         before = len(self.problems)
         values = self._checked(place, model, given, {})
         for column in values.get("match_on", ()):
-            if fields and column not in fields:  # without any, it was said already what is wrong with them
+            if fields and column not in fields:  # an empty one is reported already
                 self.problems.append(f"{place}.match_on: {column!r} is not in field_to_data")
         if len(self.problems) > before or not fields:
             return None
@@ -140,7 +143,7 @@ class _Reader:
 
     def _fields(self, place: str, catalogue: Catalogue, table: Any) -> dict[str, Field]:
         if not isinstance(table, dict) or not table:
-            self.problems.append(f'{place}: is missing; write what is mapped, such as name = "full_name"')
+            self.problems.append(f'{place}: is missing; map columns to external fields, such as name = "full_name"')
             return {}
         rows = [{"column": c, **(entry if isinstance(entry, dict) else {"path": entry})} for c, entry in table.items()]
         fields, problems = check_rows(rows, catalogue)
@@ -154,24 +157,24 @@ class _Reader:
     def _checked(
         self, place: str, model: type[BaseModel], given: dict[str, Any], secrets: Mapping[str, str]
     ) -> dict[str, Any]:
-        """What is given, as its types want it; without what is wrong."""
+        """Return the validated values, and collect the problems of the others."""
         written = [key for key in given if key in secrets]
         for key in written:
-            self.problems.append(f"{place}.{key}: is a secret: set {secrets[key]} in the environment or .env instead")
+            self.problems.append(f"{place}.{key}: is a secret; set {secrets[key]} in the environment or .env instead")
         try:
             checked = model.model_validate({key: value for key, value in given.items() if key not in secrets})
         except ValidationError as error:
             for wrong in error.errors(include_url=False, include_input=False):
                 if wrong["type"] == "extra_forbidden":
                     near = difflib.get_close_matches(str(wrong["loc"][0]), model.model_fields, 1)
-                    wrong["msg"] = "is no key that is known here" + (f"; {near[0]} is" if near else "")
+                    wrong["msg"] = "is an unknown key" + (f"; did you mean {near[0]}?" if near else "")
                 self.problems += [f"{place}.{line}" for line in error_lines([wrong])]
             return {}
         return {key: getattr(checked, key) for key in checked.model_fields_set}
 
 
 def _system_model(kind: Kind) -> type[BaseModel]:
-    """A system's attributes, and those of its settings that are no secret."""
+    """Return a model of a system's options, and of its settings except secrets."""
     settings: dict[str, Any] = {
         name: (Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation, None)
         for name, info in kind.system.Options.model_fields.items()
@@ -182,7 +185,7 @@ def _system_model(kind: Kind) -> type[BaseModel]:
 
 
 def _secrets(kind: Kind, system: str) -> dict[str, str]:
-    """The secret settings of a system and the variables they are set by."""
+    """Return the secret settings of a system, each with its environment variable."""
     prefix = system.upper().replace("-", "_")
     fields = kind.system.Options.model_fields.items()
     return {name: f"{prefix}_{name.upper()}" for name, info in fields if info.annotation is SecretStr}

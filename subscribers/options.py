@@ -1,7 +1,7 @@
-"""Class attributes as options: checked where a class is made, and the same names in a file of systems.
+"""Class attributes as options: validated when a class is created, and available in the file of systems.
 
-What a class of subscribers or systems lets its author choose are its `ClassVar`s with a type. Their
-types are the rules, their values the defaults, for code and files alike.
+The options of a subscriber or system class are its typed `ClassVar`s. Their types are validated and
+their values are the defaults, both in code and in the file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jmespath
 from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 
-#: What every subscriber lets its author choose; `field_to_data` is checked by itself.
+#: The options of every subscriber; `field_to_data` has a validation of its own.
 COMMON_OPTIONS = ("resource", "match_on", "on_delete", "on_gone", "archive_data", "poll_seconds")
 
 
@@ -28,40 +28,40 @@ def _expression(value: str) -> str:
         try:
             _compiled(value)
         except JMESPathError as error:
-            raise ValueError(f"is no JMESPath expression: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"is not a valid JMESPath expression: {str(error).splitlines()[0]}") from None
     return value
 
 
-#: Where something stands in JSON: a name, a dotted path, or any JMESPath expression; `@` is all of it.
+#: The place of a value in JSON: a name, a dotted path, or any JMESPath expression; `@` is the whole document.
 JmesPath = Annotated[str, AfterValidator(_expression)]
 
 
 def search_json(expression: str, data: Any) -> Any:
-    """What stands there; None for nothing, for data the expression cannot be worked out on, and without one."""
+    """Return the value at a JMESPath expression; None if there is none or it does not apply to the data."""
     try:
         return _compiled(expression).search(data) if expression else None
-    except JMESPathError:  # a function of its was given a type it does not take
+    except JMESPathError:  # a function in it does not accept a value of this type
         return None
 
 
 def options_of(cls: type, names: tuple[str, ...]) -> type[BaseModel]:
-    """These class attributes as a model that knows no others; one without a value is required."""
+    """Return a model of these class attributes, which forbids others; one without a value is required."""
     hints = get_type_hints(cls, include_extras=True)
     fields: dict[str, Any] = {name: (get_args(hints[name])[0], getattr(cls, name, ...)) for name in names}
     return create_model(cls.__name__, __config__=ConfigDict(extra="forbid"), **fields)
 
 
 def own_options(cls: type) -> tuple[str, ...]:
-    """The options that this very class brings: its annotated class attributes."""
+    """Return the options that this class itself declares: its annotated class attributes."""
     hints = get_type_hints(cls, include_extras=True)
     return tuple(name for name in cls.__annotations__ if get_origin(hints[name]) is ClassVar)
 
 
 def check_options(cls: type, base: type, names: tuple[str, ...]) -> None:
-    """Refuse a class whose attributes `base` would not take.
+    """Validate the attributes of a class against the options of `base`, at import.
 
     Raises:
-      ValueError: naming class and attribute; said at import, not at the first record.
+      ValueError: an attribute is wrong; the message names class and attribute.
     """
     given = {name: cls.__dict__[name] for name in names if name in cls.__dict__}
     try:
@@ -73,10 +73,10 @@ def check_options(cls: type, base: type, names: tuple[str, ...]) -> None:
 
 
 def error_lines(errors: Iterable[Any]) -> list[str]:
-    """`where: what is wrong`, one line each, without the values."""
-    said = {"missing": "is missing"}
+    """Return `place: problem` for each validation error, without the values."""
+    messages = {"missing": "is missing"}
     return [
-        f"{'.'.join(map(str, e['loc']))}: {said.get(e['type']) or e['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(map(str, e['loc']))}: {messages.get(e['type']) or e['msg'].removeprefix('Value error, ')}"
         for e in errors
     ]
 

@@ -13,12 +13,11 @@ from subscribers.errors import Retry, clean
 
 @dataclass(frozen=True)
 class External:
-    """One record as an external system has it.
+    """One record of an external system.
 
-    `data` is nested as in the system's own JSON. `at` is when it was last changed, by the system's
-    own clock (for the answer to a write of ours: the time of that write). `record_id` is our id
-    where the record carries it. `merged_into`, of a deleted one, is the id of the record there that it
-    lives on in.
+    `data` is nested as in the system's JSON. `at` is the time of the last change by the system's
+    clock; in the response to a write of ours, the time of that write. `record_id` is our id, if the
+    record has it. `merged_into` is the external id of the record that a deleted one was merged into.
     """
 
     id: str
@@ -34,16 +33,16 @@ class External:
         if self.request_id is not None:
             object.__setattr__(self, "request_id", clean(self.request_id)[:128])
         if len(self.id) > 255:
-            raise Retry(f"an id of {len(self.id)} characters cannot be kept", maybe_done=True)
+            raise Retry(f"the external id has {len(self.id)} characters; at most 255 can be stored", maybe_done=True)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One record on its way to a system.
+    """One record to deliver to a system.
 
-    `data` is all that the system shall hold, `changes` what differs from what it is known to hold
-    (whole top-level objects, so that partial updates of nested ones are well defined); both nested.
-    `key` is an idempotency key: the same for each try of the same creation.
+    `data` holds all mapped fields. `changes` holds those that differ from the last known external
+    record, as whole top-level objects, so that partial updates of nested objects are well defined.
+    Both are nested. `key` is an idempotency key, the same for each attempt of the same create.
     """
 
     record_id: str
@@ -55,7 +54,7 @@ class Item:
 
     @property
     def linked_id(self) -> str:
-        """The external id, where there must be one."""
+        """The external id, for calls that need a linked record."""
         if self.external_id is None:
             raise AssertionError(f"record {self.record_id} is not linked")
         return self.external_id
@@ -63,9 +62,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of a poll: records, and the position to continue from once their effects are stored.
+    """A page of a poll: records, and the position to continue from after they are stored.
 
-    `current`: the records are as they are now. A list of past events is not.
+    `current`: the records are in their present state, not in that of past events.
     """
 
     records: list[External]
@@ -75,7 +74,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Event:
-    """A webhook's content: what happened to which record of which resource (`customer`, `Account`)."""
+    """One event of a webhook: the record, and the system's name of its kind (`customer`, `Account`)."""
 
     resource: str
     external: External
@@ -83,10 +82,10 @@ class Event:
 
 @dataclass(frozen=True)
 class ExternalField:
-    """A field as a system describes it, or as one of its records shows it.
+    """A field of external records, as the system describes it or as found in a record.
 
-    `kind` is text, number, boolean, date, datetime, list or object; empty where it cannot be told.
-    `length` is in characters. `required`: a record cannot be created without it.
+    `kind` is text, number, boolean, date, datetime, list or object; empty if unknown. `length` is
+    the maximum in characters. `required`: a record cannot be created without it.
     """
 
     kind: str = ""
@@ -96,13 +95,13 @@ class ExternalField:
 
 
 def kind_of(value: Any) -> str:
-    """The kind of a JSON value, in the words of `ExternalField`; empty for none."""
+    """Return the kind of a JSON value as in `ExternalField`; empty for null."""
     kinds = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "object"}
     return kinds.get(type(value), "")
 
 
 def fields_of(data: Mapping[str, Any], parent: str = "") -> dict[str, ExternalField]:
-    """The fields that one record shows, by dotted path, objects and what is in them."""
+    """Return the fields of one record by dotted path: objects, and the fields in them."""
     found: dict[str, ExternalField] = {}
     for name, value in data.items():
         path = f"{parent}{name}"

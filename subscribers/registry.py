@@ -10,22 +10,22 @@ from subscribers.mapping.fields import as_fields, entry_row
 from subscribers.mapping.validation import check_rows
 from subscribers.system import System
 
-#: Every subscriber class by name: the one table that answers "who is in the fan-out".
+#: Every registered subscriber class by name: the receivers of the fan-out.
 REGISTRY: dict[str, type[Subscriber]] = {}
 
 
 def register(subscriber: type[Subscriber]) -> type[Subscriber]:
-    """Class decorator: put a subscriber into the fan-out.
+    """Class decorator: add a subscriber to the fan-out.
 
     Raises:
-      ValueError: the class is not complete, or its name is taken; said at import, not at the first record.
+      ValueError: the class is incomplete or its mapping is wrong, or its name is taken.
     """
     for attribute in ("system", "catalogue"):
         if not getattr(subscriber, attribute, None):
             raise ValueError(f"{subscriber.__name__}: set the class attribute {attribute!r}")
     if subscriber.catalogue not in CATALOGUES:
         raise ValueError(
-            f"{subscriber.__name__}: no catalogue {subscriber.catalogue!r}; there are {', '.join(CATALOGUES)}"
+            f"{subscriber.__name__}: there is no catalogue {subscriber.catalogue!r}; known are {', '.join(CATALOGUES)}"
         )
     if problems := _mapping_problems(subscriber):
         raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")
@@ -45,10 +45,10 @@ def _mapping_problems(subscriber: type[Subscriber]) -> list[str]:
 
 
 def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str, Subscriber]:
-    """The subscribers whose systems the environment configures, one client a system.
+    """Return the subscribers whose systems are configured, by name; those of one system share its client.
 
     Raises:
-      SettingsError: a system is configured only in part.
+      SettingsError: the settings of a system are incomplete or wrong.
     """
     systems: dict[str, System | None] = {}
     subscribers = {}
@@ -56,7 +56,7 @@ def connect(registry: Mapping[str, type[Subscriber]] | None = None) -> dict[str,
         if subscriber.system not in systems:
             systems[subscriber.system] = subscriber.system_class.from_environment(subscriber.system)
         client = systems[subscriber.system]
-        at_work = subscriber.connected(client) if client is not None else None
-        if at_work is not None:
-            subscribers[name] = at_work
+        connected = subscriber.connected(client) if client is not None else None
+        if connected is not None:
+            subscribers[name] = connected
     return subscribers

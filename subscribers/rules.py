@@ -1,10 +1,9 @@
-"""Declared rules of what a system takes: said before the call, all at once, in words per field.
+"""Declared rules of what a system accepts, checked before the call.
 
     rules = {"email": [required(), email()], "name": [length(max=255)], "address.country": [choices("DE", "AT")]}
 
-Paths are dotted, of the nested data that is sent. A rule is asked only about a value that is there;
-`required` is what says that there must be one. For child rows a path leads through the list, and the
-rule is asked about each row: `lines.quantity`.
+Paths are dotted paths of the sent data. Only `required` applies to empty values. A path through a
+list of child rows, such as `lines.quantity`, applies to each row.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from subscribers.mapping.values import describe_fields, is_empty
 
 
 class Rule(Protocol):
-    """Says what is wrong with a value: words that follow the field's name, or None."""
+    """Returns what is wrong with a value, to follow the name of its field; None for a valid value."""
 
     def __call__(self, value: Any) -> str | None: ...
 
@@ -30,8 +29,8 @@ Rules = Mapping[str, Sequence[Rule]]
 
 
 @dataclass(frozen=True)
-class required:  # noqa: N801 - read as a word in a table of rules
-    """There must be a value."""
+class required:  # noqa: N801 - reads as a word in a table of rules
+    """A value that is not empty."""
 
     def __call__(self, value: Any) -> str | None:
         return "is required" if is_empty(value) else None
@@ -39,34 +38,34 @@ class required:  # noqa: N801 - read as a word in a table of rules
 
 @dataclass(frozen=True)
 class length:  # noqa: N801
-    """A text of so many characters, or a list of so many rows."""
+    """A text of `min` to `max` characters, or a list of `min` to `max` rows."""
 
     min: int = 0
     max: int | None = None
 
     def __call__(self, value: Any) -> str | None:
         if not isinstance(value, str | list):
-            return f"is a {type(value).__name__}, not a text"
+            return f"is of type {type(value).__name__}, not a text"
         what = "characters" if isinstance(value, str) else "rows"
         if self.max is not None and len(value) > self.max:
-            return f"longer than {self.max} {what}"
-        return f"shorter than {self.min} {what}" if len(value) < self.min else None
+            return f"is longer than {self.max} {what}"
+        return f"is shorter than {self.min} {what}" if len(value) < self.min else None
 
 
 @dataclass(frozen=True)
 class email:  # noqa: N801
-    """An address as mail systems take it; nobody is asked whether the mailbox exists."""
+    """An email address with valid syntax, whether its mailbox exists or not."""
 
     def __call__(self, value: Any) -> str | None:
         try:
             validate_email(str(value), check_deliverability=False)
         except EmailNotValidError as error:
-            return f"is no email address: {error}"
+            return f"is not an email address: {error}"
         return None
 
 
 class choices:  # noqa: N801
-    """One of these values."""
+    """One of the given values."""
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -77,7 +76,7 @@ class choices:  # noqa: N801
 
 @dataclass(frozen=True)
 class between:  # noqa: N801
-    """A number, or a text that is one, from `min` to `max`, both included; None for no limit."""
+    """A number, or its text, from `min` to `max` inclusive; None for no limit."""
 
     min: float | Decimal | None = None
     max: float | Decimal | None = None
@@ -97,25 +96,25 @@ class between:  # noqa: N801
 
 
 def check(rules: Rules, data: Mapping[str, Any]) -> None:
-    """Ask all rules about nested data.
+    """Check nested data by all rules.
 
     Raises:
-      Reject: with the words per field; of several complaints about one field the first.
+      Reject: a value breaks a rule; `fields` has the first message of each field.
     """
     wrong: dict[str, str] = {}
-    for path, asked in rules.items():
+    for path, path_rules in rules.items():
         for place, value in _values(data, path.split(".")):
-            for rule in asked:
+            for rule in path_rules:
                 if is_empty(value) and not isinstance(rule, required):
                     continue
-                if (complaint := rule(value)) is not None:
-                    wrong.setdefault(place, complaint)
+                if (message := rule(value)) is not None:
+                    wrong.setdefault(place, message)
     if wrong:
         raise Reject(describe_fields(wrong), fields=wrong)
 
 
 def _values(data: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, Any]]:
-    """(where, value) for each value that a path leads to; a value that is not there is None."""
+    """Yield (place, value) for each value at a path; a missing value is None."""
     if not names:
         yield place, data
     elif isinstance(data, list):

@@ -34,18 +34,18 @@ class Options(BaseModel):
 
 
 class System:
-    """One external system: its credentials and its client, shared by its subscribers."""
+    """One external system: its settings and its client, shared by its subscribers."""
 
     Options: ClassVar[type[BaseModel]] = Options
-    #: Options that stand where the environment names others; a system that has some is always connected.
+    #: Settings that the environment may override; a system that has some is always connected.
     defaults: ClassVar[Mapping[str, Any]] = {}
 
-    #: The limits where the environment names none; None for no limit.
+    #: The limits unless the environment sets others; None for no limit.
     requests_per_second: float | None = None
     concurrency: int | None = None
     delete_limit: int | None = 50
 
-    #: The `http.Http` of a system that is spoken to by it.
+    #: The HTTP client, `http.client.Http`, of a system that uses it.
     http: Any = None
 
     def __init__(self, name: str, options: BaseModel) -> None:
@@ -57,23 +57,23 @@ class System:
 
     @property
     def rate(self) -> Rate | None:
-        """What its answers said last of the calls that are left; None where they say nothing."""
+        """The rate limit as the last response reported it; None if the system does not report one."""
         rate: Rate | None = self.http.rate if self.http is not None else None
         return rate
 
     def pace(self) -> None:
-        """Wait until a call may begin. The conductor replaces it where there is a rate limit."""
+        """Wait until the rate limit allows a call. The conductor replaces this for a system with a limit."""
 
     def defer_reason(self) -> str | None:
-        """Why what can wait (a poll, a backfill) leaves the system alone now, in words; None: it need not."""
+        """Return why polls and backfills must not call the system now; None if they may."""
         return None
 
     @classmethod
     def from_environment(cls, name: str) -> System | None:
-        """The system as the environment configures it; None where it says nothing of it.
+        """Return the system as the environment configures it; None if it does not.
 
         Raises:
-          SettingsError: it says something, but not enough, or something wrong.
+          SettingsError: a setting of the system is missing or wrong.
         """
         values = {**cls.defaults, **system_options(name)}
         if not values:
@@ -84,29 +84,29 @@ class System:
             raise SettingsError(describe(error, prefix=f"{name}_")) from None
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
-        """The id of the event this webhook carries, after checking who sent it. Header names are lower case.
+        """Verify the sender of a webhook, and return the id of its event. Header names are lower case.
 
         Raises:
-          BadSignature: it is not from this system.
-          BadWebhook: it is, but it cannot be read.
+          BadSignature: the webhook is not from this system.
+          BadWebhook: it is, but its content is invalid.
         """
-        raise NotImplementedError(f"{self.name} sends no webhooks that this hub knows how to check")
+        raise NotImplementedError(f"{self.name} has no way to verify webhooks")
 
     def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-        """(id, body) of each event in a webhook request, after checking who sent it; for systems that send several.
+        """Verify the sender of a webhook, and return (id, body) of each of its events.
 
-        Raises as `verify` does.
+        Override it for a system that sends several events in one request. Raises as `verify` does.
         """
         return [(self.verify(body, headers), body)]
 
     def events(self, body: bytes) -> list[Event]:
-        """What a verified webhook says happened."""
+        """Return the events of a verified webhook."""
         raise NotImplementedError
 
     def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
-        """(body, content type) with which this webhook request has to be answered; None where a 2xx is enough."""
+        """Return (body, content type) of the response to a webhook; None if any 2xx will do."""
         return None
 
     def page_url(self, resource: str, external_id: str) -> str | None:
-        """Where a person sees this record in the system itself."""
+        """Return the URL of a record's page in the system's own interface, if it has one."""
         return None

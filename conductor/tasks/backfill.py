@@ -299,7 +299,7 @@ def _value(column: sa.Column[Any], text: str) -> Any:
             return expected.fromisoformat(text)
         return expected(text)
     except (ValueError, KeyError, ArithmeticError):
-        raise ValueError(f"{text!r} is no {expected.__name__}, as {column.name} needs") from None
+        raise ValueError(f"{text!r} is not of type {expected.__name__}, which {column.name} requires") from None
 
 
 def _lists(subscriber: Subscriber) -> bool:

@@ -1,14 +1,14 @@
-"""`field_to_data`: a subscriber's mapping, both ways, and the values it makes.
+"""`field_to_data`: the mapping of a subscriber, in both directions.
 
 | file         | what it holds                                                        |
 |--------------|----------------------------------------------------------------------|
-| `fields`     | `Field` and its helpers: what an author writes                       |
-| `mapper`     | `Mapper`: a record to external values and back                       |
-| `validation` | whether rows of a mapping fit a catalogue                            |
-| `transforms` | the named conversions                                                |
-| `coercion`   | an external value as a column stores it                              |
-| `paths`      | where a value is in nested data                                      |
-| `values`     | comparison of values                                                 |
+| `fields`     | `Field` and its helpers, which an author writes                      |
+| `mapper`     | `Mapper`: converts a record to external values and back              |
+| `validation` | checks the rows of a mapping against a catalogue                     |
+| `transforms` | the named conversions of values                                      |
+| `coercion`   | converts an external value to the type of a column                   |
+| `paths`      | the place of a value in nested data                                  |
+| `values`     | compares values, and converts them to JSON                           |
 """
 
 from subscribers.mapping.fields import Field, FieldRow, entry_row, link_to, rows

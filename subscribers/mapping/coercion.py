@@ -1,4 +1,4 @@
-"""Values from elsewhere, as a column of ours takes them."""
+"""Convert external values to the types of columns."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from i18n import gettext
 
 
 def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
-    """The ledger's text id of a related record, as the column that points to it takes it.
+    """Return the id of a related record, a text in the ledger, as the type of the column that refers to it.
 
     Raises:
-      ValueError: there is none.
+      ValueError: `record_id` is None: the related record is not linked.
     """
     if record_id is None:
-        raise ValueError(gettext("points to a record that is not known here"))
+        raise ValueError(gettext("refers to a record that is not linked here"))
     python_type = column.type.python_type
     return record_id if python_type is str else python_type(record_id)
 
 
 def coerce(column: sa.Column[Any], value: Any) -> Any:
-    """A value as this column takes it.
+    """Return a value as the type of this column.
 
     Raises:
-      ValueError: it does not fit; the message says why.
+      ValueError: it cannot be converted; the message gives the reason.
     """
     if value is None or value == "":
         if not column.nullable:
-            raise ValueError(gettext("is empty, but {name} needs a value", name=column.name))
+            raise ValueError(gettext("is empty, but {name} requires a value", name=column.name))
         return None
     expected = column.type.python_type
     if expected is str:
@@ -50,20 +50,25 @@ def coerce(column: sa.Column[Any], value: Any) -> Any:
         raise ValueError(gettext("{value} is too large for {name}", value=value, name=column.name))
     if isinstance(value, bool) is not (expected is bool) or not isinstance(value, expected):
         raise ValueError(
-            gettext("{value!r} is no {kind}, as {name} needs", value=value, kind=expected.__name__, name=column.name)
+            gettext(
+                "{value!r} is not of type {kind}, which {name} requires",
+                value=value,
+                kind=expected.__name__,
+                name=column.name,
+            )
         )
     return value
 
 
 def _coerce_text(column: sa.Column[Any], value: Any) -> str:
     if isinstance(value, dict | list):
-        raise ValueError(gettext("is a {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
+        raise ValueError(gettext("is of type {kind}, but {name} is text", kind=type(value).__name__, name=column.name))
     text = str(value)
     length = getattr(column.type, "length", None)
     if length is not None and len(text) > length:
         raise ValueError(
-            gettext("{n} characters, but {name} holds {length}", n=len(text), name=column.name, length=length)
+            gettext("has {n} characters, but {name} allows {length}", n=len(text), name=column.name, length=length)
         )
     if "\x00" in text:
-        raise ValueError(gettext("holds a NUL character, which no text column takes"))
+        raise ValueError(gettext("contains a NUL character, which text columns cannot store"))
     return text

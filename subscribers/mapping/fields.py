@@ -17,12 +17,12 @@ Conflict = Literal["internal", "external", "newest", "ask"]
 class Field:
     """One entry of `field_to_data`; a plain string is short for `Field(path)`.
 
-    `path` is one of the forms in `paths`; `transform` a name of `transforms.TRANSFORMS`, with its
-    arguments. `default` is sent where the internal value is empty. `conflict` says who wins where both sides
-    changed the field since they last agreed: `internal`, `external`, `newest`, or `ask`: a person
-    settles it, and until then neither side is written. `link` names the catalogue whose record the
-    column points to: the other system's id of that record travels, see :func:`link_to`. `rows` maps
-    the columns of child rows, see :func:`rows`.
+    `path` has one of the forms in `paths`. `transform` is a name in `transforms.TRANSFORMS` with its
+    arguments. `default` is sent instead of an empty internal value. `conflict` chooses the value if
+    both sides changed the field since they were last in sync: `internal`, `external`, `newest`, or
+    `ask`: an operator decides, and until then neither side is written. `link` names the catalogue
+    that the column refers to, see :func:`link_to`. `rows` maps the columns of child rows, see
+    :func:`rows`.
     """
 
     path: str
@@ -36,10 +36,10 @@ class Field:
 
 
 def link_to(catalogue: str, path: str, *, required: bool = False, direction: Direction = "both") -> Field:
-    """A relation: the column holds the key of a record of `catalogue`, `path` the other system's id of it.
+    """Map a relation: the column holds the key of a record of `catalogue`, and `path` its external id.
 
-    Where that record is not in the system yet it is delivered first, and this one waits without
-    using up attempts.
+    If the related record is not in the system yet, it is delivered first, and this one waits
+    without using up attempts.
     """
     return Field(path, link=catalogue, required=required, direction=direction)
 
@@ -52,10 +52,10 @@ def rows(
     conflict: Conflict = "newest",
     required: bool = False,
 ) -> Field:
-    """Child rows, such as an invoice's lines: `path` is a list there, `fields` maps the columns of a row.
+    """Map child rows, such as the lines of an invoice: `path` is an external list, `fields` maps a row's columns.
 
-    They are compared, merged and sent as a whole and in their order, so a direction or a conflict
-    policy is theirs together. What a row there holds beside the mapped fields is nobody's business.
+    The rows are compared, merged and sent as a whole and in their order, so that direction and
+    conflict policy apply to the list. External fields of a row that are not mapped are ignored.
     """
     return Field(path, direction=direction, conflict=conflict, required=required, rows=as_fields(fields))
 
@@ -66,7 +66,7 @@ def as_fields(fields: Mapping[str, Field | str]) -> dict[str, Field]:
 
 
 class FieldRow(BaseModel):
-    """A row of a mapping as the panel edits and the database keeps it."""
+    """A row of a mapping, as the panel edits it and the database stores it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,16 +78,16 @@ class FieldRow(BaseModel):
     default: Any = None
     required: bool = False
     link: str | None = None
-    #: The fields of child rows, as rows of the same form.
+    #: The fields of child rows, in the same form.
     rows: list[FieldRow] | None = None
 
     def field(self) -> Field:
-        """The same, as a mapping's entry."""
+        """Return the row as an entry of `field_to_data`."""
         inner = None if self.rows is None else {row.column: row.field() for row in self.rows}
         return Field(**self.model_dump(exclude={"column", "rows"}), rows=inner)
 
 
 def entry_row(column: str, entry: Field) -> dict[str, Any]:
-    """An entry of a mapping in the form of `FieldRow`."""
+    """Return an entry of `field_to_data` as a dict with the fields of `FieldRow`."""
     inner = None if entry.rows is None else [entry_row(*pair) for pair in entry.rows.items()]
     return {"column": column, **vars(entry), "rows": inner}

@@ -1,12 +1,12 @@
-"""`field_to_data`: which internal column is which external field, and how values cross over.
+"""Convert records to external values and back, by the entries of `field_to_data`.
 
-Two shapes of a record's external side are used throughout: *nested*, as the system's JSON has it
-(`{"address": {"city": "Rome"}}`), and *flat*, one entry a mapped field keyed by its dotted path
-(`{"address.city": "Rome"}`; see `paths`). Comparisons and the ledger use the flat one. Child rows are one field
-there, whose value is the list of rows, each nested and with its mapped fields only.
+An external record has two shapes: *nested*, as in the system's JSON (`{"address": {"city": "Rome"}}`),
+and *flat*, with an entry for each mapped field by its dotted path (`{"address.city": "Rome"}`; see
+`paths`). Comparisons and the ledger use the flat shape. Child rows are one flat field: the list of
+rows, each nested and with its mapped fields only.
 
-Several columns may make one field and one column several, with a transform for it: their names are
-joined by a plus: `{"name": Field("FirstName+LastName", "split_name")}`.
+A transform may map several columns to one field, or one column to several. Their names are joined
+by a plus: `{"name": Field("FirstName+LastName", "split_name")}`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from subscribers.mapping.values import Flat, Links, describe_fields, is_empty, p
 
 
 class Mapper:
-    """Carries records over between a catalogue (or the child rows of one) and external fields."""
+    """The mapping between the columns of a catalogue, or of its child rows, and external fields."""
 
     def __init__(self, catalogue: Catalogue | Children, fields: Mapping[str, Field | str]) -> None:
         self.catalogue = catalogue
@@ -40,38 +40,38 @@ class Mapper:
             if entry.rows is not None
         }
         self._sent = [(column, entry) for column, entry in self.fields.items() if entry.direction != "in"]
-        #: Columns that go out as they are.
+        #: Columns that are sent unchanged.
         self._direct = {
             column
             for column, entry in self._sent
             if not (entry.transform or entry.link or entry.rows is not None or "+" in column)
         }
-        #: Columns that hold a record's key, or child rows.
-        self._pointing = [(column, entry) for column, entry in self._sent if entry.link or entry.rows is not None]
-        #: Whether nested and flat say the same of what goes out: not where a value is made of several fields.
+        #: Columns that hold the key of another record, or child rows.
+        self._referring = [(column, entry) for column, entry in self._sent if entry.link or entry.rows is not None]
+        #: Whether each sent value is one external field, so that its flat and nested shapes are equivalent.
         self.paths_are_single = all("+" not in entry.path for _, entry in self._sent)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The mapping as rows for the panel and the database."""
+        """Return the mapping as rows for the panel and the database."""
         return [entry_row(column, entry) for column, entry in self.fields.items()]
 
     def path_of(self, column: str) -> str | None:
-        """The path of the field that a column goes to, alone or with others; None if it is not mapped."""
+        """Return the path of the field that a column is mapped to, alone or with others; None if it is not mapped."""
         return next((entry.path for name, entry in self.fields.items() if column in parts(name)), None)
 
     def paths(self) -> list[str]:
-        """The plain dotted path of every mapped field there is, those of child rows left out."""
+        """Return the plain dotted path of every mapped field, except those of child rows."""
         plain_ones = [entry.path for entry in self.fields.values() if is_plain(entry.path) and entry.rows is None]
         return list(dict.fromkeys(part for path in plain_ones for part in parts(path)))
 
     def relations(self) -> set[str]:
-        """The catalogues to whose records these point."""
+        """Return the catalogues that the records refer to."""
         own = {entry.link for entry in self.fields.values() if entry.link}
         return own.union(*(inner.relations() for inner in self._inner.values()))
 
     def references(self, record: Record) -> Iterator[tuple[str, str]]:
-        """(catalogue, record id) of each record this one, or a child row of it, points to outward."""
-        for column, entry in self._pointing:
+        """Yield (catalogue, record id) of each record that this one, or a child row of it, refers to."""
+        for column, entry in self._referring:
             value = record.get(column)
             if is_empty(value):
                 continue
@@ -81,7 +81,7 @@ class Mapper:
                 yield from itertools.chain.from_iterable(inner.references(row) for row in value or [])
 
     def external_references(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """(catalogue, the system's id) of each record these external fields point to."""
+        """Yield (catalogue, external id) of each record that these external fields refer to."""
         for path, value in flat.items():
             column = self._column_of[path]
             if is_empty(value):
@@ -93,14 +93,14 @@ class Mapper:
                     yield from inner.external_references(inner.flatten(row))
 
     def outward(self, record: Record, *, strict: bool = True, links: Links | None = None) -> Flat:
-        """What the system shall hold of this record, by path.
+        """Return the external values of a record, flat.
 
-        `links` gives the system's id of each related record, by (catalogue, record id); where a
-        relation's is not known the field is left out.
+        `links` maps (catalogue, record id) of related records to their external ids; a relation
+        without one is left out.
 
         Raises:
-          Reject: with the words per field, where a value cannot be mapped or a required one is empty;
-            without `strict`, what can be mapped is returned instead.
+          Reject: a value cannot be mapped, or a required one is empty; `fields` has the messages.
+            Without `strict`, the other values are returned instead.
         """
         flat: Flat = {}
         wrong: dict[str, str] = {}
@@ -139,13 +139,13 @@ class Mapper:
         return value
 
     def _whole(self, row: Record, links: Links) -> Flat:
-        """A child row outward. Raises `_Unknown` where a relation's id is not known: half a row is none."""
+        """Return the external values of a child row. Raises `_Unknown` if a related record has no external id."""
         if any(pair not in links for pair in self.references(row)):
             raise _Unknown
         return self.outward(row, links=links)
 
     def flatten(self, data: Mapping[str, Any]) -> Flat:
-        """The mapped fields of an external record, by path; one that is not mentioned is left out."""
+        """Return the mapped fields of an external record, flat; fields that are not in the data are left out."""
         found: Flat = {}
         if not data:
             return found
@@ -159,27 +159,27 @@ class Mapper:
         return found
 
     def accepts_inward(self, path: str) -> bool:
-        """Whether a change of this external field may change the internal record."""
+        """Whether a change of this external field is applied to the internal record."""
         return path in self._column_of and self.entry(path).direction != "out"
 
     def entry(self, path: str) -> Field:
-        """The mapping entry of an external field."""
+        """Return the entry of an external field."""
         return self.fields[self._column_of[path]]
 
     def inward(self, flat: Mapping[str, Any], keys: Links | None = None, record: Record | None = None) -> Record:
-        """Internal column values for these external fields.
+        """Return the column values for these external fields.
 
-        `keys` gives our id of each related record, by (catalogue, the system's id). `record` is the
-        record as it is here now: what a transform loses on the way out (the end of a text that is cut,
-        the form of a phone number) stays as it is where they hold just what it becomes there.
+        `keys` maps (catalogue, external id) of related records to our ids. `record` is the internal
+        record as it is now. A transform may lose details (the end of a long text, the format of a
+        phone number), so a column keeps its value if that value maps to the external one.
 
         Raises:
-          Reject: with the words per field, where a value does not fit its column.
+          Reject: a value cannot be converted to its column; `fields` has the messages.
         """
         values: Record = {}
         wrong: dict[str, str] = {}
-        # What depends on another column comes after it, and rows after their record.
-        for path, value in sorted(flat.items(), key=lambda item: self._turn(self._column_of[item[0]])):
+        # Columns that depend on another one come after it, and child rows last.
+        for path, value in sorted(flat.items(), key=lambda item: self._order(self._column_of[item[0]])):
             column = self._column_of[path]
             try:
                 values |= self._values_in(column, value, keys or {}, {**(record or {}), **values})
@@ -191,7 +191,7 @@ class Mapper:
             raise Reject(describe_fields(wrong), fields=wrong)
         return values
 
-    def _turn(self, column: str) -> int:
+    def _order(self, column: str) -> int:
         depends = column in self._transforms and self._transforms[column].column is not None
         return 2 if column in self._inner else int(depends)
 
@@ -203,7 +203,7 @@ class Mapper:
         if not is_empty(value) and entry.link:
             value = as_key(self.catalogue.table.c[column], keys.get((entry.link, str(value))))
         elif not is_empty(value) and transform is not None:
-            if _becomes(transform, now, column, value):
+            if _maps_to(transform, now, column, value):
                 return {name: now.get(name) for name in names}
             value = transform.of(now).inverse(value)
         values = [value] if len(names) == 1 else value or [None] * len(names)
@@ -212,10 +212,10 @@ class Mapper:
     def _rows_in(self, column: str, value: Any, keys: Links, now: Record) -> list[Record]:
         inner = self._inner[column]
         if not (is_empty(value) or _is_rows(value)):
-            raise ValueError("is no list of objects, as child rows are")
+            raise ValueError("must be a list of objects: it is mapped to child rows")
         theirs = [inner.flatten(row) for row in value or []]
         here: list[Record] = now.get(column) or []
-        # Columns of the record that a row's transform may depend on; a new row has no values of its own yet.
+        # The transform of a row may depend on columns of its record. A new row has no values of its own yet.
         around = {name: one for name, one in now.items() if name not in inner.catalogue.columns}
         links = {(catalogue, ours): there for (catalogue, there), ours in keys.items()}
         as_there = [inner.outward({**around, **row}, strict=False, links=links) for row in here]
@@ -228,15 +228,15 @@ class Mapper:
 
 
 def _value_of(record: Record, column: str) -> Any:
-    """A column's value; of several columns the list of them, None if all are empty."""
+    """Return the value of a column; for several columns, a list, or None if all are empty."""
     if "+" not in column:
         return record.get(column)
     values = [record.get(name) for name in parts(column)]
     return None if all(map(is_empty, values)) else values
 
 
-def _becomes(transform: Transform, record: Record, column: str, theirs: Any) -> bool:
-    """Whether what is here becomes just what they hold."""
+def _maps_to(transform: Transform, record: Record, column: str, theirs: Any) -> bool:
+    """Whether the present value of a column maps to this external value."""
     value = _value_of(record, column)
     try:
         return not is_empty(value) and same(plain(transform.of(record).forward(value)), theirs)
@@ -245,7 +245,7 @@ def _becomes(transform: Transform, record: Record, column: str, theirs: Any) -> 
 
 
 class _Unknown(Exception):
-    """A related record's id in the system is not known."""
+    """A related record has no external id yet."""
 
 
 def _is_rows(value: Any) -> bool:
@@ -253,7 +253,7 @@ def _is_rows(value: Any) -> bool:
 
 
 def _each_row(path: str, given: Iterable[Any], carry: Callable[[Any], Record]) -> list[Record]:
-    """Each child row carried over; all that is wrong with them at once, by row and field."""
+    """Convert each child row; raise one `Reject` with the messages of all rows, by row and field."""
     carried: list[Record] = []
     wrong: dict[str, str] = {}
     for number, row in enumerate(given):

@@ -1,11 +1,11 @@
-"""Where a value stands in a system's nested data.
+"""Paths: the place of a value in the nested data of a system.
 
-| form                    | what it is                                                                  |
+| form                    | meaning                                                                     |
 |-------------------------|-----------------------------------------------------------------------------|
 | `email`                 | a field                                                                     |
 | `address.city`          | a field of an object                                                        |
-| `FirstName+LastName`    | several fields that are one value, a list, with us; see `transforms`        |
-| `emails[?primary] \\| [0]` | a JMESPath expression (https://jmespath.org/specification.html); reads only |
+| `FirstName+LastName`    | several fields that are mapped to one column; see `transforms`              |
+| `emails[?primary] \\| [0]` | a JMESPath expression (https://jmespath.org/specification.html); read-only  |
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATH = re.compile(rf"{_DOTTED}(\+{_DOTTED})*")
 
 
 class _Missing:
-    """Stands for "the system did not mention this field", which is not the same as empty."""
+    """The value of a field that is not in the data, which differs from an empty one."""
 
     def __repr__(self) -> str:
         return "MISSING"
@@ -37,42 +37,43 @@ MISSING = _Missing()
 
 @lru_cache(maxsize=4096)
 def is_plain(path: str) -> bool:
-    """Whether there can be written too: it is no expression."""
+    """Whether a path can be written, and so is no expression."""
     return _PATH.fullmatch(path) is not None
 
 
 def parts(path: str) -> list[str]:
-    """The dotted paths of a plain one: more than one where several fields are one value."""
+    """Return the dotted paths in a plain path: several if they are joined by a plus."""
     return path.split("+")
 
 
 def tops(paths: Iterable[str]) -> list[str]:
-    """The top-level fields of these plain paths, each once."""
+    """Return the top-level fields of these plain paths, each once."""
     return list(dict.fromkeys(top for path in paths for top in tops_of(path)))
 
 
 @lru_cache(maxsize=4096)
 def tops_of(path: str) -> tuple[str, ...]:
-    """The top-level fields of one plain path: more than one where several fields are one value."""
+    """Return the top-level fields of one plain path: several if paths are joined by a plus."""
     return tuple(dict.fromkeys(part.partition(".")[0] for part in parts(path)))
 
 
 def problem(path: str) -> str | None:
-    """What is wrong with a path, in words."""
+    """Return what is wrong with a path; None if it is valid."""
     if is_plain(path):
         return None
     try:
         _expression(path)
     except JMESPathError as error:
         why = " ".join(str(error).split("\n", 1)[0].split())
-        return f"{path!r} is no field name, no dotted path such as address.city, and no JMESPath expression: {why}"
+        forms = "a field name, a dotted path such as address.city, or a JMESPath expression"
+        return f"{path!r} must be {forms}: {why}"
     return None
 
 
 def pick(data: Mapping[str, Any], path: str) -> Any:
-    """The value at a path of nested data, or MISSING. Below an empty parent everything is empty.
+    """Return the value at a path of nested data, or MISSING. Below an empty parent every value is empty.
 
-    Several fields are a list; None if all are empty, MISSING if the system did not mention one of them.
+    Several fields are a list: None if all are empty, MISSING if one of them is missing.
     """
     if not is_plain(path):
         return _search(data, path)
@@ -96,16 +97,16 @@ def _at(data: Mapping[str, Any], path: str) -> Any:
 
 
 def nest(flat: Mapping[str, Any], onto: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}; `onto` is added to.
+    """Return flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}.
 
-    What an expression found is left out: nobody can say where it belongs.
+    The entries are added to `onto` if it is given. Values of expressions have no place, and are left out.
     """
     nested: dict[str, Any] = {} if onto is None else onto
     for path, value in flat.items():
         places = _places(path)
         if len(places) == 1:
             _put(nested, *places[0], value)
-        else:  # several fields; an expression has no places
+        else:  # several fields, or an expression, which has no place
             for (parents, last), one in zip(places, value or (None,) * len(places), strict=bool(places)):
                 _put(nested, parents, last, one)
     return nested
@@ -123,7 +124,7 @@ def _put(nested: dict[str, Any], parents: tuple[str, ...], last: str, value: Any
 
 @lru_cache(maxsize=4096)
 def _places(path: str) -> tuple[tuple[tuple[str, ...], str], ...]:
-    """Where the values of a path are written: (objects it lies in, field) of each; nowhere for an expression."""
+    """Return the places to write the values of a path, as (parent objects, field); none for an expression."""
     if not is_plain(path):
         return ()
     split = (part.split(".") for part in parts(path))
@@ -137,7 +138,7 @@ def _search(data: Mapping[str, Any], path: str) -> Any:
     try:
         return expression.search(data)
     except JMESPathError as error:
-        logger.warning("%r cannot be read: %s", path, error)
+        logger.warning("cannot evaluate %r: %s", path, error)
         return MISSING
 
 
@@ -147,7 +148,7 @@ def _expression(path: str) -> Any:
 
 
 def _roots(node: Mapping[str, Any]) -> set[str]:
-    """The top-level fields an expression begins with: where none is there, the system said nothing of it."""
+    """Return the top-level fields that an expression reads; if none is in the data, its value is missing."""
     if node["type"] == "field":
         return {str(node["value"])}
     inner = node.get("children", [])
@@ -156,7 +157,7 @@ def _roots(node: Mapping[str, Any]) -> set[str]:
     return _roots(inner[0]) if inner else set()
 
 
-#: Nodes of an expression that begin at the same place with each of their children; others lead from the first on.
+#: Nodes that evaluate each of their children against the same data; others continue from their first child.
 _MANY = {
     *("function_expression", "multi_select_list", "multi_select_dict", "key_val_pair"),
     *("or_expression", "and_expression", "comparator"),

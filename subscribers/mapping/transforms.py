@@ -1,10 +1,10 @@
 """Named transforms of values, each with its inverse.
 
-A closed registry: a mapping edited in the panel names one of these, with arguments after a colon
-(`phone:DE`), and can never run code. :func:`find` makes a transform of such words.
+A mapping refers to a transform by name, with arguments after a colon (`phone:DE`), and so can never
+run code. :func:`find` returns the transform.
 
-The packages that know names, phone numbers and currencies are loaded by the first mapping that needs
-one: most processes never do, and together they take some megabytes.
+The packages for names, phone numbers and currencies take some megabytes, so they are imported by the
+first transform that needs them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Value = Any
 
 @dataclass(frozen=True)
 class Transform:
-    """`forward` maps the internal value to the external one, `inverse` the other way.
+    """`forward` converts the internal value to the external one, `inverse` the reverse.
 
-    Both raise ValueError, with words for a person, for a value they cannot map. Empty values are not
-    given to them. `column` names another column of the record on which it depends: `by` makes the
-    transform for its value. `here` and `there` are how many values there are on each side; more than
-    one are a list.
+    Both raise ValueError, with a message for operators, for a value they cannot convert. They are not
+    called with empty values. A transform may depend on another `column` of the record: `by` returns
+    the transform for a value of it. `here` and `there` are the numbers of columns and of external
+    fields; several values are a list.
     """
 
     forward: Callable[[Value], Value]
@@ -43,19 +43,19 @@ class Transform:
     there: int = 1
 
     def of(self, record: Mapping[str, Any]) -> Transform:
-        """The transform for a value of this record."""
+        """Return the transform for this record, resolved by the column that it depends on."""
         if self.column is None or self.by is None:
             return self
         if record.get(self.column) in (None, ""):
-            raise ValueError(f"depends on {self.column}, which is not known")
+            raise ValueError(f"depends on {self.column}, which is empty")
         return self.by(record[self.column])
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A named transform: `make` is given its arguments, the text after the colon ("" for none).
+    """A named transform: `make` creates it from its arguments, the text after the colon ("" for none).
 
-    `example` shows the arguments where it takes any; in brackets where it can do without.
+    `example` shows the arguments, in brackets if they are optional; empty if it has none.
     """
 
     make: Callable[[str], Transform]
@@ -63,24 +63,23 @@ class Kind:
     example: str = ""
 
 
-def find(words: str) -> Transform:
-    """The transform of this name and these arguments.
+@lru_cache(maxsize=512)
+def find(spec: str) -> Transform:
+    """Return the transform for a name and its arguments, such as `phone:DE`.
 
     Raises:
-      ValueError: there is none; the message says what there is, or what is wrong with the arguments.
+      ValueError: there is no such transform, or its arguments are wrong.
     """
-    return _find(words)
-
-
-@lru_cache(maxsize=512)
-def _find(words: str) -> Transform:
-    name, colon, arguments = words.partition(":")
+    name, colon, arguments = spec.partition(":")
     kind = TRANSFORMS.get(name)
     if kind is None:
-        raise ValueError(gettext("no transform {name!r}; there are {known}", name=words, known=", ".join(TRANSFORMS)))
+        raise ValueError(
+            gettext("there is no transform {name!r}; known are {known}", name=spec, known=", ".join(TRANSFORMS))
+        )
     if colon and not kind.example:
-        words = gettext("the transform {name} takes no arguments, but is given {given!r}", name=name, given=arguments)
-        raise ValueError(words)
+        raise ValueError(
+            gettext("the transform {name} takes no arguments, but has {given!r}", name=name, given=arguments)
+        )
     if not arguments and kind.example and not kind.example.startswith("["):
         raise ValueError(
             gettext("the transform {name} needs arguments, as in {name}:{example}", name=name, example=kind.example)
@@ -88,7 +87,7 @@ def _find(words: str) -> Transform:
     try:
         return kind.make(arguments)
     except ValueError as error:
-        raise ValueError(gettext("the transform {name!r}: {error}", name=words, error=error)) from None
+        raise ValueError(gettext("the transform {name!r}: {error}", name=spec, error=error)) from None
 
 
 def _simple(forward: Callable[[Value], Value], inverse: Callable[[Value], Value], description: str) -> Kind:
@@ -108,11 +107,11 @@ def _text(value: Value) -> str:
 def _split_name(value: Value) -> list[str | None]:
     words = _text(value).split()
     if not words:
-        raise ValueError("expected a name, found blanks")
+        raise ValueError("expected a name, found only spaces")
     from nameparser import HumanName  # noqa: PLC0415
 
     name = HumanName(" ".join(words))
-    # "van der Berg" is one last name; what a reader of names would put into another order stays in its own.
+    # "van der Berg" is one last name. A name that HumanName would reorder keeps its order.
     given, family = f"{name.title} {name.first} {name.middle}".split(), f"{name.last} {name.suffix}".split()
     if given + family != words or not family:
         given, family = words[:-1], words[-1:]
@@ -124,7 +123,7 @@ def _join_name(value: Value) -> str:
         raise ValueError("expected a first and a last name")
     words = [word for part in value if part not in (None, "") for word in _text(part).split()]
     if not words:
-        raise ValueError("expected a first or a last name, found blanks")
+        raise ValueError("expected a first or a last name, found only spaces")
     return " ".join(words)
 
 
@@ -136,17 +135,17 @@ def _phone(region: str) -> Transform:
 
     region = region.upper()
     if region and region not in phonenumbers.SUPPORTED_REGIONS:
-        raise ValueError(f"{region!r} is no region; two letters such as DE are")
+        raise ValueError(f"{region!r} is not a region; use two letters such as DE")
 
     def normal(value: Value) -> str:
         try:
             number = phonenumbers.parse(_text(value), region or None)
         except phonenumbers.NumberParseException as error:
-            raise ValueError(f"{value!r} is no phone number: {error}") from None
+            raise ValueError(f"{value!r} is not a phone number: {error}") from None
         if number.extension:
             raise ValueError(f"{value!r} has an extension, which an E.164 number cannot carry")
         if not phonenumbers.is_possible_number(number):
-            raise ValueError(f"{value!r} is no phone number: too long or too short")
+            raise ValueError(f"{value!r} is not a phone number: too long or too short")
         return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
     return Transform(normal, normal)
@@ -154,12 +153,12 @@ def _phone(region: str) -> Transform:
 
 def _country(form: str) -> Transform:
     if form not in ("alpha-3", "name"):
-        raise ValueError("alpha-3 or name is needed")
+        raise ValueError("requires alpha-3 or name")
 
     def forward(value: Value) -> str:
         country = pycountry.countries.get(alpha_2=_text(value).upper())
         if country is None:
-            raise ValueError(f"{value!r} is no country; two letters such as DE are (ISO 3166-1 alpha-2)")
+            raise ValueError(f"{value!r} is not a country code; use two letters such as DE (ISO 3166-1 alpha-2)")
         return str(country.alpha_3 if form == "alpha-3" else getattr(country, "common_name", country.name))
 
     def inverse(value: Value) -> str:
@@ -172,7 +171,7 @@ def _country(form: str) -> Transform:
             country = None
         if country is None:
             such = "an English name" if form == "name" else "three letters such as DEU"
-            raise ValueError(f"{value!r} is no country; {such} (ISO 3166-1) is")
+            raise ValueError(f"{value!r} is not a country; use {such} (ISO 3166-1)")
         return str(country.alpha_2)
 
     return Transform(forward, inverse)
@@ -187,7 +186,7 @@ def _exponent(currency: Value) -> int:
     try:
         exponent = Currency(_text(currency).upper()).exponent
     except ValueError:
-        raise ValueError(f"{currency!r} is no currency; three letters such as EUR are (ISO 4217)") from None
+        raise ValueError(f"{currency!r} is not a currency; use three letters such as EUR (ISO 4217)") from None
     if exponent is None:
         raise ValueError(f"{currency} has no minor units")
     return int(exponent)
@@ -197,7 +196,7 @@ def _minor_units(arguments: str, write: Callable[[Decimal], Value] = lambda amou
     word, equals, column = arguments.partition("=")
     if equals:
         if word != "column" or not column:
-            raise ValueError("a currency such as EUR, or column= and the column that holds it, is needed")
+            raise ValueError("requires a currency such as EUR, or column= and the column with the currency")
         return Transform(_unbound, _unbound, column, lambda currency: _minor_units(_text(currency), write))
     exponent = _exponent(arguments) if arguments else 2
 
@@ -209,7 +208,7 @@ def _minor_units(arguments: str, write: Callable[[Decimal], Value] = lambda amou
         return write(Decimal(minor).scaleb(-exponent))
 
     def inverse(value: Value) -> int:
-        # More digits than a 64-bit column holds would be rounded in silence; infinity and NaN are no amounts either.
+        # An amount must fit into a 64-bit column.
         amount = _decimal(value, "an amount of money")
         if abs(amount) >= 10**16:
             raise ValueError(f"not an amount of money: {value!r}")
@@ -246,18 +245,18 @@ def _number_to_text(value: Value) -> str:
 
 def _text_to_number(value: Value) -> int | Decimal:
     amount = _decimal(_text(value).strip())
-    if amount.adjusted() > _MOST_DIGITS or amount.as_tuple().exponent < -_MOST_DIGITS:  # type: ignore[operator]
-        raise ValueError(f"more than {_MOST_DIGITS} digits: {value!r}")
+    if amount.adjusted() > _MAX_DIGITS or amount.as_tuple().exponent < -_MAX_DIGITS:  # type: ignore[operator]
+        raise ValueError(f"more than {_MAX_DIGITS} digits: {value!r}")
     return int(amount) if amount == amount.to_integral_value() else amount
 
 
-_MOST_DIGITS = 27
+_MAX_DIGITS = 27
 
 
 def _digits_to_number(value: Value) -> int:
     text = _text(value)
     if not (text.isascii() and text.removeprefix("-").isdecimal()) or str(int(text[:20])) != text:
-        raise ValueError(f"{value!r} is no whole number as numbers are written, of at most 20 digits")
+        raise ValueError(f"{value!r} is not an integer in canonical form of at most 20 digits")
     return int(text)
 
 
@@ -294,7 +293,7 @@ def _datetime(name: str) -> Transform:
     try:
         zone = ZoneInfo(name)
     except (OSError, ValueError, LookupError):
-        raise ValueError(f"{name!r} is no time zone; names such as Europe/Berlin are") from None
+        raise ValueError(f"{name!r} is not a time zone; use a name such as Europe/Berlin") from None
 
     def forward(value: Value) -> str:
         try:
@@ -304,7 +303,7 @@ def _datetime(name: str) -> Transform:
 
     def inverse(value: Value) -> datetime:
         when = datetime.fromisoformat(_text(value))
-        try:  # one that names no offset is meant as the clocks of the zone show it
+        try:  # a time without an offset is local time of the zone
             return (when.replace(tzinfo=zone) if when.tzinfo is None else when).astimezone(UTC)
         except OverflowError:
             raise ValueError(f"{value} is out of range") from None
@@ -318,7 +317,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def _unix(unit: str) -> Transform:
     units = {"": timedelta(seconds=1), "seconds": timedelta(seconds=1), "milliseconds": timedelta(milliseconds=1)}
     if unit not in units:
-        raise ValueError("seconds or milliseconds is needed")
+        raise ValueError("requires seconds or milliseconds")
     step = units[unit]
 
     def inverse(value: Value) -> datetime:
@@ -331,7 +330,7 @@ def _unix(unit: str) -> Transform:
     return Transform(lambda value: (_instant(value) - _EPOCH) // step, inverse)
 
 
-# --- words --------------------------------------------------------------------------------------------
+# --- mapped values --------------------------------------------------------------------------------------------
 
 
 def _map(arguments: str) -> Transform:
@@ -339,19 +338,21 @@ def _map(arguments: str) -> Transform:
     for item in arguments.split(","):
         here, equals, there = item.partition("=")
         if not (equals and here and there):
-            raise ValueError(f"{item!r} is no pair such as open=Open (commas and = in a value are %2C and %3D)")
+            raise ValueError(
+                f"{item!r} is not a pair such as open=Open (write a comma in a value as %2C, and = as %3D)"
+            )
         pairs.append((unquote(here.strip()), unquote(there.strip())))
     out, back = dict(pairs), {there: here for here, there in pairs}
     for side, known in ((0, out), (1, back)):
         if len(known) < len(pairs):
             values = [pair[side] for pair in pairs]
             twice = next(value for value in values if values.count(value) > 1)
-            raise ValueError(f"{twice!r} stands {'here' if side == 0 else 'there'} for two values: which is it?")
+            raise ValueError(f"{twice!r} is twice on the {'left' if side == 0 else 'right'}: each value must be unique")
 
     def look_up(known: Mapping[str, str]) -> Callable[[Value], str]:
         def find_in(value: Value) -> str:
             if isinstance(value, list | dict | bool) or str(value) not in known:
-                raise ValueError(f"{value!r} is none of {', '.join(known)}")
+                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
             return known[str(value)]
 
         return find_in
@@ -362,7 +363,7 @@ def _map(arguments: str) -> Transform:
 def _bool(arguments: str) -> Transform:
     yes, slash, no = arguments.partition("/")
     if not (slash and yes and no) or yes.lower() == no.lower():
-        raise ValueError("two different words such as Y/N are needed")
+        raise ValueError("requires two different words such as Y/N")
 
     def forward(value: Value) -> str:
         if not isinstance(value, bool):
@@ -386,43 +387,65 @@ def _not(value: Value) -> bool:
 
 def _truncate(arguments: str) -> Transform:
     if not arguments.isdecimal() or not int(arguments[:9]) > 0:
-        raise ValueError("a number of characters is needed")
+        raise ValueError("requires a number of characters")
     most = int(arguments)
-    # What they hold of a longer text is an echo of ours, and known as such: see Mapper.inward.
+    # The cut text of a longer one comes back as an echo, which Mapper.inward recognises.
     return Transform(lambda value: _text(value)[:most], _text)
 
 
 TRANSFORMS: dict[str, Kind] = {
     "upper": _simple(
-        lambda v: _text(v).upper(), lambda v: _text(v).lower(), gettext_noop("lower case here, UPPER CASE there")
+        lambda v: _text(v).upper(),
+        lambda v: _text(v).lower(),
+        gettext_noop("lower case in the database, UPPER CASE in the system"),
     ),
     "lower": _simple(lambda v: _text(v).lower(), lambda v: _text(v).lower(), gettext_noop("lower case on both sides")),
-    "strip": _simple(lambda v: _text(v).strip(), lambda v: _text(v).strip(), gettext_noop("without blanks around it")),
-    "truncate": Kind(_truncate, gettext_noop("cut to so many characters there, whole here"), "40"),
-    "minor_units": Kind(_minor_units, gettext_noop("1250 cents here, 12.50 there"), "[EUR or column=currency]"),
-    "amount": Kind(
-        lambda arguments: _minor_units(arguments, float),
-        gettext_noop("1250 cents here, the number 12.5 there"),
+    "strip": _simple(
+        lambda v: _text(v).strip(), lambda v: _text(v).strip(), gettext_noop("without spaces at the start and end")
+    ),
+    "truncate": Kind(_truncate, gettext_noop("cut to this many characters in the system, whole in the database"), "40"),
+    "minor_units": Kind(
+        _minor_units,
+        gettext_noop("1250 cents in the database, the text 12.50 in the system"),
         "[EUR or column=currency]",
     ),
-    "date": _simple(_to_iso, _from_iso, gettext_noop("a date here, 2026-11-30 there")),
-    "datetime": Kind(_datetime, gettext_noop("a time here, there as the clocks of a zone show it"), "Europe/Berlin"),
-    "unix": Kind(_unix, gettext_noop("a time or date here, seconds since 1970 there"), "[seconds or milliseconds]"),
-    "yes_no": Kind(lambda _: _bool("yes/no"), gettext_noop("true/false here, yes/no there")),
-    "bool": Kind(_bool, gettext_noop("true/false here, two words there"), "Y/N"),
-    "not": _simple(_not, _not, gettext_noop("the opposite of true/false")),
-    "map": Kind(_map, gettext_noop("one word here, another there"), "open=Open,paid=Paid"),
-    "text": _simple(str, _text, gettext_noop("anything as text")),
-    "number_text": _simple(_number_to_text, _text_to_number, gettext_noop("a number here, text there")),
-    "text_number": _simple(
-        _digits_to_number, _number_to_digits, gettext_noop("the digits of a whole number here, a number there")
+    "amount": Kind(
+        lambda arguments: _minor_units(arguments, float),
+        gettext_noop("1250 cents in the database, the number 12.5 in the system"),
+        "[EUR or column=currency]",
     ),
-    "phone": Kind(_phone, gettext_noop("+4930123456 there (E.164); the region is that of numbers without +"), "[DE]"),
-    "country": Kind(_country, gettext_noop("DE here, DEU or Germany there"), "alpha-3 or name"),
+    "date": _simple(_to_iso, _from_iso, gettext_noop("a date in the database, the text 2026-11-30 in the system")),
+    "datetime": Kind(
+        _datetime, gettext_noop("a time in the database, local time of a time zone in the system"), "Europe/Berlin"
+    ),
+    "unix": Kind(
+        _unix,
+        gettext_noop("a time or date in the database, seconds since 1970 in the system"),
+        "[seconds or milliseconds]",
+    ),
+    "yes_no": Kind(lambda _: _bool("yes/no"), gettext_noop("true/false in the database, yes/no in the system")),
+    "bool": Kind(_bool, gettext_noop("true/false in the database, two words in the system"), "Y/N"),
+    "not": _simple(_not, _not, gettext_noop("the opposite of true/false")),
+    "map": Kind(_map, gettext_noop("one word in the database, another in the system"), "open=Open,paid=Paid"),
+    "text": _simple(str, _text, gettext_noop("any value as text")),
+    "number_text": _simple(
+        _number_to_text, _text_to_number, gettext_noop("a number in the database, text in the system")
+    ),
+    "text_number": _simple(
+        _digits_to_number,
+        _number_to_digits,
+        gettext_noop("the digits of an integer in the database, a number in the system"),
+    ),
+    "phone": Kind(
+        _phone, gettext_noop("+4930123456 in the system (E.164); the region applies to numbers without +"), "[DE]"
+    ),
+    "country": Kind(_country, gettext_noop("DE in the database, DEU or Germany in the system"), "alpha-3 or name"),
     "split_name": Kind(
-        lambda _: Transform(_split_name, _join_name, there=2), gettext_noop("a full name here, first+last name there")
+        lambda _: Transform(_split_name, _join_name, there=2),
+        gettext_noop("a full name in the database, first and last name in the system"),
     ),
     "join_name": Kind(
-        lambda _: Transform(_join_name, _split_name, here=2), gettext_noop("first+last name here, a full name there")
+        lambda _: Transform(_join_name, _split_name, here=2),
+        gettext_noop("first and last name in the database, a full name in the system"),
     ),
 }

@@ -17,10 +17,10 @@ from subscribers.mapping.values import plain
 
 
 class Problem(str):
-    """One thing that is wrong with a mapping, as a sentence; with the place for who shows it there.
+    """One problem of a mapping as a sentence, with its place.
 
-    `row` counts from 1, `child` too within child rows (None: the row itself), `cell` is the name of a
-    field of `FieldRow`.
+    `row` counts from 1, and so does `child` within child rows (None: the row itself). `cell` is the
+    name of a field of `FieldRow`.
     """
 
     row: int
@@ -37,14 +37,14 @@ class Problem(str):
         return made
 
 
-#: A cell of a row, and what is wrong with it.
+#: The cell of a row, and its problem.
 _CellProblem = tuple[str, str]
 
 
 def check_rows(
     rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
 ) -> tuple[dict[str, Field], list[str]]:
-    """The mapping these rows make, and everything wrong with them, one `Problem` each naming row and cell."""
+    """Return the mapping of these rows, and a `Problem` for each thing that is wrong with them."""
     parsed: list[tuple[int, FieldRow]] = []
     problems: list[str] = []
     for number, raw in enumerate(rows, start=1):
@@ -56,8 +56,8 @@ def check_rows(
                 words = item["msg"]
                 if item["type"] == "extra_forbidden":
                     near = difflib.get_close_matches(place, FieldRow.model_fields, 1)
-                    words = gettext("is no key that is known here") + (
-                        gettext("; {near} is", near=near[0]) if near else ""
+                    words = gettext("is an unknown key") + (
+                        gettext("; did you mean {near}?", near=near[0]) if near else ""
                     )
                 problems.append(Problem(number, place.partition(".")[0], f"{place}: {words}"))
     fields: dict[str, Field] = {}
@@ -84,7 +84,9 @@ def _check(
         own = parts(row.path) if is_plain(row.path) else [row.path]
         for path in own if is_plain(row.path) else ():
             if any(path.startswith(f"{p}.") or p.startswith(f"{path}.") for p in paths):
-                wrong.append(("path", gettext("{path!r} is inside, or holds, another row's external field", path=path)))
+                wrong.append(
+                    ("path", gettext("{path!r} is inside the external field of another row, or contains it", path=path))
+                )
         wrong += [
             ("path", gettext("the external field {path!r} is used twice", path=path)) for path in own if path in paths
         ]
@@ -99,13 +101,16 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_C
         if column not in catalogue.columns:
             known = ", ".join(catalogue.columns)
             words = gettext(
-                "{name} has no column {column!r}; it has {known}", name=catalogue.name, column=column, known=known
+                "{name} has no column {column!r}; its columns are {known}",
+                name=catalogue.name,
+                column=column,
+                known=known,
             )
             yield "column", words
         elif column in children and (row.rows is None or column != row.column):
             columns = ", ".join(children[column].columns)
             words = gettext(
-                "{column!r} are child rows: say in `rows` how their columns are mapped ({columns})",
+                "{column!r} are child rows: map their columns in `rows` ({columns})",
                 column=column,
                 columns=columns,
             )
@@ -117,7 +122,7 @@ def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_C
                 if children
                 else gettext("{name} has no child rows", name=catalogue.name)
             )
-            plain_column = gettext("{column!r} is a plain column and takes no `rows`", column=column)
+            plain_column = gettext("{column!r} is a plain column, which cannot have `rows`", column=column)
             yield "column", f"{plain_column}; {there_are}"
 
 
@@ -127,7 +132,7 @@ def _check_path(row: FieldRow) -> Iterator[_CellProblem]:
     elif not is_plain(row.path) and row.direction != "in":
         yield (
             "path",
-            gettext("{path!r} is an expression, which can only be read: its direction must be `in`", path=row.path),
+            gettext("{path!r} is an expression, which is read-only: its direction must be `in`", path=row.path),
         )
 
 
@@ -135,12 +140,12 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
     if row.rows is not None and (row.transform or row.link or row.default is not None):
         yield (
             "transform",
-            gettext("child rows as a whole have no transform, relation or default: their own fields have"),
+            gettext("child rows cannot have a transform, relation or default; their fields can"),
         )
     if row.link and row.link not in CATALOGUES:
         yield (
             "link",
-            gettext("no catalogue {link!r} to link to; there are {known}", link=row.link, known=", ".join(CATALOGUES)),
+            gettext("there is no catalogue {link!r}; known are {known}", link=row.link, known=", ".join(CATALOGUES)),
         )
     transform = Transform(plain, plain)
     if row.transform:
@@ -150,7 +155,7 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
             yield "transform", str(error)
             return
         if row.link:
-            yield "transform", gettext("a relation takes no transform: the system's own id travels")
+            yield "transform", gettext("a relation cannot have a transform: its value is the external id")
     here, there = len(parts(row.column)), len(parts(row.path)) if is_plain(row.path) else 1
     if row.rows is None and (here, there) != (transform.here, transform.there):
         takes: dict[str, Any] = {"made": transform.there, "of": transform.here, "here": here, "there": there}
@@ -159,8 +164,8 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
             yield (
                 "transform",
                 gettext(
-                    "the transform {name} makes {made} there of {of} here, "
-                    "but {column!r} and {path!r} are {here} and {there}",
+                    "the transform {name} maps {of} column(s) to {made} external field(s), "
+                    "but {column!r} and {path!r} name {here} and {there}",
                     name=row.transform,
                     **takes,
                 ),
@@ -169,13 +174,13 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
             yield (
                 "transform",
                 gettext(
-                    "without a transform a row makes {made} there of {of} here, "
-                    "but {column!r} and {path!r} are {here} and {there}",
+                    "without a transform a row maps {of} column to {made} external field, "
+                    "but {column!r} and {path!r} name {here} and {there}",
                     **takes,
                 ),
             )
     if there > 1 and row.default is not None:
-        yield "default", gettext("several external fields take no default")
+        yield "default", gettext("a row of several external fields cannot have a default")
     if transform.column is not None and transform.column not in _columns_around(catalogue):
         yield (
             "transform",
@@ -189,7 +194,7 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
 
 
 def _columns_around(catalogue: Catalogue | Children) -> set[str]:
-    """The columns a transform may depend on: the record's own, for a child row those of its record too."""
+    """Return the columns that a transform may depend on: those of the record, and for a child row of its parent."""
     around = {column.name for column in catalogue.table.c}
     for parent in CATALOGUES.values():
         if catalogue in parent.children:
@@ -205,10 +210,10 @@ def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
     for count, one in numbered:
         inside = (row.column, count)
         if not is_plain(one.path):
-            says = gettext("{path!r} is no field name or dotted path, as the fields of child rows are", path=one.path)
+            says = gettext("{path!r} must be a field name or a dotted path: it belongs to child rows", path=one.path)
             problems.append(Problem(number, "path", says, inside))
         if one.direction != "both" or one.conflict != "newest":
-            says = gettext("child rows are sent and merged as a whole: direction and conflict belong to the list")
+            says = gettext("child rows are sent and merged as a whole: set direction and conflict for the list")
             problems.append(Problem(number, "direction", says, inside))
     if not numbered:
         problems.append(Problem(number, "column", gettext("child rows need at least one field")))

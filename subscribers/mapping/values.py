@@ -14,14 +14,14 @@ Flat = dict[str, Any]
 #: (catalogue, id on one side) -> id on the other side.
 Links = Mapping[tuple[str, str], str]
 
-#: Values that are compared, and written as JSON, as they stand: nearly all there are.
+#: Types whose values are compared and written to JSON unchanged; a fast path for most values.
 _SIMPLE = frozenset({str, int, float, bool, type(None)})
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values mean the same to a person: empty text and nothing do, 12 and 12.0 do.
+    """Whether two values are equivalent: empty text and None are, and 12 and 12.0.
 
-    In lists and objects too; a key that is not there is an empty one.
+    The same holds within lists and objects; a missing key is an empty value.
     """
     if type(one) is type(other) and type(one) in _SIMPLE:
         return bool(one == other)
@@ -37,12 +37,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """None, empty text and a list without rows."""
+    """Whether a value is None, an empty text or an empty list."""
     return not value and (value is None or value in ("", []))
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can carry it, the same way each time."""
+    """Return a value as it is written to JSON, the same each time."""
     kind = type(value)
     if kind is str:
         return value if value.isascii() and "\x00" not in value else clean(value)
@@ -61,6 +61,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def describe_fields(wrong: Mapping[str, str]) -> str:
-    """Complaints per field as one sentence."""
-    return "; ".join(f"{name}: {text}" for name, text in wrong.items())
+def describe_fields(messages: Mapping[str, str]) -> str:
+    """Return the messages of fields as one text."""
+    return "; ".join(f"{name}: {text}" for name, text in messages.items())

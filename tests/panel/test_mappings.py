@@ -67,7 +67,7 @@ def test_what_is_wrong_is_said_at_its_row_and_cell(panel: Panel) -> None:
         assert place in answer.text, place
     assert ">Row 4</a>: internal column, external field" in answer.text
     below_row_3 = answer.text.partition('id="why-2"')[2].partition("</tr>")[0]
-    assert "External field:" in below_row_3 and "is no field name" in below_row_3
+    assert "External field:" in below_row_3 and "must be a field name" in below_row_3
     assert answer.text.count('class="wrong"') == 5  # transform 1, column 2, path 3, column and path 4
     assert 'value="not a path"' in answer.text
     assert panel.conductor.mappings.latest("shop.customer")[1] == 0

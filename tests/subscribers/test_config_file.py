@@ -93,23 +93,23 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
     ("old", "new", "said"),
     [
         ('auth = "none"', 'auth = "digest"', "systems.crm.auth: Input should be 'bearer'"),
-        ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret: set CRM_TOKEN in the environment"),
-        ('auth = "none"', 'aut = "none"', "systems.crm.aut: is no key that is known here; auth is"),
+        ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret; set CRM_TOKEN in the environment"),
+        ('auth = "none"', 'aut = "none"', "systems.crm.aut: is an unknown key; did you mean auth?"),
         ('"https://crm.example"', '"crm.example"', "systems.crm.url: an address starting with http"),
         ("delete_limit = 3", "delete_limit = -3", "systems.crm.delete_limit: Input should be greater than or equal"),
-        ('auth = "none"', 'kind = "soap"', "systems.crm.kind: there are rest"),
-        ("systems.crm", "systems.CRM", "systems.CRM: a name starts with a letter"),
-        ("systems.crm", "systems.stripe", "systems.stripe: the code has a system of this name"),
-        ("[systems.crm]", "[system.x]\n[systems.crm]", "system: is not known here"),
+        ('auth = "none"', 'kind = "soap"', "systems.crm.kind: must be one of rest"),
+        ("systems.crm", "systems.CRM", "systems.CRM: a name must start with a letter"),
+        ("systems.crm", "systems.stripe", "systems.stripe: a system in the code has this name"),
+        ("[systems.crm]", "[system.x]\n[systems.crm]", "system: is unknown"),
         (
             "subscribers.invoice",
             "subscribers.bill",
-            "systems.crm.subscribers.bill: no such catalogue; there are",
+            "systems.crm.subscribers.bill: there is no such catalogue; known are",
         ),
         ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: is missing"),
         ('path = "/contacts"', "path = 7", "systems.crm.subscribers.customer.path: Input should be a valid string"),
         ('["email"]', '["phone"]', "systems.crm.subscribers.customer.match_on: 'phone' is not in field_to_data"),
-        ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: no transform 'shout'"),
+        ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: there is no transform 'shout'"),
         (
             'name = "name"',
             'title = "t"',
@@ -118,7 +118,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
         (
             'transform = "lower"',
             'transfrom = "lower"',
-            "systems.crm.subscribers.customer.field_to_data.email: transfrom: is no key that is known here",
+            "systems.crm.subscribers.customer.field_to_data.email: transfrom: is an unknown key",
         ),
         ("field_to_data = {", "fields = {", "systems.crm.subscribers.invoice.field_to_data: is missing"),
     ],
@@ -135,11 +135,11 @@ def test_a_mistake_in_the_mapping_is_not_said_again_of_what_rests_on_it(declare:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "systems: declares nothing; write [systems.NAME]"),
-        ("systems = 3", "systems: declares nothing"),
-        ("[systems]\ncrm = 3", "systems.crm: is no table"),
-        ('[systems.crm]\nurl = "https://crm.example"', "systems.crm.subscribers: declares nothing"),
-        ("[systems.crm", "is no TOML: "),
+        ("", "systems: is empty; write [systems.NAME]"),
+        ("systems = 3", "systems: is empty"),
+        ("[systems]\ncrm = 3", "systems.crm: is not a table"),
+        ('[systems.crm]\nurl = "https://crm.example"', "systems.crm.subscribers: is empty"),
+        ("[systems.crm", "is not valid TOML: "),
     ],
 )
 def test_a_file_that_is_no_declaration(declare: Any, text: str, said: str) -> None:
@@ -162,7 +162,7 @@ def test_a_process_starts_with_what_is_declared(
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes("# Zoë".encode("latin-1"))
-    with pytest.raises(SettingsError, match=r"latin\.toml: is no TOML"):
+    with pytest.raises(SettingsError, match=r"latin\.toml: is not valid TOML"):
         register_file(tmp_path / "latin.toml")
     with pytest.raises(SettingsError, match=r"SYNCFLOW_SYSTEMS: .* cannot be read"):
         register_file(tmp_path)

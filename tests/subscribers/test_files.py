@@ -240,9 +240,9 @@ def test_rows_that_fail_are_told_and_the_others_applied(start: Any, folder: Fold
         ("3", "has 2 cells, the header 4"),
         ("4", "active: 'perhaps' does not fit active"),
         ("5", "has no number"),
-        ("6", "name: 300 characters, but name holds 255"),
+        ("6", "name: has 300 characters, but name allows 255"),
         ("7", "holds bytes that are not utf-8"),
-        ("8", "name: is empty, but name needs a value"),
+        ("8", "name: is empty, but name requires a value"),
     ]
     (path,) = (folder.top / "failed").glob("*.rejected.csv")
     folder.drop("mended.csv", path.read_text().replace("perhaps", "no"))

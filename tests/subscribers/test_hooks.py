@@ -93,7 +93,7 @@ def test_rules_see_what_is_sent(database: Database) -> None:
     _world(database, name="Annabella the Great")
     with database.read() as c:
         (letter,) = c.execute(sa.select(DeadLetter.__table__)).all()
-    assert letter.fields == {"name": "longer than 9 characters"}
+    assert letter.fields == {"name": "is longer than 9 characters"}
 
 
 def test_a_bug_before_sending_is_one_records_and_loses_nothing(database: Database) -> None:

@@ -57,8 +57,8 @@ def test_inward_undoes_the_transform_and_fits_the_column() -> None:
 @pytest.mark.parametrize(
     ("flat", "says"),
     [
-        ({"Name": ""}, "needs a value"),
-        ({"Name": "x" * 256}, "holds 255"),
+        ({"Name": ""}, "requires a value"),
+        ({"Name": "x" * 256}, "allows 255"),
         ({"Name": {"first": "A"}}, "is text"),
         ({"Name": "a\x00b"}, "NUL"),
         ({"Closed": "yes"}, "true or false"),
@@ -142,8 +142,8 @@ def test_rows_of_a_mapping_come_back_as_they_were() -> None:
         ([{"column": "nmae", "path": "Name"}], "no column 'nmae'"),
         ([{"column": "name", "path": "A"}, {"column": "name", "path": "B"}], "mapped twice"),
         ([{"column": "name", "path": "A"}, {"column": "email", "path": "A"}], "used twice"),
-        ([{"column": "name", "path": "a..b"}], "no field name"),
-        ([{"column": "name", "path": "A", "transform": "eval"}], "no transform 'eval'"),
+        ([{"column": "name", "path": "a..b"}], "must be a field name"),
+        ([{"column": "name", "path": "A", "transform": "eval"}], "there is no transform 'eval'"),
         ([{"column": "name", "path": "A", "direction": "sideways"}], "direction"),
         ([{"column": "name", "path": "A", "colour": "red"}], "colour"),
         ([{"column": "created_at", "path": "A"}], "no column 'created_at'"),
@@ -224,16 +224,16 @@ def test_an_amount_in_the_currency_beside_it() -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"column": "name", "path": "a[0]"}, "can only be read: its direction must be `in`"),
-        ({"column": "name", "path": "a[", "direction": "in"}, "no JMESPath expression"),
-        ({"column": "name", "path": "a+b"}, "without a transform a row makes 1 there of 1 here"),
-        ({"column": "name", "path": "a", "transform": "split_name"}, "makes 2 there of 1 here"),
-        ({"column": "name+city", "path": "a+b", "transform": "join_name"}, "makes 1 there of 2 here"),
-        ({"column": "name", "path": "a+b", "transform": "split_name", "default": "x"}, "take no default"),
+        ({"column": "name", "path": "a[0]"}, "is read-only: its direction must be `in`"),
+        ({"column": "name", "path": "a[", "direction": "in"}, "or a JMESPath expression"),
+        ({"column": "name", "path": "a+b"}, "without a transform a row maps 1 column to 1 external field"),
+        ({"column": "name", "path": "a", "transform": "split_name"}, "maps 1 column(s) to 2 external field(s)"),
+        ({"column": "name+city", "path": "a+b", "transform": "join_name"}, "maps 2 column(s) to 1 external field(s)"),
+        ({"column": "name", "path": "a+b", "transform": "split_name", "default": "x"}, "cannot have a default"),
         ({"column": "name+town", "path": "a", "transform": "join_name"}, "no column 'town'"),
-        ({"column": "name", "path": "a", "transform": "map:a=x,b=x"}, "'x' stands there for two values"),
+        ({"column": "name", "path": "a", "transform": "map:a=x,b=x"}, "'x' is twice on the right"),
         ({"column": "name", "path": "a", "transform": "minor_units:column=colour"}, "no column 'colour'"),
-        ({"column": "id", "path": "a", "transform": "text", "link": "product"}, "a relation takes no transform"),
+        ({"column": "id", "path": "a", "transform": "text", "link": "product"}, "a relation cannot have a transform"),
     ],
 )
 def test_what_is_wrong_with_a_row_of_the_more_artful_kind(row: dict[str, Any], says: str) -> None:

@@ -48,7 +48,7 @@ def test_everything_wrong_is_said_at_once_and_by_field() -> None:
     with pytest.raises(Reject) as caught:
         check(rules, {"name": "Annabella", "contact": None, "status": "lost", "lines": [{"quantity": 0}, "x"]})
     assert caught.value.fields == {
-        "name": "longer than 5 characters",
+        "name": "is longer than 5 characters",
         "contact.email": "is required",
         "status": "is 'lost', not one of open, paid",
         "lines[0].quantity": "is 0, less than 1",
@@ -69,4 +69,4 @@ def test_a_subscriber_with_rules_needs_no_validate() -> None:
     Strict(client).validate({"name": "Ann"})
     with pytest.raises(Reject) as caught:
         Strict(client).validate({"name": "Anna"})
-    assert caught.value.fields == {"name": "longer than 3 characters"}
+    assert caught.value.fields == {"name": "is longer than 3 characters"}

@@ -92,7 +92,7 @@ def test_a_name_that_does_not_fit_a_contact_is_said_before(sqlite_database: Data
     hub.add("customer", name="x" * 81)
     hub.run()
     (dead,) = hub.deliveries(outcome="dead")
-    assert "LastName: longer than 80 characters" in dead.reason and hub.writes() == []
+    assert "LastName: is longer than 80 characters" in dead.reason and hub.writes() == []
 
 
 def test_only_the_objects_that_are_set_up_are_kept(sqlite_database: Database, org: SalesforceSimulator) -> None:

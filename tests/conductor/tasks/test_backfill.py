@@ -217,9 +217,9 @@ def test_bad_input_is_refused_in_words(hub: TestHub, monkeypatch: pytest.MonkeyP
         backfill("crm.thing", "ann")
     with pytest.raises(ValueError, match="customer has no column 'land'; it has id, name"):
         backfill("crm.customer", "ann", {"land": "DE"})
-    with pytest.raises(ValueError, match="'many' is no int, as id needs"):
+    with pytest.raises(ValueError, match="'many' is not of type int, which id requires"):
         backfill("crm.customer", "ann", {"id": "many"})
-    with pytest.raises(ValueError, match="'perhaps' is no bool"):
+    with pytest.raises(ValueError, match="'perhaps' is not of type bool"):
         backfill("crm.customer", "ann", {"active": "perhaps"})
     monkeypatch.setattr(type(hub.conductor.subscribers["crm.customer"]), "changed_since", Subscriber.changed_since)
     with pytest.raises(ValueError, match="would be created a second time"):
