@@ -92,7 +92,7 @@ class InboxProcessor:
             else:
                 self._mark_applied(row, result)
         except HeldByDeleteGuard:
-            self.context.database.run_in_transaction(self.guard.trip, row.system, "from")
+            self.context.database.run_in_transaction(self.guard.pause, row.system, "from")
         except Stopping:
             return  # another process applies the row
         except leases.LinkLeased:

@@ -113,7 +113,7 @@ class Polling:
             logger.warning("the poll of %s took too long over a page; another one continues", subscriber.name())
             return count
         except HeldByDeleteGuard:
-            self.context.database.run_in_transaction(self.guard.trip, subscriber.system, "from")
+            self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
             return count
         except SyncError as error:
             self.context.database.run_in_transaction(self._mark_failed, subscriber, error)

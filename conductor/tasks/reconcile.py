@@ -172,7 +172,7 @@ class Reconcile:
             try:
                 refetched = self.inbox.refetch(subscriber, link.external_id)
             except HeldByDeleteGuard:
-                self.context.database.run_in_transaction(self.inbox.guard.trip, subscriber.system, "from")
+                self.context.database.run_in_transaction(self.inbox.guard.pause, subscriber.system, "from")
                 raise SystemUnavailable("held by the mass-delete guard", self.context.policy.stale) from None
             except LinkLeased:
                 return  # it is being delivered, which brings it together as well
