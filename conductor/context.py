@@ -1,4 +1,4 @@
-"""What every part of the conductor works with: the database, the subscribers, the policy, the announcer."""
+"""What every part of the conductor works with: the database, the subscribers, the policy, the publisher."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from models.session import Database
 from subscribers.base import Subscriber
 from subscribers.system import System
 
-#: Later than any time a system tells: of a write of ours whose time by their clock is not known.
+#: Later than any time of a system: the time of a write of ours that is unknown by the system's clock.
 UNKNOWN_TIME = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass
 class Context:
-    """The conductor's surroundings, shared by its parts."""
+    """What the parts of the conductor share."""
 
     database: Database
     subscribers: Mapping[str, Subscriber]
     publisher: Publisher
     policy: Policy = field(default_factory=Policy)
     clock: Callable[[], datetime] = utcnow
-    #: Set when this process is asked to stop: what is in hand is finished, the rest handed back.
+    #: Set when this process is asked to stop: it finishes what it has begun and gives back the rest.
     stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -40,19 +40,19 @@ class Context:
         return {s.system: s.client for s in self.subscribers.values()}
 
     def of_catalogue(self, catalogue: str) -> list[Subscriber]:
-        """The subscribers that follow a catalogue."""
+        """Return the subscribers that follow a catalogue."""
         return [s for s in self.subscribers.values() if s.catalogue == catalogue]
 
     def of_system(self, system: str) -> list[Subscriber]:
-        """The subscribers of one system."""
+        """Return the subscribers of one system."""
         return [s for s in self.subscribers.values() if s.system == system]
 
     def later(self, seconds: float) -> datetime:
-        """The instant this many seconds from now."""
+        """Return the instant this many seconds from now."""
         return self.clock() + timedelta(seconds=seconds)
 
     def audit(self, connection: sa.Connection, who: str, action: str, target: str, **details: object) -> None:
-        """Write down what a person did, in the transaction that does it."""
+        """Record an operator's action, in the transaction that does it."""
         connection.execute(
             sa.insert(AuditEntry).values(
                 at=self.clock(), who=who, action=action, target=target, details=details or None
@@ -61,5 +61,5 @@ class Context:
 
 
 def new_token() -> str:
-    """A name nobody else has: of a lease, of an intent."""
+    """Return a unique name, for a lease or a create."""
     return uuid.uuid4().hex

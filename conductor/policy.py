@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from settings import Settings
 
-#: A pause is doubled at most so often: beyond that it is over any limit, and then over what a float holds.
-_DOUBLINGS = 60
+#: Doublings of a pause: more would exceed any limit, and at last the range of a float.
+_MAX_DOUBLINGS = 60
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How patient the hub is, and how much it remembers. Durations in seconds where no other unit is named."""
+    """Durations are in seconds where the name has no other unit."""
 
     lease: float = 60.0
     stale: float = 30.0
@@ -27,7 +27,7 @@ class Policy:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Policy:
-        """The policy the environment asks for."""
+        """Return the policy that the environment configures."""
         return cls(
             lease=settings.lease_seconds,
             stale=settings.stale_seconds,
@@ -41,11 +41,11 @@ class Policy:
         )
 
     def backoff(self, attempt: int) -> float:
-        """Seconds to wait after the attempt of this number failed: doubling, with jitter, so that
-        records that failed together do not come back together."""
-        pause = min(self.retry_min * 2.0 ** min(attempt - 1, _DOUBLINGS), self.retry_max)
+        """Return the pause after the failure of this attempt: it doubles, with jitter, so that records that failed
+        together are not retried together."""
+        pause = min(self.retry_min * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS), self.retry_max)
         return pause * random.uniform(0.75, 1.25)
 
     def probe(self, failures: int) -> float:
-        """Seconds a system that failed this many times in a row is left alone."""
-        return min(self.probe_min * 2.0 ** min(max(failures - 1, 0), _DOUBLINGS), self.probe_max)
+        """Return the pause before the next probe of a system that failed this many times in a row."""
+        return min(self.probe_min * 2.0 ** min(max(failures - 1, 0), _MAX_DOUBLINGS), self.probe_max)

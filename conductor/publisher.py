@@ -10,9 +10,9 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class QueueState:
-    """A queue of the broker: messages that wait, messages a worker has in hand, and who reads it.
+    """A queue of the broker: waiting messages, messages that a worker is processing, and the number of consumers.
 
-    What the broker was not asked for or does not tell is None.
+    What is unknown is None.
     """
 
     name: str
@@ -25,8 +25,8 @@ class QueueState:
 class QueueReport:
     """The queues as they were at one moment, or why they could not be read.
 
-    `source` says who told: memory, broker (passive declares) or management (its HTTP API); `note` why it was not
-    the management, although one is configured.
+    `source` is memory, broker (passive declares) or management (its HTTP API). `note` explains why it is not the
+    management API although one is configured.
     """
 
     source: str
@@ -37,25 +37,25 @@ class QueueReport:
 
 
 class Publisher(Protocol):
-    """Puts news into queues. It may lose any of it: the ledger's sweeps announce it again."""
+    """Puts notifications into queues. Any of them may be lost: the sweep publishes again what the ledger owes."""
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
-        """Fan out to the queue of every subscriber bound to this catalogue."""
+        """Publish changed records to the queue of every subscriber of this catalogue."""
 
     def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
-        """These records of one subscriber want to be delivered; `later`: live changes go first."""
+        """Publish records to be delivered to one subscriber; with `later`, live changes go first."""
 
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
-        """These inbox rows of a system want to be looked at."""
+        """Publish inbox rows of a system to be processed."""
 
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
-        """This subscriber wants to be polled, `delay` seconds from now."""
+        """Publish a poll of this subscriber, `delay` seconds from now."""
 
     def inbox_depth(self, system: str) -> int | None:
-        """Messages waiting in the queue of a system's webhooks and polls; None where that cannot be told now."""
+        """Return how many messages wait in the queue of a system's webhooks and polls; None if that is unknown."""
 
     def depth(self, subscriber: str) -> int | None:
-        """Messages waiting in a subscriber's queue; None where that cannot be told now."""
+        """Return how many messages wait in a subscriber's queue; None if that is unknown."""
 
     def queues(self) -> QueueReport:
-        """All queues, for people; never waits for long, so it may be some seconds old."""
+        """Return all queues, for the panel. It never waits long, so the report may be some seconds old."""

@@ -1,6 +1,7 @@
-"""What may be kept and shown of what travels: values of secret names, and known secrets, are hidden; the rest is cut.
+"""Redaction: hide secrets in what is stored and shown of payloads, replies and headers, and limit its length.
 
-The history's rows are many and a delivery must not wait for them, so this looks at names, not at values.
+A value is hidden by the name of its field, or because it is a configured secret. Values are not inspected otherwise:
+the history has many rows, and a delivery must not wait for them.
 """
 
 from __future__ import annotations
@@ -18,35 +19,40 @@ from subscribers.errors import clean
 
 MASK = "••••••••"
 
-#: Characters of a reply that are kept.
+#: Characters of a reply that are stored.
 LONGEST_REPLY = 2000
 
-#: Of a webhook that is refused: how much of its body is kept, in characters.
-LONGEST_STRANGER = 500
+#: Characters of a refused webhook's body that are stored.
+LONGEST_REFUSED_BODY = 500
 
 _SECRET = re.compile(
     r"secret|token|password|passwd|passphrase|credential|private[_-]?key|(api|access|auth)[_-]?key|authorization|cookie|signature",
     re.IGNORECASE,
 )
 
-#: Headers kept of a webhook: so many, each so long.
-_HEADERS, _LONGEST_HEADER = 40, 300
+#: Headers of a webhook that are stored.
+_MAX_HEADERS = 40
 
-#: Deeper, or longer, than any record's answer that a person reads.
-_DEEPEST, _LONGEST_LIST = 8, 50
+#: Characters of each of them.
+_LONGEST_HEADER = 300
+_LONGEST_HEADER_NAME = 100
 
-#: Shorter ones would be found everywhere.
+#: No record that an operator reads is nested deeper, or has longer lists.
+_DEEPEST = 8
+_LONGEST_LIST = 50
+
+#: Shorter secrets would match ordinary text.
 _SHORTEST_SECRET = 6
 
 
 @lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
-    """Whether a field or header of this name holds what nobody may read."""
+    """Return whether a field or header of this name holds a secret."""
     return _SECRET.search(name) is not None
 
 
 def redact(value: Any, depth: int = 0) -> Any:
-    """JSON-like data with the values of secret names hidden, and what lies too deep left out."""
+    """Return JSON-like data with the values of secret names hidden, and cut where it is too deep or too long."""
     if type(value) in (str, int, float, bool, type(None)):
         return value
     if isinstance(value, Mapping):
@@ -61,14 +67,14 @@ def redact(value: Any, depth: int = 0) -> Any:
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
-    """A text without these secrets."""
+    """Return a text with these secrets hidden."""
     for secret in secrets:
         text = text.replace(secret, MASK)
     return text
 
 
 def reply_text(answer: Any, secrets: Iterable[str], longest: int = LONGEST_REPLY) -> str:
-    """A system's answer (JSON data, or the text it sent) as it may be kept."""
+    """Return a system's answer (JSON data, or the text it sent) as it may be stored."""
     if isinstance(answer, str):
         try:
             answer = json.loads(answer)
@@ -78,16 +84,18 @@ def reply_text(answer: Any, secrets: Iterable[str], longest: int = LONGEST_REPLY
 
 
 def safe_headers(headers: Mapping[str, Any], secrets: Iterable[str] = ()) -> dict[str, str]:
-    """A request's headers as they may be kept and shown: bounded, with those hidden that prove who sent it."""
-    kept = list(headers.items())[:_HEADERS]
+    """Return a request's headers as they may be stored: limited, and without credentials."""
+    kept = list(headers.items())[:_MAX_HEADERS]
     return {
-        clean(name)[:100]: MASK if is_secret(name) else _cut(without(clean(value), secrets), _LONGEST_HEADER)
+        clean(name)[:_LONGEST_HEADER_NAME]: MASK
+        if is_secret(name)
+        else _cut(without(clean(value), secrets), _LONGEST_HEADER)
         for name, value in kept
     }
 
 
 def secrets_in(options: Any) -> tuple[str, ...]:
-    """The secrets a system is configured with, the longest first."""
+    """Return the secrets a system is configured with, the longest first."""
     found: set[str] = set()
     if not isinstance(options, BaseModel):
         return ()
@@ -96,7 +104,7 @@ def secrets_in(options: Any) -> tuple[str, ...]:
         if isinstance(value, SecretBytes):
             found.add(value.get_secret_value().decode("utf-8", "replace"))
         elif isinstance(value, SecretStr):
-            found.update(value.get_secret_value().split())  # several, while one is replaced
+            found.update(value.get_secret_value().split())  # two of them while one replaces the other
         elif isinstance(value, str) and is_secret(name):
             found.update(value.split())
     return tuple(sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True))
@@ -105,7 +113,7 @@ def secrets_in(options: Any) -> tuple[str, ...]:
 def _dumps(value: Any) -> str:
     try:
         return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # half a character, an integer of any length: systems do send them
+    except TypeError:  # systems do send half characters and integers of any length
         return json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.inward.inbox import store_event
-from conductor.redaction import LONGEST_STRANGER, reply_text, safe_headers, secrets_in, without
+from conductor.redaction import LONGEST_REFUSED_BODY, reply_text, safe_headers, secrets_in, without
 from models.ledger import RefusedWebhook, System
 from subscribers.errors import BadSignature, BadWebhook
 from subscribers.system import System as Client
@@ -85,12 +85,12 @@ class Webhooks:
         The trace shows an operator whether a stranger sent it or the signing secret does not match.
         """
         now, secrets = self.context.clock(), secrets_in(client.options)
-        start = body[: 4 * LONGEST_STRANGER] if len(body) > _LARGEST_DECODED_BYTES else body
+        start = body[: 4 * LONGEST_REFUSED_BODY] if len(body) > _LARGEST_DECODED_BYTES else body
         trace = {
             "at": now,
             "reason": without(str(error), secrets),
             "headers": safe_headers(headers, secrets),
-            "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_STRANGER),
+            "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_REFUSED_BODY),
             "size": len(body),
         }
         counted = (

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Links: what one subscriber knows of one record. Only `state` and `leases` write table `link`."""

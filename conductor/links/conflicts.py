@@ -1,4 +1,4 @@
-"""TODO."""
+"""Conflicts of a link that need no decision any more."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from models.ledger import Conflict
 def close_conflicts(
     connection: sa.Connection, link: Any, choice: str, now: datetime, but: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Close what a person was asked about a link and need not decide any more; what that means for the link.
+    """Close the open conflicts of a link, except in the fields `but`; return the values of the link.
 
-    Because ours was edited to what they hold (`base`), or the record is on one side only (`gone`).
+    `choice` says why no operator has to decide: both sides came to agree (`agreed`), or the record exists on one side
+    only (`gone`).
     """
     if not link.open_conflicts:
         return {}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Deletions in a system, applied to the internal record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from subscribers.base import Subscriber
 
 
 def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> None:
-    """Do to the internal record what `on_gone` says, as a change that came from the system."""
+    """Delete, archive or keep the internal record, as `on_gone` says. The change counts as the system's own."""
     catalogue = subscriber.records
     with sync_context(connection, origin=subscriber.system):
         if subscriber.on_gone == "delete":

@@ -1,7 +1,7 @@
-"""Writes in doubt: what was about to be sent when nobody learned whether it arrived (`Link.unconfirmed_write`).
+"""Writes in doubt: what was about to be sent, where it is unknown whether it arrived (`Link.unconfirmed_write`).
 
-It is on disk before the call and goes when the outcome is known. An edit of theirs made over what
-arrived must show as theirs, or sending ours again would undo it.
+It is stored before the call and deleted when the outcome is known. An edit that was made in the system after our write
+arrived must count as the system's edit; otherwise sending our values again would undo it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from subscribers.mapping.values import Flat, is_empty, same
 
 
 def created(sent: Flat | None, theirs: Flat) -> Flat:
-    """The base of a record that a creation of ours had made, whose answer was lost.
+    """Return the base of a record that a create of ours has made, whose answer was lost.
 
-    A system whose creations take several calls does not mention what it had not come to; that is owed.
+    Where a create takes several calls, the system does not return the fields that it did not reach; these stay owed.
     """
     if not (sent and theirs):
         return dict(sent or theirs)
@@ -20,15 +20,15 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
 
 
 def rebase_unconfirmed(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:
-    """The base (agreed, held) once it is seen what they hold: what arrived is agreed."""
+    """Return base and remote values after the system was inspected: what arrived belongs to the base."""
     base, remote_values = dict(base), dict(remote_values)
     for path, value in (sent or {}).items():
         if path not in theirs:
             continue
-        # Of a field that was never agreed nobody knows what they held before: nothing but ours itself tells.
+        # Of a field without a base the former value is unknown: only our own value proves that the write arrived.
         was = remote_values.get(path, base.get(path))
         arrived = not same(theirs[path], was) if path in base else same(theirs[path], value)
         if arrived:
-            base[path] = value  # what differs from it now is an edit of theirs
+            base[path] = value  # a different value there is an edit made since
             remote_values.pop(path, None)
     return base, remote_values

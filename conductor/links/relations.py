@@ -1,4 +1,4 @@
-"""Relations: an invoice needs its customer's id in the same system, so the customer goes first."""
+"""Relations: an invoice needs its customer's id in the same system, so the customer is delivered first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
+from conductor.links.row import LinkRow, link_row
 from conductor.links.rules import lock_rules
 from i18n import gettext
 from models.catalogues import Record
@@ -21,16 +22,15 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import MISSING, nest, pick
 from subscribers.mapping.values import Flat, plain
 
-#: Links followed to find a cycle.
+#: Links that are followed to find a circle.
 _LONGEST_CHAIN = 20
 
 
 @dataclass
 class Related:
-    """What a batch knows of related records: the system's ids, and the links of those without one."""
+    """What a batch knows of related records: (catalogue, record) -> its id in the system, where it is linked."""
 
     ids: dict[tuple[str, str], str] = field(default_factory=dict)
-    links: dict[tuple[str, str], Any] = field(default_factory=dict)
 
 
 class WaitsFor(SyncError):
@@ -47,17 +47,20 @@ class WaitsFor(SyncError):
 
 @dataclass
 class Verdict:
-    """What becomes of a record that waits: `error` ends it, else it waits for the link `parent`; or for none."""
+    """The decision about a record that waits: `error` fails it, `skip` skips it, else it waits for the link `parent`.
+
+    Without `parent` it need not wait any more. `publish` is the link (subscriber, record) to publish now.
+    """
 
     error: SyncError | None = None
     skip: str | None = None
     unsubscription_id: int | None = None
     parent: int | None = None
-    announce: tuple[str, str] | None = None
+    publish: tuple[str, str] | None = None
 
 
 class Relations:
-    """Looks up related records' links, and decides about records that wait for one."""
+    """Loads the links of related records, and decides about records that wait for one."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -65,7 +68,7 @@ class Relations:
     def load(
         self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, records: Iterable[Record]
     ) -> Related:
-        """The links of all records these ones point to."""
+        """Return the ids in the system of all linked records that these records point to."""
         wanted: defaultdict[str, set[str]] = defaultdict(set)
         for record in records:
             for catalogue, record_id in mapper.references(record):
@@ -73,17 +76,20 @@ class Relations:
         related = Related()
         for catalogue, ids in wanted.items():
             name = f"{subscriber.system}.{catalogue}"
-            statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id.in_(ids))
+            statement = sa.select(Link.record_id, Link.external_id).where(
+                Link.subscriber == name,
+                Link.record_id.in_(ids),
+                Link.external_id.is_not(None),
+                Link.unlinked_at.is_(None),
+            )
             for row in connection.execute(statement):
-                related.links[catalogue, row.record_id] = row
-                if row.external_id is not None and row.unlinked_at is None:
-                    related.ids[catalogue, row.record_id] = row.external_id
+                related.ids[catalogue, row.record_id] = str(row.external_id)
         return related
 
     def keys(
         self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, flat: Mapping[str, Any]
     ) -> dict[tuple[str, str], str]:
-        """Our ids of the related records an external one points to.
+        """Return our ids of the related records that an external one points to.
 
         Raises:
           Retry: one of them is not known here yet.
@@ -105,46 +111,42 @@ class Relations:
             if (catalogue, record_id) not in related.ids:
                 raise WaitsFor(catalogue, record_id)
 
-    def judge(self, connection: sa.Connection, subscriber: Subscriber, link: Any, wait: WaitsFor) -> Verdict:
-        """Decide, in the transaction that writes it down, what becomes of a record that waits."""
+    def judge(self, connection: sa.Connection, subscriber: Subscriber, link: LinkRow, wait: WaitsFor) -> Verdict:
+        """Decide about a record that waits, in the transaction that records the decision."""
         name = f"{subscriber.system}.{wait.catalogue}"
         what = f"its {wait.catalogue} {wait.record_id}"
         if name not in self.context.subscribers:
             return Verdict(Reject(f"it points to {what}, but {subscriber.system} has no subscriber for that"))
-        statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
-        parent = connection.execute(statement).one_or_none()
+        parent = _link_of(connection, name, wait.record_id) or self._owe(connection, name, wait)
         if parent is None:
-            parent = self._owe(connection, name, wait)
-            if parent is None:
-                return Verdict(Reject(f"{what} does not exist"))
+            return Verdict(Reject(f"{what} does not exist"))
         if parent.dead_at is not None:
             letter = sa.select(DeadLetter.message).where(DeadLetter.id == parent.dead_letter_id)
             why = connection.execute(letter).scalar() or "no reason is known"
             return Verdict(Reject(f"{what} is a dead letter: {why}"), parent=parent.id)
-        if parent.owed_change > parent.synced_change:
+        if parent.is_owed:
             if self._is_cycle(connection, link.id, parent):
                 return Verdict(Reject(f"it and {what} wait for one another"))
-            return Verdict(parent=parent.id, announce=(name, wait.record_id))
+            return Verdict(parent=parent.id, publish=(name, wait.record_id))
         if parent.unsubscription_id is not None:
             if not lock_rules(connection, [parent.unsubscription_id]):
-                return Verdict(announce=(subscriber.name(), link.record_id))  # it is being lifted
+                return Verdict(publish=(subscriber.name(), link.record_id))  # it is being lifted
             skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
-        if parent.external_id is not None and parent.unlinked_at is None:
-            return Verdict(announce=(subscriber.name(), link.record_id))  # it came meanwhile
+        if parent.is_linked:
+            return Verdict(publish=(subscriber.name(), link.record_id))  # it was delivered meanwhile
         return Verdict(Reject(f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"), parent=parent.id)
 
-    def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> Any:
-        """A link for a related record nobody has asked to sync so far, owed from now on."""
+    def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> LinkRow | None:
+        """Return the link of a related record that was never owed, and owe it; None if the record does not exist."""
         subscriber = self.context.subscribers[name]
         if wait.record_id not in subscriber.records.read(connection, [wait.record_id]):
             return None
         state.owe_first(connection, name, wait.record_id, self.context.clock())
-        statement = sa.select(Link.__table__).where(Link.subscriber == name, Link.record_id == wait.record_id)
-        return connection.execute(statement).one()
+        return _link_of(connection, name, wait.record_id)
 
     @staticmethod
-    def _is_cycle(connection: sa.Connection, link_id: int, parent: Any) -> bool:
+    def _is_cycle(connection: sa.Connection, link_id: int, parent: LinkRow) -> bool:
         blocked_by = parent.blocked_by
         for _ in range(_LONGEST_CHAIN):
             if blocked_by is None:
@@ -155,24 +157,30 @@ class Relations:
         return True
 
     def are_waited_for(self, subscriber: Subscriber) -> bool:
-        """Whether records of other catalogues point to its records."""
+        """Return whether records of other catalogues point to the records of this subscriber."""
         return any(subscriber.catalogue in s.mapper.relations() for s in self.context.of_system(subscriber.system))
 
     def wake(
         self, connection: sa.Connection, subscriber: Subscriber, delivered: list[int], ended: list[int]
     ) -> list[tuple[str, str]]:
-        """Links that waited for these: to be announced. What died with its parent lives when that is delivered."""
+        """Free the links that wait for these; return them, for the caller to publish. See `state.wake`."""
         if not self.are_waited_for(subscriber):
             return []
         return state.wake(connection, delivered, ended, self.context.clock())
 
 
+def _link_of(connection: sa.Connection, subscriber: str, record_id: str) -> LinkRow | None:
+    statement = sa.select(Link.__table__).where(Link.subscriber == subscriber, Link.record_id == record_id)
+    row = connection.execute(statement).one_or_none()
+    return None if row is None else link_row(row)
+
+
 def our_side(
     subscriber: Subscriber, mapper: Mapper, record: Record, related: Related, *, strict: bool = False
 ) -> tuple[Flat, dict[str, Any]]:
-    """Our side of a record, flat and nested: as it is mapped, relations included, and as `before_send` has it then.
+    """Return our side of a record, flat and nested: mapped, with its relations, and changed by `before_send`.
 
-    Without `strict`, for a merge, it is what can be mapped.
+    Without `strict`, for a merge, it has only the fields that can be mapped.
     """
     flat = mapper.outward(record, strict=strict, links=related.ids)
     if mapper.paths_are_single and type(subscriber).before_send is Subscriber.before_send:

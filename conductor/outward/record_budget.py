@@ -1,7 +1,7 @@
-"""How many records a process prepares and writes down at once, however many threads call systems for it.
+"""The record budget: how many records a process prepares and records at a time, however many threads call systems.
 
-Threads are there for calls, which only wait. What is done before and after a call is computing and talking with the
-database: with more than a few large batches at once they would only hold each other up, each with all of it in memory.
+Threads serve calls, which only wait. The work before and after a call is computation and database access: more than a
+few large batches at a time would only delay each other, each with all its records in memory.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from contextlib import AbstractContextManager, contextmanager
 
 _Line = deque[tuple[int, threading.Event]]
 
-#: Gives the room back for a block in which something is called that only has to be waited for.
+#: Gives the share back for a block that only waits for a call.
 Yielded = Callable[[], AbstractContextManager[None]]
 
 
 class RecordBudget:
-    """For so many records; a small batch takes the room of `least`, for it has a connection to the database as well.
+    """Admits batches of `records` records in total; a small batch counts as `least`, for it needs a connection as well.
 
-    What was begun is finished before more begins, so that no more piles up in between.
+    Batches that were begun are finished before others begin, so that unfinished work does not pile up.
     """
 
     def __init__(self, records: int, least: int = 1) -> None:
         self._all = self._free = records
         self._least = least
         self._lock = threading.Lock()
-        #: Who waits, in the order they came: small ones could keep a large one out for good.
+        #: Waiting batches in the order of arrival: small ones could otherwise keep a large one out forever.
         self._begun, self._new = _Line(), _Line()
 
     @contextmanager
     def taken(self, records: int) -> Iterator[Yielded]:
-        """Begin a batch: waits until there is room for it, and nothing begun waits for some."""
-        # A very large batch must not keep out those of another system.
+        """Begin a batch: wait until it fits and no begun batch waits."""
+        # A very large batch must leave room for those of another system.
         need = min(max(records, self._least), max(self._all // 2, 1))
         try:
             self._enter(self._new, need)
-            yield lambda: self._away(need)
+            yield lambda: self._yield_share(need)
         finally:
             self._leave(need)
 
     @contextmanager
-    def _away(self, need: int) -> Iterator[None]:
+    def _yield_share(self, need: int) -> Iterator[None]:
         self._leave(need)
         try:
             yield
@@ -50,11 +50,11 @@ class RecordBudget:
             self._enter(self._begun, need)
 
     def _enter(self, line: _Line, need: int) -> None:
-        """Wait for room, and take it; it is taken also where this is interrupted."""
+        """Wait for a share, and take it; an interrupted wait takes it as well, since the caller gives it back."""
         turn = threading.Event()
         with self._lock:
             line.append((need, turn))
-            self._let_in()
+            self._admit()
         try:
             turn.wait()
         finally:
@@ -66,9 +66,9 @@ class RecordBudget:
     def _leave(self, need: int) -> None:
         with self._lock:
             self._free += need
-            self._let_in()
+            self._admit()
 
-    def _let_in(self) -> None:
+    def _admit(self) -> None:
         while (line := self._begun or self._new) and self._free >= line[0][0]:
             need, turn = line.popleft()
             self._free -= need

@@ -170,8 +170,8 @@ class ResultWriter:
         unsubscription = plan.rule.id if plan.rule else None
         if isinstance(plan.error, WaitsFor):
             verdict = self.relations.judge(connection, subscriber, plan.claim.link, plan.error)
-            if verdict.announce:
-                follow_up.publish.append(verdict.announce)
+            if verdict.publish is not None:
+                follow_up.publish.append(verdict.publish)
             if verdict.error is not None:
                 plan.error = verdict.error
                 values = self._failed(connection, subscriber, plan, verdict.error)
