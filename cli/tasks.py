@@ -37,8 +37,7 @@ def backfill(arguments: argparse.Namespace) -> int:
             print(f"--where {pair}: write COLUMN=VALUE, with each column once", file=sys.stderr)
             return 2
         where[column] = value
-    runtime = build()
-    return _run(runtime, arguments, lambda by: runtime.conductor.backfill(arguments.subscriber, by, where))
+    return _run(arguments, "backfill", where=where)
 
 
 def reconcile_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +52,15 @@ def reconcile_arguments(parser: argparse.ArgumentParser) -> None:
 
 def reconcile(arguments: argparse.Namespace) -> int:
     """Compare the records of a system with the database; the exit status is 1 if they differ."""
-    runtime = build()
-    return _run(
-        runtime,
-        arguments,
-        lambda by: runtime.conductor.reconcile(arguments.subscriber, by, repair=arguments.repair),
-        sends=arguments.repair,
-    )
+    return _run(arguments, "reconcile", sends=arguments.repair, repair=arguments.repair)
 
 
-def _run(runtime: Runtime, arguments: argparse.Namespace, start: Any, *, sends: bool = True) -> int:
-    """Start a task and follow it to its end. `sends`: a worker delivers what the task finds."""
+def _run(arguments: argparse.Namespace, kind: str, *, sends: bool = True, **options: Any) -> int:
+    """Start a task of a subscriber and follow it to its end. `sends`: a worker delivers what the task finds."""
     by = operator()
+    runtime = build()
     try:
-        task_id = start(by)
+        task_id = runtime.conductor.tasks.start(kind, by, subscriber=arguments.subscriber, **options)
         if arguments.background:
             print(f"Started task #{task_id}")
             return 0

@@ -7,6 +7,7 @@ from conductor.conductor import Conductor
 from conductor.dead_letters.remedies import remedy
 from conductor.dead_letters.store import DeadLetterFilter
 from conductor.inward.inbox import POLLED
+from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
 from conductor.links.rules import in_force
 from conductor.links.status import PENDING
@@ -30,6 +31,7 @@ from conductor.reports.overview import (
 from conductor.reports.throughput import SPANS, Series
 from conductor.reports.timeline import TimelineEvent
 from conductor.systems.delete_guard import GUARD, WINDOW_SECONDS
+from conductor.tasks.runner import OPEN, TaskRunner
 from conductor.throughput_counter import COLUMNS
 from subscribers.errors import BadSignature, BadWebhook
 
@@ -37,6 +39,7 @@ __all__ = [
     "COLUMNS",
     "GUARD",
     "MASK",
+    "OPEN",
     "PENDING",
     "POLLED",
     "RELAY_BATCH",
@@ -59,9 +62,11 @@ __all__ = [
     "Publisher",
     "QueueReport",
     "QueueState",
+    "ReplayWindow",
     "Series",
     "SubscriberStatus",
     "SystemStatus",
+    "TaskRunner",
     "TimelineEvent",
     "UnknownSystem",
     "Waiting",

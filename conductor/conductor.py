@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
 
 from conductor.conflicts import ConflictResolution
 from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
-from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
+from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward import Inward
+from conductor.inward.replay import InboxReplay
 from conductor.links.relations import Relations
 from conductor.mappings.preview import Previews
 from conductor.mappings.store import Mappings
@@ -35,15 +35,8 @@ from conductor.systems.connection_check import Checking, Finding
 from conductor.systems.control import SystemControl
 from conductor.systems.delete_guard import DeleteGuard
 from conductor.systems.rate_limits import RateLimiter
-from conductor.tasks.backfill import Backfill
-from conductor.tasks.check_connection import Connection
-from conductor.tasks.discard_dead_letters import Discarding
-from conductor.tasks.reconcile import Reconcile
-from conductor.tasks.replay_webhooks import Replaying
-from conductor.tasks.resend_records import Resending
-from conductor.tasks.resolve_conflicts import Alike
-from conductor.tasks.retry_dead_letters import Retrying
-from conductor.tasks.runner import TaskRunner
+from conductor.tasks.kinds import make_task_runner
+from conductor.tasks.services import Services
 from conductor.throughput_counter import ThroughputCounter
 from conductor.unsubscriptions import Unsubscriptions
 from models.base import utcnow
@@ -96,20 +89,22 @@ class Conductor:
         self.throughput = ThroughputCounter(self.context)
         self.schedule = JobScheduler(self.context, Retention(self.context, self.throughput))
         self.reports = Reports(self.context)
-        self.tasks = TaskRunner(self.context)
-        self.retrying = Retrying(self.context, self.letters, self.tasks)
-        self.discarding = Discarding(self.context, self.letters, self.tasks)
-        self.replaying = Replaying(self.context, self.tasks)
-        self.alike = Alike(self.context, self.conflicts, self.tasks)
-        self.resending = Resending(self.context, self.mappings, self.relations, self.tasks)
         self.caller = SystemCaller(self.context, self.breaker, self.concurrency)
-        self.filling = Backfill(
-            self.context, self.mappings, self.letters, self.inward.applying, self.caller, self.tasks
-        )
         self.checking = Checking(self.context, self.mappings)
-        self.connection = Connection(self.context, self.checking, self.tasks)
-        self.comparing = Reconcile(
-            self.context, self.mappings, self.relations, self.inward.inbox, self.caller, self.tasks
+        self.replay = InboxReplay(self.context)
+        self.tasks = make_task_runner(
+            Services(
+                context=self.context,
+                mappings=self.mappings,
+                relations=self.relations,
+                letters=self.letters,
+                conflicts=self.conflicts,
+                applier=self.inward.applying,
+                inbox=self.inward.inbox,
+                replay=self.replay,
+                caller=self.caller,
+                checking=self.checking,
+            )
         )
 
     def prepare(self) -> None:
@@ -171,30 +166,6 @@ class Conductor:
 
     # --- people -------------------------------------------------------------------------------------
 
-    def retry_many(self, letters: DeadLetterFilter, by: str) -> int:
-        """Try dead letters again as a task, a few hundred at a time; its id. See `Retrying.start`."""
-        return self.retrying.start(letters, by)
-
-    def backfill(self, subscriber: str, by: str, where: Mapping[str, str] | None = None) -> int:
-        """Bring the records there are to a subscriber, as a task; its id. See `Backfill.start`."""
-        return self.filling.start(subscriber, by, where)
-
-    def reconcile(self, subscriber: str, by: str, *, repair: bool = False) -> int:
-        """Find (and repair) what drifted apart, as a task; its id. See `Reconcile.start`."""
-        return self.comparing.start(subscriber, by, repair=repair)
-
     def check(self, system: str) -> dict[str, list[Finding]]:
         """Whether a system lets its subscribers do their work. See `Checking.check`."""
         return self.checking.check(system)
-
-    def discard_many(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
-        """Close dead letters unsent as a task, a few hundred at a time; its id. See `Discarding.start`."""
-        return self.discarding.start(letters, by, reason)
-
-    def settle_alike(self, subscriber: str, path: str, choice: Literal["ours", "theirs"], by: str) -> int:
-        """Decide all conflicts of one field alike, as a task. See `Alike.start`."""
-        return self.alike.start(subscriber, path, choice, by)
-
-    def resend(self, subscriber: str, by: str) -> int:
-        """Send again what the mapping in force makes different, as a task. See `Resending.start`."""
-        return self.resending.start(subscriber, by)

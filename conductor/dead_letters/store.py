@@ -6,8 +6,9 @@ import hashlib
 import logging
 import re
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,6 +16,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.links import state
 from conductor.redaction import redact
+from i18n import gettext
 from models.ledger import DeadLetter, Inbox
 from subscribers.errors import SyncError
 
@@ -81,6 +83,17 @@ class DeadLetterFilter:
         """Return the target of an audit row."""
         return ", ".join(f"{name} {value}" for name, value in self.chosen().items()) or "all"
 
+    def label(self, of_all: str, of_one: str) -> str:
+        """Return the label of a task about these letters: `of_all`, or `of_one` with its {subscriber}, and the rest."""
+        what = gettext(of_one, subscriber=self.subscriber) if self.subscriber else gettext(of_all)
+        what += gettext(", of one kind") if self.fingerprint else ""
+        others = []
+        if self.error is not None:
+            others.append(f"error {self.error}")
+        if self.ids is not None:
+            others.append("ids " + gettext("{count:,} chosen", count=len(self.ids)))
+        return what + (": " + ", ".join(others) if others else "")
+
 
 class DeadLetterStore:
     """Writes and closes dead letters; always inside the caller's transaction."""
@@ -123,6 +136,21 @@ class DeadLetterStore:
                 return letter_id
         inserted = connection.execute(sa.insert(DeadLetter).values(**values).returning(DeadLetter.id))
         return int(inserted.scalar_one())
+
+    @staticmethod
+    def count(connection: sa.Connection, letters: DeadLetterFilter) -> int:
+        """Return the number of open letters."""
+        count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
+        return int(connection.execute(count).scalar_one())
+
+    @staticmethod
+    def page(
+        connection: sa.Connection, letters: DeadLetterFilter, after: int, limit: int, until: datetime
+    ) -> Sequence[Any]:
+        """Return the next open letters by id, as rows for `retry` and `discard`; of those written by `until`."""
+        columns = (DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id, DeadLetter.subscriber)
+        matching = (*letters.conditions(), DeadLetter.id > after, DeadLetter.at <= until)
+        return connection.execute(sa.select(*columns).where(*matching).order_by(DeadLetter.id).limit(limit)).all()
 
     def retry(self, connection: sa.Connection, rows: Iterable[Any], *, task_id: int | None = None) -> None:
         """Make the deliveries and events of these letters (rows with `id`, `link_id`, `inbox_id`) due immediately.

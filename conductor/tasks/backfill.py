@@ -1,9 +1,8 @@
-"""Backfill: brings the records there are to a subscriber that was registered after they were made.
+"""Backfill: deliver existing records to a subscriber that was registered after they were made.
 
-First the system's own list is read, and what is there already is linked (by our id, or `match_on`), so
-that nothing is created twice. Then the catalogue is walked in keyset pages: each record that is not
-there is marked as owed in the ledger, a page at a time, and only while few are owed. From there it
-takes the way of every delivery, in the queue that live changes go before.
+First the system's list is read, and the records that exist there are linked (by our id, or `match_on`), so that
+none is created twice. Then the catalogue is read in keyset pages: each record without a link becomes pending, a page
+at a time and only while few are pending; live changes are delivered first. At last the outcomes are counted.
 """
 
 from __future__ import annotations
@@ -14,19 +13,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Context
-from conductor.dead_letters.store import DeadLetterStore
-from conductor.inward.applying import InboundApplier
 from conductor.inward.incoming import Incoming
 from conductor.inward.matching import candidates
 from conductor.links import state
 from conductor.links.leases import LinkLeased
 from conductor.links.status import PENDING
-from conductor.mappings.store import Mappings
-from conductor.systems.caller import SystemCaller, SystemUnavailable
-from conductor.tasks.runner import Step, TaskRunner, counted
-from conductor.tasks.throttle import below_backlog_limit
-from i18n import gettext
+from conductor.systems.caller import SystemUnavailable
+from conductor.tasks.runner import Step, TaskKind, TaskRunner, counted
+from conductor.tasks.services import Services
+from conductor.tasks.throttle import PAUSE_SECONDS, below_backlog_limit
+from i18n import gettext, gettext_noop
 from models.catalogues import Catalogue
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber, normalize_incoming
@@ -35,76 +31,58 @@ from subscribers.errors import Reject, Retry, SyncError
 from subscribers.mapping.values import is_empty
 from subscribers.records import External, Page
 
-#: The kind of these tasks.
-BACKFILL = "backfill"
-
-#: Records marked in one step.
+#: Records that become pending in one step.
 PAGE = 500
 
-#: Records here with the same `match_on` values that are named by a dead letter each.
-_UNCLEAR = 20
+#: Records with the same `match_on` values that get a dead letter each.
+_MOST_AMBIGUOUS = 20
 
-#: Seconds until it is looked again whether there is room, or how those under way fare.
-_PAUSE = 1.0
+#: Seconds after which the counts are final, even if some records still have attempts left.
+_LONGEST_WATCH_SECONDS = 3600
 
-#: Seconds after which what is still under way is left to its own attempts.
-_LONGEST = 3600
+#: The phases, as the task's position names them.
+_LINK_EXISTING, _FEED, _WATCH = "link_existing", "feed", "watch"
 
 
-class Backfill:
-    """Does the steps of `backfill` tasks. The argument is `{"where": {column: value}}`."""
+class Backfill(TaskKind):
+    """The argument is `{"where": {column: value}}`."""
 
-    def __init__(
-        self,
-        context: Context,
-        mappings: Mappings,
-        letters: DeadLetterStore,
-        applying: InboundApplier,
-        asking: SystemCaller,
-        tasks: TaskRunner,
-    ) -> None:
-        self.context = context
-        self.mappings = mappings
-        self.letters = letters
-        self.applying = applying
-        self.caller = asking
-        self.tasks = tasks
-        #: Task -> the position its reading has reached, and how it goes on: a list may share one position over pages.
+    kind = "backfill"
+    succeeded = gettext_noop("are delivered")
+    failed = gettext_noop("failed")
+
+    def __init__(self, services: Services, tasks: TaskRunner) -> None:
+        super().__init__(services, tasks)
+        #: Task -> the position of its reading and the pages after it: several pages may share one position.
         self._readings: dict[int, tuple[Any, Iterator[Page]]] = {}
-        tasks.register(BACKFILL, self.step)
+        self._phases = {_LINK_EXISTING: self._link_existing, _FEED: self._feed, _WATCH: self._watch}
 
-    def start(self, name: str, by: str, where: Mapping[str, str] | None = None) -> int:
-        """Begin to bring records to a subscriber, those with these column values or all; returns the task's id.
+    def start(self, by: str, *, subscriber: str, where: Mapping[str, str] | None = None) -> int:
+        """Deliver the records with these column values, or all, to a subscriber; return the task's id.
 
-        One that was asked for in the same words and is not finished goes on instead.
+        An unfinished one with the same argument continues instead.
 
         Raises:
-          ValueError: no such subscriber or column, or what exists there could not be recognised.
+          ValueError: there is no such subscriber or column, or existing external records could not be recognized.
         """
-        subscriber = self.context.subscribers.get(name)
-        if subscriber is None:
+        found = self.context.subscribers.get(subscriber)
+        if found is None:
             known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
-            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=name, known=known))
-        if subscriber.match_on and not _lists(subscriber):
+            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
+        if found.match_on and not _lists(found):
             raise ValueError(
                 gettext(
-                    "{name} has match_on but no changed_since: what it holds already cannot be read, and would be "
+                    "{name} has match_on but no changed_since: its existing records cannot be read, and would be "
                     "created a second time",
-                    name=name,
+                    name=subscriber,
                 )
             )
         where = dict(where or {})
-        conditions(subscriber.records, where)  # refuses a wrong one
-        argument = {"where": where}
-        for task in self.tasks.list(BACKFILL):
-            if task.subscriber == name and task.argument == argument and task.state != "done":
-                if task.state in ("stopped", "failed"):
-                    self.tasks.resume(task.id, by)
-                return int(task.id)
-        return self.tasks.start(BACKFILL, by, subscriber=name, argument=argument)
+        conditions(found.records, where)  # raises for a wrong one
+        return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"where": where})
 
     def step(self, task: Any) -> Step:
-        """Read a page of what the system has, or mark a page of what is here, or see how those under way fare."""
+        """Link a page of the system's records, or make a page of ours pending, or count the outcomes."""
         return counted(self._step(task), task, lambda: self._count(task))
 
     def _count(self, task: Any) -> int:
@@ -117,25 +95,25 @@ class Backfill:
     def _step(self, task: Any) -> Step:
         subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
-            raise ValueError(f"{task.subscriber} is not configured any more")
-        position = task.position or {"phase": "look" if _lists(subscriber) else "bring"}
+            raise ValueError(f"{task.subscriber} is no longer configured")
+        position = task.position or {"phase": _LINK_EXISTING if _lists(subscriber) else _FEED}
         try:
-            return getattr(self, f"_{position['phase']}")(task, subscriber, position)  # type: ignore[no-any-return]
+            return self._phases[position["phase"]](task, subscriber, position)
         except SystemUnavailable as error:
-            return _wait(task, position, str(error), max(error.after, _PAUSE))
+            return _wait(task, position, str(error), max(error.after, PAUSE_SECONDS))
 
-    # --- what is there already ------------------------------------------------------------------------
+    # --- records that exist in the system ------------------------------------------------------------------------
 
-    def _look(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
+    def _link_existing(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         try:
-            page = self.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
+            page = self.services.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
             return _wait(task, position, str(error), error.after or self.context.policy.retry_min)
         read = position.get("read", 0) + (len(page.records) if page else 0)
         if page is None:
-            return self._on(task, {"phase": "bring", "found": position.get("found", 0)})
+            return self._on(task, {"phase": _FEED, "found": position.get("found", 0)})
         found: list[str] = []
-        # Put back with the page's effects: where those are lost, it is read again, also if the next has its position.
+        # Stored again with the page's effects: if those are lost, this page is read again.
         reading = self._readings.pop(task.id)
 
         def effect(connection: sa.Connection) -> None:
@@ -144,7 +122,7 @@ class Backfill:
             self._readings[task.id] = reading
 
         reached = {**position, "at": page.position, "read": read}
-        return self._on(task, reached, effect, message=f"{read} records read there, to find those that are here too")
+        return self._on(task, reached, effect, message=f"{read} existing records read")
 
     def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
@@ -158,45 +136,49 @@ class Backfill:
     def _adopt(
         self, connection: sa.Connection, task: Any, subscriber: Subscriber, externals: list[External]
     ) -> list[str]:
-        """Link those that are of a record here; returns the records'."""
-        mapper = self.mappings.current(connection, subscriber.name())[0]
+        """Link the external records that match a record; return the ids of those."""
+        mapper = self.services.mappings.current(connection, subscriber.name())[0]
         where = conditions(subscriber.records, task.argument["where"])
         found = []
         for external in externals:
             made = call_safely(normalize_incoming, subscriber, external)
             if isinstance(made, SyncError):
-                self._doubt(connection, subscriber, Incoming(subscriber, external, mapper), made, where)
+                self._report_ambiguous(connection, subscriber, Incoming(subscriber, external, mapper), made, where)
                 continue
             incoming = Incoming(subscriber, made, mapper)
             try:
                 with connection.begin_nested():
-                    record_id = self.applying.adopt(connection, incoming, where)
+                    record_id = self.services.applier.adopt(connection, incoming, where)
             except LinkLeased:
-                continue  # it is being delivered, so somebody changed it just now
+                continue  # it is being delivered, so it has just been changed
             except SyncError as error:
-                self._doubt(connection, subscriber, incoming, error, where)
+                self._report_ambiguous(connection, subscriber, incoming, error, where)
                 continue
             except sa.exc.OperationalError:
                 raise
-            except Exception as error:  # it must not hold up those after it for ever
-                unwritten = Reject(f"{incoming.external.id} cannot be taken: {type(error).__name__}")
-                self._doubt(connection, subscriber, incoming, unwritten, where)
+            except Exception as error:  # one bad record must not block the others
+                unwritten = Reject(f"{incoming.external.id} cannot be linked: {type(error).__name__}")
+                self._report_ambiguous(connection, subscriber, incoming, unwritten, where)
                 continue
             if record_id is not None:
                 found.append(record_id)
         return found
 
-    def _doubt(
+    def _report_ambiguous(
         self, connection: sa.Connection, subscriber: Subscriber, incoming: Incoming, error: SyncError, where: list[Any]
     ) -> None:
-        """It is of a record here that cannot be told, or cannot be merged: a person has to, and nothing is sent."""
-        message = f"{error} (retry to create it there all the same)"
-        for record_id in candidates(connection, incoming, _UNCLEAR, where):
+        """Write a dead letter for each record it may belong to: an operator decides before anything is sent."""
+        message = f"{error} (retry to create it in the system anyway)"
+        for record_id in candidates(connection, incoming, _MOST_AMBIGUOUS, where):
             if self._is_known(connection, subscriber, record_id):
                 continue
             link_id = state.bury_unsent(connection, subscriber.name(), record_id, self.context.clock())
-            letter = self.letters.write(
-                connection, subscriber.name(), Reject(message), record_id=record_id, link_id=link_id
+            letter = self.services.letters.write(
+                connection,
+                subscriber.name(),
+                Reject(message, code="ambiguous_match"),
+                record_id=record_id,
+                link_id=link_id,
             )
             state.set_letter(connection, link_id, letter)
 
@@ -206,21 +188,21 @@ class Backfill:
         statement = sa.select(Link.id).where(Link.subscriber == subscriber.name(), Link.record_id == record_id)
         return connection.execute(statement.where(sa.or_(*known))).first() is not None
 
-    # --- what is here ---------------------------------------------------------------------------------
+    # --- records of the catalogue ---------------------------------------------------------------------------------
 
-    def _bring(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
+    def _feed(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         name, catalogue = subscriber.name(), subscriber.records
         where = conditions(catalogue, task.argument["where"])
         if "after" in position:
             where.append(catalogue.key > catalogue.key_of(position["after"]))
         with self.context.database.read() as connection:
             if not below_backlog_limit(self.context, connection, [name]):
-                return _wait(task, position, f"waits: {subscriber.system} has plenty to do", _PAUSE)
+                return _wait(task, position, f"waits: {subscriber.system} has a backlog", PAUSE_SECONDS)
             page = sa.select(catalogue.key).where(*where).order_by(catalogue.key).limit(PAGE)
             ids = [str(key) for key in connection.execute(page).scalars()]
             known = self._known(connection, name, ids)
         if not ids:
-            return self._on(task, {"phase": "watch", **_kept(position), "fed_at": self.context.clock().isoformat()})
+            return self._on(task, {"phase": _WATCH, **_kept(position), "fed_at": self.context.clock().isoformat()})
         missing = [record_id for record_id in ids if record_id not in known]
 
         def effect(connection: sa.Connection) -> None:
@@ -228,17 +210,17 @@ class Backfill:
 
         sent = position.get("sent", 0) + len(missing)
         reached = {**position, "after": ids[-1], "sent": sent}
-        message = f"{sent} marked to be sent, {task.done + len(ids) - sent} are there already"
+        message = f"{sent} to be sent, {task.done + len(ids) - sent} exist already"
         return self._on(task, reached, effect, done=task.done + len(ids), message=message)
 
     @staticmethod
     def _known(connection: sa.Connection, name: str, ids: list[str]) -> set[str]:
-        """Those that are there, or on their way."""
+        """Return the records that are linked or pending."""
         known = sa.or_(Link.external_id.is_not(None), Link.owed_change > Link.synced_change)
         statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.record_id.in_(ids), known)
         return set(connection.execute(statement).scalars())
 
-    # --- what became of them --------------------------------------------------------------------------
+    # --- outcomes --------------------------------------------------------------------------
 
     def _watch(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         fed_at = datetime.fromisoformat(position["fed_at"])
@@ -246,15 +228,15 @@ class Backfill:
         under_way = (Link.subscriber == name, *PENDING)
         letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.at >= task.created_at)
         with self.context.database.read() as connection:
-            # What is owed since later is not this task's.
+            # A record pending since later is not of this task.
             waits = sa.select(sa.func.count(Link.id)).where(*under_way, Link.owed_since <= fed_at)
             left = connection.execute(waits).scalar_one()
             failed = connection.execute(sa.select(sa.func.count(DeadLetter.id)).where(*letters)).scalar_one()
-        finished = left == 0 or (self.context.clock() - fed_at).total_seconds() > _LONGEST
+        finished = left == 0 or (self.context.clock() - fed_at).total_seconds() > _LONGEST_WATCH_SECONDS
         succeeded = max(task.done - failed - left, 0)
         sent = position.get("sent", 0)
-        message = f"{sent} sent, {task.done - sent} were there already"
-        message += f"; {failed} dead letters to look at" if failed else ""
+        message = f"{sent} sent, {task.done - sent} existed already"
+        message += f"; {failed} dead letters" if failed else ""
         message += f"; {left} under way" if left else ""
         return Step(
             task.done,
@@ -263,7 +245,7 @@ class Backfill:
             position,
             finished=finished,
             message=message,
-            pause=0.0 if finished else _PAUSE,
+            pause=0.0 if finished else PAUSE_SECONDS,
         )
 
     @staticmethod
@@ -273,12 +255,23 @@ class Backfill:
         done = task.done if done is None else done
         return Step(done, task.succeeded, task.failed, position, effect=effect, message=message or task.message or "")
 
+    @staticmethod
+    def label(task: Any) -> str:
+        """Return what a task does."""
+        where = task.argument.get("where") or {}
+        if not where:
+            return gettext("Backfill {subscriber}", subscriber=task.subscriber)
+        matching = gettext(" and ").join(
+            gettext("{name} is {value}", name=name, value=value) for name, value in where.items()
+        )
+        return gettext("Backfill {subscriber} where {conditions}", subscriber=task.subscriber, conditions=matching)
+
 
 def conditions(catalogue: Catalogue, where: Mapping[str, str]) -> list[Any]:
-    """Conditions for records whose columns have these values, given as text; empty text is no value.
+    """Return the conditions for records with these column values, given as text; empty text means NULL.
 
     Raises:
-      ValueError: there is no such column, or the text is no value of it.
+      ValueError: there is no such column, or the text is not a value of it.
     """
     found: list[Any] = []
     for name, text in where.items():

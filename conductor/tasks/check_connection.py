@@ -1,7 +1,6 @@
-"""Testing the connection of a system, as a task: one subscriber after another, and none for longer than a minute.
+"""Testing the connection of a system, one subscriber after another.
 
-A system that hangs holds up neither the web process nor the other tasks: a thread of its own asks, and the steps
-only look whether it has an answer.
+A thread makes the calls and the steps poll its answer, so that a system that hangs blocks no other task.
 """
 
 from __future__ import annotations
@@ -12,83 +11,69 @@ from concurrent.futures import Future, wait
 from datetime import datetime
 from typing import Any
 
-import sqlalchemy as sa
+from conductor.systems.connection_check import Finding
+from conductor.tasks.runner import OPEN, Step, TaskKind, TaskRunner
+from conductor.tasks.services import Services
+from i18n import gettext, gettext_noop
 
-from conductor.context import Context
-from conductor.systems.connection_check import Checking, Finding
-from conductor.tasks.runner import OPEN, Step, TaskRunner
-from models.ledger import Task
+#: Seconds within which a subscriber's system has to answer all calls.
+LONGEST_CHECK_SECONDS = 60.0
 
-#: The kind of these tasks.
-CHECK = "check"
+#: Seconds that a step waits for an answer, and until the next step.
+ANSWER_WAIT_SECONDS = 0.5
+ANSWER_PAUSE_SECONDS = 0.5
 
-#: Seconds a subscriber's system may take to answer all that it is asked.
-LONGEST = 60.0
-
-#: Seconds a step waits for an answer, and until the next step looks again.
-GRANT, PAUSE = 0.5, 0.5
-
-#: What was found, and the seconds it took.
+#: The findings, and the seconds they took.
 _Answer = tuple[list[Finding], float]
 
 
-class Connection:
-    """Does the steps of `check` tasks. The argument is `{"system": name}`.
+class CheckConnection(TaskKind):
+    """The argument is `{"system": name}`.
 
-    What was found stays in the task's position: `{"found": {subscriber: [[state, message], ...]}, "took": seconds}`.
+    The task's position keeps the findings: `{"found": {subscriber: [[state, message], ...]}, "took": seconds}`.
     """
 
-    def __init__(self, context: Context, checking: Checking, tasks: TaskRunner) -> None:
-        self.context = context
-        self.checking = checking
-        self.tasks = tasks
-        #: (task, subscriber) -> the answer to come, of what this process asks.
-        self._asked: dict[tuple[int, str], Future[_Answer]] = {}
-        tasks.register(CHECK, self.step)
+    kind = "check"
+    succeeded = gettext_noop("work")
+    failed = gettext_noop("need fixing")
 
-    def start(self, system: str, by: str) -> int:
-        """Begin to test a system; returns the task's id, that of the test under way if there is one.
+    def __init__(self, services: Services, tasks: TaskRunner) -> None:
+        super().__init__(services, tasks)
+        #: (task, subscriber) -> the answer that a thread of this process waits for.
+        self._asked: dict[tuple[int, str], Future[_Answer]] = {}
+
+    def start(self, by: str, *, system: str) -> int:
+        """Test a system's connection; return the task's id, that of the running test if there is one.
 
         Raises:
           ValueError: there is no such system.
         """
-        total = len(self.checking.subscribers(system))
-        last = self.last().get(system)
+        total = len(self.services.checking.subscribers(system))
+        last = self.tasks.newest_by(self.kind, "system").get(system)
         if last is not None and last.state in OPEN:
             return int(last.id)
-        return self.tasks.start(CHECK, by, argument={"system": system}, total=total)
-
-    def last(self) -> dict[str, Any]:
-        """The newest test of each system, as a row of `task`."""
-        newest = (
-            sa.select(sa.func.max(Task.id))
-            .where(Task.kind == CHECK)
-            .group_by(Task.argument["system"].as_string())
-        )  # fmt: skip
-        with self.context.database.read() as connection:
-            rows = connection.execute(sa.select(Task.__table__).where(Task.id.in_(newest))).all()
-        return {row.argument["system"]: row for row in rows}
+        return self.tasks.begin(self.kind, by, argument={"system": system}, total=total)
 
     def step(self, task: Any) -> Step:
-        """Ask the next subscriber's system, or look whether it has answered."""
+        """Call the system for the next subscriber, or wait for its answer."""
         position = task.position or {"found": {}, "took": 0.0}
         found = position["found"]
-        waiting = [name for name in self.checking.subscribers(task.argument["system"]) if name not in found]
+        waiting = [name for name in self.services.checking.subscribers(task.argument["system"]) if name not in found]
         if not waiting:
             return self._step(task, position, finished=True)
         name, now = waiting[0], self.context.clock()
         since = position.get("since") or now.isoformat()
         took = (now - datetime.fromisoformat(since)).total_seconds()
         answer = self._ask(task.id, name)
-        wait([answer], GRANT)
+        wait([answer], ANSWER_WAIT_SECONDS)
         if answer.done():
             findings, took = answer.result()
-        elif took < LONGEST:
+        elif took < LONGEST_CHECK_SECONDS:
             message = f"asks {name}" + (f", no answer for {took:.0f} s yet" if took >= 2 else "")
             asking = {**position, "since": since}
-            return Step(task.done, task.succeeded, task.failed, asking, message=message, pause=PAUSE)
+            return Step(task.done, task.succeeded, task.failed, asking, message=message, pause=ANSWER_PAUSE_SECONDS)
         else:
-            findings = [Finding("wrong", f"no answer within {LONGEST:g} s")]
+            findings = [Finding("wrong", f"no answer within {LONGEST_CHECK_SECONDS:g} s")]
         del self._asked[task.id, name]
         found = {**found, name: [[finding.state, finding.words] for finding in findings]}
         position = {"found": found, "took": round(position["took"] + took, 3)}
@@ -98,17 +83,17 @@ class Connection:
         wrong = [sum(state == "wrong" for state, _words in findings) for findings in position["found"].values()]
         failed, things = sum(map(bool, wrong)), sum(wrong)
         if things:
-            message = f"{things} {'thing needs' if things == 1 else 'things need'} to be mended"
+            message = f"{things} {'thing needs' if things == 1 else 'things need'} fixing"
         else:
-            message = "all is well" if finished else "all is well so far"
+            message = "everything works" if finished else "everything works so far"
         return Step(len(wrong), len(wrong) - failed, failed, position, finished=finished, message=message)
 
     def _ask(self, task_id: int, name: str) -> Future[_Answer]:
-        # Of tests that were stopped, or that another process has brought to their end.
+        # Forget the answers of tests that were stopped or finished by another process.
         self._asked = {key: one for key, one in self._asked.items() if key[0] == task_id or not one.done()}
         if (task_id, name) not in self._asked:
             self._asked[task_id, name] = answer = Future[_Answer]()
-            # A daemon: a call that hangs does not keep the process from ending.
+            # A daemon thread, so that a call that hangs does not keep the process alive.
             thread = threading.Thread(target=self._answer, args=(name, answer), name=f"check {name}", daemon=True)
             thread.start()
         return self._asked[task_id, name]
@@ -116,8 +101,13 @@ class Connection:
     def _answer(self, name: str, answer: Future[_Answer]) -> None:
         began = time.monotonic()
         try:
-            found = self.checking.subscriber(name)
+            found = self.services.checking.subscriber(name)
         except Exception as error:
             answer.set_exception(error)
         else:
             answer.set_result((found, time.monotonic() - began))
+
+    @staticmethod
+    def label(task: Any) -> str:
+        """Return what a task does."""
+        return gettext("Test the connection of {name}", name=task.argument["system"])

@@ -1,4 +1,4 @@
-"""Discarding many dead letters, as a task: a few hundred at a time, each with the person's reason."""
+"""Discarding many dead letters, a few hundred in each step."""
 
 from __future__ import annotations
 
@@ -6,63 +6,56 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Context
 from conductor.dead_letters.operations import reason_of
-from conductor.dead_letters.store import DeadLetterFilter, DeadLetterStore
-from conductor.tasks.runner import Step, TaskRunner
-from models.ledger import DeadLetter
-
-#: The kind of these tasks.
-DISCARD = "discard"
+from conductor.dead_letters.store import DeadLetterFilter
+from conductor.tasks.runner import Step, TaskKind
+from i18n import gettext_noop
 
 #: Letters closed in one step.
 DISCARD_BATCH = 500
 
 
-class Discarding:
-    """Does the steps of `discard` tasks. The argument is a `DeadLetterFilter` without its Nones, and the `reason`."""
+class DiscardDeadLetters(TaskKind):
+    """The argument is a `DeadLetterFilter` without its empty fields, and the `reason`."""
 
-    def __init__(self, context: Context, letters: DeadLetterStore, tasks: TaskRunner) -> None:
-        self.context = context
-        self.letters = letters
-        self.tasks = tasks
-        tasks.register(DISCARD, self.step)
+    kind = "discard"
+    succeeded = gettext_noop("are discarded")
+    failed = gettext_noop("could not be discarded")
 
-    def start(self, letters: DeadLetterFilter, by: str, reason: str) -> int:
-        """Begin to close the letters that are open now; returns the task's id.
+    def start(self, by: str, *, letters: DeadLetterFilter, reason: str) -> int:
+        """Close the letters that are open now; return the task's id.
 
         Raises:
-          ValueError: no reason is given.
+          ValueError: the reason is empty.
         """
-        reason = reason_of(reason)
-        argument = letters.chosen() | {"reason": reason}
+        argument = letters.chosen() | {"reason": reason_of(reason)}
         with self.context.database.read() as connection:
-            count = sa.select(sa.func.count(DeadLetter.id)).where(*letters.conditions())
-            total = connection.execute(count).scalar_one()
-        return self.tasks.start(DISCARD, by, argument=argument, total=total)
+            total = self.services.letters.count(connection, letters)
+        return self.tasks.begin(self.kind, by, argument=argument, total=total)
 
     def step(self, task: Any) -> Step:
-        """Close the next letters. Each step has an audit row: so the count is right also where it is stopped."""
-        after = (task.position or {}).get("after", 0)
+        """Close the next letters, with an audit row for each step: its count stays right if the task is stopped."""
         chosen = dict(task.argument)
         reason = chosen.pop("reason")
         letters = DeadLetterFilter(**chosen)
+        after = (task.position or {}).get("after", 0)
         with self.context.database.read() as connection:
-            rows = connection.execute(
-                sa.select(DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id)
-                # One that is written later, or anew because it was tried again meanwhile, was not meant.
-                .where(*letters.conditions(), DeadLetter.id > after, DeadLetter.at <= task.created_at)
-                .order_by(DeadLetter.id)
-                .limit(DISCARD_BATCH)
-            ).all()
+            # A letter that was written or updated after the start was not selected.
+            rows = self.services.letters.page(connection, letters, after, DISCARD_BATCH, until=task.created_at)
         done = task.done + len(rows)
         message = f"{done} discarded: {reason}"
         if not rows:
             return Step(done, done, position=task.position, message=message, finished=True)
 
         def effect(connection: sa.Connection) -> None:
-            self.letters.discard(connection, rows, task.by, reason)
+            self.services.letters.discard(connection, rows, task.by, reason)
             details = {"count": len(rows), "reason": reason, "task": task.id}
             self.context.audit(connection, task.by, "dead_letter.discard", letters.describe(), **details)
 
         return Step(done, done, position={"after": rows[-1].id}, message=message, effect=effect)
+
+    @staticmethod
+    def label(task: Any) -> str:
+        """Return what a task does; the reason is in its message and on each letter."""
+        letters = DeadLetterFilter(**{name: value for name, value in task.argument.items() if name != "reason"})
+        return letters.label(gettext_noop("Discard dead letters"), gettext_noop("Discard dead letters of {subscriber}"))

@@ -1,8 +1,7 @@
-"""Reconcile: walks the links of a subscriber, looks at what the system holds, and says what drifted apart, per field.
+"""Reconcile: compare the linked records of a subscriber with the system, and report the differences per field.
 
-Only the hub's own deliveries and merges move both sides together; what was changed past them (a
-restored backup on either side, events that were lost for good) shows here. With `repair` what
-drifted takes the usual ways: theirs is merged in as if it had been reported, ours is owed to them.
+Such drift comes from changes that passed the hub: a backup restored on either side, events that were lost.
+With `repair` the system's values are merged as if it had reported them, and ours become pending.
 """
 
 from __future__ import annotations
@@ -18,16 +17,15 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from conductor.context import Context
-from conductor.inward.inbox import InboxProcessor
 from conductor.inward.incoming import HeldByDeleteGuard, Postponed
 from conductor.links import leases, state
 from conductor.links.leases import LinkLeased
-from conductor.links.relations import Relations, our_side
+from conductor.links.relations import our_side
 from conductor.links.state import Via
-from conductor.mappings.store import Mappings
-from conductor.systems.caller import SystemCaller, SystemUnavailable
-from conductor.tasks.runner import Step, TaskRunner, counted
+from conductor.systems.caller import SystemUnavailable
+from conductor.tasks.runner import Step, TaskKind, counted
+from conductor.tasks.throttle import PAUSE_SECONDS
+from i18n import gettext, gettext_noop
 from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, normalize_incoming
@@ -39,70 +37,50 @@ from subscribers.records import External
 
 logger = logging.getLogger(__name__)
 
-#: The kind of these tasks.
-RECONCILE = "reconcile"
-
-#: Links looked at in one step, and the seconds after which a step ends all the same.
+#: Links compared in one step.
 PAGE = 200
+
+#: Seconds after which a step ends early.
 STEP_SECONDS = 10.0
 
-#: Differing values that are kept to be shown; of more only the count is.
+#: Differing values kept as examples; of the others only the count is.
 EXAMPLES = 50
 
-#: What is said where a whole record is missing on one side, in place of a field's name.
+#: Stands in place of a field's name if the whole record is missing on one side.
 MISSING_THERE, MISSING_HERE = "(missing there)", "(deleted here)"
-
-_PAUSE = 1.0
 
 
 @dataclass
 class Drift:
-    """What differs for one link: field -> (ours, theirs)."""
+    """The differences of one link: field -> (ours, theirs)."""
 
     record_id: str
     external_id: str
     fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    #: Ours is what has to move: nobody is to be asked there.
+    #: Only our side changed, so the system is not called for the repair.
     ours_only: bool = False
 
 
-class Reconcile:
-    """Does the steps of `reconcile` tasks. The argument is `{"repair": bool}`.
+class Reconcile(TaskKind):
+    """The argument is `{"repair": bool}`.
 
-    The task's position keeps the report: `fields` (field -> how many records), `examples`
-    (`[record id, external id, field, ours, theirs]`), `unread` (records the system would not show).
+    The task's position keeps the report: `fields` (field -> number of records), `examples`
+    (`[record id, external id, field, ours, theirs]`), `unread` (records that could not be read).
     """
 
-    def __init__(
-        self,
-        context: Context,
-        mappings: Mappings,
-        relations: Relations,
-        inbox: InboxProcessor,
-        asking: SystemCaller,
-        tasks: TaskRunner,
-    ) -> None:
-        self.context = context
-        self.mappings = mappings
-        self.relations = relations
-        self.inbox = inbox
-        self.caller = asking
-        self.tasks = tasks
-        tasks.register(RECONCILE, self.step)
+    kind = "reconcile"
+    succeeded = gettext_noop("agree")
+    failed = gettext_noop("differ")
 
-    def start(self, name: str, by: str, *, repair: bool = False) -> int:
-        """Begin to compare; returns the task's id. One that was stopped before its end goes on instead.
+    def start(self, by: str, *, subscriber: str, repair: bool = False) -> int:
+        """Compare a subscriber's linked records with its system; return the task's id.
+
+        An unfinished one with the same argument continues instead.
 
         Raises:
           ValueError: there is no such subscriber.
         """
-        argument = {"repair": repair}
-        for task in self.tasks.list(RECONCILE):
-            if task.subscriber == name and task.argument == argument and task.state != "done":
-                if task.state in ("stopped", "failed"):
-                    self.tasks.resume(task.id, by)
-                return int(task.id)
-        return self.tasks.start(RECONCILE, by, subscriber=name, argument=argument)
+        return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"repair": repair})
 
     def step(self, task: Any) -> Step:
         """Compare the next links."""
@@ -115,7 +93,7 @@ class Reconcile:
     def _step(self, task: Any) -> Step:
         subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
-            raise ValueError(f"{task.subscriber} is not configured any more")
+            raise ValueError(f"{task.subscriber} is no longer configured")
         position = task.position or {"after": 0, "fields": {}, "examples": [], "unread": 0}
         with self.context.database.read() as connection:
             page = sa.select(Link.__table__).where(*_linked(subscriber.name()), Link.id > position["after"])
@@ -139,20 +117,20 @@ class Reconcile:
             waits = error
         done, failed = task.done + looked, task.failed + failed
         message = str(waits) if waits else _words(report.position(), failed, repaired=task.argument["repair"])
-        pause = max(waits.after, _PAUSE) if waits else 0.0
+        pause = max(waits.after, PAUSE_SECONDS) if waits else 0.0
         return Step(done, done - failed, failed, report.position(), message=message, pause=pause)
 
     def _compare(self, subscriber: Subscriber, links: Sequence[Any]) -> list[tuple[Any, Drift | None]]:
-        """Look at these links; what drifted, and None where the system would not show the record."""
+        """Return each link with its differences, or None if its record could not be read."""
         ids = [link.external_id for link in links]
-        found = self.caller.call(subscriber.system, lambda: _fetch(subscriber, ids))
+        found = self.services.caller.call(subscriber.system, lambda: _fetch(subscriber, ids))
         with self.context.database.read() as connection:
-            mapper = self.mappings.current(connection, subscriber.name())[0]
-            # The links again, since a delivery may have been under way while we asked.
+            mapper = self.services.mappings.current(connection, subscriber.name())[0]
+            # Read the links again: a delivery may have run during the call.
             again = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
             fresh = {link.id: link for link in connection.execute(again)}
             records = subscriber.records.read(connection, [link.record_id for link in links])
-            related = self.relations.load(connection, subscriber, mapper, records.values())
+            related = self.services.relations.load(connection, subscriber, mapper, records.values())
             flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
         drifts: list[tuple[Any, Drift | None]] = []
         now = self.context.clock()
@@ -167,20 +145,20 @@ class Reconcile:
         return drifts
 
     def _repair(self, subscriber: Subscriber, link: Any, drift: Drift) -> None:
-        """Theirs by the merge, as if it had been reported just now; ours by owing it."""
+        """Merge the system's values as if it had just reported them; make ours pending."""
         if not drift.ours_only:
             try:
-                refetched = self.inbox.refetch(subscriber, link.external_id)
+                refetched = self.services.inbox.refetch(subscriber, link.external_id)
             except HeldByDeleteGuard:
-                self.context.database.run_in_transaction(self.inbox.guard.pause, subscriber.system, "from")
+                self.context.database.run_in_transaction(self.services.inbox.guard.pause, subscriber.system, "from")
                 raise SystemUnavailable("held by the mass-delete guard", self.context.policy.stale) from None
             except LinkLeased:
-                return  # it is being delivered, which brings it together as well
+                return  # the delivery that runs repairs it
             except SystemDown as error:
                 raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
             except sa.exc.OperationalError:
                 raise
-            except Exception as error:  # this one's: the others go on
+            except Exception as error:  # of this record; the others continue
                 logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
                 return
             if isinstance(refetched, Postponed):
@@ -188,9 +166,16 @@ class Reconcile:
         still = (Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         self.context.database.run_in_transaction(state.owe, still, self.context.clock(), Via.SWEEP)
 
+    @staticmethod
+    def label(task: Any) -> str:
+        """Return what a task does."""
+        if task.argument.get("repair"):
+            return gettext("Repair the differences of {subscriber}", subscriber=task.subscriber)
+        return gettext("Reconcile {subscriber}", subscriber=task.subscriber)
+
 
 class _Report:
-    """What was found so far, as the task's position keeps it."""
+    """The differences found so far, as the task's position keeps them."""
 
     def __init__(self, position: dict[str, Any]) -> None:
         self.after: int = position["after"]
@@ -199,7 +184,7 @@ class _Report:
         self.unread: int = position["unread"]
 
     def add(self, link: Any, drift: Drift | None) -> int:
-        """Note what was found for a link; 1 if it has drifted."""
+        """Add a link's differences; return 1 if there are any."""
         self.after = link.id
         if drift is None:
             self.unread += 1
@@ -216,7 +201,7 @@ class _Report:
 
 
 def _kept(value: Any) -> Any:
-    """A value as the database keeps it: systems do send numbers of any length."""
+    """Return a value that the database can store: systems do send numbers of any length."""
     try:
         orjson.dumps(value, default=str)
     except TypeError:
@@ -229,7 +214,7 @@ def _linked(name: str) -> tuple[Any, ...]:
 
 
 def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]:
-    """One outcome an id; SystemDown is raised."""
+    """Return one outcome for each id; raise SystemDown."""
     found = [call_safely(subscriber.fetch, ids[0])] if len(ids) == 1 else subscriber.bulk_fetch(ids)
     for one in found:
         if isinstance(one, SyncError) and one.pauses_system:
@@ -238,13 +223,16 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
 
 
 def _moves(before: Any, link: Any, now: datetime) -> bool:
-    """Something is on its way, or was while we asked: that is no drift."""
+    """Return whether a delivery runs, is pending, or ran during the call: a difference is then no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
     return not same_link or link.owed_change > link.synced_change or leases.is_held(link, now)
 
 
 def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:
-    """It is deleted here, and stays there as `on_delete` says; an archived one has nothing agreed any more."""
+    """Return whether it is deleted in the database and kept in the system, as `on_delete` asks.
+
+    An archived one has no base values.
+    """
     stays = subscriber.on_delete == "ignore" or (subscriber.on_delete == "archive" and link.base is None)
     return stays and link.record_id not in records
 

@@ -1,85 +1,39 @@
-"""Replaying: what came in is applied once more, one event or all of a stretch of time.
-
-Applying is safe to repeat: what is older than what is known by now is passed over, and what agrees is an echo.
-"""
+"""Replaying the webhooks of a system in a window of time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Context
-from conductor.inward.inbox import POLLED
-from conductor.tasks.runner import Step, TaskRunner
-from i18n import gettext
-from models.history import first_since
-from models.ledger import Inbox
-from models.query_hints import no_index
+from conductor.inward.replay import ReplayWindow
+from conductor.tasks.runner import Step, TaskKind
+from conductor.tasks.throttle import PAUSE_SECONDS
+from i18n import gettext, gettext_noop
 
-KIND = "replay"
-
-#: Events put back into the queue in one step, and the seconds until the next: what comes in now goes before.
-STEP, PAUSE = 100, 1.0
-
-#: Counting a window stops here.
-REPLAY_LIMIT = 100_000
+#: Events made due in one step; new events are applied before them.
+REPLAY_BATCH = 100
 
 
-@dataclass(frozen=True)
-class Window:
-    """The webhooks of one system received from `since` on and before `until`."""
+class ReplayWebhooks(TaskKind):
+    """The argument is a `ReplayWindow`, its times in ISO format."""
 
-    system: str
-    since: datetime
-    until: datetime
+    kind = "replay"
+    succeeded = gettext_noop("are applied again")
+    failed = gettext_noop("were skipped")
 
-
-class Replaying:
-    """Applies again what came in."""
-
-    def __init__(self, context: Context, tasks: TaskRunner) -> None:
-        self.context = context
-        self.tasks = tasks
-        tasks.register(KIND, self.step)
-
-    def one(self, inbox_id: int, by: str) -> None:
-        """Apply one inbox row again.
+    def start(self, by: str, *, window: ReplayWindow) -> int:
+        """Apply all events of a window again, oldest first; return the task's id.
 
         Raises:
-          ValueError: there is none, or it waits already.
-        """
-        with self.context.database.write() as connection:
-            row = connection.execute(
-                sa.update(Inbox)
-                .where(Inbox.id == inbox_id, Inbox.state != "waiting")
-                .values(self._again())
-                .returning(Inbox.system, Inbox.event_id)
-            ).one_or_none()
-            if row is None:
-                raise ValueError(gettext("inbox #{number} waits already, or there is none", number=inbox_id))
-            self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
-
-    def count(self, window: Window, limit: int = REPLAY_LIMIT) -> int:
-        """How many events a window holds; stops at `limit`."""
-        with self.context.database.read() as connection:
-            first, end = self._range(connection, window)
-            limited = sa.select(Inbox.id).where(*_of(window, first, end)).limit(limit).subquery()
-            return int(connection.execute(sa.select(sa.func.count()).select_from(limited)).scalar_one())
-
-    def start(self, window: Window, by: str) -> int:
-        """Apply all of a window again, oldest first, as a task; its id.
-
-        Raises:
-          ValueError: there is no such system, or nothing in the window.
+          ValueError: there is no such system, or no event in the window.
         """
         if window.system not in self.context.systems:
             raise ValueError(gettext("no system {name!r}", name=window.system))
         if window.since >= window.until:
             raise ValueError(gettext("the window ends before it begins"))
-        total = self.count(window)
+        total = self.services.replay.count(window)
         if not total:
             raise ValueError(gettext("{system} sent nothing in that time", system=window.system))
         argument = {
@@ -87,41 +41,36 @@ class Replaying:
             "since": window.since.isoformat(),
             "until": window.until.isoformat(),
         }
-        return self.tasks.start(KIND, by, argument=argument, total=total)
+        return self.tasks.begin(self.kind, by, argument=argument, total=total)
 
     def step(self, task: Any) -> Step:
-        """Put the next few back into the queue."""
-        times = (datetime.fromisoformat(task.argument[name]) for name in ("since", "until"))
-        window = Window(task.argument["system"], *times)
+        """Make the next events due."""
+        replay, window = self.services.replay, _window(task.argument)
         with self.context.database.read() as connection:
             if task.position:
                 first, end = task.position["next"], task.position["end"]
             else:
-                first, end = self._range(connection, window)
-            mine = sa.select(Inbox.id).where(*_of(window, first, end)).order_by(Inbox.id)
-            ids = list(connection.scalars(mine.limit(STEP)))
+                first, end = replay.id_range(connection, window)
+            ids = replay.next_ids(connection, window, first, end, REPLAY_BATCH)
         if not ids:
             message = f"{task.done} event{'' if task.done == 1 else 's'} applied again"
             return Step(task.done, succeeded=task.done, position=task.position, finished=True, message=message)
 
         def effect(connection: sa.Connection) -> None:
-            settled = (Inbox.id.in_(ids), Inbox.state != "waiting")
-            connection.execute(sa.update(Inbox).where(*settled).values(self._again()))
+            replay.batch(connection, ids)
 
         done = task.done + len(ids)
-        return Step(done, succeeded=done, position={"next": ids[-1] + 1, "end": end}, effect=effect, pause=PAUSE)
-
-    def _again(self) -> dict[str, Any]:
-        # The sweep announces it: at once, and after what is under way.
-        return {"state": "waiting", "attempts": 0, "retry_at": self.context.clock(), "finished_at": None}
+        position = {"next": ids[-1] + 1, "end": end}
+        return Step(done, succeeded=done, position=position, effect=effect, pause=PAUSE_SECONDS)
 
     @staticmethod
-    def _range(connection: sa.Connection, window: Window) -> tuple[int, int]:
-        return (
-            first_since(connection, Inbox, Inbox.received_at, window.since),
-            first_since(connection, Inbox, Inbox.received_at, window.until),
-        )
+    def label(task: Any) -> str:
+        """Return what a task does."""
+        since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
+        system = task.argument["system"]
+        return gettext("Replay webhooks of {system}, {since} to {until} UTC", system=system, since=since, until=until)
 
 
-def _of(window: Window, first: int, end: int) -> tuple[Any, ...]:
-    return Inbox.id >= first, Inbox.id < end, no_index(Inbox.system == window.system), Inbox.kind != POLLED
+def _window(argument: dict[str, Any]) -> ReplayWindow:
+    since, until = (datetime.fromisoformat(argument[name]) for name in ("since", "until"))
+    return ReplayWindow(argument["system"], since, until)

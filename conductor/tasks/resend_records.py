@@ -1,7 +1,7 @@
-"""Sending again what a changed mapping makes different: the records a system has, compared with what they would be now.
+"""Sending again what a changed mapping makes different.
 
-Only what differs is marked as owed, a page at a time, and only while few are owed. From there it takes
-the way of every delivery, in the queue that live changes go before.
+Each linked record is mapped again and compared with the last values sent. A record that differs becomes pending,
+a page at a time and only while few are pending; live changes are delivered first.
 """
 
 from __future__ import annotations
@@ -10,52 +10,42 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor.context import Context
 from conductor.links import state
-from conductor.links.relations import Relations, our_side
-from conductor.mappings.store import Mappings
-from conductor.tasks.runner import Step, TaskRunner, counted
-from conductor.tasks.throttle import below_backlog_limit
+from conductor.links.relations import our_side
+from conductor.tasks.runner import Step, TaskKind, counted
+from conductor.tasks.throttle import PAUSE_SECONDS, below_backlog_limit
+from i18n import gettext, gettext_noop
 from models.ledger import Link
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.mapping.values import same
 
-#: The kind of these tasks.
-RESEND = "resend"
-
-#: Links looked at in one step.
+#: Links compared in one step.
 PAGE = 500
 
-#: Seconds until it is looked again whether there is room.
-_PAUSE = 1.0
 
+class ResendRecords(TaskKind):
+    """There is no argument but the subscriber."""
 
-class Resending:
-    """Does the steps of `resend` tasks; they take no argument but the subscriber."""
+    kind = "resend"
+    succeeded = gettext_noop("differ and are sent again")
+    failed = gettext_noop("failed")
 
-    def __init__(self, context: Context, mappings: Mappings, relations: Relations, tasks: TaskRunner) -> None:
-        self.context = context
-        self.mappings = mappings
-        self.relations = relations
-        self.tasks = tasks
-        tasks.register(RESEND, self.step)
+    def start(self, by: str, *, subscriber: str) -> int:
+        """Send what the current mapping makes different; return the task's id.
 
-    def start(self, name: str, by: str) -> int:
-        """Begin to bring a subscriber's records to what the mapping in force says; returns the task's id.
-
-        One that runs already begins anew: the mapping may be another one now.
+        A running one is stopped: the mapping may have changed since it started.
 
         Raises:
-          ValueError: no such subscriber.
+          ValueError: there is no such subscriber.
         """
-        for task in self.tasks.list(RESEND, unfinished=True):
-            if task.subscriber == name and task.state == "running":
+        for task in self.tasks.list(self.kind, unfinished=True):
+            if task.subscriber == subscriber and task.state == "running":
                 self.tasks.stop(task.id, by)
-        return self.tasks.start(RESEND, by, subscriber=name)
+        return self.tasks.begin(self.kind, by, subscriber=subscriber)
 
     def step(self, task: Any) -> Step:
-        """Look at the next records there, and owe those that would be sent differently."""
+        """Compare the next linked records; those that differ become pending."""
         return counted(self._step(task), task, lambda: self._count(task.subscriber))
 
     def _count(self, name: str) -> int:
@@ -65,12 +55,12 @@ class Resending:
     def _step(self, task: Any) -> Step:
         subscriber = self.context.subscribers.get(task.subscriber)
         if subscriber is None:
-            raise ValueError(f"{task.subscriber} is not configured any more")
+            raise ValueError(f"{task.subscriber} is no longer configured")
         name, after = subscriber.name(), (task.position or {}).get("after", 0)
         with self.context.database.read() as connection:
             if not below_backlog_limit(self.context, connection, [name]):
-                message = f"waits: {subscriber.system} has plenty to do"
-                return Step(task.done, task.succeeded, task.failed, task.position, message=message, pause=_PAUSE)
+                message = f"waits: {subscriber.system} has a backlog"
+                return Step(task.done, task.succeeded, task.failed, task.position, message=message, pause=PAUSE_SECONDS)
             page = sa.select(Link.id, Link.record_id, Link.base).where(*_there(name), Link.id > after)
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
             differing = self._differing(connection, subscriber, links)
@@ -86,9 +76,9 @@ class Resending:
         return Step(task.done + len(links), succeeded, task.failed, position, message=message, effect=effect)
 
     def _differing(self, connection: sa.Connection, subscriber: Subscriber, links: Any) -> list[int]:
-        mapper = self.mappings.current(connection, subscriber.name())[0]
+        mapper = self.services.mappings.current(connection, subscriber.name())[0]
         records = subscriber.records.read(connection, [link.record_id for link in links])
-        related = self.relations.load(connection, subscriber, mapper, records.values())
+        related = self.services.relations.load(connection, subscriber, mapper, records.values())
         found = []
         for link in links:
             record = records.get(link.record_id)
@@ -96,10 +86,15 @@ class Resending:
                 continue
             ours: Any = call_safely(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))
             base = link.base or {}
-            # What is refused becomes a dead letter by being tried: somebody has to see it.
+            # A record that cannot be mapped is tried too, so that it becomes a dead letter.
             if not isinstance(ours, tuple) or any(p not in base or not same(v, base[p]) for p, v in ours[0].items()):
                 found.append(link.id)
         return found
+
+    @staticmethod
+    def label(task: Any) -> str:
+        """Return what a task does."""
+        return gettext("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
 
 
 def _there(name: str) -> tuple[Any, ...]:

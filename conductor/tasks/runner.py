@@ -1,36 +1,38 @@
-"""Long work kept in the ledger: it outlives any process, shows how far it is, and can be stopped and resumed.
+"""Long work kept in the ledger: it outlives any process, shows its progress, and can be stopped and resumed.
 
-A task is a row. Whoever calls `run_some` takes one under a lease and does one bounded step of it by
-the function registered for its kind. How far it got and what the step changed are committed together;
-a process that dies in between loses one step, which is done again.
+A task is a row. `run_some` takes one under a lease and does one bounded step of it by the class of its kind.
+The progress and the step's changes are committed together; if the process dies before, another does the step again.
 """
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
 from conductor.context import Context, new_token
-from i18n import gettext
+from i18n import gettext, gettext_noop
 from models.ledger import Task
+
+if TYPE_CHECKING:
+    from conductor.tasks.services import Services
 
 logger = logging.getLogger(__name__)
 
-#: States of a task that somebody works at, or will.
+#: States of a task that has steps left to do.
 OPEN = ("running", "stopping")
 
 
 @dataclass(frozen=True)
 class Step:
-    """How far a task is after one step: its counts from the beginning, not what was added.
+    """The progress of a task after one step; the counts are totals since its start.
 
-    `effect` is what the step changes in the database. It runs in the transaction that writes the
-    counts, and only if the task is still ours; it may run twice when that transaction lost a race.
-    `pause`: seconds in which there is nothing to do for this task. `message` say it to a person.
+    `effect` makes the step's changes. It runs in the transaction that writes the counts, and only if the task is
+    still ours; it may run twice if that transaction lost a race. `pause`: seconds until the next step.
     """
 
     done: int
@@ -39,36 +41,69 @@ class Step:
     position: dict[str, Any] | None = None
     finished: bool = False
     message: str = ""
-    #: How much there is to do, where that was not known when the task began.
+    #: The number of pieces, if it was not known at the start.
     total: int | None = None
     effect: Callable[[sa.Connection], None] | None = None
     pause: float = 0.0
 
 
 def counted(step: Step, task: Any, count: Callable[[], int]) -> Step:
-    """The step, with how much there is to do if that is not known yet: a click that begins a task counts no table."""
+    """Return the step with the total, counting it in the first step so that starting a task stays fast."""
     return step if task.total is not None else replace(step, total=count())
 
 
-#: Does one bounded step of a task (a row of `task`), in well under `LEASE_SECONDS`. What it raises ends the task
-#: as failed; only a database that does not answer is waited for.
-Work = Callable[[Any], Step]
+class TaskKind(ABC):
+    """One kind of task: how it starts, how a step of it is done, and its texts."""
+
+    #: The name in the ledger, and of the commands and pages that start it.
+    kind: ClassVar[str]
+    #: The meaning of a task's two counts.
+    succeeded: ClassVar[str] = gettext_noop("succeeded")
+    failed: ClassVar[str] = gettext_noop("failed")
+
+    #: `start(by, *, ...)` checks its arguments, calls `TaskRunner.begin` and returns the task's id.
+    start: Callable[..., int]
+
+    def __init__(self, services: Services, tasks: TaskRunner) -> None:
+        self.services = services
+        self.context = services.context
+        self.tasks = tasks
+
+    @abstractmethod
+    def step(self, task: Any) -> Step:
+        """Do one bounded step of a task (a row of `task`), in well under `LEASE_SECONDS`.
+
+        An exception ends the task as failed; only while the database does not answer is the step repeated.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def label(task: Any) -> str:
+        """Return what a task (a row of `task`) does."""
 
 
 class TaskRunner:
-    """Starts, stops and works off tasks."""
+    """Starts, stops and runs tasks."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self._kinds: dict[str, Work] = {}
+        self.kinds: dict[str, TaskKind] = {}
 
-    def register(self, kind: str, work: Work) -> None:
-        """Say who does a step of the tasks of a kind."""
-        self._kinds[kind] = work
+    # --- for operators --------------------------------------------------------------------------------
 
-    # --- what people do -------------------------------------------------------------------------------
+    def start(self, kind: str, by: str, **arguments: Any) -> int:
+        """Start a task with the arguments of its kind's `start`; return its id. The scheduler does the steps.
 
-    def start(
+        Raises:
+          ValueError: there is no such kind, or an argument is wrong.
+        """
+        if kind not in self.kinds:
+            raise ValueError(
+                gettext("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self.kinds)))
+            )
+        return self.kinds[kind].start(by, **arguments)
+
+    def begin(
         self,
         kind: str,
         by: str,
@@ -77,15 +112,11 @@ class TaskRunner:
         argument: dict[str, Any] | None = None,
         total: int | None = None,
     ) -> int:
-        """Begin a task; returns its id. The scheduler works it off.
+        """Insert a task's row; return its id.
 
         Raises:
-          ValueError: nobody knows how to do this kind, or there is no such subscriber.
+          ValueError: there is no such subscriber.
         """
-        if kind not in self._kinds:
-            raise ValueError(
-                gettext("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self._kinds)))
-            )
         if subscriber is not None and subscriber not in self.context.subscribers:
             known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
             raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
@@ -97,11 +128,24 @@ class TaskRunner:
             self.context.audit(connection, by, "task.start", f"#{task_id} {kind}", **details)
         return task_id
 
-    def stop(self, task_id: int, by: str) -> None:
-        """Let a task end after the step in hand; what it has done stays done.
+    def begin_or_resume(self, kind: str, by: str, *, subscriber: str, argument: dict[str, Any]) -> int:
+        """Resume the unfinished task with the same argument, or begin one; return its id.
 
         Raises:
-          ValueError: it does not run.
+          ValueError: there is no such subscriber.
+        """
+        for task in self.list(kind):
+            if task.subscriber == subscriber and task.argument == argument and task.state != "done":
+                if task.state in ("stopped", "failed"):
+                    self.resume(task.id, by)
+                return int(task.id)
+        return self.begin(kind, by, subscriber=subscriber, argument=argument)
+
+    def stop(self, task_id: int, by: str) -> None:
+        """End a task after the current step; its finished steps stay done.
+
+        Raises:
+          ValueError: it is not running.
         """
         now = self.context.clock()
         is_held = sa.and_(Task.lease_owner.is_not(None), Task.lease_until > now)
@@ -112,7 +156,7 @@ class TaskRunner:
         self._change(task_id, by, "task.stop", ("running",), values)
 
     def resume(self, task_id: int, by: str) -> None:
-        """Go on with a task that was stopped or has failed, from where it was.
+        """Continue a task that was stopped or failed.
 
         Raises:
           ValueError: it is neither.
@@ -133,13 +177,23 @@ class TaskRunner:
                 )
             self.context.audit(connection, by, action, f"#{task_id} {row.kind}", done=row.done, total=row.total)
 
+    def label(self, task: Any) -> str:
+        """Return what a task (a row of `task`) does."""
+        kind = self.kinds.get(task.kind)
+        return kind.label(task) if kind else f"{task.kind} {task.subscriber or ''}".strip()
+
+    def counts(self, task: Any) -> tuple[str, str]:
+        """Return the English meaning of a task's counts `succeeded` and `failed`."""
+        kind = self.kinds.get(task.kind, TaskKind)
+        return kind.succeeded, kind.failed
+
     def get(self, task_id: int) -> Any:
-        """One task as a row, or None."""
+        """Return one task as a row, or None."""
         with self.context.database.read() as connection:
             return connection.execute(sa.select(Task.__table__).where(Task.id == task_id)).one_or_none()
 
     def list(self, *kinds: str, unfinished: bool = False, limit: int = 50) -> Sequence[Any]:
-        """The newest tasks (of these kinds) as rows, newest first."""
+        """Return the newest tasks (of these kinds) as rows, newest first."""
         statement = sa.select(Task.__table__).order_by(Task.id.desc()).limit(limit)
         if kinds:
             statement = statement.where(Task.kind.in_(kinds))
@@ -148,13 +202,20 @@ class TaskRunner:
         with self.context.database.read() as connection:
             return connection.execute(statement).all()
 
-    # --- what the scheduler does ------------------------------------------------------------------------
+    def newest_by(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the newest task of a kind for each value of one argument, as rows."""
+        newest = sa.select(sa.func.max(Task.id)).where(Task.kind == kind).group_by(Task.argument[name].as_string())
+        with self.context.database.read() as connection:
+            rows = connection.execute(sa.select(Task.__table__).where(Task.id.in_(newest))).all()
+        return {row.argument[name]: row for row in rows}
+
+    # --- for the scheduler ----------------------------------------------------------------------------
 
     def run_some(self) -> bool:
         """Do one step of one task; False if there was nothing to do.
 
         Raises:
-          OperationalError: the database does not answer; the step is done again when the lease has run out.
+          OperationalError: the database does not answer; the step is repeated after the lease has expired.
         """
         task = self._take()
         if task is None:
@@ -163,12 +224,12 @@ class TaskRunner:
             self._release(task, {"state": "stopped", "finished_at": self.context.clock()})
             return True
         try:
-            step = self._kinds[task.kind](task)
+            step = self.kinds[task.kind].step(task)
             self.context.database.run_in_transaction(self._commit, task, step)
         except sa.exc.OperationalError:
             raise
         except _LeaseLost:
-            logger.warning("task #%d %s: another process took over; this step counts for nothing", task.id, task.kind)
+            logger.warning("task #%d %s: another process took over; this step is discarded", task.id, task.kind)
         except Exception as error:
             logger.exception("task #%d %s failed", task.id, task.kind)
             message = f"{type(error).__name__}: {error}"
@@ -176,7 +237,7 @@ class TaskRunner:
         return True
 
     def _take(self) -> Any:
-        """A task nobody holds, under a lease of ours; the one that has waited longest first."""
+        """Lease a free task and return it, or None; the one that has waited longest first."""
         now = self.context.clock()
         is_due = sa.or_(
             Task.lease_until.is_(None),
@@ -185,11 +246,11 @@ class TaskRunner:
         )
         due = (
             sa.select(Task.id)
-            .where(Task.state.in_(OPEN), Task.kind.in_(self._kinds), is_due)
+            .where(Task.state.in_(OPEN), Task.kind.in_(self.kinds), is_due)
             .order_by(Task.lease_until.asc().nulls_first(), Task.id)
             .limit(1)
         )
-        with self.context.database.read() as connection:  # nearly always there is nothing
+        with self.context.database.read() as connection:  # nearly always there is none
             if connection.execute(due).first() is None:
                 return None
         mine = (
@@ -229,4 +290,4 @@ class TaskRunner:
 
 
 class _LeaseLost(Exception):
-    """The step took longer than its lease, and somebody else has the task now."""
+    """The step took longer than its lease, and another process has the task now."""

@@ -10,7 +10,6 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor import pages
-from conductor.tasks.resolve_conflicts import SETTLE
 from i18n import gettext, gettext_noop
 from models.ledger import Conflict
 from panel.views.base import (
@@ -52,7 +51,7 @@ class Conflicts(PanelView):
                 kinds = self._kinds(connection)
                 listing = self._open(connection, filters)
             names = self._names(connection, listing.rows)
-        settling = [row for row in self.conductor.tasks.list(SETTLE, limit=1) if is_current(row)]
+        settling = [row for row in self.conductor.tasks.list("resolve", limit=1) if is_current(row)]
         # One record's fields stand together, the record with the newest of them first.
         together = sorted(listing.rows, key=lambda row: (-self._newest(listing.rows, row.link_id), row.link_id, row.id))
         records = [list(rows) for _link, rows in groupby(together, key=lambda row: row.link_id)]
@@ -62,7 +61,7 @@ class Conflicts(PanelView):
             records=records,
             names=names,
             kinds=kinds,
-            task=shown(settling[0]) if settling else None,
+            task=shown(self.conductor.tasks, settling[0]) if settling else None,
             filters=filters,
             subscribers=self.conductor.subscribers,
         )
@@ -114,6 +113,7 @@ class Conflicts(PanelView):
         self._known(subscriber)
         is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None))
         with self.conductor.database.read() as connection:
+            count = connection.execute(sa.select(sa.func.count(Conflict.id)).where(*is_open)).scalar_one()
             rows = connection.execute(
                 sa.select(Conflict.__table__).where(*is_open).order_by(Conflict.id.desc()).limit(_EXAMPLES)
             ).all()
@@ -123,7 +123,7 @@ class Conflicts(PanelView):
             subscriber=subscriber,
             path=path,
             choice=_checked(choice),
-            count=self.conductor.alike.count(subscriber, path),
+            count=count,
             examples=rows,
             names=names,
         )
@@ -131,8 +131,12 @@ class Conflicts(PanelView):
     @action("/alike", needs="settle")
     def settle_alike(self) -> Response:
         self._known(form_field("subscriber"))
-        number = self.conductor.settle_alike(
-            form_field("subscriber"), form_field("field"), _checked(form_field("choice")), self.current_email
+        number = self.conductor.tasks.start(
+            "resolve",
+            self.current_email,
+            subscriber=form_field("subscriber"),
+            path=form_field("field"),
+            choice=_checked(form_field("choice")),
         )
         return redirect_success(gettext("Task #{number} settles them.", number=number), url_for("conflicts.index"))
 

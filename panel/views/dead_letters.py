@@ -10,8 +10,6 @@ from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
 from conductor import DeadLetterFilter, dead_letter_groups, pages, remedy
-from conductor.tasks.discard_dead_letters import DISCARD
-from conductor.tasks.retry_dead_letters import RETRY
 from i18n import gettext, gettext_noop
 from models.ledger import DeadLetter
 from panel.rendering import csv_export
@@ -45,7 +43,7 @@ class DeadLetters(PanelView):
     @page("/")
     def index(self) -> Response:
         filters = query_filters(*dead_letter_groups.FILTERS, "state")
-        tasks = [row for row in self.conductor.tasks.list(RETRY, DISCARD, limit=_TASKS) if is_current(row)]
+        tasks = [row for row in self.conductor.tasks.list("retry", "discard", limit=_TASKS) if is_current(row)]
         with self.conductor.database.read() as connection:
             groups = dead_letter_groups.open_groups(connection, filters)
             matching = dead_letter_groups.count_open(connection, filters, groups)
@@ -61,7 +59,7 @@ class DeadLetters(PanelView):
             "chosen": chosen,
             "filters": filters,
             "matching": matching,
-            "tasks": [shown(row) for row in tasks],
+            "tasks": [shown(self.conductor.tasks, row) for row in tasks],
             "subscribers": self.conductor.subscribers,
             "errors": errors,
         }
@@ -103,7 +101,7 @@ class DeadLetters(PanelView):
                 _told(count, gettext_noop("1 dead letter goes again."), gettext_noop("{count} dead letters go again.")),
                 url_for(".index"),
             )
-        task = self.conductor.tasks.get(self.conductor.retry_many(letters, self.current_email))
+        task = self.conductor.tasks.get(self.conductor.tasks.start("retry", self.current_email, letters=letters))
         return redirect_success(
             _told(
                 task.total,
@@ -135,7 +133,9 @@ class DeadLetters(PanelView):
         if letters.ids is not None:
             count = self.conductor.dead_letters.discard(letters, self.current_email, reason)
             return redirect_success(_told(count, *_DISCARDED), url_for(".index"))
-        task = self.conductor.tasks.get(self.conductor.discard_many(letters, self.current_email, reason))
+        task = self.conductor.tasks.get(
+            self.conductor.tasks.start("discard", self.current_email, letters=letters, reason=reason)
+        )
         many = gettext_noop("{count} dead letters are discarded, in the background.")
         return redirect_success(_told(task.total, _DISCARDED[0], many), url_for(".index"))
 

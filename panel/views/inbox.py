@@ -10,8 +10,7 @@ from flask import Response as FlaskResponse
 from flask import abort, redirect, url_for
 from werkzeug import Response
 
-from conductor import POLLED, pages, safe_headers
-from conductor.tasks.replay_webhooks import Window
+from conductor import POLLED, ReplayWindow, pages, safe_headers
 from i18n import gettext, gettext_noop
 from models.counting import DISPLAY_LIMIT
 from models.history import first_since
@@ -45,7 +44,7 @@ class InboxPage(PanelView):
         with self.conductor.database.read() as connection:
             indexed, scanned, upto = self._conditions(connection, filters)
             listing = pages.newest(connection, Inbox, indexed, scanned, upto)
-        count = self.conductor.replaying.count(window, DISPLAY_LIMIT) if window else None
+        count = self.conductor.replay.count(window, DISPLAY_LIMIT) if window else None
         return self.render(
             "panel/inbox.html",
             listing=listing,
@@ -85,7 +84,7 @@ class InboxPage(PanelView):
     @action("/<number:number>/replay", needs="replay")
     def replay(self, number: int) -> Response:
         try:
-            self.conductor.replaying.one(number, self.current_email)
+            self.conductor.replay.one(number, self.current_email)
         except ValueError as error:
             return redirect_error(gettext("Not replayed: {error}.", error=error), url_for(".one", number=number))
         return redirect_success(
@@ -99,7 +98,7 @@ class InboxPage(PanelView):
         if window is None:
             return redirect_error(gettext("Choose a system, and when the window begins and ends."), url_for(".index"))
         try:
-            task = self.conductor.replaying.start(window, self.current_email)
+            task = self.conductor.tasks.start("replay", self.current_email, window=window)
         except ValueError as error:
             return redirect_error(gettext("Not replayed: {error}.", error=error), url_for(".index"))
         return redirect(url_for("tasks.one", number=task), code=303)
@@ -137,10 +136,10 @@ class InboxPage(PanelView):
         return indexed, scanned, upto
 
 
-def _window(filters: dict[str, str]) -> Window | None:
+def _window(filters: dict[str, str]) -> ReplayWindow | None:
     since, until = instant(filters.get("since", "")), instant(filters.get("until", ""))
     if "system" in filters and filters["system"] and since and until:
-        return Window(filters["system"], since, until)
+        return ReplayWindow(filters["system"], since, until)
     return None
 
 

@@ -11,7 +11,6 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor import Effect, MappingConflict, MappingRefused, Preview, mapping_diff
-from conductor.tasks.resend_records import RESEND
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES
 from models.ledger import Mapping
@@ -145,7 +144,7 @@ class Mappings(PanelView):
             return self._meanwhile(known, draft, rows)
         here = url_for(".edit", subscriber=subscriber)
         if pressed == "send":
-            number = self.conductor.resend(subscriber, self.current_email)
+            number = self.conductor.tasks.start("resend", self.current_email, subscriber=subscriber)
             return redirect_success(
                 gettext(
                     "Version {version} of {subscriber} is in force; task #{number} sends what differs.",
@@ -202,7 +201,7 @@ class Mappings(PanelView):
     def send(self, subscriber: str) -> Response:
         """Send again what the mapping in force makes different."""
         self._known(subscriber)
-        number = self.conductor.resend(subscriber, self.current_email)
+        number = self.conductor.tasks.start("resend", self.current_email, subscriber=subscriber)
         return redirect_success(
             gettext("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber)
         )
@@ -282,7 +281,7 @@ class Mappings(PanelView):
 
     def _form(self, subscriber: Subscriber, draft: Draft) -> str:
         name = subscriber.name()
-        resend = next((row for row in self.conductor.tasks.list(RESEND) if row.subscriber == name), None)
+        resend = next((row for row in self.conductor.tasks.list("resend") if row.subscriber == name), None)
         return self.render(
             "panel/mapping.html",
             subscriber=subscriber,
@@ -290,7 +289,7 @@ class Mappings(PanelView):
             wrong=draft.wrong(),
             versions=self._versions(name),
             children={child.name: child for child in subscriber.records.children},
-            task=shown(resend) if resend else None,
+            task=shown(self.conductor.tasks, resend) if resend else None,
             label=subscriber.records.label,
             **self._words(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -30,7 +30,7 @@ class Systems(PanelView):
     def index(self) -> Response:
         queues = self.conductor.reports.queues()
         tasks = [row for row in self.conductor.tasks.list(unfinished=True) if row.subscriber]
-        tests = self.conductor.connection.last()
+        tests = self.conductor.tasks.newest_by("check", "system")
         version, overview = self.current_overview()
         with self.conductor.database.read() as connection:
             left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
@@ -65,7 +65,7 @@ class Systems(PanelView):
             "guard": GUARD,
             "queues": queues.queues,
             "broker_error": queues.error,
-            "tasks": list(map(shown, tasks)),
+            "tasks": [shown(self.conductor.tasks, row) for row in tasks],
         }
 
     @action("/<system>/pause", needs="pause")
@@ -96,7 +96,7 @@ class Systems(PanelView):
     def check(self, system: str) -> Response:
         """Begin to test the connection; the task's page shows what is found. One under way is not begun again."""
         self._known(system)
-        number = self.conductor.connection.start(system, self.current_email)
+        number = self.conductor.tasks.start("check", self.current_email, system=system)
         return redirect(url_for("tasks.one", number=number), code=303)
 
     @action("/poll/<subscriber>", needs="poll")
@@ -110,21 +110,19 @@ class Systems(PanelView):
 
     @action("/backfill/<subscriber>", needs="tasks")
     def backfill(self, subscriber: str) -> Response:
-        return self._begin(subscriber, lambda: self.conductor.filling.start(subscriber, self.current_email))
+        return self._begin("backfill", subscriber)
 
     @action("/reconcile/<subscriber>", needs="tasks")
     def reconcile(self, subscriber: str) -> Response:
         repair = form_field("repair") == "yes"
-        return self._begin(
-            subscriber, lambda: self.conductor.comparing.start(subscriber, self.current_email, repair=repair)
-        )
+        return self._begin("reconcile", subscriber, repair=repair)
 
-    def _begin(self, subscriber: str, start: Callable[[], int]) -> Response:
-        """Begin long work, and go to where one sees how far it is."""
+    def _begin(self, kind: str, subscriber: str, **arguments: Any) -> Response:
+        """Start a task, and go to its page."""
         if subscriber not in self.conductor.subscribers:
             abort(404)
         try:
-            number = start()
+            number = self.conductor.tasks.start(kind, self.current_email, subscriber=subscriber, **arguments)
         except ValueError as error:
             return redirect_error(gettext("Not begun: {error}.", error=error), url_for(".index"))
         return redirect_success(gettext("It is under way; this page may be left."), url_for("tasks.one", number=number))

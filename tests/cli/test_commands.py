@@ -381,7 +381,7 @@ def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url
     done = run("backfill", "stripe.customer", **settings(stripe))
     assert done.returncode == 0 and done.stdout.splitlines() == [
         "No worker is running, so nothing is delivered yet: start ./syncflow standalone, or ./syncflow worker.",
-        "0 sent, 2 were there already",
+        "0 sent, 2 existed already",
     ]
     done = run("reconcile", "stripe.customer", **settings(stripe))
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "no drift")

@@ -156,7 +156,9 @@ def _path(panel: Panel, path: str) -> str:
     viewer = panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     settled = str(_settled_webhook(panel)) if "{settled}" in path else ""
     conflict = str(add_conflict(panel)) if "{conflict}" in path else ""
-    task = str(panel.conductor.comparing.start("crm.customer", "a test")) if "{task}" in path else ""
+    task = (
+        str(panel.conductor.tasks.start("reconcile", "a test", subscriber="crm.customer")) if "{task}" in path else ""
+    )
     if path.endswith("/resume") and task:
         panel.conductor.tasks.stop(int(task), "a test")
     return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task, settled=settled)

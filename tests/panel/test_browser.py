@@ -50,7 +50,7 @@ def browser(chromium_path: str) -> Iterator[Browser]:
 @pytest.fixture
 def panel(sqlite_url: str) -> Iterator[Panel]:
     with open_panel(sqlite_url) as made:
-        made.conductor.comparing.start("crm.customer", "operator@example.com")
+        made.conductor.tasks.start("reconcile", "operator@example.com", subscriber="crm.customer")
         made.publisher.depths.update({"shop.customer": 7, "shop.customer.later": 1, "shop.inbox": 0})
         yield made
 
@@ -368,7 +368,7 @@ def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, panel: 
 
 
 def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, panel: Panel) -> None:
-    number = panel.conductor.resend("shop.customer", "ann")
+    number = panel.conductor.tasks.start("resend", "ann", subscriber="shop.customer")
     visit.go("/mappings/shop.customer")
     visit.page.get_by_label("External field of row 1").fill("half a na")
     while panel.conductor.tasks.get(number).state == "running":

@@ -23,7 +23,7 @@ LIVE = ["/", "/systems/", "/schedules/", "/queues/", "/tasks/", "/tasks/1"]
 @pytest.fixture
 def panel(sqlite_url: str) -> Iterator[Panel]:
     with open_panel(sqlite_url) as made:
-        made.conductor.comparing.start("crm.customer", "operator@example.com")
+        made.conductor.tasks.start("reconcile", "operator@example.com", subscriber="crm.customer")
         yield made
 
 
@@ -184,7 +184,7 @@ def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(panel: Panel) -> 
     client = panel.client("operator")
     change(panel, Task, Task.id == 1, total=400, done=100, succeeded=98, failed=2)
     page = client.get("/tasks/").text
-    assert "Reconcile crm.customer" in page and 'value="25.0"' in page and "2 drifted apart" in page
+    assert "Reconcile crm.customer" in page and 'value="25.0"' in page and "2 differ" in page
     post(client, "/tasks/1/stop", back="/tasks/1")
     assert panel.conductor.tasks.get(1).state == "stopped"
     post(client, "/tasks/1/resume")
@@ -201,7 +201,7 @@ def test_reconciling_tells_what_drifted_and_repairs_it(panel: Panel) -> None:
     answer = post(client, "/systems/reconcile/crm.customer", repair="yes")
     assert answer.headers["Location"] == "/tasks/2"
     assert panel.conductor.tasks.get(2).argument == {"repair": True}
-    assert "Repair what drifted in crm.customer" in client.get("/tasks/2").text
+    assert "Repair the differences of crm.customer" in client.get("/tasks/2").text
 
 
 def test_backfilling_what_could_be_created_twice_is_refused(panel: Panel) -> None:
@@ -230,8 +230,8 @@ def test_a_connection_is_tested_as_a_task(panel: Panel, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(panel.conductor.subscribers["shop.customer"], "describe", describe)
     page = tested()
-    assert "1 thing needs to be mended." in page and "the login does not work: 401 Unauthorized" in page
-    assert "1 thing needs to be mended" in panel.client("viewer").get("/systems/").text
+    assert "1 thing needs fixing." in page and "the login does not work: 401 Unauthorized" in page
+    assert "1 thing needs fixing" in panel.client("viewer").get("/systems/").text
     assert post(client, "/systems/nobody/check").status_code == 404
 
 

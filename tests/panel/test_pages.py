@@ -154,7 +154,7 @@ def test_odd_numbers_in_a_form_are_refused(panel: Panel) -> None:
 
 def test_older_tasks_are_on_pages_too(panel: Panel) -> None:
     for _ in range(PAGE + 1):
-        panel.conductor.connection.start("shop", "ann")
+        panel.conductor.tasks.start("check", "ann", system="shop")
         panel.conductor.tasks.stop(panel.conductor.tasks.list(limit=1)[0].id, "ann")
     client = panel.client("viewer")
     first = client.get("/tasks/").text

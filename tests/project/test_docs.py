@@ -399,7 +399,7 @@ def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
     exec(marked("runs: existing-subscriber", "docs/howto/add-a-catalogue.md"), {"__name__": "example"})  # noqa: S102
     shop.contacts.create({"name": "Cup", "company": "A-2"})
     hub = RegisteredHub(database, {"shop.article"})
-    hub.conductor.backfill("shop.article", "ann")
+    hub.conductor.tasks.start("backfill", "ann", subscriber="shop.article")
     while hub.conductor.tasks.list(unfinished=True):
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()

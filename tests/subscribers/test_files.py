@@ -510,7 +510,7 @@ def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> No
     hub.add(name="Grace", email="grace@x.example")
     folder.drop("b.csv", "number,name,mail\n8,Emmy,emmy@x.example\n")
     hub.conductor.check("erp")
-    one = hub.conductor.backfill("erp.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="erp.customer")
     while hub.conductor.tasks.list(unfinished=True):
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()

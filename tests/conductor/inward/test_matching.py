@@ -75,7 +75,7 @@ def test_the_remains_of_a_deleted_record_are_not_matched_to_another(database: Da
     if way == "poll":
         hub.conductor.poll("crm.customer")
     else:
-        hub.conductor.backfill("crm.customer", "ann")
+        hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
         hub.conductor.tasks.run_some()
     for _ in range(3):
         hub.run()

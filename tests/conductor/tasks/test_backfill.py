@@ -59,16 +59,16 @@ def bad_letters(hub: TestHub) -> list[tuple[str, str]]:
 
 def test_all_there_are_are_brought_once_in_pages(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 6, 6, 6, 0)
-    assert task.message == "6 sent, 0 were there already"
+    assert task.message == "6 sent, 0 existed already"
     assert held(hub) == [f"Ada {n}" for n in range(6)]
     assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"] * 6
-    two = hub.conductor.backfill("crm.customer", "ann")
+    two = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
-    assert two != one and hub.conductor.tasks.get(two).message == "0 sent, 6 were there already"
+    assert two != one and hub.conductor.tasks.get(two).message == "0 sent, 6 existed already"
     assert len(hub.systems["crm"].writes()) == 6
 
 
@@ -77,9 +77,9 @@ def test_what_is_there_already_is_linked_and_not_created_again(hub: TestHub) -> 
     crm.add(name="Ada 1", email="ada1@x.org", phone="111")
     crm.add(name="Stranger", email="nobody@x.org")
     hub.clock.tick()
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
-    assert len(crm.store) == 7 and hub.conductor.tasks.get(one).message == "5 sent, 1 were there already"
+    assert len(crm.store) == 7 and hub.conductor.tasks.get(one).message == "5 sent, 1 existed already"
     with hub.conductor.database.read() as c:
         (phone,) = c.execute(sa.select(CUSTOMER.c.phone).where(CUSTOMER.c.email == "ada1@x.org")).one()
         assert c.execute(sa.select(sa.func.count()).select_from(CUSTOMER)).scalar() == 6, "the stranger stays there"
@@ -89,14 +89,14 @@ def test_what_is_there_already_is_linked_and_not_created_again(hub: TestHub) -> 
 def test_one_that_carries_our_id_is_linked_without_match_on(hub: TestHub) -> None:
     hub.conductor.subscribers["crm.customer"].__class__.match_on = ()
     hub.systems["crm"].add(name="Old name", hub_id="3")
-    hub.conductor.backfill("crm.customer", "ann")
+    hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     assert len(hub.systems["crm"].store) == 6 and "Old name" not in held(hub)
 
 
 def test_a_filter_keeps_to_its_records_on_both_sides(hub: TestHub) -> None:
     hub.systems["crm"].add(name="Not meant", email="ada0@x.org")
-    one = hub.conductor.backfill("crm.customer", "ann", {"country": "DE"})
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer", where={"country": "DE"})
     work(hub)
     task = hub.conductor.tasks.get(one)
     assert (task.total, task.done) == (3, 3)
@@ -107,7 +107,7 @@ def test_stopped_and_gone_on_with_by_another_process(
     hub: TestHub, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     while hub.conductor.tasks.get(one).done < 2:
         work(hub, 1)
     hub.conductor.tasks.stop(one, "ann")
@@ -117,16 +117,18 @@ def test_stopped_and_gone_on_with_by_another_process(
     other.clock, other.systems = hub.clock, hub.systems
     other.conductor.context.clock = hub.clock
     other.conductor.subscribers["crm.customer"].client = hub.systems["crm"]
-    assert other.conductor.backfill("crm.customer", "bob") == one, "asked for in the same words, it goes on"
+    assert other.conductor.tasks.start("backfill", "bob", subscriber="crm.customer") == one, (
+        "asked for in the same words, it goes on"
+    )
     work(other)
     assert other.conductor.tasks.get(one).state == "done" and held(other) == [f"Ada {n}" for n in range(6)]
     assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"] * 6
 
 
 def test_asked_for_twice_it_runs_once(hub: TestHub) -> None:
-    one = hub.conductor.backfill("crm.customer", "ann")
-    assert hub.conductor.backfill("crm.customer", "bob") == one
-    assert hub.conductor.backfill("crm.customer", "bob", {"country": "DE"}) != one
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
+    assert hub.conductor.tasks.start("backfill", "bob", subscriber="crm.customer") == one
+    assert hub.conductor.tasks.start("backfill", "bob", subscriber="crm.customer", where={"country": "DE"}) != one
 
 
 def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
@@ -134,12 +136,12 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
 ) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     for _ in range(6):  # nobody delivers
         hub.conductor.tasks.run_some()
         hub.clock.tick(2)
     task = hub.conductor.tasks.get(one)
-    assert (task.done, task.message) == (2, "waits: crm has plenty to do")
+    assert (task.done, task.message) == (2, "waits: crm has a backlog")
     monkeypatch.setattr(type(hub.conductor.subscribers["crm.customer"]), "batch_size", lambda self, waiting: 4)
     for _ in range(3):  # as many as one call takes
         hub.conductor.tasks.run_some()
@@ -157,14 +159,14 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
         c.execute(sa.update(Change).values(relayed_at=Change.at))
     crm = hub.systems["crm"]
     there = crm.add(name="Ada 0 or 1", email="same@x.org")
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     message = (
-        f"several records in the database have the same email as {there.id} (retry to create it there all the same)"
+        f"several records in the database have the same email as {there.id} (retry to create it in the system anyway)"
     )
     assert bad_letters(hub) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = hub.conductor.tasks.get(one)
-    assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters to look at" in task.message
+    assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters" in task.message
     hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
     work(hub, 3)
     assert bad_letters(hub) == [] and len(crm.store) == 7
@@ -172,7 +174,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
 
 def test_what_the_system_refuses_is_counted(hub: TestHub) -> None:
     hub.systems["crm"].on_call = lambda kind, what: _refuse(kind, what, "4")
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.succeeded, task.failed) == ("done", 5, 1) and bad_letters(hub) == [("4", "no")]
@@ -197,7 +199,7 @@ def test_a_list_that_cannot_be_read_now_is_read_later(
 
     monkeypatch.setattr(type(subscriber), "changed_since", changed_since)
     hub.systems["crm"].add(name="Ada 1", email="ada1@x.org")
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     assert hub.conductor.tasks.get(one).message == str(error)
     work(hub)
@@ -206,24 +208,26 @@ def test_a_list_that_cannot_be_read_now_is_read_later(
 
 def test_a_paused_system_gets_nothing_and_the_task_says_why(hub: TestHub) -> None:
     hub.conductor.systems.pause("crm", "ann", "lunch")
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub, 5)
     assert hub.conductor.tasks.get(one).message == "crm is paused: lunch" and held(hub) == []
 
 
 def test_bad_input_is_refused_in_words(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    backfill = hub.conductor.backfill
+    def backfill(name: str, where: dict[str, str] | None = None) -> None:
+        hub.conductor.tasks.start("backfill", "ann", subscriber=name, where=where)
+
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'; there are: crm\.customer"):
-        backfill("crm.thing", "ann")
+        backfill("crm.thing")
     with pytest.raises(ValueError, match="customer has no column 'land'; it has id, name"):
-        backfill("crm.customer", "ann", {"land": "DE"})
+        backfill("crm.customer", {"land": "DE"})
     with pytest.raises(ValueError, match="'many' is not of type int, which id requires"):
-        backfill("crm.customer", "ann", {"id": "many"})
+        backfill("crm.customer", {"id": "many"})
     with pytest.raises(ValueError, match="'perhaps' is not of type bool"):
-        backfill("crm.customer", "ann", {"active": "perhaps"})
+        backfill("crm.customer", {"active": "perhaps"})
     monkeypatch.setattr(type(hub.conductor.subscribers["crm.customer"]), "changed_since", Subscriber.changed_since)
     with pytest.raises(ValueError, match="would be created a second time"):
-        backfill("crm.customer", "ann")
+        backfill("crm.customer")
     assert hub.conductor.tasks.list() == []
 
 
@@ -233,14 +237,14 @@ def test_bad_input_is_refused_in_words(hub: TestHub, monkeypatch: pytest.MonkeyP
 def test_a_filter_compares_as_its_column_does(hub: TestHub, where: dict[str, str], count: int) -> None:
     with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(active=False, phone="1"))
-    one = hub.conductor.backfill("crm.customer", "ann", where)
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer", where=where)
     assert hub.conductor.tasks.get(one).total is None  # a click counts no table
     hub.conductor.tasks.run_some()
     assert hub.conductor.tasks.get(one).total == count
 
 
 def test_a_record_edited_meanwhile_is_sent_as_it_is_now(hub: TestHub) -> None:
-    hub.conductor.backfill("crm.customer", "ann")
+    hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     for _ in range(3):
         hub.conductor.tasks.run_some()
     with hub.conductor.database.write() as c:
@@ -253,14 +257,14 @@ def test_a_record_edited_meanwhile_is_sent_as_it_is_now(hub: TestHub) -> None:
 
 def test_after_an_hour_the_rest_is_left_to_its_own_attempts(hub: TestHub) -> None:
     hub.systems["crm"].fail(SystemDown("503"), times=1000)
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     hub.systems["crm"].calls.clear()
     work(hub, 10)
     assert hub.conductor.tasks.get(one).state == "running"
     hub.clock.now += timedelta(hours=1)
     work(hub, 1)
     task = hub.conductor.tasks.get(one)
-    assert (task.state, task.message) == ("done", "6 sent, 0 were there already; 6 under way")
+    assert (task.state, task.message) == ("done", "6 sent, 0 existed already; 6 under way")
 
 
 def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
@@ -271,7 +275,7 @@ def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
     tasks = threading.Thread(target=run_tasks, args=(hub.conductor, stop))
     with hub.relaying(), hub.working():
         tasks.start()
-        one = hub.conductor.backfill("crm.customer", "ann")
+        one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
         until(lambda: hub.conductor.tasks.get(one).state == "done", "the backfill does not end")
         stop.set()
         tasks.join()
@@ -290,7 +294,7 @@ def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_p
     monkeypatch.setattr(subscriber, "changed_since", changed_since)
     for n in range(3):
         crm.add(name=f"Ada {n}", email=f"ada{n}@x.org")
-    hub.conductor.backfill("crm.customer", "ann")
+    hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     away = sa.exc.OperationalError("COMMIT", None, Exception("the database is away"))
     with monkeypatch.context() as patch, pytest.raises(sa.exc.OperationalError):
@@ -306,7 +310,7 @@ def test_a_record_there_that_cannot_be_written_down_ends_no_backfill(hub: TestHu
     fields = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
     subscriber.mapper = subscriber.default_mapper = Mapper(subscriber.records, fields)
     hub.systems["crm"].add(name="Ada 0", email="ada0@x.org", notes=10**30)
-    one = hub.conductor.backfill("crm.customer", "ann")
+    one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     assert hub.conductor.tasks.get(one).state == "done"
     assert [record_id for record_id, _ in bad_letters(hub)] == ["1"] and len(held(hub)) == 6

@@ -38,15 +38,15 @@ def run(hub: TestHub) -> None:
 
 def test_what_was_found_is_kept(database: Database) -> None:
     hub = TestHub(database, "crm", "shop")
-    one = hub.conductor.connection.start("crm", "ann")
+    one = hub.conductor.tasks.start("check", "ann", system="crm")
     run(hub)
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.done, task.total, task.succeeded, task.failed) == ("done", 1, 1, 1, 0)
-    assert task.message == "all is well" and task.position["took"] >= 0
+    assert task.message == "everything works" and task.position["took"] >= 0
     assert task.position["found"]["crm.customer"][0] == ["ok", "the login works, and records can be read"]
-    two = hub.conductor.connection.start("crm", "ann")
+    two = hub.conductor.tasks.start("check", "ann", system="crm")
     run(hub)
-    assert {name: row.id for name, row in hub.conductor.connection.last().items()} == {"crm": two}
+    assert {name: row.id for name, row in hub.conductor.tasks.newest_by("check", "system").items()} == {"crm": two}
 
 
 def test_what_is_wrong_is_counted(database: Database) -> None:
@@ -54,17 +54,17 @@ def test_what_is_wrong_is_counted(database: Database) -> None:
         raise SystemDown("401")
 
     hub = TestHub(database, "crm", describe=describe)
-    one = hub.conductor.connection.start("crm", "ann")
+    one = hub.conductor.tasks.start("check", "ann", system="crm")
     run(hub)
     task = hub.conductor.tasks.get(one)
-    assert (task.state, task.failed, task.message) == ("done", 1, "1 thing needs to be mended")
+    assert (task.state, task.failed, task.message) == ("done", 1, "1 thing needs fixing")
 
 
 def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Database, silence: Silence) -> None:
     hub = TestHub(database, "crm", describe=silence)
     tasks = hub.conductor.tasks
-    one = hub.conductor.connection.start("crm", "ann")
-    assert hub.conductor.connection.start("crm", "bob") == one  # one under way is not begun again
+    one = hub.conductor.tasks.start("check", "ann", system="crm")
+    assert hub.conductor.tasks.start("check", "bob", system="crm") == one  # one under way is not begun again
     tasks.run_some()
     assert silence.asked.is_set() and tasks.get(one).message == "asks crm.customer"
     assert not tasks.run_some()  # others' turn
@@ -80,16 +80,16 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
 
 def test_it_can_be_stopped_and_another_process_asks_again(database: Database, silence: Silence) -> None:
     hub = TestHub(database, "crm", describe=silence)
-    one = hub.conductor.connection.start("crm", "ann")
+    one = hub.conductor.tasks.start("check", "ann", system="crm")
     hub.conductor.tasks.run_some()
     hub.conductor.tasks.stop(one, "ann")
     assert hub.conductor.tasks.get(one).state == "stopped"
     hub.conductor.tasks.resume(one, "ann")
     other = TestHub(database, "crm")  # its system answers
     run(other)
-    assert other.conductor.tasks.get(one).message == "all is well"
+    assert other.conductor.tasks.get(one).message == "everything works"
 
 
 def test_a_system_that_is_not_there(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
-        TestHub(database, "crm").conductor.connection.start("crn", "ann")
+        TestHub(database, "crm").conductor.tasks.start("check", "ann", system="crn")

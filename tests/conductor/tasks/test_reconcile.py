@@ -66,14 +66,14 @@ def drift_apart(hub: TestHub) -> None:
 
 
 def test_two_sides_that_agree_have_no_drift(hub: TestHub) -> None:
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 5, 5, 5, 0)
     assert task.message == "no drift" and hub.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
 
 
 def test_what_drifted_is_told_per_field_and_left_alone(hub: TestHub) -> None:
     drift_apart(hub)
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert (task.done, task.succeeded, task.failed) == (5, 1, 4)
     assert task.position["fields"] == {"name": 2, "phone": 1, MISSING_THERE: 1, MISSING_HERE: 1}
     assert ["1", "crm_1", "name", "Ada 1", "Theirs"] in task.position["examples"]
@@ -84,7 +84,7 @@ def test_what_drifted_is_told_per_field_and_left_alone(hub: TestHub) -> None:
 
 def test_repaired_both_sides_agree(hub: TestHub) -> None:
     drift_apart(hub)
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=True))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True))
     assert task.failed == 4 and "being repaired" in task.message
     for _ in range(3):
         hub.conductor.sweep()
@@ -93,7 +93,7 @@ def test_repaired_both_sides_agree(hub: TestHub) -> None:
     assert sorted((d["name"], d["phone"]) for d in hub.shown("crm")) == [
         ("Ada 5", "5"), ("Ours", "22"), ("Theirs", "1"),
     ]  # fmt: skip
-    again = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
+    again = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert (again.message, again.total) == ("no drift", 3)
 
 
@@ -102,7 +102,7 @@ def test_what_is_on_its_way_is_no_drift(hub: TestHub) -> None:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(name="New"))
     hub.conductor.relay()
     hub.publisher.published.clear()
-    one = hub.conductor.reconcile("crm.customer", "ann")
+    one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     assert hub.conductor.tasks.get(one).failed == 0
 
@@ -112,7 +112,7 @@ def test_a_lease_that_ran_out_hides_no_drift(hub: TestHub) -> None:
     with hub.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
         left = {"lease_owner": "died", "lease_until": hub.clock.now}
         c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert task.failed == 4
 
 
@@ -124,14 +124,14 @@ def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: 
     with database.write() as c:
         c.execute(sa.update(Link).values(remote_values={"name": "ADA"}))
     hub.systems["crm"].edit("crm_1", name="ADA", phone=None)
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann"))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert task.message == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
 
 
 def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(hub: TestHub) -> None:
     crm = hub.systems["crm"]
     crm.fail(SystemDown("503"))
-    one = hub.conductor.reconcile("crm.customer", "ann")
+    one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     assert (hub.conductor.tasks.get(one).message, hub.conductor.tasks.get(one).done) == ("503", 0)
     crm.fail(Retry("a lock"))
@@ -145,7 +145,7 @@ def test_deletions_there_in_great_number_are_not_repaired_without_asking(hub: Te
     type(hub.conductor.subscribers["crm.customer"]).on_gone = "delete"
     for number in range(1, 6):
         crm.remove(f"crm_{number}")
-    one = hub.conductor.reconcile("crm.customer", "ann", repair=True)
+    one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True)
     work(hub, one)
     assert len(names(hub)) == 3 and "paused" in hub.conductor.tasks.get(one).message
 
@@ -153,11 +153,11 @@ def test_deletions_there_in_great_number_are_not_repaired_without_asking(hub: Te
 def test_many_pages_stopped_and_gone_on_with(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.reconcile.PAGE", 2)
     drift_apart(hub)
-    one = hub.conductor.reconcile("crm.customer", "ann")
+    one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     hub.conductor.tasks.stop(one, "ann")
     assert hub.conductor.tasks.get(one).done == 2
-    assert hub.conductor.reconcile("crm.customer", "bob") == one
+    assert hub.conductor.tasks.start("reconcile", "bob", subscriber="crm.customer") == one
     task = work(hub, one)
     assert (task.done, task.failed) == (5, 4)
     assert len(task.position["examples"]) == 5
@@ -165,7 +165,7 @@ def test_many_pages_stopped_and_gone_on_with(hub: TestHub, monkeypatch: pytest.M
 
 def test_of_nobody_we_know(hub: TestHub) -> None:
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
-        hub.conductor.reconcile("crm.thing", "ann")
+        hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.thing")
 
 
 @pytest.mark.parametrize("policy", ["archive", "ignore"])
@@ -179,12 +179,12 @@ def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database
     hub.run()
     hub.clock.tick(60)
     writes = len(hub.systems["crm"].writes())
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=True))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True))
     assert (task.message, len(hub.systems["crm"].writes())) == ("no drift", writes)
 
 
 @pytest.mark.parametrize("repair", [False, True])
 def test_a_number_no_column_holds_is_told_like_any_other(hub: TestHub, repair: bool) -> None:
     hub.systems["crm"].edit("crm_1", phone=10**30)
-    task = work(hub, hub.conductor.reconcile("crm.customer", "ann", repair=repair))
+    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=repair))
     assert (task.state, task.done, task.failed) == ("done", 5, 1)

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import DeadLetterFilter, Policy
-from conductor.tasks.runner import Step, TaskRunner
+from conductor.tasks.runner import Step, TaskKind, TaskRunner
 from models.catalogues import Customer
 from models.ledger import AuditEntry, DeadLetter, Inbox, Link, Task
 from models.session import Database
@@ -26,6 +26,24 @@ def hub(database: Database) -> TestHub:
     return TestHub(database, "crm", policy=Policy(lease=60))
 
 
+class Stub(TaskKind):
+    """A kind of task that does one function's steps."""
+
+    def __init__(self, work: Callable[[Any], Step]) -> None:
+        self.work = work
+
+    def step(self, task: Any) -> Step:
+        return self.work(task)
+
+    @staticmethod
+    def label(task: Any) -> str:
+        return str(task.kind)
+
+
+def register(tasks: TaskRunner, kind: str, work: Callable[[Any], Step]) -> None:
+    tasks.kinds[kind] = Stub(work)
+
+
 def counting(hub: TestHub, to: int = 5) -> Callable[[Any], Step]:
     """A kind of work: each step writes one customer, up to a number."""
 
@@ -38,7 +56,7 @@ def counting(hub: TestHub, to: int = 5) -> Callable[[Any], Step]:
         message = f"{number} written"
         return Step(number, number, position={"number": number}, finished=number == to, message=message, effect=effect)
 
-    hub.conductor.tasks.register("count", step)
+    register(hub.conductor.tasks, "count", step)
     return step
 
 
@@ -56,7 +74,7 @@ def audited(hub: TestHub) -> list[tuple[str, str, str]]:
 def test_a_task_is_done_step_by_step_and_says_how_far_it_is(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
-    one = tasks.start("count", "ann", argument={"to": 5}, total=5)
+    one = tasks.begin("count", "ann", argument={"to": 5}, total=5)
     assert tasks.run_some()
     task = tasks.get(one)
     assert (task.state, task.done, task.total, task.message, task.by) == ("running", 1, 5, "1 written", "ann")
@@ -71,7 +89,7 @@ def test_a_task_is_done_step_by_step_and_says_how_far_it_is(hub: TestHub) -> Non
 def test_two_tasks_take_turns(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
-    one, two = tasks.start("count", "ann"), tasks.start("count", "bob")
+    one, two = tasks.begin("count", "ann"), tasks.begin("count", "bob")
     for _ in range(4):
         tasks.run_some()
         hub.clock.tick()
@@ -81,7 +99,7 @@ def test_two_tasks_take_turns(hub: TestHub) -> None:
 def test_stopped_and_resumed_it_goes_on_where_it_was(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
-    one = tasks.start("count", "ann")
+    one = tasks.begin("count", "ann")
     tasks.run_some()
     tasks.stop(one, "bob")
     assert tasks.get(one).state == "stopped" and not tasks.run_some()
@@ -105,8 +123,8 @@ def test_asked_to_stop_during_a_step_it_stops_after_it(hub: TestHub) -> None:
         assert tasks.get(task.id).state == "stopping"
         return Step(task.done + 1)
 
-    tasks.register("slow", step)
-    one = tasks.start("slow", "ann")
+    register(tasks, "slow", step)
+    one = tasks.begin("slow", "ann")
     assert tasks.run_some() and not tasks.run_some()
     task = tasks.get(one)
     assert (task.state, task.done, task.finished_at) == ("stopped", 1, hub.clock())
@@ -115,7 +133,7 @@ def test_asked_to_stop_during_a_step_it_stops_after_it(hub: TestHub) -> None:
 def test_after_a_death_the_step_is_done_again_once_its_lease_has_run_out(hub: TestHub) -> None:
     counting(hub, to=2)
     tasks = hub.conductor.tasks
-    one = tasks.start("count", "ann")
+    one = tasks.begin("count", "ann")
     assert tasks._take().id == one  # and then the process died
     assert not tasks.run_some()
     hub.clock.tick(61)
@@ -126,7 +144,7 @@ def test_after_a_death_the_step_is_done_again_once_its_lease_has_run_out(hub: Te
 def test_one_asked_to_stop_whose_process_died_is_stopped(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
-    one = tasks.start("count", "ann")
+    one = tasks.begin("count", "ann")
     tasks._take()
     tasks.stop(one, "bob")
     hub.clock.tick(61)
@@ -138,7 +156,7 @@ def test_a_step_that_outlived_its_lease_counts_for_nothing(hub: TestHub) -> None
     tasks = hub.conductor.tasks
     other = TaskRunner(hub.conductor.context)
     step = counting(hub)
-    other.register("count", step)
+    register(other, "count", step)
 
     def slow(task: Any) -> Step:
         late = step(task)
@@ -146,8 +164,8 @@ def test_a_step_that_outlived_its_lease_counts_for_nothing(hub: TestHub) -> None
         assert other.run_some()  # somebody else took over
         return late
 
-    tasks.register("count", slow)
-    one = tasks.start("count", "ann")
+    register(tasks, "count", slow)
+    one = tasks.begin("count", "ann")
     tasks.run_some()
     assert tasks.get(one).done == 1 == written(hub)
 
@@ -158,14 +176,14 @@ def test_two_processes_never_do_one_step_twice(hub: TestHub) -> None:
 
     def work() -> None:
         tasks = TaskRunner(hub.conductor.context)
-        tasks.register("count", step)
+        register(tasks, "count", step)
         try:
             while tasks.list(unfinished=True):
                 tasks.run_some()
         except BaseException as error:
             failures.append(error)
 
-    one = hub.conductor.tasks.start("count", "ann")
+    one = hub.conductor.tasks.begin("count", "ann")
     threads = [threading.Thread(target=work) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -179,8 +197,8 @@ def test_two_processes_never_do_one_step_twice(hub: TestHub) -> None:
 
 def test_a_pause_is_kept_unless_it_is_to_stop(hub: TestHub) -> None:
     tasks = hub.conductor.tasks
-    tasks.register("wait", lambda task: Step(task.done + 1, pause=10))
-    one = tasks.start("wait", "ann")
+    register(tasks, "wait", lambda task: Step(task.done + 1, pause=10))
+    one = tasks.begin("wait", "ann")
     assert tasks.run_some() and not tasks.run_some()
     hub.clock.tick(10)
     assert tasks.run_some() and not tasks.run_some()
@@ -194,11 +212,11 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(hub: TestHub) -> None:
     def fail(task: Any) -> Step:
         raise RuntimeError("no luck")
 
-    tasks.register("fail", fail)
-    one = tasks.start("fail", "ann")
+    register(tasks, "fail", fail)
+    one = tasks.begin("fail", "ann")
     assert tasks.run_some() and not tasks.run_some()
     assert (tasks.get(one).state, tasks.get(one).message) == ("failed", "RuntimeError: no luck")
-    tasks.register("fail", lambda task: Step(1, finished=True))
+    register(tasks, "fail", lambda task: Step(1, finished=True))
     tasks.resume(one, "ann")
     assert tasks.run_some() and tasks.get(one).state == "done"
 
@@ -210,8 +228,8 @@ def test_an_effect_that_fails_takes_the_counts_back_with_it(hub: TestHub) -> Non
         connection.execute(sa.insert(CUSTOMER).values(name="Ada"))
         raise RuntimeError("no luck")
 
-    tasks.register("fail", lambda task: Step(1, effect=effect))
-    one = tasks.start("fail", "ann")
+    register(tasks, "fail", lambda task: Step(1, effect=effect))
+    one = tasks.begin("fail", "ann")
     tasks.run_some()
     assert (tasks.get(one).state, tasks.get(one).done, written(hub)) == ("failed", 0, 0)
 
@@ -221,10 +239,10 @@ def test_bad_input_is_refused_in_words(hub: TestHub) -> None:
     with pytest.raises(ValueError, match="no kind of task 'dance'"):
         tasks.start("dance", "ann")
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.nothing'; there are: crm\.customer"):
-        tasks.start("retry", "ann", subscriber="crm.nothing")
+        tasks.start("resend", "ann", subscriber="crm.nothing")
     with pytest.raises(ValueError, match="there is no task #7"):
         tasks.stop(7, "ann")
-    one = tasks.start("retry", "ann")
+    one = tasks.start("retry", "ann", letters=DeadLetterFilter())
     with pytest.raises(ValueError, match="is running"):
         tasks.resume(one, "ann")
     assert audited(hub) == [("ann", "task.start", f"#{one} retry")]
@@ -246,8 +264,8 @@ def test_the_loop_works_tasks_off_and_ends_when_asked(hub: TestHub) -> None:
             stop.set()
         return done
 
-    hub.conductor.tasks.register("count", last)
-    one = hub.conductor.tasks.start("count", "ann")
+    register(hub.conductor.tasks, "count", last)
+    one = hub.conductor.tasks.begin("count", "ann")
     run_tasks(hub.conductor, stop)
     assert hub.conductor.tasks.get(one).state == "done"
 
@@ -255,9 +273,9 @@ def test_the_loop_works_tasks_off_and_ends_when_asked(hub: TestHub) -> None:
 def test_old_tasks_are_tidied_away_and_open_ones_kept(hub: TestHub) -> None:
     counting(hub, to=1)
     tasks = hub.conductor.tasks
-    tasks.start("count", "ann")
+    tasks.begin("count", "ann")
     tasks.run_some()
-    tasks.start("count", "ann")
+    tasks.begin("count", "ann")
     hub.clock.tick(100 * 24 * 3600)
     hub.conductor.schedule.retention.remove_old()
     assert [t.state for t in tasks.list()] == ["running"]
@@ -288,7 +306,7 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
 ) -> None:
     monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 3)
     kill(hub, 10)
-    one = hub.conductor.retry_many(DeadLetterFilter(error="Reject"), "ann")
+    one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter(error="Reject"))
     hub.clock.tick()
     kill(hub, 1)  # a later one is not meant
     hub.systems["crm"].fail(Reject("still no"), times=2)
@@ -305,12 +323,12 @@ def test_only_the_chosen_ones_and_no_flood(hub: TestHub, monkeypatch: pytest.Mon
     monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 2)
     monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
     kill(hub, 6)
-    one = hub.conductor.retry_many(DeadLetterFilter(ids=[1, 2, 3, 4]), "ann")
+    one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter(ids=[1, 2, 3, 4]))
     tasks = hub.conductor.tasks
     for _ in range(3):
         tasks.run_some()
         hub.clock.tick(2)
-    assert (tasks.get(one).done, tasks.get(one).message) == (2, "waits: their systems have plenty to do")
+    assert (tasks.get(one).done, tasks.get(one).message) == (2, "waits: the systems have a backlog")
     work(hub)
     assert tasks.get(one).succeeded == 4 == len(hub.systems["crm"].store)
 
@@ -321,7 +339,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
         c.execute(sa.insert(Inbox).values(id=5, system="crm", event_id="e", body="e gone_1", state="dead"))
         letter = {"subscriber": "crm.customer", "inbox_id": 5, "error": "Retry", "message": "", "fingerprint": ""}
         c.execute(sa.insert(DeadLetter).values(**letter, at=hub.clock()))
-    one = hub.conductor.retry_many(DeadLetterFilter(), "ann")
+    one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter())
     tasks = hub.conductor.tasks
     tasks.run_some()
     hub.conductor.dead_letters.discard(DeadLetterFilter(ids=[1]), "bob", "an old one")
@@ -332,7 +350,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
 
 def test_what_does_not_come_to_an_end_is_counted_as_under_way(hub: TestHub) -> None:
     kill(hub, 1)
-    one = hub.conductor.retry_many(DeadLetterFilter(), "ann")
+    one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter())
     for _ in range(3):  # nobody sweeps or delivers
         hub.conductor.tasks.run_some()
         hub.clock.tick(2)
@@ -354,7 +372,7 @@ def open_letters(hub: TestHub) -> int:
 def test_all_that_match_are_discarded_with_the_reason_on_each(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 3)
     kill(hub, 7)
-    one = hub.conductor.discard_many(DeadLetterFilter(error="Reject"), "ann", " test data ")
+    one = hub.conductor.tasks.start("discard", "ann", letters=DeadLetterFilter(error="Reject"), reason=" test data ")
     hub.clock.tick()
     kill(hub, 1)  # a later one is not meant
     work(hub)
@@ -375,7 +393,7 @@ def test_discarding_can_be_stopped_and_outlives_the_process(hub: TestHub, monkey
     monkeypatch.setattr("conductor.tasks.discard_dead_letters.DISCARD_BATCH", 2)
     kill(hub, 5)
     tasks = hub.conductor.tasks
-    one = hub.conductor.discard_many(DeadLetterFilter(), "ann", "old")
+    one = hub.conductor.tasks.start("discard", "ann", letters=DeadLetterFilter(), reason="old")
     tasks.run_some()
     tasks.stop(one, "bob")
     assert not tasks.run_some() and open_letters(hub) == 3
@@ -411,5 +429,5 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(hub: TestHub) -
 
 def test_discarding_many_needs_a_reason(hub: TestHub) -> None:
     with pytest.raises(ValueError, match="say why"):
-        hub.conductor.discard_many(DeadLetterFilter(), "ann", " ")
+        hub.conductor.tasks.start("discard", "ann", letters=DeadLetterFilter(), reason=" ")
     assert hub.conductor.tasks.list() == []

@@ -1,0 +1,90 @@
+"""Replaying stored events: one event immediately, or a batch for a task.
+
+Applying is safe to repeat: an event older than the known state is ignored, and one that agrees with it is an echo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from conductor.context import Context
+from conductor.inward.inbox import POLLED
+from i18n import gettext
+from models.history import first_since
+from models.ledger import Inbox
+from models.query_hints import no_index
+
+#: Counting a window stops here.
+REPLAY_LIMIT = 100_000
+
+
+@dataclass(frozen=True)
+class ReplayWindow:
+    """The webhooks of one system received from `since` on and before `until`."""
+
+    system: str
+    since: datetime
+    until: datetime
+
+
+class InboxReplay:
+    """Makes stored events due again."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    def one(self, inbox_id: int, by: str) -> None:
+        """Apply one inbox row again.
+
+        Raises:
+          ValueError: there is no such row, or it already waits.
+        """
+        with self.context.database.write() as connection:
+            row = connection.execute(
+                sa.update(Inbox)
+                .where(Inbox.id == inbox_id, Inbox.state != "waiting")
+                .values(self._due())
+                .returning(Inbox.system, Inbox.event_id)
+            ).one_or_none()
+            if row is None:
+                raise ValueError(gettext("inbox #{number} waits already, or there is none", number=inbox_id))
+            self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
+
+    def batch(self, connection: sa.Connection, inbox_ids: Sequence[int]) -> None:
+        """Apply these inbox rows again, in the caller's transaction."""
+        finished = (Inbox.id.in_(inbox_ids), Inbox.state != "waiting")
+        connection.execute(sa.update(Inbox).where(*finished).values(self._due()))
+
+    def count(self, window: ReplayWindow, limit: int = REPLAY_LIMIT) -> int:
+        """Return the number of events in a window; counting stops at `limit`."""
+        with self.context.database.read() as connection:
+            first, end = self.id_range(connection, window)
+            limited = sa.select(Inbox.id).where(*_in_window(window, first, end)).limit(limit).subquery()
+            return int(connection.execute(sa.select(sa.func.count()).select_from(limited)).scalar_one())
+
+    @staticmethod
+    def id_range(connection: sa.Connection, window: ReplayWindow) -> tuple[int, int]:
+        """Return the first id of a window and the first after it."""
+        return (
+            first_since(connection, Inbox, Inbox.received_at, window.since),
+            first_since(connection, Inbox, Inbox.received_at, window.until),
+        )
+
+    @staticmethod
+    def next_ids(connection: sa.Connection, window: ReplayWindow, first: int, end: int, limit: int) -> list[int]:
+        """Return the ids of a window's next events, oldest first."""
+        ids = sa.select(Inbox.id).where(*_in_window(window, first, end)).order_by(Inbox.id).limit(limit)
+        return list(connection.scalars(ids))
+
+    def _due(self) -> dict[str, Any]:
+        # The sweep publishes it, after the events that are being applied.
+        return {"state": "waiting", "attempts": 0, "retry_at": self.context.clock(), "finished_at": None}
+
+
+def _in_window(window: ReplayWindow, first: int, end: int) -> tuple[Any, ...]:
+    return Inbox.id >= first, Inbox.id < end, no_index(Inbox.system == window.system), Inbox.kind != POLLED
