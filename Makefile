@@ -1,5 +1,5 @@
-# Everything a newcomer needs starts here: `make help`.
-# PYTHON=/path/to/python3.12 make ... uses that Python instead of the first one found.
+# `make help` lists the targets.
+# PYTHON=/path/to/python3.12 make ... uses that Python.
 
 .DEFAULT_GOAL := help
 export PYTHON ?=
@@ -22,7 +22,7 @@ setup: ## create .venv with what Syncflow and its demo need to run
 	@scripts/bootstrap requirements-demo.txt
 
 .PHONY: setup-dev
-setup-dev: ## the same, with what the tests and checks need
+setup-dev: ## create .venv with what the tests, checks and docs need as well
 	@scripts/bootstrap requirements-dev.txt
 
 # --- test it -----------------------------------------------------------------
@@ -54,12 +54,12 @@ reference: setup-dev ## write docs/reference from the code: settings, commands, 
 	@$(PY) scripts/reference
 
 .PHONY: fmt
-fmt: setup-dev ## format the code and fix what can be fixed
+fmt: setup-dev ## format the code and apply automatic fixes
 	@$(PY) -m ruff check --fix-only .
 	@$(PY) -m ruff format .
 
 .PHONY: model
-model: setup-dev ## run random histories through the real conductor, as long as one likes (SECONDS=300 SEED=7)
+model: setup-dev ## run random histories through the real conductor (SECONDS=300 SEED=7)
 	@$(PY) -m tests.model.model $(ARGS)
 
 .PHONY: chaos
@@ -67,7 +67,7 @@ chaos: setup-dev ## kill, cut and restart everything under load, then compare ev
 	@$(PY) -m tests.chaos
 
 .PHONY: mutants
-mutants: setup-dev ## take each mechanism of the delivery promise out and see a test fail (ARGS="lease")
+mutants: setup-dev ## remove each protective mechanism and check that a test fails (ARGS="lease")
 	@$(PY) scripts/mutants $(ARGS)
 
 .PHONY: bench
@@ -78,13 +78,13 @@ bench-%: services
 	@$(PY) -m benchmarks $* $(ARGS)
 
 .PHONY: screenshots
-screenshots: chromium ## take the pictures of the panel that README and docs show (ARGS="FOLDER --all")
+screenshots: chromium ## take the screenshots of the panel for README and docs (ARGS="FOLDER --all")
 	@$(PY) scripts/screenshots $(ARGS)
 
 # --- what the tests need -----------------------------------------------------
 
 .PHONY: services
-services: setup-dev ## make sure PostgreSQL and RabbitMQ answer; start private ones where none does
+services: setup-dev ## start PostgreSQL and RabbitMQ for the tests, unless they already run
 	@$(PY) scripts/services up
 
 .PHONY: services-stop
@@ -92,17 +92,17 @@ services-stop: setup-dev ## stop the services that `make services` started, and 
 	@$(PY) scripts/services down
 
 .PHONY: chromium
-chromium: setup-dev ## make sure there is a chromium for the browser tests
+chromium: setup-dev ## install chromium for the browser tests, unless there is one
 	@$(PY) scripts/services chromium
 
 # --- keep it -----------------------------------------------------------------
 
 .PHONY: lock
-lock: setup-dev ## write the versions of the indirect packages now installed to constraints.txt
+lock: setup-dev ## write the installed versions of indirect packages to constraints.txt
 	@$(PY) scripts/lock
 
 .PHONY: texts
-texts: setup-dev ## bring the panel's catalogues up to date with its texts; names what is not translated yet
+texts: setup-dev ## update the panel's translations from its texts; list those not translated
 	@$(PY) scripts/texts
 
 .PHONY: house
@@ -110,6 +110,6 @@ house: setup-dev ## draw the structure of the code for docs/explanation/architec
 	@$(PY) scripts/house draw
 
 .PHONY: clean
-clean: ## remove .venv and caches (var/, which holds your data, stays)
+clean: ## remove .venv and caches, but not your data in var/
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
