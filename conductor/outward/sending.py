@@ -172,7 +172,7 @@ class Sender:
             raise
         except Exception as error:
             plan.claim.written_ahead, plan.flat, plan.item = False, {}, None
-            plan.fail(Reject(f"what is to be sent cannot be written down: {type(error).__name__}"))
+            plan.fail(Reject(f"the data to send cannot be stored: {type(error).__name__}"))
 
 
 def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from models.ledger import Delivery
 from models.session import Database
+from subscribers.records import Item
 from tests.support.fakes import FakeSubscriber, TestHub
 from tests.support.records import add, edit, link, record, rows
 
@@ -77,3 +79,20 @@ def test_a_link_that_another_worker_delivered_during_planning_is_not_delivered_a
     hub.run()
     assert hub.systems["crm"].writes() == [("create", one)]
     assert [row.outcome for row in rows(hub, Delivery)] == ["delivered"]
+
+
+def test_few_frames_lie_between_the_actor_and_the_subscriber(database: Database) -> None:
+    """The way of a change can be read off a traceback: five functions of the conductor, one after the other."""
+    frames: list[str] = []
+
+    class Traced(FakeSubscriber):
+        def bulk_create(self, items: Sequence[Item]) -> list[Any]:
+            stack = [frame for frame in traceback.extract_stack() if "/conductor/" in frame.filename]
+            frames[:] = [frame.name for frame in stack if "/tests/" not in frame.filename]
+            return list(super().bulk_create(items))
+
+    hub = TestHub(database, "crm", kinds=(Traced,))
+    record_id = add(hub)
+    hub.conductor.relay()
+    hub.conductor.deliver("crm.customer", [record_id])
+    assert frames == ["deliver", "deliver", "_deliver_chunk", "_deliver_batch", "send"]

@@ -106,13 +106,13 @@ def test_a_batch_that_cannot_be_stored_fails_only_the_faulty_record(
 
     def bases(plan: Any, mapper: Any) -> dict[str, Any]:
         if plan.flat.get("name") == "Guilty":
-            raise ValueError("cannot be written down")
+            raise ValueError("cannot be stored")
         return real(plan, mapper)
 
     monkeypatch.setattr(outcomes, "_agreed_base", bases)
     hub.run()
     (letter,) = rows(hub, DeadLetter)
-    assert letter.record_id == "1" and "written down" in letter.message
+    assert letter.record_id == "1" and "cannot be stored" in letter.message
     assert link(hub, "crm", "2").external_id is not None
 
 
@@ -147,7 +147,7 @@ def test_blocked_by_is_stored_when_a_batch_is_recorded_one_by_one(database: Data
     add_invoice(hub, kept, "R-1")
     add_invoice(hub, sent, "R-2")
     hub.run()
-    assert invoice_link(hub, "2").dead_at is not None  # its answer cannot be written down
+    assert invoice_link(hub, "2").dead_at is not None  # its answer cannot be stored
     assert invoice_link(hub, "1").unsubscription_id == rule
 
 

@@ -96,5 +96,5 @@ def test_a_record_that_cannot_be_written_ahead_does_not_affect_its_batch(databas
     add(hub, name="succeeded", phone="4")
     hub.run()
     assert [data["name"] for data in hub.shown("crm")] == ["succeeded"]
-    assert "cannot be written down" in rows(hub, DeadLetter, DeadLetter.record_id == bad)[0].message
+    assert "cannot be stored" in rows(hub, DeadLetter, DeadLetter.record_id == bad)[0].message
     assert link(hub, "crm", bad).dead_at is not None and link(hub, "crm", bad).lease_owner is None
