@@ -33,7 +33,7 @@ def status(_arguments: argparse.Namespace) -> int:
     if not systems and not unconfigured:
         print("No external system is configured. See .env.example, or run ./syncflow demo")
     for system in systems:
-        print(f"{system.name:<14} {system.state:<8} {system.words}")
+        print(f"{system.name:<14} {system.state:<8} {system.summary}")
         if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
             print(f"{'':<23} fixed? ./syncflow poll {system.name} tries it immediately")
         for subscriber in system.subscribers:

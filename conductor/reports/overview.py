@@ -1,4 +1,4 @@
-"""Is everything in sync? One state and one sentence per system and subscriber, and every trouble, from the ledger."""
+"""The overview: a state and a sentence for each system, the counts of each subscriber, and all incidents."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from models.ledger import (
 )
 from models.query_hints import range_equals
 
-#: Subscribers that are counted in one statement. PostgreSQL takes one over many of them for so dear that it compiles it
-#: to machine code first ("Just-in-Time Compilation"), which takes far longer than counting does.
-_AT_ONCE = 20
+#: Subscribers that one statement counts. For more of them PostgreSQL expects so high a cost that it compiles the
+#: statement to machine code ("Just-in-Time Compilation"), which takes far longer than counting.
+_SUBSCRIBERS_PER_STATEMENT = 20
 
-#: A process is taken for dead when its heartbeat has been missing for this long, seconds.
+#: A process without a heartbeat for this long counts as dead.
 ALIVE_SECONDS = 20.0
 
-#: What has to run, and what stands still without it.
+#: The processes that have to run, and the consequence if one does not.
 _NEEDED = {
     "relay": gettext_noop("changes are captured and wait"),
     "worker": gettext_noop("nothing is sent and nothing that came in is applied"),
     "scheduler": gettext_noop("no system is polled and no task goes on"),
 }
 
-#: Written out, so that SQLite sees that its index over the waiting rows will do.
+#: A literal, so that SQLite uses the partial index over waiting rows.
 _WAITING: Any = sa.literal_column("'waiting'")
 
-#: The kind of a process that is all of them.
+#: The kind of process that does the work of all others.
 _ALL_IN_ONE = "standalone"
 
-#: Kinds of trouble, the most urgent first; those that stand still by somebody's choice, or by need of one, come last.
+#: The kinds of incidents, the most urgent first. Those that an operator chose or has to decide come last.
 _URGENCY = ("process", "down", "poll", "dead", "paused", "conflict")
 
-#: A page that is asked for again is made anew after this many seconds, whatever its version says.
-_FORGET_SECONDS = 30
+#: An overview is made again after this time, even if its version has not changed.
+_LONGEST_AGE_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class SubscriberStatus:
-    """What one subscriber is owed now. Counts stop at COUNT_LIMIT.
+    """The counts of one subscriber; they stop at `DISPLAY_LIMIT`.
 
     `state` is ok, waiting, trying again, failing, down or paused.
     """
@@ -68,12 +68,12 @@ class SubscriberStatus:
     owed: int
     oldest_owed_since: datetime | None
     dead: int
-    #: Why its polls fail now, if they do, and since when.
+    #: The reason why its polls fail, if they do, and since when.
     poll_error: str | None = None
     poll_failing_since: datetime | None = None
-    #: Of those owed: records whose last attempt failed and that are tried again.
+    #: Those of the owed records whose last attempt failed, and that are retried.
     failing: int = 0
-    #: Fields that changed on both sides and wait for a person.
+    #: Fields that changed on both sides and wait for an operator.
     conflicts: int = 0
     oldest_dead: datetime | None = None
     state: str = "ok"
@@ -81,23 +81,23 @@ class SubscriberStatus:
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """One system: `state` is ok, waiting, failing, down or paused; `words` say it to a person."""
+    """One system: `state` is ok, waiting, failing, down or paused; `summary` explains it in a sentence."""
 
     name: str
     state: str
-    words: str
+    summary: str
     subscribers: list[SubscriberStatus] = field(default_factory=list)
     since: datetime | None = None
 
     @property
     def owed(self) -> int:
-        """What all its subscribers are owed."""
+        """The records that all its subscribers are owed."""
         return sum(s.owed for s in self.subscribers)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Work nobody is named for yet: changes the relay has not routed, inbox rows not applied."""
+    """Work without a subscriber yet: changes the relay has not routed, inbox rows not applied."""
 
     changes: int
     inbox: int
@@ -105,10 +105,10 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Incident:
-    """One thing that is not as it should be: what, since when, and what is being done about it.
+    """A problem: what it is, since when, and what the hub does about it.
 
-    `kind` is paused, down, poll, dead, conflict or process; `name` the system, subscriber or process meant.
-    `next_at` is when the hub tries by itself; where it is none, a person has to act.
+    `kind` is paused, down, poll, dead, conflict or process; `name` is the system, subscriber or process.
+    `next_at` is the time of the hub's next attempt; if there is none, an operator has to act.
     """
 
     kind: str
@@ -121,7 +121,7 @@ class Incident:
 
 @dataclass(frozen=True)
 class Overview:
-    """All of it at one moment."""
+    """The state of the hub at one moment."""
 
     systems: list[SystemStatus]
     waiting: Waiting
@@ -130,33 +130,33 @@ class Overview:
 
     @property
     def subscribers(self) -> list[SubscriberStatus]:
-        """Those of all systems."""
+        """The subscribers of all systems."""
         return [subscriber for system in self.systems for subscriber in system.subscribers]
 
     @property
     def oldest(self) -> datetime | None:
-        """Since when the longest waiting record waits."""
+        """The time since when the oldest owed record waits."""
         return min((s.oldest_owed_since for s in self.subscribers if s.oldest_owed_since), default=None)
 
     @property
     def moving(self) -> int:
-        """Records owed to systems that may be called."""
+        """The number of records owed to systems that may be called."""
         return sum(system.owed for system in self.systems if system.state not in ("paused", "down"))
 
     @property
     def held(self) -> int:
-        """Records owed to systems that are paused or down."""
+        """The number of records owed to systems that are paused or down."""
         return sum(system.owed for system in self.systems if system.state in ("paused", "down"))
 
     @property
     def in_sync(self) -> bool:
-        """Whether nothing is outstanding anywhere, whatever else may be the matter."""
+        """Whether no change, event, dead letter or conflict is open, whatever incidents there are."""
         nothing_new = not (self.waiting.changes or self.waiting.inbox)
         return nothing_new and not any(self.total(name) for name in ("owed", "dead", "conflicts"))
 
     @property
     def severity(self) -> str:
-        """good, busy or bad: how soon a person should look."""
+        """How soon an operator should act: good, busy or bad."""
         kinds = {trouble.kind for trouble in self.troubles}
         if kinds - {"paused", "conflict"}:
             return "bad"
@@ -196,15 +196,15 @@ class Overview:
         )
 
     def total(self, name: str) -> int:
-        """A count over all subscribers: owed, failing, dead or conflicts."""
+        """Return a count over all subscribers: owed, failing, dead or conflicts."""
         return sum(getattr(s, name) for s in self.subscribers)
 
 
 @dataclass(frozen=True)
 class OverviewVersion:
-    """The few rows both an overview and its version are made of, read once, whatever the ledger's size.
+    """The few rows that both an overview and its version need. Reading them takes the same time for any ledger.
 
-    `version` is another text whenever what an overview shows may be another.
+    `version` changes whenever the overview may have changed.
     """
 
     version: str
@@ -213,7 +213,7 @@ class OverviewVersion:
     processes: list[Any]
 
 
-# Statements are built once: building one costs as much as a small one takes.
+# Statements are built once: building one takes as long as running a small one.
 _NEWEST = sa.select(
     *(
         sa.select(sa.func.max(table.id)).scalar_subquery()
@@ -232,18 +232,18 @@ _JOBS = sa.select(
 
 
 def overview_version(context: Context, connection: sa.Connection) -> OverviewVersion:
-    """What tells whether an overview has to be made anew: some look-ups by key, and tables of a few rows."""
+    """Return what tells whether the overview has changed: some values by key, and tables of a few rows."""
     newest, jobs = connection.execute(_NEWEST).one(), connection.execute(_JOBS).all()
     systems, polls = connection.execute(_SYSTEMS).all(), connection.execute(_POLLS).all()
     processes = list(connection.execute(_PROCESSES).all())
     seen = (
         tuple(newest),
         [tuple(row) for row in jobs],
-        # Not all of their columns: some are another with every call.
+        # Without the columns that change with every call.
         [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
         [(row.subscriber, row.polled_at, row.failing_since) for row in polls],
         [(row.name, is_alive(context, row)) for row in processes],
-        int(context.clock().timestamp()) // _FORGET_SECONDS,
+        int(context.clock().timestamp()) // _LONGEST_AGE_SECONDS,
     )
     version = hashlib.sha256(repr(seen).encode()).hexdigest()
     return OverviewVersion(
@@ -252,7 +252,7 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
 
 
 def overview(context: Context, connection: sa.Connection, seen: OverviewVersion) -> Overview:
-    """How everything stands now, for somebody who has just glanced at it."""
+    """Return the present overview; `seen` holds what was read for its version."""
     names = {system: [s.name() for s in context.of_system(system)] for system in sorted(context.systems)}
     counts = _counts(connection, [name for some in names.values() for name in some])
 
@@ -269,15 +269,15 @@ def overview(context: Context, connection: sa.Connection, seen: OverviewVersion)
 
 
 def is_alive(context: Context, process: Any) -> bool:
-    """Whether its heartbeat is recent."""
+    """Return whether a process has sent a heartbeat lately."""
     return bool((context.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
 
 
 def _counts(connection: sa.Connection, names: list[str]) -> dict[str, Any]:
-    """What each of these subscribers is owed, by name."""
+    """Return the counts of each of these subscribers, by name."""
     found: dict[str, Any] = {}
-    for start in range(0, len(names), _AT_ONCE):
-        some = names[start : start + _AT_ONCE]
+    for start in range(0, len(names), _SUBSCRIBERS_PER_STATEMENT):
+        some = names[start : start + _SUBSCRIBERS_PER_STATEMENT]
         parameters = {f"name{place}": name for place, name in enumerate(some)}
         found |= {row.name: row for row in connection.execute(_counting(len(some)), parameters)}
     return found
@@ -285,12 +285,12 @@ def _counts(connection: sa.Connection, names: list[str]) -> dict[str, Any]:
 
 @cache
 def _counting(number: int) -> sa.Select[Any]:
-    """A statement for that many subscribers, `name0` and so on: each costs a way to the database."""
+    """Return the statement that counts this many subscribers, `name0` and so on, in one round trip."""
     asked = sa.union_all(
         *(sa.select(sa.bindparam(f"name{place}", type_=Link.subscriber.type).label("name")) for place in range(number))
     ).subquery()
     owed = (Link.subscriber == asked.c.name, *PENDING)
-    # Written out, not bound: SQLite does not see by a bound value that an index over some rows will do.
+    # A literal: with a bound value SQLite does not use the partial index.
     failing = (Link.subscriber == asked.c.name, Link.attempts > sa.literal_column("0"), Link.dead_at.is_(None))
     letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))
     oldest = (range_equals(DeadLetter.subscriber, asked.c.name), DeadLetter.closed_at.is_(None))
@@ -334,7 +334,7 @@ def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
 
 
 def _of_links(conditions: Any) -> Any:
-    # In the order of the index over just these: PostgreSQL takes them for many, and would rather read the whole table.
+    # In the order of the partial index: otherwise PostgreSQL may expect many rows, and read the whole table.
     return sa.select(Link.id).where(*conditions).order_by(Link.owed_since)
 
 
@@ -342,7 +342,7 @@ def _count(statement: Any) -> Any:
     return capped_count(statement).scalar_subquery()
 
 
-# In the order of the indexes over just these, for the same reason as in `_of_links`.
+# In the order of the partial indexes, for the same reason as in `_of_links`.
 _WAITING_COUNTS = sa.select(
     _count(sa.select(Change.id).where(Change.relayed_at.is_(None)).order_by(Change.id)),
     _count(sa.select(Inbox.id).where(Inbox.state == _WAITING).order_by(Inbox.id)),
@@ -350,7 +350,7 @@ _WAITING_COUNTS = sa.select(
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """The text that fits a number, in it as `{count}`: 1 record, 12 records; where counting stopped, 10,000+."""
+    """Return the singular or plural text with `{count}` filled in; a count that stopped at the limit is 10,000+."""
     return ngettext(one, many, count, count=f"{count:,}{'+' if count >= DISPLAY_LIMIT else ''}")
 
 
@@ -383,7 +383,7 @@ def _status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemS
 
 
 def _of_system(status: SystemStatus, row: Any) -> list[Incident]:
-    """What is wrong with one system and its subscribers: several things may be at once."""
+    """Return the incidents of one system and its subscribers."""
     troubles = []
     if status.state == "paused":
         why = f": {row.pause_reason}" if row.pause_reason else ""
@@ -435,7 +435,7 @@ def _of_processes(context: Context, processes: list[Any]) -> list[Incident]:
 
 
 def _join(words: list[str], last: str = "") -> str:
-    """a, b and c."""
+    """Return "a, b and c"."""
     return (last or gettext(" and ")).join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 

@@ -58,7 +58,7 @@ def test_a_value_that_does_not_fit_is_reported_and_blocks_no_other_conflict(data
         webhook(hub, "crm", f"e{number}", external_id)
     hub.run()
     long = next(row.id for row in rows(hub, Conflict) if len(row.theirs) == 500)
-    with pytest.raises(ValueError, match="500 characters, but phone holds 40"):
+    with pytest.raises(ValueError, match="500 characters, but phone allows 40"):
         hub.conductor.conflicts.resolve(long, "theirs", by="ann")
     task = hub.conductor.tasks.start("resolve", "ann", subscriber="crm.customer", path="phone", choice="theirs")
     while hub.conductor.tasks.run_some():
