@@ -126,7 +126,7 @@ def check(arguments: argparse.Namespace) -> int:
         if not systems:
             print("No external system is configured. See .env.example, or run ./syncflow demo")
         for system in systems:
-            for name, findings in runtime.conductor.check(system).items():
+            for name, findings in runtime.conductor.connection_check.check(system).items():
                 print(name)
                 for finding in findings:
                     print(f"  {finding.state:<5} {finding.words}")

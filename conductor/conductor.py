@@ -1,5 +1,7 @@
-"""The conductor: the MainClass. It keeps the list of subscribers and decides who is owed what and
-when their methods are called. Actors, routes and commands call it and decide nothing themselves.
+"""The conductor, the MainClass: it keeps the list of subscribers and decides when their methods are called.
+
+Actors, routes and commands call it and decide nothing themselves. The verbs of the engine are its methods; what an
+operator does and sees is offered by its services, which are attributes named like the folders and files of conductor/.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from conductor.schedule import JobScheduler
 from conductor.systems.caller import SystemCaller
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter
-from conductor.systems.connection_check import Checking, Finding
+from conductor.systems.connection_check import ConnectionCheck
 from conductor.systems.control import SystemControl
 from conductor.systems.delete_guard import DeleteGuard
 from conductor.systems.rate_limits import RateLimiter
@@ -43,7 +45,7 @@ from models.base import utcnow
 from models.session import Database
 from subscribers.base import Subscriber
 
-#: Who pushed a record, in the audit trail, where a program of the database's owner did.
+#: The name in the audit trail where a program pushed a record.
 API = "API"
 
 
@@ -90,7 +92,7 @@ class Conductor:
         self.schedule = JobScheduler(self.context, Retention(self.context, self.throughput))
         self.reports = Reports(self.context)
         self.caller = SystemCaller(self.context, self.breaker, self.concurrency)
-        self.checking = Checking(self.context, self.mappings)
+        self.connection_check = ConnectionCheck(self.context, self.mappings)
         self.replay = InboxReplay(self.context)
         self.tasks = make_task_runner(
             Services(
@@ -103,19 +105,19 @@ class Conductor:
                 inbox=self.inward.inbox,
                 replay=self.replay,
                 caller=self.caller,
-                checking=self.checking,
+                connection_check=self.connection_check,
             )
         )
 
     def prepare(self) -> None:
-        """Make sure that systems and jobs have their rows; every process does it at its start."""
+        """Make sure that systems, jobs and slots have their rows. Every process calls this when it starts."""
         self.breaker.ensure_rows()
         self.schedule.ensure_rows()
         self.rate_limits.attach()
         self.concurrency.ensure_slots()
 
     def stop(self) -> None:
-        """From now on finish only what is in hand; the rest goes back to its queue."""
+        """Finish the calls in progress; all other work goes back to its queue."""
         self.context.stopping.set()
 
     @property
@@ -128,6 +130,14 @@ class Conductor:
         """The connected subscribers by name."""
         return self.context.subscribers
 
+    def of_system(self, system: str) -> list[Subscriber]:
+        """Return the subscribers of a system."""
+        return self.context.of_system(system)
+
+    def of_catalogue(self, catalogue: str) -> list[Subscriber]:
+        """Return the subscribers that follow a catalogue."""
+        return self.context.of_catalogue(catalogue)
+
     # --- outward ------------------------------------------------------------------------------------
 
     def relay(self) -> int:
@@ -135,7 +145,7 @@ class Conductor:
         return self.routing.relay()
 
     def sweep(self, *, everything: bool = False) -> int:
-        """Publish again what is owed and does not move. See `Recovery.sweep`."""
+        """Publish due retries and stalled work again; return how much. See `Recovery.sweep`."""
         return self.recovery.sweep(everything=everything)
 
     def deliver(self, subscriber: str, record_ids: Sequence[str]) -> None:
@@ -149,11 +159,11 @@ class Conductor:
     # --- inward -------------------------------------------------------------------------------------
 
     def store_webhook(self, system: str, body: bytes, headers: Mapping[str, str]) -> bool:
-        """Verify and store a webhook; True if it is new. See `Webhooks.store`."""
+        """Verify and store a webhook; return whether it is new. See `Webhooks.store`."""
         return self.inward.webhooks.store(system, body, headers)
 
     def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
-        """How a stored webhook is to be answered. See `Webhooks.acknowledgement`."""
+        """Return the answer to a stored webhook, if its system expects one. See `Webhooks.acknowledgement`."""
         return self.inward.webhooks.acknowledgement(system, body)
 
     def receive(self, inbox_id: int) -> None:
@@ -161,11 +171,5 @@ class Conductor:
         self.inward.inbox.process(inbox_id)
 
     def poll(self, subscriber: str) -> int:
-        """Read what changed in a system; how many records came in. See `Polling.poll`."""
+        """Read the changes of a system; return how many records there were. See `Polling.poll`."""
         return self.inward.polling.poll(subscriber)
-
-    # --- people -------------------------------------------------------------------------------------
-
-    def check(self, system: str) -> dict[str, list[Finding]]:
-        """Whether a system lets its subscribers do their work. See `Checking.check`."""
-        return self.checking.check(system)

@@ -32,7 +32,7 @@ class WorkerPool:
         register(runtime.broker, runtime.conductor)
         self.workers = [self._worker({TICK_QUEUE}, 1)]
         for system in sorted(runtime.conductor.systems):
-            names = {s.name() for s in runtime.conductor.context.of_system(system)}
+            names = {s.name() for s in runtime.conductor.of_system(system)}
             queues = names | {name + LATER for name in names} | {system + INBOX}
             limit = runtime.conductor.systems[system].concurrency
             threads = limit + -(-limit // _BESIDE) if limit else runtime.settings.worker_threads

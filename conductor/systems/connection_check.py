@@ -38,7 +38,7 @@ class Finding:
     words: str
 
 
-class Checking:
+class ConnectionCheck:
     """Looks at a system through its subscribers. Changes nothing, here or there."""
 
     def __init__(self, context: Context, mappings: Mappings) -> None:

@@ -48,7 +48,7 @@ class CheckConnection(TaskKind):
         Raises:
           ValueError: there is no such system.
         """
-        total = len(self.services.checking.subscribers(system))
+        total = len(self.services.connection_check.subscribers(system))
         last = self.tasks.newest_by(self.kind, "system").get(system)
         if last is not None and last.state in OPEN:
             return int(last.id)
@@ -58,7 +58,9 @@ class CheckConnection(TaskKind):
         """Call the system for the next subscriber, or wait for its answer."""
         position = task.position or {"found": {}, "took": 0.0}
         found = position["found"]
-        waiting = [name for name in self.services.checking.subscribers(task.argument["system"]) if name not in found]
+        waiting = [
+            name for name in self.services.connection_check.subscribers(task.argument["system"]) if name not in found
+        ]
         if not waiting:
             return self._step(task, position, finished=True)
         name, now = waiting[0], self.context.clock()
@@ -101,7 +103,7 @@ class CheckConnection(TaskKind):
     def _answer(self, name: str, answer: Future[_Answer]) -> None:
         began = time.monotonic()
         try:
-            found = self.services.checking.subscriber(name)
+            found = self.services.connection_check.subscriber(name)
         except Exception as error:
             answer.set_exception(error)
         else:

@@ -13,7 +13,7 @@ from conductor.inward.replay import InboxReplay
 from conductor.links.relations import Relations
 from conductor.mappings.store import Mappings
 from conductor.systems.caller import SystemCaller
-from conductor.systems.connection_check import Checking
+from conductor.systems.connection_check import ConnectionCheck
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,4 @@ class Services:
     inbox: InboxProcessor
     replay: InboxReplay
     caller: SystemCaller
-    checking: Checking
+    connection_check: ConnectionCheck

@@ -181,7 +181,7 @@ class Unsubscriptions(PanelView):
         held = []
         with self.conductor.database.read() as connection:
             for catalogue, record_id, label in _candidates(connection, self._catalogues(""), text):
-                for subscriber in self.conductor.context.of_catalogue(catalogue.name):
+                for subscriber in self.conductor.of_catalogue(catalogue.name):
                     name = subscriber.name()
                     rules = in_force(connection, (subscriber.system, name), [record_id], utcnow())
                     covering = {

@@ -99,9 +99,6 @@ ENGINE_TOP = {"conductor.py", "__init__.py"}
 #: These import the engine as `from conductor import Name`, never a module of it.
 USE_THE_PACKAGE = ("workers", "panel", "cli")
 
-#: Still imported directly, until the panel needs no names of the kinds of tasks.
-NOT_YET = "conductor.tasks."
-
 #: Never part of a running hub, so without a place in the house.
 OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
 
@@ -265,7 +262,7 @@ def test_the_engine_is_used_through_its_package(place: str) -> None:
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for path in sources(place)
         for name, line in imported(path)
-        if name.startswith("conductor.") and name not in public and not name.startswith(NOT_YET)
+        if name.startswith("conductor.") and name not in public
     }
     assert deep == set()
 

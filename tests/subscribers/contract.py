@@ -246,7 +246,7 @@ class Contract:
         assert not unknown, "record and edit name columns"
         assert set(self.edit) & set(mapper.fields), "edit changes a mapped column"
         self.given(bench)
-        findings = bench.conductor.check(bench.subscriber.system)[bench.subscriber.name()]
+        findings = bench.conductor.connection_check.check(bench.subscriber.system)[bench.subscriber.name()]
         assert [one.words for one in findings if one.state == "wrong"] == []
 
     # --- outward ----------------------------------------------------------------------------------------

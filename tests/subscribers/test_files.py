@@ -495,10 +495,10 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_missing_is_found_before_the_first_record(start: Any, folder: Folder) -> None:
     hub = start()
-    hub.conductor.check("erp")
+    hub.conductor.connection_check.check("erp")
     assert os.listdir(folder.top.parent) == [], "nothing is changed by looking"
     folder.top.parent.rmdir()
-    (finding,) = hub.conductor.check("erp")["erp.customer"]
+    (finding,) = hub.conductor.connection_check.check("erp")["erp.customer"]
     assert finding.state == "wrong" and f"there is no folder {folder.top.parent}" in finding.words
 
 
@@ -509,7 +509,7 @@ def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> No
     poll(hub)
     hub.add(name="Grace", email="grace@x.example")
     folder.drop("b.csv", "number,name,mail\n8,Emmy,emmy@x.example\n")
-    hub.conductor.check("erp")
+    hub.conductor.connection_check.check("erp")
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="erp.customer")
     while hub.conductor.tasks.list(unfinished=True):
         hub.conductor.tasks.run_some()

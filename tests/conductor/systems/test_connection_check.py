@@ -32,7 +32,7 @@ def migrated_url(migrated_sqlite: Path, tmp_path: Path) -> str:
 def found(database: Database, fields: dict[str, ExternalField] | None, **attributes: Any) -> list[Finding]:
     """What is said of a subscriber whose system describes itself so."""
     hub = TestHub(database, "crm", describe=lambda self: fields, **attributes)
-    return hub.conductor.check("crm")["crm.customer"]
+    return hub.conductor.connection_check.check("crm")["crm.customer"]
 
 
 def wrong(findings: list[Finding]) -> list[str]:
@@ -51,16 +51,16 @@ def test_all_is_well(database: Database) -> None:
 
 def test_by_default_one_record_shows_the_fields(database: Database) -> None:
     hub = TestHub(database, "crm", field_to_data={"name": "name", "city": "address.city", "country": "address.land"})
-    assert "holds no record yet" in hub.conductor.check("crm")["crm.customer"][-1].words
+    assert "holds no record yet" in hub.conductor.connection_check.check("crm")["crm.customer"][-1].words
     hub.systems["crm"].add(name="Ada", address={"city": "Rome"})
-    words = wrong(hub.conductor.check("crm")["crm.customer"])
+    words = wrong(hub.conductor.connection_check.check("crm")["crm.customer"])
     assert words == ["country <-> address.land: there is no such field; it has address, address.city, name"]
 
 
 def test_below_an_empty_object_nothing_can_be_told(database: Database) -> None:
     hub = TestHub(database, "crm", field_to_data={"city": "address.city"})
     hub.systems["crm"].add(address=None)
-    finding = hub.conductor.check("crm")["crm.customer"][-1]
+    finding = hub.conductor.connection_check.check("crm")["crm.customer"][-1]
     assert finding.state == "note" and "nothing is filled in" in finding.words
 
 
@@ -119,18 +119,18 @@ def test_a_login_that_does_not_work_is_said_first_and_alone(database: Database) 
         raise SystemDown("the login is refused (401: no such key)")
 
     hub = TestHub(database, "crm", describe=describe)
-    (finding,) = hub.conductor.check("crm")["crm.customer"]
+    (finding,) = hub.conductor.connection_check.check("crm")["crm.customer"]
     assert finding.words == "the login does not work: the login is refused (401: no such key)"
 
 
 def test_a_system_nobody_knows(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
-        TestHub(database, "crm").conductor.check("crn")
+        TestHub(database, "crm").conductor.connection_check.check("crn")
 
 
 def test_a_system_that_is_known_and_not_configured(database: Database) -> None:
     with pytest.raises(ValueError, match=r"^stripe is not configured: set STRIPE_\.\.\. in the environment or \.env$"):
-        TestHub(database, "crm").conductor.check("stripe")
+        TestHub(database, "crm").conductor.connection_check.check("stripe")
 
 
 # --- the systems that ship ------------------------------------------------------------------------------
