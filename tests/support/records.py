@@ -13,8 +13,8 @@ from models.ledger import Delivery, Link
 from subscribers.errors import Retry
 from tests.support.fakes import TestHub
 
-CUSTOMER = sa.inspect(Customer).local_table
-INVOICE = sa.inspect(Invoice).local_table
+CUSTOMER: Any = sa.inspect(Customer).local_table
+INVOICE: Any = sa.inspect(Invoice).local_table
 
 
 def insert(hub: TestHub, table: sa.FromClause, values: dict[str, Any]) -> str:

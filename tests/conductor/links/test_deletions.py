@@ -125,6 +125,6 @@ def test_an_event_that_arrives_after_a_later_deletion_changes_nothing(database: 
     crm, follows = hub.systems["crm"], hub.conductor.subscribers["crm.customer"]
     hub.conductor.inward.inbox.apply_event(follows, crm.remove("crm_1"))
     assert record(hub, one).active is False
-    edit(hub, one, active=True)  # a person wants it all the same
+    edit(hub, one, active=True)  # an operator still wants it
     hub.conductor.inward.inbox.apply_event(follows, External("crm_1"))
     assert record(hub, one).active is True and link(hub, "crm").unlinked_at is not None

@@ -12,7 +12,7 @@ from models.capture import sync_context
 from models.ledger import Inbox
 from models.session import Database
 from subscribers.errors import Retry
-from subscribers.records import Page
+from subscribers.records import External, Page
 from tests.support.fakes import TestHub
 from tests.support.records import CUSTOMER, add, edit, link, lose_answer, one_row, record, retry_due, settle, webhook
 
@@ -207,7 +207,7 @@ def test_an_event_from_before_an_unconfirmed_write_is_not_an_edit_over_it(databa
     hub = TestHub(database, "crm")
     one = add(hub, notes="0")
     hub.run()
-    crm, edits = hub.systems["crm"], []
+    crm, edits = hub.systems["crm"], list[External]()
 
     def on_call(kind: str, what: str) -> None:
         if kind == "update" and not edits:

@@ -75,7 +75,7 @@ def test_the_same_event_again_is_an_echo(
     ours_now = written(ours, result)
     new_agreed, new_held = rebase(result, agreed, held, ours_now)
     again = together(new_agreed, theirs, ours_now, held=new_held, out=out, who=who)
-    assume(not result.ask)  # what a person is asked has no base yet, see below
+    assume(not result.ask)  # a field in conflict has no base yet, see below
     assert is_echo(again)
     assert rebase(again, new_agreed, new_held, ours_now) == (new_agreed, new_held)
 
@@ -164,7 +164,7 @@ def test_what_they_did_not_mention_stays_as_it_is(agreed: Flat, theirs: Flat, ou
 
 @given(FULL, FULL)
 def test_a_lossy_transform_is_no_edit(agreed: Flat, theirs: Flat) -> None:
-    """They changed a field; written here it reads back differently (in upper case, say): held, and owed to nobody."""
+    """A changed field that reads back differently here (in upper case, say) is a remote value: nothing is owed."""
     result = together(agreed, theirs, agreed)
     now = {path: "MAPPED" if path in result.take else value for path, value in agreed.items()}
     base, held = rebase(result, agreed, {}, now)
@@ -176,7 +176,7 @@ def test_a_lossy_transform_is_no_edit(agreed: Flat, theirs: Flat) -> None:
 
 @given(FULL, FULL, FULL)
 def test_the_question_stays_the_same_until_it_is_answered(agreed: Flat, theirs: Flat, ours: Flat) -> None:
-    """A conflict that waits for a person: the base of its field does not move, so nothing of it is lost."""
+    """A conflict that waits for an operator: the base of its field does not move, so nothing of it is lost."""
     result = together(agreed, theirs, ours, who="ask")
     base, held = rebase(result, agreed, {}, written(ours, result))
     for path in result.ask:

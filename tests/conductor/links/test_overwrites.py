@@ -16,7 +16,7 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
     hub = TestHub(database, "crm", field_to_data={"name": "name", "street": "address.line1", "city": "address.city"})
     one = add(hub, street="0", city="0")
     hub.run()
-    crm, edits = hub.systems["crm"], []
+    crm, edits = hub.systems["crm"], list[External]()
 
     def on_call(kind: str, what: str) -> None:
         if kind == "update" and not edits:  # the object was read, and is about to be written whole
@@ -57,35 +57,35 @@ def test_a_remote_edit_after_our_write_was_not_undone_by_it(database: Database, 
     hub.clock.tick()
     edit(hub, one, street="1")  # the city goes along
     hub.run()
-    told = []
+    events = []
     for city in ("theirs", "0"):  # and is edited there, and put back
         hub.clock.tick()
-        told.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
-        hub.conductor.inward.inbox.apply_event(subscriber, told[-1])
+        events.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
+        hub.conductor.inward.inbox.apply_event(subscriber, events[-1])
         hub.run()
     hub.clock.tick()
     edit(hub, one, name="without the address")
     hub.run()
-    hub.conductor.inward.inbox.apply_event(subscriber, told[0])  # a poll reads overlapping stretches
+    hub.conductor.inward.inbox.apply_event(subscriber, events[0])  # a poll reads overlapping stretches
     hub.run()
     assert record(hub, one).city == crm.store["crm_1"]["address"]["city"] == "0"
 
 
-@pytest.mark.parametrize("told", ["before", "after", "never"])
-def test_a_remote_sibling_edit_in_a_nested_object_is_not_overwritten(nested_hub: TestHub, told: str) -> None:
+@pytest.mark.parametrize("events", ["before", "after", "never"])
+def test_a_remote_sibling_edit_in_a_nested_object_is_not_overwritten(nested_hub: TestHub, events: str) -> None:
     one = add(nested_hub, city="Rome", street="Way 1")
     nested_hub.run()
     nested_hub.clock.tick()
     address = {"city": "Rome", "line1": "Way 2"}
     nested_hub.systems["crm"].edit("crm_1", address=address)
     edit(nested_hub, one, city="Oslo")
-    if told == "before":
+    if events == "before":
         webhook(nested_hub, "crm", "e1", "crm_1")
         nested_hub.run()
     nested_hub.run()
     assert nested_hub.shown("crm")[0]["address"] == {"city": "Oslo", "line1": "Way 2"}
     nested_hub.clock.tick()
-    if told == "after":
+    if events == "after":
         webhook(nested_hub, "crm", "e1", "crm_1")
     nested_hub.conductor.poll("crm.customer")
     nested_hub.conductor.sweep()  # of the same second as our write: set aside, to be fetched
@@ -101,12 +101,12 @@ def test_a_remote_sibling_edit_in_a_nested_object_is_not_overwritten(nested_hub:
 def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_hub: TestHub, writes_since: int) -> None:
     one = add(nested_hub, city="Rome", street="Way 1")
     nested_hub.run()
-    crm, told = nested_hub.systems["crm"], []
+    crm, events = nested_hub.systems["crm"], list[External]()
 
     def somebody_was_quicker(kind: str, what: str) -> None:
         if kind == "update":
             crm.on_call = lambda kind, what: None
-            told.append(crm.edit("crm_1", address={"city": "Oslo", "line1": "Way 1"}))
+            events.append(crm.edit("crm_1", address={"city": "Oslo", "line1": "Way 1"}))
 
     nested_hub.clock.tick()
     crm.on_call = somebody_was_quicker
@@ -119,7 +119,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
         nested_hub.run()
     nested_hub.clock.tick(60)
     for _ in range(2):  # by a webhook, and by a poll
-        nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told[0])
+        nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], events[0])
         nested_hub.run()
     assert record(nested_hub, one).city == "Oslo"
     expected = {"city": "Oslo", "line1": f"Way {writes_since + 2}"}
@@ -127,7 +127,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
     edit(nested_hub, one, city="Rome")  # somebody here thinks otherwise
     nested_hub.clock.tick(60)
     nested_hub.run()
-    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told[0])
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], events[0])
     nested_hub.run()
     assert record(nested_hub, one).city == "Rome"
 
@@ -204,9 +204,9 @@ def test_write_windows_are_dropped_with_the_record_they_belong_to(nested_hub: Te
     nested_hub.run()
     nested_hub.conductor.sweep()
     nested_hub.run()
-    told = crm.edit("crm_2", address={"city": "Oslo", "line1": "Way 3"})
+    events = crm.edit("crm_2", address={"city": "Oslo", "line1": "Way 3"})
     crm.edit("crm_2", address={"city": "Rome", "line1": "Way 3"})
-    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], told)
+    nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], events)
     nested_hub.run()
     assert record(nested_hub, one).city == "Rome"
     assert crm.store["crm_2"]["address"] == {"city": "Rome", "line1": "Way 3"}

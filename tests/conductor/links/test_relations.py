@@ -85,7 +85,7 @@ def test_a_dead_parent_is_reported_and_its_dependents_follow_when_it_is_fixed(bi
     billing.clock.tick(1000)
     billing.conductor.sweep()
     billing.run()
-    assert len(billing.systems["crm"].calls) == calls  # told, not looped
+    assert len(billing.systems["crm"].calls) == calls  # it is a dead letter, not a loop
     edit(billing, customer, country="IT")
     billing.run()
     assert len(bills(billing)) == 1
