@@ -216,6 +216,8 @@ class DeadLetter(Base):
     #: The error's class, and the error without its varying parts: what groups letters of one kind.
     error: Mapped[str] = mapped_column(sa.String(64))
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
+    #: The error's cause, which names the remedy.
+    code: Mapped[str] = mapped_column(sa.String(64), default="failed", server_default="failed")
     message: Mapped[str] = mapped_column(sa.Text)
     #: The system's own words per external field.
     fields: Mapped[dict[str, Any] | None]

@@ -31,7 +31,7 @@ def call_safely(call: Callable[..., Any], *arguments: Any) -> Any:
     except SyncError as error:
         return error
     except Exception as error:  # a bug in a subscriber must not fail the other records of the batch
-        wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True)
+        wrapped = Retry(f"{type(error).__name__}: {error}", maybe_done=True, code="bug")
         wrapped.__cause__ = error
         return wrapped
 

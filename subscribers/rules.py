@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from email_validator import EmailNotValidError, validate_email
 
-from subscribers.errors import Reject
-from subscribers.mapping.values import describe_fields, is_empty
+from subscribers.mapping.values import FieldErrors, is_empty
 
 
 class Rule(Protocol):
-    """Returns what is wrong with a value, to follow the name of its field; None for a valid value."""
+    """Returns what is wrong with a value, to follow the name of its field; None for a valid value.
+
+    A rule may have a `code`, which names the cause as that of a `SyncError` does.
+    """
 
     def __call__(self, value: Any) -> str | None: ...
 
@@ -32,6 +34,8 @@ Rules = Mapping[str, Sequence[Rule]]
 class required:  # noqa: N801 - reads as a word in a table of rules
     """A value that is not empty."""
 
+    code: ClassVar[str] = "required_field_missing"
+
     def __call__(self, value: Any) -> str | None:
         return "is required" if is_empty(value) else None
 
@@ -39,6 +43,8 @@ class required:  # noqa: N801 - reads as a word in a table of rules
 @dataclass(frozen=True)
 class length:  # noqa: N801
     """A text of `min` to `max` characters, or a list of `min` to `max` rows."""
+
+    code: ClassVar[str] = "too_long"
 
     min: int = 0
     max: int | None = None
@@ -56,6 +62,8 @@ class length:  # noqa: N801
 class email:  # noqa: N801
     """An email address with valid syntax, whether its mailbox exists or not."""
 
+    code: ClassVar[str] = "invalid_email"
+
     def __call__(self, value: Any) -> str | None:
         try:
             validate_email(str(value), check_deliverability=False)
@@ -66,6 +74,8 @@ class email:  # noqa: N801
 
 class choices:  # noqa: N801
     """One of the given values."""
+
+    code: ClassVar[str] = "not_in_list"
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -101,16 +111,15 @@ def check(rules: Rules, data: Mapping[str, Any]) -> None:
     Raises:
       Reject: a value breaks a rule; `fields` has the first message of each field.
     """
-    wrong: dict[str, str] = {}
+    wrong = FieldErrors()
     for path, path_rules in rules.items():
         for place, value in _values(data, path.split(".")):
             for rule in path_rules:
                 if is_empty(value) and not isinstance(rule, required):
                     continue
                 if (message := rule(value)) is not None:
-                    wrong.setdefault(place, message)
-    if wrong:
-        raise Reject(describe_fields(wrong), fields=wrong)
+                    wrong.add(place, message, getattr(rule, "code", "invalid_value"))
+    wrong.raise_if_any()
 
 
 def _values(data: Any, names: Sequence[str], place: str = "") -> Iterator[tuple[str, Any]]:

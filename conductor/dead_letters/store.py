@@ -121,6 +121,7 @@ class DeadLetterStore:
             "link_id": link_id,
             "inbox_id": inbox_id,
             "error": type(error).__name__,
+            "code": error.code,
             "fingerprint": fingerprint(error, payload),
             "message": str(error),
             "fields": dict(error.fields) or None,

@@ -238,4 +238,6 @@ def _check_required_columns(subscriber: Subscriber, values: Record) -> None:
         and not column.primary_key
     ]
     if missing:
-        raise Reject(f"cannot be created in the database: {', '.join(missing)} would be empty", fields={})
+        raise Reject(
+            f"cannot be created in the database: {', '.join(missing)} would be empty", code="required_field_missing"
+        )

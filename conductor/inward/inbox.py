@@ -101,7 +101,7 @@ class InboxProcessor:
             self._fail(row, error)
         except Exception as error:
             logger.exception("inbox row %d could not be applied", row.id)
-            wrapped = Retry(f"{type(error).__name__}: {_first_line(error)}")
+            wrapped = Retry(f"{type(error).__name__}: {_first_line(error)}", code="bug")
             wrapped.__cause__ = error
             self._fail(row, wrapped)
 

@@ -116,17 +116,21 @@ class Relations:
         name = f"{subscriber.system}.{wait.catalogue}"
         what = f"its {wait.catalogue} {wait.record_id}"
         if name not in self.context.subscribers:
-            return Verdict(Reject(f"it points to {what}, but {subscriber.system} has no subscriber for that"))
+            return Verdict(
+                Reject(
+                    f"it points to {what}, but {subscriber.system} has no subscriber for that", code="relation_missing"
+                )
+            )
         parent = _link_of(connection, name, wait.record_id) or self._owe(connection, name, wait)
         if parent is None:
-            return Verdict(Reject(f"{what} does not exist"))
+            return Verdict(Reject(f"{what} does not exist", code="relation_missing"))
         if parent.dead_at is not None:
             letter = sa.select(DeadLetter.message).where(DeadLetter.id == parent.dead_letter_id)
             why = connection.execute(letter).scalar() or "no reason is known"
-            return Verdict(Reject(f"{what} is a dead letter: {why}"), parent=parent.id)
+            return Verdict(Reject(f"{what} is a dead letter: {why}", code="relation_dead"), parent=parent.id)
         if parent.is_owed:
             if self._is_cycle(connection, link.id, parent):
-                return Verdict(Reject(f"it and {what} wait for one another"))
+                return Verdict(Reject(f"it and {what} wait for one another", code="relation_cycle"))
             return Verdict(parent=parent.id, publish=(name, wait.record_id))
         if parent.unsubscription_id is not None:
             if not lock_rules(connection, [parent.unsubscription_id]):
@@ -135,7 +139,8 @@ class Relations:
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
         if parent.is_linked:
             return Verdict(publish=(subscriber.name(), link.record_id))  # it was delivered meanwhile
-        return Verdict(Reject(f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"), parent=parent.id)
+        why = f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"
+        return Verdict(Reject(why, code="relation_missing"), parent=parent.id)
 
     def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> LinkRow | None:
         """Return the link of a related record that was never owed, and owe it; None if the record does not exist."""

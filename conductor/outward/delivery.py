@@ -288,7 +288,7 @@ class Outward:
         except sa.exc.OperationalError:
             raise
         except Exception as error:
-            unwritten = Reject(f"the outcome cannot be stored: {type(error).__name__}")
+            unwritten = Reject(f"the outcome cannot be stored: {type(error).__name__}", code="unstorable")
             # A create that succeeded must be found before it is tried again, or there would be two records.
             unwritten.maybe_done = plan.error is None or plan.error.maybe_done
             plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None

@@ -173,7 +173,9 @@ def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) ->
     """Decide what one record needs."""
     plan = Plan(claim)
     if batch.mapper is None:
-        plan.fail(Reject(f"the mapping of {subscriber.name()} does not fit its table any more"))
+        plan.fail(
+            Reject(f"the mapping of {subscriber.name()} does not fit its table any more", code="mapping_outdated")
+        )
         return plan
     outcome = call_safely(_choose, subscriber, plan, batch, batch.mapper)
     if isinstance(outcome, SyncError):

@@ -167,12 +167,14 @@ class Sender:
             found = plan.claim.link.external_id
             plan.claim.update_link(external_id=None)
             plan.claim.written_ahead = False
-            plan.fail(Reject(f"{found} was found for it, which is linked to another record already"))
+            plan.fail(
+                Reject(f"{found} was found for it, which is linked to another record already", code="ambiguous_match")
+            )
         except sa.exc.OperationalError:
             raise
         except Exception as error:
             plan.claim.written_ahead, plan.flat, plan.item = False, {}, None
-            plan.fail(Reject(f"the data to send cannot be stored: {type(error).__name__}"))
+            plan.fail(Reject(f"the data to send cannot be stored: {type(error).__name__}", code="unstorable"))
 
 
 def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str) -> None:

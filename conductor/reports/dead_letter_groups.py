@@ -31,7 +31,7 @@ class Group:
     count: int
     newest: int
     at: datetime
-    advice: Remedy
+    remedy: Remedy
 
 
 def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Group]:
@@ -50,14 +50,13 @@ def open_groups(connection: sa.Connection, filters: dict[str, str]) -> list[Grou
         .limit(GROUPS)
     )
     kinds = {row.newest: row for row in connection.execute(counted)}
-    columns = (letters.c.id, letters.c.error, letters.c.message, letters.c.at, letters.c.traceback.is_not(None))
+    columns = (letters.c.id, letters.c.error, letters.c.message, letters.c.at, letters.c.code)
     groups = []
-    for number, error, message, at, is_bug in connection.execute(
+    for number, error, message, at, code in connection.execute(
         sa.select(*columns).where(letters.c.id.in_(list(kinds)))
     ):
         kind = kinds[number]
-        fix = remedy(error, message, has_traceback=is_bug)
-        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, fix))
+        groups.append(Group(kind.subscriber, kind.fingerprint, error, message, kind.letters, number, at, remedy(code)))
     return sorted(groups, key=lambda group: (-group.count, group.subscriber))
 
 

@@ -157,7 +157,9 @@ class Backfill(TaskKind):
             except sa.exc.OperationalError:
                 raise
             except Exception as error:  # one bad record must not block the others
-                unwritten = Reject(f"{incoming.external.id} cannot be linked: {type(error).__name__}")
+                unwritten = Reject(
+                    f"{incoming.external.id} cannot be linked: {type(error).__name__}", code="unstorable"
+                )
                 self._report_ambiguous(connection, subscriber, incoming, unwritten, where)
                 continue
             if record_id is not None:
@@ -176,7 +178,7 @@ class Backfill(TaskKind):
             letter = self.services.letters.write(
                 connection,
                 subscriber.name(),
-                Reject(message, code="ambiguous_match"),
+                Reject(message, code=error.code),
                 record_id=record_id,
                 link_id=link_id,
             )

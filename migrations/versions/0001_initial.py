@@ -166,6 +166,7 @@ def upgrade() -> None:
         sa.Column("inbox_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("error", sa.String(length=64), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("code", sa.String(length=64), server_default="failed", nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
         sa.Column(
             "fields",

@@ -37,7 +37,7 @@ _SAID = (
     gettext_noop("any"), gettext_noop("create"), gettext_noop("update"), gettext_noop("delete"), gettext_noop("archive"), gettext_noop("match"), gettext_noop("unlink"),
     gettext_noop("created"), gettext_noop("updated"), gettext_noop("deleted"), gettext_noop("in"), gettext_noop("out"),
     gettext_noop("ours"), gettext_noop("theirs"), gettext_noop("agreed"), gettext_noop("gone"), gettext_noop("Ours"), gettext_noop("Theirs"),
-    gettext_noop("mend the record"), gettext_noop("mend the mapping"), gettext_noop("mend the system"), gettext_noop("mend the code"),
+    gettext_noop("fix the record"), gettext_noop("fix the mapping"), gettext_noop("fix the system"), gettext_noop("fix the code"),
 )  # fmt: skip
 
 #: Pages of the menu -> the key that leads there, after g.

@@ -27,7 +27,8 @@ from panel.views.base import (
 from panel.views.tasks import is_current, shown
 
 _COLUMNS = (
-    "id", "at", "subscriber", "record_id", "error", "message", "fields", "fingerprint", "closed_at", "resolution",
+    "id", "at", "subscriber", "record_id", "error", "code", "message", "fields", "fingerprint", "closed_at",
+    "resolution",
 )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ class DeadLetters(PanelView):
         values = {
             "row": row,
             "again": row.id in again,
-            "advice": remedy(row.error, row.message, has_traceback=row.traceback is not None),
+            "remedy": remedy(row.code),
             "subscribers": self.conductor.subscribers,
         }
         return self.live("panel/dead_letter.html", (tuple(row), values["again"]), lambda: values)

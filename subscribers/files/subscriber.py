@@ -380,10 +380,12 @@ class FileSubscriber(Subscriber):
         named = {self.columns.get(name, name): value for name, value in row.values.items()}
         data = nest(named) if csv else named
         if any(not is_plain(entry.path) for entry in self.mapper.fields.values()):
-            raise Reject("the mapping has an expression; from files only names and dotted paths are read")
+            raise Reject(
+                "the mapping has an expression; from files only names and dotted paths are read", code="unknown_field"
+            )
         key = pick(data, self.key_field)
         if key is MISSING or is_empty(key) or isinstance(key, dict | list | bool):
-            raise Reject(f"has no {self.key_field}")
+            raise Reject(f"has no {self.key_field}", code="required_field_missing")
         ours = pick(data, self.record_id_field) if self.record_id_field else None
         record_id = None if ours is MISSING or is_empty(ours) else str(ours)
         if self.deleted_field and _yes(pick(data, self.deleted_field)):
@@ -414,7 +416,7 @@ class FileSubscriber(Subscriber):
         try:
             return read(cell.strip()) if read else cell
         except (ValueError, KeyError):
-            raise Reject(f"{path}: {cell!r} does not fit {column.name}") from None
+            raise Reject(f"{path}: {cell!r} does not fit {column.name}", code="invalid_value") from None
 
     def _put_away(self, reading: Reading) -> None:
         name = f"{_stamp()}-{reading.path.name[-_LONGEST_NAME:]}"

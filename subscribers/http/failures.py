@@ -27,6 +27,13 @@ STATUSES: Mapping[int, type[SyncError]] = {
     503: SystemDown,
 }
 
+#: HTTP status -> code of the error, where the status names the cause.
+CODES: Mapping[int, str] = {
+    403: "permission_missing",
+    409: "conflict",
+    413: "too_long",
+}
+
 
 def status_error(
     status: int,
@@ -41,13 +48,14 @@ def status_error(
     """HTTP status -> what to do next, by `table`."""
     text = f"{status}: {message}" if message else str(status)
     kind = table.get(status, Retry if status >= 500 else Reject)
+    code = CODES.get(status)
     if issubclass(kind, SystemDown):
         text = f"the login is refused ({text})" if status in (401, 403) else text
         return kind(text, after=after, request_id=request_id)
     if issubclass(kind, Retry):
         return kind(text, after=after, maybe_done=writes and status >= 500, request_id=request_id)
     if issubclass(kind, Reject):
-        return kind(text, fields=fields, request_id=request_id)
+        return kind(text, fields=fields, request_id=request_id, code=code)
     return kind(text, request_id=request_id)
 
 

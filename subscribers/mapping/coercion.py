@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from i18n import gettext
+from subscribers.mapping.values import InvalidValue
 
 
 def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
@@ -18,7 +19,7 @@ def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
       ValueError: `record_id` is None: the related record is not linked.
     """
     if record_id is None:
-        raise ValueError(gettext("refers to a record that is not linked here"))
+        raise InvalidValue(gettext("refers to a record that is not linked here"), "reference_missing")
     python_type = column.type.python_type
     return record_id if python_type is str else python_type(record_id)
 
@@ -31,7 +32,9 @@ def coerce(column: sa.Column[Any], value: Any) -> Any:
     """
     if value is None or value == "":
         if not column.nullable:
-            raise ValueError(gettext("is empty, but {name} requires a value", name=column.name))
+            raise InvalidValue(
+                gettext("is empty, but {name} requires a value", name=column.name), "required_field_missing"
+            )
         return None
     expected = column.type.python_type
     if expected is str:
@@ -66,8 +69,9 @@ def _coerce_text(column: sa.Column[Any], value: Any) -> str:
     text = str(value)
     length = getattr(column.type, "length", None)
     if length is not None and len(text) > length:
-        raise ValueError(
-            gettext("has {n} characters, but {name} allows {length}", n=len(text), name=column.name, length=length)
+        raise InvalidValue(
+            gettext("has {n} characters, but {name} allows {length}", n=len(text), name=column.name, length=length),
+            "too_long",
         )
     if "\x00" in text:
         raise ValueError(gettext("contains a NUL character, which text columns cannot store"))

@@ -21,7 +21,7 @@ from subscribers.mapping.coercion import as_key, coerce
 from subscribers.mapping.fields import Field, as_fields, entry_row
 from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import Transform, find
-from subscribers.mapping.values import Flat, Links, describe_fields, is_empty, plain, same
+from subscribers.mapping.values import FieldErrors, Flat, Links, is_empty, plain, same
 
 
 class Mapper:
@@ -103,7 +103,7 @@ class Mapper:
             Without `strict`, the other values are returned instead.
         """
         flat: Flat = {}
-        wrong: dict[str, str] = {}
+        wrong = FieldErrors()
         for column, entry in self._sent:
             try:
                 if column in self._direct:
@@ -112,16 +112,16 @@ class Mapper:
                 else:
                     value = self._value_out(column, record, links or {})
                 if entry.required and is_empty(value):
-                    wrong[entry.path] = f"is required, but {column} is empty"
+                    wrong.add(entry.path, f"is required, but {column} is empty", "required_field_missing")
                 flat[entry.path] = plain(value)
             except _Unknown:
                 continue
             except Reject as error:
-                wrong |= error.fields
+                wrong.add_nested(error)
             except ValueError as error:
-                wrong[entry.path] = str(error)
-        if wrong and strict:
-            raise Reject(describe_fields(wrong), fields=wrong)
+                wrong.add_value(entry.path, error)
+        if strict:
+            wrong.raise_if_any()
         return flat
 
     def _value_out(self, column: str, record: Record, links: Links) -> Any:
@@ -177,18 +177,17 @@ class Mapper:
           Reject: a value cannot be converted to its column; `fields` has the messages.
         """
         values: Record = {}
-        wrong: dict[str, str] = {}
+        wrong = FieldErrors()
         # Columns that depend on another one come after it, and child rows last.
         for path, value in sorted(flat.items(), key=lambda item: self._order(self._column_of[item[0]])):
             column = self._column_of[path]
             try:
                 values |= self._values_in(column, value, keys or {}, {**(record or {}), **values})
             except Reject as error:
-                wrong |= error.fields
+                wrong.add_nested(error)
             except ValueError as error:
-                wrong[path] = str(error)
-        if wrong:
-            raise Reject(describe_fields(wrong), fields=wrong)
+                wrong.add_value(path, error)
+        wrong.raise_if_any()
         return values
 
     def _order(self, column: str) -> int:
@@ -255,12 +254,11 @@ def _is_rows(value: Any) -> bool:
 def _each_row(path: str, given: Iterable[Any], carry: Callable[[Any], Record]) -> list[Record]:
     """Convert each child row; raise one `Reject` with the messages of all rows, by row and field."""
     carried: list[Record] = []
-    wrong: dict[str, str] = {}
+    wrong = FieldErrors()
     for number, row in enumerate(given):
         try:
             carried.append(carry(row))
         except Reject as error:
-            wrong |= {f"{path}[{number}].{name}": text for name, text in error.fields.items()}
-    if wrong:
-        raise Reject(describe_fields(wrong), fields=wrong)
+            wrong.add_nested(error, f"{path}[{number}].")
+    wrong.raise_if_any()
     return carried

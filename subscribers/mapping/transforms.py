@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 import pycountry
 
 from i18n import gettext, gettext_noop
+from subscribers.mapping.values import InvalidValue
 
 Value = Any
 
@@ -352,7 +353,7 @@ def _map(arguments: str) -> Transform:
     def look_up(known: Mapping[str, str]) -> Callable[[Value], str]:
         def find_in(value: Value) -> str:
             if isinstance(value, list | dict | bool) or str(value) not in known:
-                raise ValueError(f"{value!r} is not one of {', '.join(known)}")
+                raise InvalidValue(f"{value!r} is not one of {', '.join(known)}", "not_in_list")
             return known[str(value)]
 
         return find_in

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from subscribers.errors import clean
+from subscribers.errors import Reject, clean
 
 Flat = dict[str, Any]
 
@@ -64,3 +64,42 @@ def plain(value: Any) -> Any:
 def describe_fields(messages: Mapping[str, str]) -> str:
     """Return the messages of fields as one text."""
     return "; ".join(f"{name}: {text}" for name, text in messages.items())
+
+
+class InvalidValue(ValueError):
+    """A value that does not fit its field. `code` names the cause, as that of a `SyncError` does."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class FieldErrors:
+    """Collects the errors of a record's fields, and raises them as one `Reject` with the code of the first."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, str] = {}
+        self.code: str | None = None
+
+    def add(self, path: str, message: str, code: str) -> None:
+        """Add the message of a field; only the first of each field counts."""
+        self.code = self.code or code
+        self.messages.setdefault(path, message)
+
+    def add_value(self, path: str, error: ValueError) -> None:
+        """Add a value that cannot be converted."""
+        self.add(path, str(error), error.code if isinstance(error, InvalidValue) else "invalid_value")
+
+    def add_nested(self, error: Reject, prefix: str = "") -> None:
+        """Add the fields of child rows."""
+        for name, message in error.fields.items():
+            self.add(prefix + name, message, error.code)
+
+    def raise_if_any(self) -> None:
+        """Raise what was collected.
+
+        Raises:
+          Reject: at least one field has an error.
+        """
+        if self.messages:
+            raise Reject(describe_fields(self.messages), fields=self.messages, code=self.code)

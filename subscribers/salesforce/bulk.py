@@ -63,7 +63,9 @@ def ingest(
         how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
     except Gone as error:  # the object or the field of the job's address, and no record of it
-        return [Reject(f"jobs/ingest: {error}", request_id=error.request_id).with_reply(error.reply)] * len(rows)
+        return [
+            Reject(f"jobs/ingest: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
+        ] * len(rows)
     except SyncError as error:
         return [error] * len(rows)
     lost = Retry(f"{how} and says nothing of this record", maybe_done=True)

@@ -84,6 +84,29 @@ TABLE: Mapping[str, type[SyncError]] = {
     "STRING_TOO_LONG": Reject,
 }
 
+#: Salesforce's code -> code of the error, which names the remedy of a dead letter.
+CODES: Mapping[str, str] = {
+    "CANNOT_EXECUTE_FLOW_TRIGGER": "validation_rule",
+    "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY": "permission_missing",
+    "DUPLICATES_DETECTED": "duplicate",
+    "DUPLICATE_EXTERNAL_ID": "duplicate",
+    "DUPLICATE_VALUE": "duplicate",
+    "FIELD_CUSTOM_VALIDATION_EXCEPTION": "validation_rule",
+    "FIELD_FILTER_VALIDATION_EXCEPTION": "validation_rule",
+    "INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY": "permission_missing",
+    "INSUFFICIENT_ACCESS_OR_READONLY": "permission_missing",
+    "INVALID_CROSS_REFERENCE_KEY": "reference_missing",
+    "INVALID_EMAIL_ADDRESS": "invalid_email",
+    "INVALID_FIELD": "unknown_field",
+    "INVALID_FIELD_FOR_INSERT_UPDATE": "permission_missing",
+    "INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST": "not_in_list",
+    "INVALID_TYPE": "unknown_field",
+    "MALFORMED_ID": "reference_missing",
+    "NUMBER_OUTSIDE_VALID_RANGE": "invalid_value",
+    "REQUIRED_FIELD_MISSING": "required_field_missing",
+    "STRING_TOO_LONG": "too_long",
+}
+
 
 def by_code(
     errors: Errors,
@@ -114,7 +137,7 @@ def by_code(
         return Retry(text, after=after, request_id=request_id)
     if kind is Gone:
         return Gone(text, request_id=request_id)
-    return Reject(text, fields=fields, request_id=request_id)
+    return Reject(text, fields=fields, request_id=request_id, code=CODES.get(code))
 
 
 def _by_status(status: int | None) -> type[SyncError]:
@@ -133,7 +156,7 @@ def refusal(error: SalesforceError, response: requests.Response | None, writes: 
             return Expired()
         return by_code(errors, status=error.status, after=after, writes=writes)
     if error.status == 300:
-        return Reject("several records there carry this External ID", fields={})
+        return Reject("several records there carry this External ID", code="ambiguous_match")
     if error.status == 503 or error.status < 500:
         # A page instead of JSON comes from something in front of Salesforce, and says nothing of the record.
         return SystemDown(f"{error.status} without Salesforce's JSON", after=after)

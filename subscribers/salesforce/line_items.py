@@ -226,7 +226,9 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         for some in _payloads(graphs):
             if len(some[0][1]) > MAX_NODES:
                 item, nodes = some[0]
-                outcomes[item.record_id] = Reject(f"{len(nodes) - 1} rows, but Salesforce takes {MAX_NODES - 1}")
+                outcomes[item.record_id] = Reject(
+                    f"{len(nodes) - 1} rows, but Salesforce takes {MAX_NODES - 1}", code="too_long"
+                )
                 continue
             outcomes |= zip((item.record_id for item, _ in some), self._call_graphs(some), strict=True)
         return [outcomes[item.record_id] for item, _ in graphs]
@@ -263,7 +265,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
     def _refused(self, item: Item, place: int, errors: Sequence[Any]) -> SyncError:
         """What it means that this place of the graph failed: the record is the first, its rows follow."""
         if not all(isinstance(one, dict) for one in errors):
-            return Reject("several records there carry this External ID")
+            return Reject("several records there carry this External ID", code="ambiguous_match")
         error = by_code(errors, request_id=self.client.request_id)
         if place == 0:
             return self.explain_gone(item, error) if error.unlinks else error

@@ -166,7 +166,11 @@ class SalesforceSubscriber(Subscriber):
         if item.external_id is None:
             # An upsert by the External ID creates what is gone: so it is another record, or no record at all.
             deleted = points and "ENTITY_IS_DELETED" in str(gone)
-            return Retry(f"a record that it points to is deleted there: {gone}") if deleted else Reject(str(gone))
+            return (
+                Retry(f"a record that it points to is deleted there: {gone}")
+                if deleted
+                else Reject(str(gone), code="reference_missing")
+            )
         try:
             if points:
                 self.fetch(item.external_id)
@@ -285,7 +289,7 @@ class SalesforceSubscriber(Subscriber):
 
 def unknown_address(path: str, error: Gone) -> Reject:
     """A whole call whose address is unknown: an object or a field that the org lacks, and no record that is gone."""
-    return Reject(f"{path}: {error}", request_id=error.request_id).with_reply(error.reply)
+    return Reject(f"{path}: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

@@ -37,6 +37,16 @@ _BY_TYPE: dict[str, type[SyncError]] = {
     "rate_limit_error": SystemDown,
 }
 
+#: Stripe's `code` -> code of the error, which names the remedy of a dead letter.
+CODES: dict[str, str] = {
+    "email_invalid": "invalid_email",
+    "parameter_invalid_empty": "required_field_missing",
+    "parameter_missing": "required_field_missing",
+    "parameter_unknown": "unknown_field",
+    "resource_already_exists": "duplicate",
+    "resource_missing": "reference_missing",
+}
+
 
 def classify(response: requests.Response, writes: bool) -> SyncError | None:
     """An answer that is no success -> what to do next."""
@@ -53,7 +63,9 @@ def classify(response: requests.Response, writes: bool) -> SyncError | None:
     again = response.headers.get("Stripe-Should-Retry", "").lower()
     if status == 403 and "permission" in message:
         # Only this kind of object is closed to us: the others must go on.
-        return Reject(f"give the API key the permission it lacks ({text})", request_id=request_id)
+        return Reject(
+            f"give the API key the permission it lacks ({text})", request_id=request_id, code="permission_missing"
+        )
     if status in (401, 403):
         return SystemDown(f"the API key is refused ({text})", request_id=request_id)
     replayed = status >= 500 and ("Idempotent-Replayed" in response.headers or again == "false")
@@ -73,13 +85,13 @@ def classify(response: requests.Response, writes: bool) -> SyncError | None:
         return status_error(status, text.partition(": ")[2], after=after, writes=writes, request_id=request_id)
     if again == "true":
         return Retry(text, after=after, maybe_done=writes, request_id=request_id)
-    return _by_type(kind, text, {_dotted(param): message} if param else {}, request_id)
+    return _by_type(kind, text, {_dotted(param): message} if param else {}, request_id, CODES.get(code))
 
 
-def _by_type(kind: str, text: str, fields: dict[str, str], request_id: str | None) -> SyncError:
+def _by_type(kind: str, text: str, fields: dict[str, str], request_id: str | None, code: str | None) -> SyncError:
     found = _BY_TYPE.get(kind, Reject)
     if found is Reject:
-        return Reject(text, fields=fields, request_id=request_id)
+        return Reject(text, fields=fields, request_id=request_id, code=code)
     return found(text, maybe_done=found is KeySpent, request_id=request_id)
 
 
@@ -90,7 +102,7 @@ def _missing(text: str, response: requests.Response, request_id: str | None) -> 
     named = re.search(r"No such [\w ]+: '([^']+)'", text)
     if named and named[1] not in str(response.request.path_url):
         # Not the object the call was for, but one it points to.
-        return Reject(text, request_id=request_id)
+        return Reject(text, request_id=request_id, code="reference_missing")
     return Gone(text, request_id=request_id)
 
 

@@ -153,7 +153,9 @@ class StripeInvoice(StripeSubscriber):
             self.client.pace()
             super().delete(item)
         elif body["status"] == "paid":
-            raise Reject("it is paid in Stripe, where nobody can delete or void it any more: refund it there")
+            raise Reject(
+                "it is paid in Stripe, where nobody can delete or void it any more: refund it there", code="conflict"
+            )
         elif body["status"] != "void":
             self.client.pace()
             self.client.post(self._address(item.linked_id, "/void"), {})
@@ -236,7 +238,7 @@ class StripeInvoice(StripeSubscriber):
             wrong = {name: why for name in changes if name != "status"}
         wrong = {name: text for name, text in wrong.items() if name in changes}
         if wrong:
-            raise Reject(describe_fields(wrong), fields=wrong)
+            raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
 
     def _due(self, day: Any) -> dict[str, Any]:
         """The end of that day (UTC), or the usual time from now."""
@@ -297,7 +299,7 @@ def _check_reachable(now: str, target: str) -> None:
         return
     why = "a final invoice never becomes a draft again" if now == "open" else f"what is {now} there stays so"
     wrong = {"status": f"cannot become {target}: in Stripe it is {now}, and {why}"}
-    raise Reject(describe_fields(wrong), fields=wrong)
+    raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
 
 
 def _count_moves(now: str, target: str) -> int:

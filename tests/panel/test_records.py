@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor.dead_letters.remedies import CODE, MAPPING, RECORD, SYSTEM, remedy
 from conductor.dead_letters.store import fingerprint
 from conductor.inward.webhooks import KEPT_REFUSED
 from conductor.redaction import LONGEST_REPLY, MASK, redact, reply_text, safe_headers, secrets_in
@@ -251,23 +250,6 @@ def test_errors_that_differ_in_values_only_have_one_fingerprint() -> None:
     assert of("email ada@x.example is taken") == of("email bob@y.example is taken")
     assert of("phone is wrong") != of("email is wrong")
     assert of("phone is wrong", name="on") == of("phone is wrong")
-
-
-def test_advice_says_where_to_mend_it() -> None:
-    known = {
-        ("Reject", "REQUIRED_FIELD_MISSING: Required fields are missing: [LastName]"): RECORD,
-        ("Reject", "INVALID_FIELD: No such column 'Emial' on entity Account"): MAPPING,
-        ("Reject", "DUPLICATE_VALUE: duplicate value found"): SYSTEM,
-        ("Reject", "the mapping of crm.customer does not fit its table any more"): MAPPING,
-        ("Reject", "400: something nobody has heard of"): RECORD,
-        ("Retry", "500: try later"): SYSTEM,
-    }
-    for (error, message), where in known.items():
-        assert remedy(error, message).where == where, message
-    assert remedy("Retry", "KeyError: x", has_traceback=True).where == CODE
-
-
-# --- webhooks -----------------------------------------------------------------------------------------
 
 
 def send(panel: Panel, number: int, name: str) -> int:
