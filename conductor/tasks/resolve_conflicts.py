@@ -53,11 +53,12 @@ class ResolveConflicts(TaskKind):
     @staticmethod
     def label(task: Any) -> str:
         """Return what a task does."""
+        choice = task.argument["choice"]
         return gettext(
             "Resolve the conflicts of {subscriber} about {path}: {choice}",
             subscriber=task.subscriber,
             path=task.argument["path"],
-            choice=gettext(task.argument["choice"]),
+            choice=gettext(choice),
         )
 
 
