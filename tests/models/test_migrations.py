@@ -23,8 +23,6 @@ from models.ledger import Change
 from models.schema import NothingToMigrate, alembic_config, is_current, make_migration, migrate
 from models.session import Database
 
-CUSTOMER = Customer.__table__
-
 #: For each catalogue table one trigger an event; PostgreSQL has TRUNCATE besides.
 EVENTS = {"sqlite": ("delete", "insert", "update"), "postgresql": ("delete", "insert", "truncate", "update")}
 
@@ -88,7 +86,7 @@ def expected_triggers(database: Database) -> list[str]:
 
 def add(database: Database, **values: Any) -> None:
     with database.write() as connection:
-        connection.execute(sa.insert(CUSTOMER).values(**{"name": "Ada", **values}))
+        connection.execute(sa.insert(Customer).values(**{"name": "Ada", **values}))
 
 
 def changes(database: Database) -> int:
@@ -156,7 +154,7 @@ def test_data_survives_each_step_down_and_up(empty: Database, database_url: str)
     # Migrating what is up to date already changes nothing either.
     migrate(database_url)
     with empty.read() as connection:
-        assert connection.execute(sa.select(CUSTOMER.c.email, CUSTOMER.c.city)).one() == ("ada@x.org", "Rome")
+        assert connection.execute(sa.select(Customer.email, Customer.city)).one() == ("ada@x.org", "Rome")
     before = changes(empty)
     add(empty, name="Bob")
     assert changes(empty) == before + 1

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -41,8 +42,6 @@ TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) | {f"bench-{name}" for n
 
 #: Files that a reader is told to make.
 READERS_OWN = {"subscribers/shop.py", "tests/subscribers/test_shop.py"}
-
-CUSTOMER = Customer.__table__
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -226,7 +225,8 @@ def test_the_quoted_mappings_are_the_shipped_ones() -> None:
 @pytest.fixture(autouse=True)
 def tables_put_back() -> Iterator[None]:
     """What an example registers or declares is for its test only."""
-    before = [(kept, dict(kept)) for kept in (REGISTRY, CATALOGUES)]
+    tables: tuple[dict[str, Any], ...] = (REGISTRY, CATALOGUES)
+    before = [(kept, dict(kept)) for kept in tables]
     yield
     for kept, was in before:
         kept.clear()
@@ -284,17 +284,17 @@ def test_an_example_subscriber_keeps_customers_in_sync(
     assert hub.customer(key).name == "Ada Lovelace"
     assert not shop.journal.calls("PATCH"), "what came from the shop must not go back to it"
 
-    hub.execute(sa.update(CUSTOMER).values(phone="2"))
+    hub.execute(sa.update(Customer).values(phone="2"))
     hub.run()
     assert shop.contacts.get(contact["id"])["phone"] == "2"
     assert len(shop.journal.calls("PATCH")) == 1
 
     with hub.conductor.database.write() as connection, sync_context(connection, unsubscribe=["shop"]):
-        connection.execute(sa.insert(CUSTOMER).values(name="Grace", email="grace@x.example"))
+        connection.execute(sa.insert(Customer).values(name="Grace", email="grace@x.example"))
     shop.contacts.create({"name": "Grace Hopper", "email": "grace@x.example"})
     hub.poll("shop.customer")
     with hub.conductor.database.read() as connection:
-        names = connection.execute(sa.select(CUSTOMER.c.name).order_by(CUSTOMER.c.id)).scalars().all()
+        names = connection.execute(sa.select(Customer.name).order_by(Customer.id)).scalars().all()
     assert len(names) == 2, "matched by its email, not created again"
 
 
@@ -323,14 +323,14 @@ def test_the_example_class_does_what_the_page_says(shop: ShopLike, start: Callab
         letter = connection.execute(sa.select(DeadLetter.__table__)).one()
     assert (letter.record_id, letter.error, letter.fields) == (str(other), "Reject", {"email": "is required"})
 
-    hub.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id == key))
+    hub.execute(sa.delete(Customer).where(Customer.id == key))
     hub.run()
     assert shop.contacts.get(contact["id"])["note"] == "closed", "archived there"
 
     third = hub.add(name="Emmy", email="emmy@x.example")
     hub.run()
     shop.contacts.delete(shop.contacts.newest(1)[0][0]["id"])
-    hub.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == third).values(phone="3"))
+    hub.execute(sa.update(Customer).where(Customer.id == third).values(phone="3"))
     hub.run()
     assert hub.customer(third).active is False, "gone there, archived here"
 
@@ -343,9 +343,9 @@ def test_the_invoice_example_sends_lines(
     hub = start(marked("runs: invoice", "docs/howto/add-a-catalogue.md"))
     customer = hub.add(name="Ada")
     invoice = {"customer_id": customer, "number": "2026-1", "due_date": sa.func.date("2026-12-24")}
-    (key,) = hub.execute(sa.insert(Invoice.__table__).values(**invoice)).inserted_primary_key
+    (key,) = hub.execute(sa.insert(Invoice).values(**invoice)).inserted_primary_key
     hub.conductor.relay()
-    hub.execute(sa.insert(InvoiceLine.__table__).values(invoice_id=key, description="Tea", quantity=2, unit_price=450))
+    hub.execute(sa.insert(InvoiceLine).values(invoice_id=key, description="Tea", quantity=2, unit_price=450))
     with hub.conductor.database.read() as connection:
         waiting = connection.execute(sa.select(Change.__table__).where(Change.relayed_at.is_(None))).one()
         subscriber = hub.conductor.subscribers["books.invoice"]
