@@ -108,10 +108,14 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def retry(arguments: argparse.Namespace) -> int:
-    """Retry dead letters, and print how many."""
+    """Retry the dead letters with these ids immediately, or all that match by a task; print how many."""
     runtime = build()
-    letters = DeadLetterFilter(ids=arguments.ids, subscriber=arguments.subscriber, error=arguments.error)
-    count = runtime.conductor.dead_letters.retry(letters, by=operator())
+    conductor, by = runtime.conductor, operator()
+    if arguments.ids:
+        count = sum(conductor.dead_letters.retry(number, by) for number in arguments.ids)
+    else:
+        letters = DeadLetterFilter(subscriber=arguments.subscriber, error=arguments.error)
+        count = conductor.tasks.get(conductor.tasks.start("retry", by, letters=letters)).total
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

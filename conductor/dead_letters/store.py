@@ -146,11 +146,17 @@ class DeadLetterStore:
 
     @staticmethod
     def page(
-        connection: sa.Connection, letters: DeadLetterFilter, after: int, limit: int, until: datetime
+        connection: sa.Connection,
+        letters: DeadLetterFilter,
+        after: int = 0,
+        limit: int | None = None,
+        until: datetime | None = None,
     ) -> Sequence[Any]:
-        """Return the next open letters by id, as rows for `retry` and `discard`; of those written by `until`."""
+        """Return the next open letters by id, as rows for `retry` and `discard`; only those written by `until`."""
         columns = (DeadLetter.id, DeadLetter.link_id, DeadLetter.inbox_id, DeadLetter.subscriber)
-        matching = (*letters.conditions(), DeadLetter.id > after, DeadLetter.at <= until)
+        matching = [*letters.conditions(), DeadLetter.id > after]
+        if until is not None:
+            matching.append(DeadLetter.at <= until)
         return connection.execute(sa.select(*columns).where(*matching).order_by(DeadLetter.id).limit(limit)).all()
 
     def retry(self, connection: sa.Connection, rows: Iterable[Any], *, task_id: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters: what a person has to look at, grouped by kind, and sent again or discarded."""
+"""Dead letters, grouped by kind, to retry or discard."""
 
 from __future__ import annotations
 
@@ -34,8 +34,6 @@ _COLUMNS = (
 
 #: So many of the newest tasks about letters are shown beside them.
 _TASKS = 5
-
-_DISCARDED = gettext_noop("1 dead letter is discarded."), gettext_noop("{count} dead letters are discarded.")
 
 
 class DeadLetters(PanelView):
@@ -94,51 +92,51 @@ class DeadLetters(PanelView):
 
     @action("/retry", needs="retry")
     def retry(self) -> Response:
-        """One letter goes at once, all that match as a task: a batch at a time, as their systems have room."""
-        letters = _letters()
-        if letters.ids is not None:
-            count = self.conductor.dead_letters.retry(letters, self.current_email)
-            return redirect_success(
-                _told(count, gettext_noop("1 dead letter goes again."), gettext_noop("{count} dead letters go again.")),
-                url_for(".index"),
-            )
-        task = self.conductor.tasks.get(self.conductor.tasks.start("retry", self.current_email, letters=letters))
-        return redirect_success(
-            _told(
-                task.total,
-                gettext_noop("1 dead letter is tried again."),
-                gettext_noop("{count} dead letters are tried again, in the background."),
-            ),
-            url_for(".index"),
+        """Retry one letter immediately, or start a task for all that match."""
+        if (number := _chosen_one()) is not None:
+            count = int(self.conductor.dead_letters.retry(number, self.current_email))
+            return self._report(count, gettext_noop("1 dead letter goes again."))
+        task = self.conductor.tasks.start("retry", self.current_email, letters=_letters())
+        return self._report(
+            self.conductor.tasks.get(task).total,
+            gettext_noop("1 dead letter is tried again."),
+            gettext_noop("{count} dead letters are tried again, in the background."),
         )
 
     @action("/try-one", needs="retry")
     def try_one(self) -> Response:
-        """The newest of those that match goes at once: does the mending help?"""
+        """Retry the newest of the letters that match, to see whether a fix helps."""
         with self.conductor.database.read() as connection:
             newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
             number = connection.execute(newest).scalar()
-        if number is None:
+        if number is None or not self.conductor.dead_letters.retry(number, self.current_email):
             return redirect_error(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
-        self.conductor.dead_letters.retry(DeadLetterFilter(ids=[number]), self.current_email)
         flash(gettext("This one goes again; the page tells how it ends."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
     def discard(self) -> Response:
-        """One letter is closed at once, all that match as a task, which shows how far it is and can be stopped."""
+        """Discard one letter immediately, or start a task for all that match."""
         reason = form_field("reason")
         if not reason:
             return redirect_error(gettext("Say why they need not be sent."), url_for(".index"))
-        letters = _letters()
-        if letters.ids is not None:
-            count = self.conductor.dead_letters.discard(letters, self.current_email, reason)
-            return redirect_success(_told(count, *_DISCARDED), url_for(".index"))
-        task = self.conductor.tasks.get(
-            self.conductor.tasks.start("discard", self.current_email, letters=letters, reason=reason)
+        if (number := _chosen_one()) is not None:
+            count = int(self.conductor.dead_letters.discard(number, self.current_email, reason))
+            return self._report(count, gettext_noop("1 dead letter is discarded."))
+        task = self.conductor.tasks.start("discard", self.current_email, letters=_letters(), reason=reason)
+        return self._report(
+            self.conductor.tasks.get(task).total,
+            gettext_noop("1 dead letter is discarded."),
+            gettext_noop("{count} dead letters are discarded, in the background."),
         )
-        many = gettext_noop("{count} dead letters are discarded, in the background.")
-        return redirect_success(_told(task.total, _DISCARDED[0], many), url_for(".index"))
+
+    @staticmethod
+    def _report(count: int, one: str, many: str = "") -> Response:
+        if count == 0:
+            message = gettext("Nothing to do: those letters were closed already.")
+        else:
+            message = gettext(one) if count == 1 else gettext(many, count=f"{count:,}")
+        return redirect_success(message, url_for(".index"))
 
 
 def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
@@ -164,12 +162,17 @@ def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
     return pages.merge(listings)
 
 
+def _chosen_one() -> int | None:
+    """Return the id that a form names, or None if it means all letters that match its filters."""
+    if not (typed := form_field("id")):
+        return None
+    if (number := parse_id(typed)) is None:
+        abort(404)
+    return number
+
+
 def _letters() -> DeadLetterFilter:
-    """The letters a form means: one by its id, or all that match the filters."""
-    if typed := form_field("id"):
-        if (number := parse_id(typed)) is None:
-            abort(404)
-        return DeadLetterFilter(ids=[number])
+    """Return the filters of a form."""
     chosen = DeadLetterFilter(
         subscriber=form_field("subscriber") or None,
         error=form_field("error") or None,
@@ -178,9 +181,3 @@ def _letters() -> DeadLetterFilter:
     if chosen == DeadLetterFilter() and form_field("all") != "yes":
         abort(400, gettext("Nothing was chosen."))
     return chosen
-
-
-def _told(count: int, one: str, many: str) -> str:
-    if count == 0:
-        return gettext("Nothing to do: those letters were closed already.")
-    return gettext(one) if count == 1 else gettext(many, count=f"{count:,}")

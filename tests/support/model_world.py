@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import Conductor, DeadLetterFilter, Policy
+from conductor import Conductor, Policy
 from models.capture import sync_context
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Link, Unsubscription
@@ -33,6 +33,7 @@ from tests.model.model_systems import (
     shared_database,
     subscriber_class,
 )
+from tests.support.dead_letters import discard_all, retry_all
 from tests.support.fakes import Clock
 
 Step = tuple[Any, ...]
@@ -587,7 +588,7 @@ class World:
 
     def do_retry(self) -> None:
         """A person tries all dead letters again."""
-        self.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
+        retry_all(self.conductor, "ann")
 
     def do_discard(self) -> None:
         """A person discards all dead letters."""
@@ -595,7 +596,7 @@ class World:
             rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
             bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
         try:
-            self.conductor.dead_letters.discard(DeadLetterFilter(), "ann", "because")
+            discard_all(self.conductor, "ann", "because")
         finally:  # a process may die just after the commit
             for row in rows:
                 if row.link_id is not None:

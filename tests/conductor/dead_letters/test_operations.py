@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conductor import DeadLetterFilter
 from models.session import Database
 from subscribers.errors import Reject
+from tests.support.dead_letters import discard_all
 from tests.support.fakes import TestHub
 from tests.support.records import add, edit, link
 
@@ -16,8 +16,8 @@ def test_discarding_a_dead_letter_settles_its_change(hub: TestHub) -> None:
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
     with pytest.raises(ValueError, match="reason"):
-        hub.conductor.dead_letters.discard(DeadLetterFilter(), by="ann", reason=" ")
-    assert hub.conductor.dead_letters.discard(DeadLetterFilter(), by="ann", reason="test data") == 1
+        discard_all(hub.conductor, "ann", " ")
+    assert discard_all(hub.conductor, "ann", "test data") == 1
     hub.conductor.sweep(everything=True)
     hub.run()
     assert hub.shown("crm") == []
@@ -32,7 +32,7 @@ def test_discarding_a_dead_letter_keeps_a_later_edit(database: Database) -> None
     hub.conductor.systems.pause("crm", "ann", "")
     edit(hub, one, name="Mended")
     hub.run()
-    hub.conductor.dead_letters.discard(DeadLetterFilter(), "ann", "old news")
+    discard_all(hub.conductor, "ann", "old news")
     hub.conductor.systems.resume("crm", "ann")
     hub.clock.tick()
     hub.conductor.sweep()

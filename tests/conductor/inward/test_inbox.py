@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from conductor import DeadLetterFilter
 from models.ledger import DeadLetter, Inbox, System
 from subscribers.errors import SystemDown
 from subscribers.records import External
+from tests.support.dead_letters import retry_all
 from tests.support.fakes import TestHub
 from tests.support.records import add, edit, one_row, record, rows, webhook
 
@@ -98,7 +98,7 @@ def test_an_incoming_record_that_the_database_refuses_becomes_a_dead_letter(hub:
     assert "name would be empty" in letter.message and rows(hub, Inbox)[0].state == "dead"
     # Mended there, and tried again from here.
     hub.systems["crm"].edit("crm_1", name="Named")
-    hub.conductor.dead_letters.retry(DeadLetterFilter(), by="ann")
+    retry_all(hub.conductor, "ann")
     hub.conductor.sweep()
     hub.run()
     assert record(hub).name == "Named" and rows(hub, DeadLetter)[0].closed_at is not None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from conductor import DeadLetterFilter
 from models.ledger import DeadLetter
 from models.ledger import Mapping as SavedMapping
 from models.session import Database
 from subscribers.mapping.validation import check_rows
+from tests.support.dead_letters import retry_all
 from tests.support.fakes import TestHub
 from tests.support.records import add, edit, rows
 
@@ -41,7 +41,7 @@ def test_a_mapping_that_no_longer_fits_can_be_replaced(database: Database) -> No
     assert letter.record_id == one and "does not fit" in letter.message
     assert hub.conductor.mappings.latest("crm.customer")[1] == 1
     hub.conductor.mappings.save("crm.customer", None, "ann", 1)
-    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
+    retry_all(hub.conductor, "ann")
     hub.conductor.sweep()
     hub.run()
     assert len(hub.shown("crm")) == 1

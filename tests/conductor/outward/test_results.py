@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from conductor import DeadLetterFilter, Policy
+from conductor import Policy
 from conductor.outward import outcomes
 from models.ledger import DeadLetter, Delivery
 from models.session import Database
 from subscribers.errors import Reject, Retry
 from subscribers.records import External, Item
+from tests.support.dead_letters import retry_all
 from tests.support.fakes import FakeInvoice, FakeSubscriber, TestHub
 from tests.support.records import add, add_invoice, invoice_link, link, record, rows
 
@@ -26,7 +27,7 @@ def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: 
     assert link(hub, "crm", good).synced_change == link(hub, "crm", good).owed_change
     assert link(hub, "crm", bad).dead_at is not None
     # A retry by a person sends it, and the letter closes by itself.
-    assert hub.conductor.dead_letters.retry(DeadLetterFilter(error="Reject"), by="ann@x.org") == 1
+    assert retry_all(hub.conductor, "ann@x.org") == 1
     hub.conductor.sweep()
     hub.run()
     assert rows(hub, DeadLetter)[0].resolution == "delivered"
@@ -157,7 +158,7 @@ def test_a_dead_letter_closes_when_its_record_is_skipped(database: Database) -> 
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
     hub.conductor.unsubscriptions.create("crm", None, None, None, "freeze", "ann")
-    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
+    retry_all(hub.conductor, "ann")
     hub.conductor.sweep()
     hub.run()
     assert rows(hub, DeadLetter, DeadLetter.closed_at.is_(None)) == []

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from conductor import DeadLetterFilter
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
 from models.session import Database
@@ -18,6 +17,7 @@ from subscribers.errors import Reject, Retry, SystemDown
 from subscribers.mapping.fields import Field
 from subscribers.mapping.mapper import Mapper
 from subscribers.records import Page
+from tests.support.dead_letters import retry_all
 from tests.support.fakes import TestHub
 from tests.support.runtimes import Hub, until
 from workers.scheduler import run_tasks
@@ -167,7 +167,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
     assert bad_letters(hub) == [("1", message), ("2", message)] and len(crm.store) == 5
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.succeeded, task.failed) == ("done", 4, 2) and "2 dead letters" in task.message
-    hub.conductor.dead_letters.retry(DeadLetterFilter(), "ann")
+    retry_all(hub.conductor, "ann")
     work(hub, 3)
     assert bad_letters(hub) == [] and len(crm.store) == 7
 

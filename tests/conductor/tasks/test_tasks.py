@@ -15,6 +15,7 @@ from models.catalogues import Customer
 from models.ledger import AuditEntry, DeadLetter, Inbox, Link, Task
 from models.session import Database
 from subscribers.errors import Reject
+from tests.support.dead_letters import retry_all
 from tests.support.fakes import TestHub
 from workers.scheduler import run_tasks
 
@@ -342,7 +343,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
     one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter())
     tasks = hub.conductor.tasks
     tasks.run_some()
-    hub.conductor.dead_letters.discard(DeadLetterFilter(ids=[1]), "bob", "an old one")
+    hub.conductor.dead_letters.discard(1, "bob", "an old one")
     work(hub)
     task = tasks.get(one)
     assert (task.state, task.message) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
@@ -412,7 +413,7 @@ def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(hub: TestHub) -
     old = hub.conductor.database
     with old.read() as c:
         (row,) = c.execute(sa.select(DeadLetter.id, DeadLetter.link_id)).all()
-    hub.conductor.dead_letters.retry(DeadLetterFilter(), "bob")
+    retry_all(hub.conductor, "bob")
     hub.conductor.sweep()
     hub.run()
     assert open_letters(hub) == 0
