@@ -16,7 +16,7 @@ from benchmarks.scale import Scale
 from models.catalogues import Customer
 from models.ledger import Change, Link
 from simulators.simulators import SalesforceSimulator, StripeSimulator
-from subscribers.salesforce.subscriber import COLLECTION
+from subscribers.salesforce.subscriber import COLLECTION_SIZE
 
 #: Records that change; and those that are edited several times each while the system is down.
 COUNTS = (1_000, 100, 10)
@@ -137,7 +137,7 @@ def _cases(hub: Hub, systems: Sequence[Counted], records: int, often: int, edits
         for one in systems:
             one.come_back()
 
-    in_lots = {"salesforce": -(-records // COLLECTION), "stripe": records}
+    in_lots = {"salesforce": -(-records // COLLECTION_SIZE), "stripe": records}
     yield Case("created", f"{records:,} records created in one transaction", create, in_lots)
     yield Case("updated_together", f"one UPDATE of {records:,} records", lambda: edit(city="Potsdam"), in_lots)
     yield Case("updated_each", f"{records:,} records updated, a commit each", edit_each, {"stripe": records})

@@ -101,8 +101,8 @@ def _measure(ledger: Ledger, records: int) -> dict[str, float]:
     """All of the work once: milliseconds, of a look or per thousand records."""
     told = {
         "a sweep that finds nothing, ms": _look(ledger.everyone.sweep),
-        "the overview made anew, ms": _look(ledger.everyone.overview),
-        "the overview's version, ms": _look(ledger.everyone.overview_version),
+        "the overview made anew, ms": _look(ledger.everyone.reports.overview),
+        "the overview's version, ms": _look(ledger.everyone.reports.overview_version),
     }
     made: list[int] = []
 

@@ -128,7 +128,7 @@ class Sender:
             for lot in _lots(range(customers))
         ]
         conductor = Conductor(self.hub.database, {subscriber.name(): subscriber}, DramatiqPublisher(LocalFanout()))
-        conductor.breaker.probe_again(client.name)  # a scheduler may have found that there is no Stripe to be polled
+        conductor.breaker.probe_now(client.name)  # a scheduler may have found that there is no Stripe to be polled
         if conductor.poll(subscriber.name()) != customers:
             raise RuntimeError("the customers could not be linked")
 

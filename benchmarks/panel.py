@@ -66,7 +66,9 @@ class Site:
     def forget(self) -> None:
         """Have the overview made anew, as for the first page after something happened."""
         made = OverviewCache(
-            self.conductor.overview_version, self.conductor.overview, lambda: time.monotonic() + self.ahead
+            self.conductor.reports.overview_version,
+            self.conductor.reports.overview,
+            lambda: time.monotonic() + self.ahead,
         )
         self.app.extensions["syncflow_overview"] = made
 

@@ -315,13 +315,13 @@ def declare(catalogue: Catalogue) -> Catalogue:
     return catalogue
 
 
-declare(Catalogue("customer", Customer.__table__, archive={"active": False}))  # type: ignore[arg-type]
-declare(Catalogue("product", Product.__table__, archive={"active": False}, search=("sku", "name")))  # type: ignore[arg-type]
+declare(Catalogue("customer", Customer.__table__, archive={"active": False}))
+declare(Catalogue("product", Product.__table__, archive={"active": False}, search=("sku", "name")))
 declare(
     Catalogue(
         "invoice",
-        Invoice.__table__,  # type: ignore[arg-type]
-        children=(Children("lines", InvoiceLine.__table__, "invoice_id"),),  # type: ignore[arg-type]
+        Invoice.__table__,
+        children=(Children("lines", InvoiceLine.__table__, "invoice_id"),),
         archive={"status": "void"},
         label="number",
     )

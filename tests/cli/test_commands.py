@@ -244,7 +244,8 @@ def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
     with database.write() as c:
         for number in (1, 2, 3):
             link = {"subscriber": "stripe.customer", "record_id": str(number), "owed_change": 1}
-            key = c.execute(sa.insert(Link).values(**link, dead_at=sa.func.now())).inserted_primary_key[0]
+            insert = sa.insert(Link).values(**link, dead_at=sa.func.now()).returning(Link.id)
+            key = c.execute(insert).scalar_one()
             error = "Retry" if number == 3 else "Reject"
             letter = {"subscriber": "stripe.customer", "error": error, "fingerprint": "f", "message": "no"}
             c.execute(sa.insert(DeadLetter).values(**letter, id=number, record_id=str(number), link_id=key))

@@ -330,14 +330,18 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="Run random histories; print the first that fails, made small.")
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("SECONDS") or 60))
-    seed = os.environ.get("SEED") or None
-    parser.add_argument("--seed", type=int, default=seed, help="of the first history; by default another each time")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=os.environ.get("SEED") or None,
+        help="of the first history; by default another each time",
+    )
     parser.add_argument("--one", action="store_true", help="run only the history of --seed, and tell what happens")
     parser.add_argument("--most", type=int, default=1, help="stop a process after so many failures")
     parser.add_argument("--no-shrink", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
+    seed: int = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
     print(f"seed {seed}", flush=True)
     began = time.monotonic()
     if options.one:

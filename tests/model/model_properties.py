@@ -192,7 +192,7 @@ def _converged(world: World, ledger: Ledger) -> list[str]:
                 for path, ours in flat.items()
                 if not same(pick(there, path), system.normal(path, ours))
             }
-            if differing and "update" not in excused and link.external_id not in troubled:
+            if differing and link is not None and "update" not in excused and link.external_id not in troubled:
                 wrong.append(f"(a) {name} {record_id} {link.external_id} differs, theirs and ours: {differing}")
     return wrong
 
@@ -358,8 +358,10 @@ def _agree(world: World, ledger: Ledger) -> None:
 
 def _equal(world: World, ledger: Ledger, system: ModelSystem, record_id: str, record: dict[str, Any]) -> bool:
     link = ledger.links.get((f"{system.name}.customer", record_id))
-    there = link is not None and link.unlinked_at is None and system.store.get(link.external_id)
-    return bool(there) and all(same(there.get(c), system.normal(c, record[c])) for c in FIELDS)
+    there = system.store.get(link.external_id) if link is not None and link.unlinked_at is None else None
+    if not there:
+        return False
+    return all(same(there.get(c), system.normal(c, record[c])) for c in FIELDS)
 
 
 __all__ = ["check"]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import sqlalchemy as sa
 
@@ -273,11 +273,15 @@ class ModelSystem(FakeSystem):
 class ModelSubscriber(FakeSubscriber):
     """The subscriber of a ModelSystem."""
 
+    client: ModelSystem
+
     def create(self, item: Item) -> External:
-        return self._each("create", [item], self.client.created)[0]
+        (made,) = self._each("create", [item], self.client.created)
+        return cast(External, made)
 
     def update(self, item: Item) -> External | None:
-        return self._each("update", [item], self.client.updated)[0]
+        (made,) = self._each("update", [item], self.client.updated)
+        return cast("External | None", made)
 
     def delete(self, item: Item) -> None:
         self._each("delete", [item], self.client.removed)
@@ -287,7 +291,8 @@ class ModelSubscriber(FakeSubscriber):
             if len(items) == 1 and self.bulk_size == 1:
                 return [self.client.call(kind, items[0].record_id, lambda: effect(items[0]))]
             what = ",".join(item.record_id for item in items)
-            return self.client.call(kind, what, lambda: [_outcome(effect, item) for item in items])
+            outcomes: list[Any] = self.client.call(kind, what, lambda: [_outcome(effect, item) for item in items])
+            return outcomes
 
     def bulk_create(self, items: Sequence[Item]) -> list[Any]:
         return super().bulk_create(items) if self.bulk_size == 1 else self._each("create", items, self.client.created)
@@ -312,7 +317,7 @@ class ModelSubscriber(FakeSubscriber):
             yield Page(page, {"event": start + number + len(page)}, current=False)
 
     def _records(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        system: ModelSystem = self.client
+        system = self.client
         since = datetime.fromisoformat(position["since"]) if position else datetime.min.replace(tzinfo=UTC)
 
         def listed() -> list[tuple[str, datetime]]:

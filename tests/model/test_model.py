@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, settings
@@ -33,7 +34,7 @@ def test_thousands_of_random_histories() -> None:
     assert found.histories > 50, "the machine is too slow for this test to say anything"
 
 
-PROFILES = st.integers(0, 2**32).map(lambda seed: model.make_profile(model.random.Random(seed)))
+PROFILES = st.integers(0, 2**32).map(lambda seed: model.make_profile(random.Random(seed)))
 STEPS = st.sampled_from(sorted(set(model.STEPS) - {"settle"})).flatmap(
     lambda kind: st.tuples(st.just(kind), *(st.integers(0, limit - 1) for limit in model.STEPS[kind][1]))
 )
@@ -111,17 +112,17 @@ def test_the_model_sees_a_lost_edit() -> None:
 
 def test_a_failing_history_is_made_small() -> None:
     steps = (("insert", 0, 0, 0), ("run", 7), ("x_edit", 0, 0, 3, 13), ("tick", 3.0), ("edit", 0, 3, 29, 0))
-    history = model.History({"crm": Profile(seconds=True), "shop": Profile()}, steps)
+    failing = model.History({"crm": Profile(seconds=True), "shop": Profile()}, steps)
     # Anything the history leads to may stand for a failure: here, that a record was rejected.
     seen: list[model.History] = []
 
-    def fails(candidate: model.History) -> str | None:
-        seen.append(candidate)
-        return "yes" if any(step[0] == "edit" for step in candidate.steps) else None
+    def fails(history: model.History) -> str | None:
+        seen.append(history)
+        return "yes" if any(step[0] == "edit" for step in history.steps) else None
 
     original, model.fails = model.fails, fails
     try:
-        small = model.shrink(history)
+        small = model.shrink(failing)
     finally:
         model.fails = original
     assert small.steps == (("edit", 0, 0, 0, 0),) and list(small.profiles.values()) == [Profile()]

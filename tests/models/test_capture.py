@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -127,7 +128,7 @@ def test_what_another_program_wrote_has_a_time_the_ledger_can_read(database: Dat
     with database.read() as connection:
         captured = connection.execute(sa.select(Change.at)).scalar_one()
         created = connection.execute(sa.select(CUSTOMER.c.created_at)).scalar_one()
-    assert abs(captured.timestamp() - time.time()) < 60 and captured.utcoffset().total_seconds() == 0
+    assert abs(captured.timestamp() - time.time()) < 60 and captured.utcoffset() == timedelta(0)
     assert abs((captured - created).total_seconds()) < 2
 
 
@@ -502,7 +503,7 @@ def test_many_writers_lose_nothing(database: Database) -> None:
         try:
             for number in range(10):
                 database.run_in_transaction(
-                    lambda c, n=number: c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == key).values(notes=str(n)))
+                    lambda c, n=number: c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == key).values(notes=str(n)))  # type: ignore[misc]
                 )
         except BaseException as error:
             failures.append(error)
@@ -626,8 +627,9 @@ class _Ledgerless:
             metadata.create_all(connection)
             catalogue = Catalogue("customer", customer, children=(Children("lines", lines, "customer_id"),))
             capture.install(connection, [catalogue])
-            self.raw = connection.connection.driver_connection
-            script = "\n".join(self.raw.iterdump())
+            raw: Any = connection.connection.driver_connection
+            self.raw = raw
+            script = "\n".join(raw.iterdump())
         self.engine = engine
         self.connection = sqlite3.connect(":memory:", isolation_level=None)
         self.connection.executescript(script)

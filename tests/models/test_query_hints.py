@@ -105,7 +105,8 @@ def panel(ledger: Database) -> Iterator[Panel]:
     """A panel over it, for one subscriber."""
     url = ledger.engine.url.render_as_string(hide_password=False)
     with open_panel(url, seeded=False) as made:
-        del made.conductor.context.subscribers["crm.customer"]
+        subscribers: Any = made.conductor.context.subscribers
+        del subscribers["crm.customer"]
         yield made
 
 

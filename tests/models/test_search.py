@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
@@ -71,7 +73,7 @@ def test_the_index_follows_every_write(people: Database) -> None:
 
 
 def test_finding_by_words_reads_no_whole_table(people: Database) -> None:
-    statements: list[tuple[str, object]] = []
+    statements: list[tuple[str, Any]] = []
     sa.event.listen(people.engine, "before_cursor_execute", lambda *a: statements.append((a[2], a[3])))
     found(people, "love")
     with people.write() as connection:

@@ -106,9 +106,9 @@ def test_the_chart_has_the_span_that_is_asked_for(panel: Panel) -> None:
     stand_still(panel)
     client = panel.client("viewer")
     answer = client.get("/throughput.json?range=1h")
-    assert [len(series) for series in answer.json] == [60] * 5
+    assert [len(series) for series in answer.get_json()] == [60] * 5
     assert client.get("/throughput.json?range=1h", headers={"If-None-Match": answer.headers["ETag"]}).status_code == 304
-    assert len(client.get("/throughput.json?range=nonsense").json[0]) == 360
+    assert len(client.get("/throughput.json?range=nonsense").get_json()[0]) == 360
     page = client.get("/?range=7d").text
     assert 'aria-current="true">7d</a>' in page and "<svg" in page
 
@@ -122,7 +122,7 @@ def test_the_chart_is_another_when_its_counts_are(panel: Panel) -> None:
     assert client.get(url, headers=same).status_code == 304  # it is not counted yet
     panel.conductor.throughput.count()
     second = client.get(url, headers=same)
-    assert second.status_code == 200 and sum(second.json[1]) > sum(first.json[1])
+    assert second.status_code == 200 and sum(second.get_json()[1]) > sum(first.get_json()[1])
     assert client.get(url, headers={"If-None-Match": second.headers["ETag"]}).status_code == 304
     with panel.database.write() as connection:
         oldest = sa.select(sa.func.min(Throughput.at)).where(Throughput.seconds == MINUTE).scalar_subquery()
@@ -155,7 +155,10 @@ def test_schedules_are_run_paused_and_resumed(panel: Panel) -> None:
 
 
 def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
-    settings = {"broker_url": "amqp://h/my%2Fhost", "rabbitmq_management_url": "http://rabbit.example:15672"}
+    settings: dict[str, Any] = {
+        "broker_url": "amqp://h/my%2Fhost",
+        "rabbitmq_management_url": "http://rabbit.example:15672",
+    }
     with open_panel(sqlite_url, **settings) as made:
         made.publisher.depths["shop.customer"] = 7
         page = made.client("viewer").get("/queues/").text

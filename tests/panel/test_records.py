@@ -114,7 +114,8 @@ def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(pane
 
 
 def test_noise_is_folded_and_alike_failures_are_one_line(panel: Panel) -> None:
-    row = {"subscriber": "shop.customer", "record_id": "1", "operation": "update", "at": utcnow() + timedelta(1)}
+    row: dict[str, Any] = {"subscriber": "shop.customer", "record_id": "1", "operation": "update"}
+    row["at"] = utcnow() + timedelta(1)
     failed = row | {"direction": "out", "outcome": "failed", "reason": "no answer in time", "error": "Retry"}
     with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery), [row | {"direction": "in", "outcome": "echo"}] * 3)

@@ -371,7 +371,7 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> N
     visit.click(shop.get_by_role("button", name="Resume"))
     expect(shop).to_contain_text("closed: calls go through")
     # A call that fails opens the breaker, and its answer says what is left of the quota.
-    client = panel.conductor.systems["shop"]
+    client = panel.conductor.subscribers["shop.customer"].client
     client.is_down, client.rate = True, Rate(250, 1000)
     with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(city="Paris"))

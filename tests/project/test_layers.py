@@ -147,7 +147,7 @@ def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
             name = node.args[0]
             if isinstance(name, ast.JoinedStr):  # f"localstripe.{name}": its beginning says whose it is
                 name = name.values[0]
-            yield (name.value if isinstance(name, ast.Constant) else "something computed"), node.lineno
+            yield (str(name.value) if isinstance(name, ast.Constant) else "something computed"), node.lineno
 
 
 def allowed(name: str, place: str, entries: set[str]) -> bool:

@@ -32,7 +32,7 @@ from models.session import Database
 from simulators.simulators import Cannot, Simulator
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.errors import Gone
-from subscribers.mapping.mapper import nest
+from subscribers.mapping.paths import nest
 from subscribers.mapping.validation import check_rows
 from subscribers.mapping.values import Flat, same
 from subscribers.records import Page

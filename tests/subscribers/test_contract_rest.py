@@ -83,7 +83,7 @@ class RealServer(Simulator):
         return [one["id"] for one in self.server.all()]
 
     def add(self, data: Mapping[str, Any]) -> str:
-        return self.server.add(**data)
+        return str(self.server.add(**data))
 
     def edit(self, id: str, data: Mapping[str, Any]) -> None:
         self.server.edit(id, **data)

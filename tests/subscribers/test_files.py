@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Folder:
 def start(
     folder: Folder, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., RegisteredHub]]:
-    before, databases = dict(REGISTRY), []
+    before, databases = dict(REGISTRY), list[Database]()
 
     def start(**chosen: Any) -> RegisteredHub:
         file = tmp_path / f"{len(databases)}.db"
@@ -109,7 +109,7 @@ def customers(hub: RegisteredHub, *columns: str) -> list[Any]:
 
 def deliveries(hub: RegisteredHub) -> list[tuple[str, str]]:
     with hub.conductor.database.read() as connection:
-        return [tuple(r) for r in connection.execute(sa.select(Delivery.operation, Delivery.outcome)).all()]
+        return [(row[0], row[1]) for row in connection.execute(sa.select(Delivery.operation, Delivery.outcome))]
 
 
 # --- in -------------------------------------------------------------------------------------------------

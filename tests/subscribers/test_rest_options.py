@@ -38,9 +38,11 @@ def make(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..
             monkeypatch.setenv(f"SHOP_{name}", value)
         of_system = {k: v for k, v in chosen.items() if k.islower() and hasattr(RestSystem, k)}
         own = {k: v for k, v in chosen.items() if k.islower() and k not in of_system}
-        client = type("Shop", (RestSystem,), of_system).from_environment("shop")
+        shop: type[RestSystem] = type("Shop", (RestSystem,), of_system)
+        client = shop.from_environment("shop")
         assert client is not None
-        return type("Chosen", (kind,), own)(client)
+        chosen_kind: type[RestSubscriber] = type("Chosen", (kind,), own)
+        return chosen_kind(client)
 
     return make
 
@@ -145,7 +147,7 @@ def tokens(httpserver: HTTPServer) -> Tokens:
 
 
 @pytest.fixture
-def oauth(make: Any) -> Callable[..., RestSubscriber]:
+def oauth(make: Callable[..., RestSubscriber]) -> Callable[..., RestSubscriber]:
     def oauth(**chosen: Any) -> RestSubscriber:
         return make(auth="oauth2", CLIENT_ID="hub", CLIENT_SECRET=SECRET, **chosen)
 
@@ -158,6 +160,7 @@ def test_one_token_serves_many_calls(tokens: Tokens, oauth: Any) -> None:
         contact.fetch("1")
     (asked,) = tokens.issued
     assert asked.form.to_dict() == {"grant_type": "client_credentials", "scope": "contacts"}
+    assert asked.authorization is not None
     assert (asked.authorization.username, asked.authorization.password) == ("hub", SECRET)
 
 
@@ -257,7 +260,7 @@ def pages(server: HTTPServer, total: int, most: int = 2) -> None:
         end = min(start + min(int(given["limit"]), most), total)
         more = end < total
         at = f"/api/contacts?offset={end}&limit={given['limit']}"
-        body = {"items": [record(n) for n in range(start, end)], "next": at if more else None}
+        body: dict[str, Any] = {"items": [record(n) for n in range(start, end)], "next": at if more else None}
         body["meta"] = {"cursor": end if more else ""}
         headers = {"Link": f'<{at}>; rel="next"', "Next-Page": at} if more else {}
         return Response(json.dumps(body), headers=headers, content_type="application/json")

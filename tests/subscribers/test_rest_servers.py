@@ -17,7 +17,7 @@ from models.catalogues import Customer
 from models.ledger import DeadLetter
 from models.session import Database
 from subscribers.config_file import register_file
-from subscribers.mapping.mapper import pick
+from subscribers.mapping.paths import pick
 from subscribers.records import Item
 from subscribers.registry import REGISTRY
 from tests.support import rest_servers

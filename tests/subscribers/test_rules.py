@@ -7,7 +7,7 @@ import pytest
 
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.rules import between, check, choices, email, length, required
+from subscribers.rules import Rule, between, check, choices, email, length, required
 from subscribers.system import System
 from tests.support.fakes import Clock, FakeSystem
 
@@ -30,7 +30,7 @@ def test_a_rule(rule: Any, fits: list[Any], does_not: list[Any]) -> None:
 
 
 def test_everything_wrong_is_said_at_once_and_by_field() -> None:
-    rules = {
+    rules: dict[str, list[Rule]] = {
         "name": [required(), length(max=5)],
         "contact.email": [required(), email()],
         "status": [choices("open", "paid")],
@@ -38,7 +38,7 @@ def test_everything_wrong_is_said_at_once_and_by_field() -> None:
         "lines.quantity": [required(), between(1)],
         "lines.product.id": [required()],
     }
-    good = {
+    good: dict[str, Any] = {
         "name": "Anna",
         "contact": {"email": "a@example.org"},
         "lines": [{"quantity": 1, "product": {"id": "p"}}],

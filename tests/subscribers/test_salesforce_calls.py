@@ -125,8 +125,9 @@ def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, acco
     org.remove("Account", made[1].id)
     changes = [item(int(one.record_id or 0), external_id=one.id, Phone=None) for one in made]
     updated = accounts.bulk_update(changes)
-    assert "ENTITY_IS_DELETED" in json.loads(updated[1].reply or "")["sf__Error"]
-    assert isinstance(updated[1], Gone) and sum(isinstance(one, External) for one in updated) == 247
+    gone = updated[1]
+    assert isinstance(gone, Gone) and "ENTITY_IS_DELETED" in json.loads(gone.reply or "")["sf__Error"]
+    assert sum(isinstance(one, External) for one in updated) == 247
     there = org.store.get("Account", made[0].id)
     assert (there["Phone"], there["BillingCity"]) == (None, "Bonn"), "what did not change is left as it is"
 
@@ -209,7 +210,7 @@ def test_polls_stop_first_then_changes_wait(hub: SalesforceHub, monkeypatch: pyt
     hub.org.journal.clear()
     assert hub.conductor.poll("salesforce.customer") == 0
     with hub.conductor.database.read() as c:
-        said = c.execute(sa.select(Cursor.result).where(Cursor.subscriber == "salesforce.customer")).scalar_one()
+        said = str(c.execute(sa.select(Cursor.result).where(Cursor.subscriber == "salesforce.customer")).scalar_one())
     assert "900 of the org's 100000 daily API calls are left" in said and "SALESFORCE_API_RESERVE" in said
     edit_all(hub, phone="1")
     hub.run()

@@ -14,7 +14,7 @@ from subscribers.salesforce import Salesforce, SalesforceAccount, SalesforceOpti
 
 def options_of(org: SalesforceSimulator) -> SalesforceOptions:
     login = {"consumer_key": "demo-client-id", "consumer_secret": "demo-client-secret"}
-    return SalesforceOptions(instance_url=org.url, ca_bundle=org.ca_file, **login)  # type: ignore[arg-type]
+    return SalesforceOptions(instance_url=org.url, ca_bundle=org.ca_file, **login)
 
 
 @pytest.mark.parametrize("status", [200, 403])

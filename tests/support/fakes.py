@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from conductor import Conductor, Policy, QueueReport, QueueState
 from models.base import utcnow
@@ -17,6 +17,8 @@ from subscribers.mapping import link_to
 from subscribers.mapping.paths import nest, pick
 from subscribers.records import Event, External, Item, Page
 from subscribers.system import Options, System
+
+_Result = TypeVar("_Result")
 
 
 class Clock:
@@ -51,7 +53,7 @@ class FakeSystem(System):
     def fail(self, error: SyncError, *, times: int = 1, after: bool = False) -> None:
         self.failures += [(error, after)] * times
 
-    def call(self, kind: str, what: str, effect: Callable[[], Any]) -> Any:
+    def call(self, kind: str, what: str, effect: Callable[[], _Result]) -> _Result:
         self.calls.append((kind, what))
         self.on_call(kind, what)
         failure = self.failures.pop(0) if self.failures else None
@@ -107,6 +109,7 @@ class FakeSubscriber(Subscriber):
     catalogue = "customer"
     resource = "thing"
     system_class = FakeSystem
+    client: FakeSystem
     field_to_data = {"name": "name", "email": "email", "phone": "phone", "city": "address.city", "notes": "notes"}
 
     def create(self, item: Item) -> External:
@@ -115,7 +118,7 @@ class FakeSubscriber(Subscriber):
 
         return self.client.call("create", item.record_id, effect)
 
-    def update(self, item: Item) -> External:
+    def update(self, item: Item) -> External | None:
         def effect() -> External:
             if item.linked_id not in self.client.store:
                 raise Gone("no such record")
@@ -236,10 +239,12 @@ class TestHub:
         self.clock = Clock()
         self.publisher = RecordingPublisher()
         self.systems = {name: FakeSystem(name, self.clock) for name in names}
-        subscribers = {}
+        subscribers: dict[str, Subscriber] = {}
         for name, system in self.systems.items():
             for kind in kinds:
-                cls = type(f"{name.title()}{kind.catalogue.title()}", (kind,), {"system": name, **attributes})
+                cls: type[FakeSubscriber] = type(
+                    f"{name.title()}{kind.catalogue.title()}", (kind,), {"system": name, **attributes}
+                )
                 subscribers[cls.name()] = cls(system)
         self.conductor = Conductor(database, subscribers, self.publisher, policy, self.clock)
         self.conductor.breaker.ensure_rows()

@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from conductor import Conductor, Policy
+from conductor import Conductor, Policy, QueueReport
 from models.capture import sync_context
 from models.catalogues import Customer
 from models.ledger import DeadLetter, Inbox, Link, Unsubscription
@@ -84,6 +84,9 @@ class Queue:
 
     def inbox_depth(self, system: str) -> int | None:
         return 0
+
+    def queues(self) -> QueueReport:
+        return QueueReport("broker", error="the model has no broker")
 
     def depth(self, subscriber: str) -> int | None:
         return sum(where == subscriber for where, _ in self.messages)
@@ -649,7 +652,8 @@ class World:
         kinds = EVERYTHING if rule.operation is None else frozenset({rule.operation})
         upto = self._now()
         for name in rule.subscribers:
-            for record in rule.records or [None]:
+            records: Sequence[str | None] = list(rule.records or []) or [None]
+            for record in records:
                 self.excuses.append(Excuse(name, record, kinds, upto, f"unsubscription {rule.id}"))
 
     def do_mapping(self, s: int, variant: int) -> None:

@@ -141,7 +141,7 @@ def open_panel(
     database_url: str,
     *,
     seeded: bool = True,
-    shop: tuple[type[Shop], type[ShopCustomer]] | None = (Shop, ShopCustomer),
+    shop: tuple[type[Shop], type[ShopCustomer]] = (Shop, ShopCustomer),
     **settings: Any,
 ) -> Iterator[Panel]:
     """Open a panel over an empty database; `shop` replaces the made-up shop and its subscriber."""

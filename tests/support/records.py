@@ -13,11 +13,11 @@ from models.ledger import Delivery, Link
 from subscribers.errors import Retry
 from tests.support.fakes import TestHub
 
-CUSTOMER: Any = sa.inspect(Customer).local_table
-INVOICE: Any = sa.inspect(Invoice).local_table
+CUSTOMER = Customer.__table__
+INVOICE = Invoice.__table__
 
 
-def insert(hub: TestHub, table: sa.FromClause, values: dict[str, Any]) -> str:
+def insert(hub: TestHub, table: sa.Table, values: dict[str, Any]) -> str:
     """Insert a row and return its id."""
     with hub.conductor.database.write() as connection:
         (key,) = connection.execute(sa.insert(table).values(values)).inserted_primary_key or (None,)
@@ -48,7 +48,7 @@ def record(hub: TestHub, record_id: str = "1") -> Any:
 
 def rows(hub: TestHub, table: type[Base], *conditions: sa.ColumnElement[bool]) -> Sequence[Any]:
     """Return the rows of a table that meet the conditions, the oldest first."""
-    columns = sa.inspect(table).local_table
+    columns = table.__table__
     with hub.conductor.database.read() as connection:
         return connection.execute(sa.select(columns).where(*conditions).order_by(*columns.primary_key)).all()
 

@@ -18,6 +18,7 @@ from models.catalogues import Customer
 from models.ledger import Link
 from models.session import Database
 from settings import Settings
+from subscribers.base import Subscriber
 from tests.support.fakes import FakeSubscriber, FakeSystem
 from workers.actors import bind_queues
 from workers.publisher import INBOX, LATER, TICK_QUEUE, DramatiqPublisher
@@ -55,9 +56,11 @@ class Hub:
         self.broker = broker or LocalFanout()
         self.settings = Settings(_env_file=None, worker_threads=2, grace_seconds=20, sweep_seconds=0.1)
         self.systems = systems or {name: FakeSystem(name, utcnow) for name in names}
-        subscribers = {}
+        subscribers: dict[str, Subscriber] = {}
         for name, system in self.systems.items():
-            cls = type(f"{name.title()}Customer", (FakeSubscriber,), {"system": name, **attributes})
+            cls: type[FakeSubscriber] = type(
+                f"{name.title()}Customer", (FakeSubscriber,), {"system": name, **attributes}
+            )
             subscribers[cls.name()] = cls(system)
         senders = DramatiqPublisher(self.broker)
         senders.systems = {name: s.system for name, s in subscribers.items()}

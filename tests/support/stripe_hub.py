@@ -82,7 +82,8 @@ class StripeHub(TestHub):
 
     def add(self, what: str, **values: Any) -> int:
         with self.database.write() as c:
-            return int(c.execute(sa.insert(TABLES[what]).values(**values)).inserted_primary_key[0])
+            key: Any = c.execute(sa.insert(TABLES[what]).values(**values)).inserted_primary_key
+            return int(key[0])
 
     def edit(self, what: str, id: int, **values: Any) -> None:
         table = TABLES[what]

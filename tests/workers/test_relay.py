@@ -124,7 +124,7 @@ def test_a_commit_wakes_it_long_before_the_next_sweep(database: Database, runnin
     until(lambda: wire.tried > 0)  # it has caught up, and waits
     for number in range(1, 4):
         add(database, "Ada")
-        until(lambda n=number: len(wire.announced()) == n)
+        until(lambda n=number: len(wire.announced()) == n)  # type: ignore[misc]
     assert waiting(database) == 0
 
 
@@ -174,7 +174,7 @@ def test_a_broker_that_was_away_is_caught_up_with(
         add(database, "Ada")
         until(lambda: waiting(database) == 0)
         tried = wire.tried
-        until(lambda t=tried: wire.tried > t + 1)  # it goes on trying
+        until(lambda t=tried: wire.tried > t + 1)  # type: ignore[misc]  # it goes on trying
         assert wire.announced() == []
     wire.trouble = None
     until(lambda: set(wire.announced()) == {"1", "2", "3"})
@@ -245,10 +245,10 @@ def test_a_database_that_restarts_is_waited_for(
     until(lambda: wire.tried > 0)
     for number in range(1, 3):
         cut(database)
-        until(lambda n=number: caplog.text.count("relay waits") >= n or running.deaths)
+        until(lambda n=number: caplog.text.count("relay waits") >= n or running.deaths)  # type: ignore[misc]
         assert running.deaths == []
         add(database, "Ada")
-        until(lambda n=number: str(n) in wire.announced())
+        until(lambda n=number: str(n) in wire.announced())  # type: ignore[misc]
     running.finish()
     for one in (database, ours):
         one.close()
@@ -263,7 +263,7 @@ def test_it_is_woken_and_does_not_just_look_often(
     for number in range(1, 4):
         began = time.monotonic()
         add(database, "Ada")
-        until(lambda n=number: len(wire.announced()) >= n)
+        until(lambda n=number: len(wire.announced()) >= n)  # type: ignore[misc]
         assert time.monotonic() - began < 4
     running.stop.set()
     add(database, "Bob")  # wakes it, so that it sees the request to stop

@@ -45,7 +45,7 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_remote_edit_after_our_write_was_not_undone_by_it(database: Database, silent: bool) -> None:
     class Maybe(FakeSubscriber):
-        def update(self, item: Item) -> External | None:  # type: ignore[override]
+        def update(self, item: Item) -> External | None:
             made = super().update(item)
             return None if silent else made
 

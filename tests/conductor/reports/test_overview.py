@@ -27,6 +27,7 @@ from models.ledger import (
 )
 from models.session import Database
 from panel.overview_cache import OverviewCache
+from subscribers.base import Subscriber
 from tests.support.fakes import Clock, FakeSubscriber, FakeSystem, RecordingPublisher
 
 DELIVERY = {"subscriber": "crm.customer", "record_id": "1", "direction": "out", "operation": "update"}
@@ -40,15 +41,15 @@ def clock() -> Clock:
 @pytest.fixture
 def hub(database: Database, clock: Clock) -> Conductor:
     """Two systems in order, and a process of each kind."""
-    subscribers = {}
+    subscribers: dict[str, Subscriber] = {}
     for name in ("crm", "shop"):
-        kind = type(name.title(), (FakeSubscriber,), {"system": name})
+        kind: type[FakeSubscriber] = type(name.title(), (FakeSubscriber,), {"system": name})
         made = kind(FakeSystem(name, clock))
         subscribers[made.name()] = made
     conductor = Conductor(database, subscribers, RecordingPublisher(), clock=clock)
     conductor.prepare()
-    for kind in ("relay", "worker", "scheduler"):
-        put(database, Process, name=kind, kind=kind, started_at=clock(), last_seen_at=clock())
+    for process in ("relay", "worker", "scheduler"):
+        put(database, Process, name=process, kind=process, started_at=clock(), last_seen_at=clock())
     return conductor
 
 
@@ -283,12 +284,12 @@ def test_the_same_version_is_made_once(hub: Conductor) -> None:
 def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Database) -> None:
     if not database.is_sqlite:
         return
-    plans = []
+    plans: list[str] = []
     with database.read() as connection:
 
         def explain(_connection: Any, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
             if statement.startswith("SELECT"):
-                raw = connection.connection.driver_connection
+                raw: Any = connection.connection.driver_connection
                 plans.extend(row[3] for row in raw.execute("EXPLAIN QUERY PLAN " + statement, parameters))
 
         sa.event.listen(connection, "before_cursor_execute", explain)

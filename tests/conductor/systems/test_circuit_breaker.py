@@ -70,7 +70,7 @@ def test_an_endless_retry_after_is_cut_to_one_day(database: Database) -> None:
 def test_a_system_that_stays_down_is_probed_less_and_less(database: Database) -> None:
     hub = TestHub(database, "crm")
     one = add(hub)
-    pauses = []
+    pauses: list[float] = []
     for _ in range(7):
         hub.systems["crm"].fail(SystemDown("503"))
         hub.run() if not pauses else hub.conductor.deliver("crm.customer", [one])

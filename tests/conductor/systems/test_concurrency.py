@@ -84,7 +84,7 @@ def test_a_slot_is_handed_on_within_a_process(hub: TestHub) -> None:
 
     with limiter.slot("crm"), limiter.slot("crm") as second:
         before = owners(hub)
-        assert not second.is_sought
+        assert not limiter.is_waited_for("crm")
         threads = [start(follow) for _ in range(3)]
         until(lambda: waiting(limiter) == 3)
         assert second.is_sought

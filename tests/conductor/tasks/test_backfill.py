@@ -54,7 +54,7 @@ def bad_letters(hub: TestHub) -> list[tuple[str, str]]:
     with hub.conductor.database.read() as c:
         is_open = DeadLetter.closed_at.is_(None)
         found = sa.select(DeadLetter.record_id, DeadLetter.message).where(is_open).order_by(DeadLetter.record_id)
-        return [tuple(row) for row in c.execute(found)]
+        return [(str(row.record_id), row.message) for row in c.execute(found)]
 
 
 def test_all_there_are_are_brought_once_in_pages(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_p
 
 def test_a_record_there_that_cannot_be_written_down_ends_no_backfill(hub: TestHub, database: Database) -> None:
     subscriber = hub.conductor.subscribers["crm.customer"]
-    fields = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
+    fields: dict[str, Field | str] = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
     subscriber.mapper = subscriber.default_mapper = Mapper(subscriber.records, fields)
     hub.systems["crm"].add(name="Ada 0", email="ada0@x.org", notes=10**30)
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")

@@ -69,7 +69,7 @@ def written(hub: TestHub) -> int:
 def audited(hub: TestHub) -> list[tuple[str, str, str]]:
     with hub.conductor.database.read() as c:
         rows = c.execute(sa.select(AuditEntry.who, AuditEntry.action, AuditEntry.target).order_by(AuditEntry.id))
-        return [tuple(row) for row in rows]
+        return [(row.who, row.action, row.target) for row in rows]
 
 
 def test_a_task_is_done_step_by_step_and_says_how_far_it_is(hub: TestHub) -> None:
