@@ -1,4 +1,4 @@
-"""The web application: everything registered in one place."""
+"""Create the web application."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from panel.routes import health, metrics, webhooks
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID
 from settings import Settings
 
-#: What a stranger may ask for. Everything else needs a login, also what is added later.
+#: Endpoints without a login. All others require one.
 PUBLIC = {
     "static", "webhooks.receive", "health.healthz", "metrics.metrics", "security.login",
-    # The second step of a login, and the way over another provider: each knows who may go on there.
+    # The second step of a login, and OpenID Connect: each checks its own state.
     "security.two_factor_token_validation", "security.mf_recovery", "oidc.begin", "oidc.back",
 }  # fmt: skip
 
-#: What a person may reach who has to choose a password first.
+#: Endpoints for users who must change their one-time password.
 _WITH_ONE_TIME_PASSWORD = {"security.change_password", "security.logout"}
 
-#: What makes no sense for a person who logs in over another provider.
+#: Endpoints for users with a password, not for those of a login provider.
 _NEEDS_A_PASSWORD = {
     "security.change_password", "security.verify", "security.two_factor_setup",
     "security.two_factor_setup_validate", "security.mf_recovery_codes",
 }  # fmt: skip
 
-#: Routes Flask-Security brings along that this panel has no use for.
+#: Routes of Flask-Security that the panel does not use.
 _UNUSED = {"security.static", "security.two_factor_rescue", "security.tf_select"}
 
-#: Only what this server itself serves may run, load or be sent to; nothing inline.
+#: Allows scripts, styles, images, requests and forms of this server only, and nothing inline.
 _CONTENT_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -66,33 +66,33 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
 }
 
-#: The largest form, a list of records for an unsubscription; bytes.
+#: Bytes of the largest form: an unsubscription with a list of records.
 _LARGEST_FORM = 4 * 1024 * 1024
 
 
 class Number(IntegerConverter):
-    """A row's id in a URL: a number that fits the column, or there is no such page."""
+    """Matches a 64 bit id in a URL."""
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=LARGEST_ID)
 
 
 class SmallNumber(IntegerConverter):
-    """The same of a table whose ids are 32 bits wide: PostgreSQL refuses to compare them with more."""
+    """Matches a 32 bit id: PostgreSQL refuses to compare such a column with a larger number."""
 
     def __init__(self, map: Map) -> None:
         super().__init__(map, max=LARGEST_SMALL_ID)
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """A page that updates itself is no sign of a person: it does not make a session longer."""
+    """Sessions that updates of a live page do not prolong."""
 
     def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
         return session.modified or (not filters.updating() and super().should_set_cookie(app, session))
 
 
 def create_app(conductor: Conductor, settings: Settings) -> Flask:
-    """The panel, the webhook routes and the health pages over one conductor."""
+    """Create the app with the panel, webhook, health and metrics routes of one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
     app.extensions["syncflow_overview"] = OverviewCache(conductor.reports.overview_version, conductor.reports.overview)
@@ -110,7 +110,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     app.url_map.converters |= {"number": Number, "small": SmallNumber}
     app.session_interface = _Sessions()
     locale.init(app, errors.for_program)
-    # Before CSRFProtect, so that a stranger is asked to log in, whatever he sends.
+    # Before CSRFProtect, so that every request without a login leads to the login page.
     app.before_request(_ask_to_log_in)
     csrf = CSRFProtect(app)
     errors.init(app)
@@ -133,7 +133,7 @@ def _admin(app: Flask) -> Admin:
         name="Syncflow",
         theme=Bootstrap4Theme(base_template="panel/base.html"),
         index_view=index,
-        # With any value here Flask-Admin does not publish its own assets: no page of ours uses them.
+        # Any value here stops Flask-Admin from publishing its own assets, which no page uses.
         static_url_path="/unused",
     )
     admin.add_views(*others)
@@ -154,22 +154,22 @@ def _ask_to_log_in() -> Response | None:
         return None
     if current_user.is_authenticated:
         if not session.permanent:
-            session.permanent = True  # for SESSION_LIFETIME, counted from the last request a person made
+            session.permanent = True  # for SESSION_LIFETIME after the last request that was not an update
         with_password = session.get("oidc_user") != current_user.fs_uniquifier
         if with_password and current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
-            flash(gettext("Your password was good for one login. Choose your own."), "info")
+            flash(gettext("Your one-time password is used up. Choose a new password."), "info")
             return redirect(url_for("security.change_password"), code=303)
         if current_user.password is None and request.endpoint in _NEEDS_A_PASSWORD:
             abort(404)
         return None
     if filters.updating():
-        abort(401)  # a login page has no place in the middle of another page
+        abort(401)  # not a redirect: the login page must not appear inside another page
     back = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("security.login", next=back), code=303)
 
 
 def _has_nul() -> bool:
-    """Whether a text holds a character that PostgreSQL's text columns refuse."""
+    """Whether a text contains NUL, which PostgreSQL's text columns refuse."""
     texts = [request.path, *request.args.values(), *request.form.values()]
     return any("\0" in text for text in texts)
 

@@ -1,6 +1,6 @@
-"""A calm page for whatever fails, with an id that is also in the log; never a traceback.
+"""Show an error page with an id that is also in the log, and never a traceback.
 
-Webhook senders, probes and scrapers get the same as JSON.
+Webhook senders, probes and metric scrapers get the same error as JSON.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from i18n import gettext, gettext_noop
 logger = logging.getLogger(__name__)
 
 _TITLES = {
-    401: gettext_noop("A login is needed"),
-    400: gettext_noop("That request cannot be read"),
-    403: gettext_noop("You may not do that"),
-    404: gettext_noop("There is no such page"),
-    405: gettext_noop("That is not done this way"),
-    413: gettext_noop("That is too large"),
+    401: gettext_noop("Login required"),
+    400: gettext_noop("Invalid request"),
+    403: gettext_noop("Permission denied"),
+    404: gettext_noop("Page not found"),
+    405: gettext_noop("Method not allowed"),
+    413: gettext_noop("Request too large"),
 }
 _WORDS = {
     401: gettext_noop("Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ..."),
-    403: gettext_noop("Your role does not include this. An admin can change it under Users."),
-    404: gettext_noop("It may have been removed, or the address has a typing error."),
+    403: gettext_noop("Your role does not have this permission. An admin can change your role under Users."),
+    404: gettext_noop("The page may have been removed, or the address may contain a typing error."),
 }
 
 #: Endpoints whose callers are programs.
 _FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "metrics.metrics"}
 
-DATABASE_AWAY = gettext_noop("The database does not answer")
+DATABASE_AWAY = gettext_noop("The database is not responding")
 
 
 def init(app: Flask) -> None:
-    """Register the handlers on an app."""
+    """Register the error handlers."""
     app.register_error_handler(CSRFError, _stale_form)
     app.register_error_handler(HTTPException, _http)
     app.register_error_handler(sa.exc.OperationalError, _database_away)
@@ -49,12 +49,12 @@ def init(app: Flask) -> None:
 
 
 def for_program() -> bool:
-    """Whether it is a program that asks."""
+    """Whether the client is a program, not a browser."""
     return request.endpoint in _FOR_PROGRAMS or request.path.startswith("/webhooks/")
 
 
 def answer(status: int, title: str, words: str, error_id: str | None = None) -> tuple[Response | str, int]:
-    """The error as a page or, for programs, as JSON."""
+    """Return the error as a page, or as JSON for programs."""
     if for_program():
         return jsonify(error=f"{title}. {words}".strip(), id=error_id), status
     page = render_template("panel/error.html", status=status, title=title, words=words, error_id=error_id)
@@ -62,7 +62,7 @@ def answer(status: int, title: str, words: str, error_id: str | None = None) -> 
 
 
 def _stale_form(_error: CSRFError) -> tuple[Response | str, int]:
-    return answer(400, gettext("The form was out of date"), gettext("Go back, reload the page and send it again."))
+    return answer(400, gettext("The form has expired"), gettext("Go back, reload the page and submit the form again."))
 
 
 def _http(error: HTTPException) -> tuple[Response | str, int] | HTTPException:
@@ -75,16 +75,17 @@ def _http(error: HTTPException) -> tuple[Response | str, int] | HTTPException:
 
 def _database_away(error: Exception) -> tuple[Response | str, int]:
     error_id = _logged(error)
-    # Rendering asks who is logged in, and that would ask the database again.
+    # Rendering the page loads the current user, which would query the database again.
     g._login_user = current_app.login_manager.anonymous_user()  # type: ignore[attr-defined]
     words = gettext(
-        "Nothing is lost: what is owed is delivered when it is back. If Syncflow is new here, run ./syncflow migrate."
+        "No data is lost: pending changes are delivered when the database responds again. "
+        "If this is a new installation, run ./syncflow migrate."
     )
     return answer(503, gettext(DATABASE_AWAY), words, error_id)
 
 
 def _unexpected(error: Exception) -> tuple[Response | str, int]:
-    title, words = gettext("Something went wrong here"), gettext("The log has the details under this id.")
+    title, words = gettext("Something went wrong"), gettext("The log contains the details under this error id.")
     return answer(500, title, words, _logged(error))
 
 
@@ -95,6 +96,6 @@ def _logged(error: Exception) -> str:
 
 
 def _path() -> str:
-    """The path without the shared secret that a webhook's may end in."""
+    """Return the path without the shared secret at its end."""
     secret = (request.view_args or {}).get("secret")
     return request.path.removesuffix(f"/{secret}") if secret else request.path

@@ -1,4 +1,4 @@
-"""The panel from a thread of this process, for the standalone hub and for tests; a fleet has gunicorn."""
+"""Serve the panel from threads of this process, for standalone mode and for tests. A fleet uses gunicorn."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class _Quiet(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_request(self, *_arguments: Any) -> None:
-        """Requests are not worth a line each."""
+        """Log nothing for a request."""
 
 
 def threaded_server(app: Flask, host: str, port: int) -> BaseWSGIServer:
-    """What serves each request in a thread of its own, once it is told to `serve_forever`."""
+    """Return a server that handles each request in its own thread; start it with `serve_forever`."""
 
     def closed_by_itself(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
-        # Before werkzeug's server closes an answer it reads what the client may still send. Where the client has
-        # reset the connection that read raises, and the answer (a static file, a running export) stays open.
+        # Before werkzeug's server closes a response it reads what the client may still send. If the client has
+        # reset the connection, that read raises, and the response (a static file, a running export) stays open.
         with closing(app(environ, start_response)) as answer:  # type: ignore[type-var]
             yield from answer
 

@@ -1,4 +1,4 @@
-"""The overview as open pages are shown it: made anew when it may have changed, and never at more than a small cost."""
+"""Cache the overview for open pages: rebuild it when it changes, within a small share of CPU time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Callable
 from conductor import Overview, OverviewVersion
 from i18n import current_locale
 
-#: What making it may take of one core, however many pages are open and however large the ledger is.
+#: Share of one core that rebuilding may take, however many pages are open.
 _SHARE = 0.01
 
-#: Seconds; below this it is made whenever it has changed, since pages ask no more often than every few seconds.
+#: Below this many seconds, it is rebuilt on every change.
 _CHEAP = 0.05
 
 
 class OverviewCache:
-    """Remembers the newest overview of this process and its version."""
+    """Holds the newest overview of this process and its version."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class OverviewCache:
         self._overview = overview
         self._clock = clock
         self._lock = threading.Lock()
-        #: Language -> version and overview, with its sentences; and until when it will do for an open page.
+        #: Language -> version and overview in that language; and until when open pages may get it unchanged.
         self._known: dict[str, tuple[str, Overview]] = {}
         self._rest_until: dict[str, float] = {}
 
     def get(self, *, fresh: bool) -> tuple[str, Overview]:
-        """The version and the overview; without `fresh`, for a page that updates itself, perhaps somewhat old ones."""
+        """Return the version and the overview; without `fresh` they may be slightly out of date."""
         with self._lock:
             tag = current_locale().tag
             known = self._known.get(tag)
@@ -50,5 +50,5 @@ class OverviewCache:
             return made
 
     def _share(self) -> float:
-        # One language leaves the other its part, so that all of them together cost no more.
+        # All languages together stay within the share.
         return _SHARE / len(self._known)

@@ -7,11 +7,14 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from conductor.tasks.runner import Step, TaskKind
-from i18n import gettext
+from i18n import gettext, gettext_noop
 from models.ledger import Conflict
 
 #: Conflicts resolved in one step.
 PAGE = 50
+
+#: The values that may win -> their label.
+_CHOICES = {"ours": gettext_noop("internal value"), "theirs": gettext_noop("external value")}
 
 
 class ResolveConflicts(TaskKind):
@@ -53,7 +56,7 @@ class ResolveConflicts(TaskKind):
     @staticmethod
     def label(task: Any) -> str:
         """Return what a task does."""
-        choice = task.argument["choice"]
+        choice = _CHOICES[task.argument["choice"]]
         return gettext(
             "Resolve the conflicts of {subscriber} about {path}: {choice}",
             subscriber=task.subscriber,

@@ -21,10 +21,10 @@ from panel.auth.settings import PASSWORD_LENGTH, flask_security_settings
 
 
 class Datastore(SQLAlchemySessionUserDatastore):
-    """Ends the read transaction after each look-up.
+    """Ends the read transaction after each query.
 
-    Otherwise the person's row, read at the start of a request, would pin an old snapshot while the
-    conductor writes on a connection of its own, and SQLite would refuse a later write of ours.
+    Otherwise the user's row, read at the start of a request, would pin an old snapshot while the
+    conductor writes on its own connection, and SQLite would refuse a later write of the request.
     """
 
     def find_user(self, case_insensitive: bool = False, **kwargs: Any) -> User | None:
@@ -41,11 +41,11 @@ class Datastore(SQLAlchemySessionUserDatastore):
 
     def mf_set_recovery_codes(self, user: Any, rcs: list[str] | None) -> None:
         super().mf_set_recovery_codes(user, rcs)
-        if rcs is not None:  # Flask-Security sends no signal of new ones; None is a part of a reset.
+        if rcs is not None:  # Flask-Security sends no signal for new codes; None is part of a reset.
             add_audit(user.email, "two_factor.recovery_codes", user.email)
 
     def mf_delete_recovery_code(self, user: Any, idx: int) -> bool:
-        # The original takes it out of the list in place, which nobody notices: the code would work again.
+        # The original changes the list in place. SQLAlchemy does not notice that, so the code would stay valid.
         user.mf_recovery_codes = [code for place, code in enumerate(user.mf_recovery_codes or []) if place != idx]
         self.db.session.add(user)
         return True
@@ -57,20 +57,20 @@ class Datastore(SQLAlchemySessionUserDatastore):
 
 
 def add_audit(who: str, action: str, target: str, **details: Any) -> None:
-    """Put an audit row into the transaction in which people are being changed."""
+    """Add an audit row to the transaction that changes users."""
     session = current_app.extensions["security"].datastore.db.session
     session.add(AuditEntry(who=who, action=action, target=target, details=details or None))
 
 
 def create_user(database: Database, email: str, password: str, role: str, by: str = "command line") -> None:
-    """Create a person. Needs no request and no running web process.
+    """Create a user without a request or a running web process.
 
     Raises:
-      ValueError: with words: no email address, a short password, an unknown role, or taken.
+      ValueError: the email address is invalid or taken, the password too short, or the role unknown.
     """
     app = Flask("syncflow-people")
     app.extensions["syncflow_database"] = database
-    # Nothing is signed here, so any key will do.
+    # Nothing is signed with this key.
     app.config.update(flask_security_settings(secrets.token_hex(32), https=False))
     session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
     Security(app, Datastore(session, User, Role), register_blueprint=False)
@@ -82,15 +82,15 @@ def create_user(database: Database, email: str, password: str, role: str, by: st
 
 
 def add_user(people: Datastore, email: str, password: str, role: str, by: str, *, once: bool = False) -> None:
-    """Create a person, inside an app context. `once`: the password must be changed at the first login.
+    """Create a user, inside an app context. `once`: the user must change the password at the first login.
 
     Raises:
-      ValueError: with words.
+      ValueError: as in `create_user`.
     """
     address = check_email(email)
     hashed = checked_hash(password)
     if people.find_user(email=address, case_insensitive=True) is not None:
-        raise ValueError(gettext("{address} has an account already", address=address))
+        raise ValueError(gettext("{address} already has an account", address=address))
     people.create_user(
         email=address,
         password=hashed,
@@ -103,13 +103,15 @@ def add_user(people: Datastore, email: str, password: str, role: str, by: str, *
 
 
 def find_role(people: Datastore, name: str) -> Role:
-    """The role's row, made at its first use.
+    """Return the role's row; create it on its first use.
 
     Raises:
-      ValueError: there is no such role.
+      ValueError: the role is unknown.
     """
     if name not in ROLES:
-        raise ValueError(gettext("there is no role {name!r}; there are {roles}", name=name, roles=", ".join(ROLES)))
+        raise ValueError(
+            gettext("role {name!r} does not exist; available roles: {roles}", name=name, roles=", ".join(ROLES))
+        )
     role: Any = people.find_role(name) or people.create_role(name=name)
     role.permissions = sorted(ROLES[name])
     found: Role = role
@@ -117,20 +119,20 @@ def find_role(people: Datastore, name: str) -> Role:
 
 
 def check_email(email: str) -> str:
-    """The address in its normal form.
+    """Return the normalized address.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not an email address.
     """
     try:
         address: str = current_app.extensions["security"]._mail_util.validate(email.strip())
     except ValueError as error:
-        raise ValueError(gettext("{email!r} is no email address: {error}", email=email, error=error)) from None
+        raise ValueError(gettext("{email!r} is not a valid email address: {error}", email=email, error=error)) from None
     return address.lower()
 
 
 def checked_hash(password: str) -> str:
-    """The hash of an acceptable password.
+    """Return the hash of a password.
 
     Raises:
       ValueError: it is too short.
@@ -143,11 +145,11 @@ def checked_hash(password: str) -> str:
 
 
 def one_time_password() -> str:
-    """A password to tell somebody once: 16 letters and digits in groups, about 79 bits."""
-    letters = "abcdefghjkmnpqrstuvwxyz23456789"  # none that look alike
+    """Return a random password of 16 letters and digits in groups, about 79 bits."""
+    letters = "abcdefghjkmnpqrstuvwxyz23456789"  # without characters that look alike
     return "-".join("".join(secrets.choice(letters) for _ in range(4)) for _ in range(4))
 
 
 def end_sessions(user: User) -> None:
-    """Log a person out everywhere."""
+    """End all sessions of a user."""
     user.fs_uniquifier = secrets.token_hex(32)

@@ -15,7 +15,7 @@ from panel.auth import login_throttle
 
 
 class ThrottledLogin(LoginForm):
-    """The login form, refusing to look at a password after too many wrong ones."""
+    """The login form; after too many wrong passwords it does not check another one."""
 
     remember = None  # type: ignore[assignment]
 
@@ -32,21 +32,21 @@ class ThrottledLogin(LoginForm):
 
 
 class _CurrentPasswordForm:
-    """A form that asks for the present password: in an open session too, guessing it is slowed as at the login."""
+    """A form that requires the current password; wrong ones are throttled as at the login."""
 
     def validate_password(self, field: Any) -> None:
         attempt = login_throttle.PASSWORDS.record_attempt(current_user.email)
         if attempt is None:
             raise StopValidation(gettext(login_throttle.TOO_MANY))
-        # The form refuses a wrong one by itself. It is looked at here as well, since what else may be
-        # wrong with the form, such as a new password that is too short, is no failed guess.
+        # The form rejects a wrong password itself. It is also checked here because other errors of the
+        # form, such as a new password that is too short, are not failed attempts.
         given = current_app.extensions["security"]._password_util.normalize(field.data or "")
         if verify_password(given, current_user.password):
             login_throttle.record_success(attempt, "password.verify")
 
 
 class ThrottledVerify(_CurrentPasswordForm, VerifyForm):
-    """The form that asks for the password again before a change of how one logs in."""
+    """The form that requires the password again before login settings change."""
 
 
 class ThrottledChange(_CurrentPasswordForm, ChangePasswordForm):

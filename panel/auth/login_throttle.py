@@ -1,7 +1,7 @@
-"""The brake on guessing: passwords and codes are refused after too many wrong ones.
+"""Refuse passwords and codes after too many wrong ones.
 
-Failures are counted in the audit trail, so that the brake holds over all web processes and restarts,
-and an admin sees who is trying.
+Failures are counted in the audit trail, so that the limits hold across web processes and restarts,
+and admins can see the attempts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ TOO_MANY = gettext_noop("Too many failed logins. Wait 15 minutes, then try again
 
 @dataclass(frozen=True)
 class LoginThrottle:
-    """How many failures within 15 minutes are borne: of one account from one address, of one address,
-    of one account from anywhere. The last is wide for passwords, so that a stranger cannot easily
-    lock a person out; for codes a password is known already, so it is narrow."""
+    """How many failures within 15 minutes are allowed: of one account from one address, of one address,
+    and of one account from anywhere. The last limit is high for passwords, so that an attacker cannot easily
+    lock a user out. For codes it is low, since the password was correct already."""
 
     failed: str
     pair: int = 5
@@ -34,9 +34,9 @@ class LoginThrottle:
     account: int = 100
 
     def record_attempt(self, email: str) -> int | None:
-        """Write an attempt down as failed until it succeeds; None, answered with 429, after too many.
+        """Record an attempt as failed until it succeeds. Return None, with status 429, after too many.
 
-        Written before anything is looked at, so that many attempts at once count too.
+        It is recorded before the check, so that concurrent attempts count as well.
         """
         who, address = _name_for_trail(email), request.remote_addr or ""
         trail = AuditEntry
@@ -60,7 +60,7 @@ CODES = LoginThrottle("two_factor.failed", account=20)
 
 
 def record_success(attempt: int, action: str) -> None:
-    """The attempt went well: in the trail it is this action."""
+    """Change the recorded attempt into this successful action."""
     trail = AuditEntry
     with _database().write() as connection:
         connection.execute(sa.update(trail).where(trail.id == attempt).values(action=action))
@@ -73,7 +73,7 @@ def _too_many(response: Response) -> Response:
 
 
 def _name_for_trail(email: str) -> str:
-    # What is no address may be a password typed into the wrong field: it is not kept.
+    # Text that is not an address may be a password typed into the wrong field, so it is not stored.
     email = email.strip().lower()
     return email[:255] if "@" in email and " " not in email else "(no email address)"
 

@@ -1,4 +1,4 @@
-"""Logging in with OpenID Connect, where OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET are set.
+"""Log in with OpenID Connect, if OIDC_ISSUER, OIDC_CLIENT_ID and OIDC_CLIENT_SECRET are set.
 
 The authorization code flow with state, nonce and PKCE (OpenID Connect Core 1.0, 3.1; RFC 7636), by
 Authlib; the provider's addresses and keys come from its discovery document.
@@ -31,11 +31,11 @@ _AWAY = gettext_noop("The login provider does not answer. Try again, or log in w
 
 
 class Refused(Exception):
-    """This person may not come in this way; the message says why, for them to read."""
+    """The provider's user may not log in; the message gives the user the reason."""
 
 
 def init(app: Flask, settings: Settings) -> None:
-    """Offer it on the login page, if it is configured."""
+    """Offer the login if it is configured."""
     app.config["OIDC"] = bool(settings.oidc_issuer)
     app.register_blueprint(blueprint)
     if settings.oidc_client_secret is None:
@@ -52,7 +52,7 @@ def init(app: Flask, settings: Settings) -> None:
 
 @blueprint.get("/")
 def begin() -> Response:
-    """Send the person to the provider."""
+    """Redirect the user to the provider."""
     client = _client()
     session["oidc_next"] = request.args.get("next", "")
     try:
@@ -64,16 +64,18 @@ def begin() -> Response:
 
 @blueprint.get("/return")
 def back() -> Response:
-    """The provider sent the person back: check what it says, find or make the account, log in."""
+    """Handle the provider's redirect: verify the token, find or create the account, log in."""
     client = _client()
     if "error" in request.args:
-        return _failed(None, gettext("The login provider refused: {error}.", error=request.args["error"][:80]))
+        return _failed(
+            None, gettext("The login provider rejected the login: {error}.", error=request.args["error"][:80])
+        )
     try:
         token = client.authorize_access_token()
     except (AuthlibBaseError, JoseError, OSError, ValueError, KeyError) as error:
-        return _failed(error, gettext("That login could not be verified. Try again."))
+        return _failed(error, gettext("The login could not be verified. Try again."))
     if not token.get("userinfo"):
-        return _failed(None, gettext("The login provider sent no ID token: it may not be an OpenID Connect provider."))
+        return _failed(None, gettext("The login provider sent no ID token. It may not support OpenID Connect."))
     try:
         user = _person(token["userinfo"], current_app.config["OIDC_SETTINGS"])
     except Refused as refusal:
@@ -98,23 +100,23 @@ def _people() -> accounts.Datastore:
 
 def _failed(error: Exception | None, words: str) -> Response:
     if error is not None:
-        # The class only: its words may quote what was exchanged.
+        # Log only the class: the message may quote secrets of the exchange.
         logger.warning("login with OpenID Connect failed: %s", type(error).__name__)
     flash(words, "error")
     return redirect(url_for("security.login"), code=303)
 
 
 def _next(path: str) -> str:
-    # Only a path of our own, as after a login with a password.
+    # Redirect only within the panel, as after a login with a password.
     ours = path.isprintable() and path.startswith("/") and not path.startswith(("//", "/\\"))
     return path if ours else "/"
 
 
 def _person(claims: dict[str, Any], settings: Settings) -> User:
-    """The account of who the provider says this is; made at the first login.
+    """Return the account for the provider's claims; create it at the first login.
 
     Raises:
-      Refused: with words.
+      Refused: the user may not log in.
     """
     people = _people()
     subject = f"{claims['iss']} {claims['sub']}"[:512]
@@ -133,24 +135,26 @@ def _person(claims: dict[str, Any], settings: Settings) -> User:
 
 def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
     people = _people()
-    # An address that the provider has not checked may be anybody's.
+    # An address that the provider has not verified may belong to someone else.
     if not claims.get("email") or claims.get("email_verified") is not True:
-        raise Refused(gettext("The login provider does not vouch for an email address of yours."))
+        raise Refused(gettext("The login provider has not verified your email address."))
     try:
         email = accounts.check_email(str(claims["email"]))
     except ValueError:
-        raise Refused(gettext("The login provider names no usable email address.")) from None
+        raise Refused(gettext("The login provider sent no valid email address.")) from None
     known = people.find_user(email=email, case_insensitive=True)
     if known is not None:
         if known.oidc_subject is not None:
             raise Refused(
-                gettext("Another person of the login provider has this email address here. An admin can help.")
+                gettext("This email address belongs to another account of the login provider. Ask an admin for help.")
             )
         known.oidc_subject = subject
         accounts.add_audit("OpenID Connect", "user.connect", email)
         return known
     if role == "none":
-        raise Refused(gettext("You have no role here. Ask an admin to make you an account, then log in again."))
+        raise Refused(
+            gettext("You have no role in Syncflow. Ask an admin to create an account for you, then log in again.")
+        )
     user: Any = people.create_user(
         email=email,
         password=None,
@@ -164,7 +168,7 @@ def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
 
 
 def _role(claims: dict[str, Any], settings: Settings) -> str | None:
-    """The highest of our roles that the claim names; None where it names none."""
+    """Return the highest role that the claim contains, or None."""
     named = claims.get(settings.oidc_role_claim) if settings.oidc_role_claim else None
     names = {named} if isinstance(named, str) else set(map(str, named)) if isinstance(named, list) else set()
     return next((role for role in reversed(permissions.ROLES) if role in names), None)

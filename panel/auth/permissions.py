@@ -8,19 +8,19 @@ from flask_security import current_user
 
 from i18n import gettext_noop
 
-#: Every permission, in words.
+#: Permission -> what it allows.
 PERMISSIONS = {
-    "view": gettext_noop("see all pages but users and audit"),
-    "retry": gettext_noop("send dead letters again"),
-    "discard": gettext_noop("close dead letters unsent"),
+    "view": gettext_noop("view all pages except users and audit"),
+    "retry": gettext_noop("retry dead letters"),
+    "discard": gettext_noop("discard dead letters"),
     "edit": gettext_noop("edit records"),
-    "replay": gettext_noop("apply received webhooks again"),
-    "export": gettext_noop("download lists"),
-    "settle": gettext_noop("settle conflicts"),
+    "replay": gettext_noop("replay received webhooks"),
+    "export": gettext_noop("export lists as CSV"),
+    "resolve": gettext_noop("resolve conflicts"),
     "pause": gettext_noop("pause and resume systems"),
-    "poll": gettext_noop("have a system polled now, test its connection"),
+    "poll": gettext_noop("poll a system now and test its connection"),
     "schedules": gettext_noop("run, pause and resume schedules"),
-    "tasks": gettext_noop("begin, stop and resume long work"),
+    "tasks": gettext_noop("start, stop and resume tasks"),
     "unsubscribe": gettext_noop("create and lift unsubscriptions"),
     "mappings": gettext_noop("change mappings"),
     "users": gettext_noop("manage users"),
@@ -29,7 +29,7 @@ PERMISSIONS = {
 
 _OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}
 
-#: The one table that answers "who may do what".
+#: Role -> its permissions.
 ROLES: dict[str, frozenset[str]] = {
     "viewer": frozenset({"view"}),
     "operator": _OPERATOR,
@@ -38,12 +38,12 @@ ROLES: dict[str, frozenset[str]] = {
 
 
 def allowed(permission: str) -> bool:
-    """Whether the person of this request may do that."""
+    """Whether the current user has the permission."""
     return permission in permissions_of(current_user)
 
 
 def permissions_of(user: Any) -> frozenset[str]:
-    """What a person's roles add up to; nothing for a stranger."""
+    """Return the permissions of all roles of a user; none without a login."""
     if not user.is_authenticated:
         return frozenset()
     return frozenset().union(*(ROLES.get(role.name, frozenset()) for role in user.roles))

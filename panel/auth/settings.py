@@ -10,17 +10,17 @@ from models.base import utcnow
 
 PASSWORD_LENGTH = 12
 
-#: A person who has not used the panel for this long logs in again.
+#: A session ends after this time without a request.
 SESSION_LIFETIME = timedelta(hours=12)
 
-#: Changing how one logs in asks for the password again when it was given longer ago than this.
+#: Changing login settings requires the password again if it was entered longer ago than this.
 FRESH = timedelta(minutes=30)
 
 
 def flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
     return {
         "SECRET_KEY": secret,
-        # Without a pepper, so that the secret key may be changed and a command needs none: argon2
+        # Without a pepper, so that the secret key can change and commands need no key: argon2
         # salts each password itself.
         "SECURITY_PASSWORD_HASH": "argon2",
         "SECURITY_PASSWORD_SINGLE_HASH": {"argon2"},
@@ -42,12 +42,12 @@ def flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SECURITY_FRESHNESS": FRESH,
         "SECURITY_FRESHNESS_GRACE_PERIOD": timedelta(minutes=10),
         "SECURITY_MSG_REAUTHENTICATION_REQUIRED": (
-            gettext_noop("Your password once more, since this changes how you log in."),
+            gettext_noop("Enter your password again to change your login settings."),
             "info",
         ),
-        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (gettext_noop("Thank you. Go on."), "success"),
+        "SECURITY_MSG_REAUTHENTICATION_SUCCESSFUL": (gettext_noop("Password confirmed."), "success"),
         "SECURITY_MSG_PASSWORD_CHANGE": (
-            gettext_noop("Your password is changed; all other sessions have ended."),
+            gettext_noop("Your password was changed. All your other sessions have ended."),
             "success",
         ),
         "SESSION_COOKIE_NAME": "syncflow",
@@ -55,6 +55,6 @@ def flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SESSION_COOKIE_SAMESITE": "Lax",
         "SESSION_COOKIE_SECURE": https,
         "PERMANENT_SESSION_LIFETIME": SESSION_LIFETIME,
-        # A token lives as long as the session: a page left open over lunch still works.
+        # A token is valid as long as the session, so that a page left open still works.
         "WTF_CSRF_TIME_LIMIT": None,
     }

@@ -19,7 +19,7 @@ from settings import Settings
 
 
 def init(app: Flask, database: Database, settings: Settings) -> scoped_session[Session]:
-    """Set up login, sessions and roles on an app; returns the session people are read with."""
+    """Set up login, sessions and roles on an app; return the database session that reads users."""
     app.extensions["syncflow_database"] = database
     app.config.update(flask_security_settings(settings.secret(), settings.behind_proxy))
     if settings.totp_secret is not None:
@@ -36,7 +36,7 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
         totp_cls=two_factor.OnceTotp,
     )
     security.want_json(lambda _request: False)
-    # Only sessions log in. The loader for tokens would read every request's body before its own route does.
+    # Only sessions log in. The token loader would read the request body before the route does.
     security.login_manager.request_loader(None)
     password_changed.connect(_password_changed, app)
     two_factor.init(app, add_audit)

@@ -1,7 +1,7 @@
-"""The second factor: codes of an authenticator app (TOTP, RFC 6238) and recovery codes, where TOTP_SECRET is set.
+"""The second factor: codes of an authenticator app (TOTP, RFC 6238) and recovery codes, if TOTP_SECRET is set.
 
-Flask-Security brings the pages and the flow; this adds what it leaves out: a code works once, wrong
-ones are slowed, everything is audited, and the QR code needs no `data:` address.
+Flask-Security has the pages and the flow. This module adds: a code works once, wrong
+codes are throttled, every change is audited, and the QR code needs no `data:` URL.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from i18n import gettext, gettext_noop
 from models.users import User
 from panel.auth import login_throttle
 
-#: Seconds a phone's clock may differ.
+#: How far a phone's clock may differ.
 _CLOCK_SKEW = 30
 _RECOVERY_CODES = 10
 
 
 def settings(secret: str) -> dict[str, Any]:
-    """What Flask-Security is told where a TOTP_SECRET is set."""
+    """Return the settings of Flask-Security for two-factor login."""
     return {
         "SECURITY_TWO_FACTOR": True,
         "SECURITY_TWO_FACTOR_ENABLED_METHODS": ["authenticator"],
@@ -41,18 +41,18 @@ def settings(secret: str) -> dict[str, Any]:
         "SECURITY_MULTI_FACTOR_RECOVERY_CODES_N": _RECOVERY_CODES,
         "SECURITY_MULTI_FACTOR_RECOVERY_CODES_KEYS": [_fernet_key(secret)],
         "SECURITY_MSG_TWO_FACTOR_INVALID_TOKEN": (
-            gettext_noop("That code is wrong or was used before. Wait for the next one."),
+            gettext_noop("The code is wrong or was already used. Wait for the next one."),
             "error",
         ),
         "SECURITY_MSG_TWO_FACTOR_CHANGE_METHOD_SUCCESSFUL": (
-            gettext_noop("Two-factor login is on. Now make recovery codes, for the day the phone is lost."),
+            gettext_noop("Two-factor login is on. Create recovery codes now in case you lose your phone."),
             "success",
         ),
         "SECURITY_MSG_TWO_FACTOR_DISABLED": (gettext_noop("Two-factor login is off."), "success"),
         "SECURITY_MSG_TWO_FACTOR_LOGIN_SUCCESSFUL": (gettext_noop("You are logged in."), "success"),
         "SECURITY_MSG_TWO_FACTOR_PERMISSION_DENIED": (gettext_noop("Log in with email and password first."), "info"),
         "SECURITY_MSG_INVALID_RECOVERY_CODE": (
-            gettext_noop("That is none of your recovery codes, or it was used before."),
+            gettext_noop("The recovery code is wrong or was already used."),
             "error",
         ),
     }
@@ -63,7 +63,7 @@ def _fernet_key(secret: str) -> bytes:
 
 
 class OnceTotp(Totp):
-    """Codes that work once, and a QR code as SVG to stand in the page."""
+    """Codes that work once, and a QR code as inline SVG."""
 
     def get_last_counter(self, user: Any) -> int | None:
         counter: int | None = user.tf_last_counter
@@ -79,14 +79,14 @@ class OnceTotp(Totp):
 
 
 class ThrottledCode(TwoFactorVerifyCodeForm):
-    """The form for a code: at login too many wrong ones are refused."""
+    """The form for a code; at login it is throttled."""
 
     def validate(self, **kwargs: Any) -> bool:
         return super().validate(**kwargs) if self.is_setup else _throttled(self, super().validate, kwargs)
 
 
 class ThrottledRecovery(MfRecoveryForm):
-    """The form for a recovery code, with the same brake."""
+    """The throttled form for a recovery code."""
 
     def validate(self, **kwargs: Any) -> bool:
         return _throttled(self, super().validate, kwargs)
@@ -104,7 +104,7 @@ def _throttled(form: Any, validate: Any, kwargs: dict[str, Any]) -> bool:
 
 
 def init(app: Flask, add_audit: Any) -> None:
-    """Write down who turns it on and off."""
+    """Audit when a user turns two-factor login on or off."""
 
     def turned_on(_app: Any, user: User, **_rest: Any) -> None:
         add_audit(user.email, "two_factor.on", user.email)

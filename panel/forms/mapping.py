@@ -1,4 +1,4 @@
-"""The table in which a mapping is edited: from the form to the conductor's rows and back.
+"""Convert between the mapping editor's form and the conductor's rows.
 
 The fields of the third row are called `2.column`, `2.path` and so on; those of its first child row
 `2_0.column`. A row of child rows carries `2.rows`.
@@ -13,7 +13,7 @@ from typing import Any
 
 from models.catalogues import Catalogue
 
-#: A row as typed: text everywhere, but `required`, and `rows`: the rows of child rows, or None.
+#: A row as typed: all text, except `required` and `rows`, the child rows or None.
 Row = dict[str, Any]
 
 _TEXTS = ("column", "path", "transform", "link", "direction", "conflict", "default")
@@ -23,7 +23,7 @@ EMPTY: Row = dict.fromkeys(_TEXTS, "") | {"direction": "both", "conflict": "newe
 
 
 def typed(form: Mapping[str, str], catalogue: Catalogue) -> list[Row]:
-    """The rows as they were typed. A row whose column is a list of child rows has `rows`."""
+    """Return the rows of the form. A row whose column is a list of child rows has `rows`."""
     found: dict[tuple[int, int], Row] = {}
     for name in form:
         if (match := _NAME.fullmatch(name)) and match[3] in (*_TEXTS, "required"):
@@ -46,7 +46,7 @@ def _is_place(text: str) -> bool:
 
 
 def changed(rows: list[Row], pressed: str) -> list[Row]:
-    """The rows after one of the table's buttons: `add`, `add:2` (a child row), `remove:2` or `remove:2_0`."""
+    """Apply a button of the table to the rows: `add`, `add:2` (a child row), `remove:2` or `remove:2_0`."""
     what, _, place = pressed.partition(":")
     number, _, child = place.partition("_")
     if what == "add" and not place:
@@ -64,7 +64,7 @@ def changed(rows: list[Row], pressed: str) -> list[Row]:
 
 
 def parsed(rows: list[Row]) -> list[Row]:
-    """Typed rows as the conductor takes them."""
+    """Convert typed rows to the conductor's rows."""
     return [_parsed(row) for row in rows]
 
 
@@ -75,7 +75,7 @@ def _parsed(row: Row) -> Row:
 
 
 def shown(rows: list[Row]) -> list[Row]:
-    """The conductor's rows as they are typed; those of an old version may lack what came later."""
+    """Convert the conductor's rows to typed rows. Rows of an old version may lack newer cells."""
     return [_shown(row) for row in rows]
 
 
@@ -86,7 +86,7 @@ def _shown(row: Row) -> Row:
 
 
 def parse_default(text: str) -> Any:
-    """What a typed default means: 12, true and "12" are JSON, nothing is none, all else is text."""
+    """Parse a typed default: 12, true and "12" are JSON, empty is None, anything else is text."""
     if not text:
         return None
     try:
@@ -97,7 +97,7 @@ def parse_default(text: str) -> Any:
 
 
 def show_default(value: Any) -> str:
-    """The other way round: text that would be read as something else stands in quotes."""
+    """Format a default for the form; text that would parse as JSON is quoted."""
     if value is None:
         return ""
     return value if isinstance(value, str) and parse_default(value) == value else json.dumps(value)

@@ -1,4 +1,4 @@
-"""Lists of records that people paste or upload: which of them there are, and which nobody knows."""
+"""Parse pasted and uploaded lists of records, and look up their entries."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ import sqlalchemy as sa
 from i18n import gettext
 from models.catalogues import Catalogue
 
-#: Headings of the column that is read from a CSV file; without one of them it is the first.
+#: Headings of the CSV column to read; without any of them it is the first column.
 _HEADINGS = ("id", "record_id", "record id", "email")
 
-#: Records looked up with one query.
+#: Entries per query.
 _PAGE = 2000
 
 
 @dataclass
 class Found:
-    """What a list comes to: ids that exist, emails that stand for one, and what nobody knows."""
+    """The result of looking up a list: known ids, emails of records, and unknown entries."""
 
     known: list[str] = field(default_factory=list)
-    #: Email -> the ids it stands for.
+    #: Email -> ids of the records with it.
     emails: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     repeated: int = 0
 
     @property
     def ids(self) -> list[str]:
-        """All of them, each once; what is unknown as it was given, since it may come to exist."""
+        """Return all ids once, with unknown entries as given: such records may be created later."""
         meant = [record_id for ids in self.emails.values() for record_id in ids]
         return list(dict.fromkeys([*self.known, *meant, *self.unknown]))
 
 
 def split(text: str) -> list[str]:
-    """The entries of a pasted list, separated by anything that is part of no id and no email."""
+    """Split a pasted list at whitespace, commas and semicolons."""
     return [part for part in re.split(r"[\s,;]+", text) if part]
 
 
 def from_csv(content: bytes) -> list[str]:
-    """One column of a CSV file, with commas, semicolons or tabs: `id`, `record_id` or `email`, or the first.
+    """Return one column of a CSV file with commas, semicolons or tabs: `id`, `record_id`, `email`, or the first.
 
     Raises:
-      ValueError: it is no text.
+      ValueError: it is not a valid text file.
     """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(gettext("it is not UTF-8 text; save it as CSV UTF-8")) from None
+        raise ValueError(gettext("the file is not UTF-8 text; save it as CSV UTF-8")) from None
     if "\0" in text:
-        raise ValueError(gettext("it is no text file"))
+        raise ValueError(gettext("the file is not a text file"))
     first = text.partition("\n")[0]
     separator = max(",;\t", key=first.count)
     try:
         rows = [row for row in csv.reader(io.StringIO(text), delimiter=separator) if row]
     except csv.Error as error:
-        raise ValueError(gettext("it cannot be read as CSV: {error}", error=error)) from None
+        raise ValueError(gettext("the file is not valid CSV: {error}", error=error)) from None
     if not rows:
         return []
     headings = [cell.strip().lower() for cell in rows[0]]
@@ -70,7 +70,7 @@ def from_csv(content: bytes) -> list[str]:
 
 
 def look_up(connection: sa.Connection, catalogues: Sequence[Catalogue], entries: Iterable[str]) -> Found:
-    """Look all entries up, by id in any of these catalogues, and by email."""
+    """Look up all entries by id and by email in these catalogues."""
     given = list(entries)
     each = list(dict.fromkeys(given))
     found = Found(repeated=len(given) - len(each))
@@ -96,12 +96,12 @@ def _existing(connection: sa.Connection, catalogue: Catalogue, entries: list[str
 
 
 def key_of(catalogue: Catalogue, entry: str) -> object | None:
-    """An entry as the catalogue's key; None where it cannot be one."""
+    """Return an entry as a key of the catalogue, or None if it cannot be one."""
     try:
         key = catalogue.key_of(entry)
     except (ValueError, ArithmeticError):
         return None
-    # "007" is no other way to write 7: the ledger's ids are compared as text.
+    # "007" is not the same as 7: the ledger compares ids as text.
     return key if str(key) == entry and (not isinstance(key, int) or 0 < key < 2**63) else None
 
 

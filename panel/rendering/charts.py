@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by the server: they need no JavaScript and no inline style."""
+"""Draw charts as inline SVG, without JavaScript or inline styles."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from markupsafe import Markup
 
 from conductor import Series
 
-#: A column of `throughput` -> the class it is drawn in.
+#: Column of `throughput` -> its CSS class.
 _LINES = {"delivered": "area", "failed": "busy", "dead": "bad"}
 
-#: Lines and labels of the large chart, in its own units.
+#: Size of the large chart, in its own units.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 1000, 200, 44, 22
 
 
 def spark(values: Sequence[float], words: str) -> Markup:
-    """A line the size of a word; `words` say it to whoever cannot see it."""
+    """Draw a sparkline; `words` describe it to screen readers."""
     width, height = 104, 22
     top = max(values, default=0)
     if not top:
@@ -33,7 +33,7 @@ def spark(values: Sequence[float], words: str) -> Markup:
 
 
 def chart(series: Series, words: str) -> Markup:
-    """Delivered, failed and dead per minute, with a scale and the first and last instant."""
+    """Draw delivered, failed and dead per minute, with a scale and the first and last time."""
     rates = {name: series.per_minute(name) for name in _LINES}
     top = _round_up(max(max(values, default=0.0) for values in rates.values()))
     low = _HEIGHT - _BOTTOM
@@ -66,7 +66,7 @@ def _points(values: Sequence[float], top: float, left: float, right: float, high
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2 or 5 with zeros: a scale that can be read."""
+    """Round up to 1, 2 or 5 times a power of ten, for a readable scale."""
     size = 1.0
     while True:
         for factor in (1, 2, 5):

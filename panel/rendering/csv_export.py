@@ -1,4 +1,4 @@
-"""Lists as CSV (RFC 4180): streamed a stretch at a time, whatever their length, and harmless in a spreadsheet."""
+"""Export lists as CSV (RFC 4180), streamed in batches and safe to open in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from models.base import utcnow
 from models.session import Database
 from panel.views.base import PanelView
 
-#: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV Injection").
+#: Characters that start a formula in a spreadsheet (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 _BATCH = 2000
 
 
 def download(view: PanelView, table: Any, columns: Sequence[str], conditions: Sequence[Any], **asked: str) -> Response:
-    """The rows of `table` (a mapped class) that meet the conditions, newest first, as a file; audited."""
+    """Return the rows of `table` (a mapped class) that meet the conditions as a file, newest first; audited."""
     name = str(table.__tablename__).replace("_", "-")
     conductor = view.conductor
     with conductor.database.write() as connection:
@@ -41,7 +41,7 @@ def _lines(database: Database, table: Any, columns: Sequence[str], conditions: S
         top = (connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) + 1
     current_locale = [getattr(table, name) for name in columns]
     while top > 0:
-        # No statement reads more than a stretch, and no transaction stays open while somebody's line is slow.
+        # No statement reads more than a stretch, and no transaction stays open while a slow client downloads.
         floor = max(top - pages.STRETCH, 0)
         statement = sa.select(table.id, *current_locale).where(table.id >= floor, table.id < top, *conditions)
         with database.read() as connection:
@@ -58,7 +58,7 @@ def _line(values: Sequence[Any]) -> str:
 
 
 def cell(value: Any) -> Any:
-    """One value as a spreadsheet shows it, and never runs it."""
+    """Format one value so that a spreadsheet never evaluates it."""
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, datetime):

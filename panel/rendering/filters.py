@@ -1,4 +1,4 @@
-"""What templates may call: words for states, times, the menu."""
+"""Template filters and globals: labels, times, numbers and the menu."""
 
 from __future__ import annotations
 
@@ -18,92 +18,154 @@ from models.base import utcnow
 from models.counting import DISPLAY_LIMIT
 from panel.auth.permissions import allowed
 
-#: The colour a word of state is shown in: good, busy, bad or quiet.
-TONES = {
-    gettext_noop("ok"): "good", gettext_noop("delivered"): "good", gettext_noop("applied"): "good", gettext_noop("up to date"): "good",
-    gettext_noop("done"): "good", gettext_noop("in force"): "good", gettext_noop("on"): "good", gettext_noop("flows"): "good",
-    gettext_noop("verified"): "good", gettext_noop("running"): "good",
-    gettext_noop("held back"): "busy", gettext_noop("waiting"): "busy", gettext_noop("owed"): "busy", gettext_noop("failed"): "busy",
-    gettext_noop("paused"): "busy", gettext_noop("trying again"): "busy", gettext_noop("stopping"): "busy", gettext_noop("late"): "busy",
-    gettext_noop("silent"): "bad", gettext_noop("nobody reads it"): "bad", gettext_noop("wrong"): "bad", gettext_noop("failing"): "bad",
-    gettext_noop("down"): "bad", gettext_noop("dead"): "bad", gettext_noop("dead letter"): "bad", gettext_noop("conflict"): "bad",
-}  # fmt: skip
+#: State, as the ledger and the code name it -> its label, and the colour of its badge.
+_STATES = {
+    "active": (gettext_noop("active"), "good"),
+    "applied": (gettext_noop("applied"), "good"),
+    "delivered": (gettext_noop("delivered"), "good"),
+    "done": (gettext_noop("done"), "good"),
+    "enabled": (gettext_noop("enabled"), "good"),
+    "not held back": (gettext_noop("not held back"), "good"),
+    "ok": (gettext_noop("ok"), "good"),
+    "on": (gettext_noop("on"), "good"),
+    "running": (gettext_noop("running"), "good"),
+    "up to date": (gettext_noop("up to date"), "good"),
+    "verified": (gettext_noop("verified"), "good"),
+    "failed": (gettext_noop("failed"), "busy"),
+    "held back": (gettext_noop("held back"), "busy"),
+    "late": (gettext_noop("late"), "busy"),
+    "owed": (gettext_noop("pending"), "busy"),
+    "paused": (gettext_noop("paused"), "busy"),
+    "stopping": (gettext_noop("stopping"), "busy"),
+    "trying again": (gettext_noop("retrying"), "busy"),
+    "waiting": (gettext_noop("waiting"), "busy"),
+    "conflict": (gettext_noop("conflict"), "bad"),
+    "dead": (gettext_noop("dead letter"), "bad"),
+    "dead letter": (gettext_noop("dead letter"), "bad"),
+    "down": (gettext_noop("down"), "bad"),
+    "failing": (gettext_noop("failing"), "bad"),
+    "no worker": (gettext_noop("no worker"), "bad"),
+    "not responding": (gettext_noop("not responding"), "bad"),
+    "wrong": (gettext_noop("problem"), "bad"),
+    "closed": (gettext_noop("closed"), "quiet"),
+    "disabled": (gettext_noop("disabled"), "quiet"),
+    "echo": (gettext_noop("echo"), "quiet"),
+    "expired": (gettext_noop("expired"), "quiet"),
+    "gone": (gettext_noop("unlinked"), "quiet"),
+    "kept": (gettext_noop("internal kept"), "quiet"),
+    "never sent": (gettext_noop("never sent"), "quiet"),
+    "not configured": (gettext_noop("not configured"), "quiet"),
+    "not run yet": (gettext_noop("not run yet"), "quiet"),
+    "note": (gettext_noop("note"), "quiet"),
+    "nothing owed": (gettext_noop("nothing pending"), "quiet"),
+    "off": (gettext_noop("off"), "quiet"),
+    "skipped": (gettext_noop("skipped"), "quiet"),
+    "stopped": (gettext_noop("stopped"), "quiet"),
+    "unchanged": (gettext_noop("unchanged"), "quiet"),
+}
 
-#: Other words that stand in the database or the code, and are said by a template: of state, and what happened.
-_SAID = (
-    gettext_noop("off"), gettext_noop("over"), gettext_noop("disabled"), gettext_noop("may log in"), gettext_noop("skipped"), gettext_noop("gone"),
-    gettext_noop("never sent"), gettext_noop("unchanged"), gettext_noop("kept"), gettext_noop("echo"), gettext_noop("stopped"),
-    gettext_noop("not configured"), gettext_noop("not run yet"), gettext_noop("note"), gettext_noop("settled"), gettext_noop("closed"), gettext_noop("open"),
-    gettext_noop("any"), gettext_noop("create"), gettext_noop("update"), gettext_noop("delete"), gettext_noop("archive"), gettext_noop("match"), gettext_noop("unlink"),
-    gettext_noop("created"), gettext_noop("updated"), gettext_noop("deleted"), gettext_noop("in"), gettext_noop("out"),
-    gettext_noop("ours"), gettext_noop("theirs"), gettext_noop("agreed"), gettext_noop("gone"), gettext_noop("Ours"), gettext_noop("Theirs"),
-    gettext_noop("fix the record"), gettext_noop("fix the mapping"), gettext_noop("fix the system"), gettext_noop("fix the code"),
-)  # fmt: skip
+#: Other words that the ledger stores or a filter offers -> their label.
+_WORDS = {
+    "any": gettext_noop("any"),
+    "open": gettext_noop("open"),
+    "resolved": gettext_noop("resolved"),
+    "in": gettext_noop("inward"),
+    "out": gettext_noop("outward"),
+    "archive": gettext_noop("archive"),
+    "create": gettext_noop("create"),
+    "delete": gettext_noop("delete"),
+    "match": gettext_noop("match"),
+    "unlink": gettext_noop("unlink"),
+    "update": gettext_noop("update"),
+    "created": gettext_noop("created"),
+    "deleted": gettext_noop("deleted"),
+    "updated": gettext_noop("updated"),
+}
 
-#: Pages of the menu -> the key that leads there, after g.
-KEYS = {
-    "Overview": "o", "Dead letters": "d", "Conflicts": "c", "Systems": "s", "Mappings": "m", "Unsubscriptions": "u",
-    "Schedules": "j", "Queues": "q", "Tasks": "t", "Links": "l", "Deliveries": "v", "Changes": "h", "Inbox": "i",
-    "Audit": "a",
-}  # fmt: skip
+#: Where an error is fixed, as its remedy names it -> the label.
+_PLACES = {
+    "record": gettext_noop("fix the record"),
+    "mapping": gettext_noop("fix the mapping"),
+    "system": gettext_noop("fix the system"),
+    "code": gettext_noop("fix the code"),
+}
 
-
-#: (seconds, once in that time, once in several of them)
-_PACES = (
+#: (seconds, the text for one of the unit, the text for several)
+_INTERVALS = (
     (86_400, gettext_noop("every day"), gettext_noop("every {n} days")),
     (3600, gettext_noop("every hour"), gettext_noop("every {n} h")),
     (60, gettext_noop("every minute"), gettext_noop("every {n} min")),
 )
 
-#: What the scripts in static/ say: they look it up in the page, by the English.
+#: Texts of the scripts in static/: the page carries their translations.
 IN_SCRIPTS = (
-    gettext_noop("{time} ago"), gettext_noop("in {time}"), gettext_noop("Copy"), gettext_noop("Copy {text}"), gettext_noop("Live"), gettext_noop("Not live"),
-    gettext_noop("Logged out: reload the page"), gettext_noop("No answer, trying again"),
-    gettext_noop("time"), gettext_noop("delivered"), gettext_noop("received"), gettext_noop("failed"), gettext_noop("dead"),
-)  # fmt: skip
+    gettext_noop("{time} ago"),
+    gettext_noop("in {time}"),
+    gettext_noop("Copy"),
+    gettext_noop("Copy {text}"),
+    gettext_noop("Live"),
+    gettext_noop("Not live"),
+    gettext_noop("Logged out: reload the page"),
+    gettext_noop("No response, retrying"),
+    gettext_noop("time"),
+    gettext_noop("delivered"),
+    gettext_noop("received"),
+    gettext_noop("failed"),
+    gettext_noop("dead"),
+)
 
 
 def init(app: Flask, admin: Admin) -> None:
-    """Make the words known to all templates."""
+    """Register the filters and globals of all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    app.jinja_env.filters.update(
-        when=when, every=every, ago=ago, elapsed=elapsed, tone=tone, pretty=pretty, as_text=as_text, number=number
-    )
-    app.jinja_env.filters["clock"] = clock
-    app.jinja_env.filters["lower_first"] = lower_first
+    for template_filter in (
+        ago, as_text, clock, elapsed, every, label, lower_first, number, pretty, remedy_label, tone, when
+    ):  # fmt: skip
+        app.jinja_env.filters[template_filter.__name__] = template_filter
     app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
     app.jinja_env.globals.update(allowed=allowed, asset=_assets(app), updating=updating)
     app.context_processor(lambda: {"menu": lambda: _menu(admin)})
 
 
 def updating() -> bool:
-    """Whether a live page asks for its content anew."""
+    """Whether a live page requests its new content."""
     return request.headers.get("HX-Request") == "true"
 
 
 def lower_first(words: str) -> str:
-    """A heading as it stands within a sentence: in English it begins small, elsewhere as its language has it."""
+    """Return a heading for use inside a sentence: English lowers its first letter, other languages keep it."""
     return words[:1].lower() + words[1:] if current_locale() is ENGLISH else words
 
 
 def texts_in_scripts() -> dict[str, str]:
-    """What the scripts say in the language chosen, by the English; nothing in English."""
+    """Return the translations of the scripts' texts by the English text; empty in English."""
     return {} if current_locale() is ENGLISH else {text: gettext(text) for text in IN_SCRIPTS}
 
 
-def tone(word: str) -> str:
-    """The colour of a word of state."""
-    return TONES.get(word, "quiet")
+def tone(state: str) -> str:
+    """Return the colour of a state's badge: good, busy, bad or quiet."""
+    return _STATES[state][1] if state in _STATES else "quiet"
+
+
+def label(word: Any) -> str:
+    """Return the translated label of a state, an operation or another stored word."""
+    key = str(word)
+    return gettext(_STATES[key][0] if key in _STATES else _WORDS.get(key, key))
+
+
+def remedy_label(place: str) -> str:
+    """Return the label that says where an error is fixed."""
+    return gettext(_PLACES[place])
 
 
 def number(value: int) -> str:
-    """12,345; where the conductor stopped counting, 10,000+."""
+    """Format a count: 12,345, or 10,000+ where counting stopped at the limit."""
     return f"{value:,}+" if value == DISPLAY_LIMIT else f"{value:,}"
 
 
 def every(seconds: int) -> str:
-    """How often, in words: every day, every 5 min, every 30 s."""
-    for size, one, many in _PACES:
+    """Format an interval: every day, every 5 min, every 30 s."""
+    for size, one, many in _INTERVALS:
         if seconds >= size and seconds % size == 0:
             count = seconds // size
             return gettext(one) if count == 1 else gettext(many, n=count)
@@ -111,7 +173,7 @@ def every(seconds: int) -> str:
 
 
 def when(value: datetime | None) -> Markup:
-    """A time: UTC without JavaScript, the reader's own zone with it, always with UTC on hover."""
+    """Format a time: in UTC without JavaScript, in the reader's time zone with it; UTC on hover."""
     if value is None:
         return Markup('<span class="none">{0}</span>').format(gettext("never"))
     text = f"{value:%Y-%m-%d %H:%M:%S}"
@@ -119,13 +181,13 @@ def when(value: datetime | None) -> Markup:
 
 
 def clock(value: datetime) -> Markup:
-    """A time in a sentence: of today only the hour, of other days the date as well; UTC on hover."""
+    """Format a time for a sentence: with the date unless it is today; UTC on hover."""
     text = f"{value:%H:%M}" if value.date() == utcnow().date() else f"{value:%-d %b %H:%M}"
     return _time(value, text, "").replace("data-ago", "data-clock")
 
 
 def ago(value: datetime | None) -> Markup:
-    """How long ago, in the largest unit that fits, with the exact time on hover."""
+    """Format the time since an instant, or until it, in the largest unit that fits; UTC on hover."""
     if value is None:
         return Markup('<span class="none">{0}</span>').format(gettext("never"))
     seconds = (utcnow() - value).total_seconds()
@@ -135,7 +197,7 @@ def ago(value: datetime | None) -> Markup:
 
 
 def elapsed(value: datetime | None) -> Markup:
-    """For how long by now: 3 min."""
+    """Format the duration since an instant: 3 min."""
     return (
         _time(value, duration(abs((utcnow() - value).total_seconds())), "bare")
         if value
@@ -150,7 +212,7 @@ def _time(value: datetime, words: str, kind: str) -> Markup:
 
 
 def duration(seconds: float) -> str:
-    """90 -> 1 min, 7200 -> 2 h."""
+    """Format a duration: 90 -> 1 min, 7200 -> 2 h."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
@@ -158,7 +220,7 @@ def duration(seconds: float) -> str:
 
 
 def pretty(value: Any) -> str:
-    """JSON laid out for reading; text that is no JSON as it is."""
+    """Indent JSON; return any other text unchanged."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -168,7 +230,7 @@ def pretty(value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """One value for reading."""
+    """Format one value of a record or payload."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, bool | dict | list):
@@ -188,7 +250,7 @@ def _assets(app: Flask) -> Any:
 
 
 def _menu(admin: Admin) -> list[dict[str, Any]]:
-    """The pages this person may see, in their groups."""
+    """Return the menu groups with the pages that the user may see."""
     groups: list[dict[str, Any]] = [{"name": "", "pages": []}]
     for item in admin.menu():
         if isinstance(item, MenuCategory):
@@ -208,5 +270,5 @@ def _page(item: Any) -> dict[str, Any]:
         "url": url,
         "icon": item.get_icon_value(),
         "here": here,
-        "key": KEYS.get(item.name),
+        "key": item._view.key,
     }

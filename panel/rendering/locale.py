@@ -1,7 +1,7 @@
-"""Which language a person is spoken to in: the one of the account, else the browser's, else English.
+"""Choose the language of a response: the user's, else the browser's, else English.
 
-A language is a file: translations/TAG/LC_MESSAGES/messages.po. Flask-Admin, Flask-Security and WTForms bring catalogues
-of their own, which follow the same choice through Flask-Babel.
+Each language is a file: translations/TAG/LC_MESSAGES/messages.po. Flask-Admin, Flask-Security and WTForms have
+their own catalogues, which follow the same choice through Flask-Babel.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ FOLDER = Path(__file__).parents[1] / "translations"
 
 
 def init(app: Flask, for_program: Callable[[], bool]) -> None:
-    """Have each request answered in the language of who asks; `for_program`: whether that is none, and gets English."""
+    """Set the language of each request; English if `for_program` says that the client is a program."""
 
     def before_request() -> None:
         set_locale(ENGLISH)
         if request.endpoint != "static" and not for_program():
-            # By the browser first: whether there is an account is known by the database, which may be away.
+            # Use the browser's first: loading the user may fail if the database is down.
             set_locale_of(None)
             if current_user.is_authenticated:
                 set_locale_of(current_user)
 
-    all_languages()  # read now: no request waits for a catalogue
+    all_languages()  # load them now, not in a request
     app.before_request(before_request)
     app.teardown_request(lambda _error: set_locale(ENGLISH))
     Babel(app, locale_selector=lambda: _locale(current_locale().tag), configure_jinja=False)
@@ -48,14 +48,14 @@ def init(app: Flask, for_program: Callable[[], bool]) -> None:
 
 
 def set_locale_of(user: Any) -> None:
-    """Speak as this person has chosen, or else as the browser of the request at hand asks for."""
+    """Set the language to the user's, or else to the browser's."""
     languages = all_languages()
     set_locale(languages.get((user and user.language) or "") or _browser_language(languages))
     refresh()
 
 
 def _browser_language(languages: dict[str, Language]) -> Language:
-    """The first the browser names, with its country or without: en-US before de, where there are en and de."""
+    """Return the first available language of the browser's list, with or without its country."""
     known = {tag.lower(): language for tag, language in languages.items()}
     for tag, quality in request.accept_languages:
         found = known.get(tag.lower()) or known.get(tag.lower().partition("-")[0])
@@ -65,13 +65,13 @@ def _browser_language(languages: dict[str, Language]) -> Language:
 
 
 def translate_login(app: Flask) -> None:
-    """Have Flask-Security say the texts that are ours in the language chosen, too."""
+    """Have Flask-Security look up its texts in the panel's catalogue first."""
     app.extensions["security"].i18n_domain = _LoginDomain(app)  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1)
 def all_languages() -> dict[str, Language]:
-    """Tag -> language: English, and one for each catalogue there is."""
+    """Map tag to language: English, and one for each catalogue."""
     files = sorted(FOLDER.glob("*/LC_MESSAGES/messages.po"))
     others = [Language(_tag(file), _own_name(_tag(file)), _catalogue(file)) for file in files]
     return {language.tag: language for language in (ENGLISH, *others)}
@@ -96,20 +96,20 @@ def _own_name(tag: str) -> str:
 
 @lru_cache(maxsize=16)
 def _locale(tag: str) -> str:
-    # With the country it is mostly spoken in: Flask-Security's catalogue is de_DE, and a plain de is found by that too.
+    # With the likely country: Flask-Security's catalogue is de_DE, and a plain de matches that as well.
     name = tag.replace("-", "_")
     parts = get_global("likely_subtags").get(name, name).split("_")
     return f"{parts[0]}_{parts[-1]}" if len(parts) > 1 else name
 
 
 def _translated(word: Any) -> str:
-    """A word that is known only when the page is made, such as one of state: `{{ row.state | translated }}`."""
+    """Translate a text that is known only at run time: `{{ remedy.words | translated }}`."""
     return gettext(str(word))
 
 
 def _gettext_html(text: str, /, **values: Any) -> Markup:
-    """`gettext` for a text that stands in a template: the text is HTML, what is filled in is escaped."""
-    said = Markup(gettext(text))  # a template's own text or its translation: neither is anybody's input
+    """`gettext` for templates: the text is HTML, its values are escaped."""
+    said = Markup(gettext(text))  # the template's text or its translation, never user input
     return said.format(**values) if values else said
 
 
@@ -119,7 +119,7 @@ def _ngettext_html(one: str, many: str, number: int, /, **values: Any) -> Markup
 
 
 class _LoginDomain(FsDomain):
-    """Flask-Security's catalogue, and before it ours, for the texts of the panel's settings."""
+    """Looks up a text in the panel's catalogue, then in Flask-Security's."""
 
     def gettext(self, string: str, **variables: Any) -> str:
         ours = gettext(string)

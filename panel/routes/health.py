@@ -1,4 +1,4 @@
-"""For machines: is the hub alive, and how is it doing."""
+"""The health check for probes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ blueprint = Blueprint("health", __name__)
 
 @blueprint.get("/healthz")
 def healthz() -> tuple[Response, int]:
-    """Public: whether this process serves and its database answers. Says nothing else."""
+    """Report whether this process and its database respond. Needs no login."""
     conductor: Conductor = current_app.extensions["syncflow"]
     try:
         with conductor.database.read() as connection:
             connection.execute(sa.select(sa.literal(1)))
     except sa.exc.SQLAlchemyError:
         current_app.logger.warning("healthz: the database does not answer", exc_info=True)
-        return jsonify(status="database away"), 503
+        return jsonify(status="database unavailable"), 503
     return jsonify(status="ok"), 200

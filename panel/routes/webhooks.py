@@ -1,4 +1,4 @@
-"""Where external systems report changes. Public on purpose: the signature says who is asking."""
+"""Receive webhooks from external systems. Needs no login: the signature authenticates the sender."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from subscribers.errors import BadSignature, BadWebhook
 
 logger = logging.getLogger(__name__)
 
-#: No system sends events larger than this; bytes.
+#: Bytes of the largest event accepted.
 LARGEST_BODY = 1024 * 1024
 
 blueprint = Blueprint("webhooks", __name__, url_prefix="/webhooks")
 
 
 def init(csrf: CSRFProtect) -> None:
-    """A system has no session to protect: its requests carry a signature instead."""
+    """Exempt webhooks from CSRF protection: their senders have no session but sign their requests."""
     csrf.exempt(blueprint)
 
 
 @blueprint.post("/<system>")
 @blueprint.post("/<system>/<secret>")
 def receive(system: str, secret: str = "") -> tuple[Response, int]:
-    """Store what a system reports, then acknowledge it. The work is done later, by a worker.
+    """Store an event, then acknowledge it. A worker applies it later.
 
-    Systems send again what is not answered 2xx; one that we have already is acknowledged too. A sender
-    that cannot set a header has the shared secret at the end of the address.
+    Systems send an event again unless the answer is 2xx, so a duplicate is acknowledged as well. A sender
+    that cannot set a header puts the shared secret at the end of the URL.
     """
     request.max_content_length = LARGEST_BODY
     body = request.get_data(cache=False)
@@ -40,7 +40,7 @@ def receive(system: str, secret: str = "") -> tuple[Response, int]:
     try:
         new = conductor.store_webhook(system, body, headers)
     except UnknownSystem:
-        return jsonify(error="no such system is connected here"), 404
+        return jsonify(error="no such system is connected"), 404
     except BadSignature as error:
         logger.warning("webhook for %s refused: %s", system, error)
         return jsonify(error=f"the signature does not fit: {error}"), 400

@@ -1,5 +1,5 @@
-// The throughput as a chart to look into: drag to zoom, double click to see all. Without this file
-// the server's own drawing stays.
+// The throughput as an interactive chart: drag to zoom, double-click to reset. Without this file
+// the chart drawn by the server stays.
 (() => {
   "use strict";
   let chart = null;
@@ -19,7 +19,7 @@
   const ticksOf = (_chart, ticks, _axis, _space, step) =>
     ticks.map((at) => (step >= 86400 ? day : time).format(new Date(at * 1000)));
 
-  // What the legend says of a moment: of the one under the mouse, and of the newest while it is elsewhere.
+  // The legend shows the values under the mouse, or the newest ones if the mouse is elsewhere.
   const said = (words) => (drawn, _value, which, at) => {
     const value = drawn.data[which][at ?? drawn.data[0].length - 1];
     return value == null ? "–" : words(value);
@@ -53,11 +53,11 @@
           { ...axis(), size: 46, values: (_chart, ticks) => ticks.map((tick) => number.format(tick)) },
         ],
         series: [
-          { label: say("time"), value: said((at) => `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
-          series(say("delivered"), "--accent", true),
-          series(say("received"), "--good", false),
-          series(say("failed"), "--busy", false),
-          series(say("dead"), "--bad", false),
+          { label: translate("time"), value: said((at) => `${day.format(at * 1000)} ${time.format(at * 1000)}`) },
+          series(translate("delivered"), "--accent", true),
+          series(translate("received"), "--good", false),
+          series(translate("failed"), "--busy", false),
+          series(translate("dead"), "--bad", false),
         ],
       },
       data,
@@ -92,7 +92,7 @@
     { attributeFilter: ["data-theme"] },
   );
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  // What it shows is part of what the page shows: while that is the same, there is nothing to ask.
+  // The page changes whenever the chart's data does, so this is the only time to refresh.
   document.body.addEventListener("htmx:afterSwap", refresh);
   refresh();
 })();

@@ -1,12 +1,12 @@
-// The line about a task under way, on a page that is not updated as a whole because somebody edits there.
-// Once the task has ended the line comes without data-line, and nothing is asked any more.
+// Updates the line about a running task on a page with a form, which is not updated as a whole.
+// The line of a finished task has no data-line, which ends the updates.
 (() => {
   "use strict";
   const update = async (line) => {
     const answer = await fetch(line.dataset.line, { headers: { "HX-Request": "true" } });
     if (!answer.ok) return;
     const html = await answer.text();
-    // Only what is new is put there: a screen reader says every change of it.
+    // Replace it only if it changed: a screen reader announces every replacement.
     if (html !== line.last) {
       line.insertAdjacentHTML("afterend", html);
       line.nextElementSibling.last = html;

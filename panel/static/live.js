@@ -1,9 +1,9 @@
-// A page that updates itself: every so often, not in a hidden tab, not under somebody's hands.
-// The server answers 304 while nothing has changed, and then nothing is touched.
+// Updates a live page at an interval, but not in a hidden tab or while the user works in it.
+// The server answers 304 while nothing has changed.
 (() => {
   "use strict";
   const page = document.querySelector("#live");
-  const actions = document.querySelector("#actions"); // of the page's head: they come anew with the content
+  const actions = document.querySelector("#actions"); // in the page's head; replaced together with the content
   const parts = [actions, page];
   const all = (what) => parts.flatMap((part) => [...part.querySelectorAll(what)]);
   const holds = (element) => parts.some((part) => part.contains(element));
@@ -13,12 +13,12 @@
   const words = choice.querySelector("[data-live-words]");
   let timer = 0;
 
-  const tell = (text, state) => {
-    words.textContent = say(text);
+  const showState = (text, state) => {
+    words.textContent = translate(text);
     choice.dataset.state = state;
   };
 
-  // Someone types, has something open, or marks text to copy it: it stays as it is until he is done.
+  // Do not update while the user types, has a menu open or selects text.
   const inUse = () => {
     const at = document.activeElement;
     const marked = getSelection();
@@ -36,11 +36,11 @@
   const start = () => {
     clearInterval(timer);
     const seconds = Number(select.value);
-    tell(seconds ? "Live" : "Not live", seconds ? "on" : "off");
+    showState(seconds ? "Live" : "Not live", seconds ? "on" : "off");
     if (seconds) timer = setInterval(update, seconds * 1000);
   };
 
-  // What was open stays open, and the focus stays on the same link or button: known by its words and its section.
+  // Open details and the focus survive an update: elements are recognised by their text and section.
   const name = (element) => {
     const said = element.querySelector("summary") ?? element;
     return `${element.parentElement.closest("[id]").id}: ${said.getAttribute("aria-label") ?? said.textContent.trim()}`;
@@ -74,11 +74,11 @@
     const status = event.detail.xhr.status;
     if (status === 401) {
       clearInterval(timer);
-      tell("Logged out: reload the page", "bad");
+      showState("Logged out: reload the page", "bad");
     } else if (status === 200 || status === 304) {
-      tell(Number(select.value) ? "Live" : "Not live", Number(select.value) ? "on" : "off");
+      showState(Number(select.value) ? "Live" : "Not live", Number(select.value) ? "on" : "off");
     } else {
-      tell("No answer, trying again", "bad");
+      showState("No response, retrying", "bad");
     }
   });
 

@@ -1,4 +1,4 @@
-// Comfort only: every page works without this file.
+// Conveniences: every page works without this file.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -11,7 +11,7 @@
     localStorage.setItem("theme", root.dataset.theme);
   });
 
-  // Times in the reader's own zone, and how long ago they were; the exact UTC stays on hover.
+  // Show times in the reader's time zone, and ages; hovering shows UTC.
   const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
   const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
   const dayAndClock = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
@@ -22,20 +22,20 @@
     }
     return `${Math.floor(seconds)} s`;
   };
-  const tellTimes = () => {
+  const updateTimes = () => {
     for (const time of document.querySelectorAll("time[data-ago]")) {
       const seconds = (Date.now() - new Date(time.dateTime)) / 1000;
       const words = duration(Math.abs(seconds));
-      const text = time.dataset.ago === "bare" ? words : say(seconds >= 0 ? "{time} ago" : "in {time}", { time: words });
+      const text = time.dataset.ago === "bare" ? words : translate(seconds >= 0 ? "{time} ago" : "in {time}", { time: words });
       if (time.textContent !== text) time.textContent = text;
     }
   };
-  setInterval(tellTimes, 1000);
+  setInterval(updateTimes, 1000);
 
-  // An id is copied by the button after it.
+  // A button after each id copies it.
   const copy = async (text) => {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    const area = document.createElement("textarea"); // over plain HTTP there is no clipboard to ask
+    const area = document.createElement("textarea"); // without HTTPS there is no clipboard API
     area.value = text;
     document.body.append(area);
     area.select();
@@ -48,8 +48,8 @@
       id.dataset.copied = "";
       button.type = "button";
       button.className = "copy";
-      button.title = say("Copy");
-      button.setAttribute("aria-label", say("Copy {text}", { text: id.textContent.trim() }));
+      button.title = translate("Copy");
+      button.setAttribute("aria-label", translate("Copy {text}", { text: id.textContent.trim() }));
       button.addEventListener("click", async () => {
         await copy(id.textContent.trim());
         button.classList.add("done");
@@ -65,13 +65,13 @@
       const short = isToday(date) ? clock : dayAndClock;
       time.textContent = (time.hasAttribute("data-clock") ? short : format).format(date);
     }
-    tellTimes();
+    updateTimes();
     addCopyButtons(root);
   };
   dress(document);
   document.addEventListener("htmx:afterSwap", (event) => dress(event.detail.target));
 
-  // Keys: / searches, ? helps, g and a letter go to a page.
+  // Keys: / searches, ? shows the help, g and a letter open a page.
   const help = document.querySelector("#help");
   const helpButton = document.querySelector("[data-help]");
   if (help && helpButton) {
@@ -100,7 +100,7 @@
     }
   });
 
-  // One drop-down at a time; a click elsewhere closes it.
+  // Only one drop-down is open; a click elsewhere closes it.
   const closeDrops = (except) => {
     for (const drop of document.querySelectorAll("details.drop[open], details.menu[open]")) {
       if (!drop.contains(except ?? null)) drop.open = false;
@@ -108,7 +108,7 @@
   };
   document.addEventListener("click", (event) => closeDrops(event.target));
 
-  // A form is sent once, however often its button is pressed.
+  // Submit a form only once, even if its button is pressed again.
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (form.method !== "post") return;
@@ -119,7 +119,7 @@
     for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
   });
 
-  // The mapping's rows without a round trip; the server does the same where this cannot.
+  // Add and remove rows of a mapping without a request; the server can do the same.
   const mapping = document.querySelector("form[data-mapping]");
   mapping?.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -163,7 +163,7 @@
         if (input.name === "do") input.value = input.value.replace(/[\d_]+$/, place);
         const label = input.getAttribute("aria-label");
         if (label) {
-          // In whatever language: the first number is the row's, the last that of a child row in it.
+          // In every language the first number is the row's, the last one the child row's.
           let said = label.replace(/\d+/, top + 1);
           if (inner) said = said.replace(/\d+(?=\D*$)/, child + 1);
           input.setAttribute("aria-label", said);
@@ -172,6 +172,6 @@
     }
   };
 
-  // What was just tried, or found wrong, comes into view.
+  // Scroll to the preview or the first error.
   document.querySelector("#review, .why")?.scrollIntoView({ block: "nearest" });
 })();

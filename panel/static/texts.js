@@ -1,7 +1,7 @@
-// What the scripts say, in the language of the page: it carries their texts by the English, and none in English.
+// Translates the scripts' texts: the page carries the translations by the English text.
 (() => {
   "use strict";
   const texts = JSON.parse(document.documentElement.dataset.texts ?? "{}");
-  window.say = (text, values = {}) =>
+  window.translate = (text, values = {}) =>
     Object.entries(values).reduce((said, [name, value]) => said.replaceAll(`{${name}}`, value), texts[text] ?? text);
 })();

@@ -1,4 +1,4 @@
-"""The pages, one file each; this list is the menu."""
+"""The pages, one file each, in the order of the menu."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ PAGES: list[type[PanelView]] = [
 
 
 def make() -> list[PanelView]:
-    """Fresh views for one app; the first is the home page."""
+    """Create the views of one app; the first is the home page."""
     return [page() for page in PAGES]

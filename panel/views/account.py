@@ -1,4 +1,4 @@
-"""Your account: who you are here, what you may do, and how you log in."""
+"""Account: the current user's profile, language, login settings and permissions."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Account(PanelView):
 
     @action("/language", needs="view")
     def speak(self) -> Response:
-        """Choose the language the panel speaks to this person; none: the browser's."""
+        """Set the user's language; empty: the browser's."""
         tag = form_field("language")
         if tag and tag not in locale.all_languages():
-            abort(400, gettext("There is no such language here."))
+            abort(400, gettext("This language is not available."))
         people: accounts.Datastore = current_app.extensions["security"].datastore
         user = people.find_user(id=current_user.id)
         assert user is not None
@@ -41,12 +41,12 @@ class Account(PanelView):
         people.db.session.commit()
         locale.set_locale_of(user)
         return redirect_success(
-            gettext("The panel speaks {language} to you now.", language=current_locale().name), url_for(".index")
+            gettext("The panel language is now {language}.", language=current_locale().name), url_for(".index")
         )
 
     @action("/sessions", needs="view")
     def end_sessions(self) -> Response:
-        """End all sessions of this person but the one at hand."""
+        """End all sessions of the user except the current one."""
         people: accounts.Datastore = current_app.extensions["security"].datastore
         user = people.find_user(id=current_user.id)
         assert user is not None

@@ -1,4 +1,4 @@
-"""Audit: who did what."""
+"""Audit: which user did what."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from panel.views.base import PanelView, cursor_from_query, page, query_filters
 
 class Audit(PanelView):
     title, path, icon, group, needs = gettext_noop("Audit"), "/audit", "audit", gettext_noop("Administration"), "audit"
+    key = "a"
 
     @page("/", needs="audit")
     def index(self) -> str:
@@ -26,7 +27,7 @@ class Audit(PanelView):
 
     @page("/export.csv", needs="audit")
     def export(self) -> Response:
-        """All that match, newest first, as CSV."""
+        """Export all matching entries as CSV, newest first."""
         filters = query_filters("who", "action", "what", "since", "until")
         columns = ("id", "at", "who", "action", "target", "details")
         return csv_export.download(self, AuditEntry, columns, _conditions(filters), **filters)
@@ -52,7 +53,7 @@ def _day(text: str) -> datetime:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        abort(400, gettext("{text!r} is no day such as 2026-12-31.", text=text))
+        abort(400, gettext("{text!r} is not a date such as 2026-12-31.", text=text))
     if not 1900 < day.year < 9999:
-        abort(400, gettext("{text} is too far away.", text=text))
+        abort(400, gettext("{text} is out of range.", text=text))
     return datetime.combine(day, time(), UTC)

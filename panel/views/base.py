@@ -1,4 +1,4 @@
-"""What all pages share: permissions, the conductor, filters from the URL."""
+"""The base class of all pages, and helpers for their requests and redirects."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from panel.auth.permissions import allowed, permissions_of
 from panel.overview_cache import OverviewCache
 from panel.rendering.filters import updating
 
-#: Of a 64 bit key.
+#: The largest 64 bit id.
 LARGEST_ID = 2**63 - 1
 
-#: The same of a table that never has many rows, whose ids are 32 bits wide.
+#: The largest 32 bit id, of tables that stay small.
 LARGEST_SMALL_ID = 2**31 - 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def page(url: str, needs: str = "view", methods: Iterable[str] = ("GET",)) -> Callable[[F], F]:
-    """Expose a method under a URL to people with the permission `needs`."""
+    """Expose a method under a URL to users with the permission `needs`."""
 
     def wrap(method: F) -> F:
         method.needs = needs  # type: ignore[attr-defined]
@@ -49,9 +49,11 @@ class PanelView(BaseView):  # type: ignore[misc]
     path: ClassVar[str]
     icon: ClassVar[str] = ""
     group: ClassVar[str | None] = None
-    #: Who sees it in the menu.
+    #: The permission that shows the page in the menu.
     needs: ClassVar[str] = "view"
     in_menu: ClassVar[bool] = True
+    #: The key that opens the page after g.
+    key: ClassVar[str | None] = None
 
     def __init__(self) -> None:
         endpoint = self.path.strip("/").replace("-", "_") or "overview"
@@ -61,28 +63,28 @@ class PanelView(BaseView):  # type: ignore[misc]
 
     @property
     def conductor(self) -> Conductor:
-        """The one this app was made for."""
+        """Return the conductor of this app."""
         conductor: Conductor = current_app.extensions["syncflow"]
         return conductor
 
     def current_overview(self) -> tuple[str, Overview]:
-        """How everything stands, and the version of that; a page that updates itself may be told what is known."""
+        """Return the version and the overview; for an update of a live page they may be cached."""
         overview_cache: OverviewCache = current_app.extensions["syncflow_overview"]
         return overview_cache.get(fresh=not updating())
 
     @property
     def current_email(self) -> str:
-        """The person at the other end, for the audit trail."""
+        """The current user's email, for the audit trail."""
         return str(current_user.email)
 
     def render(self, template: str, **kwargs: Any) -> str:
-        """A page of this view."""
+        """Render a template of this view."""
         return str(super().render(template, **kwargs))
 
     def live(self, template: str, version: object, values: Callable[[], dict[str, Any]]) -> Response:
-        """A page that updates itself: asked again while `version` is the same, it answers 304 and makes nothing.
+        """Render a page that updates itself. While `version` is the same, an update is answered with 304.
 
-        `version` has to differ (by its repr) whenever what `values` returns does; these are the template's.
+        `version` must differ (by its repr) whenever the template values that `values` returns differ.
         """
         seen = (
             version,
@@ -106,51 +108,51 @@ class PanelView(BaseView):  # type: ignore[misc]
         return self.in_menu
 
     def _handle_view(self, name: str, **kwargs: Any) -> None:
-        # Flask-Admin asks this before every method: nothing runs without its own permission.
+        # Flask-Admin calls this before every method: nothing runs without its own permission.
         needs = getattr(getattr(type(self), name), "needs", None)
         if needs is None or not allowed(needs):
             abort(403)
 
     def _run_view(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # The original calls a view again, differently, after any TypeError inside it.
+        # The original calls the view a second time, with other arguments, after any TypeError inside it.
         return fn(self, *args, **kwargs)
 
 
 def parse_id(text: str, largest: int = LARGEST_ID) -> int | None:
-    """A row's id or version as somebody typed it; None for what no column holds."""
+    """Parse an id or version; return None if it is not a number or exceeds the column."""
     is_number = text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_ID))
     return number if is_number and (number := int(text)) <= largest else None
 
 
 def cursor_from_query(largest: int = LARGEST_ID) -> int | None:
-    """Where this page of a history begins, from `?before=`."""
+    """Return the id before which this page of a history starts, from `?before=`."""
     return parse_id(request.args.get("before", ""), largest) or None
 
 
 def query_filters(*names: str) -> dict[str, str]:
-    """The filters set in the URL, without the empty ones."""
+    """Return the filters set in the URL, without the empty ones."""
     return {name: value for name in names if (value := request.args.get(name, "").strip())}
 
 
 def form_field(name: str) -> str:
-    """A form's field, without blanks around it."""
+    """Return a form field without surrounding whitespace."""
     return request.form.get(name, "").strip()
 
 
 def redirect_success(text: str, to: str) -> Response:
-    """Say that it is done, on the page the person came from or else on `to`."""
+    """Flash a success message and redirect to the page of the form, or to `to`."""
     flash(text, "success")
     return redirect(_origin() or to, code=303)
 
 
 def redirect_error(text: str, to: str) -> Response:
-    """Say why it was not done."""
+    """Flash an error message and redirect to the page of the form, or to `to`."""
     flash(text, "error")
     return redirect(_origin() or to, code=303)
 
 
 def _origin() -> str | None:
-    # Only a path of our own: another host's address would make this an open redirect.
+    # Only a path of the panel: a full URL would make this an open redirect.
     back = request.form.get("back", "")
     if not back.isprintable():
         return None

@@ -1,4 +1,4 @@
-"""Changes: what happened to records in the internal database, as captured."""
+"""Changes: the captured changes of records in the database."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _COLUMNS = ("id", "at", "catalogue", "record_id", "operation", "origin", "unsubs
 
 class Changes(PanelView):
     title, path, icon, group = gettext_noop("Changes"), "/changes", "changes", gettext_noop("History")
+    key = "h"
 
     @page("/")
     def index(self) -> str:
@@ -44,7 +45,7 @@ class Changes(PanelView):
         filters = query_filters("catalogue", "record", "state")
         conditions: list[Any] = [Change.relayed_at.is_(None)] if filters.get("state") == "waiting" else []
         if "record" in filters:
-            # The catalogue too, all of them if need be: their index begins with it.
+            # Always filter by catalogue: the index starts with it.
             catalogues = [filters["catalogue"]] if "catalogue" in filters else list(CATALOGUES)
             conditions += [Change.catalogue.in_(catalogues), Change.record_id == filters["record"]]
         elif "catalogue" in filters:

@@ -1,4 +1,4 @@
-"""Conflicts: fields that changed on both sides, base, ours and theirs side by side, for a person to settle."""
+"""Conflicts: fields that changed on both sides, shown with their base and both values, for an operator to resolve."""
 
 from __future__ import annotations
 
@@ -27,32 +27,42 @@ from panel.views.tasks import is_current, shown
 
 Choice = Literal["ours", "theirs"]
 
-#: Kinds of conflict offered to be settled alike, and examples shown before.
+#: Kinds of conflict that the page offers to resolve together.
 _KINDS = 12
+#: Conflicts shown before all of one kind are resolved.
 _EXAMPLES = 5
+
+#: How a conflict was resolved -> the label.
+_CHOICES = {
+    "ours": gettext_noop("internal value"),
+    "theirs": gettext_noop("external value"),
+    "agreed": gettext_noop("equal values"),
+    "gone": gettext_noop("record deleted"),
+}
 
 
 class Conflicts(PanelView):
     title, path, icon = gettext_noop("Conflicts"), "/conflicts", "conflicts"
+    key = "c"
 
     @page("/")
     def index(self) -> str:
         filters = query_filters("subscriber", "field", "state")
-        settled = filters.get("state") == "settled"
-        state = Conflict.resolved_at.is_not(None) if settled else Conflict.resolved_at.is_(None)
+        resolved = filters.get("state") == "resolved"
+        state = Conflict.resolved_at.is_not(None) if resolved else Conflict.resolved_at.is_(None)
         columns = {"subscriber": Conflict.subscriber, "field": Conflict.path}
         chosen = [column == filters[name] for name, column in columns.items() if name in filters]
         with self.conductor.database.read() as connection:
-            # Open ones are few and have an index; settled ones are history.
-            if settled:
+            # Open ones are few and have an index; resolved ones are history.
+            if resolved:
                 listing = pages.newest(connection, Conflict, scanned=[state, *chosen], before=cursor_from_query())
                 kinds: list[Any] = []
             else:
                 kinds = self._kinds(connection)
                 listing = self._open(connection, filters)
             names = self._names(connection, listing.rows)
-        settling = [row for row in self.conductor.tasks.list("resolve", limit=1) if is_current(row)]
-        # One record's fields stand together, the record with the newest of them first.
+        tasks = [row for row in self.conductor.tasks.list("resolve", limit=1) if is_current(row)]
+        # Group the fields of a record; the record with the newest conflict comes first.
         together = sorted(listing.rows, key=lambda row: (-self._newest(listing.rows, row.link_id), row.link_id, row.id))
         records = [list(rows) for _link, rows in groupby(together, key=lambda row: row.link_id)]
         return self.render(
@@ -61,14 +71,14 @@ class Conflicts(PanelView):
             records=records,
             names=names,
             kinds=kinds,
-            task=shown(self.conductor.tasks, settling[0]) if settling else None,
+            task=shown(self.conductor.tasks, tasks[0]) if tasks else None,
             filters=filters,
             subscribers=self.conductor.subscribers,
         )
 
     @staticmethod
     def _open(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
-        """Those that wait for a person, asked for by subscriber as their index has them."""
+        """Return the open conflicts, read per subscriber to use their index."""
         is_open = Conflict.resolved_at.is_(None)
         conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
         names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
@@ -80,15 +90,17 @@ class Conflicts(PanelView):
         ]
         return pages.merge(listings)
 
-    @action("/settle", needs="settle")
-    def settle(self) -> Response:
-        """Settle some fields of one record: `choice.<number>` is ours or theirs; `all` is it for each `number`."""
+    @action("/resolve", needs="resolve")
+    def resolve(self) -> Response:
+        """Resolve fields of one record: `choice.<number>` is ours or theirs; `all` is the choice for each `number`."""
         everything = form_field("all")
         numbers = {text: number for text in request.form.getlist("number") if (number := parse_id(text)) is not None}
         picked = {number: everything or form_field(f"choice.{text}") for text, number in numbers.items()}
         choices = {number: choice for number, choice in picked.items() if choice}
         if not choices:
-            return redirect_error(gettext("Choose ours or theirs first."), url_for("conflicts.index"))
+            return redirect_error(
+                gettext("Choose the internal or the external value first."), url_for("conflicts.index")
+            )
         for choice in choices.values():
             _checked(choice)
         with self.conductor.database.read() as connection:
@@ -100,15 +112,15 @@ class Conflicts(PanelView):
                 self.conductor.conflicts.resolve(number, _checked(choice), self.current_email)
             except ValueError as error:
                 return redirect_error(
-                    gettext("Conflict #{number} is not settled: {error}.", number=number, error=error),
+                    gettext("Conflict #{number} was not resolved: {error}.", number=number, error=error),
                     url_for("conflicts.index"),
                 )
-        settled = ", ".join(f"#{number} {gettext(choice)}" for number, choice in choices.items())
-        return redirect_success(gettext("Settled: {settled}.", settled=settled), url_for("conflicts.index"))
+        resolved = ", ".join(f"#{number} {gettext(_CHOICES[choice])}" for number, choice in choices.items())
+        return redirect_success(gettext("Resolved: {resolved}.", resolved=resolved), url_for("conflicts.index"))
 
-    @page("/alike", needs="settle")
-    def alike(self) -> str:
-        """Before all of one field are settled alike: how many, and what it means for some of them."""
+    @page("/resolve-all", needs="resolve")
+    def confirm_all(self) -> str:
+        """Ask for confirmation before all conflicts of a field are resolved: their count and some examples."""
         subscriber, path, choice = (request.args.get(name, "") for name in ("subscriber", "field", "choice"))
         self._known(subscriber)
         is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None))
@@ -128,8 +140,8 @@ class Conflicts(PanelView):
             names=names,
         )
 
-    @action("/alike", needs="settle")
-    def settle_alike(self) -> Response:
+    @action("/resolve-all", needs="resolve")
+    def resolve_all(self) -> Response:
         self._known(form_field("subscriber"))
         number = self.conductor.tasks.start(
             "resolve",
@@ -138,7 +150,7 @@ class Conflicts(PanelView):
             path=form_field("field"),
             choice=_checked(form_field("choice")),
         )
-        return redirect_success(gettext("Task #{number} settles them.", number=number), url_for("conflicts.index"))
+        return redirect_success(gettext("Task #{number} resolves them.", number=number), url_for("conflicts.index"))
 
     def _known(self, subscriber: str) -> None:
         if subscriber not in self.conductor.subscribers:
@@ -146,7 +158,7 @@ class Conflicts(PanelView):
 
     @staticmethod
     def _kinds(connection: sa.Connection) -> list[Any]:
-        """Open conflicts by subscriber and field, the most first; the index of open ones bounds the work."""
+        """Count the open conflicts by subscriber and field, highest count first. Reads only the index of open ones."""
         count = sa.func.count().label("count")
         statement = sa.select(Conflict.subscriber, Conflict.path, count).where(Conflict.resolved_at.is_(None))
         grouped = statement.group_by(Conflict.subscriber, Conflict.path).order_by(count.desc(), Conflict.path)
@@ -157,7 +169,7 @@ class Conflicts(PanelView):
         return max(int(row.id) for row in rows if row.link_id == link_id)
 
     def _names(self, connection: sa.Connection, rows: Any) -> dict[tuple[str, str], str]:
-        """(subscriber, record id) -> what people know the record by."""
+        """Map (subscriber, record id) to the label of the record."""
         names: dict[tuple[str, str], str] = {}
         for subscriber in {row.subscriber for row in rows} & set(self.conductor.subscribers):
             catalogue = self.conductor.subscribers[subscriber].records
@@ -168,12 +180,12 @@ class Conflicts(PanelView):
 
 
 def _subscribers(connection: sa.Connection) -> list[str]:
-    """Those with open conflicts, configured or not."""
+    """Return the subscribers with open conflicts, configured or not."""
     names = sa.select(Conflict.subscriber).where(Conflict.resolved_at.is_(None)).distinct()
     return list(connection.scalars(names))
 
 
 def _checked(choice: str) -> Choice:
     if choice not in ("ours", "theirs"):
-        abort(400, gettext("Choose ours or theirs."))
+        abort(400, gettext("Choose the internal or the external value."))
     return "ours" if choice == "ours" else "theirs"

@@ -38,6 +38,7 @@ _TASKS = 5
 
 class DeadLetters(PanelView):
     title, path, icon = gettext_noop("Dead letters"), "/dead-letters", "dead-letters"
+    key = "d"
 
     @page("/")
     def index(self) -> Response:
@@ -95,12 +96,12 @@ class DeadLetters(PanelView):
         """Retry one letter immediately, or start a task for all that match."""
         if (number := _chosen_one()) is not None:
             count = int(self.conductor.dead_letters.retry(number, self.current_email))
-            return self._report(count, gettext_noop("1 dead letter goes again."))
+            return self._report(count, gettext_noop("1 dead letter will be retried."))
         task = self.conductor.tasks.start("retry", self.current_email, letters=_letters())
         return self._report(
             self.conductor.tasks.get(task).total,
-            gettext_noop("1 dead letter is tried again."),
-            gettext_noop("{count} dead letters are tried again, in the background."),
+            gettext_noop("1 dead letter will be retried."),
+            gettext_noop("{count} dead letters will be retried in the background."),
         )
 
     @action("/try-one", needs="retry")
@@ -110,8 +111,10 @@ class DeadLetters(PanelView):
             newest = sa.select(sa.func.max(DeadLetter.id)).where(*_letters().conditions())
             number = connection.execute(newest).scalar()
         if number is None or not self.conductor.dead_letters.retry(number, self.current_email):
-            return redirect_error(gettext("Nothing to try: those letters were closed already."), url_for(".index"))
-        flash(gettext("This one goes again; the page tells how it ends."), "success")
+            return redirect_error(
+                gettext("Nothing to retry: these dead letters are already closed."), url_for(".index")
+            )
+        flash(gettext("This dead letter will be retried. This page shows the result."), "success")
         return redirect(url_for(".one", number=number), code=303)
 
     @action("/discard", needs="discard")
@@ -119,21 +122,21 @@ class DeadLetters(PanelView):
         """Discard one letter immediately, or start a task for all that match."""
         reason = form_field("reason")
         if not reason:
-            return redirect_error(gettext("Say why they need not be sent."), url_for(".index"))
+            return redirect_error(gettext("Enter a reason."), url_for(".index"))
         if (number := _chosen_one()) is not None:
             count = int(self.conductor.dead_letters.discard(number, self.current_email, reason))
-            return self._report(count, gettext_noop("1 dead letter is discarded."))
+            return self._report(count, gettext_noop("1 dead letter was discarded."))
         task = self.conductor.tasks.start("discard", self.current_email, letters=_letters(), reason=reason)
         return self._report(
             self.conductor.tasks.get(task).total,
-            gettext_noop("1 dead letter is discarded."),
-            gettext_noop("{count} dead letters are discarded, in the background."),
+            gettext_noop("1 dead letter was discarded."),
+            gettext_noop("{count} dead letters will be discarded in the background."),
         )
 
     @staticmethod
     def _report(count: int, one: str, many: str = "") -> Response:
         if count == 0:
-            message = gettext("Nothing to do: those letters were closed already.")
+            message = gettext("Nothing to do: these dead letters are already closed.")
         else:
             message = gettext(one) if count == 1 else gettext(many, count=f"{count:,}")
         return redirect_success(message, url_for(".index"))
@@ -179,5 +182,5 @@ def _letters() -> DeadLetterFilter:
         fingerprint=form_field("fingerprint") or None,
     )
     if chosen == DeadLetterFilter() and form_field("all") != "yes":
-        abort(400, gettext("Nothing was chosen."))
+        abort(400, gettext("Nothing was selected."))
     return chosen

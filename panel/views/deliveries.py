@@ -24,6 +24,7 @@ _COLUMNS = (
 
 class Deliveries(PanelView):
     title, path, icon, group = gettext_noop("Deliveries"), "/deliveries", "deliveries", gettext_noop("History")
+    key = "v"
 
     @page("/")
     def index(self) -> str:
@@ -55,7 +56,7 @@ class Deliveries(PanelView):
 
     @staticmethod
     def _of(subscriber: str, filters: dict[str, str]) -> Any:
-        """A record has few deliveries and a subscriber many: beside the record only its index is of use."""
+        """Filter by subscriber. With a record filter, use only the record's index: a record has few deliveries."""
         mine = Delivery.subscriber == subscriber
         return no_index(mine) if "record" in filters else mine
 

@@ -1,4 +1,4 @@
-"""Inbox: what came in, with headers and body, what it led to, and what was refused; replayed one by one or by time."""
+"""Inbox: stored and refused events with their headers, body and result; one event or a period can be replayed."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from panel.views.base import (
 
 _COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "finished_at", "result")
 
-#: Deliveries shown of what one webhook led to.
+#: Resulting deliveries shown for one event.
 _MOST = 50
 
 
 class InboxPage(PanelView):
     title, path, icon, group = gettext_noop("Inbox"), "/inbox", "inbox", gettext_noop("History")
+    key = "i"
 
     @page("/")
     def index(self) -> str:
@@ -75,7 +76,7 @@ class InboxPage(PanelView):
 
     @page("/refused")
     def refused(self) -> str:
-        """The newest webhooks that were not taken, of each system."""
+        """Show the newest refused webhooks of each system."""
         newest = sa.select(RefusedWebhook.__table__).order_by(RefusedWebhook.at.desc(), RefusedWebhook.id.desc())
         with self.conductor.database.read() as connection:
             rows = connection.execute(newest.limit(pages.PAGE)).all()
@@ -88,15 +89,15 @@ class InboxPage(PanelView):
         except ValueError as error:
             return redirect_error(gettext("Not replayed: {error}.", error=error), url_for(".one", number=number))
         return redirect_success(
-            gettext("It is applied once more; the page tells what comes of it."), url_for(".one", number=number)
+            gettext("The event will be applied again. This page shows the result."), url_for(".one", number=number)
         )
 
     @action("/replay", needs="replay")
     def replay_window(self) -> Response:
-        """All that a system sent in a stretch of time, as a task."""
+        """Start a task that replays all events of a system in a period."""
         window = _window({name: form_field(name) for name in ("system", "since", "until")})
         if window is None:
-            return redirect_error(gettext("Choose a system, and when the window begins and ends."), url_for(".index"))
+            return redirect_error(gettext("Choose a system, a start and an end."), url_for(".index"))
         try:
             task = self.conductor.tasks.start("replay", self.current_email, window=window)
         except ValueError as error:
@@ -114,7 +115,7 @@ class InboxPage(PanelView):
     def _conditions(
         self, connection: sa.Connection, filters: dict[str, str]
     ) -> tuple[list[Any], list[Any], int | None]:
-        """What an index serves, what has to be looked for, and below which id to begin."""
+        """Return conditions that an index serves, conditions to scan for, and the id to start below."""
         indexed: list[Any] = []
         scanned: list[Any] = []
         upto = cursor_from_query()
@@ -124,7 +125,7 @@ class InboxPage(PanelView):
         elif "system" in filters:
             scanned.append(Inbox.system == filters["system"])
         if filters.get("state") in ("waiting", "dead"):
-            # Written out: an index over some rows is not used for a value that comes as a parameter.
+            # A literal: a partial index is not used for a value that is a parameter.
             indexed.append(Inbox.state == sa.literal_column(f"'{filters['state']}'"))
         elif "state" in filters:
             scanned.append(Inbox.state == filters["state"])
@@ -144,7 +145,7 @@ def _window(filters: dict[str, str]) -> ReplayWindow | None:
 
 
 def instant(text: str) -> datetime | None:
-    """What a person chose as date and time, in UTC; None for anything else."""
+    """Parse a date and time as UTC; return None for anything else."""
     try:
         when = datetime.fromisoformat(text)
     except ValueError:

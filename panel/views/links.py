@@ -1,4 +1,4 @@
-"""Links: what each subscriber knows of each record."""
+"""Links: the state of each record with each subscriber."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _COLUMNS = (
 
 class Links(PanelView):
     title, path, icon, group = gettext_noop("Links"), "/links", "links", gettext_noop("History")
+    key = "l"
 
     @page("/")
     def index(self) -> str:
@@ -63,7 +64,7 @@ class Links(PanelView):
             conditions += PENDING
         names = [filters["subscriber"]] if "subscriber" in filters else list(self.conductor.subscribers)
         if owed:
-            # What is owed is indexed per subscriber, so it is asked for per subscriber.
+            # The index of pending links starts with the subscriber.
             listings = [
                 pages.newest(connection, Link, conditions, before=cursor_from_query(), within=(Link.subscriber, name))
                 for name in names

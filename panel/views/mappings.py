@@ -1,5 +1,5 @@
-"""Mappings: which internal column is which external field, edited as a table, tried before it is saved,
-every version kept."""
+"""Mappings: which internal column is which external field, edited as a table, with a preview
+and all versions."""
 
 from __future__ import annotations
 
@@ -32,33 +32,33 @@ from subscribers.mapping.paths import MISSING
 from subscribers.mapping.transforms import TRANSFORMS
 from subscribers.mapping.validation import Problem
 
-#: The choices of a row, with what they mean.
+#: Direction of a row -> its label.
 DIRECTIONS = {"both": gettext_noop("both ways"), "out": gettext_noop("out only"), "in": gettext_noop("in only")}
 CONFLICTS = {
     "newest": gettext_noop("newest wins"),
     "internal": gettext_noop("internal wins"),
     "external": gettext_noop("external wins"),
-    "ask": gettext_noop("ask a person"),
+    "ask": gettext_noop("ask an operator"),
 }
-#: What the cells are called.
+#: Cell -> its title.
 TITLES = {
     "column": gettext_noop("Internal column"),
     "path": gettext_noop("External field"),
     "direction": gettext_noop("Direction"),
     "transform": gettext_noop("Transform"),
     "link": gettext_noop("Points to"),
-    "conflict": gettext_noop("In conflict"),
+    "conflict": gettext_noop("On conflict"),
     "default": gettext_noop("Default"),
     "required": gettext_noop("Required"),
 }
 
-#: Longest history shown; versions are made by people, so there are few.
+#: Versions shown at most.
 _VERSIONS = 100
 
 
 @dataclass
 class Draft:
-    """What is being edited: the rows as typed, on which version they are based, and what is known of them."""
+    """The mapping in the editor: the rows as typed, the version they are based on, and results of the checks."""
 
     rows: list[Row]
     version: int
@@ -67,13 +67,13 @@ class Draft:
     effect: Effect | None = None
     preview: Preview | None = None
     record: str = ""
-    #: Somebody saved meanwhile: who, when, and what was brought together.
+    #: The version that another user saved in the meantime, and the merge with it.
     meanwhile: Any = None
     together: mapping_diff.MergedRows | None = None
     loaded: str = ""
 
     def wrong(self) -> dict[tuple[int, int | None], dict[str, list[str]]]:
-        """(row, child row or None) from 0 -> cell -> what is wrong with it."""
+        """Map (row, child row or None), counted from 0, to its cells and their problems."""
         places: dict[tuple[int, int | None], dict[str, list[str]]] = {}
         for problem in self.problems:
             if isinstance(problem, Problem):
@@ -82,12 +82,13 @@ class Draft:
         return places
 
     def unplaced(self) -> list[str]:
-        """What is wrong with the mapping as a whole."""
+        """Return the problems of the mapping as a whole."""
         return [problem for problem in self.problems if not isinstance(problem, Problem)]
 
 
 class Mappings(PanelView):
     title, path, icon = gettext_noop("Mappings"), "/mappings", "mappings"
+    key = "m"
 
     @page("/")
     def index(self) -> str:
@@ -119,7 +120,7 @@ class Mappings(PanelView):
 
     @action("/<subscriber>", needs="mappings")
     def save(self, subscriber: str) -> Response | str | tuple[str, int]:
-        """Every button of the form: change the table, try it, or save it."""
+        """Handle every button of the form: change the table, preview it, or save it."""
         known = self._known(subscriber)
         pressed = request.form.get("do", "review")
         draft = Draft(
@@ -147,7 +148,7 @@ class Mappings(PanelView):
             number = self.conductor.tasks.start("resend", self.current_email, subscriber=subscriber)
             return redirect_success(
                 gettext(
-                    "Version {version} of {subscriber} is in force; task #{number} sends what differs.",
+                    "Version {version} of {subscriber} is active. Task #{number} resends the changed records.",
                     version=version,
                     subscriber=subscriber,
                     number=number,
@@ -155,12 +156,12 @@ class Mappings(PanelView):
                 here,
             )
         return redirect_success(
-            gettext("Version {version} of {subscriber} is in force.", version=version, subscriber=subscriber), here
+            gettext("Version {version} of {subscriber} is active.", version=version, subscriber=subscriber), here
         )
 
     @page("/<subscriber>/versions/<small:number>")
     def version(self, subscriber: str, number: int) -> str:
-        """One version beside the one before it, and beside the one in force."""
+        """Show a version and its differences from the previous and the active version."""
         known = self._known(subscriber)
         versions = self._versions(subscriber)
         saved = next((row for row in versions if row.version == number), None)
@@ -183,27 +184,28 @@ class Mappings(PanelView):
     def default(self, subscriber: str) -> Response:
         self._known(subscriber)
         return self._put(
-            subscriber, None, gettext_noop("{subscriber} is back to the code's default, as version {version}.")
+            subscriber, None, gettext_noop("{subscriber} was reset to the default mapping as version {version}.")
         )
 
     @action("/<subscriber>/versions/<small:number>/revert", needs="mappings")
     def revert(self, subscriber: str, number: int) -> Response:
-        """An old version in force again, as a new one."""
+        """Save an old version as a new one."""
         rows = self._rows_of(self._known(subscriber), str(number))
         return self._put(
             subscriber,
             rows,
-            gettext_noop("{subscriber} is as it was in version {number}, as version {version}."),
+            gettext_noop("Version {number} of {subscriber} was restored as version {version}."),
             number=number,
         )
 
     @action("/<subscriber>/send", needs="mappings")
     def send(self, subscriber: str) -> Response:
-        """Send again what the mapping in force makes different."""
+        """Resend the records that the active mapping changes."""
         self._known(subscriber)
         number = self.conductor.tasks.start("resend", self.current_email, subscriber=subscriber)
         return redirect_success(
-            gettext("Task #{number} sends what differs.", number=number), url_for(".edit", subscriber=subscriber)
+            gettext("Task #{number} resends the changed records.", number=number),
+            url_for(".edit", subscriber=subscriber),
         )
 
     def _put(self, subscriber: str, rows: list[Row] | None, words: str, **values: Any) -> Response:
@@ -217,7 +219,7 @@ class Mappings(PanelView):
         return redirect_success(gettext(words, subscriber=subscriber, version=version, **values), here)
 
     def _tried(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> Draft:
-        """What the draft would do, before anything is saved. Raises `MappingRefused`."""
+        """Compute the effect of a draft without saving it. Raises `MappingRefused`."""
         name = subscriber.name()
         draft.effect = self.conductor.previews.effect(name, rows)
         draft.diff = mapping_diff.diff(self.conductor.mappings.latest(name)[0].rows(), rows)
@@ -229,7 +231,7 @@ class Mappings(PanelView):
         return draft
 
     def _find(self, subscriber: Subscriber, text: str) -> str | None:
-        """A record by its id, or by the email or label people know it by."""
+        """Find a record by its id, email or label."""
         records = subscriber.records
         with self.conductor.database.read() as connection:
             try:
@@ -250,7 +252,7 @@ class Mappings(PanelView):
         return None if found is None else str(found)
 
     def _meanwhile(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> tuple[str, int]:
-        """Somebody saved another version: bring both edits together, and let the person look again."""
+        """Another user saved a version: merge both edits and show the result."""
         mapper, newest = self.conductor.mappings.latest(subscriber.name())
         base, theirs = self._rows_of(subscriber, str(draft.version)), mapper.rows()
         together = mapping_diff.merge_edits(base, rows, theirs)
@@ -260,9 +262,9 @@ class Mappings(PanelView):
         return self._form(subscriber, draft), 409
 
     def _rows_of(self, subscriber: Subscriber, version: str) -> list[Row]:
-        """A version's rows; 0, and one that went back to it, is the code's default."""
+        """Return a version's rows; 0, and a version reset to it, is the default mapping."""
         if version in ("default", "0"):
-            return subscriber.default_mapper.rows()  # with all there is to a row
+            return subscriber.default_mapper.rows()  # with all cells
         number = parse_id(version, LARGEST_SMALL_ID)
         with self.conductor.database.read() as connection:
             row = connection.execute(
@@ -271,7 +273,7 @@ class Mappings(PanelView):
         if row is None:
             abort(404)
         rows = subscriber.default_mapper.rows() if row.fields is None else row.fields
-        # An old version may lack what rows have had since.
+        # An old version may lack cells that were added later.
         return mapping.parsed(mapping.shown(rows))
 
     def _versions(self, subscriber: str) -> list[Any]:
@@ -319,7 +321,7 @@ def _said(words: dict[str, str]) -> dict[str, str]:
 
 
 def _cell(name: str, value: Any) -> str:
-    """A cell of a version for reading."""
+    """Format a cell of a version."""
     if name == "direction":
         return gettext(DIRECTIONS.get(value, str(value)))
     if name == "conflict":
@@ -328,4 +330,4 @@ def _cell(name: str, value: Any) -> str:
         return gettext("required") if value else gettext("not required")
     if name == "default":
         return mapping.show_default(value) or gettext("none")
-    return str(value) if value else {"transform": gettext("as it is"), "link": gettext("no relation")}.get(name, "")
+    return str(value) if value else {"transform": gettext("unchanged"), "link": gettext("no relation")}.get(name, "")

@@ -1,4 +1,4 @@
-"""Home: is everything in sync, what is not, since when, and what is being done about it."""
+"""Overview: whether everything is in sync, problems, throughput, systems and processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from panel.rendering import charts
 from panel.rendering.filters import updating
 from panel.views.base import PanelView, page
 
-#: The newest deliveries shown at home, and of each what is shown.
+#: The newest deliveries on the page.
 _LATEST = 8
 _NEWEST = (
     sa.select(Delivery.id, Delivery.at, Delivery.subscriber, Delivery.record_id, Delivery.outcome)
@@ -26,12 +26,13 @@ _NEWEST = (
     .limit(_LATEST)
 )
 
-#: The span the chart shows unless the URL says otherwise, and that of the small lines.
+#: The default span of the chart, and the span of the sparklines.
 _SPAN, _SMALL = "6h", "1h"
 
 
 class Overview(PanelView):
     title, path, icon = gettext_noop("Overview"), "/", "overview"
+    key = "o"
 
     @page("/")
     def index(self) -> Response:
@@ -41,7 +42,7 @@ class Overview(PanelView):
 
     @page("/throughput.json")
     def throughput(self) -> Response:
-        """The chart's numbers: the instants, then per minute delivered, received, failed and dead."""
+        """Return the chart's data: the times, then delivered, received, failed and dead per minute."""
         counting, span = self.conductor.reports.throughput, _span()
         with self.conductor.database.read_autocommit() as connection:
             tag = hashlib.sha256(repr((span, counting.version(connection, SPANS[span]))).encode()).hexdigest()[:32]
@@ -57,7 +58,7 @@ class Overview(PanelView):
         conductor, span = self.conductor, _span()
         with conductor.database.read_autocommit() as connection:
             small = conductor.reports.throughput.by_subscriber(connection, SPANS[_SMALL])
-            # An open page keeps the chart it has, and brings that up to date by its numbers.
+            # An open page keeps its chart and updates it from throughput.json.
             series = None if updating() else conductor.reports.throughput.series(connection, SPANS[span])
             deliveries = connection.execute(_NEWEST).all()
         hour = {name: {column: sum(counts) for column, counts in s.counts.items()} for name, s in small.items()}
@@ -88,7 +89,7 @@ def _spark(name: str, series: Series) -> Any:
 
 
 def _words(series: Series, span: str) -> str:
-    """The chart for whoever cannot see it."""
+    """Describe the chart for screen readers."""
     totals = {name: sum(counts) for name, counts in series.counts.items()}
     most = max(series.per_minute("delivered"), default=0)
     return gettext(
@@ -101,7 +102,7 @@ def _words(series: Series, span: str) -> str:
 
 
 def _by_kind(rows: list[Any], alive: Any) -> list[dict[str, Any]]:
-    """The processes of each kind: how many are alive, and when one was last heard of."""
+    """Group the processes by kind, with how many are alive and when one was last seen."""
     kinds: dict[str, list[Any]] = {}
     for row in rows:
         kinds.setdefault(row.kind, []).append(row)

@@ -1,4 +1,4 @@
-"""Queues: what waits in RabbitMQ, and who reads it."""
+"""Queues: waiting messages and consumers in RabbitMQ."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from panel.views.base import PanelView, page
 
 class Queues(PanelView):
     title, path, icon, group = gettext_noop("Queues"), "/queues", "queues", gettext_noop("History")
+    key = "q"
 
     @page("/")
     def index(self) -> Response:
@@ -24,7 +25,7 @@ class Queues(PanelView):
 
     def _values(self, report: QueueReport) -> dict[str, Any]:
         rows = [self._row(name, report) for name in sorted(report.queues)]
-        return {"report": report, "rows": rows, "unread": [row for row in rows if row["state"] == "nobody reads it"]}
+        return {"report": report, "rows": rows, "unread": [row for row in rows if row["state"] == "no worker"]}
 
     def _row(self, name: str, report: QueueReport) -> dict[str, Any]:
         queue = report.queues[name]
@@ -33,22 +34,22 @@ class Queues(PanelView):
         if name in subscribers:
             what = gettext("Live changes")
         elif base in subscribers:
-            what = gettext("Retries and repeated news, after live changes")
+            what = gettext("Retries and repeated notifications (low priority)")
         elif last == "inbox" and base in systems:
             what = gettext("Webhooks and polls")
         else:
-            what = gettext("The tick of the schedules")
+            what = gettext("Schedule ticks")
         subscriber = name if name in subscribers else base if base in subscribers else None
         return {"queue": queue, "what": what, "subscriber": subscriber, "state": _state(queue), "page": _page_of(name)}
 
 
 def _page_of(name: str) -> str | None:
-    """The queue's own page in RabbitMQ's management, where that is configured."""
+    """Return the URL of the queue in RabbitMQ management, if configured."""
     base, vhost = (current_app.config[key] for key in ("RABBITMQ_MANAGEMENT_URL", "RABBITMQ_VHOST"))
     return f"{base.rstrip('/')}/#/queues/{quote(vhost, safe='')}/{quote(name, safe='')}" if base else None
 
 
 def _state(queue: QueueState) -> str:
     if queue.consumers == 0:
-        return "nobody reads it"
+        return "no worker"
     return "waiting" if queue.ready else "ok"

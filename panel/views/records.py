@@ -1,4 +1,4 @@
-"""One record's story over all systems, the search that leads there, and editing the record."""
+"""Records: search, status and timeline of one record in all systems, and editing it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Records(PanelView):
     def save(self, catalogue: str, record_id: str) -> Response | tuple[str, int]:
         about = _catalogue(catalogue)
         names = [column.name for column in editable(about)]
-        # A browser sends texts with the line ends of old.
+        # Browsers submit text with CRLF line ends.
         typed = {n: request.form[f"to.{n}"].replace("\r\n", "\n") for n in names if f"to.{n}" in request.form}
         seen = {n: request.form[f"was.{n}"].replace("\r\n", "\n") for n in names if f"was.{n}" in request.form}
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
@@ -80,25 +80,25 @@ class Records(PanelView):
         except EditRefused as error:
             return self._form(about, record_id, typed, seen, error.problems), 422
         except EditConflict as error:
-            # What was typed stays. Who saves again has seen what stands there by now.
-            flash(gettext("Nothing was saved: {error}.", error=error), "error")
+            # Keep the typed values. Saving again overwrites the newer values shown on the page.
+            flash(gettext("Not saved: {error}.", error=error), "error")
             return self._form(about, record_id, typed, {**seen, **error.moved}, {}, error.moved), 409
         except ValueError as error:
-            return redirect_error(gettext("Nothing was saved: {error}.", error=error), here)
+            return redirect_error(gettext("Not saved: {error}.", error=error), here)
         if not count:
             return redirect_success(gettext("Nothing was changed."), here)
-        return redirect_success(gettext("Saved. It flows to every system from here, as any change does."), here)
+        return redirect_success(gettext("Saved. The change will be delivered to every system."), here)
 
     @action("/<catalogue>/<path:record_id>/sync", needs="retry")
     def sync(self, catalogue: str, record_id: str) -> Response:
-        """Have it looked at again by all its subscribers, as if it had just changed."""
+        """Deliver the record to all its subscribers again, as if it had just changed."""
         _catalogue(catalogue)
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
             self.conductor.push(catalogue, record_id, by=self.current_email)
         except ValueError as error:
             return redirect_error(f"{error}.", here)
-        return redirect_success(gettext("Every system is asked to take it now; what differs there is sent."), here)
+        return redirect_success(gettext("Sync started. Fields that differ are sent to every system."), here)
 
     def _form(
         self,
@@ -132,7 +132,7 @@ def _catalogue(name: str) -> Catalogue:
 
 
 def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, record_id: str) -> list[Any]:
-    """The open dead letters of a record."""
+    """Return the open dead letters of a record."""
     names = [name for name, s in subscribers.items() if s.catalogue == about.name]
     mine = (
         DeadLetter.record_id == record_id,
@@ -143,7 +143,7 @@ def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, reco
 
 
 def _messages_by_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]]:
-    """What the systems say of each column: their words per external field, led back by the mapping in force."""
+    """Map each column to the systems' error messages about it, using the active mappings."""
     found: dict[str, list[str]] = {}
     for letter in letters:
         fields = conductor.mappings.latest(letter.subscriber)[0].fields

@@ -1,4 +1,4 @@
-"""Schedules: what runs by itself, how often, how the last run ended and when the next one comes."""
+"""Schedules: the jobs that run at intervals, with their last and next run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from panel.views.base import PanelView, action, form_field, page, redirect_error
 
 class Schedules(PanelView):
     title, path, icon = gettext_noop("Schedules"), "/schedules", "schedules"
+    key = "j"
 
     @page("/")
     def index(self) -> Response:
@@ -53,12 +54,12 @@ class Schedules(PanelView):
     @action("/pause", needs="schedules")
     def pause(self) -> Response:
         self._do(lambda job: self.conductor.schedule.pause(job, self.current_email))
-        return redirect_success(gettext("“{job}” rests until it is resumed.", job=form_field("job")), url_for(".index"))
+        return redirect_success(gettext("“{job}” is paused.", job=form_field("job")), url_for(".index"))
 
     @action("/resume", needs="schedules")
     def resume(self) -> Response:
         self._do(lambda job: self.conductor.schedule.resume(job, self.current_email))
-        return redirect_success(gettext("“{job}” runs again.", job=form_field("job")), url_for(".index"))
+        return redirect_success(gettext("“{job}” is resumed.", job=form_field("job")), url_for(".index"))
 
     @action("/run", needs="schedules")
     def run(self) -> Response:
@@ -66,7 +67,7 @@ class Schedules(PanelView):
             self._do(lambda job: self.conductor.schedule.run_soon(job, self.current_email))
         except ValueError as error:
             return redirect_error(gettext("Not done: {error}.", error=error), url_for(".index"))
-        return redirect_success(gettext("“{job}” runs within a minute.", job=form_field("job")), url_for(".index"))
+        return redirect_success(gettext("“{job}” will run within a minute.", job=form_field("job")), url_for(".index"))
 
     @staticmethod
     def _do(work: Any) -> None:

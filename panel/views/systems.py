@@ -1,4 +1,4 @@
-"""Systems: how each is doing, pause and resume, poll now, and how it is configured."""
+"""Systems: state, limits and options of each system; pause, resume, test, poll, backfill and reconcile."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from models.ledger import CallSlot, Cursor, Schedule, System
 from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 from panel.views.tasks import shown
 
-#: An option of such a name is masked even where its author forgot to declare it secret.
+#: Options with such a name are masked even if they are not declared secret.
 _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
 
 
 class Systems(PanelView):
     title, path, icon = gettext_noop("Systems"), "/systems", "systems"
+    key = "s"
 
     @page("/")
     def index(self) -> Response:
@@ -52,14 +53,14 @@ class Systems(PanelView):
             paces = {row.job.removeprefix("poll "): row.every_seconds for row in jobs}
             is_held = CallSlot.until > utcnow()
             held = sa.select(CallSlot.system, sa.func.count()).where(is_held).group_by(CallSlot.system)
-            under_way = {name: count for name, count in connection.execute(held)}
+            in_use = {name: count for name, count in connection.execute(held)}
         systems = self.conductor.systems
         return {
             "systems": overview.systems,
             "subscribers": self.conductor.subscribers,
             "rows": rows,
             "cursors": cursors,
-            "limits": {name: _limits(s, rows.get(name), under_way.get(name, 0)) for name, s in systems.items()},
+            "limits": {name: _limits(s, rows.get(name), in_use.get(name, 0)) for name, s in systems.items()},
             "options": {name: masked(system.options) for name, system in systems.items()},
             "paces": paces,
             "guard": GUARD,
@@ -73,7 +74,7 @@ class Systems(PanelView):
         self._known(system)
         reason = form_field("reason")
         if not reason:
-            return redirect_error(gettext("Say why, for whoever finds it paused."), url_for("systems.index"))
+            return redirect_error(gettext("Enter a reason."), url_for("systems.index"))
         self.conductor.systems.pause(system, self.current_email, reason)
         return redirect_success(
             gettext("{system} is paused. Its changes wait until it is resumed.", system=system),
@@ -86,7 +87,7 @@ class Systems(PanelView):
         meant = form_field("deletes") == "yes"
         self.conductor.systems.resume(system, self.current_email, allow_deletes=meant)
         words = (
-            gettext("{system} is resumed, and its deletes flow for an hour.", system=system)
+            gettext("{system} is resumed. Deletes are allowed for one hour.", system=system)
             if meant
             else gettext("{system} is resumed.", system=system)
         )
@@ -94,7 +95,7 @@ class Systems(PanelView):
 
     @action("/<system>/check", needs="poll")
     def check(self, system: str) -> Response:
-        """Begin to test the connection; the task's page shows what is found. One under way is not begun again."""
+        """Start a connection test, or open the one that is running."""
         self._known(system)
         number = self.conductor.tasks.start("check", self.current_email, system=system)
         return redirect(url_for("tasks.one", number=number), code=303)
@@ -105,7 +106,7 @@ class Systems(PanelView):
             abort(404)
         self.conductor.systems.poll_now(subscriber, self.current_email)
         return redirect_success(
-            gettext("{subscriber} will be polled in a moment.", subscriber=subscriber), url_for("systems.index")
+            gettext("{subscriber} will be polled shortly.", subscriber=subscriber), url_for("systems.index")
         )
 
     @action("/backfill/<subscriber>", needs="tasks")
@@ -124,16 +125,18 @@ class Systems(PanelView):
         try:
             number = self.conductor.tasks.start(kind, self.current_email, subscriber=subscriber, **arguments)
         except ValueError as error:
-            return redirect_error(gettext("Not begun: {error}.", error=error), url_for(".index"))
-        return redirect_success(gettext("It is under way; this page may be left."), url_for("tasks.one", number=number))
+            return redirect_error(gettext("Not started: {error}.", error=error), url_for(".index"))
+        return redirect_success(
+            gettext("The task has started. You can leave this page."), url_for("tasks.one", number=number)
+        )
 
     def _known(self, name: str) -> None:
         if name not in self.conductor.systems:
             abort(404)
 
 
-def _limits(system: Any, row: Any, under_way: int) -> dict[str, Any]:
-    """What the system's owner allows, and how much of it is used."""
+def _limits(system: Any, row: Any, in_use: int) -> dict[str, Any]:
+    """Return the system's limits and how much of them is used."""
     recent = (
         row is not None
         and row.deletes_since is not None
@@ -141,20 +144,20 @@ def _limits(system: Any, row: Any, under_way: int) -> dict[str, Any]:
     )
     return {
         "rate": system.requests_per_second,
-        "at_once": system.concurrency,
-        "under_way": under_way,
+        "concurrency": system.concurrency,
+        "in_use": in_use,
         "deletes": row.deletes if recent else 0,
         "delete_limit": system.delete_limit,
     }
 
 
 def masked(options: BaseModel) -> dict[str, str]:
-    """A system's options by name, with everything secret hidden."""
+    """Return a system's options by name, with secrets masked."""
     return {name: mask(name, getattr(options, name)) for name in type(options).model_fields}
 
 
 def mask(name: str, value: Any) -> str:
-    """One option as it may be shown."""
+    """Format one option, with secrets masked."""
     if value is None or value == "":
         return gettext("not set")
     if isinstance(value, SecretStr | SecretBytes) or _SECRET_NAME.search(name):
@@ -169,7 +172,7 @@ def mask(name: str, value: Any) -> str:
 
 
 def _without_login(text: str) -> str:
-    """An address without the user and password it may carry."""
+    """Mask the user and password in a URL."""
     try:
         parts = urlsplit(text)
     except ValueError:

@@ -17,6 +17,7 @@ from panel.views.base import PanelView, action, cursor_from_query, page, redirec
 
 class Tasks(PanelView):
     title, path, icon = gettext_noop("Tasks"), "/tasks", "tasks"
+    key = "t"
 
     @page("/")
     def index(self) -> Response:

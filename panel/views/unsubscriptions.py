@@ -1,4 +1,4 @@
-"""Unsubscriptions: what does not flow, to whom, until when and why; and whether a record is held back."""
+"""Unsubscriptions: list, create and lift rules, and check whether a record is held back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flask import abort, request, url_for
 from werkzeug import Response
 
 from conductor import in_force, pages
-from i18n import gettext, gettext_noop
+from i18n import gettext, gettext_noop, ngettext
 from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue
@@ -21,33 +21,34 @@ from panel.forms.record_list import Found
 from panel.views.base import LARGEST_SMALL_ID, PanelView, action, cursor_from_query, form_field, page, redirect_success
 
 OPERATIONS = {
-    "": gettext_noop("everything"),
+    "": gettext_noop("all operations"),
     "create": gettext_noop("create only"),
     "update": gettext_noop("update only"),
     "delete": gettext_noop("delete only"),
 }
 
-#: Most records one list may hold.
+#: Records in one list at most.
 _LONGEST_LIST = 100_000
-#: How many records of a list one page shows.
+#: Records of a list that the page shows.
 _SHOWN = 500
 
 
 @dataclass(frozen=True)
 class Held:
-    """How one record stands with one subscriber: the rules that cover it, and whether something is kept back."""
+    """The unsubscriptions that cover a record of a subscriber, and whether a change is held back."""
 
     subscriber: str
     catalogue: str
     record_id: str
     label: str
-    #: (rule as a row, what of it does not flow)
+    #: (the rule's row, the operations it stops)
     rules: list[tuple[Any, str]]
     kept_back: bool
 
 
 class Unsubscriptions(PanelView):
     title, path, icon = gettext_noop("Unsubscriptions"), "/unsubscriptions", "unsubscriptions"
+    key = "u"
 
     @page("/")
     def index(self) -> str:
@@ -80,7 +81,7 @@ class Unsubscriptions(PanelView):
 
     @action("/", needs="unsubscribe")
     def create(self) -> Response | str | tuple[str, int]:
-        """Create one; or, before that, add a record to the list, or say what the list comes to."""
+        """Create an unsubscription, or first add a record to the list or check the list."""
         problems: list[str] = []
         entries = record_list.split(form_field("records"))
         pressed = form_field("do") or "create"
@@ -88,11 +89,13 @@ class Unsubscriptions(PanelView):
             try:
                 entries += record_list.from_csv(upload.read())
             except ValueError as error:
-                problems.append(gettext("{filename} is not read: {error}.", filename=upload.filename, error=error))
+                problems.append(
+                    gettext("{filename} could not be read: {error}.", filename=upload.filename, error=error)
+                )
         if len(entries) > _LONGEST_LIST:
             problems.append(
                 gettext(
-                    "At most {most:,} records fit one list; this one has {n:,}.", most=_LONGEST_LIST, n=len(entries)
+                    "A list can hold at most {most:,} records; this one has {n:,}.", most=_LONGEST_LIST, n=len(entries)
                 )
             )
             return self._page(problems, entries=entries), 422
@@ -111,19 +114,19 @@ class Unsubscriptions(PanelView):
             return self._page(problems, entries=entries, found=found)
         operation = form_field("operation")
         if operation not in OPERATIONS:
-            problems.append(gettext("Choose what does not flow."))
+            problems.append(gettext("Choose the operations to stop."))
         if wants_list and not entries:
             problems.append(gettext("List at least one record, or choose all records."))
         if entries and not wants_list:
             problems.append(
-                gettext("There is a list of records, but all records are chosen: empty it, or choose only these.")
+                gettext("You entered a list of records but chose all records. Clear the list, or choose only these.")
             )
         until = _until(problems)
         reason = form_field("reason")
         if not reason:
-            problems.append(gettext("Say why: others will ask."))
+            problems.append(gettext("Enter a reason."))
         if wants_list and found.unknown and form_field("unknown") != "yes":
-            problems.append(gettext("Some records of the list are not known here, see below."))
+            problems.append(gettext("Some records in the list were not found, see below."))
         if problems:
             return self._page(problems, entries=entries, found=found if wants_list and entries else None), 422
         try:
@@ -132,7 +135,7 @@ class Unsubscriptions(PanelView):
             )
         except ValueError as error:
             return self._page([f"{error}."], entries=entries, found=found), 422
-        return redirect_success(gettext("Unsubscription #{number} is in force.", number=number), url_for(".index"))
+        return redirect_success(gettext("Unsubscription #{number} is active.", number=number), url_for(".index"))
 
     @action("/<small:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
@@ -140,19 +143,22 @@ class Unsubscriptions(PanelView):
             known = connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).one_or_none()
         if known is None:
             abort(404)
-        if form_field("bring") == "yes":
-            brought = self.conductor.unsubscriptions.lift(number, self.current_email, deliver=True)
+        if form_field("deliver") == "yes":
+            count = self.conductor.unsubscriptions.lift(number, self.current_email, deliver=True)
             return redirect_success(
-                gettext(
-                    "Unsubscription #{number} is lifted; {brought:,} records are on their way.",
+                ngettext(
+                    "Unsubscription #{number} is lifted. {count} record will be delivered.",
+                    "Unsubscription #{number} is lifted. {count} records will be delivered.",
+                    count,
                     number=number,
-                    brought=brought,
+                    count=f"{count:,}",
                 ),
                 url_for(".index"),
             )
         self.conductor.unsubscriptions.lift(number, self.current_email)
         words = gettext(
-            "Unsubscription #{number} is lifted. What it kept back flows with each record's next change.", number=number
+            "Unsubscription #{number} is lifted. Each held-back record is delivered with its next change.",
+            number=number,
         )
         return redirect_success(words, url_for(".index"))
 
@@ -164,20 +170,20 @@ class Unsubscriptions(PanelView):
         return list({catalogue.name: catalogue for catalogue in meant}.values())
 
     def _search(self, catalogues: list[Catalogue], text: str, problems: list[str]) -> list[str]:
-        """The records that an id, an email or a name stands for."""
+        """Return the ids of records with this id, email or name."""
         with self.conductor.database.read() as connection:
             found = _candidates(connection, catalogues, text) if text else []
         if not found:
             words = (
-                gettext("No record is found by {text!r}.", text=text)
+                gettext("No record found for {text!r}.", text=text)
                 if text
-                else gettext("Type an id, an email or a name.")
+                else gettext("Enter an id, an email or a name.")
             )
             problems.append(words)
         return [record_id for _catalogue, record_id, _label in found]
 
     def _held(self, text: str) -> list[Held]:
-        """Which rules hold a record back, with each subscriber of its catalogue."""
+        """Return the rules that hold a record back, for each subscriber of its catalogue."""
         held = []
         with self.conductor.database.read() as connection:
             for catalogue, record_id, label in _candidates(connection, self._catalogues(""), text):
@@ -236,7 +242,7 @@ class Unsubscriptions(PanelView):
 
 
 def _candidates(connection: sa.Connection, catalogues: list[Catalogue], text: str) -> list[tuple[Catalogue, str, str]]:
-    """(catalogue, record id, label) of what an id, an email or a name stands for; a few at most."""
+    """Return (catalogue, record id, label) of a few records with this id, email or name."""
     hits: list[tuple[Catalogue, str, str]] = []
     for catalogue in catalogues:
         ids = [text] if record_list.key_of(catalogue, text) is not None else []
@@ -255,9 +261,9 @@ def _until(problems: list[str]) -> datetime | None:
     try:
         until = datetime.fromisoformat(text)
     except ValueError:
-        problems.append(gettext("The end is no date and time such as 2026-12-31T18:00."))
+        problems.append(gettext("The end is not a date and time such as 2026-12-31T18:00."))
         return None
     until = until.replace(tzinfo=UTC) if until.tzinfo is None else until
     if until <= utcnow():
-        problems.append(gettext("The end lies in the past."))
+        problems.append(gettext("The end is in the past."))
     return until

@@ -44,7 +44,9 @@ class Users(PanelView):
         before = [old.name for old in user.roles]
         user.roles = [role]
         self._keep(user, "user.role", before=before, after=role.name)
-        return redirect_success(gettext("{email} is {role} now.", email=user.email, role=role.name), url_for(".index"))
+        return redirect_success(
+            gettext("{email} now has the role {role}.", email=user.email, role=role.name), url_for(".index")
+        )
 
     @action("/<small:number>/active", needs="users")
     def active(self, number: int) -> Response:
@@ -52,9 +54,9 @@ class Users(PanelView):
         user.active = form_field("active") == "yes"
         self._keep(user, "user.enable" if user.active else "user.disable")
         words = (
-            gettext("{email} may log in again.", email=user.email)
+            gettext("{email} can log in again.", email=user.email)
             if user.active
-            else gettext("{email} is logged out and may not log in any more.", email=user.email)
+            else gettext("{email} was logged out and can no longer log in.", email=user.email)
         )
         return redirect_success(words, url_for(".index"))
 
@@ -63,7 +65,7 @@ class Users(PanelView):
         user = self._other(number)
         if user.password is None:
             return redirect_error(
-                gettext("{email} logs in over the login provider, without a password here.", email=user.email),
+                gettext("{email} logs in through the login provider and has no password.", email=user.email),
                 url_for(".index"),
             )
         password = accounts.one_time_password()
@@ -78,9 +80,7 @@ class Users(PanelView):
         self._people.tf_reset(user)
         user.mf_recovery_codes = None
         self._keep(user, "user.two_factor_off")
-        words = gettext(
-            "{email} logs in with the password alone now, and can set up two-factor login again.", email=user.email
-        )
+        words = gettext("Two-factor login of {email} is off. The user can set it up again.", email=user.email)
         return redirect_success(words, url_for(".index"))
 
     @property
@@ -94,12 +94,17 @@ class Users(PanelView):
         return session
 
     def _other(self, number: int) -> User:
-        """Somebody else: nobody takes the last admin away by mistake, as nobody changes himself."""
+        """Return another user. Admins cannot change themselves, so that the last admin cannot be removed by mistake."""
         user = self._people.find_user(id=number)
         if user is None:
             abort(404)
         if user.id == current_user.id:
-            abort(409, gettext("This is you. Another admin has to do that; your own password is changed in the menu."))
+            abort(
+                409,
+                gettext(
+                    "You cannot change your own user. Ask another admin, or change your password under Your account."
+                ),
+            )
         return user
 
     def _keep(self, user: User, action: str, **details: Any) -> None:

@@ -105,14 +105,14 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/dead-letters/retry"): ("/dead-letters/retry", {"id": "1"}, OPERATE),
     ("POST", "/dead-letters/discard"): ("/dead-letters/discard", {"id": "1", "reason": "a test"}, OPERATE),
     ("GET", "/conflicts/"): ("/conflicts/", {}, VIEW),
-    ("POST", "/conflicts/settle"): ("/conflicts/settle", {"number": "{conflict}", "all": "ours"}, OPERATE),
-    ("GET", "/conflicts/alike"): (
-        "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours",
+    ("POST", "/conflicts/resolve"): ("/conflicts/resolve", {"number": "{conflict}", "all": "ours"}, OPERATE),
+    ("GET", "/conflicts/resolve-all"): (
+        "/conflicts/resolve-all?subscriber=shop.customer&field=email&choice=ours",
         {},
         (303, 403, 200, 200),
     ),
-    ("POST", "/conflicts/alike"): (
-        "/conflicts/alike",
+    ("POST", "/conflicts/resolve-all"): (
+        "/conflicts/resolve-all",
         {"subscriber": "shop.customer", "field": "email", "choice": "ours"},
         OPERATE,
     ),
@@ -318,10 +318,10 @@ def test_creating_people_needs_no_web_process(panel: Panel) -> None:
     accounts.create_user(panel.database, " Boss@Example.com ", PASSWORD, "admin")
     assert log_in(panel.client(), "boss@example.com").status_code == 302
     for email, password, role, words in (
-        ("not an address", PASSWORD, "admin", "no email address"),
+        ("not an address", PASSWORD, "admin", "not a valid email address"),
         ("new@example.com", "short", "admin", "at least 12"),
         ("boss@example.com", PASSWORD, "admin", "already"),
-        ("new@example.com", PASSWORD, "king", "no role"),
+        ("new@example.com", PASSWORD, "king", "does not exist"),
     ):
         with pytest.raises(ValueError, match=words):
             accounts.create_user(panel.database, email, password, role)

@@ -24,8 +24,9 @@ PAGES = [
     "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
     "/mappings/shop.customer", "/mappings/crm.customer", "/mappings/crm.customer/versions/1", "/unsubscriptions/",
     "/unsubscriptions/?record=2", "/unsubscriptions/1", "/links/", "/links/1",
-    "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours", "/conflicts/", "/conflicts/?state=settled",
-    "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1", "/record/customer/1", "/record/customer/4",
+    "/conflicts/resolve-all?subscriber=shop.customer&field=email&choice=ours", "/conflicts/",
+    "/conflicts/?state=resolved", "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1",
+    "/record/customer/1", "/record/customer/4",
     "/record/?q=nobody", "/record/?q=zzz",
     "/record/customer/4/edit", "/inbox/refused", "/inbox/?system=shop&since=2026-01-01T00:00&until=2099-01-01T00:00",
     "/schedules/", "/queues/", "/tasks/", "/tasks/1", "/?range=30d", "/users/",
@@ -133,7 +134,7 @@ def test_finding_out_why_a_record_did_not_sync(visit: Visit) -> None:
     visit.page.keyboard.press("Enter")
     visit.page.wait_for_url("**/record/customer/4")
     visit.is_headed("Nobody One")
-    stands = visit.page.get_by_role("region", name="In every system").get_by_role("listitem")
+    stands = visit.page.get_by_role("region", name="Status by system").get_by_role("listitem")
     expect(stands.filter(has_text="shop.customer")).to_contain_text("Nowhere is no city")
 
 
@@ -141,12 +142,12 @@ def test_retrying_all_that_match_takes_two_clicks(visit: Visit, panel: Panel) ->
     visit.go("/dead-letters/")
     visit.page.locator(".kinds a").first.click()
     visit.page.get_by_role("button", name="Retry all 2 that match").click()
-    visit.is_told("2 dead letters are tried again, in the background.")
+    visit.is_told("2 dead letters will be retried in the background.")
     task = panel.rows(sa.select(Task.id).where(Task.kind == "retry"))[0].id
     while not panel.rows(sa.select(Task.id).where(Task.id == task, Task.done == 2)):
         assert panel.conductor.tasks.run_some()
     visit.page.reload()
-    expect(visit.page.get_by_text("trying again", exact=True)).to_have_count(2)
+    expect(visit.page.get_by_text("retrying", exact=True)).to_have_count(2)
     visit.page.get_by_role("button", name=f"Stop task {task}").click()
     assert panel.rows(sa.select(Task.state).where(Task.id == task)) == [("stopped",)]
 
@@ -154,9 +155,9 @@ def test_retrying_all_that_match_takes_two_clicks(visit: Visit, panel: Panel) ->
 def test_discarding_with_a_reason(visit: Visit, panel: Panel) -> None:
     visit.go("/dead-letters/1")
     visit.page.get_by_text("Discard…").click()
-    visit.page.get_by_label("Why need it not be sent?").fill("moved away")
+    visit.page.get_by_label("Why is this dead letter discarded?").fill("moved away")
     visit.page.get_by_role("button", name="Discard", exact=True).click()
-    visit.is_told("1 dead letter is discarded.")
+    visit.is_told("1 dead letter was discarded.")
     closed = panel.rows(sa.select(DeadLetter.resolution).where(DeadLetter.closed_at.is_not(None)))
     assert [row.resolution for row in closed] == ["discarded by admin@example.com: moved away"]
 
@@ -164,7 +165,7 @@ def test_discarding_with_a_reason(visit: Visit, panel: Panel) -> None:
 def test_pausing_a_system_takes_two_clicks(visit: Visit, panel: Panel) -> None:
     visit.go("/systems/")
     visit.page.locator("#shop").get_by_text("Pause…").click()
-    visit.page.locator("#shop").get_by_label("Why is it paused?").fill("their maintenance")
+    visit.page.locator("#shop").get_by_label("Reason").fill("their maintenance")
     visit.page.get_by_role("button", name="Pause shop").click()
     visit.is_told("shop is paused. Its changes wait until it is resumed.")
     assert (
@@ -186,14 +187,14 @@ def test_editing_a_mapping_with_and_without_javascript(browser: Browser, panel: 
         page.get_by_label("External field of row 5").fill("contact.phone")
         page.get_by_role("button", name="Remove row 2").click()
         page.get_by_label("External field of row 3").fill("is_active")
-        page.get_by_role("button", name="Try it").last.click()
+        page.get_by_role("button", name="Preview", exact=True).last.click()
         expect(page.locator("#review")).to_contain_text("5 records would change")
-        page.get_by_label("On which record?").fill("Grace Hopper")
-        page.get_by_role("button", name="Try on it").click()
+        page.get_by_label("Preview with record").fill("Grace Hopper")
+        page.get_by_role("button", name="Preview record").click()
         expect(page.locator("#review")).to_contain_text("Grace")
         page.locator(".payload tr.differs").nth(2).wait_for()
         page.get_by_role("button", name="Save as version 1").click()
-        visit.is_told("Version 1 of shop.customer is in force.")
+        visit.is_told("Version 1 of shop.customer is active.")
         page.context.close()
     assert visit.complaints == []
     fields = panel.conductor.mappings.latest("shop.customer")[0].fields
@@ -213,7 +214,7 @@ def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, panel: Pa
         visit.go("/mappings/shop.customer")
         visit.page.get_by_label("External field of row 2").fill("not a path")
         visit.page.get_by_label("Transform of row 2").fill("uper")
-        visit.page.get_by_role("button", name="Try it").last.click()
+        visit.page.get_by_role("button", name="Preview", exact=True).last.click()
         expect(visit.page.locator("#why-1")).to_contain_text("there is no transform 'uper'")
         assert faults_of(visit, "a wrong mapping") == []
         visit.page.context.close()
@@ -223,7 +224,7 @@ def test_holding_records_back_and_lifting_it(visit: Visit, panel: Panel, tmp_pat
     page = visit.page
     visit.go("/unsubscriptions/")
     page.get_by_text("New unsubscription").click()
-    page.get_by_label("To whom").first.select_option("crm.customer")
+    page.get_by_label("Target").first.select_option("crm.customer")
     page.get_by_label("only these:").check()
     (tmp_path / "list.csv").write_text("email\nada.lovelace@example.com\nnobody@example.com\n")
     page.get_by_label("Add a CSV file").set_input_files(tmp_path / "list.csv")
@@ -231,14 +232,14 @@ def test_holding_records_back_and_lifting_it(visit: Visit, panel: Panel, tmp_pat
     expect(page.locator(".checked")).to_contain_text("nobody@example.com")
     assert faults_of(visit, "a checked list") == []
     page.get_by_label("Keep them in the list").check()
-    page.get_by_label("Why", exact=True).fill("an audit")
+    page.get_by_label("Reason", exact=True).fill("an audit")
     page.get_by_role("button", name="Unsubscribe", exact=True).click()
-    visit.is_told("Unsubscription #2 is in force.")
+    visit.is_told("Unsubscription #2 is active.")
     page.get_by_label("Is a record held back?").fill("Grace Hopper")
-    page.get_by_role("button", name="Look").click()
+    page.get_by_role("button", name="Check").click()
     page.locator("#held-back").get_by_role("link", name="#1").click()
-    page.get_by_role("button", name="Lift and bring 1 over").click()
-    visit.is_told("Unsubscription #1 is lifted; 1 records are on their way.")
+    page.get_by_role("button", name="Lift and deliver 1").click()
+    visit.is_told("Unsubscription #1 is lifted. 1 record will be delivered.")
 
 
 def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, panel: Panel) -> None:
@@ -246,12 +247,12 @@ def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, panel: Pa
     add_conflicts(panel)
     visit.go("/conflicts/")
     assert faults_of(visit, "conflicts") == []
-    page.get_by_label("Theirs for email of Ada Lovelace").check()
-    page.get_by_label("Ours for address.city of Ada Lovelace").check()
-    page.get_by_role("button", name="Settle Ada Lovelace as picked").click()
-    visit.is_told(re.compile("^Settled: "))
-    page.get_by_role("link", name="Take theirs in all 2 of email").click()
-    page.get_by_role("button", name="Take theirs in all 2").click()
+    page.get_by_label("External value for email of Ada Lovelace").check()
+    page.get_by_label("Internal value for address.city of Ada Lovelace").check()
+    page.get_by_role("button", name="Resolve Ada Lovelace as selected").click()
+    visit.is_told(re.compile("^Resolved: "))
+    page.get_by_role("link", name="Take the external value in all 2 conflicts of email").click()
+    page.get_by_role("button", name="Take external in all 2").click()
     while panel.conductor.tasks.run_some():
         pass
     visit.go("/conflicts/")
@@ -269,10 +270,10 @@ def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, p
     expect(page.get_by_role("img", name="QR code").locator("path")).to_have_count(1)
     assert faults_of(visit, "the QR code") == []
     phone = TOTP(key=page.locator("code.key").inner_text().replace("-", ""), format="base32")
-    page.get_by_label("Type the code").fill(str(phone.generate().token))
+    page.get_by_label("Enter the code").fill(str(phone.generate().token))
     page.get_by_role("button", name="Turn on").click()
-    page.get_by_role("link", name="Make them").click()
-    page.get_by_role("button", name="Make new codes").click()
+    page.get_by_role("link", name="Create codes").click()
+    page.get_by_role("button", name="Create new codes").click()
     code = page.locator(".codes code").first.inner_text()
     page.get_by_label("Your account").click()
     page.get_by_role("button", name="Log out").click()
@@ -280,9 +281,9 @@ def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, p
     visit.log_in()
     assert faults_of(visit, "the code") == []
     page.get_by_role("link", name="Use a recovery code").click()
-    expect(page.get_by_label("One of the codes you kept")).to_be_visible()
+    expect(page.get_by_label("One of your recovery codes")).to_be_visible()
     assert faults_of(visit, "a recovery code") == []
-    page.get_by_label("One of the codes you kept").fill(code)
+    page.get_by_label("One of your recovery codes").fill(code)
     page.get_by_role("button", name="Log in").click()
     page.wait_for_url(visit.base + "/")
 
@@ -334,37 +335,37 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, pa
     # Somebody types: nothing is taken from under his hands.
     crm = page.locator("#crm")
     crm.get_by_text("Pause…").click()
-    crm.get_by_label("Why is it paused?").fill("half a sen")
+    crm.get_by_label("Reason").fill("half a sen")
     panel.conductor.systems.resume("shop", "ada@example.com")
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
     page.wait_for_load_state("networkidle")
-    assert crm.get_by_label("Why is it paused?").input_value() == "half a sen"
-    page.get_by_label("How often this page is updated").select_option("off")
+    assert crm.get_by_label("Reason").input_value() == "half a sen"
+    page.get_by_label("Refresh interval").select_option("off")
     expect(page.get_by_text("Not live")).to_be_visible()
     page.reload()
-    expect(page.get_by_label("How often this page is updated")).to_have_value("0")
+    expect(page.get_by_label("Refresh interval")).to_have_value("0")
 
 
 def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, panel: Panel) -> None:
     page = visit.page
     visit.go("/dead-letters/1")
     page.get_by_text("Discard…").click()
-    page.get_by_label("Why need it not be sent?").fill("half a rea")
+    page.get_by_label("Why is this dead letter discarded?").fill("half a rea")
     with panel.database.write() as connection:
         closed = {"closed_at": utcnow(), "resolution": "discarded by ann@example.com: moved away"}
         connection.execute(sa.update(DeadLetter).where(DeadLetter.id == 1).values(closed))
     # Somebody types beside the heading: that is left alone as well.
     page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
     page.wait_for_load_state("networkidle")
-    expect(page.get_by_label("Why need it not be sent?")).to_have_value("half a rea")
+    expect(page.get_by_label("Why is this dead letter discarded?")).to_have_value("half a rea")
     page.keyboard.press("Escape")
     page.get_by_text("Discard…").focus()
     visit.key("r")
     page.get_by_text("moved away").wait_for()
     expect(page.locator("#actions")).to_be_empty()
     expect(page.get_by_role("button", name="Retry")).to_have_count(0)
-    expect(page.get_by_label("How often this page is updated")).to_be_visible()
+    expect(page.get_by_label("Refresh interval")).to_be_visible()
 
 
 def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, panel: Panel) -> None:

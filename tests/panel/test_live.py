@@ -173,7 +173,7 @@ def test_a_broker_that_is_away_is_told_and_breaks_nothing(panel: Panel) -> None:
     panel.publisher.broker_error = "RabbitMQ does not answer"
     for path in LIVE:
         assert client.get(path).status_code == 200
-    assert "nothing is lost" in client.get("/queues/").text
+    assert "No data is lost" in client.get("/queues/").text
 
 
 def test_the_link_to_rabbitmq_shows_no_login(sqlite_url: str) -> None:
@@ -200,7 +200,7 @@ def test_reconciling_tells_what_drifted_and_repairs_it(panel: Panel) -> None:
     position = {"after": 9, "fields": {"email": 1}, "examples": [["1", "crm-1", "email", "a@b", "c@d"]], "unread": 0}
     change(panel, Task, Task.id == 1, state="done", done=4, failed=1, position=position)
     page = client.get("/tasks/1").text
-    assert "What drifted apart" in page and "c@d" in page
+    assert "Differences" in page and "c@d" in page
     answer = post(client, "/systems/reconcile/crm.customer", repair="yes")
     assert answer.headers["Location"] == "/tasks/2"
     assert panel.conductor.tasks.get(2).argument == {"repair": True}
@@ -211,7 +211,7 @@ def test_backfilling_what_could_be_created_twice_is_refused(panel: Panel) -> Non
     client = panel.client("operator")
     panel.conductor.subscribers["crm.customer"].match_on = ("email",)  # type: ignore[misc]
     post(client, "/systems/backfill/crm.customer")
-    assert "Not begun: crm.customer has match_on" in client.get("/systems/").text
+    assert "Not started: crm.customer has match_on" in client.get("/systems/").text
     assert post(client, "/systems/backfill/nobody.customer").status_code == 404
 
 
@@ -225,7 +225,7 @@ def test_a_connection_is_tested_as_a_task(panel: Panel, monkeypatch: pytest.Monk
             panel.conductor.tasks.run_some()
         return client.get(where).text
 
-    assert "nothing was changed there" in tested()
+    assert "Nothing was changed in the system" in tested()
     assert "Last connection test" in client.get("/systems/").text
 
     def describe() -> None:
@@ -248,4 +248,4 @@ def test_a_task_that_nobody_works_at_says_so(panel: Panel) -> None:
 def test_a_process_that_went_silent_is_trouble(panel: Panel) -> None:
     change(panel, Process, Process.kind == "worker", last_seen_at=utcnow().replace(year=2025))
     page = panel.client("viewer").get("/").text
-    assert "no worker is running" in page and "silent" in page
+    assert "no worker is running" in page and "not responding" in page

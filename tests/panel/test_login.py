@@ -323,13 +323,13 @@ def test_the_role_follows_the_claim(o: Panel, provider: Provider) -> None:
 def test_an_account_is_joined_by_a_checked_address_only(o: Panel, provider: Provider) -> None:
     provider.person = {"sub": "x", "email": "admin@example.com", "email_verified": False}
     client, answer = _come_in(o, provider)
-    assert "vouch" in _words(client, answer)
+    assert "has not verified" in _words(client, answer)
     provider.person["email_verified"] = True
     client, answer = _come_in(o, provider)
     assert client.get("/users/").status_code == 200
     provider.person["sub"] = "another"
     client, answer = _come_in(o, provider)
-    assert "Another person" in _words(client, answer)
+    assert "another account" in _words(client, answer)
 
 
 def test_who_comes_over_the_provider_need_not_change_a_password(o: Panel, provider: Provider) -> None:
@@ -376,7 +376,7 @@ def test_a_token_of_another_key_a_foreign_state_and_a_refusal(o: Panel, provider
     assert "could not be verified" in _words(client, answer)
     client = o.client()
     assert "could not be verified" in _words(client, client.get("/login/oidc/return?code=x&state=y"))
-    assert "refused: access_denied" in _words(client, client.get("/login/oidc/return?error=access_denied"))
+    assert "rejected the login: access_denied" in _words(client, client.get("/login/oidc/return?error=access_denied"))
 
 
 def test_a_provider_that_is_away_is_told(sqlite_url: str) -> None:

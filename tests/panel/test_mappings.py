@@ -86,7 +86,7 @@ def test_two_people_do_not_overwrite_each_other(panel: Panel) -> None:
     for cell in ('value="title"', 'value="mail"', 'name="version" value="1"'):
         assert cell in answer.text
     clash = post(other, PAGE, **_form(("name", "label"), *DEFAULT[1:]))
-    assert "Both of you changed <strong>name</strong>" in clash.text and 'value="label"' in clash.text
+    assert "You both changed <strong>name</strong>" in clash.text and 'value="label"' in clash.text
     # Trying says so too, before somebody works on for nothing.
     assert post(other, PAGE, **_form(*mine, do="review")).status_code == 409
 
@@ -116,7 +116,7 @@ def test_trying_shows_one_record_before_and_after_and_saves_nothing(panel: Panel
     assert "GRACE.HOPPER@EXAMPLE.COM" in page and "not sent" in page
     assert panel.conductor.mappings.latest("shop.customer")[1] == 0
     nobody = post(panel.client("admin"), PAGE, **_form(*pairs, do="review", record="nobody@example.com")).text
-    assert "There is no such customer" in nobody
+    assert "No customer found" in nobody
     for record in ("99999", "9" * 40, "x" * 200):
         assert post(panel.client("admin"), PAGE, **_form(*pairs, do="review", record=record)).status_code == 200
 
@@ -161,7 +161,7 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite_panel: Panel) -
     nobody = sqlite_panel.conductor.previews.effect("shop.customer", _rows())
     assert nobody.estimate == 0 and 0 < nobody.high < effect.total / 10
     page = post(sqlite_panel.client("admin"), PAGE, **_form(*DEFAULT, do="review") | {"2.transform": "upper"}).text
-    assert "95 % sure" in page
+    assert "95 % confidence" in page
 
 
 # --- sending again -----------------------------------------------------------------------------------

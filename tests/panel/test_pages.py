@@ -79,10 +79,10 @@ def test_letters_are_grouped_by_kind_with_counts(panel: Panel) -> None:
     assert page.count("kind b") == 0
     assert "Retry all" not in page
     everything = panel.client("operator").get("/dead-letters/").text
-    assert "3 kinds of error, 6 letters" in everything and "Retry all 3" in everything
+    assert "3 kinds of error, 6 dead letters" in everything and "Retry all 3" in everything
     # Of one kind alone one button is enough.
     one_kind = panel.client("operator").get("/dead-letters/?error=Reject").text
-    assert "1 kind of error, 2 letters" in one_kind
+    assert "1 kind of error, 2 dead letters" in one_kind
     assert one_kind.count(">Retry all 2 that match<") == 1 and ">Retry all 2<" not in one_kind
 
 
@@ -146,7 +146,7 @@ def test_odd_numbers_in_a_form_are_refused(panel: Panel) -> None:
     client = panel.client("admin")
     for number in (str(2**31), str(2**63), "9" * 20, "²", "-1"):
         assert post(client, f"/users/{number}/role", role="viewer").status_code == 404, number
-        for path, form in (("/dead-letters/retry", "id"), ("/conflicts/settle", "number")):
+        for path, form in (("/dead-letters/retry", "id"), ("/conflicts/resolve", "number")):
             answer = post(client, path, all="ours", **{form: number})
             assert answer.status_code in (303, 400, 404), (path, number)
     assert panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_not(None))) == []
@@ -182,7 +182,7 @@ def test_odd_pages_of_a_history(panel: Panel) -> None:
 
 def test_a_record_tells_its_story(panel: Panel) -> None:
     page = panel.client("viewer").get("/record/customer/4").text
-    for words in ("Nobody One", "Created here", "Nowhere is no city", "dead letter", "up to date"):
+    for words in ("Nobody One", "Created in the database", "Nowhere is no city", "dead letter", "up to date"):
         assert words in page
     skipped = panel.client("viewer").get("/record/customer/2").text
     assert "unsubscription #1" in skipped
@@ -322,7 +322,7 @@ def test_without_a_database_pages_say_so(tmp_path: Any) -> None:
         for path in ("/", "/links/", "/users/"):
             answer = client.get(path)
             assert answer.status_code == 503
-            assert "The database does not answer" in answer.text and "Traceback" not in answer.text
+            assert "The database is not responding" in answer.text and "Traceback" not in answer.text
         assert client.get("/healthz").status_code == 503
         answer = client.post("/webhooks/shop", data=b"{}")
         assert answer.status_code == 503 and answer.is_json
@@ -358,8 +358,8 @@ def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(panel: Pan
     with panel.database.write() as connection:
         panel.conductor.guard.pause(connection, "shop", "to")
     client = panel.client("operator")
-    assert "the deletes are meant" in client.get("/systems/").text
+    assert "Resume and allow deletes" in client.get("/systems/").text
     post(client, "/systems/shop/resume", deletes="yes")
     (row,) = panel.rows(sa.select(System.paused_at, System.deletes_allowed_until).where(System.name == "shop"))
     assert row.paused_at is None and row.deletes_allowed_until > utcnow()
-    assert "the deletes are meant" not in client.get("/systems/").text
+    assert "Resume and allow deletes" not in client.get("/systems/").text

@@ -134,13 +134,13 @@ def test_row_1_the_state_of_everything_at_a_glance(at: Open, panel: Panel) -> No
     expect(row_of(page, "shop.customer").first).to_contain_text("2")
     names, values = (page.locator(f".tiles {part}").all_inner_texts() for part in ("dt", "dd"))
     tiles = dict(zip(names, values, strict=True))
-    assert (tiles["Owed now"], tiles["Dead letters"], tiles["Trying again"]) == ("1", "2", "0")
-    assert tiles["Oldest owed"].strip()[0].isdigit() and tiles["Delivered in the last hour"].isdigit()
+    assert (tiles["Pending now"], tiles["Dead letters"], tiles["Retrying"]) == ("1", "2", "0")
+    assert tiles["Oldest pending"].strip()[0].isdigit() and tiles["Delivered in the last hour"].isdigit()
     processes = page.get_by_role("region", name="Processes")
-    expect(processes.get_by_role("row", name="worker")).to_contain_text("silent")
+    expect(processes.get_by_role("row", name="worker")).to_contain_text("not responding")
     expect(processes.get_by_role("row", name="relay")).to_contain_text("running")
     expect(processes.get_by_role("row", name="scheduler")).to_contain_text("running")
-    spans = page.get_by_role("navigation", name="How far back").get_by_role("link").all_inner_texts()
+    spans = page.get_by_role("navigation", name="Time range").get_by_role("link").all_inner_texts()
     assert spans[0] == "1h" and spans[-1] == "30d"
     for span in spans:
         visit.follow(span)
@@ -168,7 +168,7 @@ def test_row_2_did_this_record_sync_and_why_not(at: Open, panel: Panel) -> None:
     page.keyboard.type("1")  # an internal id
     page.keyboard.press("Enter")
     page.wait_for_url("**/record/customer/1")
-    story = page.get_by_role("region", name="What happened")
+    story = page.get_by_role("region", name="Timeline")
     sent = story.get_by_role("listitem").filter(has_text="address.city").filter(has_text="Paris").first
     expect(sent).to_contain_text("London")
     visit.click(sent.get_by_text("Payload"))
@@ -181,20 +181,20 @@ def test_row_2_did_this_record_sync_and_why_not(at: Open, panel: Panel) -> None:
     visit.key("/")
     page.keyboard.type("nobody.one@example.com")
     page.keyboard.press("Enter")
-    stands = page.get_by_role("region", name="In every system").get_by_role("listitem")
+    stands = page.get_by_role("region", name="Status by system").get_by_role("listitem")
     expect(stands.filter(has_text="shop.customer")).to_contain_text("Nowhere is no city")
     refused = story.get_by_role("listitem").filter(has_text="Nowhere is no city").first
-    refused.get_by_text("Payload and reply").click()
-    expect(refused.get_by_role("region", name="Reply to delivery")).to_contain_text('"code": 17')
+    refused.get_by_text("Payload and response").click()
+    expect(refused.get_by_role("region", name="Response to delivery")).to_contain_text('"code": 17')
     visit.click(page.get_by_role("link", name="Dead letter of shop.customer"))
-    expect(page.get_by_role("region", name="What was to be sent")).to_contain_text("Nobody One")
+    expect(page.get_by_role("region", name="Payload")).to_contain_text("Nobody One")
     assert visit.clicks <= 2
     visit.clicks = 0
     visit.key("/")
     page.keyboard.type("grace.hopper@example.com")
     page.keyboard.press("Enter")
     expect(stands.filter(has_text="crm.customer")).to_contain_text("billing freeze")
-    visit.follow("See the unsubscription")
+    visit.follow("View unsubscription")
     visit.is_headed("Unsubscription #1")
     assert visit.clicks <= 2
 
@@ -214,7 +214,7 @@ def test_row_3_working_off_dead_letters(at: Open, panel: Panel) -> None:
     visit.press("Save")
     visit.go("/dead-letters/")
     visit.click(page.locator(".kinds a").first)
-    visit.press("Try on one")
+    visit.press("Retry one")
     visit.is_headed("Dead letter #2")
     work_off(panel)
     visit.key("r")
@@ -244,9 +244,9 @@ def test_row_3_discarding_all_is_a_task(at: Open, panel: Panel) -> None:
     page = visit.page
     visit.go("/dead-letters/?subscriber=shop.customer")
     visit.click(page.get_by_text("Discard…").first)
-    page.get_by_label("Why need these 2 not be sent?").fill("they moved away")
+    page.get_by_label("Why are these 2 dead letters discarded?").fill("they moved away")
     visit.press("Discard all 2 that match")
-    visit.is_told("2 dead letters are discarded, in the background.")
+    visit.is_told("2 dead letters will be discarded in the background.")
     work_off(panel)
     visit.key("r")
     expect(page.get_by_role("main")).to_contain_text("2 discarded: they moved away")
@@ -261,13 +261,13 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Pane
     page = visit.page
     visit.go("/mappings/shop.customer")
     page.get_by_label("Transform of row 1").fill("upper")
-    visit.click(page.get_by_role("button", name="Try it").last)
+    visit.click(page.get_by_role("button", name="Preview", exact=True).last)
     expect(page.locator("#review")).to_contain_text("5 records would change.")
-    page.get_by_label("On which record?").fill("alan.turing@example.com")
-    visit.press("Try on it")
+    page.get_by_label("Preview with record").fill("alan.turing@example.com")
+    visit.press("Preview record")
     expect(page.locator(".payload tr.differs").filter(has_text="Alan Turing")).to_contain_text("ALAN TURING")
     assert faults_of(visit, "a mapping that is tried") == []
-    visit.press("Save and send again what differs")
+    visit.press("Save and resend changed records")
     expect(page.get_by_role("status").filter(has_text="Send again what the mapping")).to_be_visible()
     work_off(panel)
     assert panel.conductor.subscribers["shop.customer"].client.there["cus_3"]["name"] == "ALAN TURING"
@@ -276,14 +276,14 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Pane
     visit.press("Save as version 2")
     # Versions, what each changed, and one of them put back.
     visit.click(page.get_by_role("region", name="Versions").get_by_role("link", name="Version 1", exact=True))
-    expect(page.get_by_role("region", name="What it changed", exact=True)).to_contain_text("upper")
-    expect(page.get_by_role("region", name="What has changed since", exact=True)).to_contain_text("lower")
+    expect(page.get_by_role("region", name="Changes in this version", exact=True)).to_contain_text("upper")
+    expect(page.get_by_role("region", name="Changes since this version", exact=True)).to_contain_text("lower")
     assert faults_of(visit, "an old version") == []
-    visit.press("Put back into force as version 3")
-    visit.is_told("shop.customer is as it was in version 1, as version 3.")
-    visit.click(page.get_by_text("Back to default…"))
-    visit.press("Back to the code's default")
-    visit.is_told("shop.customer is back to the code's default, as version 4.")
+    visit.press("Restore as version 3")
+    visit.is_told("Version 1 of shop.customer was restored as version 3.")
+    visit.click(page.get_by_text("Reset to default…"))
+    visit.press("Reset to the default mapping")
+    visit.is_told("shop.customer was reset to the default mapping as version 4.")
 
 
 def test_row_4_two_people_edit_a_mapping_at_once(at: Open, panel: Panel) -> None:
@@ -298,7 +298,7 @@ def test_row_4_two_people_edit_a_mapping_at_once(at: Open, panel: Panel) -> None
     expect(ann.page.get_by_label("Transform of row 2")).to_have_value("lower")
     expect(ann.page.get_by_label("Transform of row 1")).to_have_value("upper")
     ann.press("Save as version 2")
-    ann.is_told("Version 2 of shop.customer is in force.")
+    ann.is_told("Version 2 of shop.customer is active.")
     # The browser notes the answer 409, which is meant.
     assert len(ann.complaints) == 1 and "409" in ann.complaints.pop()
 
@@ -308,13 +308,13 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel
     page = visit.page
     visit.go("/unsubscriptions/")
     visit.click(page.get_by_text("New unsubscription"))
-    page.get_by_label("To whom").first.select_option("shop")
-    page.get_by_label("What does not flow").select_option("update")
+    page.get_by_label("Target").first.select_option("shop")
+    page.get_by_label("Stopped operations").select_option("update")
     page.get_by_label("only these:").check()
     (tmp_path / "list.csv").write_text("id\n3\n1\n")
     page.get_by_label("Add a CSV file").set_input_files(tmp_path / "list.csv")
     visit.press("Check the list")
-    expect(page.locator(".checked")).to_contain_text("2 records: 2 known by id")
+    expect(page.locator(".checked")).to_contain_text("2 records: 2 found by id")
     page.get_by_label("Until (UTC").fill("2099-12-31T18:00")
     page.get_by_label("Why", exact=True).fill("an audit of theirs")
     visit.press("Unsubscribe")
@@ -328,7 +328,7 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(name="Ada King"))
     work_off(panel)
     visit.go("/record/customer/1")
-    expect(page.get_by_role("region", name="In every system")).to_contain_text("an audit of theirs")
+    expect(page.get_by_role("region", name="Status by system")).to_contain_text("an audit of theirs")
     assert panel.conductor.subscribers["shop.customer"].client.there["cus_1"]["name"] == "Ada Lovelace"
 
 
@@ -340,16 +340,16 @@ def test_row_6_conflicts_side_by_side(at: Open, panel: Panel) -> None:
     ada = page.get_by_role("region", name="Ada Lovelace with shop.customer")
     for value in ("base1", "ours1", "theirs1"):
         expect(ada.get_by_role("row").filter(has_text="email")).to_contain_text(value)
-    page.get_by_label("Theirs for email of Ada Lovelace").check()
-    page.get_by_label("Ours for address.city of Ada Lovelace").check()
-    visit.press("Settle Ada Lovelace as picked")
+    page.get_by_label("External value for email of Ada Lovelace").check()
+    page.get_by_label("Internal value for address.city of Ada Lovelace").check()
+    visit.press("Resolve Ada Lovelace as selected")
     expect(ada).to_have_count(0)
-    visit.follow("Keep ours in all 2 of email…")
-    expect(page.get_by_role("button", name="Keep ours in all 2")).to_be_visible()
+    visit.follow("Keep the internal value in all 2 conflicts of email…")
+    expect(page.get_by_role("button", name="Keep internal in all 2")).to_be_visible()
     assert faults_of(visit, "all alike") == []
-    visit.press("Keep ours in all 2")
+    visit.press("Keep internal in all 2")
     work_off(panel)
-    visit.go("/conflicts/?state=settled")
+    visit.go("/conflicts/?state=resolved")
     expect(page.get_by_role("main")).to_contain_text("by operator@example.com")
     rows = panel.rows(sa.select(Customer.email).where(Customer.id.in_([1, 2])).order_by(Customer.id))
     assert [row.email for row in rows] == ["theirs1", "grace.hopper@example.com"]
@@ -360,16 +360,16 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> N
     page = visit.page
     visit.go("/systems/")
     shop = page.locator("#shop")
-    for words in ("closed: calls go through", "Calls per second", "Calls at once"):
+    for words in ("closed: calls are allowed", "Calls per second", "Concurrent calls"):
         expect(shop).to_contain_text(words)
     visit.clicks = 0
     visit.click(shop.get_by_text("Pause…"))
-    shop.get_by_label("Why is it paused?").fill("their maintenance")
+    shop.get_by_label("Reason").fill("their maintenance")
     visit.press("Pause shop")
     assert visit.clicks <= 2
-    expect(shop).to_contain_text("no call goes through while it is paused")
+    expect(shop).to_contain_text("no calls are made while the system is paused")
     visit.click(shop.get_by_role("button", name="Resume"))
-    expect(shop).to_contain_text("closed: calls go through")
+    expect(shop).to_contain_text("closed: calls are allowed")
     # A call that fails opens the breaker, and its answer says what is left of the quota.
     client = panel.conductor.subscribers["shop.customer"].client
     client.is_down, client.rate = True, Rate(250, 1000)
@@ -378,15 +378,15 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> N
     panel.sync()
     visit.key("r")
     expect(shop).to_contain_text("250 of 1,000")
-    expect(shop).to_contain_text("open, 1 try failed")
+    expect(shop).to_contain_text("open, 1 attempt failed")
     # The system is up again, and a person does not wait for the next probe.
     client.is_down = False
     visit.press("Poll shop.customer now")
-    visit.is_told("shop.customer will be polled in a moment.")
+    visit.is_told("shop.customer will be polled shortly.")
     assert panel.conductor.poll("shop.customer")
     panel.sync()
     visit.key("r")
-    expect(shop).to_contain_text("closed: calls go through")
+    expect(shop).to_contain_text("closed: calls are allowed")
     assert client.there["cus_1"]["address"]["city"] == "Paris"
     visit.press("Test the connection of shop")
     page.wait_for_url("**/tasks/*")
@@ -404,7 +404,7 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) ->
     visit.click(page.get_by_label("Backfill or reconcile shop.customer"))
     visit.click(page.locator("#shop").get_by_role("button", name=what, exact=True))
     page.wait_for_url("**/tasks/*")
-    far = page.get_by_role("region", name="How far it is")
+    far = page.get_by_role("region", name="Progress")
     expect(far.get_by_role("progressbar")).to_have_count(1)
     expect(far).to_contain_text("running")
     assert faults_of(visit, "a task that runs") == []
@@ -412,8 +412,8 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) ->
     visit.key("r")
     expect(far).to_contain_text("done")
     if what == "Reconcile":
-        expect(page.get_by_role("region", name="What drifted apart")).to_contain_text("Changed there")
-        visit.press("Repair what drifted")
+        expect(page.get_by_role("region", name="Differences")).to_contain_text("Changed there")
+        visit.press("Repair differences")
         visit.is_headed("Repair what drifted in shop.customer")
         work_off(panel)
         visit.key("r")
@@ -427,7 +427,7 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) ->
         work_off(panel)
         visit.key("r")
         expect(far).to_contain_text("done")
-        expect(page.get_by_role("region", name="What drifted apart")).to_have_count(0)
+        expect(page.get_by_role("region", name="Differences")).to_have_count(0)
 
 
 def test_row_8_webhooks_seen_and_replayed(at: Open, panel: Panel) -> None:
@@ -438,11 +438,11 @@ def test_row_8_webhooks_seen_and_replayed(at: Open, panel: Panel) -> None:
     page = visit.page
     visit.go("/inbox/")
     visit.click(page.get_by_role("row").filter(has_text="evt_1").get_by_role("link").first)
-    facts = page.get_by_role("region", name="Facts")
+    facts = page.get_by_role("region", name="Details")
     expect(facts).to_contain_text("verified")
     expect(page.get_by_role("main")).to_contain_text("application/json")
     expect(page.get_by_role("region", name="Body", exact=True)).to_contain_text("Ada King")
-    expect(page.get_by_role("region", name="What it led to")).to_contain_text("shop.customer")
+    expect(page.get_by_role("region", name="Resulting deliveries")).to_contain_text("shop.customer")
     visit.press("Replay")
     expect(facts).to_contain_text("waiting")
     panel.conductor.receive(1)
@@ -470,7 +470,7 @@ def test_row_9_schedules_in_plain_words(at: Open, panel: Panel, width: int, them
     poll = row_of(page, "poll shop.customer")
     expect(poll).to_contain_text("every minute")
     visit.press("Run poll shop.customer now")
-    visit.is_told("“poll shop.customer” runs within a minute.")
+    visit.is_told("“poll shop.customer” will run within a minute.")
     visit.press("Pause poll shop.customer")
     expect(poll).to_contain_text("paused")
     visit.press("Resume poll shop.customer")

@@ -25,7 +25,7 @@ PAGES = (
     "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
     "/mappings/shop.customer", "/mappings/crm.customer", "/mappings/crm.customer/versions/1", "/unsubscriptions/",
     "/unsubscriptions/?record=2", "/unsubscriptions/1", "/links/", "/links/1", "/conflicts/",
-    "/conflicts/?state=settled", "/conflicts/alike?subscriber=shop.customer&field=email&choice=ours",
+    "/conflicts/?state=resolved", "/conflicts/resolve-all?subscriber=shop.customer&field=email&choice=ours",
     "/deliveries/", "/deliveries/1", "/changes/", "/inbox/", "/inbox/1", "/inbox/refused",
     "/inbox/?system=shop&since=2026-01-01T00:00&until=2099-01-01T00:00", "/record/customer/1", "/record/customer/4",
     "/record/?q=nobody", "/record/?q=zzz", "/record/customer/4/edit", "/schedules/", "/queues/", "/tasks/", "/users/",
@@ -67,8 +67,9 @@ def test_every_text_is_in_every_catalogue() -> None:
 
 def test_what_the_scripts_say_is_in_the_page() -> None:
     scripts = "".join(file.read_text() for file in (ROOT / "panel" / "static").glob("*.js"))
-    said = set(re.findall(r'\b(?:say|tell)\("([^"]+)"', scripts))
-    said |= {text for pair in re.findall(r'\b(?:say|tell)\([^?"]*\? "([^"]+)" : "([^"]+)"', scripts) for text in pair}
+    call = r"\b(?:translate|showState)\("
+    said = set(re.findall(rf'{call}"([^"]+)"', scripts))
+    said |= {text for pair in re.findall(rf'{call}[^?"]*\? "([^"]+)" : "([^"]+)"', scripts) for text in pair}
     assert said == set(filters.IN_SCRIPTS)
 
 
@@ -99,7 +100,7 @@ def test_the_choice_of_the_account_goes_before_the_browsers(panel: Panel) -> Non
         answer = post(client, "/account/language", language="de")
         assert answer.status_code == 303
         page = client.get("/account/", headers={"Accept-Language": "en"}).text
-        assert '<html lang="de"' in page and "Das Panel spricht ab jetzt Deutsch." in page
+        assert '<html lang="de"' in page and "Die Sprache des Panels ist jetzt Deutsch." in page
         assert 'value="de" lang="de" selected' in page
         newest = sa.select(AuditEntry.action, AuditEntry.details).order_by(AuditEntry.id.desc()).limit(1)
         assert panel.rows(newest)[0] == ("user.language", {"language": "de"})
@@ -128,8 +129,8 @@ def test_a_language_that_is_gone_counts_as_none(panel: Panel) -> None:
 
 
 def test_programs_are_answered_in_english(panel: Panel) -> None:
-    assert "A login is needed" in panel.client().get("/metrics", headers=GERMAN).text
-    assert "That is not done this way" in panel.client().get("/webhooks/shop", headers=GERMAN).text
+    assert "Login required" in panel.client().get("/metrics", headers=GERMAN).text
+    assert "Method not allowed" in panel.client().get("/webhooks/shop", headers=GERMAN).text
 
 
 def test_the_next_request_of_a_thread_begins_anew(panel: Panel) -> None:
@@ -240,6 +241,6 @@ def test_every_page_is_german_for_a_german(panel: Panel) -> None:
     headings = {path: re.findall(r"<h1>\s*(.*?)\s*</h1>", text, re.DOTALL) for path, text in pages.items()}
     assert headings == {path: [heading] for path, heading in GERMAN_PAGES.items()}
     record = client.get("/record/customer/4", headers=GERMAN).text
-    for text in ("In allen Systemen", "nicht gesendet seit", "Für Shop aufgegeben: Jemand muss nachsehen"):
+    for text in ("Stand je System", "nicht gesendet seit", "Zustellung an Shop gescheitert: unzustellbar"):
         assert text in record
     assert "unzustellbare Sendungen sind von Hand zu klären" in pages["/"]
