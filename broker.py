@@ -1,10 +1,10 @@
-"""The Dramatiq broker: one topic exchange, a durable queue per subscriber, and the same in process.
+"""The Dramatiq broker: a topic exchange and a durable queue per subscriber, or the same within one process.
 
-A change is published once to the exchange `syncflow.changes` with the catalogue as routing key;
-RabbitMQ copies it to the queue of every subscriber bound to that catalogue. Dramatiq's envelope
-names one queue and one actor, so a consumer rewrites it to its own: one published message becomes
-each subscriber's own actor call. Dead letters live in the ledger; the `.XQ` queues hold only
-messages that nobody could read.
+A change is published once to the exchange `syncflow.changes`, with the catalogue as routing key.
+RabbitMQ copies it to the queue of every subscriber of that catalogue. Dramatiq's envelope names one
+queue and one actor, so each consumer replaces them by its own: one published message becomes one
+actor call per subscriber. Dead letters are in the ledger; the `.XQ` queues hold only messages that
+cannot be parsed.
 """
 
 from __future__ import annotations
@@ -31,55 +31,55 @@ from settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: The exchange every change goes through. Any AMQP consumer may bind a queue of its own to it.
+#: The exchange for all changes. Any AMQP consumer may bind a queue of its own to it.
 EXCHANGE = "syncflow.changes"
 
-#: The actor a published change names; each consumer puts its own in its place.
+#: The actor in a published change; each consumer replaces it by its own.
 FANOUT_ACTOR = "deliver"
 
-#: A periodic tick older than this many seconds is dropped: the schedule's slots catch up by themselves.
-_TICK_LATE = 50
+#: A periodic tick older than this is dropped: the next tick starts all jobs that are due.
+_MAX_TICK_AGE_SECONDS = 50
 
-#: Times a publish is tried over a new connection before it is given up.
-_PUBLISH_TRIES = 3
+#: Attempts of a publish, each over a new connection.
+_PUBLISH_ATTEMPTS = 3
 
 _CONNECTION_ERRORS = (pika.exceptions.AMQPConnectionError, pika.exceptions.AMQPChannelError)
 
 
-#: What pika wraps -> what it means.
+#: Name in the text of a pika error -> its cause.
 _CAUSES = {
-    "ConnectionRefusedError": "nothing listens there",
-    "gaierror": "there is no such host",
-    "Timeout": "no answer in time",
-    "StreamLostError": "the connection was cut",
-    "ConnectionResetError": "the connection was cut",
+    "ConnectionRefusedError": "the connection is refused",
+    "gaierror": "the host name is unknown",
+    "Timeout": "the connection timed out",
+    "StreamLostError": "the connection was closed",
+    "ConnectionResetError": "the connection was closed",
 }
 
 
 class BrokerUnreachable(Exception):
-    """The broker does not answer; what was to be announced is still owed in the ledger."""
+    """The broker does not answer. Work that could not be published is still pending in the ledger."""
 
 
 class OrjsonEncoder(Encoder):
-    """Dramatiq's messages as JSON, by the faster codec."""
+    """Encode Dramatiq's messages as JSON with orjson."""
 
     def encode(self, data: dict[str, Any]) -> bytes:
-        """The message's fields as JSON."""
-        # A copy: what orjson returns keeps all the room it was written in, 32 kB, and messages may wait in memory.
+        """Return the fields of a message as JSON."""
+        # Copied: the result of orjson keeps its whole buffer of 32 kB, and messages may wait in memory.
         return bytes(memoryview(orjson.dumps(data)))
 
     def decode(self, data: bytes) -> dict[str, Any]:
-        """JSON as the message's fields."""
+        """Return the fields of a message from JSON."""
         fields: dict[str, Any] = orjson.loads(data)
         return fields
 
 
 def _middleware() -> list[Middleware]:
-    return [Retries(), ShutdownNotifications(), PeriodiqMiddleware(skip_delay=_TICK_LATE)]
+    return [Retries(), ShutdownNotifications(), PeriodiqMiddleware(skip_delay=_MAX_TICK_AGE_SECONDS)]
 
 
 def fanout_message(catalogue: str, record_ids: Sequence[str]) -> dramatiq.Message[Any]:
-    """A change as it is published: ids, never data."""
+    """Return the message that publishes a change: ids, never data."""
     return dramatiq.Message(
         queue_name=EXCHANGE,
         actor_name=FANOUT_ACTOR,
@@ -90,7 +90,7 @@ def fanout_message(catalogue: str, record_ids: Sequence[str]) -> dramatiq.Messag
 
 
 class RabbitmqFanout(RabbitmqBroker):
-    """Dramatiq's RabbitMQ broker with the exchange, the bindings and the rewriting consumer."""
+    """Dramatiq's RabbitMQ broker with the exchange, the bindings, and the consumer that rewrites messages."""
 
     def __init__(self, url: str, queue_type: str) -> None:
         super().__init__(url=url, confirm_delivery=True, middleware=_middleware())
@@ -102,7 +102,7 @@ class RabbitmqFanout(RabbitmqBroker):
 
     @RabbitmqBroker.connection.getter  # type: ignore[attr-defined,untyped-decorator]
     def connection(self) -> pika.BlockingConnection:
-        """This thread's connection; a host name that cannot be resolved is a broker that does not answer."""
+        """This thread's connection. An unknown host name raises the error of a broker that does not answer."""
         try:
             return RabbitmqBroker.connection.fget(self)  # type: ignore[attr-defined,no-any-return]
         except OSError as error:
@@ -110,11 +110,11 @@ class RabbitmqFanout(RabbitmqBroker):
 
     @property
     def consumer_class(self) -> type[_RabbitmqConsumer]:
-        """The consumer that makes each message its queue's own."""
+        """The consumer class, which rewrites messages."""
         return _FanoutConsumer
 
     def bind(self, queue_name: str, routing_key: str) -> None:
-        """Have this queue get a copy of what is published with this routing key."""
+        """Copy messages with this routing key to this queue."""
         self.bindings[queue_name] = routing_key
         self.declare_queue(queue_name)
 
@@ -132,7 +132,7 @@ class RabbitmqFanout(RabbitmqBroker):
         return declared
 
     def ensure(self) -> None:
-        """Create the exchange, the queues and the bindings, where they are missing.
+        """Create the exchange, the queues and the bindings that are missing.
 
         Raises:
           BrokerUnreachable: RabbitMQ does not answer.
@@ -145,38 +145,38 @@ class RabbitmqFanout(RabbitmqBroker):
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: BaseException) -> BrokerUnreachable:
-        """What stands in the way, in words; never the login."""
+        """Return an error with the cause, and never the login."""
         parameters = pika.URLParameters(self.url)
-        where, said = f"{parameters.host}:{parameters.port}", repr(error)
-        if "ProbableAuthenticationError" in said:
-            return BrokerUnreachable(f"RabbitMQ at {where} refuses the login; see BROKER_URL")
-        if "ProbableAccessDeniedError" in said or "NOT_ALLOWED" in said:
-            missing_permissions = f"no virtual host {parameters.virtual_host!r} for this login"
-            return BrokerUnreachable(f"RabbitMQ at {where} has {missing_permissions}; see BROKER_URL")
-        why = next((words for name, words in _CAUSES.items() if name in said), None)
-        return BrokerUnreachable(f"RabbitMQ does not answer at {where}: {why or type(error).__name__}")
+        where, details = f"{parameters.host}:{parameters.port}", repr(error)
+        if "ProbableAuthenticationError" in details:
+            return BrokerUnreachable(f"RabbitMQ at {where} refuses the login: check BROKER_URL")
+        if "ProbableAccessDeniedError" in details or "NOT_ALLOWED" in details:
+            host = f"virtual host {parameters.virtual_host!r}"
+            return BrokerUnreachable(f"RabbitMQ at {where} has no {host} for this login: check BROKER_URL")
+        cause = next((cause for name, cause in _CAUSES.items() if name in details), None)
+        return BrokerUnreachable(f"RabbitMQ does not answer at {where}: {cause or type(error).__name__}")
 
     def publish_change(self, catalogue: str, record_ids: Sequence[str]) -> None:
-        """Publish to the exchange and wait until RabbitMQ has it on disk.
+        """Publish to the exchange, and wait until RabbitMQ has stored the message.
 
         Raises:
           BrokerUnreachable: it could not be published.
         """
         body = fanout_message(catalogue, record_ids).encode()
         properties = pika.BasicProperties(delivery_mode=2, content_type="application/json", type=catalogue)
-        for attempt in range(1, _PUBLISH_TRIES + 1):
+        for attempt in range(1, _PUBLISH_ATTEMPTS + 1):
             try:
                 self.channel.basic_publish(EXCHANGE, catalogue, body, properties, mandatory=True)
                 return
             except _CONNECTION_ERRORS as error:
                 del self.connection
-                if attempt == _PUBLISH_TRIES:
+                if attempt == _PUBLISH_ATTEMPTS:
                     raise self._unreachable(error) from None
                 if isinstance(error, pika.exceptions.AMQPChannelError):
-                    self.ensure()  # the exchange or all queues are gone: wiped, or never there
+                    self.ensure()  # the exchange or all queues are missing
 
     def depth(self, queue_name: str) -> int:
-        """Messages ready in a queue; a missing queue is created anew and empty.
+        """Return the number of messages ready in a queue; a missing queue is created.
 
         Raises:
           BrokerUnreachable: RabbitMQ does not answer.
@@ -188,14 +188,13 @@ class RabbitmqFanout(RabbitmqBroker):
                 del self.connection
                 self.ensure()
             except _CONNECTION_ERRORS:
-                del self.connection  # an idle connection the server closed: the next one will do
+                del self.connection  # the server closed the idle connection
         raise BrokerUnreachable("RabbitMQ does not answer")
 
     def inspect_queues(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
-        """Messages ready and consumers of those queues that exist, by passive declares.
+        """Return queue -> (messages ready, consumers) for those queues that exist, by passive declares.
 
-        Over a connection of its own, closed again: who looks on behalf of a person must not wait longer than `timeout`
-        seconds for an answer, and is nobody's worker.
+        This uses a connection of its own, so that a page waits at most `timeout` seconds for each response.
 
         Raises:
           BrokerUnreachable: RabbitMQ does not answer.
@@ -209,8 +208,8 @@ class RabbitmqFanout(RabbitmqBroker):
                 channel = connection.channel()
                 for name in names:
                     try:
-                        said = channel.queue_declare(name, passive=True).method
-                        found[name] = (int(said.message_count), int(said.consumer_count))
+                        declared = channel.queue_declare(name, passive=True).method
+                        found[name] = (int(declared.message_count), int(declared.consumer_count))
                     except pika.exceptions.ChannelClosedByBroker:  # no such queue
                         channel = connection.channel()
         except (OSError, *_CONNECTION_ERRORS) as error:
@@ -219,43 +218,43 @@ class RabbitmqFanout(RabbitmqBroker):
 
 
 class _FanoutConsumer(_RabbitmqConsumer):
-    """Gives each message this queue's name and, for a fanned-out one, this queue's actor.
+    """Replaces the queue of each message by its own, and the actor of a published change.
 
-    An envelope that names another queue would kill Dramatiq's worker thread, whoever sent it.
+    An envelope with another queue would end Dramatiq's worker thread, whatever its sender.
     """
 
     def __next__(self) -> MessageProxy | None:
         proxy: Any = super().__next__()
         if proxy is None:
             return None
-        if not _is_sound(proxy._message):
-            logger.error("%s: a message no actor can be called with is set aside", self.queue_name)
+        if not _is_valid(proxy._message):
+            logger.error("%s: rejected an invalid message; it is in the .XQ queue", self.queue_name)
             self.nack(proxy)
             return None
-        proxy._message = _own(proxy._message, self.queue_name)
-        sound: MessageProxy = proxy
-        return sound
+        proxy._message = _addressed_to(proxy._message, self.queue_name)
+        rewritten: MessageProxy = proxy
+        return rewritten
 
 
-def _is_sound(message: Any) -> bool:
-    """Whether the envelope's fields are what Dramatiq takes for granted; else it would be read again for ever."""
+def _is_valid(message: Any) -> bool:
+    """Whether the envelope has the types that Dramatiq assumes; an invalid one would be redelivered forever."""
     return (
         isinstance(message.actor_name, str)
         and isinstance(message.kwargs, dict)
         and isinstance(message.options, dict)
-        and "throws" not in message.options  # names classes, which JSON cannot carry
+        and "throws" not in message.options  # it names classes, which JSON cannot represent
     )
 
 
-def _own(message: dramatiq.Message[Any], queue_name: str) -> dramatiq.Message[Any]:
+def _addressed_to(message: dramatiq.Message[Any], queue_name: str) -> dramatiq.Message[Any]:
     actor = queue_name if message.actor_name == FANOUT_ACTOR else message.actor_name
     return replace(message, queue_name=queue_name, actor_name=actor)
 
 
 class LocalFanout(StubBroker):
-    """The same in process: queues in memory, for one process that is web, relay, worker and scheduler.
+    """Queues in memory, for one process that is web, relay, worker and scheduler.
 
-    What is in them when the process ends is lost, and announced again from the ledger at the next start.
+    Messages are lost when the process ends; the next start publishes pending work from the ledger again.
     """
 
     def __init__(self) -> None:
@@ -263,41 +262,41 @@ class LocalFanout(StubBroker):
         self.bindings: dict[str, str] = {}
 
     def bind(self, queue_name: str, routing_key: str) -> None:
-        """Have this queue get a copy of what is published with this routing key."""
+        """Copy messages with this routing key to this queue."""
         self.bindings[queue_name] = routing_key
         self.declare_queue(queue_name)
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 100) -> dramatiq.Consumer:
-        """A consumer that keeps no dead messages."""
+        """Return a consumer of this queue that keeps no failed messages."""
         try:
             return _LocalConsumer(self.queues[queue_name], [], prefetch, timeout)
         except KeyError:
             raise QueueNotFound(queue_name) from None
 
     def ensure(self) -> None:
-        """Nothing to create: queues come with their declaration."""
+        """Do nothing: declared queues exist."""
 
     def publish_change(self, catalogue: str, record_ids: Sequence[str]) -> None:
-        """Copy the change to the queue of every subscriber bound to the catalogue."""
+        """Copy the change to the queue of every subscriber of the catalogue."""
         message = fanout_message(catalogue, record_ids)
         for queue_name, routing_key in self.bindings.items():
             if routing_key == catalogue:
-                self.enqueue(_own(message, queue_name))
+                self.enqueue(_addressed_to(message, queue_name))
 
     def depth(self, queue_name: str) -> int:
-        """Messages waiting in a queue."""
+        """Return the number of messages in a queue."""
         return int(self.queues[queue_name].qsize())
 
     def inspect_queues(self, names: Iterable[str], timeout: float) -> dict[str, tuple[int, int | None]]:
-        """Messages waiting in those queues; who reads them is this process itself."""
+        """Return queue -> (messages, None): the consumers are this process."""
         return {name: (int(self.queues[name].qsize()), None) for name in names if name in self.queues}
 
 
 class _LocalConsumer(_StubConsumer):
-    """Dramatiq's stub remembers failed messages for tests; a hub that runs for months must not."""
+    """Dramatiq's stub consumer without its list of failed messages, which would grow forever."""
 
     def nack(self, message: MessageProxy) -> None:
-        logger.error("message given up: %s", message)
+        logger.error("dropped a failed message: %s", message)
         self.ack(message)
 
 
@@ -305,7 +304,7 @@ Fanout = RabbitmqFanout | LocalFanout
 
 
 def make_broker(settings: Settings) -> Fanout:
-    """The broker the settings ask for, also made Dramatiq's global one."""
+    """Return the broker for these settings, and make it Dramatiq's global broker."""
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs a traceback for every lost connection
     local = settings.standalone
     broker: Fanout = LocalFanout() if local else RabbitmqFanout(settings.broker_url, settings.queue_type)

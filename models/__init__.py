@@ -1,1 +1,1 @@
-"""The tables: catalogues, the ledger, the panel's people; sessions and change capture."""
+"""The database: catalogues, the ledger, users of the panel; sessions, change capture and search."""

@@ -17,7 +17,7 @@ Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=Tru
 
 
 def utcnow() -> datetime:
-    """Now, in UTC and aware of it."""
+    """Return the present time, aware and in UTC."""
     return datetime.now(UTC)
 
 
@@ -28,26 +28,26 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Refuse a time without a zone: guessing one is how events get lost."""
+        """Refuse a time without a zone: a wrong guess would lose events."""
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a time without a zone cannot be stored; use an aware datetime")
+            raise ValueError("a naive datetime cannot be stored; give it a time zone")
         return value.astimezone(UTC)
 
     def result_processor(self, dialect: Any, coltype: Any) -> Any:
-        """None where nothing is to be done: PostgreSQL's driver reads aware times, in UTC as our sessions are."""
+        """Return None for PostgreSQL, whose driver returns aware times in UTC, as our sessions are."""
         return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
-        """Read SQLite's zoneless text back as UTC."""
+        """Return SQLite's text, which has no zone, as a time in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """All of Syncflow's tables; constraints are named so that migrations can take them back."""
+    """The base of all tables; constraints have names so that migrations can drop them."""
 
     metadata = sa.MetaData(
         naming_convention={

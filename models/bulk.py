@@ -1,9 +1,9 @@
 """Many rows in one statement.
 
-On PostgreSQL the rows travel as one JSON parameter and are joined as a table, so that a batch costs
-one round trip and one plan however long it is ("JSON Processing Functions": json_to_recordset).
-SQLite has no round trips: there they are written one by one by the driver, with values in the form
-SQLAlchemy stores them in, which costs a third of having it convert each.
+On PostgreSQL the rows are one JSON parameter that is joined as a table, so that a batch of any size
+takes one round trip and one plan ("JSON Processing Functions": json_to_recordset). SQLite has no
+round trips: the driver writes the rows one by one, converted here to the form in which SQLAlchemy
+stores them, which takes a third of its own conversion's time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.base import UtcDateTime
 Row = Mapping[str, Any]
 _DIALECT: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
-#: What `version_of` reads.
+#: The name of the column that `version_of` selects.
 ROW_VERSION = "row_version"
 
 
@@ -58,7 +58,7 @@ def update_many(
 
 
 def version_of(dialect: str, table: sa.Table) -> list[Any]:
-    """What to select beside a table's columns so that `update_if` can tell a row that was touched since."""
+    """Return the column to select in addition to a table's own, so that `update_if` detects a changed row."""
     expression, _ = _present(dialect, table, ROW_VERSION)
     text = f"{expression}::text" if dialect == "postgresql" else expression
     return [sa.literal_column(text, sa.Text).label(ROW_VERSION)]
@@ -69,12 +69,13 @@ def update_if(
     table: sa.Table,
     rows: Sequence[Row],
     was: Sequence[Row],
-    beside: tuple[sa.Table, Sequence[Row]] | None = None,
+    also_insert: tuple[sa.Table, Sequence[Row]] | None = None,
 ) -> set[int]:
-    """As `update_many` by `id`, of those rows in which what they were (`was`) still stands; the ids of these.
+    """Update rows by `id` if they still have their previous values; return the ids of the updated rows.
 
-    `was` has columns of the table, never NULL, or what `version_of` read. `beside` is another table and for each of the
-    rows one to be inserted there if it is updated. All of it is one statement on PostgreSQL.
+    `was` holds the previous values of some columns of each row, never NULL, or the column of `version_of`.
+    `also_insert` is another table, and for each row one to insert there if the row is updated. On PostgreSQL all of
+    it is one statement.
     """
     if not rows:
         return set()
@@ -89,9 +90,9 @@ def update_if(
         known = [
             {**row, **{f"was_{name}": value for name, value in old.items()}} for row, old in zip(rows, was, strict=True)
         ]
-        if beside is None:
+        if also_insert is None:
             return set(_run(connection, text, known).scalars().all())
-        other, made = beside
+        other, made = also_insert
         names = ", ".join(made[0])
         source = _rows(other, tuple(made[0]), "for_id bigint", parameter="made")
         inserted = (
@@ -100,7 +101,7 @@ def update_if(
         text = f"WITH updated AS ({text}), inserted AS ({inserted}) SELECT id FROM updated"
         made = [{**new, "for_id": row["id"]} for row, new in zip(rows, made, strict=True)]
         return set(_run(connection, text, known, made=made).scalars().all())
-    told = json.dumps([[row["id"], *old.values()] for row, old in zip(rows, was, strict=True)])
+    previous = json.dumps([[row["id"], *old.values()] for row, old in zip(rows, was, strict=True)])
     stands = " AND ".join(
         f"{expression} = json_extract(known.value, '$[{place}]')"
         for place, (expression, _) in enumerate(present.values(), start=1)
@@ -109,19 +110,22 @@ def update_if(
         f"SELECT {table.name}.id FROM json_each(?) AS known "
         f"JOIN {table.name} ON {table.name}.id = json_extract(known.value, '$[0]') WHERE {stands}"
     )
-    standing = set(connection.exec_driver_sql(statement, (told,)).scalars())
-    update_many(connection, table, [row for row in rows if row["id"] in standing])
-    if beside is not None:
+    unchanged = set(connection.exec_driver_sql(statement, (previous,)).scalars())
+    update_many(connection, table, [row for row in rows if row["id"] in unchanged])
+    if also_insert is not None:
         insert_many(
-            connection, beside[0], [new for row, new in zip(rows, beside[1], strict=True) if row["id"] in standing]
+            connection,
+            also_insert[0],
+            [new for row, new in zip(rows, also_insert[1], strict=True) if row["id"] in unchanged],
         )
-    return standing
+    return unchanged
 
 
 def _present(dialect: str, table: sa.Table, name: str) -> tuple[str, str]:
-    """What stands in a row now, as SQL, and its type on PostgreSQL.
+    """Return the SQL of a row's present value, and its type on PostgreSQL.
 
-    A row's version is there the transaction that wrote it ("System Columns": xmin), on SQLite all that is in it.
+    The version of a row is the transaction that wrote it on PostgreSQL ("System Columns": xmin), and all of its
+    values on SQLite.
     """
     if name != ROW_VERSION:
         return f"{table.name}.{name}", table.c[name].type.compile(_DIALECT)
@@ -131,9 +135,10 @@ def _present(dialect: str, table: sa.Table, name: str) -> tuple[str, str]:
 def upsert_many(
     connection: sa.Connection, table: sa.Table, rows: Sequence[Row], match: Sequence[str], changes: Mapping[str, str]
 ) -> None:
-    """Insert rows that all have the same columns; where `match` is taken, do `changes` to the row there is.
+    """Insert rows that all have the same columns; update the existing row if the `match` columns conflict.
 
-    `changes` are SQL: column -> an expression over `excluded` and the table. The rows are locked in the given order.
+    `changes` is the update: column -> an SQL expression over `excluded` and the table. The rows are locked in the
+    given order.
     """
     if not rows:
         return
@@ -153,7 +158,7 @@ def upsert_many(
 
 
 def in_values(connection: sa.Connection, column: Any, values: Iterable[Any]) -> sa.ColumnElement[bool]:
-    """`column` is one of these values: as one parameter, so that the statement is the same however many they are."""
+    """Return the condition that `column` is one of these values, as one parameter for any number of values."""
     chosen = list(values)
     dialect = connection.dialect.name
     if not is_list(dialect, chosen):
@@ -162,27 +167,27 @@ def in_values(connection: sa.Connection, column: Any, values: Iterable[Any]) -> 
 
 
 def in_param(dialect: str, column: Any, name: str | None, value: Any = None) -> sa.ColumnElement[bool]:
-    """`column` is one of the values of the parameter of this name, for a statement that is built once.
+    """Return the condition that `column` is one of the values of a named parameter, for a cached statement.
 
-    What is given for it is made by `as_list`.
+    Pass `as_list(values)` for the parameter.
     """
     if dialect == "postgresql":
         array = postgresql.ARRAY(column.type)
         given = sa.select(sa.bindparam(name, value, type_=array, unique=name is None)).scalar_subquery()
-        # From a subquery, so that the plan is not one for this many values: PostgreSQL would make a new one each time.
+        # In a subquery, so that PostgreSQL does not plan again for each number of values.
         return cast("sa.ColumnElement[bool]", column == sa.any_(sa.cast(given, array)))
     one = sa.func.json_each(sa.bindparam(name, value, type_=sa.Text, unique=name is None)).table_valued("value")
     return cast("sa.ColumnElement[bool]", column.in_(sa.select(one.c.value)))
 
 
 def is_list(dialect: str, values: Sequence[Any]) -> bool:
-    """Whether `as_list` takes them: SQLite has no other lists than those JSON can say."""
+    """Whether `as_list` can represent these values; on SQLite a list is JSON."""
     return dialect == "postgresql" or all(type(value) in (int, str) for value in values)
 
 
 def as_list(dialect: str, values: Sequence[Any]) -> Any:
-    """Values as the parameter of `in_param`."""
-    return list(values) if dialect == "postgresql" else json.dumps(list(values))  # of any length, unlike orjson's
+    """Return values as the parameter of `in_param`."""
+    return list(values) if dialect == "postgresql" else json.dumps(list(values))  # orjson cannot write large integers
 
 
 def _run(connection: sa.Connection, text: str, rows: Sequence[Row], **more: Sequence[Row]) -> sa.CursorResult[Any]:
@@ -208,13 +213,13 @@ def _run_each(
     connection.exec_driver_sql(text, values)
 
 
-@lru_cache(maxsize=64)  # a batch writes one time many times
+@lru_cache(maxsize=64)  # a batch writes the same time to many rows
 def _utc_text(at: datetime) -> str:
     return at.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
 
 
 def _as_stored(kind: Any) -> Callable[[Any], Any]:
-    """How SQLAlchemy writes a value of this type into SQLite."""
+    """Return the function that converts a value as SQLAlchemy stores this type in SQLite."""
     if isinstance(kind, UtcDateTime):
         return _utc_text
     if isinstance(kind, sa.JSON):

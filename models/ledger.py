@@ -1,6 +1,6 @@
-"""The ledger: what changed, who is owed what, what was done about it, and what came in.
+"""The ledger: changes, links with their pending work, deliveries, and incoming events.
 
-Queues carry the news; these tables are the truth. Record ids are text here, whatever the type
+These tables are the truth; queues only carry notifications. Record ids are text, whatever the type
 of the catalogue's key.
 """
 
@@ -16,13 +16,13 @@ from models.base import Base, BigId, Json, utcnow
 
 
 def _where(name: str, *columns: str, condition: str, unique: bool = False) -> sa.Index:
-    """An index over the few rows that meet a condition, so that it stays small as history grows."""
+    """Return a partial index, which stays small while the history grows."""
     clause = sa.text(condition)
     return sa.Index(name, *columns, unique=unique, postgresql_where=clause, sqlite_where=clause)
 
 
 class Change(Base):
-    """A row of the outbox: record R of catalogue C was created, updated or deleted, by whom."""
+    """A captured change: a record was created, updated or deleted. The relay reads these as its outbox."""
 
     __tablename__ = "change"
     __table_args__ = (
@@ -35,17 +35,17 @@ class Change(Base):
     record_id: Mapped[str] = mapped_column(sa.String(64))
     #: created, updated or deleted.
     operation: Mapped[str] = mapped_column(sa.String(8))
-    #: The system the change came from; none when a person or a program of ours made it.
+    #: The system that the change came from; none for a change made in the database.
     origin: Mapped[str | None] = mapped_column(sa.String(64))
-    #: The writer's own unsubscribe list: systems or subscribers, separated by commas.
+    #: The writer's unsubscribe list: systems or subscribers, separated by commas.
     unsubscribe: Mapped[str | None] = mapped_column(sa.Text)
     at: Mapped[datetime]
-    #: When the relay marked in the links who is owed it.
+    #: When the relay marked the change as pending in the links.
     relayed_at: Mapped[datetime | None]
 
 
 class SyncContext(Base):
-    """SQLite only: who is writing. One row, visible only inside the writer's own transaction."""
+    """SQLite only: origin and unsubscribe list of a write, in one row that only its transaction sees."""
 
     __tablename__ = "sync_context"
 
@@ -58,12 +58,12 @@ _OWED = "owed_change > synced_change AND dead_at IS NULL"
 
 
 class Link(Base):
-    """What one subscriber knows of one record: external id, what was agreed, what is still owed."""
+    """The state of one record in one system: external id, base of the merge, and pending work."""
 
     __tablename__ = "link"
     __table_args__ = (
-        # Each of these is written with every delivery, so they serve both questions: one subscriber's link of a
-        # record (of an external one), and all links of it.
+        # Each index is written with every delivery, so each serves two queries: the link of a record (or external
+        # record) to one subscriber, and all links of it.
         sa.UniqueConstraint("record_id", "subscriber"),
         sa.UniqueConstraint("external_id", "subscriber"),
         _where("ix_link_owed", "subscriber", "id", condition=_OWED),
@@ -81,54 +81,53 @@ class Link(Base):
     record_id: Mapped[str] = mapped_column(sa.String(64))
     external_id: Mapped[str | None] = mapped_column(sa.String(255))
 
-    #: Grows with every change owed; at least the id of the newest such change. `owed > synced` is
-    #: the truth of what is outstanding.
+    #: Grows with every pending change, at least to its id. Work is pending while `owed_change > synced_change`.
     owed_change: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
     synced_change: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
-    #: When the oldest change that is still owed was captured.
+    #: When the oldest pending change was captured.
     owed_since: Mapped[datetime | None]
-    #: When the news was last put into the subscriber's queue.
+    #: When the pending work was last published to the subscriber's queue.
     announced_at: Mapped[datetime | None]
     synced_at: Mapped[datetime | None]
 
-    #: External field -> value as we mapped it when hub and system last agreed.
+    #: External field -> mapped value when database and system were last in sync: the base of the merge.
     base: Mapped[dict[str, Any] | None]
     #: External field -> value as the system stores it, only where that differs from `base`.
     remote_values: Mapped[dict[str, Any] | None]
-    #: External field that only goes out -> what they held when ours was last sent again over it.
+    #: External field of direction `out` -> the external value that our last delivery overwrote.
     overridden_values: Mapped[dict[str, Any] | None]
-    #: By the system's clock: the newest state of theirs that was merged, and our own last write.
+    #: By the system's clock: the time of the newest external state that was merged, and of our last write.
     last_seen_at: Mapped[datetime | None]
     last_write_at: Mapped[datetime | None]
-    #: Deleted or detached: the external id is kept so that late events are recognised.
+    #: When the records were unlinked; the external id is kept to recognise late events.
     unlinked_at: Mapped[datetime | None]
-    #: True: the external side was deleted there; False: we did it.
+    #: True: the external record was deleted in its system; False: the hub unlinked it.
     deleted_remotely: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
 
-    #: A create was begun under this key and its outcome is not known yet.
+    #: The idempotency key of a create whose outcome is unknown.
     create_token: Mapped[str | None] = mapped_column(sa.String(64))
-    #: Written before a create or an update is sent, gone when its outcome is known: field -> value.
+    #: Field -> value of a create or update that was sent; None again when its outcome is known.
     unconfirmed_write: Mapped[dict[str, Any] | None]
-    #: What each of our last writes put back beside its own fields in nested objects (`fields`), as it stood there when
-    #: it was read (`since`, by the system's clock) until that write (`until`): an edit there in between is undone.
+    #: The sibling fields (`fields`) that our last writes sent back unchanged within nested objects. An external edit
+    #: of them between the read (`since`, by the system's clock) and the write (`until`) was overwritten.
     write_windows: Mapped[list[dict[str, Any]] | None]
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     retry_at: Mapped[datetime | None]
     lease_owner: Mapped[str | None] = mapped_column(sa.String(64))
     lease_until: Mapped[datetime | None]
     dead_at: Mapped[datetime | None]
-    #: The open dead letter, also while the record is being tried again.
+    #: The open dead letter, also while the record is retried.
     dead_letter_id: Mapped[int | None] = mapped_column(BigId)
-    #: The unsubscription that covered the record when it was last looked at.
+    #: The unsubscription that covered the record at the last delivery.
     unsubscription_id: Mapped[int | None]
-    #: The link of the related record that has to be delivered first.
+    #: The link of a related record that must be delivered first.
     blocked_by: Mapped[int | None] = mapped_column(BigId)
-    #: Fields whose conflict waits for a person.
+    #: The number of open conflicts.
     open_conflicts: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class Delivery(Base):
-    """The history: one attempt to bring one record to one system (or from it), and how it ended."""
+    """One attempt to deliver a record to a system, or to apply one from it, and its outcome."""
 
     __tablename__ = "delivery"
     __table_args__ = (
@@ -147,35 +146,35 @@ class Delivery(Base):
     operation: Mapped[str] = mapped_column(sa.String(16))
     #: delivered, unchanged, skipped, failed, dead, waiting (out); applied, echo, kept, skipped, dead (in).
     outcome: Mapped[str] = mapped_column(sa.String(16))
-    #: In words: the rule that skipped it, the system's own words for a failure.
+    #: The rule that skipped the record, or the system's message of a failure.
     reason: Mapped[str | None] = mapped_column(sa.Text)
     error: Mapped[str | None] = mapped_column(sa.String(64))
-    #: What was sent or came in, external field -> value.
+    #: External field -> value that was sent or received.
     payload: Mapped[dict[str, Any] | None]
-    #: What the system answered: JSON or text, redacted and cut, see `conductor.redaction`.
+    #: The system's response: JSON or text, redacted and shortened, see `conductor.redaction`.
     reply: Mapped[str | None] = mapped_column(sa.Text)
-    #: The inbox row that an inward one was read from; none for what a poll read itself.
+    #: The inbox row of an inward delivery; none for a record that a poll applied.
     inbox_id: Mapped[int | None] = mapped_column(BigId)
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
-    #: The system's own id of the call, to quote to its support.
+    #: The system's id of the call, for its support.
     request_id: Mapped[str | None] = mapped_column(sa.String(128))
     at: Mapped[datetime] = mapped_column(default=utcnow)
-    #: Milliseconds of the call that carried it (a bulk call counts whole for each of its records).
+    #: Duration of the call in milliseconds; a bulk call counts in full for each of its records.
     duration: Mapped[float | None]
 
 
 class Throughput(Base):
-    """How many deliveries one subscriber had in one minute or hour: what charts are drawn from."""
+    """The number of deliveries of one subscriber in one minute or hour, for charts."""
 
     __tablename__ = "throughput"
     __table_args__ = (sa.UniqueConstraint("seconds", "at", "subscriber"),)
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
-    #: How long the stretch is, 60 or 3600, and when it begins.
+    #: The length of the interval, 60 or 3600, and its start.
     seconds: Mapped[int]
     at: Mapped[datetime]
     subscriber: Mapped[str] = mapped_column(sa.String(64))
-    #: Brought there; taken over from there; tried in vain; given up.
+    #: Outward deliveries; inward ones; failed attempts; new dead letters.
     delivered: Mapped[int]
     received: Mapped[int]
     failed: Mapped[int]
@@ -183,20 +182,20 @@ class Throughput(Base):
 
 
 class ThroughputWatermark(Base):
-    """How far the deliveries are counted. One row, which is also the lock of whoever counts."""
+    """How far deliveries are counted. One row, which is also the lock of the counting process."""
 
     __tablename__ = "throughput_mark"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     #: Deliveries up to this id are in `throughput`.
     counted_to: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
-    #: PostgreSQL: the newest id at the last look, and the transactions that were writing deliveries then.
+    #: PostgreSQL: the newest id at the last count, and the transactions that were open then.
     top: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
     writers: Mapped[list[Any] | None]
 
 
 class DeadLetter(Base):
-    """A delivery, outward or inward, that a person has to look at; closed when mended or discarded."""
+    """A delivery, outward or inward, that needs an operator; closed when it is resolved or discarded."""
 
     __tablename__ = "dead_letter"
     __table_args__ = (
@@ -213,26 +212,26 @@ class DeadLetter(Base):
     record_id: Mapped[str | None] = mapped_column(sa.String(64))
     link_id: Mapped[int | None] = mapped_column(BigId)
     inbox_id: Mapped[int | None] = mapped_column(BigId)
-    #: The error's class, and the error without its varying parts: what groups letters of one kind.
+    #: The class of the error, and a hash of its message without varying parts; both group similar dead letters.
     error: Mapped[str] = mapped_column(sa.String(64))
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
     #: The error's cause, which names the remedy.
     code: Mapped[str] = mapped_column(sa.String(64), default="failed", server_default="failed")
     message: Mapped[str] = mapped_column(sa.Text)
-    #: The system's own words per external field.
+    #: External field -> the system's message.
     fields: Mapped[dict[str, Any] | None]
     payload: Mapped[dict[str, Any] | None]
     traceback: Mapped[str | None] = mapped_column(sa.Text)
     at: Mapped[datetime] = mapped_column(default=utcnow)
     closed_at: Mapped[datetime | None]
-    #: How it ended: delivered, or discarded with a person's reason.
+    #: The end: delivered, or discarded with the operator's reason.
     resolution: Mapped[str | None] = mapped_column(sa.Text)
-    #: The task that last had it tried again.
+    #: The task that last retried it.
     task_id: Mapped[int | None] = mapped_column(BigId)
 
 
 class Conflict(Base):
-    """A field that changed on both sides and waits for a person: both versions and the base are kept.
+    """A field that changed on both sides and needs an operator's decision, with both values and the base.
 
     Values are the external ones, see `subscribers.mapping.mapper`.
     """
@@ -256,12 +255,12 @@ class Conflict(Base):
     at: Mapped[datetime] = mapped_column(default=utcnow)
     resolved_at: Mapped[datetime | None]
     resolved_by: Mapped[str | None] = mapped_column(sa.String(255))
-    #: ours, theirs, or agreed (the sides came to agree by themselves).
+    #: ours, theirs, or agreed (both sides got the same value).
     choice: Mapped[str | None] = mapped_column(sa.String(8))
 
 
 class CallSlot(Base):
-    """One of the calls a system with a concurrency limit may have under way, over all processes."""
+    """One of the concurrent calls that the limit of a system allows, over all processes."""
 
     __tablename__ = "call_slot"
     __table_args__ = (sa.UniqueConstraint("system", "number"),)
@@ -274,7 +273,7 @@ class CallSlot(Base):
 
 
 class Inbox(Base):
-    """What came in, stored before it was acknowledged: webhooks, and polled records to be looked at again."""
+    """An incoming event: a webhook, stored before it is acknowledged, or a polled record to apply later."""
 
     __tablename__ = "inbox"
     __table_args__ = (
@@ -286,25 +285,25 @@ class Inbox(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     system: Mapped[str] = mapped_column(sa.String(64))
     event_id: Mapped[str] = mapped_column(sa.String(255))
-    #: The system's word for what happened, `customer.updated`.
+    #: The system's type of the event, such as `customer.updated`.
     kind: Mapped[str] = mapped_column(sa.String(64), default="", server_default="")
     body: Mapped[str] = mapped_column(sa.Text)
     headers: Mapped[dict[str, Any] | None]
     received_at: Mapped[datetime] = mapped_column(default=utcnow)
-    #: The subscriber a polled record belongs to; none for a webhook.
+    #: The subscriber of a polled record; none for a webhook.
     subscriber: Mapped[str | None] = mapped_column(sa.String(64))
     #: waiting, done or dead.
     state: Mapped[str] = mapped_column(sa.String(8), default="waiting", server_default="waiting")
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: When it is announced (again) if it still waits then.
+    #: When it is published again if it is still waiting.
     retry_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    #: In words, what it led to.
+    #: What was done with it, as text.
     result: Mapped[str | None] = mapped_column(sa.Text)
 
 
 class RefusedWebhook(Base):
-    """A webhook that was not taken, and why. Strangers can send any number: each system keeps its newest few.
+    """A refused webhook, and the reason. Anyone can send webhooks, so only the newest of each system are kept.
 
     They are kept in a ring: the n-th refused one goes to slot n modulo their number.
     """
@@ -317,7 +316,7 @@ class RefusedWebhook(Base):
     slot: Mapped[int]
     at: Mapped[datetime]
     reason: Mapped[str] = mapped_column(sa.Text)
-    #: Redacted and cut; of the body only how it begins.
+    #: Redacted and shortened; of the body, only the beginning.
     headers: Mapped[dict[str, Any] | None]
     body: Mapped[str] = mapped_column(sa.Text)
     #: Bytes of the whole body.
@@ -325,7 +324,7 @@ class RefusedWebhook(Base):
 
 
 class Cursor(Base):
-    """How far a poll of one subscriber has read."""
+    """The position of the polls of one subscriber."""
 
     __tablename__ = "cursor"
 
@@ -333,16 +332,16 @@ class Cursor(Base):
     subscriber: Mapped[str] = mapped_column(sa.String(64), unique=True)
     position: Mapped[dict[str, Any] | None]
     polled_at: Mapped[datetime | None]
-    #: Since when polls have failed; none while they work.
+    #: When polls began to fail; none while they succeed.
     failing_since: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
-    #: Who polls just now, and until when nobody else may: one that takes longer than its interval is the only one.
+    #: The lease of the running poll: only one poll of a subscriber runs at a time.
     poller: Mapped[str | None] = mapped_column(sa.String(64))
     polling_until: Mapped[datetime | None]
 
 
 class System(Base):
-    """One external system as the hub sees it: paused by a person, or down by itself."""
+    """The state of one external system: paused by an operator, or down."""
 
     __tablename__ = "system"
 
@@ -353,32 +352,32 @@ class System(Base):
     pause_reason: Mapped[str | None] = mapped_column(sa.Text)
     down_since: Mapped[datetime | None]
     down_reason: Mapped[str | None] = mapped_column(sa.Text)
-    #: While down: when one record may be tried again, and how many tries failed in a row.
+    #: While down: when one record may be tried as a probe, and how many probes have failed.
     probe_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: When it last came back or was resumed: what was announced before is announced again.
+    #: When it last recovered or was resumed: work that was published before is published again.
     up_since: Mapped[datetime | None]
     last_success_at: Mapped[datetime | None]
-    #: What its answers said last of their own limit: calls left, of how many, until when; and when they said so.
+    #: The rate limit in the last response: remaining calls, limit, time of the reset; and the time of the response.
     rate_remaining: Mapped[int | None]
     rate_limit: Mapped[int | None]
     rate_reset_at: Mapped[datetime | None]
     rate_seen_at: Mapped[datetime | None]
-    #: When the next call may begin, for a system with a rate limit; shared by all processes.
+    #: For a system with a rate limit: when the next call of any process may begin.
     next_call_at: Mapped[datetime | None]
-    #: The mass-delete guard: deletes to and from it since the window began, and until when a person lets them flow.
+    #: The mass-delete guard: deletes to and from the system, start of the window, and end of an operator's approval.
     deletes: Mapped[int] = mapped_column(default=0, server_default="0")
     deletes_since: Mapped[datetime | None]
     deletes_allowed_until: Mapped[datetime | None]
-    #: Webhooks refused; of the newest ones `refused_webhook` keeps a little.
+    #: The number of refused webhooks; `refused_webhook` keeps the newest.
     webhooks_rejected: Mapped[int] = mapped_column(default=0, server_default="0")
     webhook_rejected_at: Mapped[datetime | None]
 
 
 class Mapping(Base):
-    """One version of a subscriber's `field_to_data` as edited in the panel; the newest is in force.
+    """One version of a subscriber's `field_to_data` from the panel; the newest is in force.
 
-    `fields` is a list of rows, see `subscribers.mapping.mapper.FieldRow`; none means back to the code's own.
+    `fields` is a list of rows, see `subscribers.mapping.fields.FieldRow`; none restores the mapping of the code.
     """
 
     __tablename__ = "mapping"
@@ -393,14 +392,14 @@ class Mapping(Base):
 
 
 class Unsubscription(Base):
-    """A rule that stops data flowing to a subscriber: all, one operation, or some records."""
+    """A rule that stops deliveries to a subscriber: all of them, one operation, or some records."""
 
     __tablename__ = "unsubscription"
 
     id: Mapped[int] = mapped_column(primary_key=True)
     #: A system (`stripe`) or a subscriber (`stripe.customer`).
     target: Mapped[str] = mapped_column(sa.String(64), index=True)
-    #: create, update, delete; none means all.
+    #: create, update or delete; none for all.
     operation: Mapped[str | None] = mapped_column(sa.String(8))
     #: True: only the records listed in `unsubscription_record`.
     listed_only: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
@@ -411,7 +410,7 @@ class Unsubscription(Base):
 
 
 class UnsubscriptionRecord(Base):
-    """One record an unsubscription with `listed_only` covers."""
+    """One record of an unsubscription with `listed_only`."""
 
     __tablename__ = "unsubscription_record"
 
@@ -422,7 +421,7 @@ class UnsubscriptionRecord(Base):
 
 
 class Schedule(Base):
-    """A periodic job: how often, paused or not, and how its last run ended."""
+    """A periodic job: its interval, whether it is paused, and the result of its last run."""
 
     __tablename__ = "schedule"
 
@@ -433,12 +432,12 @@ class Schedule(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
-    #: Whether the last run that ended did so with an error.
+    #: Whether the last finished run failed.
     failed: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
 
 
 class JobRun(Base):
-    """One due run of a job. The unique slot makes it run once, however many schedulers tick."""
+    """One due run of a job. The unique slot makes it run once, with any number of schedulers."""
 
     __tablename__ = "job_run"
     __table_args__ = (sa.UniqueConstraint("job", "slot"),)
@@ -449,7 +448,7 @@ class JobRun(Base):
 
 
 class Task(Base):
-    """Long work that a person began: how far it is, and who works at it. See `conductor.tasks.runner`."""
+    """A long operation that an operator started, its progress and its lease; see `conductor.tasks.runner`."""
 
     __tablename__ = "task"
     __table_args__ = (_where("ix_task_open", "id", condition="state IN ('running', 'stopping')"),)
@@ -458,29 +457,29 @@ class Task(Base):
     #: `retry`, `backfill`, `reconcile`.
     kind: Mapped[str] = mapped_column(sa.String(16))
     subscriber: Mapped[str | None] = mapped_column(sa.String(64))
-    #: What was asked for, as its kind reads it.
+    #: The parameters of its kind.
     argument: Mapped[dict[str, Any]]
     #: running, stopping, stopped, done or failed.
     state: Mapped[str] = mapped_column(sa.String(8))
-    #: How many pieces there are, where that is known, and of those: handled, well, badly.
+    #: The number of items, if it is known, and how many are done, have succeeded, have failed.
     total: Mapped[int | None]
     done: Mapped[int] = mapped_column(default=0, server_default="0")
     succeeded: Mapped[int] = mapped_column(default=0, server_default="0")
     failed: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: Where the next step begins, as its kind reads it.
+    #: The start of the next step, for its kind.
     position: Mapped[dict[str, Any] | None]
-    #: How far it is, in words.
+    #: The progress or result as text.
     message: Mapped[str | None] = mapped_column(sa.Text)
     by: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     finished_at: Mapped[datetime | None]
-    #: Who does a step just now; without an owner, `lease_until` is when the next step may begin.
+    #: The process that runs a step; without an owner, `lease_until` is when the next step may begin.
     lease_owner: Mapped[str | None] = mapped_column(sa.String(64))
     lease_until: Mapped[datetime | None]
 
 
 class Process(Base):
-    """A running process of the hub, known by its heartbeat."""
+    """A running process of the hub, with its last heartbeat."""
 
     __tablename__ = "process"
 
@@ -494,7 +493,7 @@ class Process(Base):
 
 
 class AuditEntry(Base):
-    """One write by a person: who did what to what, with the values before and after."""
+    """One action of an operator: user, action and target, with the values before and after."""
 
     __tablename__ = "audit_entry"
 

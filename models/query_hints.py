@@ -1,7 +1,7 @@
-"""Saying a condition so that both databases find its rows by the index made for it, whatever else is in the table.
+"""Forms of conditions that make both databases use the index meant for them.
 
-PostgreSQL plans by statistics of single columns, which tell nothing of what a ledger asks most: the few rows where one
-column is greater than another, or where something is still open. SQLite has no statistics here at all.
+PostgreSQL plans by statistics of single columns. They do not cover the ledger's usual conditions: one column greater
+than another, or a row that is still open. SQLite has no statistics here.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from sqlalchemy.sql import visitors
 
 
 def range_equals(column: Any, value: Any) -> sa.ColumnElement[bool]:
-    """`column = value`, to be ordered by that column and then by the id: an order only their index has.
+    """Return `column = value` as a range, for a query ordered by this column and then by id.
 
-    Said with an equal sign the order is that of the ids alone, which the primary key has too: PostgreSQL takes what is
-    owed for a third of all rows, however few they are, and would look for the first ones through the whole table.
+    With `=` the planner reduces that order to the id, which the primary key provides too. PostgreSQL estimates pending
+    links at a third of all rows, and would scan the whole table by its primary key.
     """
     condition: sa.ColumnElement[bool] = column.between(value, value)
     return condition
 
 
 def no_index(condition: Any) -> Any:
-    """A condition to be checked row by row: SQLite, which has no statistics, would take any index on its column."""
+    """Return a condition that is checked row by row: without statistics SQLite would use any index on its column."""
     return visitors.replacement_traverse(condition, {}, _unindexed)
 
 

@@ -1,8 +1,8 @@
-"""Finding records by what people call them: any word's beginning, in any case, at the same speed for millions of rows.
+"""Full-text search of records: by the beginnings of words, in any case, fast for millions of rows.
 
-PostgreSQL gets an index over the words of a catalogue's search columns (GIN over `to_tsvector`, see "Text Search
-Functions"), SQLite a table of words of its own ("FTS5", external content), kept by three triggers. Only tables of
-ours get one: another application's are left as they are, and searched by their own indexes.
+PostgreSQL has an index over the words of a catalogue's search columns (GIN over `to_tsvector`, see "Text Search
+Functions"). SQLite has a table of words ("FTS5", external content) that three triggers maintain. Only Syncflow's own
+tables get one; tables of another application are searched by their own indexes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from models.catalogues import CATALOGUES, Catalogue
 _PREFIX = "words_of_"
 _WORD = re.compile(r"[^\W_]+")
 
-#: More words than these tell no more.
-_MOST_WORDS = 8
+#: Further words of a search are ignored.
+_MAX_WORDS = 8
 
-#: Records with the words of a text that are looked through for those that are called exactly so.
-_MOST_ALIKE = 2000
+#: Records with the words of a text that are searched for an exact match.
+_MAX_CANDIDATES = 2000
 
 
 def is_searchable(catalogue: Catalogue) -> bool:
-    """Whether its table is one of Syncflow's own, with a key that can number an index's rows."""
+    """Whether a catalogue can have a search index: its table is Syncflow's own, with an integer key."""
     is_ours = Base.metadata.tables.get(catalogue.table.name) is catalogue.table
     return is_ours and catalogue.key.type.python_type is int and bool(catalogue.search_columns)
 
 
 def is_index(name: str) -> bool:
-    """Whether a table or an index of this name was made here: migrations do not see to those."""
+    """Whether a table or an index of this name is a search index, which migrations ignore."""
     return name.startswith(_PREFIX)
 
 
 def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = None) -> None:
-    """Make what is missing; indexes of tables that are gone are removed."""
+    """Create missing search indexes, and remove those of dropped tables."""
     is_sqlite = connection.dialect.name == "sqlite"
     there = set(sa.inspect(connection).get_table_names())
     wanted = [c for c in (CATALOGUES.values() if catalogues is None else catalogues) if is_searchable(c)]
@@ -56,7 +56,7 @@ def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = 
 
 
 def installed(connection: sa.Connection, catalogue: Catalogue) -> bool:
-    """Whether records of this catalogue can be found by their words."""
+    """Whether the catalogue has its search index."""
     name = _PREFIX + catalogue.name
     there = (
         "SELECT 1 FROM sqlite_master WHERE name = :name"
@@ -67,8 +67,8 @@ def installed(connection: sa.Connection, catalogue: Catalogue) -> bool:
 
 
 def find(connection: sa.Connection, catalogue: Catalogue, text: str, limit: int) -> list[Any]:
-    """Keys of records that have, for each word of `text`, a word that begins with it."""
-    words = [word.lower() for word in _WORD.findall(text)][:_MOST_WORDS]
+    """Return the keys of records that have, for each word of `text`, a word that begins with it."""
+    words = [word.lower() for word in _WORD.findall(text)][:_MAX_WORDS]
     if not words:
         return []
     table, key = catalogue.table.name, catalogue.key.name
@@ -77,7 +77,7 @@ def find(connection: sa.Connection, catalogue: Catalogue, text: str, limit: int)
         statement = f'SELECT rowid FROM "{index}" WHERE "{index}" MATCH :words ORDER BY rowid LIMIT :most'
         query = " ".join(f'"{word}"*' for word in words)
     else:
-        # Not sorted: all that begin with a letter would have to be read for it.
+        # Not sorted: that would read all records whose words begin with the given letters.
         statement = f'SELECT "{key}" FROM "{table}" WHERE {_words_of(catalogue)} @@ {_QUERY} LIMIT :most'
         query = " ".join(words)
     return list(connection.execute(sa.text(statement), {"words": query, "most": limit}).scalars())
@@ -86,9 +86,10 @@ def find(connection: sa.Connection, catalogue: Catalogue, text: str, limit: int)
 def exactly(
     connection: sa.Connection, catalogue: Catalogue, text: str, columns: Iterable[str], limit: int
 ) -> list[str]:
-    """Ids of records where one of these columns is this text; without an index of its own, by the index of words.
+    """Return the ids of records where one of these columns equals `text`.
 
-    Where very many records have its words, only some of them are looked at.
+    A column without an index is searched by the search index; if very many records have the words, only some of
+    them are compared.
     """
     ids: list[str] = []
     alike: list[Any] | None = None
@@ -100,8 +101,8 @@ def exactly(
             ids += catalogue.find(connection, {name: text}, limit)
             continue
         if ids or not any(map(str.isalpha, text)):
-            continue  # found by what is surer; and a number is no name
-        alike = find(connection, catalogue, text, _MOST_ALIKE) if alike is None else alike
+            continue  # an indexed column has matched, or the text is a number and no name
+        alike = find(connection, catalogue, text, _MAX_CANDIDATES) if alike is None else alike
         page = sa.select(catalogue.key).where(catalogue.key.in_(alike), column == text)
         ids += [str(key) for key in connection.execute(page.order_by(catalogue.key).limit(limit)).scalars()]
     return list(dict.fromkeys(ids))
@@ -113,7 +114,7 @@ def has_index(column: sa.Column[Any]) -> bool:
     return bool(column.unique) or any(next(iter(index.columns), None) is column for index in indexes)
 
 
-#: The words looked for, taken apart where the index takes the texts apart.
+#: The words of a search, split like the indexed texts.
 _SPLIT = r"(\W|_)+"
 _QUERY = f"""to_tsquery('simple', array_to_string(ARRAY(
     SELECT quote_literal(word) || '\\:*' FROM regexp_split_to_table(lower(:words), '{_SPLIT}') AS word WHERE word <> ''
@@ -122,7 +123,7 @@ _QUERY = f"""to_tsquery('simple', array_to_string(ARRAY(
 
 def _words_of(catalogue: Catalogue) -> str:
     columns = " || ' ' || ".join(f"coalesce(\"{name}\", '')" for name in catalogue.search_columns)
-    # One word is letters and digits: the parser would keep an email address whole.
+    # Words are letters and digits only: the parser would keep an email address as one word.
     return f"to_tsvector('simple', regexp_replace(lower({columns}), '{_SPLIT}', ' ', 'g'))"
 
 

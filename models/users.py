@@ -33,7 +33,7 @@ class Role(RoleMixin, Base):
 
 
 class User(UserMixin, Base):
-    """A person who may log in to the panel."""
+    """A user of the panel."""
 
     __tablename__ = "user"
 
@@ -41,7 +41,7 @@ class User(UserMixin, Base):
     email: Mapped[str] = mapped_column(sa.String(255), unique=True)
     password: Mapped[str | None] = mapped_column(sa.String(255))
     active: Mapped[bool] = mapped_column(default=True)
-    #: Changing it ends all of the person's sessions.
+    #: A new value ends all sessions of the user.
     fs_uniquifier: Mapped[str] = mapped_column(sa.String(64), unique=True)
     confirmed_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
@@ -53,12 +53,12 @@ class User(UserMixin, Base):
     tf_primary_method: Mapped[str | None] = mapped_column(sa.String(64))
     tf_totp_secret: Mapped[str | None] = mapped_column(sa.String(255))
     mf_recovery_codes: Mapped[list[str] | None] = mapped_column(Json)
-    #: The last code taken, so that it is not taken again (RFC 6238, 5.2).
+    #: The last accepted code, which is not accepted again (RFC 6238, 5.2).
     tf_last_counter: Mapped[int | None] = mapped_column(sa.BigInteger)
-    #: The password was given by an admin and is good for one login.
+    #: An admin set the password; the user must change it at the next login.
     must_change_password: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
-    #: Issuer and subject of the person at the OpenID Connect provider; none: logs in with a password only.
+    #: Issuer and subject of the user at the OpenID Connect provider; none: password login only.
     oidc_subject: Mapped[str | None] = mapped_column(sa.String(512), unique=True)
-    #: The language the panel speaks to this person, such as de; none: the browser's.
+    #: The language of the panel for this user, such as de; none: the browser's.
     language: Mapped[str | None] = mapped_column(sa.String(16))
     roles: Mapped[list[Role]] = relationship(secondary=roles_users, lazy="selectin")  # type: ignore[assignment]

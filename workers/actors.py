@@ -1,8 +1,8 @@
 """The Dramatiq actors: one per subscriber, one pair per system, and the tick.
 
-Each parses its message, calls the conductor and returns. What an external system says is settled
-in the ledger, so what reaches Dramatiq's own retries here is only our own trouble (the database
-away); when these run out the ledger's sweep takes over.
+Each parses its message and calls the conductor. Failures of external systems are recorded in the
+ledger, so Dramatiq retries only failures of our own, such as a database that does not answer. When
+these retries are used up, the sweep publishes the work again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from workers.publisher import INBOX, LATER, TICK_QUEUE
 
-#: Retries of a message whose actor failed for a reason of ours, and their pauses in milliseconds.
+#: Dramatiq's retries after a failure of our own; pauses in milliseconds.
 _OPTIONS: dict[str, Any] = {"max_retries": 3, "min_backoff": 1_000, "max_backoff": 30_000}
 
-#: Dramatiq's priority of retries: greater numbers are worked off later, live changes have 0.
-_AFTER_LIVE = 100
+#: Dramatiq's priority of retries, after new changes with 0: it processes lower numbers first.
+_RETRY_PRIORITY = 100
 
 
 def bind_queues(broker: Fanout, subscribers: dict[str, Subscriber]) -> None:
-    """Declare every queue and binding; done by all processes, so that nobody publishes into nothing."""
+    """Declare all queues and bindings. Every process does this, so that no message is published without a queue."""
     for name, subscriber in subscribers.items():
         broker.bind(name, subscriber.catalogue)
         broker.declare_queue(name + LATER)
@@ -35,7 +35,7 @@ def bind_queues(broker: Fanout, subscribers: dict[str, Subscriber]) -> None:
 
 
 def register(broker: Fanout, conductor: Conductor) -> None:
-    """Make the actors this process can run."""
+    """Create the actors that this process can run."""
     for name in conductor.subscribers:
         _deliver_actor(broker, conductor, name)
     for system in conductor.systems:
@@ -47,7 +47,7 @@ def _deliver_actor(broker: Fanout, conductor: Conductor, name: str) -> None:
     def deliver(record_ids: list[str], catalogue: str | None = None) -> None:
         conductor.deliver(name, [str(record_id) for record_id in record_ids])
 
-    for queue, priority in ((name, 0), (name + LATER, _AFTER_LIVE)):
+    for queue, priority in ((name, 0), (name + LATER, _RETRY_PRIORITY)):
         dramatiq.actor(broker=broker, actor_name=queue, queue_name=queue, priority=priority, **_OPTIONS)(deliver)
 
 
@@ -59,7 +59,7 @@ def _inbox_actors(broker: Fanout, conductor: Conductor, system: str) -> None:
         try:
             conductor.schedule.run(f"poll {subscriber}", lambda: f"{conductor.poll(subscriber)} records")
         except SyncError:
-            return  # the cursor has not moved, the system's state is written down, and the next run comes
+            return  # recorded in the system's state; the cursor has not moved, so the next run polls the same
 
     queue = system + INBOX
     dramatiq.actor(broker=broker, actor_name=queue, queue_name=queue, **_OPTIONS)(receive)
@@ -70,6 +70,6 @@ def _tick_actor(broker: Fanout, conductor: Conductor) -> None:
     def tick() -> None:
         conductor.schedule.tick()
 
-    # One schedule and no retries: the slots in the database decide what is due, see conductor.schedule.
+    # Without retries: the slots in the database decide which jobs are due, see conductor.schedule.
     schedule = cron("* * * * *")
     dramatiq.actor(broker=broker, actor_name="tick", queue_name=TICK_QUEUE, max_retries=0, periodic=schedule)(tick)

@@ -1,4 +1,4 @@
-"""The relay: routes what was captured and announces it, woken by the database's commits."""
+"""The relay: publishes captured changes, woken by commits, and sweeps for pending work."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from models.session import Listener
 
 logger = logging.getLogger(__name__)
 
-#: Seconds to wait before trying again when database or broker do not answer.
-_TROUBLE_PAUSE = 1.0
+#: The pause after an error, such as a database or broker that does not answer.
+_ERROR_PAUSE_SECONDS = 1.0
 
-#: Seconds between two counts of what was delivered.
-_COUNT_PAUSE = 5.0
+#: Seconds between two updates of the throughput figures.
+_COUNT_INTERVAL_SECONDS = 5.0
 
-#: Seconds after which a loop that waits looks whether it is asked to stop.
-_LONGEST_WAIT = 0.5
+#: How often a waiting loop checks whether it must stop.
+_STOP_CHECK_SECONDS = 0.5
 
 
 class Relay:
-    """Two loops: one routes, the other sweeps, so that a change never waits for a sweep.
+    """Two loops: one routes changes, the other sweeps, so that a change never waits for a sweep.
 
-    Several relays may run side by side: each takes changes nobody else holds.
+    Several relays may run at the same time: each routes changes that no other relay has locked.
     """
 
     def __init__(self, conductor: Conductor, sweep_seconds: float) -> None:
         self.conductor = conductor
         self.sweep_seconds = sweep_seconds
         self._listener: Listener | None = None
-        #: News may have been lost with an earlier process or a broker that was away.
+        #: Whether to publish all pending work: messages may have been lost with a process or the broker.
         self._catch_up = True
         self._next_sweep = 0.0
         self._next_count = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Work until asked to stop. Trouble with database or broker is waited out."""
+        """Run until `stop` is set; errors of database and broker are retried."""
         sweeper = threading.Thread(target=self._repeat, args=(self._sweep, stop), name="sweeper", daemon=True)
         sweeper.start()
         try:
@@ -56,21 +56,21 @@ class Relay:
                 step(stop)
             except BrokerUnreachable as error:
                 self._catch_up = True
-                self._trouble(stop, error)
+                self._pause_after(error, stop)
             except sa.exc.SQLAlchemyError as error:
-                self._trouble(stop, error)
+                self._pause_after(error, stop)
             except Exception as error:
-                # A relay that is gone is noticed by nobody: it says so and goes on.
-                logger.exception("the relay stumbled")
+                # A relay that ends would stop all deliveries.
+                logger.exception("unexpected error in the relay")
                 self._catch_up = True
-                self._trouble(stop, error)
+                self._pause_after(error, stop)
 
     def _route(self, _stop: threading.Event) -> None:
         try:
             if self._listener is None:
                 self._listener = self.conductor.database.listener()
-            if self.conductor.relay() < RELAY_BATCH:  # all there was
-                self._listener.wait(_LONGEST_WAIT)
+            if self.conductor.relay() < RELAY_BATCH:  # no more are waiting
+                self._listener.wait(_STOP_CHECK_SECONDS)
         except BrokerUnreachable:
             raise
         except Exception:
@@ -89,17 +89,17 @@ class Relay:
                 raise
         if now >= self._next_count:
             self.conductor.throughput.count()
-            self._next_count = now + _COUNT_PAUSE
-        stop.wait(min(max(self._next_sweep - time.monotonic(), 0.0), _LONGEST_WAIT))
+            self._next_count = now + _COUNT_INTERVAL_SECONDS
+        stop.wait(min(max(self._next_sweep - time.monotonic(), 0.0), _STOP_CHECK_SECONDS))
 
-    def _trouble(self, stop: threading.Event, error: Exception) -> None:
-        logger.warning("relay waits: %s", str(error).split("\n", 1)[0])
-        stop.wait(_TROUBLE_PAUSE)
+    def _pause_after(self, error: Exception, stop: threading.Event) -> None:
+        logger.warning("the relay pauses: %s", str(error).split("\n", 1)[0])
+        stop.wait(_ERROR_PAUSE_SECONDS)
 
     def _close_listener(self) -> None:
         if self._listener is not None:
             try:
                 self._listener.close()
             except Exception as error:
-                logger.debug("closing a broken listener: %s", error)
+                logger.debug("cannot close the listener: %s", error)
             self._listener = None

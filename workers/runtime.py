@@ -1,4 +1,4 @@
-"""What every process is made of: settings -> database, broker, subscribers, conductor, heartbeat."""
+"""The parts of every process: settings, database, broker, subscribers, conductor, logging and heartbeat."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from workers.queue_stats import Management
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two tries to reach a database that does not answer.
-_DATABASE_PAUSE = 1.0
+#: Seconds between two attempts to reach the database.
+_DATABASE_RETRY_SECONDS = 1.0
 
 #: Seconds between two heartbeats.
 HEARTBEAT_SECONDS = 5.0
 
 
-#: Objects made before the collector looks at the youngest, and how many such looks before it looks at older ones.
-_COLLECT_AFTER = (50_000, 20, 100)
+#: Thresholds of the garbage collector: new objects before a collection, and collections before one of older objects.
+_GC_THRESHOLDS = (50_000, 20, 100)
 
-#: How long a thread may keep the interpreter while others wait.
+#: How long a thread may run while others wait for the interpreter.
 _SWITCH_SECONDS = 0.001
 
 
@@ -56,36 +56,36 @@ class Runtime:
     conductor: Conductor
 
     def close(self) -> None:
-        """Give back connections."""
+        """Close the connections."""
         self.broker.close()
         self.database.close()
 
 
 def build(settings: Settings | None = None, *, by_key: bool = False) -> Runtime:
-    """Put a process together; `by_key`: one that needs no statistics of the database's, see `Database`.
+    """Build the parts of a process; `by_key` is for one that reads rows only by key, see `Database`.
 
     Raises:
-      SettingsError: a setting is missing or wrong, or the database was not migrated.
+      SettingsError: a setting is missing or wrong, or the database is not migrated.
       OperationalError: the database does not answer.
     """
     settings = settings or get_settings()
     database = Database(settings.database_url, by_key=by_key)
     if not is_current(database):
-        raise SettingsError("DATABASE_URL: this database's tables are not up to date; run: ./syncflow migrate")
+        raise SettingsError("DATABASE_URL: the tables of this database are not up to date; run ./syncflow migrate")
     if settings.syncflow_systems:
         register_file(settings.syncflow_systems)
     connected = connect()
     broker = make_broker(settings)
-    senders = DramatiqPublisher(broker, Management.from_settings(settings))
-    senders.systems = {name: s.system for name, s in connected.items()}
+    publisher = DramatiqPublisher(broker, Management.from_settings(settings))
+    publisher.systems = {name: s.system for name, s in connected.items()}
     bind_queues(broker, connected)
-    conductor = Conductor(database, connected, senders, Policy.from_settings(settings))
+    conductor = Conductor(database, connected, publisher, Policy.from_settings(settings))
     conductor.prepare()
     return Runtime(settings, database, broker, conductor)
 
 
 def build_when_up(settings: Settings, *, by_key: bool = False) -> Runtime:
-    """Put a process together as soon as the database answers: one that restarts takes no process with it.
+    """Build the parts of a process as soon as the database answers, so that its restart ends no process.
 
     Raises:
       SettingsError: as `build` does.
@@ -95,11 +95,11 @@ def build_when_up(settings: Settings, *, by_key: bool = False) -> Runtime:
             return build(settings, by_key=by_key)
         except sa.exc.OperationalError as error:
             logger.warning("waiting for the database: %s", str(error).split("\n", 1)[0])
-            time.sleep(_DATABASE_PAUSE)
+            time.sleep(_DATABASE_RETRY_SECONDS)
 
 
 def configure_logging(settings: Settings) -> None:
-    """One line an event: for people in development, JSON in production."""
+    """Log one line for each event: readable text in development, JSON in production."""
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if settings.log_format == "json"
@@ -127,13 +127,13 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level)
     for noisy in ("alembic", "urllib3", "werkzeug", "dramatiq", "simple_salesforce", "periodiq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # A worker a system is what we want, see workers.worker.
+    # Dramatiq warns of several workers in one process; we have one for each system, see workers.worker.
     for broker in ("LocalFanout", "RabbitmqFanout"):
         logging.getLogger(f"dramatiq.broker.{broker}").addFilter(lambda r: "same type twice" not in r.getMessage())
 
 
 class Heartbeat:
-    """Writes every few seconds that this process is alive."""
+    """A thread that updates the row of this process every few seconds."""
 
     def __init__(self, database: Database, kind: str) -> None:
         self.database = database
@@ -143,12 +143,12 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name=f"heartbeat-{kind}", daemon=True)
 
     def start(self) -> Heartbeat:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """End, and say so: a process that left is not one that died."""
+        """Stop the thread and delete the row: only a process that died leaves one."""
         self._stop.set()
         self._thread.join()
         self._write(sa.delete(Process).where(Process.name == self.name))
@@ -167,29 +167,28 @@ class Heartbeat:
             with self.database.write() as connection:
                 connection.execute(statement)
         except sa.exc.SQLAlchemyError as error:
-            logger.warning("no heartbeat: the database does not answer: %s", str(error).split("\n", 1)[0])
+            logger.warning("cannot write the heartbeat: %s", str(error).split("\n", 1)[0])
 
 
 def prepare_for_work() -> None:
-    """Tune the interpreter for what these processes do, once all is loaded.
+    """Tune the interpreter for deliveries, after everything is loaded.
 
-    The garbage collector leaves alone what there is now, and looks for new garbage less often: a batch makes tens of
-    thousands of objects that end with it, and going over them, and over all that was loaded, again and again costs a
-    tenth of a delivery. A thread that has something to do, such as a change that just came, waits less for one that
-    works off a batch.
+    A batch creates tens of thousands of objects that live as long as it. With the default thresholds the garbage
+    collector takes a tenth of a delivery's time, so it ignores the objects that exist now and runs less often. A
+    short switch interval lets the thread of a new change run soon while another processes a batch.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*_GC_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
 def stop_on_signals(stop: threading.Event) -> None:
-    """SIGTERM and SIGINT ask this process to stop."""
+    """Set `stop` on SIGTERM and SIGINT."""
 
-    def asked(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         logger.info("stopping (%s)", signal.Signals(number).name)
         stop.set()
 
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)

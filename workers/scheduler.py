@@ -1,4 +1,4 @@
-"""The scheduler: periodiq's loop with its one actor, the tick of every minute; and the loop of the tasks."""
+"""The scheduler: the tick of each minute, over periodiq, and the loop that runs tasks."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from conductor import Conductor
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two looks for a task.
-_TASK_PAUSE = 1.0
+#: Seconds between two searches for a task with a due step.
+_TASK_INTERVAL_SECONDS = 1.0
 
 
 def run_tasks(conductor: Conductor, stop: threading.Event) -> None:
-    """Do steps of tasks until asked to stop. Several schedulers may: a task is worked at under a lease."""
+    """Run steps of tasks until `stop` is set. Several schedulers may: each step runs under the task's lease."""
     while not stop.is_set():
         try:
             worked = conductor.tasks.run_some()
         except sa.exc.SQLAlchemyError as error:
-            logger.warning("tasks wait: %s", str(error).split("\n", 1)[0])
+            logger.warning("tasks pause: %s", str(error).split("\n", 1)[0])
             worked = False
         if not worked:
-            stop.wait(_TASK_PAUSE)
+            stop.wait(_TASK_INTERVAL_SECONDS)
 
 
 class TickScheduler(Scheduler):  # type: ignore[misc]
-    """periodiq's scheduler; a broker that is away costs a tick, not the process.
+    """periodiq's scheduler, which survives a broker that does not answer.
 
-    Two schedulers, missed ticks and restarts within a minute do no harm: the slots in the database
-    decide what runs, see `conductor.schedule`.
+    Several schedulers, missed ticks and restarts within a minute are harmless: the slots in the
+    database decide which jobs run, see `conductor.schedule`.
     """
 
     def __init__(self, tick: dramatiq.Actor[[], None], stop: threading.Event) -> None:
@@ -46,15 +46,15 @@ class TickScheduler(Scheduler):  # type: ignore[misc]
         try:
             super().send_actors(actors, now)
         except (BrokerUnreachable, dramatiq.ConnectionClosed) as error:
-            logger.warning("no tick this minute, the next one catches up: %s", error)
+            logger.warning("missed a tick, the next one starts all due jobs: %s", error)
 
     def run(self) -> None:
-        """Tick at once, then every minute, until asked to stop. Main thread only: it uses SIGALRM."""
+        """Tick immediately, then every minute, until stopped. Main thread only: periodiq uses SIGALRM."""
         self.schedule()
         while not self._stop.is_set():
             if self.alarm_q.get(block=True) and not self._stop.is_set():
                 self.schedule()
 
     def wake(self) -> None:
-        """Let `run` see that it is asked to stop."""
+        """Wake `run`, so that it checks `stop`."""
         self.alarm_q.put(True)

@@ -1,8 +1,9 @@
-"""The worker process: one Dramatiq worker a system, so that a slow one never holds up the others."""
+"""The worker process: one Dramatiq worker for each system, so that a slow system does not delay others."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 
 from dramatiq import Worker
@@ -14,18 +15,18 @@ from workers.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two tries to reach a broker that is not there yet.
-_BROKER_PAUSE = 2.0
+#: Seconds between two attempts to reach the broker.
+_BROKER_RETRY_SECONDS = 2.0
 
-#: For so many calls that a system allows at once there is one thread more: what is next is prepared meanwhile.
-_BESIDE = 4
+#: A system with a concurrency limit has one more thread for each of this many calls, to prepare the next batch.
+_CALLS_PER_SPARE_THREAD = 4
 
-#: Milliseconds after which an idle worker looks whether it is asked to stop.
-_WORKER_TIMEOUT = 500
+#: How often an idle worker checks whether it must stop.
+_STOP_CHECK_MILLISECONDS = 500
 
 
 class WorkerPool:
-    """The workers of one process. Each system has threads of its own; the tick has one."""
+    """The workers of one process: threads for each system, and one for the tick."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -35,19 +36,21 @@ class WorkerPool:
             names = {s.name() for s in runtime.conductor.of_system(system)}
             queues = names | {name + LATER for name in names} | {system + INBOX}
             limit = runtime.conductor.systems[system].concurrency
-            threads = limit + -(-limit // _BESIDE) if limit else runtime.settings.worker_threads
+            threads = limit + math.ceil(limit / _CALLS_PER_SPARE_THREAD) if limit else runtime.settings.worker_threads
             self.workers.append(self._worker(queues, threads))
 
     def _worker(self, queues: set[str], threads: int) -> Worker:
-        return Worker(self.runtime.broker, queues=queues, worker_timeout=_WORKER_TIMEOUT, worker_threads=threads)
+        return Worker(
+            self.runtime.broker, queues=queues, worker_timeout=_STOP_CHECK_MILLISECONDS, worker_threads=threads
+        )
 
     def start(self) -> None:
-        """Begin to consume."""
+        """Start to consume messages."""
         for worker in self.workers:
             worker.start()
 
     def stop(self) -> None:
-        """Finish what is in hand within the grace time; the rest goes back to its queue."""
+        """Finish current messages within GRACE_SECONDS; the others return to their queues."""
         self.runtime.conductor.stop()
         grace = int(self.runtime.settings.grace_seconds * 1000)
         stopping = [threading.Thread(target=worker.stop, args=(grace,)) for worker in self.workers]
@@ -58,14 +61,14 @@ class WorkerPool:
 
 
 def wait_for_broker(runtime: Runtime, stop: threading.Event) -> None:
-    """Create what is missing in the broker; wait for one that is not there yet. Why is said when it changes."""
-    said = ""
+    """Wait until the broker answers, and create missing queues; log each new reason for waiting."""
+    reason = ""
     while not stop.is_set():
         try:
             runtime.broker.ensure()
             return
         except BrokerUnreachable as error:
-            if str(error) != said:
-                said = str(error)
-                logger.warning("waiting for the broker: %s", said)
-            stop.wait(_BROKER_PAUSE)
+            if str(error) != reason:
+                reason = str(error)
+                logger.warning("waiting for the broker: %s", reason)
+            stop.wait(_BROKER_RETRY_SECONDS)

@@ -92,7 +92,7 @@ def test_a_login_in_the_address_goes_before_and_is_shown_nowhere() -> None:
         (401, {"error": "not_authorised", "reason": "Not management user"}, "answers 401: Not management user$"),
         (404, {"error": "Object Not Found", "reason": "Not Found"}, "answers 404: Not Found$"),
         (401, {}, "answers 401$"),
-        (200, {"error": "x"}, "something else"),
+        (200, {"error": "x"}, "without its queues"),
         (302, [], "answers 302"),
     ],
 )
@@ -116,7 +116,7 @@ def test_without_the_management_the_queues_are_declared_passively(rabbitmq_url: 
     finally:
         broker.close()
     assert (report.source, report.error) == ("broker", None)
-    assert report.note == "RabbitMQ's management does not answer: ConnectionError"
+    assert report.note == "RabbitMQ's management plugin does not answer: ConnectionError"
     assert report.queues == {"crm.customer": QueueState("crm.customer", 1, None, 0)}
 
 

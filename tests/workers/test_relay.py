@@ -166,7 +166,7 @@ def test_killed_before_the_commit_the_next_start_routes(database: Database) -> N
 def test_a_broker_that_was_away_is_caught_up_with(
     database: Database, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("workers.relay._TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("workers.relay._ERROR_PAUSE_SECONDS", 0.05)
     wire = Wire()
     wire.trouble = BrokerUnreachable("RabbitMQ does not answer")
     running.start(database, wire, sweep_seconds=3600)
@@ -178,7 +178,7 @@ def test_a_broker_that_was_away_is_caught_up_with(
         assert wire.announced() == []
     wire.trouble = None
     until(lambda: set(wire.announced()) == {"1", "2", "3"})
-    assert "relay waits: RabbitMQ does not answer" in caplog.text
+    assert "the relay pauses: RabbitMQ does not answer" in caplog.text
     add(database, "Bob")
     until(lambda: "4" in wire.announced())
     assert running.deaths == []
@@ -237,7 +237,7 @@ def cut(database: Database) -> None:
 def test_a_database_that_restarts_is_waited_for(
     postgres_url: str, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("workers.relay._TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("workers.relay._ERROR_PAUSE_SECONDS", 0.05)
     caplog.set_level(logging.WARNING, "workers.relay")
     migrate(postgres_url)
     database, ours = Database(postgres_url), Database(postgres_url)
@@ -245,7 +245,7 @@ def test_a_database_that_restarts_is_waited_for(
     until(lambda: wire.tried > 0)
     for number in range(1, 3):
         cut(database)
-        until(lambda n=number: caplog.text.count("relay waits") >= n or running.deaths)  # type: ignore[misc]
+        until(lambda n=number: caplog.text.count("the relay pauses") >= n or running.deaths)  # type: ignore[misc]
         assert running.deaths == []
         add(database, "Ada")
         until(lambda n=number: str(n) in wire.announced())  # type: ignore[misc]
@@ -257,7 +257,7 @@ def test_a_database_that_restarts_is_waited_for(
 def test_it_is_woken_and_does_not_just_look_often(
     database: Database, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.relay._LONGEST_WAIT", 8.0)
+    monkeypatch.setattr("workers.relay._STOP_CHECK_SECONDS", 8.0)
     wire = running.start(database, Wire(), sweep_seconds=3600)
     until(lambda: wire.tried > 0)
     for number in range(1, 4):
