@@ -7,8 +7,8 @@
 |----------|----------------------------------------------------------------------|
 | `fleet`  | the processes, and a PostgreSQL and a RabbitMQ of their own           |
 | `proxy`  | the network between hub and systems, to be cut, slowed and reset      |
-| `load`   | people and programs that edit on all sides, and the journal of it     |
+| `load`   | people and programs that edit on all sides, and the event log of it     |
 | `faults` | what goes wrong and when, decided by the seed                         |
 | `watch`  | how long recovering takes, and when all is quiet                      |
-| `judge`  | what every side holds at the end, against what it must hold           |
+| `checker`  | what every side holds at the end, against what it must hold           |
 """

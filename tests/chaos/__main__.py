@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 
 from settings import VAR
-from tests.chaos.checker import Judge, Offence, look
-from tests.chaos.event_log import Journal
+from tests.chaos.checker import Checker, Violation, take_snapshot
+from tests.chaos.event_log import EventLog
 from tests.chaos.faults import Faults
 from tests.chaos.fleet import Fleet
-from tests.chaos.history import tell
+from tests.chaos.history import describe_violations
 from tests.chaos.load import Load
 from tests.chaos.recovery import Recovery, wait_until_quiet
 
@@ -48,10 +48,10 @@ def main() -> int:
 
 def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
     """Load and faults, quiet, polls, quiet, judgement; the figures."""
-    journal, recovery = Journal(), Recovery(fleet)
+    event_log, recovery = EventLog(), Recovery(fleet)
     if words := wait_until_quiet(fleet):
         raise RuntimeError(f"the fleet did not start: {words}")
-    load, faults = Load(fleet, journal, seed), Faults(fleet, seconds - HEAD_START, seed, recovery.ended)
+    load, faults = Load(fleet, event_log, seed), Faults(fleet, seconds - HEAD_START, seed, recovery.ended)
     say("the fleet runs; load and faults begin")
     recovery.start()
     load.start()
@@ -64,37 +64,42 @@ def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
     unsettled = settle(fleet)
     say(f"quiet after {time.monotonic() - began:.1f} s" if not unsettled else f"never quiet: {unsettled}")
     recovery.stop()
-    world = look(fleet)
-    judge = Judge(world, journal)
-    offences = judge.judge()
+    snapshot = take_snapshot(fleet)
+    checker = Checker(snapshot, event_log)
+    violations = checker.checker()
     if unsettled:
-        offences.append(Offence("unexplained", f"not quiet: {unsettled}"))
-    counts = Counter(offence.kind for offence in offences)
-    say(f"changes     {journal.changes}: " + ", ".join(f"{n} {what}" for what, n in sorted(journal.counts.items())))
-    calls = ", ".join(f"{system} {len(calls)}" for system, calls in world.journals.items())
-    say(f"calls       {world.calls}: {calls}")
+        violations.append(Violation("unexplained", f"not quiet: {unsettled}"))
+    counts = Counter(violation.kind for violation in violations)
+    say(f"changes     {event_log.changes}: " + ", ".join(f"{n} {what}" for what, n in sorted(event_log.counts.items())))
+    calls = ", ".join(f"{system} {len(calls)}" for system, calls in snapshot.journals.items())
+    say(f"calls       {snapshot.calls}: {calls}")
     say(f"faults      {faults.kills} kills, {faults.outages} outages: {_list(faults.counts)}")
-    say(f"records     {len(world.customers)} here, " + ", ".join(f"{len(r)} in {s}" for s, r in world.systems.items()))
-    say(f"conflicts   {judge.conflicts} fields edited on two sides at once; {len(world.letters)} open dead letters")
+    say(
+        f"records     {len(snapshot.customers)} here, "
+        + ", ".join(f"{len(r)} in {s}" for s, r in snapshot.systems.items())
+    )
+    say(
+        f"conflicts   {checker.conflicts} fields edited on two sides at once; {len(snapshot.letters)} open dead letters"
+    )
     say(f"recovery    {recovery.words()}; {len(recovery.unfinished)} not recovered")
     exits = Counter(f"{one.name} (status {one.status})" for one in fleet.exits)
     say(f"exits       {len(fleet.exits)} processes ended by themselves: {_list(exits)}")
-    if offences:
-        report(fleet, list(tell(fleet, world, journal, offences)), fleet.folder / "histories")
-    for offence in offences[:40]:
-        say(f"{offence.kind.upper()}: {offence.words}")
+    if violations:
+        report(fleet, list(describe_violations(fleet, snapshot, event_log, violations)), fleet.folder / "histories")
+    for violation in violations[:40]:
+        say(f"{violation.kind.upper()}: {violation.words}")
     for kind in KINDS:
         say(f"{kind:<12}{counts[kind]}")
     return {
         "seed": seed,
         "seconds": seconds,
-        "changes": journal.changes,
-        "calls": world.calls,
+        "changes": event_log.changes,
+        "calls": snapshot.calls,
         "kills": faults.kills,
         "outages": faults.outages,
         "recovered": len(recovery.seconds),
         **{kind: counts[kind] for kind in KINDS},
-        "ok": not offences,
+        "ok": not violations,
     }
 
 

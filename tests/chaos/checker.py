@@ -17,7 +17,7 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import same
 from subscribers.salesforce import SalesforceAccount
 from subscribers.stripe import RECORD_ID_KEY, StripeCustomer
-from tests.chaos.event_log import HUB, Journal, Story
+from tests.chaos.event_log import HUB, EventLog, RecordHistory
 from tests.chaos.fleet import Fleet
 
 SUBSCRIBERS: dict[str, type[Subscriber]] = {"stripe": StripeCustomer, "salesforce": SalesforceAccount}
@@ -28,7 +28,7 @@ EXTERNAL_ID = "Syncflow_Id__c"
 
 
 @dataclass(frozen=True)
-class Offence:
+class Violation:
     """Something that must not be. `kind` is lost, duplicated, differing or unexplained."""
 
     kind: str
@@ -38,7 +38,7 @@ class Offence:
 
 
 @dataclass
-class World:
+class Snapshot:
     """What every side holds."""
 
     customers: list[dict[str, Any]]
@@ -53,7 +53,7 @@ class World:
         return sum(len(calls) for calls in self.journals.values())
 
 
-def look(fleet: Fleet) -> World:
+def take_snapshot(fleet: Fleet) -> Snapshot:
     """Read all of it."""
     with psycopg.connect(fleet.database_url, row_factory=dict_row) as connection:
         customers = connection.execute("SELECT * FROM customer ORDER BY id").fetchall()
@@ -73,97 +73,100 @@ def look(fleet: Fleet) -> World:
             "stripe": get("stripe", "customers")["customers"],
             "salesforce": get("salesforce", "records/Account"),
         }
-    return World(customers, links, letters, systems, journals)
+    return Snapshot(customers, links, letters, systems, journals)
 
 
-class Judge:
-    """Compares; `offences` holds what was found."""
+class Checker:
+    """Compares; `violations` holds what was found."""
 
-    def __init__(self, world: World, journal: Journal) -> None:
-        self.world = world
-        self.journal = journal
-        self.offences: list[Offence] = []
+    def __init__(self, snapshot: Snapshot, event_log: EventLog) -> None:
+        self.snapshot = snapshot
+        self.event_log = event_log
+        self.violations: list[Violation] = []
         self.conflicts = 0
-        self._links = {(link["subscriber"], link["record_id"]): link for link in world.links}
+        self._links = {(link["subscriber"], link["record_id"]): link for link in snapshot.links}
         self._letters: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        for letter in world.letters:
+        for letter in snapshot.letters:
             self._letters[letter["subscriber"], str(letter["record_id"])].append(letter)
 
-    def judge(self) -> list[Offence]:
+    def checker(self) -> list[Violation]:
         """All checks."""
-        here = _by(self.world.customers, "email")
-        there = {system: _by(records, EMAIL[system]) for system, records in self.world.systems.items()}
-        for email in sorted(set(here) | {e for found in there.values() for e in found} | set(self.journal.stories)):
-            story = self.journal.stories.get(email)
-            if story is None:
+        here = _by(self.snapshot.customers, "email")
+        there = {system: _by(records, EMAIL[system]) for system, records in self.snapshot.systems.items()}
+        for email in sorted(set(here) | {e for found in there.values() for e in found} | set(self.event_log.histories)):
+            history = self.event_log.histories.get(email)
+            if history is None:
                 self._add("unexplained", f"{email} was never created by anybody")
                 continue
-            self._one(story, here.get(email, []), {system: there[system].get(email, []) for system in there})
+            self._one(history, here.get(email, []), {system: there[system].get(email, []) for system in there})
         for system in SUBSCRIBERS:
             self._twice_by_our_id(system)
         self._created_twice()
         self._explain_letters()
-        return self.offences
+        return self.violations
 
     # --- one customer ---------------------------------------------------------------------------------
 
-    def _one(self, story: Story, here: list[dict[str, Any]], there: dict[str, list[dict[str, Any]]]) -> None:
+    def _one(self, history: RecordHistory, here: list[dict[str, Any]], there: dict[str, list[dict[str, Any]]]) -> None:
         ids = [str(row["id"]) for row in here]
         if len(here) > 1:
-            self._add("duplicated", f"{story.email} is here {len(here)} times", ids)
-        if HUB in story.deleted:
-            self._gone(story, ids, there)
+            self._add("duplicated", f"{history.email} is here {len(here)} times", ids)
+        if HUB in history.deleted:
+            self._gone(history, ids, there)
             return
         if not here:
-            if story.created_by == HUB or story.created_by not in story.deleted:
-                self._add("lost", f"{story.email}, created in {story.created_by}, is not here", externals=_ids(there))
+            if history.created_by == HUB or history.created_by not in history.deleted:
+                self._add(
+                    "lost", f"{history.email}, created in {history.created_by}, is not here", externals=_ids(there)
+                )
             return
-        self._fields(story, here[0])
+        self._fields(history, here[0])
         for system, found in there.items():
-            self._system(story, system, here[0], found)
+            self._system(history, system, here[0], found)
 
-    def _gone(self, story: Story, ids: list[str], there: dict[str, list[dict[str, Any]]]) -> None:
+    def _gone(self, history: RecordHistory, ids: list[str], there: dict[str, list[dict[str, Any]]]) -> None:
         if ids:
-            self._add("unexplained", f"{story.email} was deleted here and is back", ids)
+            self._add("unexplained", f"{history.email} was deleted here and is back", ids)
         for system, found in there.items():
             if found:
-                words = f"{story.email} was deleted here and is still in {system}"
+                words = f"{history.email} was deleted here and is still in {system}"
                 self._add("unexplained", words, ids, (one["id"] if "id" in one else one["Id"] for one in found))
 
-    def _fields(self, story: Story, row: dict[str, Any]) -> None:
+    def _fields(self, history: RecordHistory, row: dict[str, Any]) -> None:
         """The last edit of each field must have won."""
-        for column in {edit.column for edit in story.edits}:
-            possible = story.possible(column)
+        for column in {edit.column for edit in history.edits}:
+            possible = history.possible(column)
             self.conflicts += len(possible) > 1
             if not any(same(row[column], value) for value in possible):
-                words = (
-                    f"{story.email}: {column} is {row[column]!r}, and the last edits say {sorted(map(repr, possible))}"
-                )
+                expected = sorted(map(repr, possible))
+                words = f"{history.email}: {column} is {row[column]!r}, and the last edits say {expected}"
                 self._add("lost", words, [str(row["id"])])
 
-    def _system(self, story: Story, system: str, row: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    def _system(self, history: RecordHistory, system: str, row: dict[str, Any], found: list[dict[str, Any]]) -> None:
         record_id = str(row["id"])
         subscriber = SUBSCRIBERS[system]
         link = self._links.get((subscriber.name(), record_id))
         externals = [_id(one) for one in found]
-        about = f"{story.email} (record {record_id}) in {system}"
+        about = f"{history.email} (record {record_id}) in {system}"
         if len(found) > 1:
             self._add("duplicated", f"{about}: there {len(found)} times", [record_id], externals)
-        if system in story.deleted:
+        if system in history.deleted:
             if found:
                 self._add("unexplained", f"{about}: deleted there, and there again", [record_id], externals)
             elif link is None or link["unlinked_at"] is None:
                 self._add("differing", f"{about}: deleted there, and the hub does not know", [record_id])
             return
         if not found:
-            if not self._excused(story, subscriber.name(), record_id):
+            if not self._excused(history, subscriber.name(), record_id):
                 self._add("lost", f"{about}: not there", [record_id])
             return
         if link is None or link["external_id"] not in externals or link["unlinked_at"] is not None:
             self._add("unexplained", f"{about}: not linked", [record_id], externals)
-        self._compare(story, system, row, found[0], about)
+        self._compare(history, system, row, found[0], about)
 
-    def _compare(self, story: Story, system: str, row: dict[str, Any], external: dict[str, Any], about: str) -> None:
+    def _compare(
+        self, history: RecordHistory, system: str, row: dict[str, Any], external: dict[str, Any], about: str
+    ) -> None:
         record_id = str(row["id"])
         subscriber = SUBSCRIBERS[system]
         mapper = Mapper(CATALOGUES["customer"], subscriber.field_to_data)
@@ -173,22 +176,22 @@ class Judge:
             for path in ours
             if not same(ours[path], theirs.get(path))
         ]
-        if wrong and not self._excused(story, subscriber.name(), record_id):
+        if wrong and not self._excused(history, subscriber.name(), record_id):
             self._add("differing", f"{about}: {'; '.join(wrong)}", [record_id], [_id(external)])
         known_as = _our_id(system, external)
         if known_as not in (None, record_id):
             self._add("unexplained", f"{about}: carries our id {known_as}", [record_id], [_id(external)])
 
-    def _excused(self, story: Story, subscriber: str, record_id: str) -> bool:
+    def _excused(self, history: RecordHistory, subscriber: str, record_id: str) -> bool:
         """An open dead letter that says why, about data that the load knows to be wrong."""
         letters = self._letters[subscriber, record_id]
-        return bool(story.poisoned) and any(one["error"] == "Reject" and one["message"] for one in letters)
+        return bool(history.poisoned) and any(one["error"] == "Reject" and one["message"] for one in letters)
 
     # --- all of them ----------------------------------------------------------------------------------
 
     def _twice_by_our_id(self, system: str) -> None:
         by_id: defaultdict[str, list[str]] = defaultdict(list)
-        for external in self.world.systems[system]:
+        for external in self.snapshot.systems[system]:
             if our_id := _our_id(system, external):
                 by_id[our_id].append(_id(external))
         for our_id, externals in by_id.items():
@@ -198,7 +201,7 @@ class Judge:
     def _created_twice(self) -> None:
         """A duplicate that was deleted since is one all the same. Salesforce's own upsert prevents it there."""
         creations: defaultdict[str, int] = defaultdict(int)
-        for call in self.world.journals["stripe"]:
+        for call in self.snapshot.journals["stripe"]:
             done = call["method"] == "POST" and call["path"] == "/v1/customers" and call["status"] == 200
             if done and not call["replayed"]:
                 creations[(call["params"].get("metadata") or {}).get(RECORD_ID_KEY, "")] += 1
@@ -207,15 +210,15 @@ class Judge:
                 self._add("duplicated", f"stripe was asked {count} times to create record {record_id}", [record_id])
 
     def _explain_letters(self) -> None:
-        emails = {str(row["id"]): row["email"] for row in self.world.customers}
-        for letter in self.world.letters:
-            story = self.journal.stories.get(emails.get(str(letter["record_id"]), ""))
-            if letter["error"] != "Reject" or not letter["message"] or story is None or not story.poisoned:
+        emails = {str(row["id"]): row["email"] for row in self.snapshot.customers}
+        for letter in self.snapshot.letters:
+            history = self.event_log.histories.get(emails.get(str(letter["record_id"]), ""))
+            if letter["error"] != "Reject" or not letter["message"] or history is None or not history.poisoned:
                 words = f"dead letter {letter['id']} of {letter['subscriber']}: {letter['error']}: {letter['message']}"
                 self._add("unexplained", words, [str(letter["record_id"])])
 
     def _add(self, kind: str, words: str, records: Iterable[str] = (), externals: Iterable[str] = ()) -> None:
-        self.offences.append(Offence(kind, words, frozenset(records), frozenset(externals)))
+        self.violations.append(Violation(kind, words, frozenset(records), frozenset(externals)))
 
 
 def _by(rows: list[dict[str, Any]], name: str) -> dict[str, list[dict[str, Any]]]:

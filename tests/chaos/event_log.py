@@ -30,7 +30,7 @@ class Edit:
 
 
 @dataclass
-class Story:
+class RecordHistory:
     """All that was done to one customer, who is known by his email address on every side."""
 
     email: str
@@ -65,11 +65,11 @@ def _replaced_by(edit: Edit, edits: list[Edit]) -> list[Edit]:
     ]
 
 
-class Journal:
-    """The stories of all customers. Safe to use from any thread."""
+class EventLog:
+    """The histories of all customers. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self.stories: dict[str, Story] = {}
+        self.histories: dict[str, RecordHistory] = {}
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._number = 0
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class Journal:
     def created(self, side: str, email: str, values: Mapping[str, Any]) -> None:
         """A customer was created on a side, with these values."""
         with self._lock:
-            self.stories[email] = Story(email, side)
+            self.histories[email] = RecordHistory(email, side)
             self.counts[f"{side} creations"] += 1
             self._add(side, email, values, {})
 
@@ -97,12 +97,12 @@ class Journal:
         """A customer was deleted on a side."""
         with self._lock:
             self.counts[f"{side} deletions"] += 1
-            self.stories[email].deleted[side] = time.time()
+            self.histories[email].deleted[side] = time.time()
 
     def poisoned(self, email: str, columns: Iterable[str]) -> None:
         """These fields got values that a system refuses."""
         with self._lock:
-            self.stories[email].poisoned |= set(columns)
+            self.histories[email].poisoned |= set(columns)
 
     @property
     def changes(self) -> int:
@@ -112,6 +112,6 @@ class Journal:
     def _add(self, side: str, email: str, values: Mapping[str, Any], saw: Mapping[str, Any]) -> None:
         for column, value in values.items():
             self._number += 1
-            self.stories[email].edits.append(
+            self.histories[email].edits.append(
                 Edit(self._number, time.time(), side, column, value or None, saw.get(column) or None)
             )

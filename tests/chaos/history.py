@@ -12,11 +12,11 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from tests.chaos.checker import Offence, World
-from tests.chaos.event_log import Journal
+from tests.chaos.checker import Snapshot, Violation
+from tests.chaos.event_log import EventLog
 from tests.chaos.fleet import Fleet
 
-#: Offences told in full, and lines of each system's journal.
+#: Violations told in full, and lines of each system's journal.
 TOLD, LINES = 6, 40
 
 #: Characters of a line.
@@ -31,14 +31,16 @@ _QUERIES = {
 }
 
 
-def tell(fleet: Fleet, world: World, journal: Journal, offences: list[Offence]) -> Iterator[str]:
-    """Lines about the first of the offences."""
+def describe_violations(
+    fleet: Fleet, snapshot: Snapshot, event_log: EventLog, violations: list[Violation]
+) -> Iterator[str]:
+    """Lines about the first of the violations."""
     with psycopg.connect(fleet.database_url, row_factory=dict_row) as connection:
-        for offence in offences[:TOLD]:
-            yield f"=== {offence.kind}: {offence.words}"
-            email = offence.words.partition(" ")[0].rstrip(":")
-            ids, there = _widened(world, offence, email)
-            for system, calls in world.journals.items():
+        for violation in violations[:TOLD]:
+            yield f"=== {violation.kind}: {violation.words}"
+            email = violation.words.partition(" ")[0].rstrip(":")
+            ids, there = _widened(snapshot, violation, email)
+            for system, calls in snapshot.journals.items():
                 words = [*there, *(f'"{one}"' for one in ids)]
                 lines = (_line(call, None) for call in calls)
                 told = [line[:_LONGEST] for line in lines if any(word in line for word in words)]
@@ -47,18 +49,18 @@ def tell(fleet: Fleet, world: World, journal: Journal, offences: list[Offence]) 
             for table, query in _QUERIES.items():
                 for row in connection.execute(query, names):
                     yield f"  {table:<10} {_line(row, _LONGEST_INBOX if table == 'inbox' else _LONGEST)}"
-            story = journal.stories.get(email)
-            for edit in story.edits if story else ():
+            history = event_log.histories.get(email)
+            for edit in history.edits if history else ():
                 yield f"  edit       {_line(vars(edit))}"
-            if story and story.deleted:
-                yield f"  deleted    {story.deleted}"
+            if history and history.deleted:
+                yield f"  deleted    {history.deleted}"
 
 
-def _widened(world: World, offence: Offence, email: str) -> tuple[set[str], set[str]]:
-    ids = set(offence.record_ids) | {str(row["id"]) for row in world.customers if row["email"] == email}
-    linked = {str(link["external_id"]) for link in world.links if link["record_id"] in ids and link["external_id"]}
-    there = set(offence.external_ids) | linked
-    return ids | {str(link["record_id"]) for link in world.links if link["external_id"] in there}, there
+def _widened(snapshot: Snapshot, violation: Violation, email: str) -> tuple[set[str], set[str]]:
+    ids = set(violation.record_ids) | {str(row["id"]) for row in snapshot.customers if row["email"] == email}
+    linked = {str(link["external_id"]) for link in snapshot.links if link["record_id"] in ids and link["external_id"]}
+    there = set(violation.external_ids) | linked
+    return ids | {str(link["record_id"]) for link in snapshot.links if link["external_id"] in there}, there
 
 
 def _line(row: dict[str, Any], longest: int | None = _LONGEST) -> str:

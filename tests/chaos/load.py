@@ -17,7 +17,7 @@ import psycopg
 import requests
 from psycopg.rows import dict_row
 
-from tests.chaos.event_log import HUB, Journal
+from tests.chaos.event_log import HUB, EventLog
 from tests.chaos.fleet import Fleet
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 #: Changes a second that each side makes at most, on average.
 HUB_RATE, PEOPLE_RATE = 12.0, 5.0
 
-#: Columns edited one by one. The email stays: it is how the journal knows a customer everywhere.
+#: Columns edited one by one. The email stays: it is how the event log knows a customer everywhere.
 COLUMNS = ("name", "phone", "notes", "street", "city", "postal_code")
 
 #: Columns that may be emptied.
@@ -63,9 +63,9 @@ _BUSY = (psycopg.OperationalError, psycopg.InterfaceError)
 class Load:
     """Works in threads of its own between `start` and `stop`."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, seed: int) -> None:
+    def __init__(self, fleet: Fleet, event_log: EventLog, seed: int) -> None:
         self.fleet = fleet
-        self.journal = journal
+        self.event_log = event_log
         self._stop = threading.Event()
         self._linked: dict[str, list[tuple[str, str]]] = {"stripe": [], "salesforce": []}
         self._threads = [
@@ -96,7 +96,7 @@ class Load:
 
     def values(self, columns: tuple[str, ...], pick: random.Random) -> dict[str, str]:
         """A value for each of these columns that nobody used before."""
-        number = self.journal.unique()
+        number = self.event_log.unique()
         made = {
             "name": f"Zoë Ünïque {number}",
             "phone": f"+{number:012d}",
@@ -134,7 +134,7 @@ class Program:
     """A person's own program, which knows nothing of Syncflow and writes plain SQL."""
 
     def __init__(self, load: Load, pick: random.Random) -> None:
-        self.load, self.pick, self.journal = load, pick, load.journal
+        self.load, self.pick, self.event_log = load, pick, load.event_log
         self._connection: psycopg.Connection[dict[str, Any]] | None = None
         self._told: list[Callable[[], None]] = []
         self._transaction("CREATE TABLE IF NOT EXISTS chaos_done (id bigint PRIMARY KEY)", lambda _: None)
@@ -161,7 +161,7 @@ class Program:
         rows = []
         for _ in range(count):
             values = self.load.values((*COLUMNS, "country"), self.pick)
-            rows.append({**values, "email": f"hub{self.journal.unique()}@chaos.example"})
+            rows.append({**values, "email": f"hub{self.event_log.unique()}@chaos.example"})
 
         def work(connection: Any) -> Callable[[], None]:
             marks = ", ".join(["(%s, %s, %s, %s, %s, %s, %s, %s)"] * len(rows))
@@ -169,11 +169,11 @@ class Program:
             values = [row[column] for row in rows for column in columns]
             connection.execute(f"INSERT INTO customer ({', '.join(columns)}) VALUES {marks}", values)
 
-            def tell() -> None:
+            def log_change() -> None:
                 for row in rows:
-                    self.journal.created(HUB, row["email"], {c: row[c] for c in COLUMNS})
+                    self.event_log.created(HUB, row["email"], {c: row[c] for c in COLUMNS})
 
-            return tell
+            return log_change
 
         self._transaction(None, work)
 
@@ -191,7 +191,7 @@ class Program:
     def _update_many(self) -> None:
         """A bulk update of a seventh of the table, in one statement."""
         column = self.pick.choice(("notes", "street", "name"))
-        stamp = self.journal.unique()
+        stamp = self.event_log.unique()
         chosen = self.pick.randrange(7)
 
         def work(connection: Any) -> Callable[[], None]:
@@ -204,12 +204,12 @@ class Program:
                 [str(stamp), [row["id"] for row in before]],
             )
 
-            def tell() -> None:
+            def log_change() -> None:
                 for row in before:
                     value = f"bulk {stamp} {row['id']}"
-                    self.journal.edited(HUB, row["email"], {column: value}, {column: row["old"]})
+                    self.event_log.edited(HUB, row["email"], {column: value}, {column: row["old"]})
 
-            return tell
+            return log_change
 
         self._transaction(None, work)
 
@@ -221,18 +221,18 @@ class Program:
             sets = ", ".join(f"{column} = %s" for column in values)
             connection.execute(f"UPDATE customer SET {sets} WHERE id = %s", [*values.values(), row["id"]])
 
-            def tell() -> None:
-                self.journal.edited(HUB, row["email"], values, {column: row[column] for column in values})
+            def log_change() -> None:
+                self.event_log.edited(HUB, row["email"], values, {column: row[column] for column in values})
                 if poison:
-                    self.journal.poisoned(row["email"], values)
+                    self.event_log.poisoned(row["email"], values)
 
-            return tell
+            return log_change
 
         self._transaction(None, work)
 
     def _poison(self) -> None:
         """A value that one system refuses: its neighbours must not be held up."""
-        self._update("ORDER BY random() LIMIT 1", {"city": f"{POISON_CITY} {self.journal.unique()}"}, poison=True)
+        self._update("ORDER BY random() LIMIT 1", {"city": f"{POISON_CITY} {self.event_log.unique()}"}, poison=True)
 
     def _mend(self) -> None:
         values = dict(self.load.values(("city",), self.pick))
@@ -243,7 +243,7 @@ class Program:
             row = connection.execute(
                 "DELETE FROM customer WHERE id = (SELECT id FROM customer ORDER BY random() LIMIT 1) RETURNING email"
             ).fetchone()
-            return (lambda: self.journal.deleted(HUB, row["email"])) if row else None
+            return (lambda: self.event_log.deleted(HUB, row["email"])) if row else None
 
         self._transaction(None, work)
 
@@ -262,24 +262,24 @@ class Program:
     # --- how it commits -------------------------------------------------------------------------------
 
     def _transaction(self, statement: str | None, work: Callable[[Any], Callable[[], None] | None]) -> None:
-        """Commit, and tell the journal; where the connection broke at the commit, look whether it happened."""
-        number = self.journal.unique()
-        tell: Callable[[], None] | None = None
+        """Commit and log the change; if the connection breaks at the commit, find out whether it happened."""
+        number = self.event_log.unique()
+        log_change: Callable[[], None] | None = None
         with self._connected() as connection:
             try:
                 with connection.transaction():
                     if statement:
                         connection.execute(statement)
-                    tell = work(connection)
+                    log_change = work(connection)
                     connection.execute("INSERT INTO chaos_done VALUES (%s)", [number])
                 happened = True
             except psycopg.errors.DeadlockDetected:
                 return
             except _BUSY:
                 self._disconnect()
-                happened = tell is not None and self._happened(number)
-        if happened and tell is not None:
-            tell()
+                happened = log_change is not None and self._happened(number)
+        if happened and log_change is not None:
+            log_change()
 
     def _happened(self, number: int) -> bool:
         while True:
@@ -315,7 +315,7 @@ class People:
     system: str
 
     def __init__(self, load: Load, pick: random.Random) -> None:
-        self.load, self.pick, self.journal = load, pick, load.journal
+        self.load, self.pick, self.event_log = load, pick, load.event_log
         self.url = load.fleet.urls[self.system]
         self.http = requests.Session()
         self.http.trust_env = False
@@ -326,10 +326,10 @@ class People:
         """One edit, creation or deletion."""
         what = self.pick.choices(("create", "edit", "delete"), (14, 80, 6))[0]
         if what == "create":
-            email = f"{self.system}{self.journal.unique()}@chaos.example"
+            email = f"{self.system}{self.event_log.unique()}@chaos.example"
             values = self.load.values((*COLUMNS, "country"), self.pick)
             self.create({**values, "email": email})
-            self.journal.created(self.system, email, {column: values[column] for column in COLUMNS})
+            self.event_log.created(self.system, email, {column: values[column] for column in COLUMNS})
         elif known := self.load.linked(self.system):
             email, id = self.pick.choice(known)
             (self._edit if what == "edit" else self._delete)(email, id)
@@ -340,11 +340,11 @@ class People:
             return
         values = self.change(id, before)
         if values:
-            self.journal.edited(self.system, email, values, before)
+            self.event_log.edited(self.system, email, values, before)
 
     def _delete(self, email: str, id: str) -> None:
         if self.delete(id):
-            self.journal.deleted(self.system, email)
+            self.event_log.deleted(self.system, email)
 
     def some_value(self, columns: tuple[str, ...]) -> dict[str, str]:
         """A new value for one column, or an empty one."""

@@ -2,7 +2,7 @@
 
 A history is a profile (what kind of systems these are) and a list of steps. Each step picks what it
 works on by number modulo what there is, so that any part of a history is a history too: that is
-what makes a failing one small. What the steps do is in `tests.support.model_world`, and what must hold once
+what makes a failing one small. What the steps do is in `tests.support.model_hub`, and what must hold once
 it has come to rest in `tests.model.model_properties`.
 
 `make model` looks for failing histories as long as one likes (SECONDS, SEED).
@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from tests.model.model_properties import check
 from tests.model.model_systems import Profile
-from tests.support.model_world import Step, World
+from tests.support.model_hub import ModelHub, Step
 
 
 @dataclass(frozen=True)
@@ -184,15 +184,15 @@ def make_history(seed: int) -> History:
 # --- running them ---------------------------------------------------------------------------------------------------
 
 
-def run(history: History, *, trace: bool = False) -> World:
+def run(history: History, *, trace: bool = False) -> ModelHub:
     """Run a history; raises `Violation`, or whatever the hub raised that it should not."""
-    world = World(history.profiles, check, trace=trace)
+    hub = ModelHub(history.profiles, check, trace=trace)
     try:
-        world.run(history.steps)
+        hub.run(history.steps)
     except BaseException as error:
-        error.world = world  # type: ignore[attr-defined]
+        error.hub = hub  # type: ignore[attr-defined]
         raise
-    return world
+    return hub
 
 
 def fails(history: History) -> str | None:
@@ -268,8 +268,8 @@ def explain(history: History) -> str:
     try:
         run(history, trace=True)
     except BaseException as error:
-        world = getattr(error, "world", None)
-        happened = "\n".join(world.trace) if world is not None and world.trace else ""
+        hub = getattr(error, "hub", None)
+        happened = "\n".join(hub.trace) if hub is not None and hub.trace else ""
         return f"{history.words()}\n\n{happened}\n\n{type(error).__name__}: {error}"
     return f"{history.words()}\n\nholds"
 

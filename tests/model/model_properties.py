@@ -1,4 +1,4 @@
-"""What must hold of a world that has come to rest; each check names its property by a letter.
+"""What must hold of a hub that has come to rest; each check names its property by a letter.
 
 (a) every system holds exactly what its mapping of the internal record says, or the ledger or a person says why not;
 (b) nothing was created twice, there or here;  (c) it rests: another full round writes and changes nothing;
@@ -22,7 +22,7 @@ from subscribers.errors import SyncError
 from subscribers.mapping.paths import pick
 from subscribers.mapping.values import same
 from tests.model.model_systems import FIELDS, ModelSystem
-from tests.support.model_world import EVERYTHING, World
+from tests.support.model_hub import EVERYTHING, ModelHub
 
 
 @dataclass
@@ -39,27 +39,27 @@ class Ledger:
     systems: list[Any] = field(default_factory=list)
 
 
-def check(world: World) -> None:
-    """Let the world come to rest and look whether all is well."""
-    world.calm()
-    world.come_to_rest()
-    ledger = _read(world)
+def check(hub: ModelHub) -> None:
+    """Let the hub come to rest and look whether all is well."""
+    hub.calm()
+    hub.come_to_rest()
+    ledger = _read(hub)
     for words in (
-        *_in_order(world, ledger),
-        *_explained(world, ledger),
-        *_converged(world, ledger),
-        *_nothing_extra(world, ledger),
-        *_created_once(world, ledger),
-        *_survived(world, ledger),
+        *_in_order(hub, ledger),
+        *_explained(hub, ledger),
+        *_converged(hub, ledger),
+        *_nothing_extra(hub, ledger),
+        *_created_once(hub, ledger),
+        *_survived(hub, ledger),
     ):
-        raise world.violated(words)
-    _rests(world, ledger)
-    _agree(world, ledger)
+        raise hub.violated(words)
+    _rests(hub, ledger)
+    _agree(hub, ledger)
 
 
-def _read(world: World) -> Ledger:
-    ledger = Ledger(world.records())
-    with world.engine_read() as connection:
+def _read(hub: ModelHub) -> Ledger:
+    ledger = Ledger(hub.records())
+    with hub.engine_read() as connection:
 
         def rows(table: Any) -> list[Any]:
             return list(connection.execute(sa.select(table.__table__).order_by(table.id)))
@@ -76,7 +76,7 @@ def _read(world: World) -> Ledger:
 # --- (f), (d) ---------------------------------------------------------------------------------------------------
 
 
-def _in_order(world: World, ledger: Ledger) -> list[str]:
+def _in_order(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = []
     open_letters = {row.id: row for row in ledger.letters if row.closed_at is None}
     for link in ledger.links.values():
@@ -108,7 +108,7 @@ def _in_order(world: World, ledger: Ledger) -> list[str]:
     return wrong
 
 
-def _explained(world: World, ledger: Ledger) -> list[str]:
+def _explained(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = [f"(d) letter {row.id} says nothing" for row in ledger.letters if not row.message.strip()]
     told = {row.inbox_id for row in ledger.letters}
     wrong += [f"(d) inbox {row.id} is dead without a letter" for row in ledger.inbox if row.state == "dead"
@@ -119,22 +119,22 @@ def _explained(world: World, ledger: Ledger) -> list[str]:
 # --- (a) --------------------------------------------------------------------------------------------------------
 
 
-def _excused(world: World, ledger: Ledger, name: str, record: str) -> frozenset[str]:
+def _excused(hub: ModelHub, ledger: Ledger, name: str, record: str) -> frozenset[str]:
     """The operations that may lawfully not have been done on this record of this subscriber."""
     operations: set[str] = set()
-    for rule in world.rules:
+    for rule in hub.rules:
         if name in rule.subscribers and (rule.records is None or record in rule.records):
             operations |= {rule.operation} if rule.operation else EVERYTHING
-    system = world.conductor.subscribers[name].system
+    system = hub.conductor.subscribers[name].system
     newest = max(
         (
             row.id
             for row in ledger.changes
-            if row.record_id == record and row.origin != system and (row.id, name) not in world.left_out
+            if row.record_id == record and row.origin != system and (row.id, name) not in hub.left_out
         ),
         default=0,
     )
-    for excuse in world.excuses:
+    for excuse in hub.excuses:
         if excuse.subscriber == name and excuse.record_id in (None, record) and newest <= excuse.upto:
             operations |= excuse.operations
     return frozenset(operations)
@@ -144,11 +144,11 @@ def _letter(ledger: Ledger, link: Any) -> bool:
     return link is not None and any(row.link_id == link.id and row.closed_at is None for row in ledger.letters)
 
 
-def _troubled(world: World, ledger: Ledger, system: ModelSystem) -> set[str]:
+def _troubled(hub: ModelHub, ledger: Ledger, system: ModelSystem) -> set[str]:
     """External ids of which something came in that could not be applied."""
     bodies = {row.body for row in ledger.inbox if row.state == "dead" and row.system == system.name}
     return {_external_id(system, body) for body in bodies} | {
-        _external_id(system, body) for body in world.discarded if _is_of(system, body)
+        _external_id(system, body) for body in hub.discarded if _is_of(system, body)
     }
 
 
@@ -163,17 +163,17 @@ def _external_id(system: ModelSystem, body: str) -> str:
     return str(orjson.loads(body)["id"])
 
 
-def _converged(world: World, ledger: Ledger) -> list[str]:
+def _converged(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = []
-    for system in world.systems.values():
+    for system in hub.systems.values():
         name = f"{system.name}.customer"
-        mapper, _ = world.conductor.mappings.latest(name)
-        troubled = _troubled(world, ledger, system)
+        mapper, _ = hub.conductor.mappings.latest(name)
+        troubled = _troubled(hub, ledger, system)
         for record_id, record in ledger.records.items():
             link = ledger.links.get((name, record_id))
             if _letter(ledger, link):
                 continue
-            excused = _excused(world, ledger, name, record_id)
+            excused = _excused(hub, ledger, name, record_id)
             there = link is not None and link.unlinked_at is None and system.store.get(link.external_id)
             if not there:
                 unlinked = (
@@ -197,11 +197,11 @@ def _converged(world: World, ledger: Ledger) -> list[str]:
     return wrong
 
 
-def _nothing_extra(world: World, ledger: Ledger) -> list[str]:
+def _nothing_extra(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = []
-    for system in world.systems.values():
+    for system in hub.systems.values():
         name = f"{system.name}.customer"
-        troubled = _troubled(world, ledger, system)
+        troubled = _troubled(hub, ledger, system)
         noted = {row.external_id for row in ledger.deliveries if row.subscriber == name and row.outcome == "skipped"
                  and row.direction == "in"}  # fmt: skip
         # What was detached on purpose is of nobody, also when its record has come back as another one.
@@ -217,7 +217,7 @@ def _nothing_extra(world: World, ledger: Ledger) -> list[str]:
             policy = system.profile.on_delete
             if link.unlinked_at is None and link.record_id in ledger.records:
                 continue
-            if "delete" in _excused(world, ledger, name, link.record_id):
+            if "delete" in _excused(hub, ledger, name, link.record_id):
                 continue
             if policy == "archive" and link.unlinked_at is None and data.get("phone") == "archived":
                 continue
@@ -238,61 +238,61 @@ def _edited_since(system: ModelSystem, external_id: str) -> set[str]:
 # --- (b) --------------------------------------------------------------------------------------------------------
 
 
-def _created_once(world: World, ledger: Ledger) -> list[str]:
+def _created_once(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = []
     here: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in ledger.deliveries:
         if row.direction == "in" and row.operation == "create" and row.outcome == "applied":
             here[row.subscriber, row.external_id].append(row.record_id)
     for (name, external_id), records in here.items():
-        system = world.systems[name.split(".")[0]]
+        system = hub.systems[name.split(".")[0]]
         if len(records) > 1:
             wrong.append(f"(b) {name} {external_id} became the records {records} here")
-        elif external_id in system.ours and system.ours[external_id][0] not in world.tainted:
+        elif external_id in system.ours and system.ours[external_id][0] not in hub.tainted:
             wrong.append(f"(b) {name} {external_id}, created by us for {system.ours[external_id]}, became {records}")
     created = sum(row.operation == "created" for row in ledger.changes)
-    if created != world.inserted + len(here):
-        wrong.append(f"(b) {created} records came up here: {world.inserted} inserted and {len(here)} from outside")
+    if created != hub.inserted + len(here):
+        wrong.append(f"(b) {created} records came up here: {hub.inserted} inserted and {len(here)} from outside")
     return wrong
 
 
 # --- (c) --------------------------------------------------------------------------------------------------------
 
 
-def _rests(world: World, ledger: Ledger) -> None:
-    writes = {name: system.writes() for name, system in world.systems.items()}
-    asked = {name: len(system.calls) for name, system in world.systems.items()}
-    everybody = sorted(world.incarnations)
+def _rests(hub: ModelHub, ledger: Ledger) -> None:
+    writes = {name: system.writes() for name, system in hub.systems.items()}
+    asked = {name: len(system.calls) for name, system in hub.systems.items()}
+    everybody = sorted(hub.incarnations)
     # In full: whatever was ever told is told again, after history has been tidied up.
-    with world.database.plain_write() as connection:
+    with hub.database.plain_write() as connection:
         connection.execute(sa.delete(Cursor))
         connection.execute(sa.delete(Inbox).where(Inbox.state == "done"))
-    world.clock.tick(100)
-    world.poll_all(again=True)
-    for name in world.subscribers:
-        world.conductor.deliver(name, everybody)
-    world.conductor.sweep(everything=True)
-    world.work_off()
-    after = _read(world)
-    for name, system in world.systems.items():
+    hub.clock.tick(100)
+    hub.poll_all(again=True)
+    for name in hub.subscribers:
+        hub.conductor.deliver(name, everybody)
+    hub.conductor.sweep(everything=True)
+    hub.work_off()
+    after = _read(hub)
+    for name, system in hub.systems.items():
         # A list of past events is doubted again each time; records as they are were all seen.
         fetched = [call for call in system.calls[asked[name] :] if call[0] == "fetch"]
         if fetched and not system.profile.eventful:
-            raise world.violated(f"(c) at rest, yet {name} is asked again: {fetched}")
-    for name, system in world.systems.items():
+            raise hub.violated(f"(c) at rest, yet {name} is asked again: {fetched}")
+    for name, system in hub.systems.items():
         if new := system.writes()[len(writes[name]) :]:
-            raise world.violated(f"(c) at rest, yet {name} is written to: {new}")
+            raise hub.violated(f"(c) at rest, yet {name} is written to: {new}")
     if new_changes := after.changes[len(ledger.changes) :]:
-        raise world.violated(f"(c) at rest, yet there are changes: {new_changes}")
-    if world.outstanding():
-        raise world.violated("(c) at rest, yet something is owed")
+        raise hub.violated(f"(c) at rest, yet there are changes: {new_changes}")
+    if hub.outstanding():
+        raise hub.violated("(c) at rest, yet something is owed")
 
 
 # --- (e) --------------------------------------------------------------------------------------------------------
 
 
-def _survived(world: World, ledger: Ledger) -> list[str]:
-    if world.all_tainted or any(row.state == "dead" for row in ledger.inbox):
+def _survived(hub: ModelHub, ledger: Ledger) -> list[str]:
+    if hub.all_tainted or any(row.state == "dead" for row in ledger.inbox):
         return []
     wrong = []
     known: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -300,29 +300,29 @@ def _survived(world: World, ledger: Ledger) -> list[str]:
         if row.external_id is not None:
             known[row.record_id].add((row.subscriber.split(".")[0], row.external_id))
     for record_id, record in ledger.records.items():
-        if record_id in world.tainted:
+        if record_id in hub.tainted:
             continue
         for column in FIELDS:
-            allowed, why = _allowed(world, record_id, column, known[record_id])
-            if allowed and not any(_matches(world, side, value, record[column], column) for side, value in allowed):
+            allowed, why = _allowed(hub, record_id, column, known[record_id])
+            if allowed and not any(_matches(hub, side, value, record[column], column) for side, value in allowed):
                 wrong.append(f"(e) {column} of {record_id} is {record[column]!r}, {why}")
     return wrong
 
 
 def _allowed(
-    world: World, record_id: str, column: str, externals: set[tuple[str, str]]
+    hub: ModelHub, record_id: str, column: str, externals: set[tuple[str, str]]
 ) -> tuple[list[tuple[str, Any]], str]:
     """(side, value) that the field may have now, and that in words. Nothing: no telling."""
-    base = world.base.get(record_id)
-    writers = {("hub", record_id): world.written.get(("hub", record_id, column), [])}
+    base = hub.base.get(record_id)
+    writers = {("hub", record_id): hub.written.get(("hub", record_id, column), [])}
     lost = False
     for system, external_id in externals:
-        mood = world.systems[system].profile
+        mood = hub.systems[system].profile
         if column == "notes" and mood.direction == "out":
             continue
-        writers[system, external_id] = world.written.get((system, external_id, column), [])
+        writers[system, external_id] = hub.written.get((system, external_id, column), [])
         if writers[system, external_id]:
-            lost |= external_id not in world.systems[system].store or (system, record_id) in world.unequal
+            lost |= external_id not in hub.systems[system].store or (system, record_id) in hub.unequal
     writers = {who: values for who, values in writers.items() if values}
     allowed = [(who[0], values[-1]) for who, values in writers.items()]
     if lost:
@@ -333,30 +333,30 @@ def _allowed(
     return allowed, f"{before} at the last agreement; written since: {writers}"
 
 
-def _matches(world: World, side: str, expected: Any, found: Any, column: str) -> bool:
+def _matches(hub: ModelHub, side: str, expected: Any, found: Any, column: str) -> bool:
     if same(expected, found):
         return True
-    if any(same(world.systems[name].normal(column, expected), found) for name in world.unanswered):
+    if any(same(hub.systems[name].normal(column, expected), found) for name in hub.unanswered):
         return True
-    return side != "hub" and same(expected, world.systems[side].normal(column, found))
+    return side != "hub" and same(expected, hub.systems[side].normal(column, found))
 
 
-def _agree(world: World, ledger: Ledger) -> None:
+def _agree(hub: ModelHub, ledger: Ledger) -> None:
     """From here on a new agreement counts."""
-    world.base = ledger.records
-    world.written.clear()
-    world.tainted.clear()
+    hub.base = ledger.records
+    hub.written.clear()
+    hub.tainted.clear()
     if any(row.state == "dead" for row in ledger.inbox):
-        world.all_tainted = True
-    world.unequal = {
+        hub.all_tainted = True
+    hub.unequal = {
         (system.name, record_id)
-        for system in world.systems.values()
+        for system in hub.systems.values()
         for record_id, record in ledger.records.items()
-        if not _equal(world, ledger, system, record_id, record)
+        if not _equal(hub, ledger, system, record_id, record)
     }
 
 
-def _equal(world: World, ledger: Ledger, system: ModelSystem, record_id: str, record: dict[str, Any]) -> bool:
+def _equal(hub: ModelHub, ledger: Ledger, system: ModelSystem, record_id: str, record: dict[str, Any]) -> bool:
     link = ledger.links.get((f"{system.name}.customer", record_id))
     there = system.store.get(link.external_id) if link is not None and link.unlinked_at is None else None
     if not there:

@@ -26,7 +26,7 @@ from subscribers.records import Event, External, Item, Page
 from tests.support.fakes import FakeSubscriber, FakeSystem
 
 if TYPE_CHECKING:
-    from tests.support.model_world import World
+    from tests.support.model_hub import ModelHub
 
 FIELDS = ("name", "email", "phone", "notes")
 
@@ -79,18 +79,18 @@ class ModelDatabase(Database):
     """A database whose transactions can be interrupted, in memory-backed files, emptied between histories."""
 
     def __init__(self, url: str) -> None:
-        self.world: World | None = None
+        self.hub: ModelHub | None = None
         super().__init__(url)
         sa.event.listen(self.engine, "connect", self._connected)
         self._tables = [table.name for table in reversed(Base.metadata.sorted_tables) if table.name != "change"]
 
     def _connected(self, connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")  # no machine goes down here
-        # The capture triggers' clock is the world's.
+        # The capture triggers' clock is the hub's.
         connection.create_function("strftime", 2, lambda _format, _when: self._stamp())
 
     def _stamp(self) -> str:
-        now = self.world.clock() if self.world else datetime.now(UTC)
+        now = self.hub.clock() if self.hub else datetime.now(UTC)
         return f"{now:%Y-%m-%d %H:%M:%S.%f}"
 
     def empty(self) -> None:
@@ -112,27 +112,27 @@ class ModelDatabase(Database):
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        if self.world is not None:
-            self.world.boundary("read")
+        if self.hub is not None:
+            self.hub.boundary("read")
         with super().read() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        world = self.world
-        if world is None:
+        hub = self.hub
+        if hub is None:
             with super().write() as connection:
                 yield connection
             return
-        world.boundary("begin")
+        hub.boundary("begin")
         with super().write() as connection:
-            world.inside += 1
+            hub.inside += 1
             try:
                 yield connection
-                world.boundary("commit")
+                hub.boundary("commit")
             finally:
-                world.inside -= 1
-        world.boundary("committed")
+                hub.inside -= 1
+        hub.boundary("committed")
 
 
 @cache
@@ -154,9 +154,9 @@ def shared_database() -> ModelDatabase:
 class ModelSystem(FakeSystem):
     """A fake system with moods: it normalises, fails, is interrupted, and tells of each change."""
 
-    def __init__(self, name: str, world: World, profile: Profile) -> None:
+    def __init__(self, name: str, hub: ModelHub, profile: Profile) -> None:
         super().__init__(name, self._now)
-        self.world = world
+        self.hub = hub
         self.profile = profile
         #: Every change there ever was, and which of them the hub has not been told yet.
         self.log: list[External] = []
@@ -168,36 +168,36 @@ class ModelSystem(FakeSystem):
         self.polled = -1
 
     def _now(self) -> datetime:
-        now = self.world.clock()
+        now = self.hub.clock()
         return now.replace(microsecond=0) if self.profile.seconds else now
 
     def call(self, kind: str, what: str, effect: Callable[[], Any]) -> Any:
         self.calls.append((kind, what))
-        world = self.world
-        world.note(f"{self.name}: {kind} {what}")
-        world.calling.append(0.0)
+        hub = self.hub
+        hub.note(f"{self.name}: {kind} {what}")
+        hub.calling.append(0.0)
         try:
-            world.boundary(f"{self.name} {kind} asked")
+            hub.boundary(f"{self.name} {kind} asked")
             if not self.profile.answers:
-                world.unanswered.add(self.name)
+                hub.unanswered.add(self.name)
             failure = self.failures.pop(0) if self.failures else None
             # Where nothing carries our mark, a lost answer to a create cannot be made good.
             fragile = kind == "create" and not self.profile.marked
             if failure is not None and (not failure[1] or fragile):
-                world.note(f"{self.name}: fails with {failure[0]!r}")
+                hub.note(f"{self.name}: fails with {failure[0]!r}")
                 raise failure[0]
             result = effect()
             if fragile:
-                world.fragile |= {(f"{self.name}.customer", record) for record in what.split(",")}
+                hub.fragile |= {(f"{self.name}.customer", record) for record in what.split(",")}
             else:
-                world.boundary(f"{self.name} {kind} done")
+                hub.boundary(f"{self.name} {kind} done")
             if failure is not None:
-                world.unanswered.add(self.name)
-                world.note(f"{self.name}: did it and fails with {failure[0]!r}")
+                hub.unanswered.add(self.name)
+                hub.note(f"{self.name}: did it and fails with {failure[0]!r}")
                 raise failure[0]
             return result
         finally:
-            world.calling.pop()
+            hub.calling.pop()
 
     def normal(self, path: str, value: Any) -> Any:
         """A value as this system stores it."""
@@ -246,13 +246,13 @@ class ModelSystem(FakeSystem):
     def created(self, item: Item) -> External:
         """Create one; two live ones of one record are what must never be."""
         self.check(item)
-        owner = (item.record_id, self.world.incarnations[item.record_id])
+        owner = (item.record_id, self.hub.incarnations[item.record_id])
         twins = [other for other, of in self.ours.items() if of == owner and other in self.store]
         external = self.add(**item.data, hub_id=item.record_id)
         self.ours[external.id] = owner
-        self.world.note(f"{self.name}: created {external.id} for record {item.record_id}")
+        self.hub.note(f"{self.name}: created {external.id} for record {item.record_id}")
         if twins:
-            raise self.world.violated(f"(b) {self.name}: {external.id} created for {owner}, which has {twins} already")
+            raise self.hub.violated(f"(b) {self.name}: {external.id} created for {owner}, which has {twins} already")
         return external
 
     def updated(self, item: Item) -> External | None:
@@ -287,7 +287,7 @@ class ModelSubscriber(FakeSubscriber):
         self._each("delete", [item], self.client.removed)
 
     def _each(self, kind: str, items: Sequence[Item], effect: Callable[[Item], Any]) -> list[Any]:
-        with self.client.world.writing(self, kind, items):
+        with self.client.hub.writing(self, kind, items):
             if len(items) == 1 and self.bulk_size == 1:
                 return [self.client.call(kind, items[0].record_id, lambda: effect(items[0]))]
             what = ",".join(item.record_id for item in items)

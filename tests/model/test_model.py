@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from tests.model import model
 from tests.model.model_properties import check
 from tests.model.model_systems import Profile, Violation
-from tests.support.model_world import World
+from tests.support.model_hub import ModelHub
 
 #: Histories of the suite; the same ones each time, so that a red run is red again.
 HISTORIES = 2000
@@ -41,40 +41,40 @@ STEPS = st.sampled_from(sorted(set(model.STEPS) - {"settle"})).flatmap(
 
 
 class Machine(RuleBasedStateMachine):
-    """The same world, with hypothesis choosing the steps."""
+    """The same hub, with hypothesis choosing the steps."""
 
     @initialize(crm=PROFILES, shop=st.none() | PROFILES)
     def begin(self, crm: Profile, shop: Profile | None) -> None:
-        self.world = World({"crm": crm, **({"shop": shop} if shop else {})}, check)
-        self.world.do(("insert", 1, 1, 0))
+        self.hub = ModelHub({"crm": crm, **({"shop": shop} if shop else {})}, check)
+        self.hub.do(("insert", 1, 1, 0))
 
     @rule(step=STEPS)
     def step(self, step: tuple[Any, ...]) -> None:
-        self.world.do(step)
+        self.hub.do(step)
 
     @rule()
     def keep_up(self) -> None:
-        self.world.do(("run", 7))
+        self.hub.do(("run", 7))
 
     @rule(step=STEPS, boundaries=st.integers(1, 20), at_calls=st.booleans())
     def meanwhile(self, step: tuple[Any, ...], boundaries: int, at_calls: bool) -> None:
-        self.world.do(("meanwhile", at_calls, boundaries, step))
+        self.hub.do(("meanwhile", at_calls, boundaries, step))
 
     @rule(boundaries=st.integers(1, 20), at_calls=st.booleans())
     def crash(self, boundaries: int, at_calls: bool) -> None:
-        self.world.do(("crash", at_calls, boundaries))
+        self.hub.do(("crash", at_calls, boundaries))
 
     @rule(seconds=st.sampled_from((1.0, 31.0, 61.0)))
     def time_passes(self, seconds: float) -> None:
-        self.world.do(("tick", seconds))
+        self.hub.do(("tick", seconds))
 
     def teardown(self) -> None:
-        if hasattr(self, "world"):
+        if hasattr(self, "hub"):
             try:
-                if self.world.failure is None:
-                    self.world.do(("settle",))
+                if self.hub.failure is None:
+                    self.hub.do(("settle",))
             finally:
-                self.world.database.world = None
+                self.hub.database.hub = None
 
 
 def test_histories_that_hypothesis_chooses() -> None:
@@ -99,11 +99,11 @@ def test_the_model_sees_a_lost_edit() -> None:
     """A system that forgets what it is told must not pass."""
     history = model.History({"crm": Profile()}, (("insert", 0, 0, 0), ("run", 7), ("edit", 0, 1, 3, 0), ("run", 7)))
     assert model.fails(history) is None
-    world = World(history.profiles, check)
-    crm = world.systems["crm"]
+    hub = ModelHub(history.profiles, check)
+    crm = hub.systems["crm"]
     crm.updated = lambda item: crm.external(item.linked_id)  # type: ignore[method-assign]
     try:
-        world.run(history.steps)
+        hub.run(history.steps)
     except Violation as violation:
         assert "(a)" in str(violation) or "(e)" in str(violation)
     else:

@@ -37,7 +37,7 @@ class Shouting(FakeSubscriber):
         return replace(external, data={**external.data, "name": external.data["name"].upper()})
 
 
-def _world(database: Database, **values: Any) -> tuple[TestHub, str]:
+def _hub_with_customer(database: Database, **values: Any) -> tuple[TestHub, str]:
     hub = TestHub(database, "crm", kinds=(Shouting,))
     with database.write() as c:
         key = CUSTOMER.insert(c, {"name": "Anna", "city": "Rome", **values})
@@ -56,7 +56,7 @@ def _update(database: Database, key: str, **values: Any) -> None:
 
 
 def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
-    hub, key = _world(database)
+    hub, key = _hub_with_customer(database)
     (there,) = hub.shown("crm")
     assert there == {
         "name": "ANNA",
@@ -83,7 +83,7 @@ def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
 
 def test_an_edit_there_meets_what_was_sent_not_what_is_mapped(database: Database) -> None:
     """Our side of a merge is looked at through before_send too, or each edit there would look like two."""
-    hub, key = _world(database)
+    hub, key = _hub_with_customer(database)
     (external_id,) = hub.systems["crm"].store
     for edit in ({"address": {"city": "Paris"}}, {"name": "Anna"}, {"name": "Berta"}):
         hub.clock.tick()
@@ -96,14 +96,14 @@ def test_an_edit_there_meets_what_was_sent_not_what_is_mapped(database: Database
 
 
 def test_rules_see_what_is_sent(database: Database) -> None:
-    _world(database, name="Annabella the Great")
+    _hub_with_customer(database, name="Annabella the Great")
     with database.read() as c:
         (letter,) = c.execute(sa.select(DeadLetter.__table__)).all()
     assert letter.fields == {"name": "is longer than 9 characters"}
 
 
 def test_a_bug_before_sending_is_one_records_and_loses_nothing(database: Database) -> None:
-    hub, _ = _world(database)
+    hub, _ = _hub_with_customer(database)
     with database.write() as c:
         bug = CUSTOMER.insert(c, {"name": "Bug"})
         CUSTOMER.insert(c, {"name": "Carla"})
@@ -120,7 +120,7 @@ def test_a_bug_before_sending_is_one_records_and_loses_nothing(database: Databas
 
 
 def test_a_bug_on_receiving_keeps_what_came_in(database: Database) -> None:
-    hub, key = _world(database)
+    hub, key = _hub_with_customer(database)
     (external_id,) = hub.systems["crm"].store
     hub.clock.tick()
     hub.systems["crm"].edit(external_id, name="BUG")
@@ -138,7 +138,7 @@ def test_a_bug_on_receiving_keeps_what_came_in(database: Database) -> None:
 
 
 def test_a_bug_in_reading_the_answer_does_not_undo_the_write(database: Database) -> None:
-    hub, key = _world(database)
+    hub, key = _hub_with_customer(database)
     subscriber = hub.conductor.subscribers["crm.customer"]
     subscriber.after_receive = lambda external: None  # type: ignore[assignment,method-assign,return-value]
     _update(database, key, city="Oslo")
@@ -150,7 +150,7 @@ def test_a_bug_in_reading_the_answer_does_not_undo_the_write(database: Database)
 
 
 def test_a_create_of_unknown_end_is_found_through_after_receive(database: Database) -> None:
-    hub, _ = _world(database)
+    hub, _ = _hub_with_customer(database)
     hub.systems["crm"].fail(Retry("cut", maybe_done=True), after=True)
     with database.write() as c:
         CUSTOMER.insert(c, {"name": "Dora"})

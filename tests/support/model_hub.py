@@ -1,4 +1,4 @@
-"""The world of the model: two hub processes over one database, fake systems, a broker and people.
+"""The hub of the model: two hub processes over one database, fake systems, a broker and people.
 
 Any step of one process may happen in the middle of a step of the other, or kill it there, at every
 call of a system and around every transaction.
@@ -49,27 +49,27 @@ LONGEST_CALL = POLICY.lease / 2 - 1
 #: Records and external records a history makes; few, so that its steps meet.
 MOST_RECORDS = 4
 
-#: Rounds after which a world that still moves is taken to move for ever.
+#: Rounds after which a hub that still moves is taken to move for ever.
 MOST_ROUNDS = 40
 
 
 class Queue:
     """The broker: a list of messages, of which any may be lost, doubled or taken before its turn."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, hub: ModelHub) -> None:
+        self.hub = hub
         self.messages: list[tuple[str, list[Any]]] = []
         self.away = 0
 
     def _put(self, where: str, ids: Sequence[Any]) -> None:
-        if self.away and not self.world.quiet:
+        if self.away and not self.hub.quiet:
             self.away -= 1
-            self.world.note("the broker is away")
+            self.hub.note("the broker is away")
             raise BrokerAway
         self.messages.append((where, list(ids)))
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:
-        for name in self.world.subscribers:
+        for name in self.hub.subscribers:
             self._put(name, record_ids)
 
     def records(self, subscriber: str, record_ids: Sequence[str], *, later: bool = False) -> None:
@@ -121,14 +121,16 @@ class RuleMade:
     step: int
 
 
-class World:
+class ModelHub:
     """Two hub processes over one database, fake systems, a broker and people."""
 
-    def __init__(self, profiles: Mapping[str, Profile], check: Callable[[World], None], *, trace: bool = False) -> None:
-        #: What must hold whenever the world has come to rest.
+    def __init__(
+        self, profiles: Mapping[str, Profile], check: Callable[[ModelHub], None], *, trace: bool = False
+    ) -> None:
+        #: What must hold whenever the hub has come to rest.
         self.check = check
         self.database = shared_database()
-        self.database.world = None
+        self.database.hub = None
         self.database.empty()
         self.clock = Clock()
         self.queue = Queue(self)
@@ -175,7 +177,7 @@ class World:
         #: (system, record id) that differed lawfully at the last agreement.
         self.unequal: set[tuple[str, str]] = set()
         self.discarded: set[str] = set()
-        self.database.world = self
+        self.database.hub = self
 
     def _process(self) -> Conductor:
         subscribers = {}
@@ -763,7 +765,7 @@ class World:
                 self.do(step)
             self.do(("settle",))
         finally:
-            self.database.world = None
+            self.database.hub = None
 
 
 _RECORDS = "SELECT id, name, email, phone, city, notes, active FROM customer ORDER BY id"
