@@ -132,6 +132,13 @@ def module_names() -> set[str]:
     return names | {Path(place).stem for place in places()}
 
 
+def _imports(function: ast.expr) -> bool:
+    """Whether a call of this function imports a module."""
+    if isinstance(function, ast.Attribute):
+        return function.attr == "import_module"
+    return isinstance(function, ast.Name) and function.id == "__import__"
+
+
 def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
     """(dotted name, line) of every import in a file, wherever it stands: also in functions and under `if`."""
     package = path.relative_to(ROOT).parent.parts
@@ -143,7 +150,7 @@ def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             # `from models import users` imports a module, `from models.users import User` a name of one.
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("__import__", "importlib.import_module"):
+        elif isinstance(node, ast.Call) and _imports(node.func):
             name = node.args[0]
             if isinstance(name, ast.JoinedStr):  # f"localstripe.{name}": its beginning says whose it is
                 name = name.values[0]
