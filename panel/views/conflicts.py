@@ -71,6 +71,7 @@ class Conflicts(PanelView):
             records=records,
             names=names,
             kinds=kinds,
+            choices=_CHOICES,
             task=shown(self.conductor.tasks, tasks[0]) if tasks else None,
             filters=filters,
             subscribers=self.conductor.subscribers,

@@ -251,7 +251,7 @@ def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(panel:
     assert [people[n][0] for n in (1, 2, 3)] == ["theirs1", "grace.hopper@example.com", "theirs3"]
     left = {row.id for row in panel.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_(None)))}
     assert left == {two, city}
-    (task,) = panel.conductor.tasks.list("settle")
+    (task,) = panel.conductor.tasks.list("resolve")
     assert (task.state, task.succeeded, task.failed) == ("done", 2, 1)
     assert f'href="/tasks/{task.id}"' in client.get("/conflicts/").text
     trail = panel.rows(sa.select(AuditEntry.who).where(AuditEntry.action == "conflict.resolve"))

@@ -303,7 +303,7 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
     def broken(*_arguments: object) -> None:
         raise ZeroDivisionError(f"with a secret: {TOKEN}")
 
-    monkeypatch.setattr(sqlite_panel.conductor, "queues", broken)
+    monkeypatch.setattr(sqlite_panel.conductor.reports, "queues", broken)
     with caplog.at_level(logging.ERROR):
         answer = client.get("/queues/")
     assert answer.status_code == 500
@@ -313,7 +313,7 @@ def test_a_failing_page_is_calm_and_its_id_is_in_the_log(
 
 
 def test_without_a_database_pages_say_so(tmp_path: Any) -> None:
-    url = f"sqlite_panel:///{tmp_path / 'here' / 'x.db'}"
+    url = f"sqlite:///{tmp_path / 'here' / 'x.db'}"
     (tmp_path / "here").mkdir()
     with open_panel(url) as made:
         client = made.client("admin")
