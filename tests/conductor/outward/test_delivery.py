@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import conductor
 from models.ledger import Delivery
 from models.session import Database
 from subscribers.records import Item
 from tests.support.fakes import FakeSubscriber, TestHub
 from tests.support.records import add, edit, link, record, rows
+
+ENGINE = Path(conductor.__file__).parent
 
 
 def test_a_new_record_is_created_in_every_system(hub: TestHub) -> None:
@@ -87,8 +91,8 @@ def test_few_frames_lie_between_the_actor_and_the_subscriber(database: Database)
 
     class Traced(FakeSubscriber):
         def bulk_create(self, items: Sequence[Item]) -> list[Any]:
-            stack = [frame for frame in traceback.extract_stack() if "/conductor/" in frame.filename]
-            frames[:] = [frame.name for frame in stack if "/tests/" not in frame.filename]
+            stack = traceback.extract_stack()
+            frames[:] = [frame.name for frame in stack if Path(frame.filename).is_relative_to(ENGINE)]
             return list(super().bulk_create(items))
 
     hub = TestHub(database, "crm", kinds=(Traced,))
