@@ -29,7 +29,8 @@ PROCESSES = ("relay", "worker", "worker")
 PATIENCE = {"SWEEP_SECONDS": "0.5", "PROBE_MIN_SECONDS": "0.5", "PROBE_MAX_SECONDS": "1"}
 
 #: Seconds between two looks at the ledger, and until waiting is given up.
-_PAUSE, _PATIENCE = 0.05, 300.0
+_PAUSE = 0.05
+_PATIENCE = 300.0
 
 
 @dataclass(frozen=True)

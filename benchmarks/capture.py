@@ -17,9 +17,12 @@ from models.catalogues import Customer
 from models.session import Database
 
 #: Rows of the table, all of which the bulk UPDATE changes; and writes of one row each.
-COUNTS, SHORT_COUNTS, QUICK_COUNTS = (100_000, 1_000), (50_000, 500), (1_000, 50)
+COUNTS = (100_000, 1_000)
+SHORT_COUNTS = (50_000, 500)
+QUICK_COUNTS = (1_000, 50)
 
-WITHOUT, WITH = "without triggers", "with triggers"
+WITHOUT = "without triggers"
+WITH = "with triggers"
 
 
 def run(rounds: int, scale: Scale) -> Result:

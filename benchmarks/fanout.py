@@ -12,11 +12,17 @@ from benchmarks.report import Goal, Result, interleaved, median, postgres_settin
 from benchmarks.scale import Scale
 
 #: Changes in one transaction; the last one for the hub and quick peers only, at which they are compared.
-BURSTS, SHORT_BURSTS, QUICK_BURSTS = (1, 10, 1_000, 20_000), (1, 10, 1_000, 5_000), (1, 10, 100)
+BURSTS = (1, 10, 1_000, 20_000)
+SHORT_BURSTS = (1, 10, 1_000, 5_000)
+QUICK_BURSTS = (1, 10, 100)
 #: This many once, in the last round, to whoever does more than so many deliveries per second: else it takes minutes.
-LARGE, LARGE_FROM = 100_000, 4_000
+LARGE = 100_000
+LARGE_FROM = 4_000
 #: Changes that are committed (published and confirmed) one by one; fewer for slow peers.
-STREAM, SHORT_STREAM, QUICK_STREAM, SLOW_STREAM = 2_000, 300, 20, 300
+STREAM = 2_000
+SHORT_STREAM = 300
+QUICK_STREAM = 20
+SLOW_STREAM = 300
 
 #: Contender -> the ratio aimed at, and what it is called.
 RATIOS = {

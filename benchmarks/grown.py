@@ -24,16 +24,22 @@ from models.ledger import System
 from models.session import Database
 
 #: Changes in one transaction; changes a round at 100 a second; rows that one UPDATE changes.
-COUNTS, SHORT_COUNTS, QUICK_COUNTS = (20_000, 1_000, 100_000), (5_000, 300, 20_000), (100, 20, 200)
+COUNTS = (20_000, 1_000, 100_000)
+SHORT_COUNTS = (5_000, 300, 20_000)
+QUICK_COUNTS = (100, 20, 200)
 PAUSE_MS = 10.0
 
 #: What is measured -> whether more of it is better.
-FAN_OUT, P50, P99, UPDATE = "fan-out, deliveries/s", "latency p50, ms", "latency p99, ms", "bulk UPDATE, ms"
+FAN_OUT = "fan-out, deliveries/s"
+P50 = "latency p50, ms"
+P99 = "latency p99, ms"
+UPDATE = "bulk UPDATE, ms"
 MORE_IS_BETTER = {FAN_OUT}
 
 AIM_RATIO = 1.25
 
-_EMPTY, _LARGE = "empty", "large"
+_EMPTY = "empty"
+_LARGE = "large"
 
 
 @dataclass

@@ -33,7 +33,11 @@ from models.session import Database
 AIM_SWEEP_MS = 50
 
 #: Customers brought over in one run and then edited; changes of one transaction; sweeps and overviews in a row.
-_RECORDS, _SHORT_RECORDS, _QUICK_RECORDS, _AT_ONCE, _LOOKS = 4000, 1000, 200, 20, 10
+_RECORDS = 4000
+_SHORT_RECORDS = 1000
+_QUICK_RECORDS = 200
+_AT_ONCE = 20
+_LOOKS = 10
 
 _LEDGERS = ("empty", "open", "large")
 

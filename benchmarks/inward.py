@@ -38,7 +38,9 @@ from tests.chaos.fleet import free_port
 from workers.publisher import DramatiqPublisher
 
 #: Webhooks of one round at leisure and beside deliveries, and of a burst; pages of a poll.
-COUNTS, SHORT_COUNTS, QUICK_COUNTS = (2_000, 10_000, 20), (400, 2_000, 10), (40, 60, 2)
+COUNTS = (2_000, 10_000, 20)
+SHORT_COUNTS = (400, 2_000, 10)
+QUICK_COUNTS = (40, 60, 2)
 
 #: Records on a page of a poll, as Stripe has it.
 PAGE = 100
@@ -50,10 +52,12 @@ CONNECTIONS = 8
 TWICE = 20
 
 #: Records a commit, and how many may be under way, while deliveries run.
-_LOT, _UNDER_WAY = 500, 3_000
+_LOT = 500
+_UNDER_WAY = 3_000
 
 PROCESSES = ("relay", "worker", "worker", "web")
-HOST, SECRET = "127.0.0.1", "whsec_bench"
+HOST = "127.0.0.1"
+SECRET = "whsec_bench"
 
 #: When everything begins, by the clock of the systems.
 START = datetime.now(UTC) - timedelta(days=1)

@@ -10,13 +10,19 @@ from benchmarks.report import Goal, Result, interleaved, median, percentile, pos
 from benchmarks.scale import Scale
 
 #: Idle: one change every so many milliseconds, this often a round.
-IDLE_PAUSE_MS, IDLE_CHANGES, SHORT_IDLE_CHANGES, QUICK_IDLE_CHANGES = 200.0, 17, 7, 3
+IDLE_PAUSE_MS = 200.0
+IDLE_CHANGES = 17
+SHORT_IDLE_CHANGES = 7
+QUICK_IDLE_CHANGES = 3
 #: Under load: 100 changes a second, for so many seconds a round, of the hub and of each peer.
 LOAD_PAUSE_MS = 10.0
-SECONDS, SHORT_SECONDS, QUICK_SECONDS = (10.0, 5.0), (4.0, 2.0), (0.3, 0.3)
+SECONDS = (10.0, 5.0)
+SHORT_SECONDS = (4.0, 2.0)
+QUICK_SECONDS = (0.3, 0.3)
 
 #: Milliseconds under load: half of all, and 99 of 100.
-P50_AIM, P99_AIM = 10.0, 40.0
+P50_AIM = 10.0
+P99_AIM = 40.0
 
 _NOTE = (
     f"Idle: a change every {IDLE_PAUSE_MS:g} ms; under load one each {LOAD_PAUSE_MS:g} ms, for the hub twice as "

@@ -20,7 +20,9 @@ from benchmarks.systems import SinkOf
 from models.ledger import Change
 
 #: Records that go to three systems, webhooks that come in, and changes that a system is owed which takes its time.
-COUNTS, SHORT_COUNTS, QUICK_COUNTS = (20_000, 1_000, 500_000), (20_000, 500, 100_000), (200, 20, 1_000)
+COUNTS = (20_000, 1_000, 500_000)
+SHORT_COUNTS = (20_000, 500, 100_000)
+QUICK_COUNTS = (200, 20, 1_000)
 
 #: Records a commit of the backlog.
 _LOT = 5_000
@@ -35,9 +37,13 @@ AIMS = {"relay": 80, "worker": 120, "standalone": 200}
 FLAT = 1.1
 
 #: Seconds between two samples, of rest before the first, and until waiting is given up.
-_PAUSE, _REST, _PATIENCE = 0.2, 3.0, 1800.0
+_PAUSE = 0.2
+_REST = 3.0
+_PATIENCE = 1800.0
 
-IDLE, LOAD, OWED = "idle", "under load", "with a backlog"
+IDLE = "idle"
+LOAD = "under load"
+OWED = "with a backlog"
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,25 @@ from benchmarks.scale import Scale
 from benchmarks.systems import SinkOf
 
 #: Milliseconds a call takes, calls that are allowed at once, and records of a burst, one a call: a few and many.
-DELAY_MS, AT_ONCE = 50.0, 16
-BURSTS, SHORT_BURSTS, QUICK_BURSTS = (500, 6_400), (500, 3_200), (40,)
+DELAY_MS = 50.0
+AT_ONCE = 16
+BURSTS = (500, 6_400)
+SHORT_BURSTS = (500, 3_200)
+QUICK_BURSTS = (40,)
 
 #: Share of what the limit allows in theory that one worker process should reach.
 SHARE = 0.9
 
 #: Milliseconds a call of the slow system takes, and records it is owed before anything is measured.
 SLOW_MS = 1_000.0
-BACKLOG, QUICK_BACKLOG = 1_000, 40
+BACKLOG = 1_000
+QUICK_BACKLOG = 40
 
 #: Changes a second, and for how many seconds, while the fast system's latency is taken.
 PER_SECOND = 50
-SECONDS, SHORT_SECONDS, QUICK_SECONDS = 20, 6, 1
+SECONDS = 20
+SHORT_SECONDS = 6
+QUICK_SECONDS = 1
 
 #: How much longer the fast system may take beside a slow one.
 NOTICEABLE = 1.25

@@ -43,8 +43,10 @@ AIM_SHARE = 0.01
 #: Requests of one page in each round.
 _EACH = 3
 _POLLS = 100
-_OVERVIEW, _CHART = "/", "/throughput.json?range=6h"
-_PERSON, _PASSWORD = "bench@example.com", "a long enough password"
+_OVERVIEW = "/"
+_CHART = "/throughput.json?range=6h"
+_PERSON = "bench@example.com"
+_PASSWORD = "a long enough password"
 
 #: Its first row is one of millions that no index serves: it comes when the rows after it are read. No page waits so.
 _WHOLE_HISTORY = "deliveries, download a rare outcome"

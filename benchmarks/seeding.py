@@ -54,7 +54,8 @@ SHARES = {"shop.customer": 14, "crm.customer": 5, "desk.customer": 1}
 _TURN = sum(SHARES.values())
 
 #: The record with a long history: every so many changes and deliveries are its own.
-HOT, HOT_EVERY = "1", 200
+HOT = "1"
+HOT_EVERY = 200
 
 _FIRST = (
     "Ada Grace Alan Edsger Barbara Donald Frances Niklaus "

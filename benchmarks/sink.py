@@ -19,8 +19,15 @@ from types import SimpleNamespace
 
 #: Numbers of 8 bytes in the head, and in the slot that one thread has for one subscriber.
 _HEAD = _SLOT = 8
-_USED, _SUBSCRIBERS, _IDS = range(3)
-_SUBSCRIBER, _CALLS, _RECORDS, _REPEATS, _FIRST, _LAST = range(6)
+_USED = 0
+_SUBSCRIBERS = 1
+_IDS = 2
+_SUBSCRIBER = 0
+_CALLS = 1
+_RECORDS = 2
+_REPEATS = 3
+_FIRST = 4
+_LAST = 5
 
 #: Threads times subscribers that may write to one sink.
 _SLOTS = 1024

@@ -31,7 +31,10 @@ from subscribers.records import External, Item
 from subscribers.system import Options, System
 
 #: Changes of one transaction; times all are edited after they were created.
-_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES, _EDITS = 4_000, 2_000, 200, 2
+_CHANGES = 4_000
+_SHORT_CHANGES = 2_000
+_QUICK_CHANGES = 200
+_EDITS = 2
 
 #: Step -> the method of the conductor's part that is it.
 _STEPS = {
@@ -42,7 +45,9 @@ _STEPS = {
     "call": ("outward", "_call"),
     "write down how it went": ("outward", "_settle"),
 }
-_ALL, _OURS, _SERVERS = "all of it", "processor time of the hub", "processor time of PostgreSQL"
+_ALL = "all of it"
+_OURS = "processor time of the hub"
+_SERVERS = "processor time of PostgreSQL"
 
 
 class _Sink(Subscriber):

@@ -1,7 +1,7 @@
 """Change capture: triggers that write a `change` row in the writer's own transaction.
 
-Whoever writes to a catalogue's table, by ORM, raw SQL, `psql` or another application, is captured:
-there is no second write to forget. An UPDATE that changes no synced column writes nothing.
+Every write to the table of a catalogue is captured: by ORM, raw SQL, `psql` or another application.
+An UPDATE that changes no synced column writes no change.
 
 PostgreSQL uses statement-level triggers with transition tables, so that a bulk UPDATE costs one
 set-based INSERT; SQLite has row-level triggers only. See "CREATE TRIGGER" in both manuals.
@@ -37,10 +37,9 @@ def sync_context(
 ) -> Iterator[None]:
     """Name the origin and the unsubscribe list of the writes made inside, in one transaction.
 
-    `unsubscribe` holds systems (`stripe`) or subscribers (`stripe.customer`) that shall not be
-    told of these changes. ORM sessions are flushed at both ends: what is pending at the beginning
-    belongs to nobody, what is pending at the end is covered. A block inside another one replaces
-    its context, which comes back at the end.
+    `unsubscribe` holds systems (`stripe`) or subscribers (`stripe.customer`) that do not get these
+    changes. ORM sessions are flushed at both ends, so that exactly the writes inside the block are
+    covered. A block inside another one replaces its context until the inner block ends.
     """
     if isinstance(connection, Session):
         connection.flush()
@@ -55,7 +54,7 @@ def sync_context(
             _set_context(connection, *before)
         except sa.exc.SQLAlchemyError as error:
             # The transaction, or its savepoint, has failed: the context goes with it.
-            logger.debug("the context ends with its transaction: %s", error)
+            logger.debug("the sync context ended with its transaction: %s", error)
         raise
     _set_context(connection, *before)
 
@@ -84,21 +83,23 @@ def _set_context(connection: sa.Connection | Session, origin: str | None, unsubs
         )
         connection.execute(statement, {"origin": origin or "", "unsubscribe": unsubscribe or ""})
         return
-    # SQLite: the row exists only until the writer's commit, which nobody else can see.
+    # SQLite: the row exists only until the commit, so no other connection sees it.
     connection.execute(sa.delete(SyncContext))
     if origin or unsubscribe:
         connection.execute(sa.insert(SyncContext).values(id=1, origin=origin, unsubscribe=unsubscribe))
 
 
 def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = None) -> list[str]:
-    """Create (or renew) the capture triggers of these catalogues, by default all; returns their names."""
+    """Create or replace the capture triggers of these catalogues, by default all; return the names of all triggers."""
     remove(connection)
     make = _postgresql if connection.dialect.name == "postgresql" else _sqlite
     tables = set(sa.inspect(connection).get_table_names())
     for catalogue in CATALOGUES.values() if catalogues is None else catalogues:
         missing = {table.name for table, *_ in _sources(catalogue)} - tables
         if missing:
-            logger.warning("catalogue %s is not captured: no table %s", catalogue.name, ", ".join(sorted(missing)))
+            logger.warning(
+                "catalogue %s is not captured: it has no table %s", catalogue.name, ", ".join(sorted(missing))
+            )
             continue
         for statement in make(catalogue, connection.dialect.identifier_preparer.quote):
             connection.exec_driver_sql(statement)
@@ -106,7 +107,7 @@ def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = 
 
 
 def remove(connection: sa.Connection) -> list[str]:
-    """Drop every capture trigger there is, also those of tables that are no catalogue any more."""
+    """Drop all capture triggers, also those of former catalogues, and return their names."""
     quote = connection.dialect.identifier_preparer.quote
     names = installed(connection)
     if connection.dialect.name == "postgresql":
@@ -121,7 +122,7 @@ def remove(connection: sa.Connection) -> list[str]:
 
 
 def installed(connection: sa.Connection) -> list[str]:
-    """Names of the capture triggers now in the database."""
+    """Return the names of the capture triggers in the database."""
     if connection.dialect.name == "postgresql":
         return [row[0] for row in connection.execute(sa.text(_PG_TRIGGERS))]
     statement = f"SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE '{_PREFIX}%' ORDER BY name"
@@ -144,7 +145,7 @@ def _synced(table: sa.Table, ignore: Iterable[str]) -> list[str]:
 
 
 def _sources(catalogue: Catalogue) -> list[tuple[sa.Table, str, bool, list[str]]]:
-    """(table, column holding the record's id, is it a child table, columns compared) for each table."""
+    """Return (table, column with the record's id, whether it has child rows, compared columns) for each table."""
     own = (catalogue.table, catalogue.key.name, False, _synced(catalogue.table, catalogue.ignore))
     return [
         own,
@@ -165,7 +166,7 @@ _SQLITE_VALUES = """
         strftime('%Y-%m-%d %H:%M:%f000', 'now'){where};
 """
 
-#: SQLAlchemy keeps a UUID as 32 digits where the database has no such type; a record's id has the dashes.
+#: SQLAlchemy stores a UUID as 32 digits in SQLite; the id of a record has the dashes.
 _UUID = (
     "printf('%s-%s-%s-%s-%s', "
     + ", ".join(f"substr({{0}}, {start}, {length})" for start, length in ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12)))
@@ -189,14 +190,14 @@ def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
             word = "updated" if child else operation
             record = f"{row}.{column}"
             written = _UUID.format(record) if is_uuid else record
-            if child:  # one that belongs to no record is nobody's change
+            if child:  # a row without a record is no change of one
                 where = f"{where} AND {record} IS NOT NULL" if where else f" WHERE {record} IS NOT NULL"
             return _SQLITE_VALUES.format(catalogue=catalogue.name, record=written, operation=word, where=where)
 
         differs = " OR ".join(f"OLD.{quote(c)} IS NOT NEW.{quote(c)}" for c in columns)
         moved = f" WHERE OLD.{column} IS NOT NEW.{column}"
         stayed = f" WHERE OLD.{column} IS NEW.{column}"
-        # A changed key is one record gone and another one come.
+        # A changed key is one record deleted and another one created.
         update = body("OLD", "deleted", moved) + body("NEW", "created", moved) + body("NEW", "updated", stayed)
         for event, when, statements in (
             ("INSERT", "", body("NEW", "created")),
@@ -209,9 +210,8 @@ def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
 
 # --- PostgreSQL -----------------------------------------------------------------------------------
 
-# SECURITY DEFINER: an application that may write its table need not be let into our ledger.
-# No jit: that the rows of a statement were joined is cheap, the planner takes it for dear, and compiling it costs more
-# than the join.
+# SECURITY DEFINER: an application that writes its own table needs no access to the ledger.
+# jit = off: the planner overestimates the cost of the join, and compiling takes longer than running it.
 _PG_FUNCTION = """
 CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT SET jit = off AS $$
@@ -235,11 +235,11 @@ def _postgresql(catalogue: Catalogue, quote: Any) -> Iterator[str]:
         record, primary = quote(key), quote(next(iter(table.primary_key)).name)
         created, updated, deleted = ("updated",) * 3 if is_child else ("created", "updated", "deleted")
         differs = " OR ".join(_differs(table.c[c], quote) for c in columns)
-        # A row without its counterpart is one whose key was changed: one record gone and another one come. A FULL
-        # JOIN is hashed or merged, never a nested loop: PostgreSQL keeps a session's first plan, which may have been
-        # made for a single row, and 10,000 rows joined by that plan would take half a minute.
+        # A row without a counterpart had its key changed: one record deleted, another created. PostgreSQL never uses
+        # a nested loop for a FULL JOIN. It keeps a session's first plan, which may be for a single row, and a nested
+        # loop would take half a minute for 10,000 rows.
         pairs = f"old_rows o FULL JOIN new_rows n USING ({primary})"
-        if is_child:  # it may have moved from one parent to another: both have changed
+        if is_child:  # a row that moves changes both parents
             update = f"""
                 SELECT DISTINCT of_either.parent::text, '{updated}'
                 FROM {pairs} CROSS JOIN LATERAL (VALUES (o.{record}), (n.{record})) AS of_either (parent)
@@ -278,7 +278,7 @@ def _postgresql(catalogue: Catalogue, quote: Any) -> Iterator[str]:
 
 
 def _differs(column: sa.Column[Any], quote: Any) -> str:
-    # The json type has no equality; its text has.
+    # The json type has no equality operator, so its text is compared.
     cast = "::text" if isinstance(column.type, sa.JSON) else ""
     name = quote(column.name)
     return f"n.{name}{cast} IS DISTINCT FROM o.{name}{cast}"

@@ -1,4 +1,4 @@
-"""The internal tables kept in sync, and what Syncflow has to know of each.
+"""The catalogues: the internal tables that are kept in sync.
 
 A table becomes a catalogue by one declaration at the end of this file. A table of another
 application is declared the same way over `sqlalchemy.Table(..., autoload_with=engine)`.
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 class _Timestamps:
-    # SQLite too never gives a deleted record's id to another one: links outlive their record.
+    # SQLite must not reuse the id of a deleted record either: its links remain.
     __table_args__ = {"sqlite_autoincrement": True}
 
     created_at: Mapped[datetime] = mapped_column(default=utcnow, server_default=sa.func.current_timestamp())
@@ -34,7 +34,7 @@ class _Timestamps:
 
 
 class Customer(_Timestamps, Base):
-    """Somebody we sell to."""
+    """A customer: a person or a company."""
 
     __tablename__ = "customer"
 
@@ -54,7 +54,7 @@ class Customer(_Timestamps, Base):
 
 
 class Product(_Timestamps, Base):
-    """Something we sell."""
+    """A product with its price."""
 
     __tablename__ = "product"
 
@@ -69,7 +69,7 @@ class Product(_Timestamps, Base):
 
 
 class Invoice(_Timestamps, Base):
-    """What a customer owes for some products."""
+    """An invoice to a customer, with its lines."""
 
     __tablename__ = "invoice"
 
@@ -84,7 +84,7 @@ class Invoice(_Timestamps, Base):
 
 
 class InvoiceLine(Base):
-    """One position of an invoice; a change of a line is a change of its invoice."""
+    """A line of an invoice; a change of it is a change of the invoice."""
 
     __tablename__ = "invoice_line"
 
@@ -99,7 +99,7 @@ class InvoiceLine(Base):
 
 @dataclass(frozen=True)
 class Children:
-    """Rows of another table that belong to a record: they travel with it as the list `name`."""
+    """Rows of another table that belong to a record; they are sent with it as the list `name`."""
 
     name: str
     table: sa.Table
@@ -107,25 +107,25 @@ class Children:
 
     @property
     def parent(self) -> sa.Column[Any]:
-        """The column that points to the record."""
+        """The column that refers to the record."""
         return self.table.c[self.parent_key]
 
     @property
     def columns(self) -> list[str]:
-        """The columns of a child row that travel: all but its own key and the pointer to the record."""
+        """The columns of a child row except its own key and the reference to the record."""
         keys = {column.name for column in self.table.primary_key}
         return [column.name for column in self.table.c if column.name not in keys | {self.parent_key}]
 
     def write(self, connection: sa.Connection, parent: Any, rows: list[Record]) -> None:
-        """Make these the rows of one record, in this order; a row that is so already is not touched.
+        """Replace the rows of one record by these, in this order; rows that are equal already are not written.
 
-        A column that `rows` do not name keeps its value, where the row is known again by the others.
+        A column that is not in `rows` keeps its value if the row is recognised by the others.
         """
         keys = list(self.table.primary_key)
         statement = sa.select(self.table).where(self.parent == parent).order_by(*keys)
         present = [dict(row) for row in connection.execute(statement).mappings()]
         known = recognise(present, rows)
-        # Rows stand in the order of their keys: from the first that is new or has moved up, they are written anew.
+        # Rows are ordered by their keys, so all rows from the first new or moved one on are inserted again.
         kept = list(itertools.takewhile(lambda pair: pair[0] < pair[1], itertools.pairwise([-1, *known])))
         for (_, index), new in zip(kept, rows, strict=False):
             old = present[index]
@@ -151,7 +151,7 @@ def recognise(
     rows: Sequence[Mapping[str, Any]],
     same: Callable[[Any, Any], bool] = operator.eq,
 ) -> list[int]:
-    """For each of `rows` the place in `present` of the row that it is (changed, perhaps), or -1 for a new one."""
+    """Return for each of `rows` the index of the same row in `present`, or -1 for a new row; rows may have changed."""
     free = dict.fromkeys(range(len(present)))
     known = [-1] * len(rows)
 
@@ -163,7 +163,7 @@ def recognise(
         if found is not None:
             known[place] = found
             del free[found]
-    # The most alike find one another first, then those in the same place.
+    # The most similar rows match first, then those in the same place.
     pairs = [(alike(place, i), i == place, place, i) for place, index in enumerate(known) if index < 0 for i in free]
     for likeness, in_place, place, index in sorted(pairs, reverse=True):
         if known[place] < 0 and index in free and (likeness or in_place):
@@ -175,7 +175,7 @@ def recognise(
 def _read_by(
     connection: sa.Connection, table: sa.Table, column: sa.Column[Any], values: list[Any], lock: bool
 ) -> list[Record]:
-    """All rows with one of these values in a column, in the order of their keys."""
+    """Return all rows with one of these values in a column, ordered by key."""
     dialect = connection.dialect.name
     if is_list(dialect, values):
         result = connection.execute(_reading(dialect, table, column, lock), {"values": as_list(dialect, values)})
@@ -192,7 +192,7 @@ def _select(table: sa.Table, lock: bool) -> sa.Select[Any]:
 
 @lru_cache
 def _reading(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
-    """Built once: building it anew for each batch costs more than running it."""
+    """Return a cached statement: building it for each batch takes longer than running it."""
     return _select(table, lock).where(in_param(dialect, column, "values"))
 
 
@@ -200,9 +200,9 @@ def _reading(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) 
 class Catalogue:
     """An internal table kept in sync, identified by one key column.
 
-    `ignore` are columns whose change alone is no change (bookkeeping). `archive` is what a record
-    is set to where a policy says archive instead of delete. `label` is the column people know a
-    record by, `search` are those by which they look for one: the label and `email` where none is named.
+    `ignore` are bookkeeping columns, whose changes are not captured. `archive` holds the values that
+    archive a record, for policies that archive instead of delete. `label` is the column that shows a
+    record in the panel. `search` are the columns of its search; by default `email` and the label.
     """
 
     name: str
@@ -219,31 +219,31 @@ class Catalogue:
 
     @property
     def key(self) -> sa.Column[Any]:
-        """The key column; a record's id in the ledger is its text."""
+        """The key column; the id of a record in the ledger is its text."""
         return next(iter(self.table.primary_key))
 
     @property
     def search_columns(self) -> tuple[str, ...]:
-        """The columns people look for a record by."""
+        """The columns that a search covers."""
         usual = dict.fromkeys(("email", self.label))
         return self.search or tuple(name for name in usual if name in self.table.c)
 
     @property
     def columns(self) -> list[str]:
-        """The columns a mapping may use: all but the ignored ones, then the lists of child rows."""
+        """The columns that a mapping may use: all except the ignored ones, and the lists of child rows."""
         return [c.name for c in self.table.c if c.name not in self.ignore] + [c.name for c in self.children]
 
     def key_of(self, record_id: str) -> Any:
-        """The ledger's text id as the key column's own type.
+        """Return the ledger's text id as the type of the key column.
 
         Raises:
-          ValueError: the text is no such key.
+          ValueError: the text cannot be converted.
         """
         python_type = self.key.type.python_type
         return record_id if python_type is str else python_type(record_id)
 
     def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
-        """The present state of these records by id; one that does not exist is left out.
+        """Return the records with these ids, by id; missing records are left out.
 
         With `lock` the rows and their child rows are locked until the transaction ends (PostgreSQL, where
         that keeps out new child rows as well if they refer to theirs by a foreign key; SQLite's write
@@ -261,14 +261,14 @@ class Catalogue:
         return records
 
     def insert(self, connection: sa.Connection, values: Mapping[str, Any]) -> str:
-        """Create a record; returns its id."""
+        """Create a record, and return its id."""
         own, nested = self._split(values)
         row = connection.execute(sa.insert(self.table).values(**own).returning(self.key)).one()
         self._write_children(connection, row[0], nested)
         return str(row[0])
 
     def update(self, connection: sa.Connection, record_id: str, values: Mapping[str, Any]) -> None:
-        """Set these columns of one record; a list of child rows replaces the rows there were."""
+        """Set these columns of one record; a list of child rows replaces the present rows."""
         own, nested = self._split(values)
         key = self.key_of(record_id)
         if own:
@@ -283,13 +283,13 @@ class Catalogue:
         connection.execute(sa.delete(self.table).where(self.key == key))
 
     def find(self, connection: sa.Connection, values: Mapping[str, Any], limit: int = 2) -> list[str]:
-        """Ids of records whose columns have all these values, in key order."""
+        """Return the ids of records whose columns have all these values, ordered by key."""
         conditions = [self.table.c[name] == value for name, value in values.items()]
         statement = sa.select(self.key).where(*conditions).order_by(self.key).limit(limit)
         return [str(row[0]) for row in connection.execute(statement)]
 
     def keep(self, connection: sa.Connection, record_ids: Iterable[str], where: Iterable[Any]) -> list[str]:
-        """Those of these records that meet the conditions, in key order."""
+        """Return the ids among these whose records meet the conditions, ordered by key."""
         keys = [self.key_of(record_id) for record_id in record_ids]
         statement = sa.select(self.key).where(self.key.in_(keys), *where).order_by(self.key)
         return [str(row[0]) for row in connection.execute(statement)]
@@ -305,12 +305,12 @@ class Catalogue:
                 child.write(connection, key, nested[child.name])
 
 
-#: Every catalogue by name: the one table that answers "what is kept in sync".
+#: Every catalogue by name: the tables that are kept in sync.
 CATALOGUES: dict[str, Catalogue] = {}
 
 
 def declare(catalogue: Catalogue) -> Catalogue:
-    """Make a table a catalogue; its capture triggers come with the next `./syncflow capture install`."""
+    """Make a table a catalogue; `./syncflow capture install` then installs its triggers."""
     CATALOGUES[catalogue.name] = catalogue
     return catalogue
 

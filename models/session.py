@@ -1,4 +1,4 @@
-"""The database: one engine per process, read and write transactions, waking up on changes."""
+"""The database: one engine for each process, read and write transactions, and waiting for commits."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: PostgreSQL channel on which the capture triggers say that something changed.
+#: The PostgreSQL channel that the capture triggers notify of changes.
 CHANNEL = "syncflow_change"
 
 #: Seconds SQLite waits for another writer before it gives up.
 _SQLITE_BUSY_SECONDS = 30
 
-#: Seconds a pooled connection to PostgreSQL is taken to stand after its last use.
+#: How long a pooled connection to PostgreSQL is assumed to be open after its last use.
 _TRUSTED_SECONDS = 1.0
 
-#: PostgreSQL plans a prepared statement once for a connection. While a table is young, all of it is read as fast as one
-#: row, and a statement so planned reads all of it ever after: thousands of rows for each delivery. What processes only
-#: look up by key is planned as if the tables were large ("Query Planning": Planner Method Configuration).
+#: PostgreSQL plans a prepared statement once per connection. For a small table the plan may be a full scan, which
+#: stays in use when the table has grown. Processes that only read by key plan as if the tables were large ("Query
+#: Planning": Planner Method Configuration).
 _BY_KEY = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
 
-#: How often a database transaction that lost a race (deadlock, serialization) is run again.
-_TRANSACTION_TRIES = 5
+#: Attempts of a transaction that fails because of a deadlock or a serialization conflict.
+_TRANSACTION_ATTEMPTS = 5
 
-_LOST_A_RACE = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_detected
+_RETRYABLE_STATES = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_detected
 
 
 class Database:
-    """An SQLite file or a PostgreSQL database, with the few things that differ kept here.
+    """An SQLite file or a PostgreSQL database; this class hides their differences.
 
-    `by_key` is for a process that looks rows up by key and never goes through whole tables.
+    `by_key` is for a process that reads rows by key and never scans whole tables.
     """
 
     def __init__(self, url: str, *, pool_size: int = 20, by_key: bool = False) -> None:
@@ -61,81 +61,84 @@ class Database:
                 self.url,
                 pool_size=pool_size,
                 max_overflow=10,
-                pool_use_lifo=True,  # few are in use at a time: these have their statements prepared
+                pool_use_lifo=True,  # keeps to few connections, which have prepared statements
                 hide_parameters=True,
                 **_JSON,
             )
             _prepare(self.engine, f"SET TIME ZONE 'UTC'; {_BY_KEY}" if by_key else "SET TIME ZONE 'UTC'")
-            _ask_the_idle(self.engine)
+            _ping_idle_connections(self.engine)
         self._writing = self.engine.execution_options(syncflow_write=True)
-        # SQLite has one writer. Threads of this process wait for their turn here: SQLite would have each of them sleep
-        # for up to a tenth of a second before it looks again.
-        self._turn: AbstractContextManager[object] = threading.RLock() if self.is_sqlite else nullcontext()
-        # Each statement by itself on PostgreSQL, which sees what is committed when it begins either way.
-        self._looking = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # SQLite has one writer. Threads of this process wait for a lock, because SQLite's own wait polls at intervals
+        # of up to a tenth of a second.
+        self._writer_lock: AbstractContextManager[object] = threading.RLock() if self.is_sqlite else nullcontext()
+        # On PostgreSQL each statement is a transaction, and sees what was committed before it.
+        self._autocommit = (
+            self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A connection for reading; nothing done on it is kept."""
+        """Yield a connection for reading; writes on it are rolled back."""
         with self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def read_autocommit(self) -> Iterator[sa.Connection]:
-        """A connection for a few reads on the way of a delivery: it costs no round trips of its own.
+        """Yield a connection for a few reads of a delivery, without round trips for BEGIN and ROLLBACK.
 
-        Nor what is prepared there: psycopg forgets a connection's statements when a transaction is rolled back, as one
-        that only read is.
+        Prepared statements survive, too: psycopg discards those of a connection on a rollback.
         """
-        with self._looking.connect() as connection:
+        with self._autocommit.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """A transaction, committed at the end and rolled back on an error.
+        """Yield a connection in a transaction, committed at the end and rolled back on an error.
 
-        On SQLite it takes the single writer's place at once, so that it never fails half way
-        because another writer was first.
+        On SQLite it locks the database for writing immediately, so that it cannot fail later because of
+        another writer.
         """
-        with self._turn, self._writing.connect() as connection, connection.begin():
+        with self._writer_lock, self._writing.connect() as connection, connection.begin():
             yield connection
 
     def run_in_transaction(
         self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """Run `work(connection, ...)` in a write transaction, again from the start when it lost a race."""
-        return self._insist(self.write, work, *arguments, **options)
+        """Run `work(connection, ...)` in a write transaction; retry after a deadlock or serialization conflict."""
+        return self._retry_conflicts(self.write, work, *arguments, **options)
 
     def execute_atomic(
         self, work: Callable[Concatenate[sa.Connection, P], T], *arguments: P.args, **options: P.kwargs
     ) -> T:
         """Run `work` as `run_in_transaction` does, without a transaction on PostgreSQL: for work of one statement."""
-        return self._insist(self.write if self.is_sqlite else self.read_autocommit, work, *arguments, **options)
+        return self._retry_conflicts(
+            self.write if self.is_sqlite else self.read_autocommit, work, *arguments, **options
+        )
 
     @staticmethod
-    def _insist(
+    def _retry_conflicts(
         within: Callable[[], AbstractContextManager[sa.Connection]],
         work: Callable[Concatenate[sa.Connection, P], T],
         *arguments: P.args,
         **options: P.kwargs,
     ) -> T:
-        for attempt in range(1, _TRANSACTION_TRIES + 1):
+        for attempt in range(1, _TRANSACTION_ATTEMPTS + 1):
             try:
                 with within() as connection:
                     return work(connection, *arguments, **options)
             except sa.exc.OperationalError as error:
-                if attempt == _TRANSACTION_TRIES or getattr(error.orig, "sqlstate", None) not in _LOST_A_RACE:
+                if attempt == _TRANSACTION_ATTEMPTS or getattr(error.orig, "sqlstate", None) not in _RETRYABLE_STATES:
                     raise
-                logger.info("transaction lost a race, running it again (attempt %d)", attempt)
+                logger.info("retrying a transaction after a conflict (attempt %d)", attempt)
                 time.sleep(random.uniform(0.01, 0.05) * attempt)  # jitter, not a secret
         raise AssertionError("unreachable")
 
     def insert(self, table: Any) -> Any:
-        """An INSERT that knows `on_conflict_do_update` and `on_conflict_do_nothing`."""
+        """Return an INSERT with `on_conflict_do_update` and `on_conflict_do_nothing`."""
         return sqlite_dialect.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def listener(self) -> Listener:
-        """Something that waits until the database has probably changed."""
+        """Return a listener, which waits for commits."""
         return _SqliteListener(self) if self.is_sqlite else _PostgresListener(self)
 
     def close(self) -> None:
@@ -152,14 +155,14 @@ _JSON: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.
 
 
 class Listener:
-    """Waits for commits. It may wake for nothing; it may miss none for longer than the timeout."""
+    """Waits for commits. It may return without one, but never later than the timeout."""
 
     def wait(self, timeout: float) -> None:
-        """Return when something was committed, or after `timeout` seconds."""
+        """Return after a commit, or after `timeout` seconds."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         raise NotImplementedError
 
 
@@ -172,25 +175,25 @@ class _PostgresListener(Listener):
     def wait(self, timeout: float) -> None:
         try:
             select.select([self._raw.fileno()], [], [], timeout)
-            # Take all that is waiting, so that a burst wakes us once.
+            # Consume all notifications, so that a burst wakes us once.
             for _ in self._raw.notifies(timeout=0):
                 continue
         except psycopg.Error as error:
-            # As SQLAlchemy would say it: who waits need not know the driver.
+            # Raised as SQLAlchemy's error: callers do not know the driver.
             raise sa.exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
 
     def close(self) -> None:
-        # The connection listens: it must not go back to the pool as if it were fresh.
+        # The connection still listens, so it must not return to the pool.
         self._connection.invalidate()
         self._connection.close()
 
 
 class _SqliteListener(Listener):
-    #: `PRAGMA data_version` is a read of one integer in shared memory: cheap enough to ask often.
+    #: `PRAGMA data_version` reads one integer in shared memory, which is cheap.
     INTERVAL_SECONDS = 0.005
 
     def __init__(self, database: Database) -> None:
-        # Outside any transaction: inside one the version would stand still.
+        # In autocommit mode: within a transaction the version does not change.
         path = str(database.url.database)
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._version = self._read()
@@ -212,7 +215,7 @@ class _SqliteListener(Listener):
 
 
 def _prepare(engine: sa.Engine, settings: str) -> None:
-    """Say this once on each connection; of times, that they are read as UTC, whatever zone the server is in."""
+    """Run these settings on each new connection."""
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
@@ -220,10 +223,10 @@ def _prepare(engine: sa.Engine, settings: str) -> None:
         connection.commit()
 
 
-def _ask_the_idle(engine: sa.Engine) -> None:
-    """Have a pooled connection asked whether it still stands when it was not used for a moment.
+def _ping_idle_connections(engine: sa.Engine) -> None:
+    """Ping a pooled connection before its use if it was idle for _TRUSTED_SECONDS.
 
-    Each time, as `pool_pre_ping` does, would be a third of the round trips of a small transaction.
+    `pool_pre_ping` pings each time, which would be a third of the round trips of a small transaction.
     """
 
     @sa.event.listens_for(engine, "checkin")
@@ -237,7 +240,7 @@ def _ask_the_idle(engine: sa.Engine) -> None:
         try:
             engine.dialect.do_ping(connection)
         except psycopg.Error as error:
-            raise sa.exc.DisconnectionError from error  # the pool connects anew and asks again
+            raise sa.exc.DisconnectionError from error  # the pool reconnects
 
 
 def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
@@ -247,13 +250,13 @@ def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
         pool_size=20,
         max_overflow=20,
         connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
-        hide_parameters=True,  # records' data has no place in logs
+        hide_parameters=True,  # keeps the data of records out of logs
         **_JSON,
     )
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        # We say BEGIN ourselves: the driver's own comes too late to see a consistent state.
+        # We execute BEGIN ourselves: the driver's comes too late for a consistent read.
         connection.isolation_level = None
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")

@@ -49,7 +49,8 @@ DEMO_TOKEN = "demo-token"
 FIELDS = ("name", "email", "phone", "company", "external_ref", "note")
 MAX_LENGTH = 500
 MAX_BODY_BYTES = 1_000_000
-DEFAULT_LIMIT, MAX_LIMIT = 50, 200
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
 #: How many records a page shows.
 SHOWN = 200
 

@@ -1,9 +1,8 @@
-"""Any system with a plain JSON REST API: configured, not programmed.
+"""Any system with a plain JSON REST API, by configuration.
 
-What is expected of it: a list and an address a record (`/contacts`, `/contacts/7`), JSON objects,
-a time of the last change in each of them, and usual HTTP statuses. What is different in yours is a
-class attribute here, or the line of the same name in the file that SYNCFLOW_SYSTEMS names; what no
-attribute covers is a method to override.
+The API must have a list and a URL for each record (`/contacts`, `/contacts/7`), JSON objects with the
+time of their last change, and the usual HTTP statuses. Differences are set by class attributes, or by
+keys of the same names in the file SYNCFLOW_SYSTEMS. Override a method for what no attribute covers.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from subscribers.records import Event, External, Item, Page
 from subscribers.system import Options as SystemOptions
 from subscribers.system import System
 
-#: Pages of a list that are looked through for one record.
-_FIND_PAGES = 10
+#: Pages of a list that are searched for one record.
+_MAX_FIND_PAGES = 10
 
 
 class RestOptions(SystemOptions):
@@ -58,7 +57,7 @@ class RestOptions(SystemOptions):
     ca_bundle: str = ""
 
 
-#: `auth` -> the settings it cannot do without.
+#: `auth` -> the settings it requires.
 _NEEDS = {
     "none": (),
     "bearer": ("token",),
@@ -71,40 +70,40 @@ _NEEDS = {
 class RestSystem(System):
     """One REST system.
 
-    Its webhooks are JSON objects; the attributes name where in them things stand. A `type` such as
-    `contact.updated` stands for the resource too where there is no field of its own for that.
+    Its webhooks are JSON objects; attributes name the places of their values. Without a field for the
+    resource, it is the first part of the type, such as `contact` in `contact.updated`.
     """
 
     Options = RestOptions
 
     auth: ClassVar[Literal["bearer", "header", "basic", "oauth2", "none"]] = "bearer"
-    #: For `header`: what carries the token, and what stands before it there (`Token `).
+    #: For `header`: the header with the token, and the text before the token (`Token `).
     auth_header: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")]] = "X-Api-Key"
     auth_prefix: ClassVar[str] = ""
-    #: For `oauth2`: a path below the system's URL, or an address; what is sent there besides; and where id
-    #: and secret go.
+    #: For `oauth2`: a path below the system's URL, or a full URL; further parameters; and whether id and secret
+    #: are sent as Basic authentication or in the body.
     token_url: ClassVar[str] = "/oauth/token"
     token_parameters: ClassVar[Mapping[str, str]] = {}
     token_login: ClassVar[Literal["basic", "body"]] = "basic"
-    #: Sent with every call (a version of the API, say). Nothing secret.
+    #: Headers of every call, such as a version of the API. Not for secrets.
     headers: ClassVar[Mapping[str, str]] = {}
-    #: Where a refusal has the words per field.
+    #: The place of the messages per field in an error response.
     errors_field: ClassVar[JmesPath] = "errors"
 
     signature: ClassVar[Scheme] = "hmac"
-    #: For `hmac`: where the digest of the body stands, what stands before it there (`sha256=`), and how it is written.
+    #: For `hmac`: the header with the digest of the body, the text before the digest (`sha256=`), and its encoding.
     signature_header: ClassVar[str] = "X-Signature"
     signature_prefix: ClassVar[str] = ""
     signature_encoding: ClassVar[Literal["hex", "base64"]] = "hex"
     signature_digest: ClassVar[Literal["sha1", "sha256", "sha512"]] = "sha256"
-    #: The header with the event's id (Standard Webhooks have their own); without one `event_id_field` has it.
+    #: The header with the event's id, unless the webhook is a Standard Webhook; empty: it is in `event_id_field`.
     event_id_header: ClassVar[str] = ""
     event_id_field: ClassVar[JmesPath] = "id"
     event_type_field: ClassVar[JmesPath] = "type"
     event_time_field: ClassVar[JmesPath] = "created_at"
     event_resource_field: ClassVar[JmesPath] = "resource"
     event_data_field: ClassVar[JmesPath] = "data"
-    #: How the type of a deletion ends.
+    #: The last part of the type of a deletion.
     event_deleted: ClassVar[str] = "deleted"
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -139,11 +138,11 @@ class RestSystem(System):
             ca_bundle=options.ca_bundle or None,
             describe=lambda response: describe_error(response, lambda body: search_json(self.errors_field, body)),
         )
-        #: By resource: where a record's id stands is known to its subscriber.
+        #: Resource -> subscriber, which knows the place of a record's id.
         self.subscribers: dict[str, RestSubscriber] = {}
 
     def login(self) -> AuthBase:
-        """What puts the login on each call."""
+        """Return the authentication of every call."""
         options, token = self.options, self.options.token.get_secret_value()
         if self.auth == "oauth2":
             return ClientCredentials(
@@ -162,7 +161,7 @@ class RestSystem(System):
         return HeaderAuth("Authorization", f"Bearer {token}") if self.auth == "bearer" else HeaderAuth()
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
-        """The event's id, once the signature fits one of the secrets."""
+        """Verify the signature with each of the secrets, and return the event's id."""
         try:
             self.proof.verify(body, headers)
         except BadSignature as error:
@@ -175,7 +174,7 @@ class RestSystem(System):
         return str(event_id)
 
     def events(self, body: bytes) -> list[Event]:
-        """The one record that the webhook is about; nothing where no subscriber follows its resource."""
+        """Return the record of the webhook; nothing if no subscriber has its resource."""
         event = _json_object(body)
         kind = str(search_json(self.event_type_field, event) or "")
         resource = str(search_json(self.event_resource_field, event) or kind.rpartition(".")[0])
@@ -195,71 +194,71 @@ class RestSystem(System):
 
 def _with_id(template: str) -> str:
     if template and "{id}" not in template:
-        raise ValueError("needs {id}, where the record's id goes")
+        raise ValueError("must contain {id}, the place of the record's id")
     return template
 
 
-#: An address below the system's URL in which `{id}` stands for the record's id.
+#: A path below the system's URL that contains `{id}`, the place of the record's id.
 RecordPath = Annotated[str, AfterValidator(_with_id)]
 
 
 class RestSubscriber(Subscriber):
     """Records of one list of a REST system.
 
-    Where its lists do not show what is gone (`deleted_field`), deletions are told from webhooks only.
+    If its lists do not include deleted records (`deleted_field`), only webhooks report deletions.
     """
 
     system_class = RestSystem
 
-    #: The list's address below the system's URL; records are made there too.
+    #: The path of the list below the system's URL; records are created there too.
     path: ClassVar[str]
-    #: A record's own; where it is empty: `path`, a slash and the id.
+    #: The path of a record; empty: `path`, a slash and the id.
     record_path: ClassVar[RecordPath] = ""
-    #: Where one verb goes elsewhere.
+    #: Other paths for single operations.
     list_path: ClassVar[str] = ""
     create_path: ClassVar[str] = ""
     read_path: ClassVar[RecordPath] = ""
     update_path: ClassVar[RecordPath] = ""
     delete_path: ClassVar[RecordPath] = ""
-    #: PATCH (or POST) sends what changed, PUT all that is mapped.
+    #: PATCH and POST send the changes, PUT all mapped fields.
     update_method: ClassVar[Literal["PATCH", "PUT", "POST"]] = "PATCH"
-    #: The name under which a record is sent; empty: it is the body itself.
+    #: The field of the body with the record; empty: the body is the record.
     body_field: ClassVar[str] = ""
-    #: Where an answer has the record, and a record its id.
+    #: The place of the record in a response, and of the id in a record.
     record_field: ClassVar[JmesPath] = "@"
     id_field: ClassVar[JmesPath] = "id"
-    #: Where an answer has the list, and each record in it the time of its last change, as text or in numbers.
+    #: The place of the list in a response, and in each record that of the time of its last change, with its format.
     list_field: ClassVar[JmesPath] = "items"
     updated_field: ClassVar[JmesPath] = "updated_at"
     time_format: ClassVar[Literal["iso", "seconds", "milliseconds"]] = "iso"
-    #: Where a listed record says that it was deleted.
+    #: The place of the mark of a deleted record in a list.
     deleted_field: ClassVar[JmesPath] = ""
-    #: Sent with every call for a list: an order, a filter.
+    #: Parameters of every call for a list, such as an order or a filter.
     list_parameters: ClassVar[Mapping[str, str | int]] = {}
-    #: What asks for changes since a time: its value holds `{since}`, the time as the system wrote it. Without
-    #: a parameter everything is read each time. `since_first` stands for the time until there is one.
+    #: The parameter for changes since a time. Its value contains `{since}`, the time as the system writes it.
+    #: Without a parameter each poll reads the whole list. `since_first` is the time of the first poll.
     since_parameter: ClassVar[str] = "updated_since"
     since_value: ClassVar[str] = "{since}"
     since_first: ClassVar[str] = ""
-    #: Whether lists come in order of `updated_field`; else a poll that breaks off starts afresh.
+    #: Whether lists are sorted by `updated_field`; else a poll that fails starts from the beginning.
     oldest_first: ClassVar[bool] = True
-    #: How the next page is found: `next`: its address stands in `next_field`; `cursor`: what stands there is sent
-    #: as `cursor_parameter`; `link`: its address is in the header `next_header`; or counted by `page`, by `offset`.
+    #: The way to the next page: `next`: `next_field` has its URL; `cursor`: `next_field` has the value for
+    #: `cursor_parameter`; `link`: the header `next_header` has its URL; `page` and `offset`: a counted parameter.
     pagination: ClassVar[Literal["next", "cursor", "link", "page", "offset", "none"]] = "next"
     next_field: ClassVar[JmesPath] = "next"
     cursor_parameter: ClassVar[str] = "cursor"
-    #: `Link` (RFC 8288, rel=next), or one that holds nothing but the address.
+    #: `Link` (RFC 8288, rel=next), or a header that contains only the URL.
     next_header: ClassVar[str] = "Link"
     page_parameter: ClassVar[str] = "page"
     first_page: ClassVar[int] = 1
     offset_parameter: ClassVar[str] = "offset"
     limit_parameter: ClassVar[str] = "limit"
     page_limit: ClassVar[Annotated[int, Field(ge=1)]] = 100
-    #: The top-level field in which a record there carries our id, and what asks the list for it: `{id}`.
+    #: The top-level external field with our id, and the parameter and value, with `{id}`, that filter a list by it.
     record_id_field: ClassVar[str] = ""
     find_parameter: ClassVar[str] = ""
     find_value: ClassVar[RecordPath] = "{id}"
-    #: Keeps a repeated create from making a second record where the system heeds it; empty: none is sent.
+    #: The header for the idempotency key of a create; empty: none is sent.
     idempotency_header: ClassVar[str] = "Idempotency-Key"
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -273,14 +272,14 @@ class RestSubscriber(Subscriber):
     # --- calls ------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
-        """POST."""
+        """Create the record by POST."""
         headers = {self.idempotency_header: item.key} if self.idempotency_header else {}
         return self._write("POST", self.create_path or self.path, item.data, item, headers=headers)
 
     def update(self, item: Item) -> External:
-        """PATCH or PUT. Raises `Gone`.
+        """Update the record by PATCH, POST or PUT. Raises `Gone`.
 
-        A PUT replaces the record: mapped fields that are not ours to change go back as they stand there now.
+        A PUT replaces the record, so it sends mapped fields that did not change with their present external values.
         """
         data = item.changes
         if self.update_method == "PUT":
@@ -288,36 +287,38 @@ class RestSubscriber(Subscriber):
         return self._write(self.update_method, self._address(self.update_path, item.linked_id), data, item)
 
     def delete(self, item: Item) -> None:
-        """DELETE. Raises `Gone` where that has happened already."""
+        """Delete the record by DELETE. Raises `Gone` if it is deleted already."""
         self.client.http.call("DELETE", self._address(self.delete_path, item.linked_id))
 
     def fetch(self, external_id: str) -> External:
-        """GET. Raises `Gone`."""
+        """Read the record by GET. Raises `Gone`."""
         body, response = self.client.http.json("GET", self._address(self.read_path, external_id))
         return self._answered(body, response)
 
     def find(self, item: Item) -> External | None:
-        """The record that carries our id; None where there is none, or no field for it."""
+        """Return the record with our id; None if there is none, or no field for the id."""
         if not self.record_id_field:
             return None
         limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
         asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", item.record_id)}
         step = _Step(self.list_path or self.path, {**limit, **asked})
-        for _ in range(_FIND_PAGES):
+        for _ in range(_MAX_FIND_PAGES):
             body, response = self.client.http.json("GET", step.url, params=step.parameters)
             records = self._records(body, response)
             for data in records:
-                # A system that does not know the parameter answers with everything.
+                # A system that ignores the parameter returns all records.
                 if str(data.get(self.record_id_field)) == item.record_id and not self._deleted(data):
                     return self.external(data, at=self.time(search_json(self.updated_field, data)))
             following = self._following(step, body, response, len(records), moved=True)
             if following is None:
                 return None
             step = following
-        raise Retry(f"asked for one record, {self.path} lists {_FIND_PAGES} pages without it: is find_parameter right?")
+        raise Retry(
+            f"asked for one record, {self.path} lists {_MAX_FIND_PAGES} pages without it: is find_parameter right?"
+        )
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """Pages of what changed at or after `{"since": a time as the system writes it}`, and the newest one seen."""
+        """Yield pages of the records that changed since a position, `{"since": a time as the system writes it}`."""
         since: str | None = (position or {}).get("since")
         step = self._first(since)
         newest, before = since, None
@@ -339,13 +340,13 @@ class RestSubscriber(Subscriber):
                 return
             before = records
             if self.oldest_first and self.since_parameter and newest != since:
-                # Asking anew from here, not for the next page: a record that changes while we read moves
-                # to the end of the list, and all behind it would move up over the edge of the page.
+                # Start again from this time instead of the next page: a record that changes in the meantime moves
+                # to the end of the list, and the records after it would move to a page that was read already.
                 since, following, before = newest, self._first(newest), None
             step = following
 
     def external(self, data: Mapping[str, Any], *, at: datetime | None, deleted: bool = False) -> External:
-        """A record of the system's as the hub knows it."""
+        """Return a record of the system as an `External`."""
         record_id = data.get(self.record_id_field) if self.record_id_field else None
         return External(
             id=str(search_json(self.id_field, data)),
@@ -356,7 +357,7 @@ class RestSubscriber(Subscriber):
         )
 
     def time(self, value: Any) -> datetime | None:
-        """A time as this system writes it; None where it is none."""
+        """Return a time in the system's format; None if it is not one."""
         if self.time_format == "iso":
             return iso_time(value)
         try:
@@ -364,7 +365,7 @@ class RestSubscriber(Subscriber):
         except (TypeError, ValueError, OverflowError, OSError):
             return None
 
-    # --- how it is done -----------------------------------------------------------------------------
+    # --- requests and pages -----------------------------------------------------------------------------
 
     def _address(self, template: str, external_id: str) -> str:
         return (template or self.record_path or f"{self.path}/{{id}}").replace("{id}", quote(external_id, safe=""))
@@ -379,7 +380,7 @@ class RestSubscriber(Subscriber):
         try:
             return self._answered(response.json(), response)
         except ValueError:
-            # Perhaps cut on its way: whether it took effect is unknown.
+            # The response may be cut off, so the outcome is unknown.
             raise Retry(f"{method} was answered without readable JSON", maybe_done=True) from None
 
     def _answered(self, body: Any, response: requests.Response) -> External:
@@ -401,7 +402,7 @@ class RestSubscriber(Subscriber):
         return bool(search_json(self.deleted_field, record))
 
     def _check_order(self, stamps: list[Any]) -> None:
-        """What stands on a later page, but is older than what was read, would never be asked for again."""
+        """Raise `Retry` if a page is not sorted by time: older records on a later page would never be read."""
         times = [when for stamp in stamps if (when := self.time(stamp)) is not None]
         if self.since_parameter and times != sorted(times):
             raise Retry(
@@ -423,8 +424,8 @@ class RestSubscriber(Subscriber):
 
     def _following(self, step: _Step, body: Any, response: requests.Response, count: int, moved: bool) -> _Step | None:
         if self.pagination in ("page", "offset"):
-            # A short page is the last one, or the system gives fewer than it was asked for: then a poll that
-            # moved on comes to the rest by its position. One that did not has to look.
+            # A short page is the last one, or the system returns fewer records than requested. In the second case
+            # the next poll reads the rest from the new position, so only a poll without a new position continues.
             last = count < self.page_limit and self.oldest_first and (moved or count == 1)
             if count == 0 or last:
                 return None
@@ -444,13 +445,13 @@ class RestSubscriber(Subscriber):
     def _at(self, address: Any, response: requests.Response) -> _Step | None:
         if not address:
             return None
-        # Only its path and query count: our token goes to the configured host and to no other.
+        # Only path and query are used: the token must not be sent to another host.
         own, there = urlsplit(self.client.http.base_url), urlsplit(urljoin(response.url, str(address)))
         return _Step(f"{own.scheme}://{own.netloc}{there.path}?{there.query}", {})
 
 
 class _Step:
-    """One call for a page: its address and its parameters."""
+    """One request for a page: URL and parameters."""
 
     def __init__(self, url: str, parameters: dict[str, Any]) -> None:
         self.url, self.parameters = url, parameters
@@ -472,7 +473,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-#: What may be chosen for a system and for a subscriber, in code and in a file: the annotated attributes.
+#: The options of a system and of a subscriber, in code and in a file: the annotated attributes.
 SYSTEM_OPTIONS = own_options(RestSystem)
 SUBSCRIBER_OPTIONS = (*COMMON_OPTIONS, *own_options(RestSubscriber))
 

@@ -15,7 +15,8 @@ from .errors import SalesforceError, SeveralMatch, bad_json
 from .org import Org
 from .wire import Request, Response, reply, to_json
 
-MOST_GRAPHS, MOST_NODES = 75, 500
+MOST_GRAPHS = 75
+MOST_NODES = 500
 
 Json = dict[str, Any]
 

@@ -21,7 +21,8 @@ from .times import parse_datetime, to_wire
 from .wire import Request, Response, reply, segment
 
 #: How far back the two replication calls reach.
-UPDATED_WINDOW, DELETED_WINDOW = timedelta(days=30), timedelta(days=15)
+UPDATED_WINDOW = timedelta(days=30)
+DELETED_WINDOW = timedelta(days=15)
 
 
 # --- records ---

@@ -10,24 +10,24 @@ from subscribers.system import System
 
 
 class FileOptions(SystemOptions):
-    """The settings of a system of files, by the example of one named `erp`.
+    """The settings of a system of files, for the example of one named `erp`.
 
-    ERP_FOLDER: the folder, which must exist; all worker processes need to reach it.
+    ERP_FOLDER: the folder, which must exist and be accessible to all worker processes.
     """
 
     folder: str
 
 
 class FileSystem(System):
-    """One folder, with a folder in it for each subscriber."""
+    """A folder with a subfolder for each subscriber."""
 
     Options = FileOptions
 
     def folder(self, path: str, *parts: str) -> Path:
-        """A folder below the system's, which is made; the system's own is not: it may be a disk that is missing.
+        """Return a folder below the system's, and create it. The system's own must exist: its disk may be missing.
 
         Raises:
-          SystemDown: it cannot be reached.
+          SystemDown: the folder cannot be accessed.
         """
         top = Path(self.options.folder)
         if not top.is_dir():

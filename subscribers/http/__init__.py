@@ -1,1 +1,1 @@
-"""The HTTP client the REST-like systems share: login, signatures, rate limits, and failures by status."""
+"""The HTTP client of systems with a REST API: authentication, signatures, rate limits and failures by status."""

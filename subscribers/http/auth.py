@@ -1,4 +1,4 @@
-"""How a call says who we are: what `requests` asks to put on each request it sends."""
+"""Authentication of calls, as `requests` auth objects."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from subscribers.errors import SystemDown
 from subscribers.http.client import new_session
 from subscribers.http.failures import describe_error, network_error, retry_after
 
-#: A token is renewed this long before it expires, seconds (a tenth of its life if that is less).
-_MARGIN = 60.0
+#: A token is renewed this long before it expires, or a tenth of its lifetime if that is less.
+_RENEW_MARGIN_SECONDS = 60.0
 
 
 class HeaderAuth(AuthBase):
-    """A header that stays the same; without a name none is sent (nor what a ~/.netrc says)."""
+    """A constant header; without a name no header is sent, nor the login of a ~/.netrc."""
 
     def __init__(self, name: str = "", value: str = "") -> None:
         self.name, self.value = name, value
@@ -34,8 +34,8 @@ class HeaderAuth(AuthBase):
 class ClientCredentials(AuthBase):
     """OAuth 2.0 client credentials (RFC 6749, section 4.4).
 
-    One token a process: fetched with the first call, renewed before it expires, and once more where
-    a call is answered 401. That call is repeated with the new one: a 401 says that nothing was done.
+    A process has one token. It is fetched with the first call, renewed before it expires, and renewed
+    when a call is answered 401. That call is repeated, since a 401 means that it had no effect.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ClientCredentials(AuthBase):
         ca_bundle: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parameters` go along (`scope`, `audience`); `in_body`: so do id and secret, instead of as Basic."""
+        """`parameters` are sent too (`scope`, `audience`). `in_body`: send id and secret in the body, not as Basic."""
         self._url = token_url
         self._login = (client_id, client_secret)
         self._parameters = {"grant_type": "client_credentials", **(parameters or {})}
@@ -67,9 +67,9 @@ class ClientCredentials(AuthBase):
 
     def _answered(self, response: requests.Response, **options: Any) -> requests.Response:
         refused = response.request.headers.get("Authorization")
-        if response.status_code != 401 or refused is None:  # none: it was sent on to another host
+        if response.status_code != 401 or refused is None:  # None after a redirect to another host
             return response
-        _ = response.content  # read, so that the connection can be used again
+        _ = response.content  # read the body, so that the connection can be reused
         request = response.request.copy()
         request.headers["Authorization"] = self._header(instead_of=refused)
         again: requests.Response = response.connection.send(request, **options)
@@ -90,7 +90,7 @@ class ClientCredentials(AuthBase):
         else:
             login = (name, secret)
         self._token = ""
-        asked_at = self._clock()
+        requested_at = self._clock()
         try:
             with new_session(self._ca_bundle) as session:
                 response = session.post(self._url, data=body, auth=login, allow_redirects=False)
@@ -99,20 +99,20 @@ class ClientCredentials(AuthBase):
         if response.status_code != 200:
             words = describe_error(response)[0].replace(secret, "***")
             raise SystemDown(f"no token ({response.status_code}: {words})", after=retry_after(response))
-        self._token, life = _token_in(response)
-        self._renew_at = asked_at + life - min(_MARGIN, life / 10)
+        self._token, lifetime = _token_in(response)
+        self._renew_at = requested_at + lifetime - min(_RENEW_MARGIN_SECONDS, lifetime / 10)
 
 
 def _token_in(response: requests.Response) -> tuple[str, float]:
-    """The token and how many seconds it lives; without a word of that, until it is refused."""
+    """Return the token and its lifetime in seconds; without `expires_in` it is used until it is refused."""
     try:
         body = response.json()
-        token, life = body["access_token"], float(body.get("expires_in") or "inf")
+        token, lifetime = body["access_token"], float(body.get("expires_in") or "inf")
     except (ValueError, TypeError, KeyError, AttributeError):
         raise SystemDown("no token: the answer holds no access_token") from None
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
         raise SystemDown("no token: the access_token is no text that a header carries")
-    return token, life
+    return token, lifetime
 
 
 __all__ = ["ClientCredentials", "HeaderAuth"]

@@ -1,4 +1,4 @@
-"""One HTTP client for all REST-like systems: a session per thread, timeouts everywhere, errors by class."""
+"""The HTTP client: a session for each thread, timeouts for all calls, and failures as `SyncError`s."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TIMEOUT = (5.0, 30.0)
 def _header_safe(value: SecretStr) -> SecretStr:
     text = value.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()) or " " in text:
-        # Refused here: the HTTP library's own complaint would quote the value.
+        # Refused here: the HTTP library's message would contain the value.
         raise ValueError("holds a blank or a character that no HTTP header carries")
     return SecretStr(text)
 
@@ -51,31 +51,31 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
-#: A setting that travels in a header: an API key, a token.
+#: A setting that is sent in a header, such as an API key.
 Token = Annotated[SecretStr, AfterValidator(_header_safe)]
-#: A setting that is the address of a system, without a slash at its end.
+#: A setting with the URL of a system, without a trailing slash.
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
 class Adapter(HTTPAdapter):
-    """Gives every call a timeout, and a CA bundle of the system's own where one is configured."""
+    """An adapter with a timeout for every call, and the CA bundle of the system if one is configured."""
 
     def __init__(self, ca_bundle: str | None = None) -> None:
         super().__init__(pool_maxsize=4)
         self.ca_bundle = ca_bundle
 
     def send(self, request: Any, **options: Any) -> requests.Response:  # type: ignore[override]
-        """As the base class does, within TIMEOUT unless the caller says otherwise."""
+        """Send the request with TIMEOUT, unless the caller gives another timeout."""
         if options.get("timeout") is None:
             options["timeout"] = TIMEOUT
         if self.ca_bundle:
-            # Here and not on the session: REQUESTS_CA_BUNDLE would win over the session's own.
+            # Not on the session: REQUESTS_CA_BUNDLE would take precedence over its setting.
             options["verify"] = self.ca_bundle
         return super().send(request, **options)
 
 
 def new_session(ca_bundle: str | None = None, headers: Mapping[str, str] | None = None) -> requests.Session:
-    """A session whose every call has a timeout and verifies TLS."""
+    """Return a session whose calls have a timeout and verify TLS."""
     session = requests.Session()
     for scheme in ("https://", "http://"):
         session.mount(scheme, Adapter(ca_bundle))
@@ -100,10 +100,10 @@ class Http:
         statuses: Mapping[int, type[SyncError]] | None = None,
         request_id_header: str = "x-request-id",
     ) -> None:
-        """`statuses` is a vendor's own table of statuses, laid over `STATUSES`.
+        """`statuses` overrides entries of `STATUSES` for a vendor.
 
-        `classify(response, writes)` decides before it, where more than the status counts; or answers None.
-        `secret_headers`: what these carry may be quoted back to us, but no message of ours repeats it.
+        `classify(response, writes)` may return the error of a response first, where the status is not enough.
+        The values of `secret_headers` are removed from messages and replies, in case the system echoes them.
         """
         self.base_url = base_url.rstrip("/")
         self._headers = dict(headers or {})
@@ -111,18 +111,18 @@ class Http:
         self._describe = describe or describe_error
         self._classify = classify
         self._statuses = {**STATUSES, **(statuses or {})}
-        #: What the last answer that told of a limit said of it.
+        #: The rate limit in the last response that reported one.
         self.rate: Rate | None = None
         self._auth = auth
         self._secret_headers = tuple(secret_headers)
-        # On its way to another host `requests` takes away this header, and no other that is a secret.
+        # On a redirect to another host `requests` removes this secret header, but no other.
         self._follows = {name.lower() for name in secret_headers} <= {"authorization"}
         self._request_id_header = request_id_header
         self._local = threading.local()
 
     @property
     def session(self) -> requests.Session:
-        """This thread's session: they are not safe to share."""
+        """The session of this thread; sessions are not thread-safe."""
         if not hasattr(self._local, "session"):
             self._local.session = new_session(self._ca_bundle, self._headers)
             self._local.session.auth = self._auth
@@ -130,10 +130,10 @@ class Http:
         return session
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        """One call; the answer, if it is a success.
+        """Make a call and return its successful response.
 
         Raises:
-          SyncError: of the class that says what to do next.
+          SyncError: the call failed; the class says what to do next.
         """
         url = path if path.startswith(("http://", "https://")) else self.base_url + path
         writes = method not in ("GET", "HEAD")
@@ -148,16 +148,18 @@ class Http:
             try:
                 return self.session.request(method, url, allow_redirects=self._follows and not writes, **options)
             except requests.RequestException as error:
-                # A kept connection may have been closed meanwhile. Only reading is safe to repeat unasked.
+                # The server may have closed an idle connection. Only reads are safe to repeat.
                 if again and is_cut(error):
                     continue
                 raise network_error(error, writes=writes) from error
-        raise AssertionError("the second try answers or raises")
+        raise AssertionError("unreachable")
 
     def json(self, method: str, path: str, **options: Any) -> tuple[Any, requests.Response]:
-        """One call whose answer must be JSON, and the answer itself.
+        """Make a call and return its JSON and the response.
 
-        A success without a readable body may be an answer cut on its way: its outcome is unknown.
+        Raises:
+          SyncError: the call failed, or has no valid JSON. The outcome of such a write is unknown: the response
+            may be cut off.
         """
         response = self.call(method, path, **options)
         try:
@@ -170,7 +172,7 @@ class Http:
             ) from None
 
     def request_id(self, response: requests.Response) -> str | None:
-        """The system's own id of the call."""
+        """Return the system's id of the call."""
         return response.headers.get(self._request_id_header)
 
     def _error(self, response: requests.Response, *, writes: bool) -> SyncError:
@@ -187,7 +189,7 @@ class Http:
                 table=self._statuses,
             )
         reply = clean(response.text[: 2 * LONGEST_REPLY])
-        for secret in self._secrets(response):  # an answer may quote them, whoever reads the answer
+        for secret in self._secrets(response):  # the system may echo them
             error.args = (str(error).replace(secret, "***"),)
             reply = reply.replace(secret, "***")
             error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
@@ -201,22 +203,22 @@ class Http:
 
 
 def secrets_of(setting: SecretStr) -> Iterator[str]:
-    """The secrets in one setting: several are separated by blanks, so that they can be rotated."""
+    """Yield the secrets in a setting: several, separated by spaces, during a rotation."""
     yield from setting.get_secret_value().split()
 
 
 def same_secret(given: str, expected: str) -> bool:
-    """Compare in constant time, whatever characters a stranger sends."""
+    """Compare two secrets in constant time; `given` may contain any characters."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
 
 
 def server_time(response: requests.Response) -> datetime | None:
-    """When the answer was made, by the system's own clock (whole seconds)."""
+    """Return the time of the response by the system's clock, in whole seconds."""
     return http_date(response.headers.get("Date", ""))
 
 
 def iso_time(value: object) -> datetime | None:
-    """An ISO 8601 time as an instant (UTC where it names no offset); None for anything else."""
+    """Return an ISO 8601 time as an aware datetime, in UTC if it has no offset; None for any other value."""
     try:
         when = datetime.fromisoformat(value if isinstance(value, str) else "")
     except ValueError:

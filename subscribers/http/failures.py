@@ -13,7 +13,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTime
 
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 
-#: HTTP status -> what to do next (RFC 9110, 15; RFC 6585). Of the others 5xx is `Retry` and the rest `Reject`.
+#: HTTP status -> error (RFC 9110, 15; RFC 6585). Other statuses are `Retry` from 500 on, else `Reject`.
 STATUSES: Mapping[int, type[SyncError]] = {
     401: SystemDown,
     403: SystemDown,
@@ -45,7 +45,7 @@ def status_error(
     request_id: str | None = None,
     table: Mapping[int, type[SyncError]] = STATUSES,
 ) -> SyncError:
-    """HTTP status -> what to do next, by `table`."""
+    """Return the error for an HTTP status, by `table`."""
     text = f"{status}: {message}" if message else str(status)
     kind = table.get(status, Retry if status >= 500 else Reject)
     code = CODES.get(status)
@@ -60,7 +60,7 @@ def status_error(
 
 
 def is_cut(error: requests.RequestException) -> bool:
-    """Whether the connection was made and broke before the answer."""
+    """Whether the connection was established and broke before the response."""
     slow = isinstance(error, requests.Timeout) or isinstance(error.args[0] if error.args else None, ReadTimeoutError)
     if slow or isinstance(error, requests.exceptions.SSLError):
         return False
@@ -74,7 +74,7 @@ def _unsent(error: requests.RequestException) -> bool:
 
 
 def network_error(error: requests.RequestException, *, writes: bool) -> SyncError:
-    """A failed call without an answer -> what to do next. The URL's query, which may hold secrets, is left out."""
+    """Return the error for a call without a response, without the URL's query, which may have secrets."""
     if _unsent(error):
         return SystemDown(f"cannot connect{_where(error)}")
     if isinstance(error, requests.exceptions.SSLError):
@@ -87,7 +87,7 @@ def network_error(error: requests.RequestException, *, writes: bool) -> SyncErro
 
 
 def _where(error: requests.RequestException) -> str:
-    """To which host and port the call went, after a blank; nothing where that is not known."""
+    """Return " to HOST:PORT" of the call; empty if they are unknown."""
     try:
         parts = urlsplit((error.request and error.request.url) or "")
         host = parts.hostname and (f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname)
@@ -98,7 +98,7 @@ def _where(error: requests.RequestException) -> str:
 
 
 def retry_after(response: requests.Response) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date (RFC 9110, 10.2.3)."""
+    """Return the seconds of a Retry-After header, which has seconds or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "")
     if value.isdecimal():
         return float(value)
@@ -107,7 +107,7 @@ def retry_after(response: requests.Response) -> float | None:
 
 
 def http_date(value: str) -> datetime | None:
-    """An HTTP date as an instant, or None."""
+    """Return an HTTP date as an aware datetime; None if it is invalid."""
     try:
         when = parsedate_to_datetime(value)
     except (TypeError, ValueError):
@@ -118,9 +118,9 @@ def http_date(value: str) -> datetime | None:
 def describe_error(
     response: requests.Response, errors_in: Callable[[Any], Any] = lambda body: body.get("errors")
 ) -> tuple[str, dict[str, str]]:
-    """(message, words per field) of the usual shapes of a JSON error body; else the start of the text.
+    """Return (message, field -> message) of an error response: JSON in one of the usual shapes, or text.
 
-    `errors_in` finds the object of field names and their words.
+    `errors_in` returns the object of fields and their messages from the body.
     """
     try:
         body = response.json()

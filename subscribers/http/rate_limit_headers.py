@@ -1,4 +1,4 @@
-"""What a system's answers say of its limit: how many calls are left, and until when."""
+"""Rate limits in response headers: the remaining calls, and the time of the reset."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-#: Beyond this a reset is no number of seconds from now but a time: seconds since 1970, or milliseconds.
-_EPOCH_SECONDS, _EPOCH_MILLISECONDS = 10**8, 10**11
+#: From these values on, a reset is a time in seconds or milliseconds since 1970, not a number of seconds from now.
+_EPOCH_SECONDS = 10**8
+_EPOCH_MILLISECONDS = 10**11
 
-#: Longest time a limit is believed to last.
+#: A reset later than this is ignored.
 _LONGEST = timedelta(days=31)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`remaining` calls of `limit` are left until `reset`; None for what the system did not say."""
+    """`remaining` calls of `limit` are left until `reset`; None for unknown values."""
 
     remaining: int
     limit: int | None = None
@@ -24,11 +25,11 @@ class Rate:
 
 
 def rate_of(headers: Mapping[str, str], status: int = 200, now: datetime | None = None) -> Rate | None:
-    """The limit as an answer's headers tell it; None where they do not.
+    """Return the rate limit in the headers of a response, or None.
 
-    `headers` finds names in any case. Read are the IETF's draft (`RateLimit: "default";r=50;t=30`, with
+    `headers` must ignore the case of names. Supported are the IETF's draft (`RateLimit: "default";r=50;t=30`, with
     `RateLimit-Policy`), its older form (`RateLimit-Remaining`, `-Limit`, `-Reset`), and the same with an
-    `X-` before or as `X-Rate-Limit-`. A 429 says that nothing is left, until its Retry-After.
+    prefix `X-` or `X-Rate-Limit-`. A 429 means that no calls are left until its Retry-After.
     See draft-ietf-httpapi-ratelimit-headers.
     """
     now = now or datetime.now(UTC)
@@ -49,7 +50,7 @@ def _plain(headers: Mapping[str, str], now: datetime) -> Rate | None:
 
 
 def _structured(headers: Mapping[str, str], now: datetime) -> Rate | None:
-    """Of several limits the one that is nearest to its end."""
+    """Return the limit with the fewest remaining calls."""
     quotas = {name: _number(values.get("q")) for name, values in _members(headers.get("RateLimit-Policy", ""))}
     rates = [
         Rate(remaining, quotas.get(name), _reset(values.get("t"), now))
@@ -68,7 +69,7 @@ def _members(text: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _number(text: str | None) -> int | None:
-    # "100, 100;w=60" is how some name their windows along with the limit.
+    # Some systems add their windows to the limit: "100, 100;w=60".
     match = re.match(r"\s*(\d{1,15})(\.\d*)?\s*([,;]|$)", text or "")
     return int(match[1]) if match else None
 

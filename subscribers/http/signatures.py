@@ -1,4 +1,4 @@
-"""Who sent a webhook: the usual ways of proving it, over the raw body."""
+"""Verify the sender of a webhook by the usual schemes, over the raw body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from subscribers.errors import BadSignature
 from subscribers.http.client import same_secret, secrets_of
 
 #: `standard`: Standard Webhooks 1.0 (Svix); `hmac`: a digest of the body in a header; `bearer`: the
-#: secret itself in `Authorization`; `none`: nothing, which has to be written down to be meant.
+#: secret itself in `Authorization`; `none`: no verification, which must be chosen explicitly.
 Scheme = Literal["hmac", "standard", "bearer", "none"]
 
 _STANDARD_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{2,}={0,2}")
@@ -25,7 +25,7 @@ _STANDARD_SECRET = re.compile(r"(whsec_)?[A-Za-z0-9+/]{2,}={0,2}")
 
 @dataclass(frozen=True)
 class Signature:
-    """One system's way. `secrets` may hold several, separated by blanks; without one nothing fits."""
+    """The scheme of one system. `secrets` may have several, separated by spaces; without one, nothing verifies."""
 
     scheme: Scheme
     secrets: SecretStr
@@ -38,14 +38,14 @@ class Signature:
         """Raises ValueError for a secret that this scheme cannot use."""
         if self.scheme == "standard":
             for secret in secrets_of(self.secrets):
-                if not _STANDARD_SECRET.fullmatch(secret):  # the library would drop what is no base64
-                    raise ValueError("is no secret of Standard Webhooks: whsec_ and base64")
+                if not _STANDARD_SECRET.fullmatch(secret):  # the library would ignore invalid base64
+                    raise ValueError("is not a secret of Standard Webhooks: whsec_ and base64")
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> None:
-        """Header names are lower case. Raises `BadSignature`."""
+        """Verify a webhook; header names are lower case. Raises `BadSignature`."""
         if self.scheme == "none":
             return
-        # All of them are tried, so that the time taken does not tell which one is in use.
+        # All secrets are tried, so that the response time does not reveal which one matches.
         if not any([self._fits(secret, body, headers) for secret in secrets_of(self.secrets)]):
             raise BadSignature("the signature does not fit")
 
@@ -53,7 +53,7 @@ class Signature:
         if self.scheme == "standard":
             try:
                 Webhook(secret).verify(body, dict(headers), json_parse=False)
-            except (WebhookVerificationError, ValueError):  # the latter: no base64, no UTF-8, no version
+            except (WebhookVerificationError, ValueError):  # ValueError: invalid base64, UTF-8 or version
                 return False
             return True
         if self.scheme == "bearer":

@@ -25,7 +25,8 @@ from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
 WRITING_KEY = "syncflow_writing"
 #: An item's place among the lines, and the product it is of: Stripe shows lines in an order of its own,
 #: and gives an item that is priced in place a product of its own.
-PLACE_KEY, PRODUCT_KEY = "syncflow_line", "syncflow_product"
+PLACE_KEY = "syncflow_line"
+PRODUCT_KEY = "syncflow_product"
 #: Stripe takes no more items on one invoice.
 MOST_LINES = 250
 

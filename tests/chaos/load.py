@@ -23,7 +23,8 @@ from tests.chaos.fleet import Fleet
 logger = logging.getLogger(__name__)
 
 #: Changes a second that each side makes at most, on average.
-HUB_RATE, PEOPLE_RATE = 12.0, 5.0
+HUB_RATE = 12.0
+PEOPLE_RATE = 5.0
 
 #: Columns edited one by one. The email stays: it is how the event log knows a customer everywhere.
 COLUMNS = ("name", "phone", "notes", "street", "city", "postal_code")

@@ -29,7 +29,9 @@ from models.schema import migrate
 from models.session import Database
 from tests.support import services
 
-CUSTOMER, INVOICE, LINE = Customer.__table__, Invoice.__table__, InvoiceLine.__table__
+CUSTOMER = Customer.__table__
+INVOICE = Invoice.__table__
+LINE = InvoiceLine.__table__
 
 Seen = list[tuple[str, str, str]]
 

@@ -17,7 +17,9 @@ from models.ledger import Change
 from models.session import Database
 from tests.support.fakes import TestHub
 
-CUSTOMER, PRODUCT, INVOICE = CATALOGUES["customer"], CATALOGUES["product"], CATALOGUES["invoice"]
+CUSTOMER = CATALOGUES["customer"]
+PRODUCT = CATALOGUES["product"]
+INVOICE = CATALOGUES["invoice"]
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from tests.support.fakes import TestHub
 from tests.support.panel import Panel, open_panel
 
 SHOP = "shop.customer"
-MANY, OPEN = 9999, 400
+MANY = 9999
+OPEN = 400
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from subscribers.http.signatures import Signature
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 
 BODY = b'{"type": "contact.deleted", "data": {"id": 9}}'
-OLD, NEW = "whsec_" + base64.b64encode(b"o" * 24).decode(), base64.b64encode(b"n" * 24).decode()
+OLD = "whsec_" + base64.b64encode(b"o" * 24).decode()
+NEW = base64.b64encode(b"n" * 24).decode()
 
 
 def standard(secret: str = NEW, at: datetime | None = None, **changes: str) -> dict[str, str]:

@@ -22,7 +22,8 @@ from joserfc.jwk import RSAKey
 from werkzeug import Request, Response
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-CLIENT_ID, CLIENT_SECRET = "syncflow-panel", "client-secret-nobody-may-see"
+CLIENT_ID = "syncflow-panel"
+CLIENT_SECRET = "client-secret-nobody-may-see"
 
 
 class Provider:
