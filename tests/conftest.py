@@ -1,4 +1,4 @@
-"""Fixtures every test may use. How the services behind them are found is in services.py."""
+"""Fixtures for all tests. services.py finds the services behind them."""
 
 import os
 import shutil
@@ -16,15 +16,15 @@ from tests.support import services
 
 pytest.register_assert_rewrite("tests.subscribers.contract")
 
-# How long an example takes says how busy the machine is, nothing else.
+# The run time of an example depends only on the load of the machine.
 settings.register_profile("syncflow", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("syncflow")
 
 NEEDS_SERVICES = {"postgres_server", "postgres_url", "rabbitmq_server", "rabbitmq_url", "rabbitmq_vhost"}
 NOT_UNIT = ("services", "acceptance", "browser")
 
-#: The files that take longest, the longest first. With `--dist loadfile` a worker takes the next file when it is
-#: nearly done with its last; one of these begun last would keep one worker busy while all others have gone home.
+#: The slowest files, slowest first. With `--dist loadfile` a worker takes its next file shortly before it finishes
+#: the current one; a slow file that starts last would keep one worker busy while all others are idle.
 LONGEST = (
     "panel/test_browser.py",
     "panel/test_access.py",
@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than processors: for a third of their time tests wait, for a browser, a process, a condition."""
+    """Return one worker more than processors: tests spend a third of their time waiting."""
     return (os.cpu_count() or 1) + 1
 
 
@@ -56,7 +56,7 @@ def _rank(item: pytest.Item) -> int:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark by what a test asks for, so that nobody has to remember to; let workers begin with what takes longest."""
+    """Mark tests by the fixtures they request, and put the slowest files first."""
     if hasattr(config, "workerinput"):
         items.sort(key=_rank)
     for item in items:
@@ -76,27 +76,27 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> str:
-    """A server on which databases may be created (a URL for psycopg)."""
+    """Return the psycopg URL of a server on which tests may create databases."""
     return services.postgres_server()
 
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> Iterator[str]:
-    """A fresh, empty database."""
+    """Yield the URL of a fresh, empty PostgreSQL database."""
     with services.fresh_database(postgres_server) as url:
         yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """A fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
+    """Return the URL of a fresh, empty database: the test runs once on SQLite and once on PostgreSQL."""
     fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     return str(request.getfixturevalue(fixture))
 
 
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated SQLite file, to be copied: migrating takes longer than most tests."""
+    """Return a migrated SQLite file to copy: a migration takes longer than most tests."""
     path = tmp_path_factory.mktemp("template") / "syncflow.db"
     migrate(f"sqlite:///{path}")
     return path
@@ -104,7 +104,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[str]:
-    """The name of a migrated PostgreSQL database, to be copied."""
+    """Yield the name of a migrated PostgreSQL database to copy."""
     with services.fresh_database(postgres_server) as url:
         migrate(url)
         yield url.rpartition("/")[2]
@@ -112,7 +112,7 @@ def migrated_postgres(postgres_server: str) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
 def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database with all tables and capture triggers, as `./syncflow migrate` makes it."""
+    """Yield the URL of a database with all tables and capture triggers, as `./syncflow migrate` creates it."""
     if request.param == "sqlite":
         path = tmp_path / "syncflow.db"
         shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
@@ -125,7 +125,7 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def database(migrated_url: str) -> Iterator[Database]:
-    """The same, opened."""
+    """Yield the migrated database, opened."""
     database = Database(migrated_url)
     yield database
     database.close()
@@ -133,7 +133,7 @@ def database(migrated_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]:
-    """The same on SQLite only, for what does not differ by the database."""
+    """Yield a migrated SQLite database, for tests that do not depend on the kind of database."""
     path = tmp_path / "syncflow.db"
     shutil.copy(migrated_sqlite, path)
     database = Database(f"sqlite:///{path}")
@@ -146,20 +146,20 @@ def sqlite_database(migrated_sqlite: Path, tmp_path: Path) -> Iterator[Database]
 
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> str:
-    """A node, on its default vhost."""
+    """Return the URL of a node on its default vhost."""
     return services.rabbitmq_server()
 
 
 @pytest.fixture(scope="session")
 def rabbitmq_url(rabbitmq_server: str) -> Iterator[str]:
-    """A vhost that all tests of this run share."""
+    """Yield the URL of a vhost that all tests of this run share."""
     with services.fresh_vhost(rabbitmq_server) as url:
         yield url
 
 
 @pytest.fixture
 def rabbitmq_vhost(rabbitmq_server: str) -> Iterator[Callable[[], str]]:
-    """Makes vhosts for a test that must have one to itself."""
+    """Yield a function that creates vhosts, for tests that need their own."""
     with ExitStack() as stack:
         yield lambda: stack.enter_context(services.fresh_vhost(rabbitmq_server))
 
@@ -169,14 +169,14 @@ def rabbitmq_vhost(rabbitmq_server: str) -> Iterator[Callable[[], str]]:
 
 @pytest.fixture(scope="session")
 def salesforce_org(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SalesforceSimulator]:
-    """A simulated org that all tests of this run share; `org` gives it as new."""
+    """Yield a simulated org that all tests of this run share; `org` resets it."""
     with SalesforceSimulator(certs=tmp_path_factory.mktemp("certificates")) as simulator:
         yield simulator
 
 
 @pytest.fixture
 def org(salesforce_org: SalesforceSimulator) -> SalesforceSimulator:
-    """A simulated Salesforce org, empty."""
+    """Return the simulated Salesforce org, empty."""
     salesforce_org.org.reset()
     salesforce_org.clock.thaw()
     return salesforce_org

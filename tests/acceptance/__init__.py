@@ -1,1 +1,1 @@
-"""Acceptance: the real processes, followed from outside as an operator would."""
+"""Acceptance tests: run the real processes and check them from outside, as an operator would."""

@@ -1,4 +1,4 @@
-"""On a failure, what the processes printed is shown with it."""
+"""Attach the output of the processes to the report of a failed test."""
 
 import signal
 from collections.abc import Generator
@@ -7,13 +7,13 @@ import pytest
 
 from tests.acceptance import processes
 
-#: How many of the processes started last are shown: a fleet with what was started again.
+#: How many of the most recently started processes to show: enough for a fleet and its restarted processes.
 SHOWN = 12
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c_is_heard() -> None:
-    """A run that was started in the background ignores SIGINT, and so would every process it starts."""
+    """Restore the SIGINT handler: a run started in the background ignores SIGINT, and its processes inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,4 @@
-"""A whole fleet from nothing: database, vhost, both external systems, and the processes of the Procfile."""
+"""A complete fleet: database, vhost, both external systems, and the processes of the Procfile."""
 
 import secrets
 import subprocess
@@ -24,15 +24,15 @@ from tests.acceptance.processes import (
 )
 from tests.support import services
 
-#: Short, so that what a killed worker held is taken over within a test's patience, seconds.
+#: Lease time in seconds, short so that a test does not wait long until the work of a killed worker is taken over.
 LEASE_SECONDS = 4.0
 
-#: How often the scheduler polls Salesforce, seconds.
+#: Seconds between two polls of Salesforce by the scheduler.
 POLL_SECONDS = 2
 
 
 class Fleet:
-    """The processes, and where everything is."""
+    """The processes, and the addresses of everything they use."""
 
     def __init__(self, database_url: str, broker_url: str, folder: Path) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Fleet:
         return f"http://127.0.0.1:{self.port}"
 
     def up(self) -> None:
-        """Start all but the scheduler, and wait until they work."""
+        """Start every process except the scheduler, and wait until they are ready."""
         stripe, salesforce = self.start_stripe(), self._start_salesforce()
         migrated = self.syncflow("migrate")
         assert migrated.returncode == 0, migrated.stderr
@@ -83,7 +83,7 @@ class Fleet:
         eventually(lambda: requests.get(f"{self.url}/healthz", timeout=5).status_code == 200)
         kinds = {"web", "relay", "worker"}
         eventually(lambda: kinds <= {row["kind"] for row in self.sql("SELECT kind FROM process")})
-        # Only what a test asks for is polled, so that each call in a journal has a reason.
+        # Poll only what a test asks for, so that every call in a journal has a known cause.
         self.sql("UPDATE schedule SET paused_at = current_timestamp WHERE job <> 'poll salesforce.customer'")
         self.sql("UPDATE schedule SET every_seconds = :s WHERE job = 'poll salesforce.customer'", s=POLL_SECONDS)
 
@@ -93,7 +93,7 @@ class Fleet:
         return self.processes[kind]
 
     def start_stripe(self) -> Process:
-        """Start the Stripe-like system, with the data it had before."""
+        """Start the Stripe-like system with the data from its last run."""
         data = str(self.folder / "stripe.json")
         command = ["simulators.stripe", "--port", str(self.stripe_port), "--data", data]
         hooks = ["--webhook-url", f"{self.url}/webhooks/stripe", "--webhook-secret-env", "HOOK_SECRET"]
@@ -110,7 +110,7 @@ class Fleet:
         return self.processes[name]
 
     def syncflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one command to its end."""
+        """Run one command until it exits."""
         return subprocess.run(
             ["./syncflow", *arguments],
             cwd=ROOT,
@@ -123,7 +123,7 @@ class Fleet:
         )
 
     def quiet(self) -> None:
-        """Wait until nothing is owed, and a little longer than any sweep needs to find something after all."""
+        """Wait until nothing is outstanding, and then long enough for a sweep to find anything that was missed."""
         self.sql.settled()
         time.sleep(1.5)
         self.sql.settled()
@@ -131,7 +131,7 @@ class Fleet:
 
 @contextmanager
 def fleet_of(postgres_server: str, rabbitmq_server: str, folder: Path) -> Iterator[Fleet]:
-    """A running fleet in a fresh database and vhost."""
+    """Yield a running fleet with a fresh database and vhost."""
     with services.fresh_database(postgres_server) as database_url, vhost(rabbitmq_server) as broker_url:
         fleet = Fleet(database_url, broker_url, folder)
         with ended_at_the_end(fleet.settings):

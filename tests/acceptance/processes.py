@@ -1,4 +1,4 @@
-"""Real processes for the acceptance tests: starting and ending them, waiting, and looking from outside."""
+"""Helpers for the acceptance tests: start and stop real processes, wait, and inspect systems from outside."""
 
 import os
 import random
@@ -25,21 +25,21 @@ from tests.support import services
 
 T = TypeVar("T")
 
-#: Seconds a process may take to end after it was asked to; its own grace time is shorter.
+#: Seconds to wait for a process to exit after a stop request; longer than the grace time of the process.
 STOP_SECONDS = 20.0
-#: Below the range from which systems take ports for outgoing connections, so that no stranger gets one of ours
+#: Below the ephemeral port range, so that no outgoing connection takes one of these ports
 #: between two starts.
 PORTS = range(15_000, 32_000)
 
-#: Every process started, in order, for the report of a failure.
+#: Every process started, in order, for failure reports.
 started: list["Process"] = []
 
 
 def eventually(check: Callable[[], T], seconds: float = 30.0) -> T:
-    """Wait until `check` gives something true, and give it back.
+    """Wait until `check` returns something true, and return it.
 
-    AssertionError after `seconds` with what it gave, or raised, last. AssertionErrors and refused
-    connections count as "not yet".
+    Raise AssertionError after `seconds`, with the last result or exception. An AssertionError or a refused
+    connection counts as "not yet".
     """
     deadline = time.monotonic() + seconds
     pause = 0.02
@@ -57,12 +57,12 @@ def eventually(check: Callable[[], T], seconds: float = 30.0) -> T:
 
 
 def next_second() -> None:
-    """Wait until the clock shows another second: what external systems tell of time is in whole ones."""
+    """Wait until the clock shows the next second: external systems report times in whole seconds."""
     time.sleep(1.05 - time.time() % 1)
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Return a port on which nothing listens."""
     for port in random.sample(PORTS, 100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -75,14 +75,14 @@ def free_port() -> int:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The environment of a process: these settings, and nothing of the tester's own but what every program needs."""
+    """Return the environment of a process: these settings, and from the tester's own only what every program needs."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "USER") if name in os.environ}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "LOG_FORMAT": "json", **settings}
 
 
 class Process:
-    """One process with a process group of its own; what it prints goes into a file."""
+    """One process in its own process group, with its output in a file."""
 
     def __init__(self, name: str, command: list[str], settings: Mapping[str, str], folder: Path) -> None:
         self.name = name
@@ -101,11 +101,11 @@ class Process:
 
     @property
     def printed(self) -> str:
-        """All it has printed up to now."""
+        """Return the output so far."""
         return self.output.read_text(errors="replace")
 
     def tail(self, characters: int = 4000) -> str:
-        """The end of what it has printed, and how it ended."""
+        """Return the end of the output and the exit status."""
         return f"{self.printed[-characters:]}\n(exit status: {self.popen.poll()})"
 
     @property
@@ -113,7 +113,7 @@ class Process:
         return self.popen.poll() is None
 
     def wait_for(self, pattern: str, seconds: float = 30.0) -> str:
-        """The first group of this pattern, once it is printed. AssertionError if the process ends before."""
+        """Wait until this pattern is printed and return its first group; AssertionError if the process ends first."""
         deadline = time.monotonic() + seconds
         while True:
             ended = not self.runs
@@ -124,23 +124,23 @@ class Process:
             time.sleep(0.05)
 
     def ask(self, number: int = signal.SIGTERM, *, group: bool = False) -> None:
-        """Send it a signal; a terminal's Ctrl-C goes to the whole group."""
+        """Send a signal to the process, or to its whole group, as Ctrl-C in a terminal does."""
         (os.killpg if group else os.kill)(self.popen.pid, number)
 
     def end(self) -> int:
-        """Wait until it has ended; its exit status."""
+        """Wait until the process has ended and return its exit status."""
         try:
             return self.popen.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.name} still runs {STOP_SECONDS:g} s after it was asked to end") from None
 
     def stop(self) -> int:
-        """SIGTERM, and wait; its exit status."""
+        """Send SIGTERM, wait, and return the exit status."""
         self.ask()
         return self.end()
 
     def kill(self) -> None:
-        """End it at once, as a machine that loses its power does."""
+        """Kill the process immediately, as a power failure would."""
         if self.runs:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait(STOP_SECONDS)
@@ -148,7 +148,7 @@ class Process:
 
 @contextmanager
 def ended_at_the_end(settings: Mapping[str, str]) -> Iterator[None]:
-    """Whatever was started inside the block with this environment has ended after it."""
+    """End all processes that were started inside the block with this environment."""
     before = len(started)
     try:
         yield
@@ -160,7 +160,7 @@ def ended_at_the_end(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 def family(var: str) -> list[int]:
-    """The processes whose environment says SYNCFLOW_VAR is this: one's own, and all they started."""
+    """Return the processes with this SYNCFLOW_VAR in their environment: those started by a test, and their children."""
     wanted = f"SYNCFLOW_VAR={var}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -168,7 +168,7 @@ def family(var: str) -> list[int]:
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
         except OSError:
-            continue  # somebody else's, or gone meanwhile
+            continue  # owned by another user, or ended meanwhile
     return sorted(found)
 
 
@@ -176,27 +176,27 @@ def family(var: str) -> list[int]:
 
 
 class StripeSystem:
-    """The Stripe-like system as a person and a test see it. None of this is an API call of its journal."""
+    """The Stripe-like system as users and tests see it. Nothing here adds an API call to its journal."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def customers(self, record_id: object) -> list[dict[str, Any]]:
-        """The customers that carry this record's id: at most one, if all is well."""
+        """Return the customers that carry this record's id: at most one if all is well."""
         everyone = _get(f"{self.url}/_control/customers")["customers"]
         return [one for one in everyone if (one.get("metadata") or {}).get("syncflow_id") == str(record_id)]
 
     def customer(self, record_id: object) -> dict[str, Any]:
-        """The one customer of this record; AssertionError if there is none or are several."""
+        """Return the only customer of this record; AssertionError if there is none or more than one."""
         (one,) = _exactly_one(self.customers(record_id))
         return one
 
     def edit(self, external_id: str, **changes: str) -> None:
-        """Open the customer's page, change these fields, save."""
+        """Open the customer's page, change these fields and save."""
         submit(f"{self.url}/ui/customers/{external_id}", changes)
 
     def calls(self, since: int = 0) -> list[dict[str, Any]]:
-        """The API calls after that number."""
+        """Return the API calls after that number."""
         return list(_get(f"{self.url}/_control/journal?since={since}")["calls"])
 
     def last_call(self) -> int:
@@ -207,16 +207,16 @@ class StripeSystem:
         _post(f"{self.url}/_control/faults", fault)
 
     def faults(self) -> list[dict[str, Any]]:
-        """Those not used up yet."""
+        """Return the faults that are not used up yet."""
         return list(_get(f"{self.url}/_control/faults")["faults"])
 
     def webhooks(self) -> list[dict[str, Any]]:
-        """The attempts to deliver webhooks."""
+        """Return the attempts to deliver webhooks."""
         return list(_get(f"{self.url}/_control/webhooks")["attempts"])
 
 
 class SalesforceSystem:
-    """The Salesforce-like system, likewise. Pages and control calls are served over plain http."""
+    """The Salesforce-like system as users and tests see it. Pages and control calls use plain HTTP."""
 
     def __init__(self, url: str) -> None:
         self.url = url.replace("https://", "http://")
@@ -239,7 +239,7 @@ class SalesforceSystem:
         return max((int(one["number"]) for one in self.calls()), default=0)
 
     def writes(self, since: int) -> list[dict[str, Any]]:
-        """The calls after that number that changed records, or tried to."""
+        """Return the calls after that number that changed records or tried to."""
         return [one for one in self.calls(since) if one["method"] != "GET" and "/oauth2/" not in one["path"]]
 
 
@@ -262,7 +262,7 @@ def _post(url: str, value: Any) -> None:
 
 
 class _Form(HTMLParser):
-    """The first form of a page: where it goes, and what is in its fields."""
+    """The first form of a page: its target and the values of its fields."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class _Form(HTMLParser):
 
 
 def submit(url: str, changes: Mapping[str, str], session: requests.Session | None = None) -> requests.Response:
-    """Open a page, change these fields of its form and send it as a browser does; the page after it."""
+    """Open a page, change these fields of its form, submit it as a browser does, and return the page that follows."""
     browser = session or requests.Session()
     page = browser.get(url, timeout=10)
     page.raise_for_status()
@@ -306,19 +306,19 @@ def submit(url: str, changes: Mapping[str, str], session: requests.Session | Non
 
 
 class Sql:
-    """Another program's connection to the internal database: it knows nothing of Syncflow."""
+    """Another program's connection to the internal database, which knows nothing of Syncflow."""
 
     def __init__(self, url: str) -> None:
         self.engine = sa.create_engine(url, poolclass=sa.NullPool)
 
     def __call__(self, statement: str, **values: Any) -> list[dict[str, Any]]:
-        """Run one statement in a transaction of its own; its rows, if it has any."""
+        """Run one statement in its own transaction and return its rows, if any."""
         with self.engine.begin() as connection:
             result = connection.execute(sa.text(statement), values)
             return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
     def one(self, statement: str, **values: Any) -> Any:
-        """The first column of the only row."""
+        """Return the first column of the only row."""
         ((value,),) = (row.values() for row in self(statement, **values))
         return value
 
@@ -327,13 +327,13 @@ class Sql:
         return row
 
     def add(self, name: str, **columns: Any) -> int:
-        """A customer, as another program inserts one; its id."""
+        """Insert a customer, as another program would, and return its id."""
         given = {"name": name, "email": f"{name.lower().replace(' ', '.')}@acceptance.example", **columns}
         names, places = ", ".join(given), ", ".join(f":{column}" for column in given)
         return int(self.one(f"INSERT INTO customer ({names}) VALUES ({places}) RETURNING id", **given))
 
     def owing(self) -> dict[str, int]:
-        """What is not settled yet, by kind; empty when there is nothing left to do."""
+        """Return the outstanding work by kind; empty when nothing is left to do."""
         counts = {
             "changes": "SELECT count(*) FROM change WHERE relayed_at IS NULL",
             "links": "SELECT count(*) FROM link WHERE owed_change > synced_change AND dead_at IS NULL",
@@ -344,7 +344,7 @@ class Sql:
         return {kind: count for kind, count in found.items() if count}
 
     def settled(self, seconds: float = 30.0) -> None:
-        """Wait until nothing is owed."""
+        """Wait until nothing is outstanding."""
         eventually(lambda: not (owing := self.owing()) or _still(owing), seconds)
 
 
@@ -359,7 +359,7 @@ QUEUES = ("stripe.customer", "salesforce.customer", "stripe.inbox", "salesforce.
 
 @contextmanager
 def vhost(server_url: str) -> Iterator[str]:
-    """A vhost of its own. Where none can be made, the server's default one, with nobody else's fleet in it."""
+    """Yield a dedicated vhost, or else the server's default vhost, locked so that no other fleet uses it."""
     with services.fresh_vhost(server_url) as url:
         if url != server_url:
             yield url
@@ -375,7 +375,7 @@ def vhost(server_url: str) -> Iterator[str]:
 
 @contextmanager
 def connected(url: str) -> Iterator[pika.BlockingConnection]:
-    """A connection that may stay idle."""
+    """Yield a connection that may stay idle."""
     parameters = pika.URLParameters(url)
     parameters.heartbeat = 0
     connection = pika.BlockingConnection(parameters)
@@ -386,7 +386,7 @@ def connected(url: str) -> Iterator[pika.BlockingConnection]:
 
 
 def _locked(connection: pika.BlockingConnection) -> Any:
-    """A channel, once no other run holds the queue that serves as a lock."""
+    """Return a channel as soon as no other run holds the queue that serves as a lock."""
     channel = connection.channel()
     try:
         channel.queue_declare("syncflow.acceptance.lock", exclusive=True)

@@ -1,4 +1,4 @@
-"""`./syncflow demo`: what a newcomer sees first, with nothing installed but Python, and over a fleet's services."""
+"""`./syncflow demo`: what a new user sees first, with only Python installed, and with the services of a fleet."""
 
 import signal
 from collections import Counter

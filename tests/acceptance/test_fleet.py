@@ -23,7 +23,7 @@ def fleet(postgres_server: str, rabbitmq_server: str, tmp_path_factory: pytest.T
 
 
 def in_both(fleet: Fleet, record: int, **columns: str) -> None:
-    """Wait until both systems hold this record with these values, given by the names Stripe and we share."""
+    """Wait until both systems hold this record with these values; the column names are those shared with Stripe."""
     names = {"name": "Name", "email": "Email__c", "phone": "Phone"}
 
     def agree() -> bool:
@@ -36,7 +36,7 @@ def in_both(fleet: Fleet, record: int, **columns: str) -> None:
 
 
 def test_one_customer_travels_both_ways(fleet: Fleet) -> None:
-    # Created by another program, in plain SQL.
+    # Another program creates a record in plain SQL.
     record = fleet.sql.add("Ada Lovelace", phone="+44 20 7946 0018", city="London")
     in_both(fleet, record, name="Ada Lovelace", email="ada.lovelace@acceptance.example", phone="+44 20 7946 0018")
     assert fleet.stripe.customer(record)["address"]["city"] == "London"
@@ -44,7 +44,7 @@ def test_one_customer_travels_both_ways(fleet: Fleet) -> None:
     customer = fleet.stripe.customer(record)["id"]
     account = fleet.salesforce.account(record)["Id"]
 
-    # Edited by a person in Stripe: a webhook brings it, and nothing at all goes back there.
+    # A user edits in Stripe: the webhook delivers the change, and nothing is written back.
     fleet.quiet()
     next_second()
     calls_before = fleet.stripe.last_call()
@@ -54,7 +54,7 @@ def test_one_customer_travels_both_ways(fleet: Fleet) -> None:
     fleet.quiet()
     assert fleet.stripe.calls(since=calls_before) == []
 
-    # Edited by a person in Salesforce: a poll brings it, and nothing is written back there.
+    # A user edits in Salesforce: a poll delivers the change, and nothing is written back.
     next_second()
     writes_before = fleet.salesforce.last_call()
     fleet.salesforce.edit(account, Phone="+44 20 7946 0020")
@@ -65,7 +65,7 @@ def test_one_customer_travels_both_ways(fleet: Fleet) -> None:
     fleet.quiet()
     assert fleet.salesforce.writes(since=writes_before) == []
 
-    # Deleted here: both subscribers' policy is to delete there.
+    # A delete in the database: both subscribers' policy is to delete in their system.
     fleet.sql("DELETE FROM customer WHERE id = :id", id=record)
     eventually(lambda: not fleet.stripe.customers(record) and not fleet.salesforce.accounts(record))
     fleet.sql.settled()
@@ -80,7 +80,7 @@ def test_rabbitmq_shows_what_the_architecture_says(fleet: Fleet) -> None:
             assert channel.queue_declare(queue, passive=True).method.consumer_count >= 1
             if bindings := _bindings(fleet.broker_url):
                 assert f"syncflow.changes\t{queue}\tcustomer" in bindings
-        # Any other program may listen too. It is told which records changed, and nothing of what they hold.
+        # Any other program may listen too. Messages name the changed records, but hold none of their data.
         mine = channel.queue_declare("", exclusive=True).method.queue
         channel.queue_bind(mine, "syncflow.changes", routing_key="customer")
         record = fleet.sql.add("Emmy Noether")
@@ -92,7 +92,7 @@ def test_rabbitmq_shows_what_the_architecture_says(fleet: Fleet) -> None:
 
 
 def _bindings(broker_url: str) -> str:
-    """`source, destination, routing key` of each binding; empty where this user may not ask."""
+    """Return `source, destination, routing key` of each binding; empty if this user may not list them."""
     if os.geteuid() != 0:
         return ""
     name = urlsplit(broker_url).path.removeprefix("/").replace("%2F", "/")
@@ -184,7 +184,7 @@ def test_a_worker_killed_in_the_middle_of_a_delivery(fleet: Fleet) -> None:
     calls_before = fleet.stripe.last_call()
     fleet.stripe.order(kind="delay", seconds=LEASE_SECONDS / 2, method="POST", path="/v1/customers")
     record = fleet.sql.add("Katherine Johnson")
-    eventually(lambda: not fleet.stripe.faults())  # the call has arrived, and is not answered
+    eventually(lambda: not fleet.stripe.faults())  # the call has arrived and is still unanswered
     fleet.processes["worker"].kill()
     assert fleet.sql("SELECT 1 FROM link WHERE subscriber = 'stripe.customer' AND record_id = :id"
                      " AND create_token IS NOT NULL AND external_id IS NULL", id=str(record))  # fmt: skip
@@ -231,7 +231,7 @@ def test_every_process_ends_when_asked(fleet: Fleet) -> None:
     for kind in kinds:
         fleet.processes[kind].ask()
     assert {kind: fleet.processes[kind].end() for kind in kinds} == dict.fromkeys(kinds, 0)
-    # Who leaves says so. Of the worker that was killed nobody could.
+    # A process that stops removes its row. The killed worker could not.
     left = [row["name"] for row in fleet.sql("SELECT name FROM process")]
     assert all(name.startswith("worker ") for name in left) and len(left) <= 1, left
 

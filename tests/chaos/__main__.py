@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 on any finding."""
+"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 on any violation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.chaos.recovery import Recovery, wait_until_quiet
 
 KINDS = ("lost", "duplicated", "differing", "unexplained")
 
-#: Seconds between the start of the load and the first fault: something shall be there to be broken.
+#: Seconds between the start of the load and the first fault, so that there is data to break.
 HEAD_START = 2.0
 
 
 def main() -> int:
-    """One run."""
+    """Run once and return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
-    """Load and faults, quiet, polls, quiet, judgement; the figures."""
+    """Run load and faults, wait until all is quiet, poll, wait again and compare; return the figures."""
     event_log, recovery = EventLog(), Recovery(fleet)
     if words := wait_until_quiet(fleet):
         raise RuntimeError(f"the fleet did not start: {words}")
@@ -104,7 +104,7 @@ def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
 
 
 def settle(fleet: Fleet) -> str | None:
-    """Wait until all is quiet, read both systems once more, and wait again; None, or what did not end."""
+    """Wait until all is quiet, poll both systems again, and wait again; return None, or the work that did not end."""
     words = wait_until_quiet(fleet)
     for system in fleet.urls:
         polled = fleet.run(["poll", system])
@@ -114,13 +114,13 @@ def settle(fleet: Fleet) -> str | None:
 
 
 def report(fleet: Fleet, lines: list[str], path: Path) -> None:
-    """Print the histories, and keep them with the logs."""
+    """Print the histories and store them with the logs."""
     path.write_text("\n".join(lines))
     print("\n".join(lines), flush=True)
 
 
 def say(text: str) -> None:
-    """One line for whoever watches."""
+    """Print a progress line."""
     print(f"chaos: {text}", flush=True)
 
 

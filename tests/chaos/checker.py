@@ -1,4 +1,4 @@
-"""The comparison at the end: every record on every side, against what it must be. Nothing here changes anything."""
+"""The comparison at the end: every record on every side against its expected state. Read-only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.chaos.event_log import HUB, EventLog, RecordHistory
 from tests.chaos.fleet import Fleet
 
 SUBSCRIBERS: dict[str, type[Subscriber]] = {"stripe": StripeCustomer, "salesforce": SalesforceAccount}
-#: Where each system's record has the email address and our id.
+#: Where each system's record holds the email address and the hub's id.
 EMAIL = {"stripe": "email", "salesforce": "Email__c"}
 #: The External ID field of the org.
 EXTERNAL_ID = "Syncflow_Id__c"
@@ -29,7 +29,7 @@ EXTERNAL_ID = "Syncflow_Id__c"
 
 @dataclass(frozen=True)
 class Violation:
-    """Something that must not be. `kind` is lost, duplicated, differing or unexplained."""
+    """A violation found by the comparison. `kind` is lost, duplicated, differing or unexplained."""
 
     kind: str
     words: str
@@ -39,7 +39,7 @@ class Violation:
 
 @dataclass
 class Snapshot:
-    """What every side holds."""
+    """The contents of every side."""
 
     customers: list[dict[str, Any]]
     links: list[dict[str, Any]]
@@ -49,12 +49,12 @@ class Snapshot:
 
     @property
     def calls(self) -> int:
-        """API calls that the systems got."""
+        """Return the number of API calls to the systems."""
         return sum(len(calls) for calls in self.journals.values())
 
 
 def take_snapshot(fleet: Fleet) -> Snapshot:
-    """Read all of it."""
+    """Read every side."""
     with psycopg.connect(fleet.database_url, row_factory=dict_row) as connection:
         customers = connection.execute("SELECT * FROM customer ORDER BY id").fetchall()
         links = connection.execute("SELECT * FROM link ORDER BY id").fetchall()
@@ -77,7 +77,7 @@ def take_snapshot(fleet: Fleet) -> Snapshot:
 
 
 class Checker:
-    """Compares; `violations` holds what was found."""
+    """Compare a snapshot with the event log; `violations` holds the result."""
 
     def __init__(self, snapshot: Snapshot, event_log: EventLog) -> None:
         self.snapshot = snapshot
@@ -90,7 +90,7 @@ class Checker:
             self._letters[letter["subscriber"], str(letter["record_id"])].append(letter)
 
     def checker(self) -> list[Violation]:
-        """All checks."""
+        """Run all checks."""
         here = _by(self.snapshot.customers, "email")
         there = {system: _by(records, EMAIL[system]) for system, records in self.snapshot.systems.items()}
         for email in sorted(set(here) | {e for found in there.values() for e in found} | set(self.event_log.histories)):
@@ -133,7 +133,7 @@ class Checker:
                 self._add("unexplained", words, ids, (one["id"] if "id" in one else one["Id"] for one in found))
 
     def _fields(self, history: RecordHistory, row: dict[str, Any]) -> None:
-        """The last edit of each field must have won."""
+        """Check that the last edit of each field won."""
         for column in {edit.column for edit in history.edits}:
             possible = history.possible(column)
             self.conflicts += len(possible) > 1
@@ -183,7 +183,7 @@ class Checker:
             self._add("unexplained", f"{about}: carries our id {known_as}", [record_id], [_id(external)])
 
     def _excused(self, history: RecordHistory, subscriber: str, record_id: str) -> bool:
-        """An open dead letter that says why, about data that the load knows to be wrong."""
+        """Return whether an open dead letter explains a difference, for data that the load made invalid on purpose."""
         letters = self._letters[subscriber, record_id]
         return bool(history.poisoned) and any(one["error"] == "Reject" and one["message"] for one in letters)
 
@@ -199,7 +199,7 @@ class Checker:
                 self._add("duplicated", f"{system} has record {our_id} as {externals}", [our_id], externals)
 
     def _created_twice(self) -> None:
-        """A duplicate that was deleted since is one all the same. Salesforce's own upsert prevents it there."""
+        """Find records created twice, even if the duplicate was deleted later. Salesforce's upsert rules this out."""
         creations: defaultdict[str, int] = defaultdict(int)
         for call in self.snapshot.journals["stripe"]:
             done = call["method"] == "POST" and call["path"] == "/v1/customers" and call["status"] == 200

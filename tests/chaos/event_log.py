@@ -1,7 +1,8 @@
-"""What was intended: every edit made on any side, with the value its author saw before it.
+"""The intended edits: every edit made on any side, with the value its author saw before it.
 
-That value orders edits of different sides without trusting clocks: who saw another's value and replaced
-it, meant to. Two edits whose authors did not see each other's are a conflict, and either may stand.
+That value orders edits of different sides without trusting clocks: an author who saw another's value and
+replaced it did so on purpose. Two edits whose authors did not see each other's value are a conflict, and
+either may win.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: The internal database, as a side; the others are named like their systems.
+#: The side of the internal database; the others are named after their systems.
 HUB = "hub"
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One field of one record set to a value on one side. Values are never used twice, None excepted."""
+    """One field of one record set to a value on one side. Every value except None is used only once."""
 
     number: int
     at: float
@@ -31,24 +32,24 @@ class Edit:
 
 @dataclass
 class RecordHistory:
-    """All that was done to one customer, who is known by his email address on every side."""
+    """Every edit of one customer, identified by the email address on every side."""
 
     email: str
     created_by: str
     edits: list[Edit] = field(default_factory=list)
-    #: Side -> when it was deleted there.
+    #: Side -> when the customer was deleted on it.
     deleted: dict[str, float] = field(default_factory=dict)
-    #: Fields given values that some system refuses, by column.
+    #: Columns that were given values some system rejects.
     poisoned: set[str] = field(default_factory=set)
 
     def possible(self, column: str) -> set[str | None]:
-        """The values the field may have when all is quiet; empty where nobody ever set it."""
+        """Return the values the field may have when all is quiet; empty if it was never set."""
         edits = [one for one in self.edits if one.column == column]
         replaced = {old.number for new in edits for old in _replaced_by(new, edits) if not self._unnoticed(new, edits)}
         return {one.value for one in edits if one.number not in replaced}
 
     def _unnoticed(self, edit: Edit, edits: list[Edit]) -> bool:
-        """Who edits a record there and then deletes it there may be too quick for anybody to see the edit."""
+        """Return whether the record was deleted on the side of the edit before another side could see the edit."""
         if edit.side == HUB or edit.side not in self.deleted:
             return False
         since = {one.value for one in edits if one.side == edit.side and one.number >= edit.number}
@@ -56,7 +57,7 @@ class RecordHistory:
 
 
 def _replaced_by(edit: Edit, edits: list[Edit]) -> list[Edit]:
-    """What an edit replaced: what its author saw, and the edits before it on its own side."""
+    """Return the edits that an edit replaced: the one its author saw, and the earlier ones on its own side."""
     return [
         one
         for one in edits
@@ -66,7 +67,7 @@ def _replaced_by(edit: Edit, edits: list[Edit]) -> list[Edit]:
 
 
 class EventLog:
-    """The histories of all customers. Safe to use from any thread."""
+    """The histories of all customers. Thread-safe."""
 
     def __init__(self) -> None:
         self.histories: dict[str, RecordHistory] = {}
@@ -75,38 +76,38 @@ class EventLog:
         self._lock = threading.Lock()
 
     def unique(self) -> int:
-        """A number nobody else gets: what makes values and addresses unique."""
+        """Return a number that is used only once, to make values and addresses unique."""
         with self._lock:
             self._number += 1
             return self._number
 
     def created(self, side: str, email: str, values: Mapping[str, Any]) -> None:
-        """A customer was created on a side, with these values."""
+        """Record that a customer was created on a side with these values."""
         with self._lock:
             self.histories[email] = RecordHistory(email, side)
             self.counts[f"{side} creations"] += 1
             self._add(side, email, values, {})
 
     def edited(self, side: str, email: str, values: Mapping[str, Any], saw: Mapping[str, Any]) -> None:
-        """These columns were set on a side, by somebody who saw the other values there before."""
+        """Record that these columns were set on a side, by an author who saw those values before."""
         with self._lock:
             self.counts[f"{side} edits"] += 1
             self._add(side, email, values, saw)
 
     def deleted(self, side: str, email: str) -> None:
-        """A customer was deleted on a side."""
+        """Record that a customer was deleted on a side."""
         with self._lock:
             self.counts[f"{side} deletions"] += 1
             self.histories[email].deleted[side] = time.time()
 
     def poisoned(self, email: str, columns: Iterable[str]) -> None:
-        """These fields got values that a system refuses."""
+        """Record that these columns got values that a system rejects."""
         with self._lock:
             self.histories[email].poisoned |= set(columns)
 
     @property
     def changes(self) -> int:
-        """How much was done in all."""
+        """Return the total number of edits."""
         return sum(self.counts.values())
 
     def _add(self, side: str, email: str, values: Mapping[str, Any], saw: Mapping[str, Any]) -> None:

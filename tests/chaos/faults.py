@@ -1,4 +1,4 @@
-"""What goes wrong, and when: a plan made from the seed before the run, carried out during it."""
+"""The faults and their times: a plan made from the seed before the run, and carried out during it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 #: Mean seconds between two faults of a kind.
 EVERY = {"process": 3.0, "network": 5.0, "call": 1.2, "webhook": 0.8, "session": 12.0, "service": 40.0}
 
-#: The one fault of each kind that no run may lack, with the part of the run's time at which it comes.
+#: The faults that every run includes, each with its time as a fraction of the run.
 SURELY = (
     (0.15, "postgresql", "kill"),
     (0.35, "rabbitmq", "wipe"),
@@ -30,7 +30,8 @@ SURELY = (
     (0.80, "rabbitmq", "kill"),
 )
 
-#: A system that is down gets a call in three seconds only: no more faults than these wait for it, or it never comes up.
+#: Most faults that may wait for a system. One that is down gets only one call in three seconds,
+#: and with more faults it would never come up.
 ARMED = 2
 
 WEBHOOK_FAULTS = ("webhook_drop", "webhook_duplicate", "webhook_reorder", "webhook_delay")
@@ -38,7 +39,7 @@ WEBHOOK_FAULTS = ("webhook_drop", "webhook_duplicate", "webhook_reorder", "webho
 
 @dataclass(frozen=True)
 class Outage:
-    """A fault with a beginning and an end, in seconds of the epoch; a killed process has both at once."""
+    """A fault with a start and an end, in seconds since the epoch; for a killed process both are the same."""
 
     what: str
     began: float
@@ -46,7 +47,7 @@ class Outage:
 
 
 class Faults:
-    """Carries the plan out in a thread of its own between `start` and `stop`."""
+    """Carry out the plan in a separate thread between `start` and `stop`."""
 
     def __init__(self, fleet: Fleet, seconds: float, seed: int, ended: Callable[[Outage], None]) -> None:
         self.fleet = fleet
@@ -57,7 +58,7 @@ class Faults:
         self.plan = plan(seconds, random.Random(seed))
         self._pick = random.Random(seed + 7)
         self._stop = threading.Event()
-        # scripts/services does one thing at a time: a server must not stay down until the other one has started.
+        # scripts/services handles one command at a time: no server may stay down until the other one has started.
         self._services = threading.Lock()
         self._networks = {system: threading.Lock() for system in fleet.proxies}
         self._thread = threading.Thread(target=self._run, name="faults", daemon=True)
@@ -67,11 +68,11 @@ class Faults:
         self._http.trust_env = False
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """No further faults; what is down comes back, what was ordered and not used up is cancelled."""
+        """Stop the faults, restore what is down, and cancel ordered faults that are not used up."""
         self._stop.set()
         self._thread.join(30)
         for helper in self._helpers:
@@ -184,7 +185,7 @@ Step = tuple[float, str, tuple[Any, ...]]
 
 
 def plan(seconds: float, pick: random.Random) -> list[Step]:
-    """(second, kind, arguments) of every fault, in order."""
+    """Return (second, kind, arguments) of every fault, in order."""
     steps: list[Step] = [(part * seconds, "service", (kind, how, 1.0)) for part, kind, how in SURELY]
     for kind, mean in EVERY.items():
         at = pick.expovariate(1 / mean)
@@ -199,7 +200,7 @@ def _process(pick: random.Random) -> tuple[Any, ...]:
 
 
 def _service(pick: random.Random) -> tuple[Any, ...]:
-    # The wipe comes once, see SURELY.
+    # The wipe happens only once, see SURELY.
     kind, how = pick.choice([(kind, how) for kind in ("postgresql", "rabbitmq") for how in ("stop", "kill")])
     return kind, how, pick.uniform(0.0, 2.0)
 

@@ -1,4 +1,4 @@
-"""The real fleet: every process as an operator would start it, over a PostgreSQL and a RabbitMQ of its own."""
+"""The real fleet: every process as an operator would start it, with its own PostgreSQL and RabbitMQ."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ COMMANDS = {
     "scheduler": "scheduler",
 }
 
-#: The hub's patience, much shortened, so that recovering is seen within the run. MAX_ATTEMPTS is the
-#: exception: with pauses of at most 3 s, 8 attempts would be used up in some seconds of trouble.
+#: The hub's timeouts, much shorter than usual, so that it recovers within the run. MAX_ATTEMPTS is higher
+#: instead: with pauses of at most 3 s, a few seconds of trouble would use up 8 attempts.
 PATIENCE = {
     "LEASE_SECONDS": "8",
     "STALE_SECONDS": "4",
@@ -49,23 +49,23 @@ PATIENCE = {
     "PROBE_MAX_SECONDS": "3",
     "GRACE_SECONDS": "6",
     "WORKER_THREADS": "4",
-    # The load deletes more than a person should: what the guard does is not the question here.
+    # The load deletes more than a user would. This run does not test the delete guard.
     "STRIPE_DELETE_LIMIT": "100000",
     "SALESFORCE_DELETE_LIMIT": "100000",
 }
 
-#: Below the range that Linux gives to outgoing connections (32768 and up).
+#: Below the range that Linux uses for outgoing connections (32768 and up).
 PORTS = (20_000, 30_000)
 
-#: How often both systems are polled, seconds.
+#: Seconds between two polls of each system.
 POLL_SECONDS = 5
 
-#: Seconds until a process that was killed is started again, and one that ended by itself.
+#: Seconds until a process is restarted after it was killed, and after it exited by itself.
 RESTART_AFTER = 1.0
 
 
 class Service:
-    """A private PostgreSQL or RabbitMQ, through scripts/services."""
+    """A private PostgreSQL or RabbitMQ, managed through scripts/services."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -73,7 +73,7 @@ class Service:
         self.port = 0
 
     def do(self, action: str) -> str:
-        """start, stop, kill or wipe; what it printed."""
+        """Run start, stop, kill or wipe, and return the output."""
         command = [sys.executable, str(ROOT / "scripts" / "services"), self.kind, action, "--name", self.name]
         if action == "start":
             self.port = self.port or free_port()
@@ -84,7 +84,7 @@ class Service:
         return done.stdout.strip()
 
     def remove(self) -> None:
-        """Stop it and forget its data."""
+        """Stop it and delete its data."""
         self.do("stop")
         self.do("wipe")
         shutil.rmtree(VAR / "services" / self.kind / self.name, ignore_errors=True)
@@ -92,13 +92,13 @@ class Service:
 
 @dataclass
 class Managed:
-    """One process, started again whenever it is not there."""
+    """One process, restarted whenever it is not running."""
 
     name: str
     command: list[str]
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    #: Ended by a fault; otherwise an end counts as its own.
+    #: Whether a fault ended it; otherwise it exited by itself.
     expected: bool = False
     restart_at: float = 0.0
     starts: int = 0
@@ -106,7 +106,7 @@ class Managed:
 
 @dataclass
 class Exit:
-    """A process that ended by itself."""
+    """A process that exited by itself."""
 
     name: str
     status: int
@@ -115,7 +115,7 @@ class Exit:
 
 @dataclass
 class Fleet:
-    """Everything that runs. Use it in a `with` block: whatever was started is ended at its end."""
+    """Everything that runs. A context manager that ends all it started."""
 
     folder: Path
     seed: int
@@ -215,7 +215,7 @@ class Fleet:
         return proxy
 
     def _start_system(self, name: str, arguments: Sequence[str], more: Mapping[str, str], port: int) -> str:
-        """Start a demo system; it prints its address first."""
+        """Start a demo system, which prints its address first."""
         log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
         process = subprocess.Popen(
             [sys.executable, "-m", f"simulators.{name}", "--port", str(port), *arguments],
@@ -234,7 +234,7 @@ class Fleet:
         return [sys.executable, str(ROOT / "syncflow"), name]
 
     def run(self, arguments: Sequence[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """One command of the hub, to its end."""
+        """Run one command of the hub until it exits."""
         command = [sys.executable, str(ROOT / "syncflow"), *arguments]
         done = subprocess.run(
             command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -254,7 +254,7 @@ class Fleet:
         managed.starts += 1
 
     def signal(self, name: str, number: signal.Signals, pause: float = RESTART_AFTER) -> bool:
-        """Kill (with all its children) or terminate a process; it is started again. False if it is not running."""
+        """Kill (with all its children) or terminate a process, to be restarted. Return False if it is not running."""
         with self._lock:
             managed = self._managed[name]
             process = managed.process
@@ -268,7 +268,7 @@ class Fleet:
             return True
 
     def running(self) -> bool:
-        """Whether every process runs."""
+        """Return whether every process is running."""
         with self._lock:
             return all(m.process is not None and m.process.poll() is None for m in self._managed.values())
 
@@ -303,7 +303,7 @@ class Fleet:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process we started, and what it started."""
+    """End a process and its children."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -316,7 +316,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port nobody uses, and none that the system gives to outgoing connections: those would take it in an outage."""
+    """Return an unused port outside the range of outgoing connections, which could take it during an outage."""
     while True:
         port = random.randrange(*PORTS)
         with socket.socket() as probe:

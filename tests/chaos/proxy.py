@@ -1,6 +1,6 @@
 """The network between the hub and one system: a TCP proxy on loopback that can be cut, slowed and reset.
 
-It looks at no byte, so TLS passes through.
+It does not interpret the data, so TLS passes through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, Self, TypeVar
 
 Mode = Literal["open", "refuse", "cut", "slow", "reset"]
 
-#: mode -> what a client sees of it
+#: mode -> its effect on a client
 MODES: dict[Mode, str] = {
     "open": "everything passes",
     "refuse": "connection refused; those that were open are reset",
@@ -26,9 +26,9 @@ MODES: dict[Mode, str] = {
 }
 
 HOST = "127.0.0.1"
-#: The longest pause before a chunk while slow, seconds.
+#: The longest delay before a chunk in slow mode, seconds.
 SLOWEST = 0.6
-#: An answer is reset after at most so many bytes; a TLS handshake alone has about 3000.
+#: Most bytes of an answer before it is reset; a TLS handshake alone has about 3000.
 RESET_WITHIN = 6000
 
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class Proxy:
-    """Listens on `port` and passes on to `target`, another port of this machine, as `mode` says."""
+    """Listen on `port` and forward to `target`, another local port, according to `mode`."""
 
     def __init__(self, port: int, target: int, seed: int) -> None:
         self.port = port
@@ -61,7 +61,7 @@ class Proxy:
         self._loop.close()
 
     def set(self, mode: Mode) -> None:
-        """Change what clients see; connections already open are reset, except when it only gets slow."""
+        """Change the mode; open connections are reset, except when the new mode is slow."""
         self._run(lambda: self._set(mode))
 
     def _run(self, work: Callable[[], object]) -> None:
@@ -148,7 +148,7 @@ class Proxy:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with a reset (RST), not with a polite end."""
+    """Close with a reset (RST) instead of a normal shutdown."""
     raw: socket.socket | None = writer.get_extra_info("socket")
     if raw is not None:
         with contextlib.suppress(OSError):

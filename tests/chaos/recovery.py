@@ -1,4 +1,4 @@
-"""Watching the ledger: how long recovering from each fault took, and when everything is quiet."""
+"""Monitor the ledger: how long recovery from each fault takes, and when everything is quiet."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import requests
 from tests.chaos.faults import Outage
 from tests.chaos.fleet import Fleet
 
-#: Seconds for which nothing may move before it counts as quiet.
+#: Seconds without any change before the run counts as quiet.
 STILL = 1.5
 
-#: Seconds until a run that does not become quiet is given up.
+#: Seconds after which a run that does not become quiet is abandoned.
 DEADLINE = 240.0
 
 _OUTSTANDING = """
@@ -31,7 +31,7 @@ _OUTSTANDING = """
 
 @dataclass(frozen=True)
 class Outstanding:
-    """What has been captured or received and is not settled: words, how many, since when (epoch)."""
+    """Captured or received work that is not settled: description, count, and time of the oldest (epoch)."""
 
     words: str
     count: int
@@ -39,7 +39,7 @@ class Outstanding:
 
 
 def outstanding(database_url: str) -> Outstanding:
-    """What is left to do. Raises psycopg.OperationalError while the database is away."""
+    """Return the outstanding work. Raises psycopg.OperationalError while the database is unavailable."""
     with psycopg.connect(database_url, connect_timeout=3) as connection:
         rows = connection.execute(_OUTSTANDING).fetchall()
     times = [at.timestamp() for _, _, at in rows if isinstance(at, datetime)]
@@ -48,7 +48,7 @@ def outstanding(database_url: str) -> Outstanding:
 
 
 class Recovery:
-    """For each fault: seconds from its end until all that was outstanding at that time was settled."""
+    """For each fault, the seconds from its end until all work outstanding at that time was settled."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -59,27 +59,27 @@ class Recovery:
         self._thread = threading.Thread(target=self._run, name="recovery", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start monitoring."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop monitoring."""
         self._stop.set()
         self._thread.join(10)
 
     def ended(self, outage: Outage) -> None:
-        """A fault is over: from now on recovering counts."""
+        """Start to measure the recovery from a fault that has ended."""
         with self._lock:
             self._open.append(outage)
 
     @property
     def unfinished(self) -> list[Outage]:
-        """Faults that were not recovered from."""
+        """Return the faults without a recovery."""
         with self._lock:
             return list(self._open)
 
     def words(self) -> str:
-        """Median and longest."""
+        """Return the median and the longest recovery as text."""
         if not self.seconds:
             return "no fault"
         longest, what = max(self.seconds)
@@ -99,7 +99,7 @@ class Recovery:
 
 
 def wait_until_quiet(fleet: Fleet, deadline: float = DEADLINE) -> str | None:
-    """Wait until nothing is outstanding and nothing more comes; None, or what is still outstanding."""
+    """Wait until nothing is outstanding and no new work arrives; return None, or the outstanding work."""
     until = time.monotonic() + deadline
     still_since = None
     words = "the database does not answer"

@@ -1,4 +1,4 @@
-"""A short chaos run: the real fleet under load and faults ends with every record the same on every side."""
+"""A short chaos run: the real fleet under load and faults ends with every record equal on every side."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from settings import ROOT
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
 
-#: Seconds of load and faults. Starting all of it, becoming quiet and comparing come on top.
+#: Seconds of load and faults. Startup, settling and the comparison take additional time.
 SECONDS = 25
 
 
 def test_after_a_short_chaos_run_every_system_agrees() -> None:
-    """`make chaos` runs for minutes, with another seed each time."""
+    """`make chaos` runs for minutes, with a different seed each time."""
     environment = {**os.environ, "SECONDS": str(SECONDS), "SEED": os.environ.get("SEED", "20")}
     run = subprocess.Popen(
         [sys.executable, "-m", "tests.chaos"],
@@ -31,7 +31,7 @@ def test_after_a_short_chaos_run_every_system_agrees() -> None:
     try:
         told, _ = run.communicate(timeout=360)
     except subprocess.TimeoutExpired:
-        run.terminate()  # it stops what it started
+        run.terminate()  # it stops all its children
         told, _ = run.communicate(timeout=60)
     assert run.returncode == 0, told[-20_000:]
     figures = json.loads(told.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The proxy of the chaos run does to a connection what its modes say."""
+"""Each mode of the chaos run's proxy has its effect on a connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.chaos.proxy import HOST, Proxy
 
 @pytest.fixture
 def proxy() -> Iterator[Proxy]:
-    """A proxy before a server that sends back what it gets."""
+    """Yield a proxy in front of an echo server."""
     with socket.create_server((HOST, 0)) as server:
         threading.Thread(target=_echo, args=(server,), daemon=True).start()
         with Proxy(free_port(), server.getsockname()[1], seed=1) as proxy:

@@ -1,4 +1,4 @@
-"""`python -m tests.model`: random histories through the real conductor, as long as asked for."""
+"""`python -m tests.model`: run random histories through the real conductor for as long as requested."""
 
 import sys
 

@@ -1,11 +1,11 @@
-"""A model of the whole: random histories over fake systems, run through the conductor's real code.
+"""A model of the whole hub: random histories over fake systems, run through the conductor's real code.
 
-A history is a profile (what kind of systems these are) and a list of steps. Each step picks what it
-works on by number modulo what there is, so that any part of a history is a history too: that is
-what makes a failing one small. What the steps do is in `tests.support.model_hub`, and what must hold once
-it has come to rest in `tests.model.model_properties`.
+A history is a profile of each system and a list of steps. A step picks its target by number modulo the
+number of candidates, so that any part of a history is also a valid history. This is what allows a failing
+history to be shrunk. `tests.support.model_hub` defines the steps, and `tests.model.model_properties` what
+must hold after the hub has settled.
 
-`make model` looks for failing histories as long as one likes (SECONDS, SEED).
+`make model` searches for failing histories for as long as requested (SECONDS, SEED).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class History:
     steps: tuple[Step, ...]
 
     def words(self) -> str:
-        """As it is written into a test."""
+        """Return the history as Python source for a test."""
         plain = Profile()
         lines = ["History({"]
         for name, profile in self.profiles.items():
@@ -50,7 +50,7 @@ class History:
 
 _TICKS = (0.3, 1.0, 3.0, 12.0, 31.0, 61.0, 100.0)
 
-#: Step -> weight, and the arguments' ranges.
+#: Step -> weight, and the ranges of its arguments.
 STEPS: dict[str, tuple[float, tuple[int, ...]]] = {
     "insert": (3, (8, 8, 16)),
     "edit": (6, (4, 4, 40, 16)),
@@ -83,9 +83,9 @@ STEPS: dict[str, tuple[float, tuple[int, ...]]] = {
     "push": (0.7, (4, 16)),
     "settle": (0.25, ()),
 }
-#: Which argument names a field.
+#: Step -> index of the argument that selects a field.
 _COLUMN_AT = {"edit": 1, "edit_all": 0, "x_edit": 2}
-#: Which argument names a value, and numbers of untidy ones.
+#: Step -> index of the argument that selects a value, and the numbers of untidy values.
 _VALUE_AT = {"edit": 2, "edit_all": 1, "x_edit": 3, "insert": 0, "x_add": 2}
 _UNTIDY = (7, 15, 23)
 _ALWAYS = {"insert", "run"}
@@ -93,7 +93,7 @@ _NEVER_MEANWHILE = {"settle"}
 
 
 def make_profile(rng: random.Random) -> Profile:
-    """A kind of system."""
+    """Return a random profile of a system."""
     plain = rng.random() < 0.3
     if plain:
         return Profile(seconds=rng.random() < 0.5)
@@ -119,14 +119,14 @@ def _without(kinds: list[str], weights: list[float], out: set[str]) -> tuple[lis
 
 
 def make_history(seed: int) -> History:
-    """The history of this seed. Each leaves out some kinds of steps, so that the others go deeper."""
+    """Return the history of this seed. Each omits some kinds of steps, so that it exercises the others more."""
     rng = random.Random(seed)
     names = ("crm", "shop", "erp")[: rng.choice((1, 1, 1, 2, 2, 3))]
     profiles = {name: make_profile(rng) for name in names}
     keep = rng.choice((0.35, 0.6, 0.9))
     kinds = [kind for kind in STEPS if kind in _ALWAYS or rng.random() < keep]
     weights = [STEPS[kind][0] for kind in kinds]
-    # In some histories everybody works on few fields of one record: that is where sides meet.
+    # In some histories all steps use a few fields of one record, so that sides conflict.
     fields = rng.sample(range(4), rng.choice((1, 2, 4)))
     if rng.random() < 0.4:
         kinds, weights = _without(kinds, weights, {"insert", "x_add"})
@@ -146,12 +146,12 @@ def make_history(seed: int) -> History:
         return step_of(rng.choices(kinds, weights)[0])
 
     def inner_step() -> Step:
-        """What others do meanwhile: mostly what concerns the very record that is worked on."""
+        """Return a step for another process, usually about the record in progress."""
         dice = rng.random()
         if dice < 0.15:
             return ("tick", rng.choice(_TICKS))
         if dice < 0.4:
-            return ("deliver", rng.choice((0, 1, 2, 3, 3, 3)))  # 3: where a call is under way
+            return ("deliver", rng.choice((0, 1, 2, 3, 3, 3)))  # 3: the system of the call in progress
         if dice < 0.55:
             return ("then", step_of("edit"), ("relay",))
         if dice < 0.7:
@@ -185,7 +185,7 @@ def make_history(seed: int) -> History:
 
 
 def run(history: History, *, trace: bool = False) -> ModelHub:
-    """Run a history; raises `Violation`, or whatever the hub raised that it should not."""
+    """Run a history; raises `Violation`, or any unexpected exception of the hub."""
     hub = ModelHub(history.profiles, check, trace=trace)
     try:
         hub.run(history.steps)
@@ -196,7 +196,7 @@ def run(history: History, *, trace: bool = False) -> ModelHub:
 
 
 def fails(history: History) -> str | None:
-    """What is wrong with it, or None."""
+    """Return why a history fails, or None."""
     try:
         run(history)
     except Exception as error:
@@ -205,7 +205,7 @@ def fails(history: History) -> str | None:
 
 
 def shrink(history: History, still: Callable[[str], bool] = lambda words: True) -> History:
-    """A smallest history that still fails: fewer steps, fewer systems, plainer ones, smaller numbers."""
+    """Return a minimal history that still fails: fewer steps and systems, simpler steps, smaller numbers."""
 
     def bad(candidate: History) -> bool:
         words = fails(candidate)
@@ -235,7 +235,7 @@ def _fewer_steps(history: History, bad: Callable[[History], bool]) -> History:
 
 
 def _plainer(history: History) -> Iterator[History]:
-    """Histories that are plainer in one respect."""
+    """Yield histories that are simpler in one respect."""
     plain = Profile()
     for name, profile in history.profiles.items():
         rest = {other: p for other, p in history.profiles.items() if other != name}
@@ -264,7 +264,7 @@ def _simpler(step: Step) -> Iterator[Step]:
 
 
 def explain(history: History) -> str:
-    """A failing history in words: what it is, what happened, what is wrong."""
+    """Describe a failing history: its source, its trace and its failure."""
     try:
         run(history, trace=True)
     except BaseException as error:
@@ -276,14 +276,14 @@ def explain(history: History) -> str:
 
 @dataclass
 class Search:
-    """What a search has found."""
+    """The result of a search."""
 
     histories: int = 0
     failing: list[tuple[int, str]] = field(default_factory=list)
 
 
 def _rarely_collect(number: int) -> None:
-    """Garbage collection is a third of the time; there is little to collect."""
+    """Collect garbage rarely: it takes a third of the time and finds little."""
     gc.disable()
     if number % 50 == 1:
         gc.collect()
@@ -291,7 +291,7 @@ def _rarely_collect(number: int) -> None:
 
 
 def search(seeds: Iterable[int], seconds: float | None = None, most: int = 1) -> Search:
-    """Run the histories of these seeds until some fail or the time is over."""
+    """Run the histories of these seeds until `most` of them fail or the time is over."""
     found = Search()
     end = time.monotonic() + seconds if seconds is not None else None
     for seed in seeds:
@@ -317,17 +317,17 @@ def _part(arguments: tuple[int, int, int, float | None, int | None, int]) -> Sea
 def search_parallel(
     seed: int, *, seconds: float | None = None, count: int | None = None, most: int = 1, processes: int | None = None
 ) -> Search:
-    """The same, on all cores."""
+    """Run a search on all cores."""
     parts = processes or os.cpu_count() or 1
     with multiprocessing.get_context("spawn").Pool(parts) as pool:
         found = pool.map(_part, [(seed, part, parts, seconds, count, most) for part in range(parts)])
         pool.close()
-        pool.join()  # they clean up
+        pool.join()  # the workers clean up
     return Search(sum(f.histories for f in found), sorted(pair for f in found for pair in f.failing))
 
 
 def main() -> int:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Run random histories; print the first that fails, made small.")
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("SECONDS") or 60))
     parser.add_argument(

@@ -1,11 +1,13 @@
-"""What must hold of a hub that has come to rest; each check names its property by a letter.
+"""The properties of a hub that has settled; each check names its property by a letter.
 
-(a) every system holds exactly what its mapping of the internal record says, or the ledger or a person says why not;
-(b) nothing was created twice, there or here;  (c) it rests: another full round writes and changes nothing;
-(d) what could not be brought over has a dead letter that says why;
-(e) what one side wrote last, with nobody else touching that field since the last agreement, is what it is now;
-(f) the ledger is in order;  (g) unsubscriptions were honoured, and (h) no record was written to one system
-by two workers at once (both are checked at the calls).
+(a) every system holds exactly what its mapping of the internal record yields, unless the ledger or an operator's
+action explains the difference;
+(b) nothing was created twice, in an external system or in the database;
+(c) the hub is at rest: another full round writes and changes nothing;
+(d) everything that could not be delivered has a dead letter with the reason;
+(e) if only one side wrote a field since the last agreement, the field has the last value of that side;
+(f) the ledger is in order;  (g) unsubscriptions were respected, and (h) no two workers wrote a record to one
+system at the same time (both are checked at the calls).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from tests.support.model_hub import EVERYTHING, ModelHub
 
 @dataclass
 class Ledger:
-    """All there is to know at rest, read once."""
+    """The complete ledger of a hub at rest, read once."""
 
     records: dict[str, dict[str, Any]]
     links: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Ledger:
 
 
 def check(hub: ModelHub) -> None:
-    """Let the hub come to rest and look whether all is well."""
+    """Let the hub settle and check all properties."""
     hub.calm()
     hub.come_to_rest()
     ledger = _read(hub)
@@ -120,7 +122,7 @@ def _explained(hub: ModelHub, ledger: Ledger) -> list[str]:
 
 
 def _excused(hub: ModelHub, ledger: Ledger, name: str, record: str) -> frozenset[str]:
-    """The operations that may lawfully not have been done on this record of this subscriber."""
+    """Return the operations that this subscriber may validly have missed for this record."""
     operations: set[str] = set()
     for rule in hub.rules:
         if name in rule.subscribers and (rule.records is None or record in rule.records):
@@ -145,7 +147,7 @@ def _letter(ledger: Ledger, link: Any) -> bool:
 
 
 def _troubled(hub: ModelHub, ledger: Ledger, system: ModelSystem) -> set[str]:
-    """External ids of which something came in that could not be applied."""
+    """Return the external ids with an incoming event that could not be applied."""
     bodies = {row.body for row in ledger.inbox if row.state == "dead" and row.system == system.name}
     return {_external_id(system, body) for body in bodies} | {
         _external_id(system, body) for body in hub.discarded if _is_of(system, body)
@@ -204,7 +206,7 @@ def _nothing_extra(hub: ModelHub, ledger: Ledger) -> list[str]:
         troubled = _troubled(hub, ledger, system)
         noted = {row.external_id for row in ledger.deliveries if row.subscriber == name and row.outcome == "skipped"
                  and row.direction == "in"}  # fmt: skip
-        # What was detached on purpose is of nobody, also when its record has come back as another one.
+        # A record detached on purpose belongs to no internal record, even if its former record was created again.
         noted |= {row.external_id for row in ledger.deliveries if row.subscriber == name and row.operation == "unlink"}
         for external_id, data in system.store.items():
             link = ledger.by_external.get((name, external_id))
@@ -230,7 +232,7 @@ def _nothing_extra(hub: ModelHub, ledger: Ledger) -> list[str]:
 
 
 def _edited_since(system: ModelSystem, external_id: str) -> set[str]:
-    """It was archived by us at some time, and edited by a person after that."""
+    """Return a set of the external id if the hub ever archived the record; a user may have edited it since."""
     archived = [row for row in system.log if row.id == external_id and row.data.get("phone") == "archived"]
     return {external_id} if archived else set()
 
@@ -263,7 +265,7 @@ def _rests(hub: ModelHub, ledger: Ledger) -> None:
     writes = {name: system.writes() for name, system in hub.systems.items()}
     asked = {name: len(system.calls) for name, system in hub.systems.items()}
     everybody = sorted(hub.incarnations)
-    # In full: whatever was ever told is told again, after history has been tidied up.
+    # In full: after a cleanup of the history, systems report all their records and events again.
     with hub.database.plain_write() as connection:
         connection.execute(sa.delete(Cursor))
         connection.execute(sa.delete(Inbox).where(Inbox.state == "done"))
@@ -275,7 +277,7 @@ def _rests(hub: ModelHub, ledger: Ledger) -> None:
     hub.work_off()
     after = _read(hub)
     for name, system in hub.systems.items():
-        # A list of past events is doubted again each time; records as they are were all seen.
+        # The hub fetches again for a list of past events, but not for current records.
         fetched = [call for call in system.calls[asked[name] :] if call[0] == "fetch"]
         if fetched and not system.profile.eventful:
             raise hub.violated(f"(c) at rest, yet {name} is asked again: {fetched}")
@@ -312,7 +314,7 @@ def _survived(hub: ModelHub, ledger: Ledger) -> list[str]:
 def _allowed(
     hub: ModelHub, record_id: str, column: str, externals: set[tuple[str, str]]
 ) -> tuple[list[tuple[str, Any]], str]:
-    """(side, value) that the field may have now, and that in words. Nothing: no telling."""
+    """Return (side, value) that the field may have now, with an explanation. An empty list allows any value."""
     base = hub.base.get(record_id)
     writers = {("hub", record_id): hub.written.get(("hub", record_id, column), [])}
     lost = False
@@ -342,7 +344,7 @@ def _matches(hub: ModelHub, side: str, expected: Any, found: Any, column: str) -
 
 
 def _agree(hub: ModelHub, ledger: Ledger) -> None:
-    """From here on a new agreement counts."""
+    """Start a new agreement from the current state."""
     hub.base = ledger.records
     hub.written.clear()
     hub.tainted.clear()

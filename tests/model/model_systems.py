@@ -1,4 +1,4 @@
-"""The systems of the model: they normalise, fail, are interrupted, and tell of each change; and the database."""
+"""The systems of the model, which normalise, fail, are interrupted, and report each change; and the database."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ FIELDS = ("name", "email", "phone", "notes")
 
 
 class Violation(AssertionError):
-    """A property does not hold."""
+    """A property that does not hold."""
 
 
 class Crash(BaseException):
-    """The process is gone, as by SIGKILL: nothing of it runs any more."""
+    """The process is killed, as by SIGKILL: none of its code runs any more."""
 
 
 class BrokerAway(Exception):
-    """The announcer cannot be reached."""
+    """The broker cannot be reached."""
 
 
 class Surprise(Exception):
-    """A bug in a subscriber: no error anybody has named."""
+    """A bug in a subscriber: an exception outside the hub's error classes."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What kind of system one is."""
+    """The characteristics of a system."""
 
-    #: Its clock ticks in whole seconds.
+    #: Its clock has a resolution of whole seconds.
     seconds: bool = False
-    #: It stores emails in lower case and text without blanks around it.
+    #: It stores emails in lower case, and text without surrounding blanks.
     normalises: bool = False
-    #: Its webhooks say that, not what.
+    #: Its webhooks report that a record changed, but not how.
     thin: bool = False
-    #: A record there carries our id, so that `find` finds it.
+    #: Its records carry the hub's id, so that `find` finds them.
     marked: bool = True
     match_on: tuple[str, ...] = ()
     on_gone: str = "unlink"
     on_delete: str = "delete"
     conflict: str = "newest"
-    #: Of the field `notes`.
+    #: Direction of the field `notes`.
     direction: str = "both"
-    #: Its poll lists past events, not records as they are.
+    #: Its poll lists past events instead of current records.
     eventful: bool = False
     bulk: int = 1
-    #: Its answer to an update says what it holds now.
+    #: Its answer to an update contains the current record.
     answers: bool = True
 
 
@@ -76,7 +76,7 @@ class Profile:
 
 
 class ModelDatabase(Database):
-    """A database whose transactions can be interrupted, in memory-backed files, emptied between histories."""
+    """A database with interruptible transactions, in memory-backed files, emptied between histories."""
 
     def __init__(self, url: str) -> None:
         self.hub: ModelHub | None = None
@@ -85,8 +85,8 @@ class ModelDatabase(Database):
         self._tables = [table.name for table in reversed(Base.metadata.sorted_tables) if table.name != "change"]
 
     def _connected(self, connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA synchronous=OFF")  # no machine goes down here
-        # The capture triggers' clock is the hub's.
+        connection.execute("PRAGMA synchronous=OFF")  # the machine does not crash in these tests
+        # The capture triggers use the hub's clock.
         connection.create_function("strftime", 2, lambda _format, _when: self._stamp())
 
     def _stamp(self) -> str:
@@ -94,7 +94,7 @@ class ModelDatabase(Database):
         return f"{now:%Y-%m-%d %H:%M:%S.%f}"
 
     def empty(self) -> None:
-        """Take out all rows."""
+        """Delete all rows."""
         with self.plain_write() as connection:
             raw: Any = connection.connection.driver_connection
             for table in self._tables:
@@ -107,7 +107,7 @@ class ModelDatabase(Database):
         return bool(raw.execute("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").fetchone())
 
     def plain_write(self) -> Any:
-        """A transaction of somebody else's program: not interrupted."""
+        """Open a transaction of another program, which is not interrupted."""
         return super().write()
 
     @contextmanager
@@ -137,10 +137,10 @@ class ModelDatabase(Database):
 
 @cache
 def shared_database() -> ModelDatabase:
-    """One a process: its compiled statements are what makes histories fast."""
+    """Return the database of this process: reusing its compiled statements makes histories fast."""
     memory = Path("/dev/shm")
     folder = tempfile.mkdtemp(prefix="syncflow-model-", dir=memory if os.access(memory, os.W_OK) else None)
-    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=1)  # in a pool's process too
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=1)  # in the processes of a pool too
     url = f"sqlite:///{folder}/model.db"
     levels = logging.getLogger("alembic").level
     migrate(url)
@@ -152,19 +152,19 @@ def shared_database() -> ModelDatabase:
 
 
 class ModelSystem(FakeSystem):
-    """A fake system with moods: it normalises, fails, is interrupted, and tells of each change."""
+    """A fake system that normalises, fails, is interrupted, and reports each change."""
 
     def __init__(self, name: str, hub: ModelHub, profile: Profile) -> None:
         super().__init__(name, self._now)
         self.hub = hub
         self.profile = profile
-        #: Every change there ever was, and which of them the hub has not been told yet.
+        #: All changes so far, and the indexes of those not yet reported to the hub.
         self.log: list[External] = []
         self.untold: list[int] = []
-        #: External id -> (record id, incarnation) of what the hub created.
+        #: External id -> (record id, incarnation) of the records that the hub created.
         self.ours: dict[str, tuple[str, int]] = {}
         self.by_people = 0
-        #: Events there were at the last poll at rest.
+        #: Number of events at the last poll at rest.
         self.polled = -1
 
     def _now(self) -> datetime:
@@ -181,7 +181,7 @@ class ModelSystem(FakeSystem):
             if not self.profile.answers:
                 hub.unanswered.add(self.name)
             failure = self.failures.pop(0) if self.failures else None
-            # Where nothing carries our mark, a lost answer to a create cannot be made good.
+            # Without the hub's id on the record, the hub cannot recover from a lost answer to a create.
             fragile = kind == "create" and not self.profile.marked
             if failure is not None and (not failure[1] or fragile):
                 hub.note(f"{self.name}: fails with {failure[0]!r}")
@@ -200,7 +200,7 @@ class ModelSystem(FakeSystem):
             hub.calling.pop()
 
     def normal(self, path: str, value: Any) -> Any:
-        """A value as this system stores it."""
+        """Return a value as this system stores it."""
         if not self.profile.normalises or not isinstance(value, str):
             return value
         return value.strip().lower() if path == "email" else value.strip()
@@ -209,7 +209,7 @@ class ModelSystem(FakeSystem):
         return {path: self.normal(path, value) for path, value in values.items()}
 
     def tell(self, external: External) -> External:
-        """Write it into the log of events."""
+        """Append the change to the log of events."""
         self.log.append(external)
         self.untold.append(len(self.log) - 1)
         return external
@@ -237,14 +237,14 @@ class ModelSystem(FakeSystem):
     # --- what the hub's calls do ---------------------------------------------------------------------------
 
     def check(self, item: Item) -> None:
-        """Some data is wrong, and some makes this system stumble, however often it is tried."""
+        """Fail for invalid data, and for data that makes this system fail on every attempt."""
         if item.data.get("notes") == "reject":
             raise Reject("422: notes are not valid", fields={"notes": "not valid"})
         if item.data.get("notes") == "stumble":
             raise Retry("500: stumbled")
 
     def created(self, item: Item) -> External:
-        """Create one; two live ones of one record are what must never be."""
+        """Create a record; raise a violation if its internal record already has a live one."""
         self.check(item)
         owner = (item.record_id, self.hub.incarnations[item.record_id])
         twins = [other for other, of in self.ours.items() if of == owner and other in self.store]
@@ -256,7 +256,7 @@ class ModelSystem(FakeSystem):
         return external
 
     def updated(self, item: Item) -> External | None:
-        """Update one."""
+        """Update a record."""
         self.check(item)
         if item.linked_id not in self.store:
             raise Gone("404: no such record")
@@ -264,7 +264,7 @@ class ModelSystem(FakeSystem):
         return external if self.profile.answers else None
 
     def removed(self, item: Item) -> None:
-        """Delete one."""
+        """Delete a record."""
         if item.linked_id not in self.store:
             raise Gone("404: no such record")
         self.remove(item.linked_id)
@@ -344,7 +344,7 @@ def _outcome(effect: Callable[[Item], Any], item: Item) -> Any:
 
 @cache
 def subscriber_class(name: str, profile: Profile) -> type[ModelSubscriber]:
-    """The class an author would have written for such a system."""
+    """Return the subscriber class for a system with this profile."""
     mapping = {column: Field(column, conflict=profile.conflict) for column in FIELDS}  # type: ignore[arg-type]
     mapping["notes"] = Field("notes", conflict=profile.conflict, direction=profile.direction)  # type: ignore[arg-type]
     mapping["city"] = Field("address.city", conflict=profile.conflict)  # type: ignore[arg-type]

@@ -17,12 +17,12 @@ HISTORIES = [
         (("insert", 0, 0, 0), ("run", 0), ("x_add", 0, 1, 0), ("delete", 0, 0)),
     ),
     model.History({"shop": Profile(direction="out")}, (("x_add", 0, 1, 0), ("x_edit", 0, 0, 3, 0))),
-    # Deleted here with its external record, it came back and was taken to be unlinked for ever.
+    # Deleted in the database and in the external system, then created again: it was considered unlinked for ever.
     model.History(
         {"crm": Profile(on_gone="delete")},
         (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("poll", 0), ("recreate", 0, 0, 0)),
     ),
-    # Nobody came back for the lease under which something was fetched.
+    # A lease taken for a fetch was never recovered.
     model.History(
         {"crm": Profile()},
         (
@@ -37,7 +37,7 @@ HISTORIES = [
             *(("crash", 0, 8), ("work", 0, 0)),
         ),
     ),
-    # A record whose creation was in doubt when it was deleted here, and that looks like another one.
+    # A record deleted while the outcome of its creation was unknown, and that matches another record.
     model.History(
         {"crm": Profile(match_on=("email",))},
         (
@@ -50,9 +50,9 @@ HISTORIES = [
             ("poll", 0),
         ),
     ),
-    # Fetched again and again: nothing that comes in of a record that is deleted here needs that.
+    # Fetched repeatedly: an incoming event for a deleted record needs no fetch.
     model.History({"crm": Profile(on_delete="archive")}, (("insert", 0, 0, 0), ("run", 0), ("delete", 0, 0))),
-    # A create nobody knew the end of was found to be done, and became an update, which is unsubscribed.
+    # A create with an unknown outcome had succeeded, and became an update, which is unsubscribed.
     model.History(
         {"crm": Profile()},
         (("insert", 0, 0, 0), ("crash", 0, 11), ("unsubscribe", 0, 3, 0, 0), ("run", 0), ("edit", 0, 0, 1, 0)),

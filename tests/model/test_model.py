@@ -1,6 +1,6 @@
-"""The model test: whatever happens on the way, once it is quiet all sides agree. See `tests.model.model`.
+"""The model test: whatever happens in between, all sides agree after the hub settles. See `tests.model.model`.
 
-`make model` runs it for as long as one likes.
+`make model` runs it for as long as requested.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tests.model.model_properties import check
 from tests.model.model_systems import Profile, Violation
 from tests.support.model_hub import ModelHub
 
-#: Histories of the suite; the same ones each time, so that a red run is red again.
+#: Histories of the suite; always the same, so that a failing run fails again.
 HISTORIES = 2000
 SEED = 20_261_122
 
-#: Seconds after which a slow machine has done enough.
+#: Seconds after which a slow machine may stop.
 SECONDS = 40.0
 
 
@@ -41,7 +41,7 @@ STEPS = st.sampled_from(sorted(set(model.STEPS) - {"settle"})).flatmap(
 
 
 class Machine(RuleBasedStateMachine):
-    """The same hub, with hypothesis choosing the steps."""
+    """The same hub, with steps chosen by hypothesis."""
 
     @initialize(crm=PROFILES, shop=st.none() | PROFILES)
     def begin(self, crm: Profile, shop: Profile | None) -> None:
@@ -96,7 +96,7 @@ def test_histories_that_hypothesis_chooses() -> None:
 
 
 def test_the_model_sees_a_lost_edit() -> None:
-    """A system that forgets what it is told must not pass."""
+    """The model detects a system that loses an update."""
     history = model.History({"crm": Profile()}, (("insert", 0, 0, 0), ("run", 7), ("edit", 0, 1, 3, 0), ("run", 7)))
     assert model.fails(history) is None
     hub = ModelHub(history.profiles, check)
@@ -113,7 +113,7 @@ def test_the_model_sees_a_lost_edit() -> None:
 def test_a_failing_history_is_made_small() -> None:
     steps = (("insert", 0, 0, 0), ("run", 7), ("x_edit", 0, 0, 3, 13), ("tick", 3.0), ("edit", 0, 3, 29, 0))
     failing = model.History({"crm": Profile(seconds=True), "shop": Profile()}, steps)
-    # Anything the history leads to may stand for a failure: here, that a record was rejected.
+    # Any result of the history can serve as a failure; this one uses a rejected record.
     seen: list[model.History] = []
 
     def fails(history: model.History) -> str | None:

@@ -45,7 +45,7 @@ class FakeSystem(System):
         self.changed: dict[str, datetime] = {}
         self.deleted: dict[str, datetime] = {}
         self.calls: list[tuple[str, str]] = []
-        #: Raised by the next calls, one each; `after=True` ones are raised after the call took effect.
+        #: Exceptions for the next calls, one each; those with `after=True` are raised after the call took effect.
         self.failures: list[tuple[SyncError, bool]] = []
         self._ids = itertools.count(1)
         self.on_call: Callable[[str, str], None] = lambda kind, what: None
@@ -172,7 +172,7 @@ class FakeInvoice(FakeSubscriber):
 
 
 class LowercasingSubscriber(FakeSubscriber):
-    """A system that keeps emails in lower case and takes many records in one call."""
+    """A subscriber of a system that stores emails in lower case and accepts many records in one call."""
 
     bulk_size = 50
 
@@ -191,9 +191,9 @@ class RecordingPublisher:
 
     published: list[tuple[str, Sequence[Any]]] = field(default_factory=list)
     depths: dict[str, int] = field(default_factory=dict)
-    #: What was published with less priority than live changes.
+    #: Notifications published with a lower priority than live changes.
     published_later: list[tuple[str, list[str]]] = field(default_factory=list)
-    #: Why the broker does not answer, if it does not.
+    #: The error of a broker that does not answer, if any.
     broker_error: str | None = None
 
     def changes(self, catalogue: str, record_ids: Sequence[str]) -> None:

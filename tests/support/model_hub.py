@@ -1,7 +1,7 @@
-"""The hub of the model: two hub processes over one database, fake systems, a broker and people.
+"""The hub of the model: two hub processes over one database, fake systems, a broker and users.
 
-Any step of one process may happen in the middle of a step of the other, or kill it there, at every
-call of a system and around every transaction.
+At every call of a system and around every transaction, a step of the other process may run in the middle
+of a step, or the process may be killed.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ Step = tuple[Any, ...]
 
 CUSTOMER: Any = Customer.__table__
 
-#: Short, so that histories get past it: seconds.
+#: Lease time in seconds, short so that histories outlast it.
 POLICY = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, retry_max=10, probe_min=2, probe_max=20)
 
-#: What a call may take, at most: the assumption under which a lease protects.
+#: The longest that a call may take: a lease protects only under this assumption.
 LONGEST_CALL = POLICY.lease / 2 - 1
 
-#: Records and external records a history makes; few, so that its steps meet.
+#: Most records and external records of a history; few, so that its steps interact.
 MOST_RECORDS = 4
 
-#: Rounds after which a hub that still moves is taken to move for ever.
+#: Rounds after which a hub that still has work counts as never settling.
 MOST_ROUNDS = 40
 
 
 class Queue:
-    """The broker: a list of messages, of which any may be lost, doubled or taken before its turn."""
+    """The broker: a list of messages that may be lost, duplicated or delivered out of order."""
 
     def __init__(self, hub: ModelHub) -> None:
         self.hub = hub
@@ -94,12 +94,12 @@ class Queue:
 
 @dataclass
 class Excuse:
-    """Why a subscriber may lawfully hold something else: until a change after `upto` is owed to it."""
+    """Why a subscriber may validly hold something else: until a change after `upto` is due for it."""
 
     subscriber: str
     #: None: all records.
     record_id: str | None
-    #: create: it may be missing; update: it may differ; delete: it may be left over.
+    #: create: it may be missing; update: it may differ; delete: it may still exist.
     operations: frozenset[str]
     upto: int
     why: str
@@ -117,17 +117,17 @@ class RuleMade:
     operation: str | None
     records: list[str] | None
     until: datetime | None
-    #: The number of the step that made it.
+    #: The number of the step that created it.
     step: int
 
 
 class ModelHub:
-    """Two hub processes over one database, fake systems, a broker and people."""
+    """Two hub processes over one database, fake systems, a broker and users."""
 
     def __init__(
         self, profiles: Mapping[str, Profile], check: Callable[[ModelHub], None], *, trace: bool = False
     ) -> None:
-        #: What must hold whenever the hub has come to rest.
+        #: The check to run whenever the hub has settled.
         self.check = check
         self.database = shared_database()
         self.database.hub = None
@@ -146,35 +146,35 @@ class ModelHub:
         self.number = 0
         self.inside = 0
         self.dead = False
-        #: (subscriber, record id) of creates whose answer must not be lost, until it is written down.
+        #: (subscriber, record id) of creates whose answer must not be lost before it is stored.
         self.fragile: set[tuple[str, str]] = set()
         self.failure: Violation | None = None
-        #: (subscriber, record id) being written there at this moment, and the systems that are asked to.
+        #: (subscriber, record id) of the writes in progress, and the systems they call.
         self.under_way: set[tuple[str, str]] = set()
         self.callers: list[str] = []
-        #: Seconds that passed during each call under way.
+        #: Seconds that have passed during each call in progress.
         self.calling: list[float] = []
-        #: (only calls count, boundaries to go, what happens there: a crash, or a step of another process).
+        #: (whether only calls count, boundaries to go, what happens then: a crash, or a step of another process).
         self.armed: list[tuple[bool, int, Step | None]] = []
 
-        #: Times each record id was taken.
+        #: How many times each record id was used.
         self.incarnations: dict[str, int] = {}
         self.inserted = 0
         self.next_id = itertools.count(1)
         self.paused: set[str] = set()
         self.rules: list[RuleMade] = []
         self.excuses: list[Excuse] = []
-        #: (change id, subscriber) a writer left out.
+        #: (change id, subscriber) that a writer excluded.
         self.left_out: set[tuple[int, str]] = set()
         #: (side, id, column) -> values written since the last agreement, in order.
         self.written: dict[tuple[str, str, str], list[Any]] = {}
-        #: What was agreed then.
+        #: The records at the last agreement.
         self.base: dict[str, dict[str, Any]] = {}
         self.tainted: set[str] = set()
         self.all_tainted = False
-        #: Systems of which an answer was lost: their own form of a value may have been taken for an edit.
+        #: Systems that lost an answer: the hub may have taken their own form of a value for an edit.
         self.unanswered: set[str] = set()
-        #: (system, record id) that differed lawfully at the last agreement.
+        #: (system, record id) that validly differed at the last agreement.
         self.unequal: set[tuple[str, str]] = set()
         self.discarded: set[str] = set()
         self.database.hub = self
@@ -188,16 +188,16 @@ class ModelHub:
 
     @property
     def conductor(self) -> Conductor:
-        """The process that runs now: what happens in the middle of a step is done by the other one."""
+        """Return the process that runs now: a step in the middle of another step runs in the other process."""
         return self.processes[self.depth % 2]
 
     def note(self, text: str) -> None:
-        """For the reader of a failing history."""
+        """Add a line to the trace, for the reader of a failing history."""
         if self.trace is not None:
             self.trace.append(f"{self.clock():%M:%S.%f}"[:9] + "  " * (self.depth + 1) + text)
 
     def violated(self, words: str) -> Violation:
-        """Remember it: nothing on the way up may swallow it."""
+        """Store the first violation and return it, so that it is reported even if the code under test swallows it."""
         if self.failure is None:
             self.failure = Violation(words)
         return self.failure
@@ -205,7 +205,7 @@ class ModelHub:
     # --- interruptions ------------------------------------------------------------------------------------
 
     def boundary(self, where: str) -> None:
-        """A point at which this process may die, or another one may come in between."""
+        """Mark a point at which this process may die or another process may run a step."""
         if self.dead:
             raise Crash
         if where == "committed" and self.fragile:
@@ -235,12 +235,12 @@ class ModelHub:
 
     @contextmanager
     def writing(self, subscriber: Any, kind: str, items: Sequence[Item]) -> Iterator[None]:
-        """A call that writes: unsubscriptions made before this step are honoured, and nobody else writes there."""
+        """Check a write: it obeys unsubscriptions made before this step, and no other worker writes the records."""
         if self.dead:
             raise Crash
         name = subscriber.name()
         for item in items:
-            meant = kind if item.record else "delete"  # an archived record is deleted here
+            meant = kind if item.record else "delete"  # archiving counts as a delete of the record
             for rule in self.rules:
                 covers = name in rule.subscribers and rule.operation in (None, meant)
                 covers &= rule.records is None or item.record_id in rule.records
@@ -261,7 +261,7 @@ class ModelHub:
         return rule.until is None or rule.until > self.clock()
 
     def do(self, step: Step) -> None:
-        """One step of one process; the process may die of it."""
+        """Run one step of one process, which may die during it."""
         if self.failure is not None:
             raise self.failure
         if not self.depth:
@@ -277,14 +277,14 @@ class ModelHub:
         except BrokerAway:
             self.note("gives up: the broker is away")
         except (SyncError, Surprise) as error:
-            self.note(f"gives up: {error!r}")  # of a poll: the next one comes
+            self.note(f"gives up: {error!r}")  # from a poll: the next poll tries again
         if self.failure is not None:
             raise self.failure
 
-    # --- people and programs here ---------------------------------------------------------------------------
+    # --- users and programs at the database -----------------------------------------------------------------
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The internal records by id."""
+        """Return the internal records by id."""
         with self.engine_read() as connection:
             rows = connection.exec_driver_sql(_RECORDS).mappings()
             return {str(row["id"]): {**row, "active": bool(row["active"])} for row in rows}
@@ -295,11 +295,11 @@ class ModelHub:
             return {(row.subscriber, row.record_id) for row in connection.execute(leased)}
 
     def engine_read(self) -> Any:
-        """A connection nobody interrupts."""
+        """Return a connection that is never interrupted."""
         return self.database.engine.connect()
 
     def _write(self, context: int, work: Callable[[sa.Connection], Any]) -> None:
-        """A program's transaction, possibly with an origin or an unsubscribe list."""
+        """Run a program's transaction, possibly with an origin or an unsubscribe list."""
         names = list(self.systems)
         origin, unsubscribe = None, []
         if context % 8 == 6:
@@ -312,7 +312,7 @@ class ModelHub:
                 work(connection)
             rows = connection.exec_driver_sql(f"SELECT id, record_id FROM change WHERE id > {before}").all()
         if origin is not None:
-            # Who says that it came from there need not have told the truth.
+            # The stated origin need not be true.
             self.tainted.update(record for _, record in rows)
         for change, record in rows:
             for out in [*unsubscribe, *([origin] if origin else [])]:
@@ -325,12 +325,12 @@ class ModelHub:
         return chosen[number % len(chosen)] if chosen else None
 
     def wrote(self, side: str, key: str, values: Mapping[str, Any]) -> None:
-        """Remember who wrote what since the last agreement."""
+        """Record which side wrote which values since the last agreement."""
         for column, value in values.items():
             self.written.setdefault((side, key, column), []).append(value)
 
     def do_insert(self, a: int, b: int, context: int) -> None:
-        """A new record here."""
+        """Insert a record into the database."""
         if len(self.records()) >= MOST_RECORDS:
             return
         values = {"name": f"name{a}", "email": value("email", a), "phone": value("phone", b), "notes": None}
@@ -343,7 +343,7 @@ class ModelHub:
             own = {"id": int(record_id)} if record_id else {}
             statement = sa.insert(CUSTOMER).values(**values, **own).returning(CUSTOMER.c.id)
             created.append(str(connection.execute(statement).scalar_one()))
-            # Before the change can be seen by anybody.
+            # Before any process can see the change.
             self.incarnations[created[0]] = self.incarnations.get(created[0], 0) + 1
 
         self._write(context, work)
@@ -353,13 +353,13 @@ class ModelHub:
         self.wrote("hub", created[0], {**dict.fromkeys((*FIELDS, "city")), **values})
 
     def do_recreate(self, number: int, a: int, context: int) -> None:
-        """A deleted record comes back under its id."""
+        """Insert a deleted record again under its id."""
         gone = self._pick(number, set(self.incarnations) - set(self.records()))
         if gone is not None:
             self._insert({"name": f"name{a}", "email": value("email", a)}, context, gone)
 
     def do_edit(self, number: int, column: int, v: int, context: int) -> None:
-        """An edit of one field here."""
+        """Edit one field of a record in the database."""
         record = self._pick(number, self.records())
         if record is None:
             return
@@ -372,7 +372,7 @@ class ModelHub:
             self.wrote("hub", record, {name: new})
 
     def do_edit_all(self, column: int, v: int, context: int) -> None:
-        """One statement for all records."""
+        """Edit all records of the database with one statement."""
         name = FIELDS[1 + column % 3]
         new = value(name, v)
         records = self.records()
@@ -382,20 +382,20 @@ class ModelHub:
                 self.wrote("hub", record, {name: new})
 
     def do_delete(self, number: int, context: int) -> None:
-        """A record is deleted here."""
+        """Delete a record from the database."""
         record = self._pick(number, self.records())
         if record is not None:
             statement = sa.delete(CUSTOMER).where(CUSTOMER.c.id == int(record))
             self._write(context, lambda connection: connection.execute(statement))
             self.tainted.add(record)
 
-    # --- people there -----------------------------------------------------------------------------------------
+    # --- users of the external systems -------------------------------------------------------------------------
 
     def _system(self, number: int) -> ModelSystem:
         return list(self.systems.values())[number % len(self.systems)]
 
     def do_x_add(self, s: int, a: int, b: int) -> None:
-        """A person creates a record there."""
+        """Create a record in the external system, as its user."""
         system = self._system(s)
         if len(system.store) >= MOST_RECORDS:
             return
@@ -408,7 +408,7 @@ class ModelHub:
         return {column: system.store[external_id][column] for column in FIELDS}
 
     def do_x_edit(self, s: int, number: int, column: int, v: int) -> None:
-        """A person edits a record there."""
+        """Edit a record in the external system, as its user."""
         system = self._system(s)
         external = self._pick(number, system.store)
         if external is None:
@@ -420,7 +420,7 @@ class ModelHub:
             self.wrote(system.name, external, {name: system.store[external][name]})
 
     def do_x_delete(self, s: int, number: int) -> None:
-        """A person deletes a record there."""
+        """Delete a record in the external system, as its user."""
         system = self._system(s)
         external = self._pick(number, system.store)
         if external is not None:
@@ -429,7 +429,7 @@ class ModelHub:
     # --- webhooks and polls -----------------------------------------------------------------------------------
 
     def do_hook(self, s: int, number: int, again: int) -> None:
-        """The system delivers one of its webhooks, the oldest or another, and may do so again."""
+        """Deliver the oldest or another webhook of the system, possibly twice."""
         system = self._system(s)
         if not system.untold:
             return
@@ -440,50 +440,50 @@ class ModelHub:
         self.conductor.store_webhook(system.name, f"e{event}".encode(), {})
 
     def do_hook_now(self, s: int) -> None:
-        """The newest webhook is delivered and worked off at once."""
+        """Deliver the newest webhook and process it immediately."""
         system = self._system(s)
         if system.log:
             self.do_hook_old(s, len(system.log) - 1)
             mine = [message for message in self.queue.messages if message[0] == "inbox"]
             for message in mine:
-                if message in self.queue.messages:  # else what came in between has taken it
+                if message in self.queue.messages:  # unless an interleaved step has taken it
                     self.queue.messages.remove(message)
                     self._consume(message)
 
     def do_hook_old(self, s: int, number: int) -> None:
-        """A webhook arrives that may have been dropped, or worked off long ago."""
+        """Deliver any past webhook: it may have been lost, or processed long ago."""
         system = self._system(s)
         if system.log:
             self.conductor.store_webhook(system.name, f"e{number % len(system.log)}".encode(), {})
 
     def do_hook_lost(self, s: int, number: int) -> None:
-        """A webhook never arrives."""
+        """Lose a webhook."""
         system = self._system(s)
         if system.untold:
             del system.untold[number % len(system.untold)]
 
     def do_poll(self, s: int) -> None:
-        """A poll is due."""
+        """Poll the system."""
         self.conductor.poll(f"{self._system(s).name}.customer")
 
     # --- the hub ------------------------------------------------------------------------------------------------
 
     def do_relay(self) -> None:
-        """The relay runs."""
+        """Run the relay."""
         self.conductor.relay()
 
     def do_sweep(self, everything: int) -> None:
-        """The sweep runs."""
+        """Run the sweep."""
         self.conductor.sweep(everything=everything % 4 == 3)
 
     def do_work(self, number: int, how: int) -> None:
-        """A worker takes a message: the next or another, perhaps doubled, perhaps lost with the worker."""
+        """Process the next or another message, possibly duplicated, or lost with the worker."""
         if not self.queue.messages:
             return
         index = number % len(self.queue.messages)
         message = self.queue.messages[index]
         if how % 8 == 7:
-            self._consume(message)  # delivered once more later
+            self._consume(message)  # to be delivered again later
             return
         del self.queue.messages[index]
         if how % 8 == 6:
@@ -507,7 +507,7 @@ class ModelHub:
             raise
 
     def do_run(self, limit: int) -> None:
-        """The relay and the workers keep up for a while."""
+        """Run the relay and let the workers process messages for a while."""
         self.conductor.relay()
         for _ in range(2 + limit % 8):
             if not self.queue.messages:
@@ -515,16 +515,16 @@ class ModelHub:
             self._consume(self.queue.messages.pop(0), requeue=True)
 
     def do_deliver(self, s: int) -> None:
-        """Old news of all records comes once more."""
+        """Deliver outdated notifications of all records again."""
         system = self.callers[-1] if s == 3 and self.callers else self._system(s).name
         self.conductor.deliver(f"{system}.customer", sorted(self.incarnations))
 
     def do_wipe(self) -> None:
-        """The broker's disk is gone."""
+        """Lose all messages of the broker."""
         self.queue.messages.clear()
 
     def do_stop(self) -> None:
-        """A process is asked to stop while it works; then it is started again."""
+        """Ask a process to stop while it works, then start it again."""
         conductor = self.conductor
         conductor.stop()
         try:
@@ -534,7 +534,7 @@ class ModelHub:
             conductor.context.stopping.clear()
 
     def do_tick(self, seconds: float) -> None:
-        """Time passes; during a call no more than a call may take."""
+        """Advance the clock; during a call by no more than a call may take."""
         if self.calling:
             seconds = min(seconds, LONGEST_CALL - max(self.calling))
             self.calling = [passed + seconds for passed in self.calling]
@@ -545,7 +545,7 @@ class ModelHub:
     # --- faults -------------------------------------------------------------------------------------------------
 
     def do_fail(self, s: int, kind: int, after: int, times: int) -> None:
-        """The next calls of a system fail, before or after they took effect."""
+        """Make the next calls of a system fail, before or after they take effect."""
         error: Exception = (
             Retry("500: try later"),
             Retry("timeout", maybe_done=True),
@@ -560,19 +560,19 @@ class ModelHub:
         system.failures += [(error, done)] * (1 + times % 3)  # type: ignore[list-item]
 
     def do_broker_away(self, times: int) -> None:
-        """The broker does not take the next messages."""
+        """Make the broker refuse the next messages."""
         self.queue.away = 1 + times % 3
 
     def do_crash(self, calls: int, boundaries: int) -> None:
-        """Whoever reaches that boundary dies there."""
+        """Crash the process that reaches this boundary."""
         self.armed.append((bool(calls), boundaries, None))
 
     def do_meanwhile(self, calls: int, boundaries: int, step: Step) -> None:
-        """When that boundary is reached, another process does this first."""
+        """Run this step in another process when the boundary is reached."""
         self.armed.append((bool(calls), boundaries, step))
 
     def do_then(self, *steps: Step) -> None:
-        """Several steps, one right after the other."""
+        """Run several steps in a row."""
         for step in steps:
             self.do(step)
 
@@ -583,26 +583,26 @@ class ModelHub:
             return connection.exec_driver_sql("SELECT max(id) FROM change").scalar() or 0
 
     def do_pause(self, s: int) -> None:
-        """A person pauses a system."""
+        """Pause a system, as an operator."""
         self.paused.add(self._system(s).name)
         self.conductor.systems.pause(self._system(s).name, "ann", "")
 
     def do_resume(self, s: int) -> None:
-        """A person resumes a system."""
+        """Resume a system, as an operator."""
         self.conductor.systems.resume(self._system(s).name, "ann")
 
     def do_retry(self) -> None:
-        """A person tries all dead letters again."""
+        """Retry all dead letters, as an operator."""
         retry_all(self.conductor, "ann")
 
     def do_discard(self) -> None:
-        """A person discards all dead letters."""
+        """Discard all dead letters, as an operator."""
         with self.engine_read() as connection:
             rows = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.closed_at.is_(None))).all()
             bodies = dict(connection.execute(sa.select(Inbox.id, Inbox.body)).all())
         try:
             discard_all(self.conductor, "ann", "because")
-        finally:  # a process may die just after the commit
+        finally:  # the process may die just after the commit
             for row in rows:
                 if row.link_id is not None:
                     self.excuses.append(Excuse(row.subscriber, row.record_id, EVERYTHING, self._now(), "discarded"))
@@ -611,7 +611,7 @@ class ModelHub:
                     self.all_tainted = True
 
     def do_unsubscribe(self, s: int, operation: int, record: int, until: int) -> None:
-        """A person makes an unsubscription."""
+        """Create an unsubscription, as an operator."""
         system = self._system(s)
         target = system.name if record % 2 else f"{system.name}.customer"
         kind = (None, None, "create", "update", "delete")[operation % 5]
@@ -622,12 +622,12 @@ class ModelHub:
         before = self._standing()
         try:
             self.conductor.unsubscriptions.create(target, kind, records, end, "", "ann")
-        finally:  # it stands also where the process dies as soon as it is written down
+        finally:  # it is in force even if the process dies right after the commit
             for rule in self._standing() - before:
                 self.rules.append(RuleMade(rule, [f"{system.name}.customer"], kind, records, end, self.number))
 
     def do_lift(self, number: int) -> None:
-        """A person lifts one."""
+        """Lift an unsubscription, as an operator."""
         if not self.rules:
             return
         rule = self.rules[number % len(self.rules)]
@@ -636,12 +636,12 @@ class ModelHub:
         self._excuse(rule)
         try:
             self.conductor.unsubscriptions.lift(rule.id, "ann")
-        finally:  # it still stands where the process dies before that is written down
+        finally:  # it stays in force if the process dies before the commit
             if rule.id not in self._standing():
                 self.rules.remove(rule)
 
     def _standing(self) -> set[int]:
-        """The unsubscriptions there are."""
+        """Return the ids of the existing unsubscriptions."""
         with self.engine_read() as connection:
             return set(connection.execute(sa.select(Unsubscription.id)).scalars())
 
@@ -659,7 +659,7 @@ class ModelHub:
                 self.excuses.append(Excuse(name, record, kinds, upto, f"unsubscription {rule.id}"))
 
     def do_mapping(self, s: int, variant: int) -> None:
-        """A person edits a mapping in the panel."""
+        """Edit a mapping in the panel, as an operator."""
         system = self._system(s)
         name = f"{system.name}.customer"
         _, version = self.conductor.mappings.latest(name)
@@ -672,12 +672,12 @@ class ModelHub:
             rows = [{**row, "direction": "out"} if row["column"] == "phone" else row for row in rows]
         try:
             self.conductor.mappings.save(name, None if variant % 4 == 0 else rows, "ann", version)
-        finally:  # a process may die just after the commit
+        finally:  # the process may die just after the commit
             self.excuses.append(Excuse(name, None, frozenset({"update"}), self._now(), "the mapping was edited"))
             self.all_tainted = True
 
     def do_push(self, number: int, context: int) -> None:
-        """A person or program asks for a record to be looked at."""
+        """Push a record, as an operator or program."""
         record = self._pick(number, self.incarnations)
         if record is None:
             return
@@ -686,7 +686,7 @@ class ModelHub:
         before = self._now()
         try:
             self.conductor.push("customer", record, unsubscribe=out)
-        finally:  # it may be done although the process died over it
+        finally:  # it may have taken effect although the process died
             change = self._now()
             for system in out if change > before else []:
                 self.left_out.add((change, f"{system}.customer"))
@@ -695,7 +695,7 @@ class ModelHub:
     # --- rest -------------------------------------------------------------------------------------------------------
 
     def do_settle(self) -> None:
-        """Everything comes to rest, and all must be well; then it goes on."""
+        """Let everything settle, check that all is well, and continue."""
         if self.depth:
             return
         self.quiet = True
@@ -706,7 +706,7 @@ class ModelHub:
             self.quiet = False
 
     def calm(self) -> None:
-        """No faults any more; nobody pauses anything."""
+        """End all faults and pauses."""
         self.queue.away = 0
         for system in self.systems.values():
             system.polled = -1
@@ -716,7 +716,7 @@ class ModelHub:
         self.paused.clear()
 
     def come_to_rest(self) -> None:
-        """Sweeps and polls until nothing moves."""
+        """Sweep and poll until nothing changes."""
         for _ in range(MOST_ROUNDS):
             self.clock.tick(100)
             self._expire()
@@ -739,7 +739,7 @@ class ModelHub:
         raise self.violated("(c) the queue never gets empty")
 
     def poll_all(self, *, again: bool = False) -> bool:
-        """Poll every system in which something happened since its last poll; whether all could be asked."""
+        """Poll every system with events since its last poll; return whether all of them could be polled."""
         asked = True
         for system in self.systems.values():
             if system.polled == len(system.log) and not again:
@@ -749,17 +749,17 @@ class ModelHub:
             if len(system.calls) > before:
                 system.polled = events
             else:
-                asked = False  # it is taken to be down, and somebody else probes it
+                asked = False  # it counts as down, and another process probes it
         return asked
 
     def outstanding(self) -> bool:
-        """Whether the ledger says that something is still to be done."""
+        """Return whether the ledger shows outstanding work."""
         with self.engine_read() as connection:
             return bool(connection.exec_driver_sql(_OUTSTANDING).scalar())
 
     def run(self, steps: Iterable[Step]) -> None:
-        """A whole history."""
-        random.seed(1)  # the jitter of pauses
+        """Run a whole history."""
+        random.seed(1)  # the jitter of retry delays
         try:
             for step in steps:
                 self.do(step)
@@ -777,7 +777,7 @@ _OUTSTANDING = """
 
 
 def value(column: str, number: int) -> Any:
-    """The values there are: a few that come back, one that is empty, untidy ones, bad ones, and fresh ones."""
+    """Return the value for this number: a few that repeat, an empty one, untidy ones, bad ones and unique ones."""
     if number % 8 == 6:
         return None
     if number % 8 == 7:

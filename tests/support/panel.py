@@ -1,4 +1,4 @@
-"""The panel for its tests: a real conductor over a real database, and two made-up systems."""
+"""The panel for its tests: a real conductor over a real database, and two invented systems."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Shop(System):
 
 
 class ShopCustomer(Subscriber):
-    """Refuses customers from nowhere and breaks on a bug, so that there are dead letters to look at."""
+    """A subscriber that rejects customers from the city `Nowhere`, so that there are dead letters to see."""
 
     system, catalogue, system_class, resource = "shop", "customer", Shop, "customers"
     field_to_data = {"name": Field("name", required=True), "email": "email", "city": "address.city", "active": "active"}
@@ -82,7 +82,7 @@ class ShopCustomer(Subscriber):
 
 
 class CrmCustomer(Subscriber):
-    """A second system, which follows too, without polls."""
+    """A subscriber of a second system, without polls."""
 
     system, catalogue = "crm", "customer"
     field_to_data = {"name": "Name", "email": "Email"}
@@ -95,13 +95,13 @@ def signature(body: bytes) -> str:
     return hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
 
 
-#: (user's uniquifier, secret key) -> session cookie. Logging in again would hash the password again, which is slow.
+#: (user's uniquifier, secret key) -> session cookie. A new login would hash the password again, which is slow.
 _SESSIONS: dict[tuple[str, str], str] = {}
 
 
 @dataclass
 class Panel:
-    """The application and what is behind it."""
+    """The application, its conductor and its database."""
 
     database: Database
     conductor: Conductor
@@ -113,7 +113,7 @@ class Panel:
             return list(connection.execute(statement).all())
 
     def client(self, role: str | None = None) -> FlaskClient:
-        """Return a client of its own, logged in as a user with this role."""
+        """Return a separate client, logged in as a user with this role."""
         client = self.app.test_client()
         if role is None:
             return client
@@ -144,7 +144,7 @@ def open_panel(
     shop: tuple[type[Shop], type[ShopCustomer]] = (Shop, ShopCustomer),
     **settings: Any,
 ) -> Iterator[Panel]:
-    """Open a panel over an empty database; `shop` replaces the made-up shop and its subscriber."""
+    """Open a panel over an empty database; `shop` replaces the invented shop and its subscriber."""
     database = Database(database_url)
     Base.metadata.create_all(database.engine)
     with database.write() as connection:
@@ -160,7 +160,7 @@ def open_panel(
     conductor.prepare()
     chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
     app = create_app(conductor, Settings(**chosen))
-    # With a clock that stands still no overview counts as expensive: every page is built again.
+    # The clock does not advance, so that no overview counts as expensive: every page is built again.
     app.extensions["syncflow_overview"] = OverviewCache(
         conductor.reports.overview_version, conductor.reports.overview, clock=lambda: 0.0
     )

@@ -1,4 +1,4 @@
-"""The panel in a real browser, as the tests visit it: what a person does, and what the browser complains about."""
+"""The panel in a real browser: actions of a user, and the errors that the browser reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AXE = Axe().axe_script
 
 @dataclass
 class Visit:
-    """A page with everything the browser complained about, and the clicks made so far."""
+    """A page, everything the browser complained about, and the number of clicks so far."""
 
     page: Page
     base: str
@@ -37,20 +37,20 @@ class Visit:
         self.page.wait_for_url(lambda url: url != f"{self.base}/login")
 
     def key(self, name: str) -> None:
-        """Press a key that a script of the page listens to, once it does."""
+        """Press a key after the page has loaded, so that its scripts listen."""
         self.page.wait_for_load_state()
         self.page.keyboard.press(name)
 
     def is_told(self, words: str | re.Pattern[str]) -> None:
-        """See what the last action answers (a click returns when its answer begins)."""
+        """Wait until the status line shows these words (a click returns when its response begins)."""
         expect(self.page.get_by_role("status").first).to_have_text(words)
 
     def is_headed(self, words: str) -> None:
-        """See the page come that has this heading."""
+        """Wait until the page has this heading."""
         expect(self.page.get_by_role("heading", level=1)).to_have_text(words)
 
     def click(self, what: Locator) -> None:
-        """A click that is counted."""
+        """Click and count the click."""
         what.click()
         self.clicks += 1
 
@@ -85,7 +85,7 @@ def open_visit(
         reduced_motion="reduce",
     )
     visit = Visit(context.new_page(), base)
-    # A page that breaks the content policy says so on the console too.
+    # The console also reports violations of the content policy.
     visit.page.on("console", lambda m: visit.complaints.append(m.text) if m.type in ("error", "warning") else None)
     visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
     visit.page.on("request", lambda r: None if r.url.startswith(base) else visit.complaints.append(f"asked {r.url}"))
@@ -93,14 +93,14 @@ def open_visit(
 
 
 def in_theme(visit: Visit, theme: str) -> None:
-    """Show the page, and those to come, as to somebody whose system is light or dark."""
+    """Show this and later pages as for a user whose system is light or dark."""
     visit.page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
 
 
 def faults_of(visit: Visit, where: str) -> list[str]:
-    """What axe finds on the page as it is now, once it is all there (a click returns when its answer begins)."""
+    """Return what axe finds on the page after it has loaded (a click returns when its response begins)."""
     visit.page.wait_for_load_state()
-    if not visit.page.evaluate("'axe' in window"):  # the script is long: once a page is enough
+    if not visit.page.evaluate("'axe' in window"):  # the script is long: load it once per page
         visit.page.evaluate(_AXE)
     found = visit.page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
     return [f"{where}: {fault['id']}: {node['html'][:160]}" for fault in found for node in fault["nodes"]]

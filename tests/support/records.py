@@ -98,7 +98,7 @@ def retry_due(hub: TestHub) -> None:
 
 
 def settle(hub: TestHub) -> None:
-    """Sweep and process everything, four times, with 5 seconds between."""
+    """Sweep and process everything four times, with 5 seconds in between."""
     for _ in range(4):
         hub.clock.tick(5)
         hub.conductor.sweep()

@@ -1,4 +1,4 @@
-"""REST servers we did not write, each started as its own process on loopback."""
+"""Third-party REST servers, each started as its own process on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import requests
 from tests.acceptance.processes import free_port
 
 SCRIPTS = Path(sys.executable).parent
-#: Seconds a server has to answer, on a busy machine.
+#: Seconds a server may take to answer, on a busy machine.
 PATIENCE = 40.0
 
 _LOGIN = {"identity": "hub@example.org", "password": "of-no-value-1"}
@@ -57,7 +57,7 @@ handlers =
 
 
 class Server:
-    """A running server: what a person does there, by its own API. `records` is the list's address."""
+    """A running server, used through its own API as a user would. `records` is the URL of the list."""
 
     def __init__(self, url: str, secret: str, records: str, wrapped: str = "", **login: Any) -> None:
         self.url, self.secret, self.records, self.wrapped = url, secret, url + records, wrapped
@@ -92,7 +92,7 @@ class Server:
 
 @contextmanager
 def pocketbase(folder: Path, hooks: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Server]:
-    """PocketBase with a collection of customers and these files in pb_hooks."""
+    """Yield PocketBase with a collection of customers and these files in pb_hooks."""
     (folder / "hooks").mkdir()
     for name, text in hooks.items():
         (folder / "hooks" / name).write_text(text)
@@ -112,7 +112,7 @@ def pocketbase(folder: Path, hooks: Mapping[str, str], environment: Mapping[str,
 
 @contextmanager
 def kinto(folder: Path) -> Iterator[Server]:
-    """Kinto, all in memory, with a bucket and a collection of contacts."""
+    """Yield Kinto, in memory, with a bucket and a collection of contacts."""
     port = free_port()
     settings = folder / "kinto.ini"
     settings.write_text(_KINTO.format(port=port))

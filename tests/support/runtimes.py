@@ -1,4 +1,4 @@
-"""A whole hub inside a test: real conductor, broker and workers over fake systems, on the real clock."""
+"""A whole hub inside a test: real conductor, broker and workers over fake systems, with the real clock."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from workers.worker import WorkerPool
 
 CUSTOMER = Customer.__table__
 
-#: Seconds any condition may take on a busy machine.
+#: Seconds to wait for any condition, on a busy machine.
 PATIENCE = 30.0
 
 
 def until(condition: Callable[[], Any], what: str = "it never happened") -> Any:
-    """Wait for a condition; its value."""
+    """Wait until a condition is true and return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, what
@@ -42,7 +42,7 @@ def until(condition: Callable[[], Any], what: str = "it never happened") -> Any:
 
 
 class Hub:
-    """One process of the hub, as `workers.runtime.build` puts it together, with fake systems."""
+    """One hub process, as `workers.runtime.build` assembles it, with fake systems."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Hub:
 
     @contextmanager
     def relaying(self, sweep_seconds: float = 0.1) -> Iterator[threading.Event]:
-        """A relay for the length of a block."""
+        """Run a relay during the block."""
         stop = threading.Event()
         thread = threading.Thread(target=Relay(self.conductor, sweep_seconds).run, args=(stop,))
         thread.start()
@@ -84,7 +84,7 @@ class Hub:
 
     @contextmanager
     def working(self) -> Iterator[WorkerPool]:
-        """Workers for the length of a block."""
+        """Run workers during the block."""
         fleet = WorkerPool(self.runtime)
         fleet.start()
         try:
@@ -93,24 +93,24 @@ class Hub:
             fleet.stop()
 
     def held(self, name: str) -> list[str]:
-        """The names of the customers a system holds."""
+        """Return the names of the customers in a system."""
         return sorted(data["name"] for data in list(self.systems[name].store.values()))
 
     def outstanding(self) -> int:
-        """How many links are owed something."""
+        """Return the number of links with outstanding work."""
         with self.database.read() as connection:
             owed = sa.select(sa.func.count()).select_from(Link).where(Link.owed_change > Link.synced_change)
             return int(connection.execute(owed).scalar_one())
 
 
 def add(database: Database, *names: str) -> None:
-    """New customers, in one transaction."""
+    """Insert customers in one transaction."""
     with database.write() as connection:
         connection.execute(sa.insert(CUSTOMER), [{"name": name} for name in names])
 
 
 def wipe(url: str, *systems: str) -> None:
-    """Delete from RabbitMQ what a hub with these systems declares."""
+    """Delete from RabbitMQ everything that a hub with these systems declares."""
     names = [TICK_QUEUE]
     for system in systems:
         names += [f"{system}.customer", f"{system}.customer{LATER}", system + INBOX]

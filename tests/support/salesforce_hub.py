@@ -1,4 +1,4 @@
-"""The real conductor and the real subscribers over one database and a simulated Salesforce org."""
+"""The real conductor and subscribers over one database and a simulated Salesforce org."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def connect(org: SalesforceSimulator, login: str = "client_credentials", **more:
 
 
 def at_work(client: Salesforce) -> dict[str, Subscriber]:
-    """The subscribers that its settings choose, by name."""
+    """Return the subscribers that the client's settings enable, by name."""
     found = {name: one.connected(client) for name, one in REGISTRY.items() if one.system == "salesforce"}
     return {name: one for name, one in found.items() if one is not None}
 
 
 class SalesforceHub(TestHub):
-    """A hub and an org that live by the org's clock."""
+    """A hub and an org that share the org's clock."""
 
     def __init__(self, database: Database, org: SalesforceSimulator, **settings: Any) -> None:
         self.org = org
@@ -48,7 +48,7 @@ class SalesforceHub(TestHub):
         self.conductor.breaker.ensure_rows()
 
     def add(self, catalogue: str, **values: Any) -> str:
-        """Some program writes a record here."""
+        """Insert a record into the database, as another program would, and return its id."""
         with self.conductor.database.write() as c:
             return CATALOGUES[catalogue].insert(c, values)
 
@@ -79,7 +79,7 @@ class SalesforceHub(TestHub):
             return list(c.execute(sa.select(Inbox.__table__).order_by(Inbox.id)))
 
     def poll(self, catalogue: str) -> int:
-        """Poll, and work off all that follows, also what was set aside."""
+        """Poll, and process everything that follows, including deferred work."""
         count = self.conductor.poll(f"salesforce.{catalogue}")
         waiting = [row.id for row in self.inbox() if row.state == "waiting"]
         for inbox_id in waiting:
@@ -88,6 +88,6 @@ class SalesforceHub(TestHub):
         return count
 
     def writes(self) -> list[tuple[str, str]]:
-        """The calls that write, without the address of the version."""
+        """Return the calls that write, without the API version in their path."""
         found = [one for one in self.org.journal.entries() if one.method != "GET" and "/oauth2/" not in one.path]
         return [(one.method, one.path.split("/v59.0/")[-1].split("?")[0]) for one in found]

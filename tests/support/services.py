@@ -1,4 +1,4 @@
-"""The real services behind the fixtures: where they are, and a fresh corner of each for a test."""
+"""Find the real services behind the fixtures, and provide each test with a fresh database or vhost."""
 
 import os
 import secrets
@@ -20,28 +20,28 @@ from pika.exceptions import AMQPError
 from psycopg import sql
 
 PREFIX = "syncflow_test_"
-#: Seconds after which what a killed run left behind is nobody's any more.
+#: Seconds after which leftovers of a killed run count as abandoned.
 ABANDONED_AFTER = 24 * 3600
 ENV_FILE = Path(__file__).parents[2] / "var" / "services" / "env"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def _known() -> dict[str, str]:
-    """What `make services` found or started; the environment comes first."""
+    """Return the settings of the services that `make services` found or started; the environment takes precedence."""
     lines = ENV_FILE.read_text().splitlines() if ENV_FILE.exists() else []
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     return found | {key: value for key, value in os.environ.items() if key.startswith("TEST_")}
 
 
 def missing(what: str) -> NoReturn:
-    """A service that is not there: an error where it was promised, a skip on a bare laptop."""
+    """Handle a missing service: raise an error where it is required, skip the test elsewhere."""
     if os.environ.get("CI") or os.environ.get("SYNCFLOW_REQUIRE_SERVICES"):
         raise RuntimeError(what)
     pytest.skip(what)
 
 
 def random_name() -> str:
-    """Carries its time of birth, so that leftovers can be told from what another run uses now."""
+    """Return a name that contains its creation time, so that leftovers can be distinguished from names in use."""
     return f"{PREFIX}{int(time.time()):08x}{secrets.token_hex(4)}"
 
 
@@ -59,7 +59,7 @@ def is_abandoned(name: str) -> bool:
 
 
 def postgres_server() -> str:
-    """The URL of a server on which databases may be created, for psycopg."""
+    """Return the psycopg URL of a server on which tests may create databases."""
     url = _known().get("TEST_DATABASE_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
     url = url.replace("postgresql+psycopg://", "postgresql://")
     try:
@@ -72,15 +72,15 @@ def postgres_server() -> str:
     return url
 
 
-#: Drops what nobody waits for: it takes the server a tenth of a second, and there are hundreds.
+#: Drops databases in the background: each drop takes the server a tenth of a second, and there are hundreds.
 _dropper = ThreadPoolExecutor(1, thread_name_prefix="dropper")
 
 
 @contextmanager
 def fresh_database(server_url: str, template: str = "template1", *, wait: bool = True) -> Iterator[str]:
-    """A database of its own (a copy of the template), as a URL for SQLAlchemy; dropped at the end.
+    """Yield the SQLAlchemy URL of a new database (a copy of the template), and drop it at the end.
 
-    Without `wait` that is done while its caller goes on, by the end of the process.
+    Without `wait`, the drop runs in the background and completes before the process ends.
     """
     name = random_name()
     with psycopg.connect(server_url, autocommit=True) as server:
@@ -106,7 +106,7 @@ def _drop(server: psycopg.Connection, name: str) -> None:
 
 
 def rabbitmq_server() -> str:
-    """The URL of a node, on its default vhost."""
+    """Return the URL of a node on its default vhost."""
     url = _known().get("TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
     try:
         pika.BlockingConnection(pika.URLParameters(url)).close()
@@ -117,7 +117,7 @@ def rabbitmq_server() -> str:
 
 @contextmanager
 def fresh_vhost(server_url: str) -> Iterator[str]:
-    """A vhost of its own, or the default one where none can be made; deleted at the end.
+    """Yield a new vhost and delete it at the end, or yield the default one if none can be created.
 
     Tests that may share the default vhost put a unique prefix before their names.
     """
@@ -137,7 +137,7 @@ def fresh_vhost(server_url: str) -> Iterator[str]:
 
 
 class ManagementApi:
-    """RabbitMQ's management plugin: quick, where it is enabled."""
+    """RabbitMQ's management plugin: fast, but not enabled everywhere."""
 
     def __init__(self, server_url: str) -> None:
         self.url = _known().get("TEST_BROKER_API", "")
@@ -170,7 +170,7 @@ class ManagementApi:
 
 
 class Rabbitmqctl:
-    """RabbitMQ's command line: works for root beside the packaged service on its usual port."""
+    """RabbitMQ's command line: works for root when the packaged service uses its usual port."""
 
     def __init__(self, server_url: str) -> None:
         parts = urlsplit(server_url)
@@ -202,6 +202,6 @@ class Rabbitmqctl:
 
 
 def chromium() -> str:
-    """The path of a chromium for playwright's `executable_path`."""
+    """Return the path of a Chromium for playwright's `executable_path`."""
     path = os.environ.get("CHROMIUM_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
     return path or missing("no chromium for the browser tests; `make chromium` installs one")

@@ -1,4 +1,4 @@
-"""A hub and the Stripe-like system, moved step by step, over real HTTP."""
+"""A hub and the Stripe-like system, driven step by step over real HTTP."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ TABLES: Mapping[str, Any] = {
 
 
 class Died(BaseException):
-    """The worker was killed."""
+    """Raised when the worker is killed."""
 
 
 class MortalStripe(Stripe):
-    """A client whose process dies right after its `dies_after`-th write took effect."""
+    """A client whose process dies right after its `dies_after`-th write takes effect."""
 
     dies_after = 0
     writes = 0
-    #: How often a call was waited for.
+    #: How many times the client waited before a call.
     paces = 0
 
     def pace(self) -> None:
@@ -63,7 +63,7 @@ class MortalStripe(Stripe):
 
 
 class StripeHub(TestHub):
-    """The three shipped subscribers; its clock is the real one, and can be put forward."""
+    """A hub with the three shipped subscribers; its clock is the real one, and can be advanced."""
 
     def __init__(self, database: Database, stripe: StripeLike) -> None:
         self.database, self.stripe = database, stripe
@@ -78,7 +78,7 @@ class StripeHub(TestHub):
         self.conductor.breaker.ensure_rows()
         self._told: set[str] = set()
 
-    # --- here ---------------------------------------------------------------------------------------
+    # --- the database -------------------------------------------------------------------------------
 
     def add(self, what: str, **values: Any) -> int:
         with self.database.write() as c:
@@ -120,7 +120,7 @@ class StripeHub(TestHub):
             if position is not None:
                 c.execute(sa.insert(Cursor).values(subscriber=subscriber, position=position))
 
-    # --- there --------------------------------------------------------------------------------------
+    # --- the external system ------------------------------------------------------------------------
 
     def there(self, path: str, **params: Any) -> Any:
         reply = requests.get(f"{self.stripe.url}/v1/{path}", params={"limit": 100, **params}, auth=(KEY, ""), timeout=5)
@@ -128,13 +128,13 @@ class StripeHub(TestHub):
         return reply.json()
 
     def all(self, what: str) -> list[dict[str, Any]]:
-        """Oldest first."""
+        """Return all objects of a kind, oldest first."""
         return list(reversed(self.there(what)["data"]))
 
-    # --- between ------------------------------------------------------------------------------------
+    # --- synchronisation ----------------------------------------------------------------------------
 
     def news(self) -> list[dict[str, Any]]:
-        """Events nobody has sent yet, oldest first."""
+        """Return the events not returned before, oldest first."""
         fresh = [one for one in self.all("events") if one["id"] not in self._told]
         self._told |= {one["id"] for one in fresh}
         return fresh
@@ -145,7 +145,7 @@ class StripeHub(TestHub):
         return self.conductor.store_webhook("stripe", body.encode(), {"Stripe-Signature": header})
 
     def settle(self, rounds: int = 12) -> None:
-        """Deliver, send all webhooks, and again, until nobody has any news."""
+        """Deliver changes and send all webhooks, repeatedly, until there are no new events."""
         for _ in range(rounds):
             self.run()
             news = self.news()
@@ -156,7 +156,7 @@ class StripeHub(TestHub):
         raise AssertionError("it does not come to rest: an echo?")
 
     def die_after(self, write: int) -> bool:
-        """Work until the worker dies at this write, and take up what it left; False if there was no such write."""
+        """Work until the worker dies at this write; return False if there was no such write."""
         self.client.writes, self.client.dies_after = 0, write
         try:
             self.run()
@@ -167,7 +167,7 @@ class StripeHub(TestHub):
         return False
 
     def take_up(self) -> None:
-        """Until the lease of a dead worker has run out and all it left is done."""
+        """Let the lease of a dead worker expire, and complete its work."""
         self.clock.tick(120)
         self.conductor.sweep()
         self.settle()
