@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, readable errors, exit statuses that scripts can use."""
+"""The command line as users see it: real processes, readable errors, exit statuses for scripts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from simulators.simulators import StripeSimulator
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The result of a command."""
 
     returncode: int
     stdout: str
@@ -39,7 +39,7 @@ class Done:
 
 Run = Callable[..., Done]
 
-#: What would let a test see the machine's own settings.
+#: Prefixes of the variables that would expose the machine's own settings to a test.
 OURS = ("DATABASE_URL", "BROKER_URL", "SECRET_KEY", "STRIPE_", "SALESFORCE_", "SYNCFLOW_", "LOG_")
 
 
@@ -47,7 +47,7 @@ OURS = ("DATABASE_URL", "BROKER_URL", "SECRET_KEY", "STRIPE_", "SALESFORCE_", "S
 def run(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Run]:
-    """`main` with these arguments, over an SQLite database of the test's own and no `.env`."""
+    """Return a function that runs `main` with the test's own SQLite database and no `.env`."""
     for name in list(os.environ):
         if name.startswith(OURS):
             monkeypatch.delenv(name)
@@ -65,7 +65,7 @@ def run(
                 status = main(arguments)
             except SystemExit as ended:
                 status = int(ended.code or 0)
-        os.environ.clear()  # a command beside a demo takes that one's
+        os.environ.clear()  # while a demo runs, a command copies its settings
         os.environ.update(before)
         said = capsys.readouterr()
         return Done(status, said.out, said.err)
@@ -79,7 +79,7 @@ def run(
 
 
 def process(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`./syncflow` as a process of its own, called from elsewhere."""
+    """Run `./syncflow` as a separate process, from another directory."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | variables
     return subprocess.run(
         [sys.executable, str(ROOT / "syncflow"), *arguments],
@@ -125,7 +125,7 @@ def test_no_command_and_an_unknown_one(run: Run) -> None:
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="these tests run outside .venv")
 def test_the_script_goes_on_with_its_own_packages(tmp_path: Path, sqlite_url: str) -> None:
-    """Called by its path, from anywhere, with a Python that has none of them: it goes on in .venv."""
+    """Called from any directory with a Python that lacks its packages, the script continues in .venv."""
     done = subprocess.run(
         [sys.base_prefix + "/bin/python3", "-I", str(ROOT / "syncflow"), "migrate"],
         env={"PATH": "/usr/bin:/bin", "DATABASE_URL": sqlite_url, "BROKER_URL": "memory://"},
@@ -255,8 +255,8 @@ def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
     assert run("retry").stdout == "Retrying 3 dead letters\n"
     with database.read() as c:
         dead = sa.select(Link.id).where(Link.dead_at.is_not(None)).order_by(Link.id)
-        assert len(c.scalars(dead).all()) == 2  # the one named by its id is retried immediately
-        assert c.scalars(sa.select(Task.total).order_by(Task.id)).all() == [0, 1, 3]  # the scheduler does the others
+        assert len(c.scalars(dead).all()) == 2  # a retry by id takes effect immediately
+        assert c.scalars(sa.select(Task.total).order_by(Task.id)).all() == [0, 1, 3]  # the scheduler retries the others
     database.close()
 
 
@@ -297,7 +297,7 @@ def test_create_admin(run: Run, sqlite_url: str) -> None:
     assert done.returncode == 1 and done.stderr.strip()
 
 
-# --- what a person can mend is said without a traceback ---------------------------------------------------
+# --- errors a user can fix are reported without a traceback -----------------------------------------------
 
 NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "push", "retry"]
 
@@ -354,7 +354,7 @@ def test_a_system_configured_in_part(run: Run, sqlite_url: str) -> None:
     assert done.returncode == 2 and done.stderr.startswith("STRIPE_API_KEY: missing")
 
 
-# --- bringing records together -----------------------------------------------------------------------------
+# --- backfill, check, new subscribers ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def settings(stripe: StripeSimulator) -> dict[str, str]:
 
 
 def customers(url: str, *names: str) -> None:
-    """Customers that were there before anybody followed them."""
+    """Create customers without captured changes, as if they existed before Syncflow."""
     migrate(url)
     database = Database(url)
     with database.write() as c:
@@ -479,12 +479,12 @@ def test_commands_use_the_settings_of_a_running_demo(run: Run, sqlite_url: str, 
             migrate(another)
             done = run("status", DATABASE_URL=another)
             assert "No external system is configured" in done.stdout and done.stderr == ""
-            # Their own account goes before the demo's.
+            # The user's own account takes precedence over the demo's.
             assert run(
                 "check", "stripe", STRIPE_API_KEY="sk_test_mine", STRIPE_API_BASE="http://127.0.0.1:1"
             ).returncode
         assert "it is not configured here" in run("status").stdout
-        # One that was killed leaves its file, and no lock.
+        # A killed demo leaves its file, but no lock.
         demo_settings.FILE.write_text(json.dumps({"DATABASE_URL": sqlite_url, **options}))
         assert "it is not configured here" in run("status").stdout
 
@@ -510,7 +510,7 @@ def test_a_file_of_systems_that_is_missing_says_where_it_was_looked_for(run: Run
     assert done.stderr == (f"SYNCFLOW_SYSTEMS: there is no such file; a relative path starts at {ROOT}\n")
 
 
-#: A folder as a system.
+#: Configuration of a folder as a system.
 FOLDER = """
 [systems.erp]
 kind = "files"
@@ -527,7 +527,7 @@ name = "name"
 
 
 def test_a_folder_that_was_fixed_is_polled_immediately(sqlite_url: str, tmp_path: Path) -> None:
-    """Also during the pause before the next probe."""
+    """A poll by hand does not wait for the next probe."""
     migrate(sqlite_url)
     systems = tmp_path / "systems.toml"
     systems.write_text(FOLDER)

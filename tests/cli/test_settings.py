@@ -1,4 +1,4 @@
-"""Settings: read once, typed, and wrong ones named at start without ever being shown."""
+"""Settings: read once and typed; errors at start name the variable and never show its value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from subscribers.system import Options, System
 
 @pytest.fixture(autouse=True)
 def env_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A `.env` of the test's own, and nothing of ours in the environment."""
+    """Return the path of the test's own `.env`, with none of our variables in the environment."""
     path = tmp_path / ".env"
     monkeypatch.setitem(Settings.model_config, "env_file", path)
     monkeypatch.setattr(module, "VAR", tmp_path / "var")
@@ -46,7 +46,7 @@ WRONG = {
         "mysql://u:s3cret@h/d",
         "sqlite://",
         "sqlite:///:memory:",
-        # An @ in a password that nobody escaped: what stands where the port should be is half of it.
+        # An unescaped @ in a password: part of the password ends up in place of the port.
         "postgresql://user:pa@ss:s3cret@host:5432/db",
     ],
     "BROKER_URL": [
@@ -78,7 +78,7 @@ WRONG = {
     "BEHIND_PROXY": ["s3cret"],
     "TOTP_SECRET": ["s3cret, and too short"],
     "OIDC_ISSUER": ["s3cret", "http://s3cret.example", "https://"],
-    "OIDC_CLIENT_SECRET": ["s3cret"],  # alone
+    "OIDC_CLIENT_SECRET": ["s3cret"],  # without the other OIDC settings
     "OIDC_DEFAULT_ROLE": ["s3cret"],
 }
 
@@ -111,7 +111,7 @@ def test_nothing_needs_to_be_set() -> None:
 def test_env_is_read_and_the_environment_wins(env_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env_file.write_text("PORT=1111\nHOST=10.0.0.1\nSHOP_URL=from-file\nSHOP_TOKEN='quoted # kept'\n")
     monkeypatch.setenv("PORT", "2222")
-    monkeypatch.setenv("HOST", "")  # empty is absent
+    monkeypatch.setenv("HOST", "")  # empty counts as not set
     monkeypatch.setenv("SHOP_URL", "from-environment")
     settings = get_settings()
     assert (settings.port, settings.host) == (2222, "10.0.0.1")

@@ -11,7 +11,7 @@ from tests.support.panel import Panel, open_panel
 
 @pytest.fixture
 def seeded() -> bool:
-    """Whether the panel has data; a file whose tests need none overrides this."""
+    """Return whether the panel has data; a file whose tests need none overrides this."""
     return True
 
 
@@ -23,6 +23,6 @@ def panel(database_url: str, seeded: bool) -> Iterator[Panel]:
 
 @pytest.fixture
 def sqlite_panel(sqlite_url: str, seeded: bool) -> Iterator[Panel]:
-    """The same on SQLite only, for what does not differ by the database."""
+    """Return a panel on SQLite only, for tests that do not depend on the database."""
     with open_panel(sqlite_url, seeded=seeded) as panel:
         yield panel

@@ -1,4 +1,4 @@
-"""Who may do what: every route, asked by a stranger and by each role."""
+"""Access control: every route, requested by a stranger and by each role."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from panel.auth import accounts, login_throttle
 from settings import Settings
 from tests.support.panel import PASSWORD, ROLES, Panel, add_conflict, csrf, log_in, open_panel, post
 
-#: What each of stranger, viewer, operator, admin is answered. A stranger is sent to the login.
+#: The statuses for stranger, viewer, operator and admin. A stranger is redirected to the login.
 VIEW = (303, 200, 200, 200)
 ADMIN = (303, 403, 403, 200)
 OPERATOR = (303, 403, 200, 200)
 OPERATE = (303, 403, 303, 303)
 ADMINISTER = (303, 403, 403, 303)
-#: What is done at once, and answered with what came of it.
+#: Runs immediately, and the response shows the result.
 SHOWN = (303, 403, 200, 200)
 GONE = (404, 404, 404, 404)
 
-#: (method, rule) -> a path that stands for it, what is posted, and the answers.
+#: (method, rule) -> a path that matches it, the form data, and the statuses.
 ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, int]]] = {
     ("GET", "/static/<path:filename>"): ("/static/panel.css", {}, (200, 200, 200, 200)),
     ("GET", "/fs-static/<path:filename>"): ("/fs-static/js/webauthn.js", {}, GONE),
@@ -37,7 +37,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/tf-setup"): ("/tf-setup", {}, VIEW),
     ("POST", "/tf-setup"): ("/tf-setup", {"setup": "authenticator"}, VIEW),
     ("POST", "/tf-setup/<token>"): ("/tf-setup/nonsense", {"code": "123456"}, (303, 302, 302, 302)),
-    # Nobody is half way through a login here.
+    # No client is in the middle of a login here.
     ("GET", "/tf-validate"): ("/tf-validate", {}, (302, 302, 302, 302)),
     ("POST", "/tf-validate"): ("/tf-validate", {"code": "123456"}, (302, 302, 302, 302)),
     ("GET", "/tf-select"): ("/tf-select", {}, GONE),
@@ -48,7 +48,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/mf-recovery"): ("/mf-recovery", {"code": "x"}, (302, 302, 302, 302)),
     ("GET", "/mf-recovery-codes"): ("/mf-recovery-codes", {}, VIEW),
     ("POST", "/mf-recovery-codes"): ("/mf-recovery-codes", {}, VIEW),
-    ("GET", "/login/oidc/"): ("/login/oidc/", {}, GONE),  # not configured; else see test_panel_login
+    ("GET", "/login/oidc/"): ("/login/oidc/", {}, GONE),  # not configured; test_login.py tests it configured
     ("GET", "/login/oidc/return"): ("/login/oidc/return", {}, GONE),
     ("GET", "/account/"): ("/account/", {}, VIEW),
     ("POST", "/account/language"): ("/account/language", {"language": "en"}, (303, 303, 303, 303)),
@@ -171,13 +171,13 @@ def _settled_webhook(panel: Panel) -> int:
     return int(number)
 
 
-#: Whoever asks these is somebody else afterwards, or has to be nobody.
+#: Prefixes of the routes that depend on the session or change it: each request gets a client of its own.
 OF_LOGIN = ("/login", "/logout", "/change", "/users", "/account", "/tf", "/mf")
 
 
 def _ask(panel: Panel, who: str | None, method: str, rule: str, shared: FlaskClient) -> int:
     path, data, _answers = ROUTES[method, rule]
-    # One login for most: hashing a password is slow on purpose.
+    # Most routes share one login: hashing a password is slow on purpose.
     client = panel.client(who) if rule.startswith(OF_LOGIN) else shared
     path = _path(panel, path)
     data = {name: _path(panel, value) if "{" in value else value for name, value in data.items()}
@@ -198,7 +198,7 @@ def test_every_route_is_in_the_table(sqlite_panel: Panel) -> None:
 def test_every_route_answers_each_role_as_the_table_says(panel: Panel, who: str | None) -> None:
     column = [None, *ROLES].index(who)
     shared = panel.client(who)
-    # What ends sessions comes last.
+    # Routes that end sessions come last.
     in_turn = sorted(ROUTES, key=lambda asked: asked[1].startswith(OF_LOGIN))
     answered = {asked: _ask(panel, who, *asked, shared) for asked in in_turn}
     expected = {asked: answers[column] for asked, (_path, _data, answers) in ROUTES.items()}
@@ -215,7 +215,7 @@ def test_every_write_leaves_an_audit_row(panel: Panel) -> None:
     for asked in sorted(writes, key=lambda asked: asked[1].startswith(OF_LOGIN)):
         _ask(panel, "admin", *asked, shared)
         newest = panel.rows(sa.select(AuditEntry.who, AuditEntry.action).order_by(AuditEntry.id.desc()).limit(1))
-        # The newest is the write itself, not the login before it.
+        # The newest row is the write's own, not that of the login before it.
         assert newest[0].who == "admin@example.com", asked
         assert newest[0].action != "login", asked
 

@@ -1,4 +1,4 @@
-"""The panel in a real browser: every page, light and dark, wide and narrow, and the main tasks by hand."""
+"""The panel in a real browser: every page, light and dark, wide and narrow, and the main tasks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PAGES = [
     "/record/product/1", "/record/invoice/1", "/record/product/1/edit", "/mappings/crm.customer?from=0",
 ]  # fmt: skip
 
-#: Opens what is closed, and says how much that was.
+#: Open all closed details elements and return their number.
 OPEN = """() => {
   const closed = document.querySelectorAll("main details:not([open])");
   closed.forEach((details) => (details.open = true));
@@ -70,7 +70,7 @@ def visit(browser: Browser, panel: Panel) -> Iterator[Visit]:
 def test_every_page_is_accessible_and_quiet(
     browser: Browser, panel: Panel, width: int, themes: tuple[str, str]
 ) -> None:
-    """Each page is loaded in one theme and switched to the other: at the other width the other way round."""
+    """Load each page in one theme and switch to the other; the other width uses the opposite order."""
     with panel.database.write() as connection:
         connection.execute(sa.insert(Product).values(sku="engine", name="Analytical engine", price=100))
         connection.execute(sa.insert(Invoice).values(customer_id=1, number="I-1"))
@@ -92,7 +92,7 @@ def test_every_page_is_accessible_and_quiet(
             in_theme(visit, themes[0])
             visit.go(path)
             look(path)
-            # Again with everything open that can be, where there is anything.
+            # Repeat with all details elements open, if the page has any.
             if visit.page.evaluate(OPEN):
                 look(f"{path} opened")
         visit.page.context.close()
@@ -101,7 +101,7 @@ def test_every_page_is_accessible_and_quiet(
 
 
 def test_a_browser_that_asks_for_german_gets_it_and_it_fits(browser: Browser, panel: Panel) -> None:
-    """German words are longer: a phone is the place where that shows."""
+    """German words are longer, which shows on the narrow screen of a phone."""
     with served(panel.app) as base:
         visit = open_visit(browser, base, width=390, locale="de-DE")
         visit.go("/login")
@@ -115,7 +115,7 @@ def test_a_browser_that_asks_for_german_gets_it_and_it_fits(browser: Browser, pa
             faults += faults_of(visit, path)
             faults += [f"{path} is wider than the window"] if visit.is_too_wide() else []
         assert visit.page.evaluate("document.documentElement.lang") == "de"
-        # What scripts write is German, too.
+        # Text written by scripts is German, too.
         visit.go("/links/")
         expect(visit.page.locator("time[data-ago]").first).to_have_text(re.compile("^vor "))
         visit.go("/dead-letters/")
@@ -331,8 +331,8 @@ def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, pa
     panel.conductor.systems.pause("shop", "ada@example.com", "their maintenance")
     visit.key("r")
     shop.get_by_text("ada@example.com").wait_for()
-    expect(shop.get_by_text("SHOP_REGION")).to_be_visible()  # what was open stays open
-    # Somebody types: nothing is taken from under his hands.
+    expect(shop.get_by_text("SHOP_REGION")).to_be_visible()  # an open section stays open
+    # The user is typing: an update leaves the form alone.
     crm = page.locator("#crm")
     crm.get_by_text("Pause…").click()
     crm.get_by_label("Reason").fill("half a sen")
@@ -355,7 +355,7 @@ def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, panel: 
     with panel.database.write() as connection:
         closed = {"closed_at": utcnow(), "resolution": "discarded by ann@example.com: moved away"}
         connection.execute(sa.update(DeadLetter).where(DeadLetter.id == 1).values(closed))
-    # Somebody types beside the heading: that is left alone as well.
+    # The user is typing next to the heading: an update leaves that form alone as well.
     page.evaluate("document.querySelector('#live').dispatchEvent(new Event('live'))")
     page.wait_for_load_state("networkidle")
     expect(page.get_by_label("Why is this dead letter discarded?")).to_have_value("half a rea")
@@ -386,17 +386,17 @@ def test_the_chart_is_drawn_and_a_click_changes_its_span(visit: Visit, panel: Pa
     visit.go("/")
     visit.page.locator(".uplot canvas").wait_for()
     expect(visit.page.locator("svg.chart")).to_have_count(0)
-    # The legend says the newest numbers while the mouse is elsewhere.
+    # The legend shows the newest numbers while the mouse is elsewhere.
     values = visit.page.locator(".u-legend .u-value")
     expect(values).to_have_text([re.compile(r"\d\d:\d\d"), *[re.compile(r"^[\d.]+$")] * 4])
     visit.page.get_by_role("link", name="24h").click()
     visit.page.wait_for_url("**/?range=24h")
     visit.page.locator(".uplot canvas").wait_for()
-    # Its numbers are asked for when the page was another, and drawn into the chart that is there.
+    # When the page has changed, its numbers are requested and drawn into the existing chart.
     add_delivery(panel)
     with visit.page.expect_response(lambda r: "throughput.json" in r.url and r.status == 304):
         visit.key("r")
-    # This step's delivery is shown once the step is over.
+    # A delivery is shown once its time step is over.
     add_delivery(panel, at=utcnow() - timedelta(hours=2))
     panel.conductor.throughput.count()
     with visit.page.expect_response(lambda r: "throughput.json" in r.url and r.status == 200):

@@ -1,4 +1,4 @@
-"""Dead letters, unsubscriptions, conflicts and the audit trail, as people work with them."""
+"""Dead letters, unsubscriptions, conflicts and the audit trail, as operators work with them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.panel import Panel, add_conflicts, post
 
 @pytest.fixture
 def noisy(panel: Panel) -> Panel:
-    """More kinds of dead letters of the crm than are shown, each larger than the only two of the shop."""
+    """Return a panel with more kinds of crm dead letters than a page shows, each larger than the shop's one kind."""
     kinds = [f"kind{number}" for number in range(GROUPS + 5) for _letter in range(3)]
     letter = {"subscriber": "crm.customer", "error": "Unexpected", "at": utcnow()}
     with panel.database.write() as connection:

@@ -1,4 +1,4 @@
-"""The server of the standalone hub: whatever the client does, what an answer holds open is closed."""
+"""The server of the standalone hub: it closes every response, whatever the client does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flask import Flask, Response
 
 from tests.support.panel import served
 
-#: Closing sends a reset, as a browser does that has no more use for an answer.
+#: SO_LINGER: closing sends a reset, as a browser does when it no longer needs a response.
 RESET = struct.pack("ii", 1, 0)
 
 

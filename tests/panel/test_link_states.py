@@ -1,4 +1,4 @@
-"""Links page, link page and record page say the same about a link: all of them ask `state_of`."""
+"""The links page, link page and record page show the same state of a link: all of them call `state_of`."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ def panel(sqlite_url: str) -> Iterator[Panel]:
 
 
 def update(client: Any, path: str, etag: str = "") -> Any:
-    """What htmx asks."""
+    """Send the request that htmx sends."""
     return client.get(path, headers={"HX-Request": "true", "If-None-Match": etag})
 
 
 def stand_still(panel: Panel) -> None:
-    """No minute ends, and no half of one, between two questions: each makes pages anew by itself."""
+    """Stop the clock: pages change by themselves with each new minute or half minute."""
     now = utcnow()
     panel.conductor.context.clock = lambda: now
 
@@ -45,7 +45,7 @@ def change(panel: Panel, table: Any, condition: Any, **values: Any) -> None:
 
 @contextmanager
 def statements(panel: Panel) -> Iterator[list[str]]:
-    """The SQL that is run meanwhile."""
+    """Collect the SQL statements that run in the block."""
     seen: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -68,7 +68,7 @@ def test_an_unchanged_page_is_not_made_again(panel: Panel, path: str) -> None:
     assert (again.status_code, again.data) == (304, b"")
     part = update(client, path)
     assert part.status_code == 200 and "<html" not in part.text and part.text.strip()
-    # Another person may see another page.
+    # Another user may see a different page.
     assert update(panel.client("viewer"), path, whole.headers["ETag"]).status_code == 200
 
 
@@ -78,7 +78,7 @@ def test_an_unchanged_overview_costs_some_look_ups(panel: Panel) -> None:
     etag = client.get("/").headers["ETag"]
     with statements(panel) as seen:
         assert update(client, "/", etag).status_code == 304
-    assert len(seen) <= 8  # two of them are the login's
+    assert len(seen) <= 8  # two of them check the login
     assert not [statement for statement in seen if "count(" in statement.lower()]
 
 
@@ -119,7 +119,7 @@ def test_the_chart_is_another_when_its_counts_are(panel: Panel) -> None:
     first = client.get(url)
     same = {"If-None-Match": first.headers["ETag"]}
     add_delivery(panel, at=utcnow() - timedelta(hours=2))
-    assert client.get(url, headers=same).status_code == 304  # it is not counted yet
+    assert client.get(url, headers=same).status_code == 304  # the delivery is not counted yet
     panel.conductor.throughput.count()
     second = client.get(url, headers=same)
     assert second.status_code == 200 and sum(second.get_json()[1]) > sum(first.get_json()[1])

@@ -1,4 +1,4 @@
-"""Ways in: passwords for one login, the second factor, and OpenID Connect; and how sessions end."""
+"""Logging in: one-time passwords, the second factor and OpenID Connect; and how sessions end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _actions(panel: Panel, who: str) -> list[str]:
     return [row.action for row in rows]
 
 
-# --- passwords for one login -------------------------------------------------------------------------
+# --- one-time passwords ------------------------------------------------------------------------------
 
 
 def test_a_new_user_chooses_a_password_before_anything_else(panel: Panel) -> None:
@@ -119,7 +119,7 @@ def test_what_is_wrong_with_a_new_password_is_no_guess(sqlite_panel: Panel) -> N
 
 
 class Phone:
-    """An authenticator app: it was shown a key, and tells the code of a moment."""
+    """An authenticator app: it gets a key and generates the code for a given time."""
 
     def __init__(self, key: str) -> None:
         self._totp = TOTP(key=key.replace("-", "").replace(" ", ""), format="base32")
@@ -158,7 +158,7 @@ def test_a_password_alone_opens_nothing_once_there_is_a_second_factor(panel: Pan
     client = _password_first(panel)
     assert _code(client, "000000" if phone.code(30) != "000000" else "111111").status_code == 200
     assert client.get("/").status_code == 303
-    # The code of the set-up was used: the next one opens, once.
+    # The set-up used its code: the next code logs in, and only once.
     fresh = phone.code(30)
     assert _code(client, fresh).status_code == 302
     assert client.get("/").status_code == 200
@@ -269,7 +269,7 @@ def _with_oidc(url: str, provider: Provider, **settings: Any) -> Any:
 
 
 def _come_in(panel: Panel, provider: Provider, path: str = "/login/oidc/") -> tuple[FlaskClient, Any]:
-    """As a browser would: to the provider, and back with what it says."""
+    """Log in as a browser does: go to the provider and return with its response."""
     client = panel.app.test_client()
     away = client.get(path).headers["Location"]
     assert away.startswith(provider.issuer + "/authorize?")
@@ -292,7 +292,7 @@ def test_a_newcomer_over_the_provider_is_a_viewer(o: Panel, provider: Provider) 
     assert row.password is None and row.oidc_subject == f"{provider.issuer} ada-1"
     assert {"login"} <= set(_actions(o, "ada@example.com"))
     assert "user.create" in _actions(o, "OpenID Connect")
-    # Known by subject from now on: another address is no other person.
+    # From now on the subject identifies the user: another email address is still the same user.
     provider.person = {**ADA, "email": "countess@example.com"}
     client, answer = _come_in(o, provider)
     assert "ada@example.com" in client.get("/account/").text

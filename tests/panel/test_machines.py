@@ -1,4 +1,4 @@
-"""What machines ask of the panel: webhooks, health, metrics."""
+"""The panel's endpoints for machines: webhooks, health, metrics."""
 
 from __future__ import annotations
 

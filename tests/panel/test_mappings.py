@@ -1,4 +1,4 @@
-"""The mapping editor: trying before saving, the place of what is wrong, two people at once, versions, sending again."""
+"""The mapping editor: previews, the location of errors, concurrent edits, versions, resending."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT = [("name", "name"), ("email", "email"), ("city", "address.city"), ("act
 
 
 def _rows(**changes: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The shop's default mapping with some of its rows changed."""
+    """Return the shop's default mapping with some of its rows changed."""
     made = [
         {"column": column, "path": path, "direction": "both", "conflict": "newest"} | (changes.get(column) or {})
         for column, path in DEFAULT
@@ -82,12 +82,12 @@ def test_two_people_do_not_overwrite_each_other(panel: Panel) -> None:
     assert answer.status_code == 409
     assert panel.conductor.mappings.latest("shop.customer")[1] == 1
     assert "admin@example.com saved version 1 while you were editing" in answer.text
-    # Theirs and mine stand in the table, on the version that is in force now.
+    # The table contains both users' edits, based on the version that is now active.
     for cell in ('value="title"', 'value="mail"', 'name="version" value="1"'):
         assert cell in answer.text
     clash = post(other, PAGE, **_form(("name", "label"), *DEFAULT[1:]))
     assert "You both changed <strong>name</strong>" in clash.text and 'value="label"' in clash.text
-    # Trying says so too, before somebody works on for nothing.
+    # A preview reports the conflict too, before the user continues in vain.
     assert post(other, PAGE, **_form(*mine, do="review")).status_code == 409
 
 
@@ -105,7 +105,7 @@ def test_versions_are_compared(panel: Panel) -> None:
         assert client.get(f"{PAGE}?from={number}").status_code == 404
 
 
-# --- trying ------------------------------------------------------------------------------------------
+# --- previews ----------------------------------------------------------------------------------------
 
 
 def test_trying_shows_one_record_before_and_after_and_saves_nothing(panel: Panel) -> None:
@@ -136,7 +136,7 @@ def test_a_preview_says_what_else_matters(panel: Panel) -> None:
 def test_the_effect_counts_what_is_sent_differently_and_what_would_be_refused(panel: Panel) -> None:
     none = panel.conductor.previews.effect("shop.customer", _rows())
     assert (none.total, none.examined, none.changing, none.refused, none.exact) == (5, 5, 0, 0, True)
-    # What is no longer mapped stays there as it is.
+    # A field that is no longer mapped keeps its value in the external system.
     assert panel.conductor.previews.effect("shop.customer", _rows(city=None)).changing == 0
     with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 1).values(email=None))
@@ -155,7 +155,7 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite_panel: Panel) -
         truth = connection.execute(sa.select(sa.func.count()).where(Customer.city.is_not(None))).scalar_one()
     effect = sqlite_panel.conductor.previews.effect("shop.customer", _rows(city={"transform": "upper"}))
     assert not effect.exact and effect.examined < effect.total == count + 5
-    # Neighbours are alike here, the worst case for a sample of places: the bounds must be wide enough for it.
+    # Neighbouring records are alike here, the worst case for sampling by position: the bounds must still hold.
     assert effect.low <= truth <= effect.high
     assert effect.high - effect.low < effect.total / 2
     nobody = sqlite_panel.conductor.previews.effect("shop.customer", _rows())
@@ -164,7 +164,7 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite_panel: Panel) -
     assert "95 % confidence" in page
 
 
-# --- sending again -----------------------------------------------------------------------------------
+# --- resending ---------------------------------------------------------------------------------------
 
 
 def test_saving_and_sending_brings_only_what_differs(panel: Panel) -> None:
@@ -175,7 +175,7 @@ def test_saving_and_sending_brings_only_what_differs(panel: Panel) -> None:
     assert answer.status_code == 303
     assert 'data-line="/tasks/' in panel.client("viewer").get(PAGE).text
     with panel.database.write() as connection:
-        # One that is up to date with the new mapping already.
+        # This link already agrees with the new mapping.
         agreed = panel.rows(sa.select(Link.base).where(Link.subscriber == "shop.customer", Link.record_id == "1"))
         values = {"base": {**agreed[0].base, "active": "yes"}}
         connection.execute(
@@ -199,7 +199,7 @@ def _links(panel: Panel) -> list[Any]:
     return panel.rows(sa.select(Link.__table__).where(Link.subscriber == "shop.customer"))
 
 
-# --- the pure parts ----------------------------------------------------------------------------------
+# --- pure functions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [None, "plain", "12", "true", 12, 1.5, True, False, '"quoted"', "[1]", "null"])

@@ -1,4 +1,4 @@
-"""What the pages do: work off letters, pause, unsubscribe, map; stay fast; say nothing secret."""
+"""The pages: process dead letters, pause, unsubscribe, map; they stay fast and show no secrets."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_a_discard_needs_a_reason(panel: Panel) -> None:
     client = panel.client("operator")
     post(client, "/dead-letters/discard", all="yes", reason=" ")
     assert panel.rows(sa.select(DeadLetter.id).where(DeadLetter.closed_at.is_(None)))
-    assert post(client, "/dead-letters/discard", reason="they left").status_code == 400  # all has to be meant
+    # Discarding all must be explicit.
+    assert post(client, "/dead-letters/discard", reason="they left").status_code == 400
     assert not panel.conductor.tasks.list()
     post(client, "/dead-letters/discard", all="yes", reason="they left")
     assert "Discard dead letters" in client.get("/dead-letters/").text
@@ -80,7 +81,7 @@ def test_letters_are_grouped_by_kind_with_counts(panel: Panel) -> None:
     assert "Retry all" not in page
     everything = panel.client("operator").get("/dead-letters/").text
     assert "3 kinds of error, 6 dead letters" in everything and "Retry all 3" in everything
-    # Of one kind alone one button is enough.
+    # With only one kind, one button is enough.
     one_kind = panel.client("operator").get("/dead-letters/?error=Reject").text
     assert "1 kind of error, 2 dead letters" in one_kind
     assert one_kind.count(">Retry all 2 that match<") == 1 and ">Retry all 2<" not in one_kind
@@ -116,7 +117,7 @@ def test_poll_now(panel: Panel) -> None:
     assert ("poll shop.customer", []) in panel.publisher.published
 
 
-# --- finding and histories ---------------------------------------------------------------------------
+# --- search and histories ----------------------------------------------------------------------------
 
 
 def test_a_record_is_found_by_its_ids_its_email_and_how_its_name_begins(panel: Panel) -> None:
@@ -237,7 +238,7 @@ def test_no_page_counts_or_skips_through_a_history(panel: Panel) -> None:
     ):
         client.get(f"/{page}")
     for statement, values in statements:
-        # SQLite's LIMIT is always written with an OFFSET: it is 0, wherever it stands.
+        # For SQLite, every LIMIT is written with an OFFSET: each must be 0.
         before = statement.split(" offset ")[:-1]
         places = [" offset ".join(before[: n + 1]).count("?") for n in range(len(before))]
         assert all(values[place] == 0 for place in places), statement
@@ -350,7 +351,7 @@ def test_pages_stay_fast_with_a_long_history(sqlite_panel: Panel) -> None:
         began = time.perf_counter()
         client.get(path)
         slow[path] = time.perf_counter() - began
-    # Far above what it takes (some 10 ms), far below what a scan of all would on a large history.
+    # Far above the usual time (about 10 ms), far below that of a full scan of a large history.
     assert {path: taken for path, taken in slow.items() if taken > 0.5} == {}
 
 

@@ -1,4 +1,4 @@
-"""The record page, dead letters, webhooks and downloads: what a person who mends something sees and does."""
+"""The record page, dead letters, webhooks and downloads: what an operator sees and does to fix a record."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def change(panel: Panel, table: Any, where: Any, **values: Any) -> None:
 
 
 def page(panel: Panel, path: str, role: str = "operator") -> str:
-    """A page's text, without its tags."""
+    """Return the text of a page, without its tags."""
     answer = panel.client(role).get(path)
     assert answer.status_code == 200, path
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", answer.text))
 
 
 def work_off(panel: Panel) -> None:
-    """What the scheduler and the workers do, until nothing moves."""
+    """Do what the scheduler and the workers do, until no task is running or stopping."""
     for _ in range(50):
         panel.conductor.tasks.run_some()
         with panel.database.write() as connection:
@@ -51,7 +51,7 @@ def work_off(panel: Panel) -> None:
     raise AssertionError("a task does not end")
 
 
-# --- where a record stands ----------------------------------------------------------------------------
+# --- the status of a record ---------------------------------------------------------------------------
 
 
 def stands(panel: Panel, record_id: str, subscriber: str) -> tuple[str, str]:
@@ -96,7 +96,7 @@ def test_a_lifted_rule_says_that_the_record_flows_with_its_next_change(panel: Pa
     assert stands(panel, "1", "crm.customer") == ("skipped", words)
 
 
-# --- what happened to it ------------------------------------------------------------------------------
+# --- the history of a record --------------------------------------------------------------------------
 
 
 def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(panel: Panel) -> None:
@@ -156,7 +156,8 @@ def test_every_row_of_a_long_timeline_is_on_exactly_one_page(panel: Panel) -> No
 
 def test_finding_by_any_word(panel: Panel) -> None:
     client = panel.client("viewer")
-    assert client.get("/record/?q=love").headers.get("Location") is None  # without its index only beginnings
+    # Without its index, the search matches only beginnings.
+    assert client.get("/record/?q=love").headers.get("Location") is None
     with panel.database.write() as connection:
         search.install(connection, [CATALOGUES["customer"]])
     for text in ("love", "LOVELACE", "ada lov", "lovelace@example.com ada"):
@@ -203,7 +204,7 @@ def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(panel: 
     assert form == {"was.city": "Paris", "to.city": "Bath"} and ">a long story</textarea>" in answer.text
     now = sa.select(Customer.city, Customer.notes).where(Customer.id == 1)
     assert panel.rows(now) == [("Paris", None)]
-    # What is shown has been seen: saved again, it is meant.
+    # The user has now seen the other change: saving again overwrites it on purpose.
     post(client, path, **{"was.notes": "", "to.notes": "a long story"}, **form)
     assert panel.rows(now) == [("Bath", "a long story")]
 
@@ -226,7 +227,7 @@ def test_all_that_match_are_retried_as_a_task_that_says_how_many_succeed(panel: 
     group = panel.rows(sa.select(DeadLetter.fingerprint).where(DeadLetter.record_id == "4"))[0].fingerprint
     answer = post(client, "/dead-letters/retry", subscriber="shop.customer", fingerprint=group, back="/dead-letters/")
     assert "2 dead letters will be retried in the background." in client.get(answer.headers["Location"]).text
-    with panel.database.write() as connection:  # as a mended mapping would: nothing is captured
+    with panel.database.write() as connection:  # as after fixing a mapping: no change is captured
         connection.exec_driver_sql("DELETE FROM change WHERE relayed_at IS NULL")
     work_off(panel)
     task = panel.rows(sa.select(Task.__table__))[0]
@@ -304,7 +305,7 @@ def test_one_is_replayed_and_a_window_of_time(panel: Panel) -> None:
     assert "sent nothing in that time" in client.get(empty.headers["Location"]).text
 
 
-# --- what is kept of answers --------------------------------------------------------------------------
+# --- which responses are kept -------------------------------------------------------------------------
 
 
 def test_redaction() -> None:
@@ -363,12 +364,12 @@ LISTS = [
     "/record/?q=cus_1", "/record/?q=nobody.one@example.com", "/record/customer/1", "/record/customer/4",
 ]  # fmt: skip
 
-#: Tables that grow without end.
+#: Tables that grow without limit.
 LARGE = ("delivery", "change", "link", "inbox", "dead_letter", "audit_entry")
 
 
 def test_no_list_reads_a_whole_table(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every statement of every list is explained: on a large table it uses an index, or the newest stretch by key."""
+    """Explain each statement of each list: on large tables it must use an index, or read the newest stretch by key."""
     monkeypatch.setattr(pages, "STRETCH", 200)
     with panel.database.write() as connection:
         search.install(connection, [CATALOGUES["customer"]])
@@ -391,17 +392,17 @@ def test_no_list_reads_a_whole_table(panel: Panel, monkeypatch: pytest.MonkeyPat
 
 
 def _whole(panel: Panel, path: str, statement: str, values: Any) -> str | None:
-    """The plan of a statement, if it reads all of a large table."""
+    """Return the path, plan step and statement if the statement reads a whole large table."""
     with panel.database.read() as connection:
         if not panel.database.is_sqlite:
-            connection.exec_driver_sql("SET enable_seqscan = off")  # the tables are small here
+            connection.exec_driver_sql("SET enable_seqscan = off")  # small tables would be scanned anyway
         explain = "EXPLAIN QUERY PLAN " if panel.database.is_sqlite else "EXPLAIN "
         plan = [str(row[-1]) for row in connection.exec_driver_sql(explain + statement, values)]
     for step in plan:
         scans = re.search(r"^SCAN (\w+)$" if panel.database.is_sqlite else r"Seq Scan on \"?(\w+)", step.strip())
         if scans is None or scans[1] not in LARGE:
             continue
-        # Read from its end by key until the page is full: no condition makes it read on.
+        # It reads by key from the end and stops when the page is full: it has no condition that skips rows.
         if panel.database.is_sqlite and " WHERE " not in statement.replace("\n", " ") and " LIMIT " in statement:
             continue
         return f"{path}: {step}: {statement}"

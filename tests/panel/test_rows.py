@@ -1,4 +1,4 @@
-"""What a person can do in the panel, done as a person does it: one test a task, over both themes and widths."""
+"""The tasks of the panel, done in a browser as a user does them: one test per task, in both themes and widths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Open = Callable[..., Visit]
 
 
 class LiveShop(Shop):
-    """Keeps what it is sent, says how many calls are left, may be down; its webhooks say what changed there."""
+    """A shop that stores what it receives, reports its remaining calls, can be down and sends webhooks with changes."""
 
     rate: Rate | None = None
 
@@ -39,7 +39,7 @@ class LiveShop(Shop):
         self.is_down = False
 
     def answer(self) -> None:
-        """Raises: SystemDown: it is."""
+        """Raises: SystemDown: `is_down` is set."""
         if self.is_down:
             raise SystemDown("503: the shop is being repaired")
 
@@ -85,7 +85,7 @@ def panel(sqlite_url: str) -> Iterator[Panel]:
 
 @pytest.fixture
 def at(browser: Browser, panel: Panel) -> Iterator[Open]:
-    """Opens the panel in a window of a width and a theme, logged in; nothing may be complained of until the end."""
+    """Return a function that logs in to the panel at a width and in a theme; at the end, require no complaints."""
     with ExitStack() as stack:
         base = stack.enter_context(served(panel.app))
         visits: list[Visit] = []
@@ -105,7 +105,7 @@ def at(browser: Browser, panel: Panel) -> Iterator[Open]:
 
 
 def row_of(page: Page, *words: str) -> Any:
-    """The row of a table that holds all these words."""
+    """Return the first table row that contains all these words."""
     rows = page.get_by_role("main").locator("tr")
     for text in words:
         rows = rows.filter(has_text=text)
@@ -113,7 +113,7 @@ def row_of(page: Page, *words: str) -> Any:
 
 
 def work_off(panel: Panel) -> None:
-    """What relay, workers and scheduler would do until no task is left."""
+    """Do what relay, workers and scheduler do, until no task is left."""
     panel.sync()
     while panel.conductor.tasks.list(unfinished=True):
         panel.conductor.tasks.run_some()
@@ -176,7 +176,7 @@ def test_row_2_did_this_record_sync_and_why_not(at: Open, panel: Panel) -> None:
     created = story.get_by_role("listitem").filter(has_text="req_1").first
     visit.click(created.get_by_text("Payload"))
     expect(created).to_contain_text("req_1")
-    # Why not: two clicks after typing at most, to the system's own words and to the rule that skipped it.
+    # After typing, at most two clicks lead to the system's own error text and to the rule that skipped the record.
     visit.clicks = 0
     visit.key("/")
     page.keyboard.type("nobody.one@example.com")
@@ -204,7 +204,7 @@ def test_row_3_working_off_dead_letters(at: Open, panel: Panel) -> None:
     page = visit.page
     visit.go("/dead-letters/")
     visit.click(page.locator(".kinds a").first)
-    # Edit the record, and try on one.
+    # Edit the record, then retry one dead letter.
     visit.follow("#2")
     visit.follow("Edit the record")
     city = page.get_by_label("city")
@@ -219,7 +219,7 @@ def test_row_3_working_off_dead_letters(at: Open, panel: Panel) -> None:
     work_off(panel)
     visit.key("r")
     expect(page.get_by_role("region", name="Reject")).to_contain_text("delivered")
-    # The other is mended past the panel: retry all, to the end, and the number that succeeded.
+    # Fix the other record outside the panel, then retry all until the task reports how many succeeded.
     with panel.database.write() as connection:
         connection.execute(sa.update(Customer).where(Customer.id == 4).values(city="Leeds"))
         connection.exec_driver_sql("DELETE FROM change WHERE relayed_at IS NULL")
@@ -274,7 +274,7 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Pane
     visit.go("/mappings/shop.customer")
     page.get_by_label("Transform of row 1").fill("lower")
     visit.press("Save as version 2")
-    # Versions, what each changed, and one of them put back.
+    # Show a version and its changes, then restore it.
     visit.click(page.get_by_role("region", name="Versions").get_by_role("link", name="Version 1", exact=True))
     expect(page.get_by_role("region", name="Changes in this version", exact=True)).to_contain_text("upper")
     expect(page.get_by_role("region", name="Changes since this version", exact=True)).to_contain_text("lower")
@@ -299,7 +299,7 @@ def test_row_4_two_people_edit_a_mapping_at_once(at: Open, panel: Panel) -> None
     expect(ann.page.get_by_label("Transform of row 1")).to_have_value("upper")
     ann.press("Save as version 2")
     ann.is_told("Version 2 of shop.customer is active.")
-    # The browser notes the answer 409, which is meant.
+    # The browser logs the 409, which is expected.
     assert len(ann.complaints) == 1 and "409" in ann.complaints.pop()
 
 
@@ -370,7 +370,7 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> N
     expect(shop).to_contain_text("no calls are made while the system is paused")
     visit.click(shop.get_by_role("button", name="Resume"))
     expect(shop).to_contain_text("closed: calls are allowed")
-    # A call that fails opens the breaker, and its answer says what is left of the quota.
+    # A failed call opens the breaker, and its response reports the remaining quota.
     client = panel.conductor.subscribers["shop.customer"].client
     client.is_down, client.rate = True, Rate(250, 1000)
     with panel.database.write() as connection:
@@ -379,7 +379,7 @@ def test_row_7_pausing_testing_and_polling_a_system(at: Open, panel: Panel) -> N
     visit.key("r")
     expect(shop).to_contain_text("250 of 1,000")
     expect(shop).to_contain_text("open, 1 attempt failed")
-    # The system is up again, and a person does not wait for the next probe.
+    # The system is up again, and the operator does not wait for the next probe.
     client.is_down = False
     visit.press("Poll shop.customer now")
     visit.is_told("shop.customer will be polled shortly.")
@@ -419,7 +419,7 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) ->
         visit.key("r")
         expect(far).to_contain_text("done")
         assert panel.rows(sa.select(Customer.name).where(Customer.id == 1)) == [("Changed there",)]
-        # Looked at once more, nothing is left.
+        # A second run finds no differences.
         visit.go("/systems/")
         visit.click(page.get_by_label("Backfill or reconcile shop.customer"))
         visit.click(page.locator("#shop").get_by_role("button", name=what, exact=True))

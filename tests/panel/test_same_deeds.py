@@ -1,4 +1,4 @@
-"""The panel and the command line do one deed by one function: their audit rows differ only in the user."""
+"""The panel and the command line share one function per action: their audit rows differ only in the user."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_panel_and_command_line_leave_the_same_audit_row(
 
 
 def newest(panel: Panel) -> tuple[int, str, str, Any]:
-    """Return the newest audit row; in its target, a task's number does not count."""
+    """Return the newest audit row, without the task number in its target."""
     columns = (AuditEntry.id, AuditEntry.action, AuditEntry.target, AuditEntry.details)
     (row,) = panel.rows(sa.select(*columns).order_by(AuditEntry.id.desc()).limit(1))
     target = re.sub(r"^#\d+", "#", row.target) if row.action.startswith("task.") else row.target

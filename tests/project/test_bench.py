@@ -1,4 +1,4 @@
-"""Each benchmark runs and says what it found; how fast is not the question here."""
+"""Each benchmark runs and reports its figures; its speed is not tested here."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from benchmarks.sink import Sink
 ROOT = Path(__file__).resolve().parents[2]
 
 
-#: Those that start no long row of processes; the others are the same harness with more of them.
+#: Benchmarks that start few processes; the others use the same harness with more processes.
 SHORT = ("steps", "fanout", "capture", "panel")
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_benchmark_ends_with_a_line_for_programs(name: str, rabbitmq_url: str) -> None:
-    # By itself, as people run it: benchmarks bring tables of their own.
+    # In a process of its own, as users run it: benchmarks declare tables of their own.
     command = [sys.executable, "-m", "benchmarks", name, "--quick"]
     environment = {**os.environ, "BENCH_BROKER_URL": rabbitmq_url}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

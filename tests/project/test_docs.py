@@ -1,4 +1,4 @@
-"""What the documentation names exists, what it tabulates is so, and the code in it runs."""
+"""The documentation: the names in it exist, its tables are correct, and its code runs."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"(?m)^([a-z-]+):", MAKEFILE)) | {f"bench-{name}" for name in ("", *BENCHES)}
 
-#: Files that a reader is told to make.
+#: Files that the documentation asks the reader to create.
 READERS_OWN = {"subscribers/shop.py", "tests/subscribers/test_shop.py"}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def code_of(page: Path) -> list[str]:
-    """Every piece of inline code, and every line of the blocks."""
+    """Return every piece of inline code and every line of the code blocks."""
     text = page.read_text()
     blocks = re.findall(r"(?ms)^ *```\w*\n(.*?)^ *```", text)
     inline = re.findall(r"`([^`\n]+)`", re.sub(r"(?ms)^ *```.*?^ *```", "", text))
@@ -104,7 +104,7 @@ def test_make_targets_that_are_named_exist(page: Path) -> None:
 
 @each_page
 def test_commands_that_are_named_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from cli import parser  # noqa: PLC0415 - it brings Flask along
+    from cli import parser  # noqa: PLC0415 - it imports Flask
 
     for code in code_of(page):
         line = code.split("#")[0]
@@ -130,7 +130,7 @@ def test_the_words_are_explained_once_and_in_order() -> None:
 
 
 def default_of(model: type[BaseModel], name: str) -> str:
-    """A default as it stands in the docs: nothing for none and for secrets, and var/ wherever that is."""
+    """Return a default as the docs show it: empty for None and secrets, `var` in place of the path of VAR."""
     default = model.model_fields[name].get_default()
     if default is None or isinstance(default, SecretStr) or model.model_fields[name].is_required():
         return ""
@@ -138,7 +138,7 @@ def default_of(model: type[BaseModel], name: str) -> str:
 
 
 def shipped_options() -> dict[str, tuple[type[BaseModel], str]]:
-    """Every variable of the shipped systems -> (its options class, its field)."""
+    """Return every variable of the shipped systems -> (its options class, its field)."""
     systems = {s.system: s.system_class.Options for s in REGISTRY.values() if s.__module__.startswith(shipped.__name__)}
     return {
         f"{name}_{field}".upper(): (options, field)
@@ -166,11 +166,11 @@ def test_the_systems_pages_name_their_settings() -> None:
         assert field in everywhere or variable in page.read_text(), f"{page.name} does not say what {variable} is"
 
 
-# --- what is generated ----------------------------------------------------------------------------------
+# --- generated files ------------------------------------------------------------------------------------
 
 
 def script(*command: str) -> None:
-    """Run a command of the project's and require that it succeeds."""
+    """Run one of the project's scripts and require that it succeeds."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
@@ -199,7 +199,7 @@ def test_the_site_has_every_page_and_loads_nothing_from_elsewhere(tmp_path: Path
     assert [path.name for path in tmp_path.rglob("*.css") if re.search(r"url\(.?https?:", path.read_text())] == []
 
 
-# --- what is quoted -------------------------------------------------------------------------------------
+# --- quoted code ----------------------------------------------------------------------------------------
 
 
 def test_the_quoted_declaration_is_in_the_code() -> None:
@@ -219,12 +219,12 @@ def test_the_quoted_mappings_are_the_shipped_ones() -> None:
             assert dict(mapped) == {column: f if isinstance(f, str) else f.path for column, f in fields}
 
 
-# --- what runs ------------------------------------------------------------------------------------------
+# --- examples that run ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
 def tables_put_back() -> Iterator[None]:
-    """What an example registers or declares is for its test only."""
+    """After each test, remove what its example registered or declared."""
     tables: tuple[dict[str, Any], ...] = (REGISTRY, CATALOGUES)
     before = [(kept, dict(kept)) for kept in tables]
     yield
@@ -244,7 +244,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShopLike]:
 
 @pytest.fixture
 def start(sqlite_url: str) -> Iterator[Callable[[str], RegisteredHub]]:
-    """Runs an example's code and starts a hub with the subscribers it registered."""
+    """Return a function that runs an example's code and starts a hub with the subscribers it registered."""
     migrate(sqlite_url)
     database = Database(sqlite_url)
 

@@ -1,4 +1,4 @@
-"""The picture of the house is drawn from today's imports."""
+"""The picture of the house matches the current imports."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The panel in a person's language: who is spoken to how, and that nothing is left in English."""
+"""The panel in the user's language: which language a user gets, and that no text is left in English."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.panel import Panel, add_conflicts, csrf, open_panel, post
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: One of each kind; those of the fixtures' panel.
+#: One page of each kind, with the ids of the fixture's data.
 PAGES = (
     "/", "/dead-letters/", "/dead-letters/1", "/dead-letters/?state=closed", "/systems/", "/mappings/",
     "/mappings/shop.customer", "/mappings/crm.customer", "/mappings/crm.customer/versions/1", "/unsubscriptions/",
@@ -84,7 +84,7 @@ def test_a_text_is_said_in_the_language_chosen_and_in_english_without_one() -> N
     assert gettext("what nobody translated, {as_it_is}") == "what nobody translated, {as_it_is}"
 
 
-# --- whose language -----------------------------------------------------------------------------------------
+# --- choice of the language ---------------------------------------------------------------------------------
 
 
 def test_the_login_page_speaks_as_the_browser_asks(panel: Panel) -> None:
@@ -104,7 +104,7 @@ def test_the_choice_of_the_account_goes_before_the_browsers(panel: Panel) -> Non
         assert 'value="de" lang="de" selected' in page
         newest = sa.select(AuditEntry.action, AuditEntry.details).order_by(AuditEntry.id.desc()).limit(1)
         assert panel.rows(newest)[0] == ("user.language", {"language": "de"})
-        # The others go on in theirs.
+        # Other users keep their own language.
         assert '<html lang="en">' in panel.client("viewer").get("/").text
     finally:
         post(client, "/account/language", language="")
@@ -158,11 +158,11 @@ def test_the_login_library_speaks_the_same_language(panel: Panel) -> None:
     assert "Passwörter stimmen nicht überein" in theirs and "Passwort ändern" in theirs
 
 
-# --- nothing left ---------------------------------------------------------------------------------------------
+# --- no text left in English ----------------------------------------------------------------------------------
 
 
 class Marked(NullTranslations):
-    """A language that says what stands in the sources as it is, between brackets."""
+    """A language that returns each text of the sources unchanged, between brackets."""
 
     def __init__(self, known: set[str]) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Marked(NullTranslations):
 
 
 class Page(HTMLParser):
-    """What a page says, its attributes for people included; without code, times and the contents of records."""
+    """The text of a page, with its readable attributes; without code, times and the contents of records."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Page(HTMLParser):
         self.said += "\n" + ("".join(re.findall("[⟦⟧]", data)) if code else data)
 
 
-#: What is not ours to say: names, what people and programs wrote, what the database holds.
+#: Text that no catalogue translates: names, text by users and programs, contents of the database.
 DATA = re.compile(
     r"(shop|crm)(\.customer)?|customer|product|invoice|Shop|Crm|[a-z.]+@example\.com|Ada Lovelace"
     r"|Grace Hopper|Alan Turing|Nobody (One|Two)|(London|Nowhere)( is no city)?"
@@ -212,9 +212,9 @@ DATA = re.compile(
 
 
 def left_over(html: str) -> set[str]:
-    """What a page says that went through no catalogue."""
+    """Return the lines of a page that went through no catalogue."""
     said, before = Page(html).said, ""
-    while before != said:  # one text may stand in another
+    while before != said:  # one text may contain another
         before, said = said, re.sub(r"⟦[^⟦⟧]*⟧", "\n", said)
     lines = (DATA.sub("", line).strip() for line in said.splitlines())
     return {line for line in lines if re.search(r"[A-Za-z]{2}", line)}

@@ -1,4 +1,4 @@
-"""Who may import whom: the architecture, as one table that is checked against every import there is."""
+"""The architecture as one table of allowed imports, checked against every import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.documents import table
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Folder or file at the top -> what of ours it may import. Arrows only go down:
+#: Top-level folder or file -> which of our modules it may import. Imports only go down:
 #: models <- subscribers <- conductor <- workers <- panel <- cli.
 MAY_IMPORT: dict[str, set[str]] = {
     "settings.py": set(),
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "syncflow": {"cli"},
 }
 
-#: Packages of others that give a layer away -> the only places where they may be imported.
+#: Third-party packages that belong to one layer -> the only places that may import them.
 ONLY_IN: dict[str, set[str]] = {
     "dramatiq": {"broker.py", "workers"},
     "periodiq": {"broker.py", "workers"},
@@ -70,8 +70,8 @@ ONLY_IN: dict[str, set[str]] = {
     "dotenv": {"settings.py"},
 }
 
-#: The engine's own law: part of conductor/ -> the parts it may import. `outward`, `inward` and `reports` never import
-#: one another: each can be read, and changed, without the other two.
+#: The rules inside the engine: part of conductor/ -> the parts it may import. `outward`, `inward` and `reports` never
+#: import one another: each can be read and changed without the other two.
 ENGINE: dict[str, set[str]] = {
     "policy.py": set(),
     "redaction.py": set(),
@@ -93,21 +93,21 @@ ENGINE: dict[str, set[str]] = {
     "schedule.py": {"context.py", "retention.py"},
 }
 
-#: These two put the parts together, so they may import all of them.
+#: These two assemble the parts, so they may import all of them.
 ENGINE_TOP = {"conductor.py", "__init__.py"}
 
-#: These import the engine as `from conductor import Name`, never a module of it.
+#: These import the engine only as `from conductor import Name`, never one of its modules.
 USE_THE_PACKAGE = ("workers", "panel", "cli")
 
-#: Never part of a running hub, so without a place in the house.
+#: Not part of a running hub, so not in the table.
 OUTSIDE = {"tests", "scripts", "docs", "benchmarks"}
 
-#: What the models know of the panel's people is for these only: workers need no Flask.
+#: Modules that the entry of their package does not cover: the panel's users need Flask, workers do not.
 NEEDS_ITS_OWN_ENTRY = {"models.users"}
 
 
 def places() -> list[str]:
-    """Every top-level Python file, and folder with Python in it, that is ours."""
+    """Return our top-level Python files and the top-level folders that contain Python files."""
     folders = {
         path.name
         for path in ROOT.iterdir()
@@ -123,7 +123,7 @@ def sources(place: str) -> list[Path]:
 
 
 def module_names() -> set[str]:
-    """Every module of ours by its dotted name."""
+    """Return the dotted names of all our modules."""
     names = set()
     for place in places():
         for path in sources(place):
@@ -133,14 +133,14 @@ def module_names() -> set[str]:
 
 
 def _imports(function: ast.expr) -> bool:
-    """Whether a call of this function imports a module."""
+    """Return whether a call of this function imports a module."""
     if isinstance(function, ast.Attribute):
         return function.attr == "import_module"
     return isinstance(function, ast.Name) and function.id == "__import__"
 
 
 def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
-    """(dotted name, line) of every import in a file, wherever it stands: also in functions and under `if`."""
+    """Yield (dotted name, line) of every import in a file, including those in functions and under `if`."""
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text() if text is None else text)):
         if isinstance(node, ast.Import):
@@ -152,13 +152,13 @@ def imported(path: Path, text: str | None = None) -> Iterator[tuple[str, int]]:
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
         elif isinstance(node, ast.Call) and _imports(node.func):
             name = node.args[0]
-            if isinstance(name, ast.JoinedStr):  # f"localstripe.{name}": its beginning says whose it is
+            if isinstance(name, ast.JoinedStr):  # f"localstripe.{name}": the constant start names the package
                 name = name.values[0]
             yield (str(name.value) if isinstance(name, ast.Constant) else "something computed"), node.lineno
 
 
 def allowed(name: str, place: str, entries: set[str]) -> bool:
-    """Whether this import is in the table: the folder itself, or an entry that is the module or above it."""
+    """Return whether the table allows this import: of the place itself, of an entry or of a module below an entry."""
     if name.split(".", maxsplit=1)[0] == Path(place).stem:
         return True
     special = next((special for special in NEEDS_ITS_OWN_ENTRY if f"{name}.".startswith(f"{special}.")), None)
@@ -168,7 +168,7 @@ def allowed(name: str, place: str, entries: set[str]) -> bool:
 
 
 def broken(path: Path, place: str, text: str | None = None) -> list[str]:
-    """What the imports of a file break, one sentence each."""
+    """Return the rules that the imports of a file break, one sentence each."""
     here = path.relative_to(ROOT).as_posix()
     ours = {Path(name).stem for name in MAY_IMPORT} | {"tests"}
     found = []
@@ -204,13 +204,13 @@ def test_the_table_has_no_cycle_and_no_entry_too_many() -> None:
 
 
 def engine_part(name: str) -> str:
-    """The part of the engine that a dotted name such as conductor.links.state belongs to."""
+    """Return the part of the engine that a dotted name such as conductor.links.state belongs to."""
     first = name.split(".")[1]
     return first if (ROOT / "conductor" / first).is_dir() else f"{first}.py"
 
 
 def engine_violations(path: Path, text: str | None = None) -> list[str]:
-    """What the imports of a file in conductor/ break, one sentence each."""
+    """Return the rules that the imports of a file in conductor/ break, one sentence each."""
     here = path.relative_to(ROOT)
     part = here.parts[1]
     found = []
@@ -275,7 +275,7 @@ def test_the_engine_is_used_through_its_package(place: str) -> None:
 
 
 def test_models_import_only_each_other_downwards() -> None:
-    """Inside the ground floor: base <- tables <- capture, and nothing of it imports the people."""
+    """Inside `models`: base <- tables <- capture, and no module of it imports `users`."""
     order = {name: number for number, name in enumerate(("base", "bulk", "catalogues", "ledger", "users", "session"))}
     order |= {"schema": 9, "capture": 9}
     for path in sources("models"):
@@ -285,7 +285,7 @@ def test_models_import_only_each_other_downwards() -> None:
             assert all(order[name] < order[path.stem] for name in names), f"{path.name} imports {names}"
 
 
-#: The modules and folders of `subscribers/`; each may import those in the rows above its own, and itself.
+#: The modules and folders of `subscribers/`; each may import itself and those in the rows above its own.
 SUBSCRIBERS_ROWS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("records",),
@@ -313,7 +313,7 @@ def test_subscribers_import_each_other_downwards() -> None:
 
 
 def test_no_private_name_is_imported() -> None:
-    """A name that another module needs has no underscore: it belongs to the face of its module."""
+    """A name that another module needs has no leading underscore: it is part of the module's public interface."""
     private = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"
         for place in ("subscribers", "models", "workers", "cli", "simulators", "broker.py", "settings.py")
@@ -376,12 +376,12 @@ def test_a_wrong_import_is_found(place: str, line: str) -> None:
         ("subscribers", "conductor broker dramatiq flask pika"),
         ("conductor", "broker workers dramatiq flask pika"),
         ("workers.worker", "panel cli flask flask_security"),
-        # Each of these costs a relay or a worker megabytes that it would never use.
+        # Each of these would cost a relay or a worker megabytes of memory that it never uses.
         ("cli", "panel flask werkzeug alembic simple_salesforce jwt stripe phonenumbers nameparser iso4217"),
     ],
 )
 def test_a_layer_loads_nothing_above_it(module: str, absent: str) -> None:
-    """What the table cannot see: a package that drags another one in."""
+    """Find what the table cannot show: a package that imports another one indirectly."""
     code = f"import sys, {module}; print(*[n for n in {absent.split()} if n in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60

@@ -1,4 +1,4 @@
-"""Moves and renames must not break the table of mutants in silence."""
+"""Moves and renames must not silently break the table of mutants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixtures that hand out fresh databases and vhosts do what they promise."""
+"""The fixtures that provide fresh databases and vhosts work as documented."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The broker: one publish, a copy for each bound subscriber; in RabbitMQ and in process."""
+"""The broker: one publish delivers a copy to each bound subscriber, in RabbitMQ and in process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PATIENCE = 20.0
 
 
 def until(condition: Callable[[], Any], what: str = "it never happened") -> Any:
-    """Wait for a condition; its value."""
+    """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         assert time.monotonic() < deadline, what
@@ -58,7 +58,7 @@ QUEUES = ("crm.customer", "shop.customer", "shop.product")
 
 @pytest.fixture
 def vhost(rabbitmq_url: str) -> str:
-    """The tests' vhost, with nothing of an earlier test left in it."""
+    """Return the tests' vhost without the exchange and queues of earlier tests."""
     with amqp(rabbitmq_url) as channel:
         channel.exchange_delete(EXCHANGE)
         for name in QUEUES:
@@ -76,7 +76,7 @@ def rabbitmq(vhost: str) -> Iterator[RabbitmqFanout]:
 
 @pytest.fixture(params=["local", pytest.param("rabbitmq", marks=pytest.mark.services)])
 def broker(request: pytest.FixtureRequest) -> Iterator[Fanout]:
-    """Each of the two, with the customers' queues of two systems and the products' queue of one."""
+    """Return each kind of broker with the customer queues of two systems and the product queue of one."""
     made: Fanout = LocalFanout() if request.param == "local" else request.getfixturevalue("rabbitmq")
     bind(made)
     yield made
@@ -92,7 +92,7 @@ def bind(broker: Fanout) -> None:
 
 @contextmanager
 def amqp(url: str) -> Iterator[Any]:
-    """A channel of a stranger's."""
+    """Open a channel as another program does."""
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
         yield connection.channel()
@@ -102,7 +102,7 @@ def amqp(url: str) -> Iterator[Any]:
 
 
 class Actors:
-    """One actor a queue, as the workers make them; what each was called with."""
+    """One actor per queue, as the workers create them; records the arguments of each call."""
 
     def __init__(self, broker: Fanout) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -197,7 +197,7 @@ def test_exchange_queues_and_bindings_are_as_documented(vhost: str, queue_type: 
     broker = RabbitmqFanout(vhost, queue_type)
     bind(broker)
     with amqp(vhost) as channel:
-        # Declaring again with the very same properties is allowed, with any other it is an error.
+        # Declaring again succeeds only with identical properties.
         channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
         extra = {"x-queue-type": "quorum"} if queue_type == "quorum" else {}
         for name in QUEUES:
@@ -205,7 +205,7 @@ def test_exchange_queues_and_bindings_are_as_documented(vhost: str, queue_type: 
             channel.queue_declare(name, durable=True, arguments=arguments)
             channel.queue_declare(f"{name}.DQ", durable=True, arguments=arguments)
             channel.queue_declare(f"{name}.XQ", passive=True)
-        # A stranger's own queue gets a copy too, persistent and readable.
+        # Another program's queue gets a copy too, persistent and readable.
         channel.queue_declare("warehouse", exclusive=True)
         channel.queue_bind("warehouse", EXCHANGE, routing_key="customer")
         broker.publish_change("customer", ["1"])
@@ -250,7 +250,7 @@ def test_no_foreign_message_kills_or_stops_the_worker(rabbitmq: RabbitmqFanout, 
     bind(rabbitmq)
     with working(rabbitmq) as actors, amqp(vhost) as channel:
         for body in FOREIGN.values():
-            # More of each than there are threads, and of the kind that once was read again for ever.
+            # More of each than the worker has threads; one kind used to be redelivered forever.
             for _ in range(3):
                 channel.basic_publish("", "crm.customer", body)
         rabbitmq.publish_change("customer", ["after"])
@@ -260,7 +260,7 @@ def test_no_foreign_message_kills_or_stops_the_worker(rabbitmq: RabbitmqFanout, 
         for _ in range(4):
             rabbitmq.publish_change("customer", ["again"])
         until(lambda: actors.of("crm.customer").count(["again"]) == 4)
-    # What nobody can read is set aside, and nothing is left unacknowledged.
+    # Unreadable messages are set aside, and no message is left unacknowledged.
     in_queue, delayed, aside = rabbitmq.get_queue_message_counts("crm.customer")
     assert (in_queue, delayed) == (0, 0) and aside > len(FOREIGN)
 
@@ -268,7 +268,7 @@ def test_no_foreign_message_kills_or_stops_the_worker(rabbitmq: RabbitmqFanout, 
 def test_an_envelope_that_names_another_queue_is_worked_off_where_it_is(rabbitmq: RabbitmqFanout, vhost: str) -> None:
     bind(rabbitmq)
     with working(rabbitmq) as actors, amqp(vhost) as channel:
-        for number in range(4):  # one more than there are threads, and then some
+        for number in range(4):  # more than the worker has threads
             envelope = {**ENVELOPE, "queue_name": "no.such.queue", "message_id": str(number)}
             channel.basic_publish("", "crm.customer", json.dumps(envelope).encode())
         until(lambda: actors.of("crm.customer") == [["foreign"]] * 4)
@@ -286,13 +286,13 @@ def test_a_wiped_broker_is_furnished_again_by_the_next_publish(rabbitmq: Rabbitm
             channel.queue_delete(name)
         rabbitmq.publish_change("customer", ["2"])
         assert rabbitmq.depth("crm.customer") == rabbitmq.depth("shop.customer") == 1
-        # One queue alone is not missed by a publish, but by the next look at its depth.
+        # A publish does not notice that one queue is missing; reading its depth does and declares it.
         channel.queue_delete("crm.customer")
         rabbitmq.publish_change("customer", ["3"])
         assert rabbitmq.depth("crm.customer") == 0
         rabbitmq.publish_change("customer", ["4"])
         assert (rabbitmq.depth("crm.customer"), rabbitmq.depth("shop.customer")) == (1, 3)
-        # A message for one queue alone.
+        # A message for a single queue declares that queue.
         channel.queue_delete("shop.product")
         rabbitmq.enqueue(dramatiq.Message("shop.product", "shop.product", (), {}, {}))
         assert rabbitmq.depth("shop.product") == 1
@@ -344,7 +344,7 @@ def test_the_words_of_an_unreachable_broker_hold_no_password() -> None:
 
 
 class Wire:
-    """Stands between client and RabbitMQ, and can be cut."""
+    """A TCP proxy between client and RabbitMQ that can be cut."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -378,7 +378,7 @@ class Wire:
             return
 
     def cut(self) -> None:
-        """Every connection there is, at this moment."""
+        """Close all current connections."""
         ends, self.ends = self.ends, []
         for end in ends:
             try:

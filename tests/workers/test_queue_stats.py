@@ -1,4 +1,4 @@
-"""What stands in the queues: by RabbitMQ's management, by passive declares, and when neither answers."""
+"""Queue depths: from RabbitMQ's management API, from passive declares, and when neither answers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from conductor import QueueReport, QueueState
 from settings import Settings
 from workers.queue_stats import Management, Queues
 
-#: As RabbitMQ 3.10.8 answers GET /api/queues/{vhost}?columns=... Tried on a private node, by hand, since one takes
-#: longer to start than all these tests; one queue was made a moment ago and has no numbers yet.
+#: The answer of RabbitMQ 3.10.8 to GET /api/queues/{vhost}?columns=... It was recorded by hand from a private node,
+#: which takes longer to start than all these tests. One queue was just created and has no numbers yet.
 ANSWER = [
     {"consumers": 2, "messages_ready": 7, "messages_unacknowledged": 3, "name": "crm.customer"},
     {"name": "shop.customer"},
@@ -29,7 +29,7 @@ ANSWER = [
 
 @contextmanager
 def management(status: int = 200, body: Any = ANSWER) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """A management plugin on a port of its own; its address without a login, and what was asked with which login."""
+    """Serve a management API on its own port; yield its address and a list of (path, login) of each request."""
     asked: list[tuple[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,7 +56,7 @@ def management(status: int = 200, body: Any = ANSWER) -> Iterator[tuple[str, lis
 
 
 def settled(queues: Queues) -> QueueReport:
-    """The first reading, however long it takes."""
+    """Wait for the first reading and return it."""
     deadline = time.monotonic() + 20
     while (report := queues.latest()).at is None:
         assert time.monotonic() < deadline
@@ -87,7 +87,7 @@ def test_a_login_in_the_address_goes_before_and_is_shown_nowhere() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        # RabbitMQ 3.10.8: a wrong password, a user without the tag, another's virtual host; one that is not there.
+        # RabbitMQ 3.10.8: a wrong password, a user without the tag, another user's virtual host; a missing one.
         (401, {"error": "not_authorized", "reason": "Login failed"}, "answers 401: Login failed$"),
         (401, {"error": "not_authorised", "reason": "Not management user"}, "answers 401: Not management user$"),
         (404, {"error": "Object Not Found", "reason": "Not Found"}, "answers 404: Not Found$"),
@@ -132,6 +132,6 @@ def test_a_broker_that_is_away_is_told_and_asked_again() -> None:
     queues.broker.declare_queue("crm.customer")
     now[0] += 60
     deadline = time.monotonic() + 20
-    while queues.latest().error is not None:  # in the meantime the page shows the last reading, and waits for nothing
+    while queues.latest().error is not None:  # until then the page shows the last reading without waiting
         assert time.monotonic() < deadline
     assert queues.latest().queues == {"crm.customer": QueueState("crm.customer", 0, None, None)}

@@ -1,4 +1,4 @@
-"""The relay: woken by commits, and losing nothing when it, the broker or the database goes away."""
+"""The relay: commits wake it, and it loses nothing when it, the broker or the database goes away."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from workers.relay import Relay
 
 
 class Killed(BaseException):
-    """As abrupt as it gets in one process."""
+    """The most abrupt end that is possible within one process."""
 
 
 class Wire(RecordingPublisher):
-    """An announcer whose broker can be away, or whose process can be killed as it publishes."""
+    """A publisher whose broker can be unreachable, or whose process can be killed as it publishes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trouble: BaseException | None = None
-        #: Its process is killed as it publishes a change, and says nothing more.
+        #: The error that kills its process as it publishes a change; after that it publishes nothing.
         self.killed_by: BaseException | None = None
         self.tried = 0
 
@@ -60,7 +60,7 @@ class Wire(RecordingPublisher):
             raise self.trouble
 
     def announced(self) -> list[str]:
-        """Every record there was news of, once for each time."""
+        """Return every announced record, once per announcement."""
         return [record for _, records in list(self.published) for record in records]
 
 
@@ -76,7 +76,7 @@ def conduct(database: Database, wire: Wire) -> Conductor:
 
 
 class Running:
-    """Relays in threads, each over a conductor of its own, as separate processes have."""
+    """Relays in threads, each with its own conductor, like separate processes."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -97,7 +97,7 @@ class Running:
         return wire
 
     def finish(self) -> float:
-        """Ask all to stop; how many seconds that took."""
+        """Ask all relays to stop and return how many seconds that took."""
         began = time.monotonic()
         self.stop.set()
         for thread in self.threads:
@@ -148,7 +148,7 @@ def test_killed_between_commit_and_publish_the_next_start_announces(database: Da
     dying.killed_by = Killed()
     running.start(database, dying)
     until(lambda: running.deaths)
-    assert waiting(database) == 0 and dying.announced() == []  # it was routed, and the news is lost
+    assert waiting(database) == 0 and dying.announced() == []  # it was routed, but its announcement is lost
     wire = running.start(database, Wire(), sweep_seconds=3600)
     until(lambda: wire.announced() == ["1"])
 
@@ -174,7 +174,7 @@ def test_a_broker_that_was_away_is_caught_up_with(
         add(database, "Ada")
         until(lambda: waiting(database) == 0)
         tried = wire.tried
-        until(lambda t=tried: wire.tried > t + 1)  # type: ignore[misc]  # it goes on trying
+        until(lambda t=tried: wire.tried > t + 1)  # type: ignore[misc]  # it keeps trying
         assert wire.announced() == []
     wire.trouble = None
     until(lambda: set(wire.announced()) == {"1", "2", "3"})
@@ -228,7 +228,7 @@ def test_two_side_by_side_route_every_change_once(postgres_url: str, running: Ru
 
 
 def cut(database: Database) -> None:
-    """The server ends every connection of this database but ours."""
+    """Terminate all connections to this database except our own."""
     others = "WHERE datname = current_database() AND pid <> pg_backend_pid()"
     with database.read() as connection:
         connection.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity {others}"))
@@ -266,4 +266,4 @@ def test_it_is_woken_and_does_not_just_look_often(
         until(lambda n=number: len(wire.announced()) >= n)  # type: ignore[misc]
         assert time.monotonic() - began < 4
     running.stop.set()
-    add(database, "Bob")  # wakes it, so that it sees the request to stop
+    add(database, "Bob")  # wakes the relay, so that it sees the stop request

@@ -1,4 +1,4 @@
-"""The fleet of workers: real Dramatiq workers over fake systems, standalone and with RabbitMQ and PostgreSQL."""
+"""The worker fleet: real Dramatiq workers with fake systems, standalone and with RabbitMQ and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _encoder() -> Iterator[None]:
 
 @pytest.fixture(params=["standalone", pytest.param("fleet", marks=pytest.mark.services)])
 def make_hub(request: pytest.FixtureRequest) -> Iterator[MakeHub]:
-    """Makes hubs over one database and one broker: SQLite and in process, or PostgreSQL and RabbitMQ."""
+    """Return a function that makes hubs on one database and broker: SQLite in process, or PostgreSQL and RabbitMQ."""
     remote = request.param == "fleet"
     url = request.getfixturevalue("postgres_url" if remote else "sqlite_url")
     rabbitmq = request.getfixturevalue("rabbitmq_url") if remote else None
@@ -60,7 +60,7 @@ def make_hub(request: pytest.FixtureRequest) -> Iterator[MakeHub]:
 
 @contextmanager
 def held_up(system: FakeSystem) -> Iterator[threading.Event]:
-    """A system whose calls take until the block ends, or until the yielded event is set."""
+    """Block all calls of a system until the block ends or the yielded event is set."""
     answer = threading.Event()
 
     def wait(kind: str, what: str) -> None:
@@ -97,7 +97,7 @@ def test_what_comes_in_goes_to_the_others_only(make_hub: MakeHub) -> None:
         body = f"e1 {external_id}".encode()
         assert hub.conductor.store_webhook("crm", body, {"X-Fake": "signed"})
         until(lambda: hub.held("shop") == ["Ada L."])
-        # A poll, by its actor.
+        # A poll that the actor runs.
         hub.systems["crm"].add(name="Eve")
         hub.conductor.systems.poll_now("crm.customer", by="ann")
         until(lambda: hub.held("shop") == ["Ada L.", "Eve"])
@@ -106,14 +106,14 @@ def test_what_comes_in_goes_to_the_others_only(make_hub: MakeHub) -> None:
     with hub.database.read() as c:
         assert c.execute(sa.select(Inbox.state).where(Inbox.event_id == "e1")).scalar_one() == "done"
         job = sa.select(Schedule.result).where(Schedule.job == "poll crm.customer")
-        assert c.execute(job).scalar() is None  # it has no schedule: only this one was asked for
+        assert c.execute(job).scalar() is None  # it has no schedule: this poll was requested by hand
         assert str(c.execute(sa.select(Cursor.result)).scalar_one()).endswith("records")
 
 
 def test_a_slow_system_does_not_hold_up_a_fast_one(make_hub: MakeHub) -> None:
     hub = make_hub("slow", "fast")
     with held_up(hub.systems["slow"]) as answer, hub.working(), hub.relaying():
-        for number in range(12):  # more messages than a worker has threads and takes in advance
+        for number in range(12):  # more messages than a worker processes and prefetches
             add(hub.database, f"n{number:02}")
             until(lambda n=number: len(hub.held("fast")) == n + 1, "the fast system waits for the slow one")  # type: ignore[misc]
         assert hub.held("slow") == []
@@ -137,7 +137,7 @@ def test_stop_finishes_what_is_in_hand_and_hands_back_the_rest(make_hub: MakeHub
     assert hub.outstanding() == 60 - done
     with hub.database.read() as c:
         assert c.execute(sa.select(sa.func.count()).select_from(Delivery)).scalar() == done
-    # The next process takes up the rest, and does nothing twice.
+    # The next process delivers the rest, and nothing twice.
     again = make_hub(systems=hub.systems)
     with again.working(), again.relaying():
         until(lambda: len(again.held("crm")) == 60)
@@ -146,7 +146,7 @@ def test_stop_finishes_what_is_in_hand_and_hands_back_the_rest(make_hub: MakeHub
 
 
 def test_news_lost_with_a_process_are_announced_by_the_next(make_hub: MakeHub) -> None:
-    """Whatever was in the queues: what is owed is in the database."""
+    """Losing the queues loses nothing: the database records what is pending."""
     hub = make_hub("crm")
     add(hub.database, "Ada", "Bob")
     hub.conductor.relay()
@@ -171,7 +171,7 @@ def test_two_worker_processes_create_nothing_twice(make_hub: MakeHub) -> None:
 def test_an_actor_whose_database_is_away_is_retried(make_hub: MakeHub) -> None:
     hub = make_hub("crm")
     add(hub.database, "Ada")
-    hub.conductor.relay()  # the one message there is
+    hub.conductor.relay()  # publishes the only message
     with hub.database.write() as c:
         c.execute(sa.text("ALTER TABLE link RENAME TO link_away"))
     attempts: list[Any] = []
@@ -196,7 +196,7 @@ def test_the_tick_polls_what_is_due(make_hub: MakeHub) -> None:
     hub = make_hub("crm", poll_seconds=3600)
     hub.systems["crm"].add(name="Ada")
     with hub.working(), hub.relaying():
-        for _ in range(3):  # several schedulers, or one that was restarted
+        for _ in range(3):  # like several schedulers, or a restarted one
             hub.broker.enqueue(dramatiq.Message("syncflow.tick", "tick", (), {}, {}))
 
         def found() -> bool:
