@@ -1,4 +1,4 @@
-"""Hubs with fake systems, for the tests of the conductor."""
+"""Hubs with fake systems for the conductor tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tests.support.records import add, edit, webhook
 
 @pytest.fixture
 def hub(database: Database) -> TestHub:
-    """Two systems, `crm` and `shop`, that follow customers."""
+    """Return a hub with two systems, `crm` and `shop`, that follow customers."""
     return TestHub(database, "crm", "shop", policy=Policy(lease=60, stale=30, max_attempts=3, retry_min=2))
 
 
 @pytest.fixture
 def nested_hub(database: Database) -> TestHub:
-    """Two systems that keep the address of a customer as one nested object."""
+    """Return a hub with two systems that store a customer's address as one nested object."""
     fields = {"name": "name", "email": "email", "city": "address.city", "street": "address.line1"}
     policy = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, probe_min=2)
     return TestHub(database, "crm", "shop", policy=policy, field_to_data=fields)
@@ -27,13 +27,13 @@ def nested_hub(database: Database) -> TestHub:
 
 @pytest.fixture
 def sqlite_hub(sqlite_database: Database) -> TestHub:
-    """One system, on SQLite only."""
+    """Return a hub with one system, on SQLite only."""
     return TestHub(sqlite_database, "crm")
 
 
 @pytest.fixture
 def conflicted(database: Database) -> TestHub:
-    """Two systems, and a conflict of `crm` about the notes of the only customer."""
+    """Return a hub with two systems and one conflict: the notes of the only customer, with `crm`."""
     fields = {"name": "name", "notes": Field("notes", conflict="ask"), "phone": "phone"}
     hub = TestHub(database, "crm", "shop", field_to_data=fields)
     customer = add(hub, notes="base")

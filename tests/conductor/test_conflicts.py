@@ -25,7 +25,7 @@ def test_a_conflict_is_kept_with_both_versions_and_neither_side_is_written(confl
     assert (conflict.base, conflict.ours, conflict.theirs) == ("base", "ours", "theirs")
     assert record(conflicted).notes == "ours" and conflicted.shown("crm")[0]["notes"] == "theirs"
     assert conflicted.shown("shop")[0]["notes"] == "ours"
-    # Other fields of the record flow meanwhile, and the same event again asks nothing new.
+    # Other fields are still delivered, and a duplicate event opens no second conflict.
     edit(conflicted, "1", phone="7")
     webhook(conflicted, "crm", "e2", "crm_1")
     conflicted.run()

@@ -1,4 +1,4 @@
-"""Push a record to its subscribers."""
+"""Pushing a record to its subscribers."""
 
 from __future__ import annotations
 

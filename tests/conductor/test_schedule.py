@@ -1,4 +1,4 @@
-"""The periodic jobs: every slot exactly once, whatever schedulers do; and the job that tidies up."""
+"""Periodic jobs run exactly once per slot with any number of schedulers; retention removes old rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def conduct(database: Database, clock: Clock, poll_seconds: int | None = 60) -> 
 
 
 def polls(conductor: Conductor) -> int:
-    """How many polls were sent off, since this was last asked."""
+    """Return how many polls were published since the last call."""
     published, conductor.context.publisher.published[:] = list(conductor.context.publisher.published), []  # type: ignore[attr-defined]
     return sum(what == JOB for what, _ in published)
 
@@ -53,7 +53,7 @@ def test_each_minute_is_polled_once_by_two_schedulers(database: Database) -> Non
     for _ in range(5):
         for scheduler in schedulers:
             scheduler.schedule.tick()
-            scheduler.schedule.tick()  # one that was restarted within the minute
+            scheduler.schedule.tick()  # as a scheduler restarted within the minute
         assert sum(map(polls, schedulers)) == 1
         clock.tick(60)
 
@@ -86,7 +86,7 @@ def test_intervals_below_a_minute_are_spread_over_it(database: Database) -> None
     conductor = conduct(database, clock, poll_seconds=10)
     delays = [due.delay for due in conductor.schedule.claim() if due.job == JOB]
     assert sorted(delays) == [0, 10, 20, 30, 40, 50]
-    clock.tick(60.4)  # ticks are never quite on time
+    clock.tick(60.4)  # ticks are never exactly on time
     delays = [due.delay for due in conductor.schedule.claim() if due.job == JOB]
     assert [round(delay, 1) for delay in sorted(delays)] == [0, 9.6, 19.6, 29.6, 39.6, 49.6]
 
@@ -109,7 +109,7 @@ def test_of_missed_ticks_one_is_made_up_for(database: Database) -> None:
     conductor = conduct(database, clock, poll_seconds=300)
     conductor.schedule.tick()
     assert polls(conductor) == 1
-    clock.tick(3 * 3600 + 17)  # nobody ticked
+    clock.tick(3 * 3600 + 17)  # no scheduler was running
     conductor.schedule.tick()
     assert polls(conductor) == 1
     conductor.schedule.tick()
@@ -149,7 +149,7 @@ def test_a_job_rarer_than_a_day_is_not_run_again_by_tidying(database: Database) 
         conductor.schedule.tick()
     with database.read() as c:
         slots = c.execute(sa.select(JobRun.slot).where(JobRun.job == JOB)).all()
-    # The clock begins on a Sunday; the week of the slots turns on a Thursday.
+    # The clock starts on a Sunday; weekly slots start on Thursdays.
     assert polls(conductor) == len(slots) == 1
 
 
@@ -162,7 +162,7 @@ def test_jobs_of_a_system_that_is_no_longer_configured_are_left_alone(database: 
 
 
 def test_tidying_does_not_hold_up_the_polls_of_its_tick(database: Database) -> None:
-    """It may take minutes; its row may come before a system that was configured later."""
+    """Tidying can take minutes, and its row can precede that of a system configured later."""
     clock = Clock()
     conduct(database, clock, poll_seconds=None)
     conductor = conduct(database, clock)
@@ -196,7 +196,7 @@ def test_how_a_job_ended_is_written_down(database: Database) -> None:
 
 
 def fill(database: Database, now: datetime, ids: list[int], ages: list[float], **fixed: Any) -> None:
-    """Rows with these ids, and ages in days, in every table that is tidied."""
+    """Insert rows with these ids and ages (in days) into every table that is tidied."""
     with database.write() as c:
         for key, age in zip(ids, ages, strict=True):
             at = now - timedelta(days=age)
@@ -226,7 +226,7 @@ def left(database: Database, table: Any) -> list[int]:
 def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
-    ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as rolled back transactions leave them
+    ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as after rolled-back transactions
     ages = [Policy().history_days + 10 - i if i < old else 10.0 - i for i in range(6)]
     fill(database, clock(), ids, ages)
     assert conductor.schedule.retention.remove_old() == f"{3 * min(old, 6)} old rows removed"
@@ -262,7 +262,7 @@ def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Data
             )
     conductor.schedule.retention.remove_old()
     assert (left(database, DeadLetter), left(database, Conflict)) == ([2, 3, 4], [2, 3, 4])
-    assert left(database, Inbox) == [3, 4]  # the third can still be tried again
+    assert left(database, Inbox) == [3, 4]  # row 3 can still be retried
     assert left(database, AuditEntry) == [2, 3, 4]
 
 
@@ -314,7 +314,7 @@ def _messages(broker: LocalFanout, name: str) -> list[dramatiq.Message[Any]]:
 
 
 def test_there_is_one_periodic_actor_and_it_is_the_tick(database: Database) -> None:
-    """periodiq loses ticks when several schedules are registered, and may repeat one: so no retries either."""
+    """periodiq loses ticks if several schedules are registered, and can repeat a tick, so retries are off."""
     broker = LocalFanout()
     register(broker, conduct(database, Clock()))
     periodic = {name: actor for name, actor in broker.actors.items() if "periodic" in actor.options}

@@ -1,4 +1,4 @@
-"""Rules that keep subscribers from being called."""
+"""Rules that stop calls to subscribers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Child rows of a record, an invoice's lines, travel with it as one list, both ways."""
+"""Child rows, such as invoice lines, sync with their record as one list in both directions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_no_rows_and_no_word_of_rows_are_two_things() -> None:
 
 
 def test_half_a_row_is_not_sent() -> None:
-    """Where a product is not there yet the list is left out, as a relation is."""
+    """If a product is not in the external system yet, the list is omitted, as a relation is."""
     record = {"number": "R1", "lines": [POST, TEA]}
     assert MAPPER.outward(record, strict=False) == {"number": "R1"}
     wrong = {"number": "R1", "lines": [POST, {**POST, "unit_price": "dear"}]}
@@ -211,13 +211,13 @@ def test_an_edited_row_is_known_again(database: Database, invoice: int) -> None:
 
 
 class Bill(FakeInvoice):
-    """Invoices with their lines."""
+    """Follow invoices with their lines."""
 
     field_to_data = {"number": "number", "lines": rows("lines.data", LINE)}
 
 
 class Goods(FakeSubscriber):
-    """The products the lines point to."""
+    """Follow the products that the lines reference."""
 
     catalogue = "product"
     resource = "goods"

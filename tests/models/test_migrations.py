@@ -1,4 +1,4 @@
-"""The migrations: up, down and up again on both databases, and never apart from the models."""
+"""Migrations work up, down and up again on both databases, and match the models."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from models.ledger import Change
 from models.schema import NothingToMigrate, alembic_config, is_current, make_migration, migrate
 from models.session import Database
 
-#: For each catalogue table one trigger an event; PostgreSQL has TRUNCATE besides.
+#: One trigger per catalogue table and event; PostgreSQL also has TRUNCATE.
 EVENTS = {"sqlite": ("delete", "insert", "update"), "postgresql": ("delete", "insert", "truncate", "update")}
 
 
-#: How models and database are compared; the word indexes are no migration's.
+#: Options for comparing models and database; word indexes are not created by migrations.
 OPTIONS: dict[str, Any] = {
     "compare_type": True,
     "include_name": lambda name, *_: not (name and search.is_index(name)),
@@ -36,20 +36,20 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def empty(database_url: str) -> Iterator[Database]:
-    """A database nobody has migrated yet."""
+    """Return a database without any migration."""
     database = Database(database_url)
     yield database
     database.close()
 
 
 def revisions() -> list[str]:
-    """All revisions, oldest first."""
+    """Return all revisions, oldest first."""
     scripts = ScriptDirectory.from_config(alembic_config("sqlite://"))
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
 def test_files_begin_with_their_revision_and_stand_in_its_order() -> None:
-    """`is_current` goes by this, so that no process needs Alembic to be told what is the newest."""
+    """`is_current` relies on this order, so that processes find the newest revision without Alembic."""
     folder = Path(str(alembic_config("sqlite://").get_main_option("script_location"))) / "versions"
     names = sorted(path.name for path in folder.glob("*.py"))
     assert [name.partition("_")[0] for name in names] == revisions()
@@ -67,7 +67,7 @@ def triggers(database: Database) -> list[str]:
 
 
 def functions(database: Database) -> list[str]:
-    """Trigger functions in PostgreSQL, ours among them."""
+    """Return all functions in PostgreSQL, including our trigger functions."""
     if database.is_sqlite:
         return []
     with database.read() as connection:
@@ -110,14 +110,14 @@ def test_up_down_to_nothing_and_up_again(empty: Database, database_url: str) -> 
 
 def test_models_and_migrations_say_the_same(database: Database) -> None:
     with database.read() as connection:
-        # SQLite writes the same default down in two ways (true and 1): PostgreSQL's word counts.
+        # SQLite stores the same default in two ways (true and 1), so only PostgreSQL compares defaults.
         options = OPTIONS | {"compare_server_default": not database.is_sqlite}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, Base.metadata) == []
 
 
 def test_a_model_without_its_migration_is_noticed(database: Database) -> None:
-    """The comparison above can fail: it sees a table, a column, a length and an index that no migration made."""
+    """The comparison above detects a table, a column, a length and an index without a migration."""
     metadata = sa.MetaData(naming_convention=Base.metadata.naming_convention)
     for table in Base.metadata.tables.values():
         table.to_metadata(metadata)
@@ -140,7 +140,7 @@ def test_there_is_one_line_of_revisions() -> None:
 
 
 def test_data_survives_each_step_down_and_up(empty: Database, database_url: str) -> None:
-    """A step back and forth keeps what both sides of it have a place for."""
+    """A downgrade and upgrade keeps the data that both revisions can store."""
     steps = revisions()
     migrate(database_url)
     add(empty, email="ada@x.org", city="Rome")
@@ -151,7 +151,7 @@ def test_data_survives_each_step_down_and_up(empty: Database, database_url: str)
             assert connection.execute(sa.text("SELECT name, email FROM customer")).one() == ("Ada", "ada@x.org")
         migrate(database_url)
         assert is_current(empty) and triggers(empty) == expected_triggers(empty)
-    # Migrating what is up to date already changes nothing either.
+    # Migrating an up-to-date database changes nothing.
     migrate(database_url)
     with empty.read() as connection:
         assert connection.execute(sa.select(Customer.email, Customer.city)).one() == ("ada@x.org", "Rome")
@@ -167,7 +167,7 @@ def test_capture_is_installed_and_removed(database: Database) -> None:
     assert triggers(database) == [] and functions(database) == []
     add(database)
     assert changes(database) == 0
-    for _ in range(2):  # installing what is installed renews it
+    for _ in range(2):  # installing again replaces the triggers
         with database.write() as connection:
             assert capture.install(connection) == expected_triggers(database)
     add(database, name="Bob")
@@ -231,12 +231,12 @@ def test_a_migration_that_fails_leaves_everything_as_it_was(empty: Database, dat
     assert changes(empty) == 2
 
 
-# --- the next one ---------------------------------------------------------------------------------------
+# --- new migrations -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the migrations that a test may add to."""
+    """Return a copy of the migrations folder that a test can add to."""
     folder = shutil.copytree(schema._FOLDER, tmp_path / "migrations")
     monkeypatch.setattr(schema, "_FOLDER", folder)
     return folder

@@ -1,4 +1,4 @@
-"""Finding records by the words people know them by."""
+"""Finding records by words in their text fields."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_any_words_beginning_in_any_case(people: Database, text: str, names: lis
 
 def test_the_index_follows_every_write(people: Database) -> None:
     with people.write() as connection:
-        search.install(connection)  # again: nothing is done twice
+        search.install(connection)  # installing again changes nothing
         connection.execute(sa.update(Customer).where(Customer.name == "Ada Lovelace").values(name="Ada King"))
         connection.execute(sa.delete(Customer).where(Customer.name.like("Grace%")))
     assert (found(people, "love"), found(people, "king"), found(people, "hopper")) == (["Ada"], ["Ada"], [])
@@ -78,7 +78,7 @@ def test_finding_by_words_reads_no_whole_table(people: Database) -> None:
     found(people, "love")
     with people.write() as connection:
         if not people.is_sqlite:
-            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # it is a small table
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # PostgreSQL would scan a small table
         statement, values = next((s, v) for s, v in statements if "words_of" in s or "to_tsvector" in s)
         explain = "EXPLAIN QUERY PLAN " if people.is_sqlite else "EXPLAIN "
         plan = str(connection.exec_driver_sql(explain + statement, values).all())

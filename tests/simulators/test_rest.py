@@ -1,4 +1,4 @@
-"""The shop's REST system, called the way a connector would."""
+"""The shop's REST system, called as a connector calls it."""
 
 import hashlib
 import hmac
@@ -37,7 +37,7 @@ class Client(requests.Session):
         return reply.json()
 
     def items(self, **query: Any) -> list[Any]:
-        """All items, following `next`."""
+        """Return all items, following the `next` links."""
         url: str | None = f"{self.url}/contacts"
         found = []
         while url:
@@ -264,7 +264,7 @@ def test_faults_and_journal_by_control_calls(shop: RestSystem, client: Client) -
 def test_a_stopped_system_answers_no_more() -> None:
     with RestSystem() as shop:
         client = Client(shop.url)
-        client.create(email="a@example.org")  # leaves a connection open
+        client.create(email="a@example.org")  # keeps a connection open
     with pytest.raises(requests.ConnectionError):
         client.call("GET", "/contacts")
 

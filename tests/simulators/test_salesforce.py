@@ -1,4 +1,4 @@
-"""The simulated Salesforce org, driven by simple-salesforce as a connector drives the real one."""
+"""The simulated Salesforce org, called with simple-salesforce as a connector calls a real org."""
 
 import hashlib
 import hmac
@@ -56,7 +56,7 @@ SMALL_PAGE = 3
 
 
 class Loopback(HTTPAdapter):
-    """Sends every call to the simulator, whatever host it was meant for, and never waits long for it."""
+    """Send every call to the simulator, whatever its host, with a timeout of 5 s."""
 
     def __init__(self, url: str = "") -> None:
         super().__init__()
@@ -70,14 +70,14 @@ class Loopback(HTTPAdapter):
 
 def http_session(simulator: SalesforceSimulator, reroute: bool = False) -> requests.Session:
     session = requests.Session()
-    # The environment may name another CA bundle, and requests would prefer it to `verify`.
+    # The environment may set another CA bundle, which requests would prefer to `verify`.
     session.trust_env = False
     session.verify = simulator.ca_file
     session.mount("https://", Loopback(simulator.url if reroute else ""))
     return session
 
 
-#: simple-salesforce makes an object's methods by attribute access, which its own types do not know.
+#: simple-salesforce resolves objects by attribute access, which its type hints do not cover.
 Client = Any
 
 
@@ -186,7 +186,7 @@ def test_a_record_is_created_read_changed_and_deleted(org: SalesforceSimulator, 
     made = sf.Account.create({"Name": "  Ada ", "Active__c": False, "Phone": ""})
     record = sf.Account.get(made["id"])
     assert record["attributes"]["url"] == f"/services/data/v59.0/sobjects/Account/{made['id']}"
-    # Blanks at the ends go, empty text is null, and times have whole seconds.
+    # Outer whitespace is stripped, empty text becomes null, and times have whole seconds.
     assert (record["Name"], record["Active__c"], record["Phone"]) == ("Ada", False, None)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.000\+0000", record["SystemModstamp"])
     assert sf.Account.update(made["id"][:15], {"Name": "Bea"}) == 204
@@ -202,7 +202,7 @@ def test_a_record_is_created_read_changed_and_deleted(org: SalesforceSimulator, 
 
 
 def test_upsert_creates_then_updates_and_says_which(sf: Client, org: SalesforceSimulator) -> None:
-    key = "a b/c?é+"  # everything that has a meaning in an address
+    key = "a b/c?é+"  # all characters with a meaning in a URL
     address = f"Syncflow_Id__c/{quote(key, safe='')}"
     first = sf.Account.upsert(address, {"Name": "One"}, raw_response=True)
     again = sf.Account.upsert(address, {"Name": "Two"}, raw_response=True)
@@ -294,7 +294,7 @@ def test_if_unmodified_since(sf: Client, org: SalesforceSimulator, http: request
 @pytest.fixture(scope="module")
 def animals() -> Iterator[Store]:
     store = Store()
-    store.clock.freeze()  # "today" stays the same day, even over midnight
+    store.clock.freeze()  # "today" stays the same day, even if the test runs across midnight
     for name, city, active, email in (
         ("Ant", "Oslo", True, "a@x.example"),
         ("Bee", "Oslo", False, None),
@@ -379,7 +379,7 @@ def test_bad_queries_are_refused(animals: Store, query: str, code: str) -> None:
     assert refused.value.code == code
 
 
-#: What a text field can hold without being changed on the way in.
+#: Text that a text field stores unchanged.
 plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40)
 
 
@@ -387,7 +387,7 @@ plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 def test_every_text_survives_quoting(text: str) -> None:
     parsed = parse(f"SELECT Id FROM Account WHERE Name = {soql_quote(text)}")
     assert parsed.where.values[0].text == text  # type: ignore[union-attr]
-    # simple-salesforce quotes in its own way, and has to be understood as well.
+    # simple-salesforce quotes differently; the parser accepts that too.
     theirs = parse(format_soql("SELECT Id FROM Account WHERE Name = {}", text))
     assert theirs.where.values[0].text == text  # type: ignore[union-attr]
 
@@ -428,7 +428,7 @@ def test_large_results_come_in_pages(sf: Client, org: SalesforceSimulator) -> No
     made = [org.add("Account", Name=f"n{number}") for number in range(2 * SMALL_PAGE + 1)]
     first = sf.query("SELECT Id FROM Account")
     assert (first["totalSize"], first["done"], len(first["records"])) == (7, False, SMALL_PAGE)
-    # The result is the one of the moment of the query.
+    # The result is a snapshot from the time of the query.
     org.add("Account", Name="late")
     assert [row["Id"] for row in sf.query_all_iter("SELECT Id FROM Account WHERE Name != 'late'")] == made
     second = sf.query_more(first["nextRecordsUrl"], identifier_is_url=True)
@@ -439,16 +439,16 @@ def test_large_results_come_in_pages(sf: Client, org: SalesforceSimulator) -> No
         sf.query_more("0r8nothing-2000")
 
 
-# --- what has changed ---------------------------------------------------------------------
+# --- updated and deleted records ----------------------------------------------------------
 
 
 def test_updated_and_deleted_cover_whole_minutes(sf: Client, org: SalesforceSimulator) -> None:
     org.clock.freeze()
-    org.clock.advance(30 - org.clock.now().second)  # half past some minute
+    org.clock.advance(30 - org.clock.now().second)  # the middle of a minute
     start = org.clock.now()
     kept, gone = org.add("Account", Name="kept"), org.add("Account", Name="gone")
     org.remove("Account", gone)
-    # Within the same minute nothing is covered yet: seconds are ignored.
+    # A range within one minute is empty, because seconds are ignored.
     with pytest.raises(SalesforceMalformedRequest, match="INVALID_REPLICATION_DATE"):
         sf.Account.updated(start, start + timedelta(seconds=20))
     org.clock.advance(60)
@@ -457,7 +457,7 @@ def test_updated_and_deleted_cover_whole_minutes(sf: Client, org: SalesforceSimu
     assert changes["latestDateCovered"].endswith(":00.000+0000")
     removed = sf.Account.deleted(start, org.clock.now())
     assert [row["id"] for row in removed["deletedRecords"]] == [gone]
-    # The window is half open: the next call begins where this one ended.
+    # The window is half-open: the next call starts where this one ended.
     after = datetime.fromisoformat(changes["latestDateCovered"])
     assert sf.Account.updated(after, after + timedelta(minutes=5))["ids"] == []
     with pytest.raises(SalesforceMalformedRequest, match="INVALID_REPLICATION_DATE"):
@@ -739,7 +739,7 @@ def test_everything_can_be_switched_by_control_calls(
 
 
 def test_a_person_edits_a_record_in_the_browser(org: SalesforceSimulator, http: requests.Session) -> None:
-    url = org.url.replace("https", "http")  # a browser does not know our CA
+    url = org.url.replace("https", "http")  # a browser does not trust our CA
     account = org.store.create("Account", {"Name": "<b>Ada</b>", "Syncflow_Id__c": "1"})
     assert org.store.get("Account", account)["LastModifiedById"] == API_USER
     org.clock.advance(5)

@@ -1,4 +1,4 @@
-"""The Stripe-like system, seen by the official client and the official verifier of webhooks."""
+"""The Stripe-like system, tested with Stripe's official client and webhook verifier."""
 
 import json
 import os
@@ -23,7 +23,7 @@ KEY = "sk_test_syncflow"
 
 
 class Receiver(ThreadingHTTPServer):
-    """Takes webhooks; each is in `got` as (headers, raw body). `statuses` are answered first, then 200."""
+    """Collect webhooks in `got` as (headers, raw body); answer with `statuses` first, then with 200."""
 
     daemon_threads = True
 
@@ -365,7 +365,7 @@ def test_prices_cannot_change_and_a_default_price_cannot_be_archived(client: off
 
 
 def draft_of(client: official.StripeClient, *lines: Any, **values: Any) -> str:
-    """An invoice with lines of (description, unit amount in cents)."""
+    """Create a draft invoice with lines of (description, unit amount in cents) and return its id."""
     customer = client.v1.customers.create({"name": "Ada"}).id
     given: Any = {"customer": customer, "currency": "eur", "collection_method": "send_invoice", "days_until_due": 9}
     invoice = client.v1.invoices.create(given | values)

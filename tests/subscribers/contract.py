@@ -1,4 +1,4 @@
-"""What every subscriber has to do, as a suite of tests that its author runs with a few lines:
+"""The contract of every subscriber, as a test suite that its author runs with a few lines:
 
     class TestShopContact(Contract):
         subscriber = ShopContact
@@ -6,9 +6,9 @@
         record = {"name": "Ada", "email": "ada@x.example"}
         edit = {"phone": "2"}
 
-The real conductor works on a database of its own with the subscriber and a simulated system; the
-class is made with the simulator's settings, so no environment is needed. See `simulators.simulators` for
-the systems there are and for what one of your own has to offer.
+The real conductor runs on a separate database with the subscriber and a simulated system. The
+simulator supplies the settings, so no environment variables are needed. See `simulators.simulators` for
+the available simulators and for the interface that your own simulator implements.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from subscribers.records import Page
 from subscribers.system import System as SystemClass
 from tests.support.fakes import RecordingPublisher, TestHub
 
-#: Seconds the clock is put forward when all that is left waits for its time: longer than any pause.
+#: Seconds by which the clock advances while work waits for its due time: longer than any pause.
 _PATIENCE = 2000
 
 
 class Bench(TestHub):
-    """A hub with one subscriber (and those it needs besides) over a simulated system."""
+    """A hub with one subscriber, and the subscribers it depends on, on a simulated system."""
 
     def __init__(
         self, database: Database, subscriber: type[Subscriber], others: Sequence[type[Subscriber]], simulator: Simulator
@@ -61,13 +61,13 @@ class Bench(TestHub):
         self.conductor.prepare()
 
     def now(self) -> datetime:
-        """The hub's clock: the true time, put forward instead of waiting."""
+        """Return the hub's time: the real time plus the skipped waiting time."""
         return utcnow() + self.later
 
-    # --- here ---------------------------------------------------------------------------------------
+    # --- the database -------------------------------------------------------------------------------
 
     def add(self, values: Mapping[str, Any]) -> str:
-        """Some program writes a record here; its id."""
+        """Insert a record into the database, as any application does, and return its id."""
         with self.conductor.database.write() as connection:
             return self.subscriber.records.insert(connection, values)
 
@@ -80,7 +80,7 @@ class Bench(TestHub):
             self.subscriber.records.delete(connection, record_id)
 
     def here(self, record_id: str) -> Flat:
-        """The record as the system shall have it, by external field."""
+        """Return the record as the external system should store it, by external field."""
         with self.conductor.database.read() as connection:
             record = self.subscriber.records.read(connection, [record_id])[record_id]
             mapper = self.subscriber.default_mapper
@@ -88,16 +88,16 @@ class Bench(TestHub):
             return our_side(self.subscriber, mapper, record, related)[0]
 
     def count(self) -> int:
-        """How many records there are here."""
+        """Return how many records the database has."""
         with self.conductor.database.read() as connection:
             return int(
                 connection.execute(sa.select(sa.func.count()).select_from(self.subscriber.records.table)).scalar_one()
             )
 
-    # --- there --------------------------------------------------------------------------------------
+    # --- the external system ------------------------------------------------------------------------
 
     def there(self, external_id: str) -> Flat | None:
-        """The record as the system has it, by external field; None where it has not."""
+        """Return the record as the external system stores it, by external field, or None if it is gone."""
         try:
             external = normalize_incoming(self.subscriber, self.subscriber.fetch(external_id))
         except Gone:
@@ -105,15 +105,15 @@ class Bench(TestHub):
         return self.subscriber.default_mapper.flatten(external.data)
 
     def webhook(self, external_id: str) -> tuple[bytes, dict[str, str]] | None:
-        """What the system sends of this record, if it sends anything and the hub's class takes it."""
+        """Return the system's webhook for this record, or None if the system class accepts no webhooks."""
         kind = type(self.subscriber.client)
         takes = kind.verify is not SystemClass.verify or kind.unpack is not SystemClass.unpack
         return self.simulator.webhook(external_id) if takes else None
 
-    # --- between ------------------------------------------------------------------------------------
+    # --- the hub ------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Let everything happen that is going to, whatever pauses lie in between."""
+        """Run until no work is left, skipping all pauses."""
         for _ in range(25):
             self.run()
             self.conductor.sweep(everything=True)
@@ -131,7 +131,7 @@ class Bench(TestHub):
             return int(connection.execute(owed).scalar_one() + connection.execute(inbox).scalar_one())
 
     def poll(self) -> None:
-        """Read what changed there, and let everything happen that follows."""
+        """Poll the external system and process everything that follows."""
         self.later += timedelta(seconds=_PATIENCE)
         self.conductor.poll(self.subscriber.name())
         self.settle()
@@ -142,40 +142,40 @@ class Bench(TestHub):
             return connection.execute(sa.select(Link.__table__).where(*same_record)).one()
 
     def letters(self) -> list[str]:
-        """What the open dead letters say."""
+        """Return the messages of the open dead letters."""
         with self.conductor.database.read() as connection:
             return list(
                 connection.execute(sa.select(DeadLetter.message).where(DeadLetter.closed_at.is_(None))).scalars()
             )
 
     def written(self) -> str:
-        """All that the ledger shows to people, as text."""
+        """Return everything that the ledger shows to users, as text."""
         with self.conductor.database.read() as connection:
             tables = (Delivery, DeadLetter, Inbox, System, Link)
             return str([list(connection.execute(sa.select(table.__table__))) for table in tables])
 
 
 class Contract:
-    """Subclass it as `Test...` and set the first four."""
+    """The test suite: subclass it as `Test...` and set the first four attributes."""
 
     subscriber: ClassVar[type[Subscriber]]
-    #: Makes the simulated system: a `Simulator` class, or a function without arguments.
+    #: Creates the simulated system: a `Simulator` class or a function without arguments.
     simulator: ClassVar[Callable[[], Simulator]]
-    #: Column values of a record that the system takes. Text values are made unique where one has to be.
+    #: Column values of a record that the system accepts. Values of `match_on` columns are made unique.
     record: ClassVar[Mapping[str, Any]]
-    #: Other values for some of these or other mapped columns.
+    #: New values for some of these columns or for other mapped columns.
     edit: ClassVar[Mapping[str, Any]]
-    #: Columns of `edit` that a person there may change as well; by default all that come in.
+    #: Columns of `edit` that a user of the system can also change; by default all columns that sync both ways.
     edit_there: ClassVar[Sequence[str] | None] = None
-    #: Subscribers of the same system that this one needs (an invoice's customer), and the records for them.
+    #: Subscribers of the same system that this one depends on (such as an invoice's customer).
     others: ClassVar[Sequence[type[Subscriber]]] = ()
 
     def prepare(self, bench: Bench) -> Mapping[str, Any]:
-        """Write the records that this one points to; returns the columns that point to them."""
+        """Insert the records that this one references and return the columns that reference them."""
         return {}
 
     def unique(self, number: int) -> Mapping[str, Any]:
-        """Columns of the `number`-th record (from 0) that have to differ from the others'."""
+        """Return the columns of the `number`-th record (from 0) that must differ from other records."""
         return {
             column: f"{number}{self.record[column]}" for column in self.subscriber.match_on if column in self.record
         }
@@ -197,7 +197,7 @@ class Contract:
         database.close()
 
     def given(self, bench: Bench, count: int = 1) -> list[tuple[str, str]]:
-        """(record id, external id) of so many records that both sides have."""
+        """Create `count` records on both sides and return their (record id, external id) pairs."""
         pointers = self.prepare(bench)
         ids = [bench.add({**self.record, **self.unique(n), **pointers}) for n in range(count)]
         bench.settle()
@@ -206,21 +206,21 @@ class Contract:
 
     @staticmethod
     def possibly(action: Callable[[], None]) -> None:
-        """Do it there, or skip the test where the system knows no such thing."""
+        """Run `action` on the simulator; skip the test if the system does not support it."""
         try:
             action()
         except Cannot as error:
             pytest.skip(str(error))
 
     def agree(self, bench: Bench, record_id: str, external_id: str) -> None:
-        """Both sides hold the same in all mapped fields."""
+        """Assert that both sides have the same values in all mapped fields."""
         here, there = bench.here(record_id), bench.there(external_id)
         assert there is not None, f"{external_id} is not there"
         differing = {path: (value, there.get(path)) for path, value in here.items() if not same(value, there.get(path))}
         assert differing == {}, "field -> (here, there)"
 
     def changed_there(self, bench: Bench, record_id: str, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """What a person there would send to make the edit, nested."""
+        """Return the edit as nested data that a user of the external system would send."""
         mapper = bench.subscriber.default_mapper
         wanted = self.edit_there if self.edit_there is not None else list(self.edit)
         chosen = [c for c in columns or wanted if c in mapper.fields and mapper.fields[c].direction == "both"]
@@ -237,7 +237,7 @@ class Contract:
             pytest.skip("it lists nothing")
         return list(bench.subscriber.changed_since(position))
 
-    # --- what it says of itself -------------------------------------------------------------------------
+    # --- declarations -----------------------------------------------------------------------------------
 
     def test_it_states_its_fields(self, bench: Bench) -> None:
         mapper = bench.subscriber.default_mapper
@@ -305,7 +305,7 @@ class Contract:
         assert len(self._visible(bench)) >= 1, "its neighbour stays"
 
     def _visible(self, bench: Bench) -> list[str]:
-        """Those that were not archived for want of a way to delete them."""
+        """Return the ids of the records that are not archived."""
         return [one for one in bench.simulator.ids() if (bench.there(one) or {}).get("active") is not False]
 
     # --- inward -----------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ class Contract:
             assert same(*self._edited(bench, record_id)), "the edit has come in"
 
     def _edited(self, bench: Bench, record_id: str) -> tuple[Any, Any]:
-        """An edited column here, and what it was edited to."""
+        """Return an edited column's value in the database and the expected value."""
         mapper = bench.subscriber.default_mapper
         wanted = self.edit_there if self.edit_there is not None else list(self.edit)
         column = next(c for c in wanted if c in mapper.fields and mapper.fields[c].direction == "both")
@@ -378,7 +378,7 @@ class Contract:
             pytest.skip("it sends no webhooks, or they are not taken")
         return sent
 
-    # --- troubles ---------------------------------------------------------------------------------------
+    # --- failures ---------------------------------------------------------------------------------------
 
     def test_a_create_whose_answer_is_lost_happens_once(self, bench: Bench) -> None:
         pointers = self.prepare(bench)
@@ -435,7 +435,7 @@ class Contract:
             bench.poll()
         self.possibly(lambda: bench.simulator.merge(winner[1], loser[1]))
         bench.edit(loser[0], self.edit)
-        bench.run()  # the edit may be sent before anybody has told of the merge
+        bench.run()  # the edit may be sent before the hub learns of the merge
         if lists:
             bench.poll()
         bench.settle()

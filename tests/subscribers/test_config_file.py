@@ -1,4 +1,4 @@
-"""A file of systems: what it declares is registered, and what is wrong with it is said with its place."""
+"""The systems file: its declarations are registered, and errors are reported with their location."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of every subscriber that ships, against its system's simulator."""
+"""The contract for every included subscriber, run against the simulator of its system."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ShopContact(RestSubscriber):
 
 
 def generated(name: str, *, own: bool = False) -> type[Contract]:
-    """The test class that `./syncflow new-subscriber` writes, as it is written, with its subscriber."""
+    """Return the unmodified test class that `./syncflow new-subscriber` generates, with its subscriber."""
     system, _, _ = name.partition(".")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -68,7 +68,7 @@ def generated(name: str, *, own: bool = False) -> type[Contract]:
         shutil.copy(ROOT / "subscribers" / "__init__.py", root / "subscribers")
         source, test = write(root, name, own=own)
         loaded = [_load(f"subscribers.{system}", source), _load("generated", test)]
-    del sys.modules[f"subscribers.{system}"], REGISTRY[name]  # for these tests only
+    del sys.modules[f"subscribers.{system}"], REGISTRY[name]  # registered for these tests only
     (found,) = (one for one in vars(loaded[1]).values() if isinstance(one, type) and one.__name__.startswith("Test"))
     return found
 
@@ -104,14 +104,14 @@ class TestStripeProduct(Contract):
     subscriber = StripeProduct
     simulator = partial(StripeSimulator, "products")
     record, edit = TEAPOT, {"name": "Tea pot", "price": 1300}
-    edit_there = ("name",)  # a price cannot change there, only be replaced
+    edit_there = ("name",)  # Stripe replaces prices and never changes them
 
 
 class TestSalesforceContact(Contract):
     subscriber = SalesforceContact
     simulator = partial(SalesforceSimulator, "Contact")
     record, edit = ADA | {"name": "Ada Byron"}, EDIT
-    edit_there = ("phone",)  # the name is made of two fields there
+    edit_there = ("phone",)  # Salesforce builds the name from two fields
 
 
 class TestSalesforceProduct(Contract):
@@ -121,7 +121,7 @@ class TestSalesforceProduct(Contract):
 
 
 class Invoices(Contract):
-    """Invoices need their customer first."""
+    """Contract for invoices, which need their customer first."""
 
     record = {
         "number": "2026-1",
@@ -148,7 +148,7 @@ class TestStripeInvoice(Invoices):
     others = (StripeCustomer,)
 
     def changed_there(self, bench: Bench, record_id: str, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Days are seconds of the epoch there."""
+        """Return the due date as Stripe expects it, in epoch seconds."""
         return {"due_date": int(datetime(2030, 12, 31, tzinfo=UTC).timestamp())}
 
 
@@ -156,7 +156,7 @@ class TestStripeInvoice(Invoices):
 
 
 class CreatesAgain(ShopContact):
-    """Does not look before it repeats a create, and has no key."""
+    """Repeat a create without a search and without an idempotency key."""
 
     def create(self, item: Item) -> External:
         return super().create(replace(item, key=uuid.uuid4().hex))
@@ -176,7 +176,7 @@ class DeletesNothing(ShopContact):
 
 
 class LosesTies(ShopContact):
-    """Goes on behind the newest it has seen."""
+    """Continue after the newest record, so records with the same time are missed."""
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         for page in super().changed_since(position):
@@ -185,7 +185,7 @@ class LosesTies(ShopContact):
 
 
 class GivesUp(ShopContact):
-    """Takes every refusal for the record's fault."""
+    """Treat every failure as an error in the record."""
 
     def update(self, item: Item) -> External:
         try:

@@ -1,4 +1,4 @@
-"""The contract, held by what docs/howto/rest.md only declares, against the real servers."""
+"""The contract for the declarations in docs/howto/rest.md, run against real servers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.support import rest_servers
 from tests.support.documents import marked
 from tests.support.rest_servers import PATIENCE
 
-#: Said anew on each leg of the way.
+#: Headers that the proxy sets again for each connection.
 _OF_THE_LEG = {"host", "connection", "content-length", "transfer-encoding", "accept-encoding", "content-encoding"}
 
 
 class RealServer(Simulator):
-    """A server we did not write, behind a proxy that counts its calls and cuts them short."""
+    """A third-party server behind a proxy that counts calls and can interrupt them."""
 
     def start(self) -> None:
         self.stack = ExitStack()
@@ -50,7 +50,7 @@ class RealServer(Simulator):
 
     @abstractmethod
     def running(self, folder: Path) -> Any:
-        """The server, as a context."""
+        """Return a context manager that runs the server."""
 
     def reset(self) -> None:
         self.server.clear()
@@ -60,7 +60,7 @@ class RealServer(Simulator):
 
     @property
     def url(self) -> str:
-        """The server's, through the proxy."""
+        """Return the server's URL through the proxy."""
         return self.proxy.url_for(urlsplit(self.server.url).path)
 
     def forward(self, request: Request) -> Response:
@@ -76,7 +76,7 @@ class RealServer(Simulator):
         kept = {name: value for name, value in answer.headers.items() if name.lower() not in _OF_THE_LEG}
         if request.method != "GET" and self.dropping:
             self.dropping -= 1
-            kept["Content-Length"] = "100000"  # which never come
+            kept["Content-Length"] = "100000"  # more bytes than are sent
         return Response(answer.content, answer.status_code, kept)
 
     def ids(self) -> list[str]:
@@ -121,7 +121,7 @@ class PocketBase(RealServer):
         return {"url": self.url, "token": self.server.secret, "webhook_secret": WEBHOOK_SECRET}
 
     def webhook(self, id: str) -> tuple[bytes, dict[str, str]]:
-        """As its hooks in docs/howto/rest.md tell it, which tests/subscribers/test_rest_servers.py lets them do."""
+        """Return the webhook that the hooks in docs/howto/rest.md send; test_rest_servers.py runs the hooks."""
         (now,) = [one for one in self.server.all() if one["id"] == id]
         event = {"id": uuid.uuid4().hex, "type": "customers.updated", "created_at": now["updated"], "data": now}
         body = json.dumps(event).encode()

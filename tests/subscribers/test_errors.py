@@ -1,4 +1,4 @@
-"""Errors carry the policy that the engine reads."""
+"""Error classes define how the engine handles them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_error_names_its_cause_by_a_code() -> None:
     assert Reject("x").code == "rejected"
     assert Reject("x", code="too_long").code == "too_long"
     assert Retry("x", code="no_answer").code == "no_answer"
-    assert Reject("x").code == "rejected"  # another instance's code stays its own
+    assert Reject("x").code == "rejected"  # the code of one instance does not affect another
 
 
 def test_a_new_class_inherits_the_policy_of_the_one_it_refines() -> None:

@@ -1,4 +1,4 @@
-"""Files as a system: rows dropped into a folder come in, ours are written out, and nothing is lost between."""
+"""Files as a system: rows are imported from a folder and exported to another, without loss."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Rows(FileSubscriber):
 
 
 class Folder:
-    """What the other side sees."""
+    """The folder as the other side uses it."""
 
     def __init__(self, top: Path) -> None:
         self.top = top
@@ -53,11 +53,11 @@ class Folder:
         return path
 
     def names(self, folder: str) -> list[str]:
-        """Without the time that stands before each."""
+        """Return the file names without their leading timestamp."""
         return sorted(path.name.partition("-")[2] for path in (self.top / folder).glob("*"))
 
     def taken(self) -> list[list[dict[str, Any]]]:
-        """The rows of each file we wrote, which are taken away."""
+        """Return the rows of each exported file and delete the files."""
         files = sorted((self.top / "out").glob("*"))
         found = [[row.values for row in formats.read(path)] for path in files]
         for path in files:
@@ -112,7 +112,7 @@ def deliveries(hub: RegisteredHub) -> list[tuple[str, str]]:
         return [(row[0], row[1]) for row in connection.execute(sa.select(Delivery.operation, Delivery.outcome))]
 
 
-# --- in -------------------------------------------------------------------------------------------------
+# --- import ---------------------------------------------------------------------------------------------
 
 
 CSV = "number,name,mail,address.city,active\n1,Ada,ada@x.example,London,yes\n2,Grace,grace@x.example,,no\n"
@@ -203,7 +203,7 @@ def test_a_process_that_dies_between_two_steps_loses_nothing(start: Any, folder:
     pages = subscriber.changed_since({"begun": ""})
     next(pages)
     assert list(subscriber.changed_since({"begun": ""})) == [], "one process reads"
-    pages.close()  # it died: nothing of the page was applied
+    pages.close()  # the process dies; nothing of the page was applied
     poll(hub)
     assert len(customers(hub)) == 2
 
@@ -212,7 +212,7 @@ def test_a_file_in_the_way_does_not_hold_up_the_others(start: Any, folder: Folde
     hub = start()
     for number, name in enumerate(("a.csv", "b.csv", "c.csv", f"{'d' * 240}.csv")):
         path = folder.drop(name, f"number,name\n{number},N{number}\n")
-        os.utime(path, (number, number))  # read in this order
+        os.utime(path, (number, number))  # sets the reading order
     subscriber = hub.conductor.subscribers["erp.customer"]
     seen = []
     with pytest.raises(Retry, match=r"b\.csv: Is a directory$"):
@@ -282,7 +282,7 @@ def test_what_only_a_person_can_decide_is_a_dead_letter(start: Any, folder: Fold
         assert "several records here" in connection.execute(sa.select(DeadLetter.message)).scalar_one()
 
 
-# --- out ------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------------
 
 
 def test_each_state_is_written_and_deletions_too(start: Any, folder: Folder) -> None:
@@ -331,7 +331,7 @@ def test_many_records_make_one_file(start: Any, folder: Folder) -> None:
     "chosen", [{"columns": {"Full name": "name"}}, {"for_spreadsheets": True, "delimiter": ";"}, {"format": "jsonl"}]
 )
 def test_one_hubs_export_is_anothers_drop(start: Any, folder: Folder, chosen: dict[str, Any]) -> None:
-    """Round: what is written there says the same here, formulas, quotes and empties included."""
+    """An exported file imports with the same values, including formulas, quotes and empty values."""
     awkward = ["=1+1", "'=1", "@x", "-5", 'a;b,"c"\n d\r', "  ", "\N{SNOWMAN}", "'", "0012", "null"]
     one = start(system="one", path="one", **chosen)
     with one.conductor.database.write() as connection:
@@ -352,7 +352,7 @@ def test_a_file_from_before_our_export_undoes_nothing(start: Any, folder: Folder
     poll(hub)
     hub.execute(sa.update(CUSTOMER).where(CUSTOMER.c.name == "Ada").values(name="Ada Lovelace"))
     hub.run()
-    folder.drop("tuesday.csv", CSV.replace("London", "Paris"))  # written before ours was read there
+    folder.drop("tuesday.csv", CSV.replace("London", "Paris"))  # written before the other side read our export
     poll(hub)
     assert customers(hub, "name", "city")[0] == ("Ada Lovelace", "Paris")
     held = hub.conductor.subscribers["erp.customer"].fetch("1").data
@@ -383,7 +383,7 @@ def test_our_numbers_do_not_overwrite_theirs(start: Any, folder: Folder) -> None
     folder.drop("a.csv", "number,name\n2,Theirs\n")
     poll(hub)
     folder.taken()
-    hub.add(name="Ours")  # whose id is 2
+    hub.add(name="Ours")  # gets id 2
     hub.run()
     assert folder.taken() == []
     with hub.conductor.database.read() as connection:

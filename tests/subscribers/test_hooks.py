@@ -1,4 +1,4 @@
-"""What an author adds to the mapping: before_send and after_receive, at every place where they belong."""
+"""The hooks before_send and after_receive are applied everywhere the mapping is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CUSTOMER = CATALOGUES["customer"]
 
 
 class Shouting(FakeSubscriber):
-    """A system in capitals, with a mark of ours, whose records come in one by one wrapped up."""
+    """A subscriber whose hooks convert names to upper case and add a source mark."""
 
     field_to_data = {"name": "name", "city": "address.city", "notes": Field("notes", direction="out")}
     rules = {"name": [length(max=9)]}
@@ -82,7 +82,7 @@ def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
 
 
 def test_an_edit_there_meets_what_was_sent_not_what_is_mapped(database: Database) -> None:
-    """Our side of a merge is looked at through before_send too, or each edit there would look like two."""
+    """A merge also applies before_send to our side; otherwise each remote edit would appear as two."""
     hub, key = _hub_with_customer(database)
     (external_id,) = hub.systems["crm"].store
     for edit in ({"address": {"city": "Paris"}}, {"name": "Anna"}, {"name": "Berta"}):

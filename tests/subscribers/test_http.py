@@ -1,4 +1,4 @@
-"""The HTTP client: every failure becomes the class that says what to do next, and secrets stay inside."""
+"""The HTTP client maps every failure to an error class and never exposes secrets."""
 
 import logging
 import socket
@@ -115,7 +115,7 @@ def test_nobody_listens() -> None:
 
 @contextmanager
 def one_shot_server(answer: bytes) -> Iterator[str]:
-    """Reads a request, sends `answer` and closes the connection."""
+    """Run a server that reads one request, sends `answer` and closes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:
@@ -201,7 +201,7 @@ def test_a_vendors_words_repeat_no_secret_either(httpserver: HTTPServer) -> None
 
 @contextmanager
 def cutting_server() -> Iterator[tuple[str, list[bytes]]]:
-    """Closes its first connection after the request, and answers on the next one; as a load balancer does."""
+    """Run a server that closes its first connection after the request and answers on the next one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
         seen: list[bytes] = []

@@ -1,4 +1,4 @@
-"""A record crosses over by its mapping, and what does not fit is said per field."""
+"""A mapping converts records in both directions and reports errors per field."""
 
 from datetime import date
 from typing import Any
@@ -154,7 +154,7 @@ def test_what_is_wrong_with_a_mapping_is_said_by_row(rows: list[dict[str, Any]],
     assert any(says in problem for problem in problems)
 
 
-# --- several fields, expressions, and what a transform loses ---------------------------------------------
+# --- several fields, expressions, lossy transforms -------------------------------------------------------
 
 
 def test_one_column_may_be_several_fields() -> None:

@@ -1,4 +1,4 @@
-"""A REST subscriber is configured, not programmed; here against the demo's shop and against small servers."""
+"""Configured REST subscribers, tested against the demo shop and small test servers."""
 
 import hashlib
 import hmac
@@ -29,7 +29,7 @@ SECRETS = "new-secret old-secret"
 
 
 class Shop(RestSystem):
-    """The demo's shop names the fields of its webhooks in its own way."""
+    """The demo shop, which uses its own names for webhook fields."""
 
     event_type_field = "event"
     event_time_field = "occurred_at"
@@ -50,7 +50,7 @@ class Puts(ShopContact):
 
 
 class Clock:
-    """The shop's time: each look at it is a second later."""
+    """The shop's clock: each call returns a time one second later."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -178,7 +178,7 @@ def test_a_wrong_token_is_the_systems_trouble_and_not_shown(shop: ShopLike) -> N
     assert "hush-token-1" not in shown and "new-secret" not in shown
 
 
-# --- what changed -------------------------------------------------------------------------------------
+# --- polling ------------------------------------------------------------------------------------------
 
 
 class SmallPages(ShopContact):
@@ -210,7 +210,7 @@ def test_polls_read_on_from_where_they_were(shop: ShopLike, kind: type[ShopConta
     assert list(dict.fromkeys(one.id for one in found)) == ids
     assert position == {"since": found[-1].data["updated_at"]}
     shop.contacts.update(int(ids[0]), {"name": "Anna"})
-    # The last one is read again: another may have changed at the same moment since.
+    # The last record is read again: another may have changed since at the same time.
     assert list(dict.fromkeys(one.id for one in read(contacts, position)[0])) == [ids[4], ids[0]]
 
 
@@ -227,7 +227,7 @@ def test_a_record_that_changes_while_we_read_does_not_hide_another(shop: ShopLik
     seen = []
     for number, page in enumerate(contacts.changed_since(None)):
         seen += [one.id for one in page.records]
-        if number == 0:  # it moves to the end of the list, and the others move up
+        if number == 0:  # the record moves to the end of the list, the others move up
             shop.contacts.update(int(ids[0]), {"name": "Anna"})
     assert set(seen) == set(ids) and seen.count(ids[0]) == 2
 

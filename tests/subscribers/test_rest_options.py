@@ -1,4 +1,4 @@
-"""What may be chosen for a REST system: logins, addresses, pages, times; wrong choices are refused at once."""
+"""Options of a REST system: logins, addresses, pages, times; invalid options fail immediately."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Contact(RestSubscriber):
 
 @pytest.fixture
 def make(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RestSubscriber]:
-    """A subscriber with these attributes; names in capitals are settings of the system."""
+    """Return a function that creates a subscriber; upper-case names are settings of the system."""
 
     def make(kind: type[RestSubscriber] = Contact, **chosen: Any) -> RestSubscriber:
         settings = {
@@ -118,7 +118,7 @@ def test_what_a_login_or_signature_needs_is_named(make: Any, chosen: dict[str, A
 
 
 class Tokens:
-    """A token endpoint and an API that takes its newest token only."""
+    """A token endpoint and an API that accepts only the newest token."""
 
     def __init__(self, server: HTTPServer) -> None:
         self.issued: list[Request] = []
@@ -186,7 +186,7 @@ def test_a_token_is_renewed_before_it_expires(tokens: Tokens, oauth: Any) -> Non
 def test_a_refused_token_is_renewed_once_and_the_call_repeated(tokens: Tokens, oauth: Any) -> None:
     contact = oauth()
     contact.fetch("1")
-    tokens.issued.append(tokens.issued[0])  # the first is worth nothing any more
+    tokens.issued.append(tokens.issued[0])  # the first token is no longer valid
     assert contact.create(item()).id == "1", "a write too: a 401 says that nothing was done"
     assert tokens.calls == ["Bearer t1", "Bearer t1", "Bearer t3"]
     tokens.good = False
@@ -252,7 +252,7 @@ def test_each_verb_may_have_its_own_address(make: Any, httpserver: HTTPServer) -
 
 
 def pages(server: HTTPServer, total: int, most: int = 2) -> None:
-    """A list that knows every way of paging, gives at most so many, and heeds no time."""
+    """Serve a list that supports all kinds of paging, at most `most` records a page, without time filter."""
 
     def answer(request: Request) -> Response:
         given = request.args
@@ -346,7 +346,7 @@ def test_times_go_back_as_they_were_written(
     assert httpserver.log[-1][0].args["filter"] == f'updated >= "{since}"'
 
 
-# --- wrong choices ------------------------------------------------------------------------------------
+# --- invalid options ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Declared in a file and nothing else: customers kept the same, both ways, with servers we did not write."""
+"""Two-way sync of customers with third-party servers, configured only by a declaration file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.runtimes import until
 CUSTOMER = Customer.__table__
 SECRET = "a-long-random-text"
 PAGE = "docs/howto/rest.md"
-#: How each server has a customer's email, as its declaration maps it.
+#: A customer's email as each server stores it, according to its declaration.
 EMAIL: dict[str, Callable[[str], dict[str, Any]]] = {
     "pocketbase": lambda email: {"mail": email},
     "kinto": lambda email: {"contact": {"email": email}},
@@ -38,7 +38,7 @@ EMAIL: dict[str, Callable[[str], dict[str, Any]]] = {
 
 @dataclass
 class Receiver:
-    """Takes webhooks, where the hub's panel would."""
+    """Receive webhooks in place of the hub's panel."""
 
     url: str
     got: list[tuple[bytes, dict[str, str]]] = field(default_factory=list)
@@ -78,7 +78,7 @@ def kinto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def declare(
     tmp_path: Path, migrated_sqlite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, Server, str], RegisteredHub]]:
-    """Starts a hub with what a block of docs/howto/rest.md declares, as it stands there or with one line more."""
+    """Start a hub from a block in docs/howto/rest.md, optionally with another `poll_seconds` line."""
     before, path = dict(REGISTRY), tmp_path / "syncflow.db"
     shutil.copy(migrated_sqlite, path)
     database = Database(f"sqlite:///{path}")
@@ -156,7 +156,7 @@ def test_kintos_lists_tell_of_deletions(declare: Any, kinto: Server) -> None:
     hub = declare("kinto", kinto)
     key = hub.add(name="Ada", email="ada@x.example")
     hub.run()
-    kinto.remove(kinto.all()[0]["id"])  # before anything was ever read there
+    kinto.remove(kinto.all()[0]["id"])  # before the first poll
     hub.poll("kinto.customer")
     assert hub.customer(key).active is False
 
@@ -190,7 +190,7 @@ def names(hub: RegisteredHub) -> list[str]:
 
 
 def hear(hub: RegisteredHub, receiver: Receiver) -> None:
-    """Store the one webhook that comes now, and apply it."""
+    """Wait for one webhook, store it and apply it."""
     body, headers = until(lambda: receiver.got.pop(0) if receiver.got else None)
     assert hub.conductor.store_webhook("pocketbase", body, headers)
     hub.run()

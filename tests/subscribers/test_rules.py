@@ -1,4 +1,4 @@
-"""What a system takes is declared, and what it would refuse is said before the call."""
+"""Rules declare what a system accepts, so violations are reported before the call."""
 
 from decimal import Decimal
 from typing import Any

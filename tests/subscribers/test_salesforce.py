@@ -1,4 +1,4 @@
-"""The Salesforce subscriber against the simulated org: every call, and every row of its table of errors."""
+"""The Salesforce subscriber against the simulated org: every call and every row of its error table."""
 
 import json
 import threading
@@ -155,7 +155,7 @@ def test_a_deleted_account_is_gone_for_every_call(org: SalesforceSimulator, acco
 def test_a_create_whose_answer_is_lost_may_be_done_and_is_found(
     org: SalesforceSimulator, accounts: SalesforceAccount, when: str
 ) -> None:
-    accounts.find(item(ANNA))  # logged in, so that it is the create that is cut
+    accounts.find(item(ANNA))  # logs in, so that the create is the call that is cut
     org.drop(when=when)
     (error,) = accounts.bulk_create([item(ANNA)])
     assert isinstance(error, Retry) and error.maybe_done
@@ -367,7 +367,7 @@ def test_a_certificate_that_is_not_trusted(org: SalesforceSimulator) -> None:
     assert isinstance(error, SystemDown) and "certificate" in str(error)
 
 
-# --- what changed -------------------------------------------------------------------------------------
+# --- polling ------------------------------------------------------------------------------------------
 
 
 def read(accounts: SalesforceAccount, position: dict[str, Any] | None) -> tuple[list[External], dict[str, Any]]:
@@ -383,7 +383,7 @@ def test_polls_read_on_from_where_they_were(org: SalesforceSimulator, accounts: 
     org.clock.advance(600)
     second = org.add("Account", Name="Second")
     org.clock.advance(600)
-    # The one at the position is read again: another may have got the same second since.
+    # The record at the position is read again: another may have changed since in the same second.
     found, position = read(accounts, position)
     assert [one.id for one in found] == [first, second]
     assert [one.id for one in read(accounts, position)[0]] == [second]
@@ -428,7 +428,7 @@ def test_deletions_are_seen_at_once_and_again_from_the_list_of_the_deleted(
     found, after = read(accounts, position)
     assert [(one.id, one.deleted) for one in found] == [(id, True)]
     org.clock.advance(1000)
-    # As if the recycle bin had been emptied: the query does not show it any more.
+    # As with an emptied recycle bin: the query no longer returns the record.
     later = {"modstamp": org.clock.now().isoformat(), "deleted": after["deleted"]}
     found, last = read(accounts, later)
     assert [(one.id, one.deleted) for one in found] == [(id, True)]

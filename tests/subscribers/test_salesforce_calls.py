@@ -1,4 +1,4 @@
-"""How many calls Salesforce is asked for, and which are left to others: collections, bulk jobs, the daily reserve."""
+"""How many calls the hub makes to Salesforce: collections, bulk jobs, the daily reserve."""
 
 import json
 import time
@@ -31,7 +31,7 @@ def accounts(org: SalesforceSimulator) -> SalesforceAccount:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for a job to be looked at again."""
+    """Remove the pauses between checks of a bulk job."""
     monkeypatch.setattr(bulk, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(bulk, "LONGEST_PAUSE_SECONDS", 0.001)
 
@@ -93,7 +93,7 @@ def test_10_edits_while_the_system_was_down_are_1_call(hub: SalesforceHub) -> No
 def test_a_backlog_above_the_threshold_is_one_job(hub: SalesforceHub) -> None:
     many(hub, 600)
     hub.conductor.relay()
-    hub.publisher.published.clear()  # RabbitMQ lost it all, or nobody ever announced it: the sweep does
+    hub.publisher.published.clear()  # messages lost; the sweep publishes the records again
     everybody = [str(n + 1) for n in range(600)]
     hub.conductor.sweep(everything=True)
     hub.run()
@@ -192,7 +192,7 @@ def test_a_long_job_keeps_its_records(hub: SalesforceHub, monkeypatch: pytest.Mo
 
 
 def used(hub: SalesforceHub, left: int) -> None:
-    """So many of the day's calls are left, which the next reply tells."""
+    """Leave `left` of the day's calls, as the next reply reports."""
     hub.org.org.calls_used = hub.org.org.daily_limit - left - 1
     hub.client.usage = None
     hub.client.call(lambda org: org.limits())
@@ -224,7 +224,7 @@ def test_polls_stop_first_then_changes_wait(hub: SalesforceHub, monkeypatch: pyt
     row = system(hub)
     assert (row.rate_remaining, row.rate_limit) == (500, 100_000)
     assert row.down_since is not None and "500 of the org's 100000 daily API calls are left" in str(row.down_reason)
-    # A while later it is asked once, and goes on being left alone; until there are calls again.
+    # After the pause the hub makes one call and then waits again, until calls are available.
     later = time.monotonic() + LIMIT_PAUSE_SECONDS
     monkeypatch.setattr(time, "monotonic", lambda: later)
     hub.org.clock.advance(LIMIT_PAUSE_SECONDS + 10)

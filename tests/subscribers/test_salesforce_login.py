@@ -1,4 +1,4 @@
-"""Login failures that are no refused logins."""
+"""Login failures other than refused credentials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contacts, products and invoices with their lines, through the real conductor against the simulated org."""
+"""Contacts, products and invoices with lines: the real conductor against the simulated org."""
 
 import json
 import re
@@ -114,7 +114,7 @@ def test_the_documented_mappings_are_the_shipped_ones(heading: str, subscriber: 
     assert dict(re.findall(r"(?m)^\| `(\w+)` \| `([\w.]+)` \|$", section.split("\n#")[0])) == mapped
 
 
-# --- invoices out -----------------------------------------------------------------------------------
+# --- outgoing invoices ------------------------------------------------------------------------------
 
 
 def test_an_invoice_goes_out_with_its_lines_after_whom_it_points_to(hub: SalesforceHub) -> None:
@@ -226,14 +226,14 @@ def test_a_customer_deleted_there_does_not_unlink_the_invoice(hub: SalesforceHub
     assert hub.link("invoice", one).unlinked_at is None
     (account,) = hub.org.store.all("Account")
     assert hub.org.store.all("Invoice__c")[0]["Customer__c"] == account["Id"]
-    hub.edit("invoice", one, customer_id=1)  # linked still, as no poll has told of it
+    hub.edit("invoice", one, customer_id=1)  # still linked, because no poll has reported the deletion
     hub.run()
     assert hub.link("invoice", one).unlinked_at is None
     (failed,) = hub.deliveries(outcome="failed", subscriber="salesforce.invoice")
     assert "a record that it points to is deleted there" in failed.reason
 
 
-# --- invoices in ------------------------------------------------------------------------------------
+# --- incoming invoices ------------------------------------------------------------------------------
 
 
 def test_lines_edited_added_and_deleted_there_come_in(hub: SalesforceHub) -> None:

@@ -1,4 +1,4 @@
-"""What the org tells of its own accord: outbound messages through the real webhook route, callouts, merges."""
+"""Events that the org pushes: outbound messages through the real webhook route, callouts, merges."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def message(*ids: str, org: str = ORG_ID, stamp: str = "2026-11-22T07:06:38.000Z
 
 
 def said(answer: Any) -> str | None:
-    """What the reply's Ack says, where it is the SOAP reply that Salesforce wants."""
+    """Return the Ack of the SOAP reply that Salesforce expects, or None."""
     envelope = ElementTree.fromstring(answer.data)
     path = "{http://schemas.xmlsoap.org/soap/envelope/}Body/{http://soap.sforce.com/2005/09/outbound}"
     assert answer.content_type.startswith("text/xml")
@@ -69,7 +69,7 @@ def test_each_notification_of_a_message_is_an_event_of_its_own(hub: SalesforceHu
     bodies = [json.loads(row.body) for row in rows]
     assert [(one["sobject"], one["record"]["Id"]) for one in bodies] == [("Account", id) for id in IDS]
     assert all("Name" not in one["record"] for one in bodies), "its values may be old: the record is fetched"
-    # The message comes again, in other company: acknowledged, and only what is new is stored.
+    # The message repeats with an additional record: it is acknowledged, and only the new record is stored.
     answer = http.post(ADDRESS, data=message(*IDS, "001000000000003AAA"))
     assert (answer.status_code, said(answer)) == (200, "true")
     assert len(hub.inbox()) == 3
@@ -176,7 +176,7 @@ def two_customers(hub: SalesforceHub) -> list[str]:
 
 def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(hub: SalesforceHub) -> None:
     hub.poll("customer")
-    # All in one second, and the account that wins is the older one: a poll reads it first. It looks like customer 1.
+    # All changes are in one second. The winning account is older, so a poll reads it first. It matches customer 1.
     hub.org.clock.freeze()
     master = hub.org.add("Account", Name="Ada Ltd", Email__c="Ada@x.org", Phone="1")
     first, second = two_customers(hub)

@@ -1,4 +1,4 @@
-"""The Stripe subscriber against the Stripe-like system: every call, every row of its table of errors."""
+"""The Stripe subscriber against the Stripe-like system: every call and every row of its error table."""
 
 import json
 import time
@@ -267,7 +267,7 @@ def test_stripe_says_itself_whether_to_try_again(
     assert (type(failure), failure.maybe_done, failure.request_id) == (expected, maybe_done, "req_1")
 
 
-# --- what changed -------------------------------------------------------------------------------------
+# --- polling ------------------------------------------------------------------------------------------
 
 
 def read(customers: StripeCustomer, position: dict[str, Any] | None) -> tuple[list[External], dict[str, Any]]:
@@ -302,7 +302,7 @@ def test_a_poll_sees_creations_updates_and_deletions_once_each(stripe: StripeLik
     assert len(found) == 2
     assert by_id[kept].data["name"] == "second" and by_id[kept].record_id == "7" and not by_id[kept].deleted
     assert by_id[gone].deleted
-    # So close to the present everything is read again: an event may become visible late.
+    # The last minute is read again, because an event can become visible late.
     assert position["since"] <= now() - 59
     assert {one.id for one in read(customers, position)[0]} == {kept, gone}
 
@@ -424,7 +424,7 @@ def about(kind: str, **values: Any) -> dict[str, Any]:
     ],
 )
 def test_which_record_an_event_tells_of(type: str, data: Any, told: Any) -> None:
-    """Objects of which an event may lack something are named without their data, so that they are fetched."""
+    """If an event may be incomplete, it is returned without data, so that the hub fetches the record."""
     found = Stripe("stripe", options()).events(json.dumps(event(type=type, data=data)).encode())
     if told is None:
         assert found == []
@@ -449,7 +449,7 @@ def test_a_thin_event_names_the_object() -> None:
     assert system.events(json.dumps({**thin, "related_object": None}).encode()) == []
 
 
-# --- the rest ---------------------------------------------------------------------------------------------
+# --- other ------------------------------------------------------------------------------------------------
 
 
 def test_settings_are_named_and_the_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,7 +483,7 @@ VALUES = st.recursive(
 
 
 def words_of(value: Any) -> Any:
-    """What a form can say of a value: text, and an empty string for whatever is empty."""
+    """Return a value as a form encodes it: text, or an empty string for an empty value."""
     if isinstance(value, list):
         value = {str(index): one for index, one in enumerate(value)}
     if isinstance(value, dict):

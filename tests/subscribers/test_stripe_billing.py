@@ -1,4 +1,4 @@
-"""Products with prices and invoices with lines, both ways, by Stripe's rules, through the conductor."""
+"""Two-way sync of products with prices and invoices with lines, by Stripe's rules."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hub(server: StripeLike, migrated_sqlite: Path, tmp_path: Path) -> Iterator[S
     database = Database(f"sqlite:///{tmp_path / 'hub.db'}")
     sa.event.listen(
         database.engine, "connect", lambda c, _: c.execute("PRAGMA synchronous=OFF")
-    )  # fast; none is cut off
+    )  # faster; no test needs durable writes
     yield StripeHub(database, server)
     database.close()
 
@@ -44,7 +44,7 @@ def lamp(hub: StripeHub, **values: Any) -> int:
 
 
 def bill(hub: StripeHub, *, lines: bool = True, **values: Any) -> int:
-    """An invoice of a new customer, with a line of a product and one without."""
+    """Insert an invoice for a new customer, with one product line and one line without a product."""
     customer = hub.add("customer", name="Anna", email="anna@example.org")
     product = lamp(hub)
     invoice = hub.add("invoice", **{"customer_id": customer, "number": "R-1", "due_date": DUE, **values})
@@ -55,7 +55,7 @@ def bill(hub: StripeHub, *, lines: bool = True, **values: Any) -> int:
 
 
 def shown(invoice: dict[str, Any]) -> list[tuple[str, int, int]]:
-    """Its lines, in the order of their places."""
+    """Return the lines of an invoice in their order."""
     lines = sorted(invoice["lines"]["data"], key=lambda line: line["metadata"].get("syncflow_line", "9"))
     return [(line["description"], line["quantity"], line["price"]["unit_amount"]) for line in lines]
 
@@ -82,7 +82,7 @@ def test_a_product_goes_out_with_its_price_in_one_call(hub: StripeHub) -> None:
 def test_another_price_is_a_new_one_and_the_old_one_is_archived(hub: StripeHub) -> None:
     id = lamp(hub)
     hub.settle()
-    for amount in (1400, 1250, 1400):  # there and back within a day: Stripe still knows the keys of the first time
+    for amount in (1400, 1250, 1400):  # changed and reverted within a day: Stripe still knows the first keys
         hub.edit("product", id, price=amount)
         hub.settle()
         (product,) = hub.all("products")
@@ -105,7 +105,7 @@ def test_a_key_that_stands_for_an_archived_price_is_not_believed(hub: StripeHub)
     hub.stripe.by_hand("POST", f"/v1/prices/{second['id']}", active=False)
     hub.settle()
     assert hub.record("product", id)["price"] == 1250
-    hub.edit("product", id, price=1400)  # the same change of the same price as before
+    hub.edit("product", id, price=1400)  # repeats the first price change
     hub.settle()
     (product,) = hub.all("products")
     assert product["default_price"] == hub.all("prices")[2]["id"] and hub.letters() == []
@@ -181,11 +181,11 @@ def test_an_invoice_goes_out_with_all_it_needs_and_is_paid_there(hub: StripeHub)
     writes = len(hub.stripe.journal.calls("POST"))
     hub.settle()
     assert hub.record("invoice", id)["status"] == "paid"
-    assert len(hub.stripe.journal.calls("POST")) == writes  # nothing goes back
+    assert len(hub.stripe.journal.calls("POST")) == writes  # nothing is sent back
 
 
 def test_every_call_is_paced(hub: StripeHub) -> None:
-    """Else the calls per second that its owner allows would be exceeded by what takes several calls."""
+    """Otherwise operations with several calls would exceed the configured calls per second."""
     id = bill(hub, status="draft")
     hub.run()
     hub.edit("line", hub.records("line")[0]["id"], quantity=3)
@@ -211,7 +211,7 @@ def test_a_draft_is_edited_line_by_line(hub: StripeHub) -> None:
     assert shown(invoice) == [("lamps", 3, 1200), ("postage", 1, 300), ("gift", 1, 0)]
     assert kept in {item["id"] for item in hub.all("invoiceitems")}
     assert day_of(invoice["due_date"]) == DUE + timedelta(days=1)
-    hub.edit("line", first, product_id=None)  # an item keeps its product: it becomes another item
+    hub.edit("line", first, product_id=None)  # an item cannot change its product, so a new item replaces it
     hub.settle()
     (invoice,) = hub.all("invoices")
     assert shown(invoice) == [("lamps", 3, 1200), ("postage", 1, 300), ("gift", 1, 0)]
@@ -239,7 +239,7 @@ def test_an_invoice_comes_in_grows_and_is_finalized_there(hub: StripeHub) -> Non
     hub.settle()
     (here,) = hub.records("invoice")
     assert (here["number"], here["status"]) == (made["id"], "draft")
-    for n in range(11):  # more lines than an invoice shows in itself
+    for n in range(11):  # more lines than the invoice object includes
         hub.stripe.by_hand("POST", "/v1/invoiceitems", **common, description=f"n{n}", amount=str(n))
     hub.stripe.by_hand("POST", f"/v1/invoices/{made['id']}/finalize")
     hub.settle()
@@ -268,7 +268,7 @@ def test_an_edit_of_a_final_invoice_is_refused_in_words_and_not_retried(hub: Str
     hub.settle()
     assert len([d for d in hub.deliveries("stripe.invoice") if d.outcome == "dead"]) == 1
     assert hub.stripe.journal.calls("POST") == []
-    hub.edit("line", line, quantity=2)  # put back: nothing is wrong any more
+    hub.edit("line", line, quantity=2)  # reverted: the error is gone
     hub.settle()
     assert hub.letters() == []
 
@@ -340,14 +340,14 @@ def test_what_stripe_refuses_of_a_line_is_mended_without_a_second_invoice(hub: S
 
 @pytest.mark.parametrize(("write", "forgets"), [(3, True), (4, False), (5, True), (6, False), (7, True)])
 def test_a_creation_cut_short_is_completed_once(hub: StripeHub, write: int, forgets: bool) -> None:
-    """Customer and product take one call each; the invoice takes six, for its lines, its status and its mark."""
+    """Customer and product take one call each; the invoice takes six: lines, status and mark."""
     id = bill(hub, status="paid")
     assert hub.die_after(write)
     if forgets:
         hub.stripe.forget_keys()
     for event in hub.news():
         hub.webhook(event)
-    hub.run()  # what came in meanwhile must not be taken for what somebody wants
+    hub.run()  # these webhooks must not be treated as user edits
     hub.take_up()
     (invoice,) = hub.all("invoices")
     assert (invoice["status"], invoice["paid_out_of_band"]) == ("paid", True)
@@ -408,7 +408,7 @@ def test_polls_see_new_changed_and_deleted_ones(hub: StripeHub) -> None:
     (invoice,) = hub.all("invoices")
     for name in ("customer", "product", "invoice"):
         hub.conductor.poll(f"stripe.{name}")
-    assert hub.conductor.poll("stripe.invoice") <= 1  # so close to the present, the last minute is read again
+    assert hub.conductor.poll("stripe.invoice") <= 1  # the last minute is read again
     hub.stripe.by_hand("POST", f"/v1/invoices/{invoice['id']}", number="R-9")
     hub.stripe.by_hand("POST", "/v1/products", name="Vase")
     hub.conductor.poll("stripe.invoice")

@@ -1,4 +1,4 @@
-"""Every named transform and its inverse belong together."""
+"""Each named transform matches its inverse."""
 
 import re
 from datetime import UTC, date, datetime
@@ -15,7 +15,7 @@ from subscribers.mapping.transforms import TRANSFORMS, find
 WORDS = ["Anna", "Maria", "van", "der", "Berg", "Dr.", "Li", "O'Hara"]
 TIMES = st.datetimes(timezones=st.just(UTC)).filter(lambda when: 1902 < when.year < 2200)
 
-#: Values on which a transform loses nothing, so that there and back again is the same value.
+#: Values that a transform converts without loss, so that a round trip returns the same value.
 LOSSLESS: dict[str, st.SearchStrategy[Any]] = {
     "upper": st.text("abcdefghijklmnopqrstuvwxyz0123456789 -"),
     "lower": st.text("abcdefghijklmnopqrstuvwxyz0123456789 -"),

@@ -1,4 +1,4 @@
-"""Retry and discard dead letters."""
+"""Retrying and discarding dead letters."""
 
 from __future__ import annotations
 

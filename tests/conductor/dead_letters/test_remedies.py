@@ -1,4 +1,4 @@
-"""The remedy of a dead letter is looked up by the code of its error."""
+"""The remedy for a dead letter is found by its error code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def codes_in_the_source() -> Iterator[tuple[str, str]]:
-    """Every `code="..."` of a call in the engine and in the subscribers, with its file."""
+    """Yield the file and value of each `code="..."` argument in the engine and the subscribers."""
     for folder in ("conductor", "subscribers"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""Which events change the database: known or unknown records, late events, echoes."""
+"""Which events change the database: known and unknown records, late events, echoes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_event_of_a_create_still_in_progress_makes_no_duplicate(hub: TestHub
             crm.add(name="Ada", hub_id=one)
             results.append(webhook(hub, "crm", "e1", "crm_1"))
             ((_, ids),) = hub.publisher.published
-            hub.conductor.receive(ids[0])  # while the create is under way
+            hub.conductor.receive(ids[0])  # while the create is in progress
             crm.store.clear()
 
     crm.on_call = meanwhile
@@ -82,7 +82,7 @@ def test_a_write_without_a_remote_time_makes_no_event_newer(database: Database) 
     one = add(hub, notes="0")
     hub.run()
     crm = hub.systems["crm"]
-    hub.clock.tick(5)  # their clock is ahead of the hub's by this
+    hub.clock.tick(5)  # the external system's clock is 5 s ahead of the hub's
     late = crm.edit("crm_1", notes="theirs")
     hub.clock.tick(-5)
     edit(hub, one, notes="ours, later")
@@ -93,7 +93,7 @@ def test_a_write_without_a_remote_time_makes_no_event_newer(database: Database) 
 
 
 def test_an_edit_made_after_a_create_whose_answer_was_lost_survives_its_webhook(database: Database) -> None:
-    # The webhook of our own create was taken for a person's version, and beat the edit.
+    # Regression: the webhook of our own create was treated as a remote edit and overwrote the later edit.
     mapping = {"name": Field("name", conflict="external"), "email": Field("email", conflict="external")}
     hub = TestHub(database, "crm", field_to_data=mapping)
     one = add(hub, email="first@x.org")

@@ -1,4 +1,4 @@
-"""An event that proves nothing makes the hub fetch the record."""
+"""If an event does not prove the current state, the hub fetches the record."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_an_incoming_record_that_the_database_refuses_becomes_a_dead_letter(hub:
     hub.run()
     (letter,) = rows(hub, DeadLetter)
     assert "name would be empty" in letter.message and rows(hub, Inbox)[0].state == "dead"
-    # Mended there, and tried again from here.
+    # The record is fixed in the external system; the dead letter is then retried.
     hub.systems["crm"].edit("crm_1", name="Named")
     retry_all(hub.conductor, "ann")
     hub.conductor.sweep()

@@ -1,4 +1,4 @@
-"""The values on the way in: the flat view is derived once, and what is not applied now says why."""
+"""Incoming values: the flat view is derived once; an event that cannot be applied yet reports why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.records import add, edit, link, record
 
 @pytest.fixture
 def flattened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The `id` field of each external record of which the flat view was derived."""
+    """Return a list that collects the `id` of each external record that is flattened."""
     ids: list[str] = []
     flatten = Mapper.flatten
 
@@ -30,7 +30,7 @@ def flattened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def apply(hub: TestHub, external: External, **more: Any) -> Applied | NeedsFetch:
-    """Apply a record with the mapping in force, without fetching it."""
+    """Apply an external record with the current mapping, without fetching it."""
     subscriber = hub.conductor.subscribers["crm.customer"]
     with hub.conductor.database.write() as connection:
         mapper = hub.conductor.mappings.current(connection, subscriber.name())[0]

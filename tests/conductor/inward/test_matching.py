@@ -1,4 +1,4 @@
-"""Which record of ours an unknown external record is."""
+"""Matching an unknown external record to a record in the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three-way merge, written to the database."""
+"""Writing the result of a three-way merge to the database."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_remote_edit_of_an_outward_field_is_overwritten(database: Database) ->
 
 
 def test_an_outward_field_of_a_remote_record_is_overwritten(database: Database) -> None:
-    # It was noted as held by the system, and so never sent.
+    # Regression: the value was recorded as known to the system, so it was never sent.
     hub = TestHub(database, "crm", field_to_data={"name": "name", "notes": Field("notes", direction="out")})
     hub.systems["crm"].add(name="Bob", notes="theirs")
     webhook(hub, "crm", "e1", "crm_1")
@@ -98,8 +98,8 @@ def test_an_outward_field_of_a_normalizing_system_comes_to_rest(database: Databa
         hub.conductor.poll("crm.customer")
         hub.conductor.sweep()
         hub.run()
-    assert len(hub.systems["crm"].writes()) == 3  # it is put right once, to see
-    # A person's edit of it is put right all the same.
+    assert len(hub.systems["crm"].writes()) == 3  # the hub corrects the value once and then accepts the system's form
+    # A user's edit in the external system is still corrected.
     hub.systems["crm"].edit("crm_1", name="hacked")
     hub.conductor.poll("crm.customer")
     hub.run()

@@ -1,4 +1,4 @@
-"""One poll of a subscriber at a time; pages and cursor are stored together."""
+"""A subscriber runs one poll at a time; a page and its cursor are stored together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_poll_stores_pages_and_cursor_together(hub: TestHub) -> None:
     assert record(hub, one).notes == "polled" and record(hub, "2").name == "New there"
     assert len(hub.shown("shop")) == 2
     before = len(rows(hub, Delivery))
-    hub.conductor.poll("crm.customer")  # the overlap is read again, and changes nothing
+    hub.conductor.poll("crm.customer")  # the overlap is read again and changes nothing
     hub.run()
     assert len(rows(hub, Delivery)) == before
     assert rows(hub, Cursor)[0].result == "2 records"
@@ -70,7 +70,7 @@ def test_a_poll_that_takes_longer_than_its_interval_is_the_only_one(database: Da
     def long(position: Any) -> Iterator[Any]:
         for page in read(position):
             seen.append(page)
-            for _ in range(3):  # each renews the turn for those that come
+            for _ in range(3):  # each call renews the lease for the following pages
                 hub.clock.tick(hub.conductor.context.policy.lease - 1)
                 still_working()
             assert hub.conductor.poll("crm.customer") == 0
@@ -78,7 +78,7 @@ def test_a_poll_that_takes_longer_than_its_interval_is_the_only_one(database: Da
 
     subscriber.changed_since = long  # type: ignore[method-assign]
     assert hub.conductor.poll("crm.customer") == 1 and len(seen) == 1
-    assert hub.conductor.poll("crm.customer") == 1 and len(seen) == 2  # its turn was given back
+    assert hub.conductor.poll("crm.customer") == 1 and len(seen) == 2  # the lease was released
 
 
 def test_a_poll_whose_claim_expired_applies_nothing_more(database: Database) -> None:
@@ -161,7 +161,7 @@ def test_two_polled_edits_of_one_second_both_arrive(database: Database) -> None:
     hub = TestHub(database, "crm")
     one = add(hub)
     hub.run()
-    for notes in ("first", "second"):  # both in the second of our own write, so both are set aside and fetched
+    for notes in ("first", "second"):  # same second as our write: postponed and fetched
         hub.systems["crm"].edit("crm_1", notes=notes)
         hub.conductor.poll("crm.customer")
         hub.conductor.sweep()
@@ -181,9 +181,9 @@ def test_a_polled_record_that_was_set_aside_passes_through_after_receive(databas
     one = add(hub, street="a", city="rome")
     hub.run()
     crm = hub.systems["crm"]
-    crm.store["crm_1"]["address"]["city"] = "ROME"  # as they keep it
+    crm.store["crm_1"]["address"]["city"] = "ROME"  # the form that the system stores
     hub.clock.tick()
-    edit(hub, one, street="b")  # the city goes along
+    edit(hub, one, street="b")  # sends the city too
     hub.run()
     crm.store["crm_1"]["address"]["city"] = "ROME"
     with database.write() as c:

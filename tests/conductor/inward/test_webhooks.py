@@ -1,4 +1,4 @@
-"""A webhook is verified, stored once and acknowledged."""
+"""Webhooks are verified, stored once and acknowledged."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def test_a_remote_edit_reaches_the_database_and_the_other_systems_only(hub: Test
     assert record(hub, one).email == "new@x.org"
     assert hub.shown("shop")[0]["email"] == "new@x.org"
     assert len(hub.systems["crm"].calls) == calls
-    # The same event again is answered, and not applied twice.
+    # A duplicate event is acknowledged but not applied again.
     assert not webhook(hub, "crm", "e1", "crm_1")
-    # An echo of our own write stops at once.
+    # An echo of our own write causes no further change.
     webhook(hub, "shop", "e1", "shop_1")
     hub.run()
     assert outcomes(hub, direction="in")[-1] == ("in", "update", "echo")

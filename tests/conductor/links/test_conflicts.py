@@ -1,4 +1,4 @@
-"""A conflict also ends without an operator's decision."""
+"""A conflict can also close without an operator's decision."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_record_found_gone_during_an_update_follows_on_gone(database: Database
 
 
 def test_a_record_that_reappears_remotely_is_linked_again(database: Database) -> None:
-    # The new link kept `unlinked_at` of the one before it: nothing was ever sent or taken again.
+    # Regression: the new link kept the old `unlinked_at`, so the hub never sent or applied anything for it.
     hub = TestHub(database, "crm", on_gone="delete")
     one = add(hub)
     hub.run()
@@ -86,7 +86,7 @@ def test_a_record_that_reappears_remotely_is_linked_again(database: Database) ->
 
 
 def test_a_deletion_that_is_polled_again_is_not_recorded_again(database: Database) -> None:
-    # Each poll wrote a row of history and announced the record, for ever, while it had a dead letter.
+    # Regression: while the record had a dead letter, each poll added a history row and announced it again.
     hub = TestHub(database, "crm")
     one = add(hub)
     hub.run()
@@ -125,6 +125,6 @@ def test_an_event_that_arrives_after_a_later_deletion_changes_nothing(database: 
     crm, follows = hub.systems["crm"], hub.conductor.subscribers["crm.customer"]
     hub.conductor.inward.inbox.apply_event(follows, crm.remove("crm_1"))
     assert record(hub, one).active is False
-    edit(hub, one, active=True)  # an operator still wants it
+    edit(hub, one, active=True)  # an operator reactivates the record
     hub.conductor.inward.inbox.apply_event(follows, External("crm_1"))
     assert record(hub, one).active is True and link(hub, "crm").unlinked_at is not None

@@ -1,4 +1,4 @@
-"""A write without an answer stays unconfirmed until the system shows its result."""
+"""A write without an answer stays unconfirmed until the external system shows its result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_remote_edit_over_an_update_whose_worker_died_survives(database: Datab
     crm = hub.systems["crm"]
 
     def die(kind: str, what: str) -> None:
-        crm.edit("crm_1", notes="1")  # it arrived
+        crm.edit("crm_1", notes="1")  # the write reached the system
         raise KeyboardInterrupt
 
     crm.on_call = die
@@ -89,7 +89,7 @@ def test_an_edit_after_a_worker_died_is_not_mistaken_for_the_value_it_sent(datab
     with pytest.raises(KeyboardInterrupt):
         hub.conductor.deliver("crm.customer", [one])
     crm.on_call = lambda kind, what: None
-    edit(hub, one, notes="2")  # captured, and not routed yet
+    edit(hub, one, notes="2")  # captured but not routed yet
     hub.clock.tick(100)
     hub.conductor.deliver("crm.customer", [one])
     webhook(hub, "crm", "e1", "crm_1")
@@ -153,7 +153,7 @@ def test_a_failed_lookup_proves_nothing_about_the_create_before_it(database: Dat
     lose_answer(hub, after=True)
     hub.run()
     edit(hub, one, phone=None)
-    lose_answer(hub, after=True)  # the look-up
+    lose_answer(hub, after=True)  # the lookup
     hub.run()
     retry_due(hub)
     webhook(hub, "crm", "e1", "crm_1")
@@ -170,7 +170,7 @@ def test_a_remote_edit_over_an_unconfirmed_update_is_applied_when_its_event_is_f
     hub.run()
     hub.clock.tick()
     hub.systems["crm"].edit("crm_1", notes="2, by who saw the 1")
-    edit(hub, one, phone="another field, later")  # makes ours the newer record
+    edit(hub, one, phone="another field, later")  # makes the database record the newer one
     webhook(hub, "crm", "e1", "crm_1")
     ((_, ids),) = [news for news in hub.publisher.published if news[0] == "inbox"]
     hub.publisher.published.clear()
@@ -252,7 +252,7 @@ def test_an_edit_reverted_while_unconfirmed_is_reverted_remotely(database: Datab
     edit(hub, one, notes="1")
     lose_answer(hub, after=True)
     hub.run()
-    edit(hub, one, notes="0")  # what was agreed before, and is not what they hold
+    edit(hub, one, notes="0")  # the last agreed value, not the one in the system
     retry_due(hub)
     webhook(hub, "crm", "e1", "crm_1")
     hub.run()
@@ -282,7 +282,7 @@ def test_a_newly_mapped_field_did_not_arrive_unless_the_system_shows_it(database
     one = add(hub, notes="1")
     hub.run()
     crm = hub.systems["crm"]
-    crm.edit("crm_1", notes=None)  # a field of theirs, which is mapped from now on
+    crm.edit("crm_1", notes=None)  # an unmapped field of the system, mapped in the next step
     mapped = [{"column": name, "path": name} for name in ("name", "notes")]
     hub.conductor.mappings.save("crm.customer", mapped, "ann", 0)
     edit(hub, one, name="new")
@@ -302,7 +302,7 @@ def test_a_record_deleted_while_its_create_is_unconfirmed_does_not_come_back(nes
     assert [record["hub_id"] for record in crm.store.values()] == [one]
     with nested_hub.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER))
-    webhook(nested_hub, "crm", "e1", "crm_1")  # overtakes the relay and the worker
+    webhook(nested_hub, "crm", "e1", "crm_1")  # processed before the relay and the worker run
     nested_hub.conductor.receive(one_row(nested_hub, Inbox).id)
     nested_hub.run()
     nested_hub.clock.tick(30)
@@ -334,7 +334,7 @@ def test_a_page_read_before_an_unconfirmed_write_does_not_undo_it(nested_hub: Te
 
 
 def hold_back_page(hub: TestHub) -> list[Page]:
-    """What a poll reads now, and applies when it is polled the next time: the database was away meanwhile."""
+    """Read the pages now and let the next poll apply them, as after a database outage."""
     subscriber = hub.conductor.subscribers["crm.customer"]
     read, pages = subscriber.changed_since, list(subscriber.changed_since(None))
 

@@ -43,7 +43,7 @@ def test_a_call_that_outlived_its_lease_writes_no_dead_letter(database: Database
     def slow(kind: str, what: str) -> None:
         crm.on_call = lambda kind, what: None
         hub.clock.tick(100)
-        with database.write() as c:  # another worker has it
+        with database.write() as c:  # another worker holds the lease
             c.execute(sa.update(Link).values(lease_owner="another", lease_until=hub.clock.now))
 
     crm.on_call = slow
@@ -65,7 +65,7 @@ def test_a_call_that_outlived_its_lease_leaves_the_link_alone(database: Database
     def slow(kind: str, what: str) -> None:
         crm.on_call = lambda kind, what: None
         hub.clock.tick(100)
-        with database.write() as c:  # another worker has it
+        with database.write() as c:  # another worker holds the lease
             c.execute(sa.update(Link).values(lease_owner="another", lease_until=until))
 
     crm.on_call = slow

@@ -1,4 +1,4 @@
-"""The three-way merge as laws: what must hold whatever hub and system did to a record."""
+"""Properties of the three-way merge that hold for any combination of changes in hub and system."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def together(
 
 
 def owed(agreed: Flat, ours: Flat) -> dict[str, Any]:
-    """What outward delivery would send after it: the fields of ours that differ from the base."""
+    """Return what outward delivery would send after the merge: our fields that differ from the base."""
     return {path: value for path, value in ours.items() if path not in agreed or not same(value, agreed[path])}
 
 
 def written(ours: Flat, result: Merge) -> dict[str, Any]:
-    """Our fields once what is taken has been written."""
+    """Return our fields after the taken values are written."""
     return {**ours, **result.take}
 
 
 def is_echo(result: Merge) -> bool:
-    """Nothing differs from what was agreed."""
+    """Return whether nothing differs from the agreed state."""
     return not (result.take or result.keep or result.settled or result.ask or result.form)
 
 
@@ -63,7 +63,7 @@ def test_an_echo_of_what_was_agreed_is_nothing(agreed: Flat, out: set[str], who:
 def test_an_echo_is_nothing_also_while_we_are_ahead_and_where_they_store_it_otherwise(
     agreed: Flat, held: Flat, ours: Flat, who: str
 ) -> None:
-    """They give back what they hold of the last agreed state; what we changed since does not matter."""
+    """The system returns its stored form of the last agreed state; our later changes do not matter."""
     assert is_echo(together(agreed, {**agreed, **held}, ours, held=held, who=who))
 
 
@@ -75,7 +75,7 @@ def test_the_same_event_again_is_an_echo(
     ours_now = written(ours, result)
     new_agreed, new_held = rebase(result, agreed, held, ours_now)
     again = together(new_agreed, theirs, ours_now, held=new_held, out=out, who=who)
-    assume(not result.ask)  # a field in conflict has no base yet, see below
+    assume(not result.ask)  # a field in conflict has no new base yet, see below
     assert is_echo(again)
     assert rebase(again, new_agreed, new_held, ours_now) == (new_agreed, new_held)
 
@@ -91,7 +91,7 @@ def test_edits_of_different_fields_both_survive(agreed: Flat, edits: Flat, there
     for path in changed(agreed, ours):
         assert same(now[path], ours[path])
     assert not result.conflicts and set(result.take) == changed(agreed, theirs)
-    # Exactly what we changed is owed to them.
+    # The hub owes the system exactly the fields that we changed.
     assert set(owed(rebase(result, agreed, {}, now)[0], now)) == changed(agreed, ours)
 
 
@@ -139,7 +139,7 @@ def test_a_field_that_only_goes_out_keeps_ours_and_is_put_right_there(
 def test_once_what_is_owed_is_delivered_both_sides_agree(
     agreed: Flat, held: Flat, theirs: Flat, ours: Flat, out: set[str], who: str
 ) -> None:
-    """The promise itself: after one merge and one delivery every field they mentioned is the same on both sides."""
+    """After one merge and one delivery, each field in the event has the same value on both sides."""
     result = together(agreed, theirs, ours, held=held, out=out, who=who)
     now = written(ours, result)
     base, base_held = rebase(result, agreed, held, now)
@@ -147,7 +147,7 @@ def test_once_what_is_owed_is_delivered_both_sides_agree(
     assert all(same(there[p], theirs[p]) for p in theirs)
     delivered = {**there, **owed(base, now)}
     for path in theirs:
-        # Where they store our value in a form of their own that was agreed on, it stays in theirs.
+        # If the system stores our value in its own, agreed form, it keeps that form.
         settled = path in base_held and path not in owed(base, now)
         assert settled or same(delivered[path], now[path])
 
@@ -164,7 +164,7 @@ def test_what_they_did_not_mention_stays_as_it_is(agreed: Flat, theirs: Flat, ou
 
 @given(FULL, FULL)
 def test_a_lossy_transform_is_no_edit(agreed: Flat, theirs: Flat) -> None:
-    """A changed field that reads back differently here (in upper case, say) is a remote value: nothing is owed."""
+    """A changed field that the database stores differently (for example in upper case) is not an edit."""
     result = together(agreed, theirs, agreed)
     now = {path: "MAPPED" if path in result.take else value for path, value in agreed.items()}
     base, held = rebase(result, agreed, {}, now)
@@ -176,7 +176,7 @@ def test_a_lossy_transform_is_no_edit(agreed: Flat, theirs: Flat) -> None:
 
 @given(FULL, FULL, FULL)
 def test_the_question_stays_the_same_until_it_is_answered(agreed: Flat, theirs: Flat, ours: Flat) -> None:
-    """A conflict that waits for an operator: the base of its field does not move, so nothing of it is lost."""
+    """While a conflict waits for an operator, the base of its field does not move, so no version is lost."""
     result = together(agreed, theirs, ours, who="ask")
     base, held = rebase(result, agreed, {}, written(ours, result))
     for path in result.ask:

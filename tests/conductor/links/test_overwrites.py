@@ -1,4 +1,4 @@
-"""A write of ours that overwrote a remote edit is detected by the event of that edit."""
+"""If our write overwrote a remote edit, the event of that edit reveals it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
     crm, edits = hub.systems["crm"], list[External]()
 
     def on_call(kind: str, what: str) -> None:
-        if kind == "update" and not edits:  # the object was read, and is about to be written whole
+        if kind == "update" and not edits:  # between reading and writing the whole object
             edits.append(crm.edit("crm_1", address={"line1": "0", "city": "theirs"}))
             hub.clock.tick()
 
@@ -28,12 +28,12 @@ def test_a_sibling_edit_that_our_write_undid_is_restored_by_its_event(database: 
     edit(hub, one, street="1")
     hub.run()
     assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "0"}
-    hub.conductor.poll("crm.customer")  # what our write left is known before the event of the edit comes
+    hub.conductor.poll("crm.customer")  # the hub sees its own write before the event of the edit
     hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], edits[0])
     hub.run()
     assert (record(hub, one).street, record(hub, one).city) == ("1", "theirs")
     assert crm.store["crm_1"]["address"] == {"line1": "1", "city": "theirs"}
-    # The same event once more is old news.
+    # The same event again has no effect.
     hub.clock.tick()
     crm.edit("crm_1", address={"line1": "1", "city": "later"})
     hub.conductor.poll("crm.customer")
@@ -55,10 +55,10 @@ def test_a_remote_edit_after_our_write_was_not_undone_by_it(database: Database, 
     hub.run()
     crm, subscriber = hub.systems["crm"], hub.conductor.subscribers["crm.customer"]
     hub.clock.tick()
-    edit(hub, one, street="1")  # the city goes along
+    edit(hub, one, street="1")  # sends the city too
     hub.run()
     events = []
-    for city in ("theirs", "0"):  # and is edited there, and put back
+    for city in ("theirs", "0"):  # edited in the external system, then reverted
         hub.clock.tick()
         events.append(crm.edit("crm_1", address={"line1": "1", "city": city}))
         hub.conductor.inward.inbox.apply_event(subscriber, events[-1])
@@ -66,7 +66,7 @@ def test_a_remote_edit_after_our_write_was_not_undone_by_it(database: Database, 
     hub.clock.tick()
     edit(hub, one, name="without the address")
     hub.run()
-    hub.conductor.inward.inbox.apply_event(subscriber, events[0])  # a poll reads overlapping stretches
+    hub.conductor.inward.inbox.apply_event(subscriber, events[0])  # polls overlap, so an event can repeat
     hub.run()
     assert record(hub, one).city == crm.store["crm_1"]["address"]["city"] == "0"
 
@@ -88,7 +88,7 @@ def test_a_remote_sibling_edit_in_a_nested_object_is_not_overwritten(nested_hub:
     if events == "after":
         webhook(nested_hub, "crm", "e1", "crm_1")
     nested_hub.conductor.poll("crm.customer")
-    nested_hub.conductor.sweep()  # of the same second as our write: set aside, to be fetched
+    nested_hub.conductor.sweep()  # same second as our write: postponed and fetched
     nested_hub.run()
     assert (record(nested_hub, one).city, record(nested_hub, one).street) == ("Oslo", "Way 2")
     for name in ("crm", "shop"):
@@ -110,7 +110,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
 
     nested_hub.clock.tick()
     crm.on_call = somebody_was_quicker
-    edit(nested_hub, one, street="Way 2")  # the city goes along
+    edit(nested_hub, one, street="Way 2")  # sends the city too
     nested_hub.run()
     assert crm.store["crm_1"]["address"] == {"city": "Rome", "line1": "Way 2"}
     for number in range(writes_since):
@@ -118,13 +118,13 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
         edit(nested_hub, one, street=f"Way {number + 3}")
         nested_hub.run()
     nested_hub.clock.tick(60)
-    for _ in range(2):  # by a webhook, and by a poll
+    for _ in range(2):  # once by webhook, once by poll
         nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], events[0])
         nested_hub.run()
     assert record(nested_hub, one).city == "Oslo"
     expected = {"city": "Oslo", "line1": f"Way {writes_since + 2}"}
     assert nested_hub.shown("crm")[0]["address"] == nested_hub.shown("shop")[0]["address"] == expected
-    edit(nested_hub, one, city="Rome")  # somebody here thinks otherwise
+    edit(nested_hub, one, city="Rome")  # a user edits the database record
     nested_hub.clock.tick(60)
     nested_hub.run()
     nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], events[0])
@@ -133,7 +133,7 @@ def test_a_remote_edit_that_our_write_undid_is_restored_by_a_late_event(nested_h
 
 
 def refuse_an_update(hub: TestHub, error: SyncError) -> None:
-    """The next update certainly does nothing there; what is read before it still is."""
+    """Make the next update fail with `error` and no effect; reads before it succeed."""
     crm = hub.systems["crm"]
 
     def refuse(kind: str, what: str) -> None:
@@ -145,7 +145,7 @@ def refuse_an_update(hub: TestHub, error: SyncError) -> None:
 
 
 def to_oslo_and_back(hub: TestHub) -> list[External]:
-    """Somebody there edits the city twice; the events of it."""
+    """Edit the city twice in the external system and return both events."""
     events = []
     for city in ("Oslo", "Rome"):
         hub.clock.tick(60)
@@ -170,7 +170,7 @@ def test_a_write_without_effect_undid_nothing(nested_hub: TestHub, refused: Sync
     edit(nested_hub, one, street="Way 2")
     nested_hub.run()
     nested_hub.clock.tick(60)
-    edit(nested_hub, one, street="Way 1")  # taken back, so nothing is sent
+    edit(nested_hub, one, street="Way 1")  # reverted, so nothing is sent
     nested_hub.conductor.sweep()
     nested_hub.run()
     nested_hub.clock.tick(86_400)
@@ -185,7 +185,7 @@ def test_a_write_without_effect_undid_nothing_before_the_next_write(nested_hub: 
     edit(nested_hub, one, street="Way 2")
     nested_hub.run()
     events = to_oslo_and_back(nested_hub)
-    edit(nested_hub, one, street="Way 1", name="Ada K")  # the name alone is written
+    edit(nested_hub, one, street="Way 1", name="Ada K")  # only the name is written
     nested_hub.run()
     nested_hub.clock.tick(60)
     assert_stays_in_rome(nested_hub, one, events)

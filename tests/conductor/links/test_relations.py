@@ -36,7 +36,7 @@ def test_a_related_record_goes_first_and_its_dependent_uses_no_attempt(billing: 
     add_invoice(billing, customer)
     billing.conductor.relay()
     billing.publisher.published.clear()
-    billing.conductor.deliver("crm.invoice", ["1"])  # its news come first
+    billing.conductor.deliver("crm.invoice", ["1"])  # its message arrives before the customer's
     assert billing.systems["crm"].calls == []
     assert invoice_link(billing).attempts == 0
     billing.run()
@@ -55,20 +55,20 @@ def test_a_related_record_delivered_during_the_check_does_not_block(
 
     def slow(subscriber: Any, *arguments: Any) -> None:
         if subscriber.name() == "crm.invoice":
-            billing.conductor.deliver("crm.customer", [customer])  # another worker was quicker
+            billing.conductor.deliver("crm.customer", [customer])  # another worker delivers it first
         send(subscriber, *arguments)
 
     monkeypatch.setattr(sender, "send", slow)
     billing.conductor.deliver("crm.invoice", ["1"])
     monkeypatch.undo()
-    billing.run()  # and no time goes by
+    billing.run()  # without advancing the clock
     assert len(bills(billing)) == 1
 
 
 def test_a_related_record_without_a_pending_change_is_delivered_for_its_dependent(billing: TestHub) -> None:
     customer = add(billing)
     with billing.conductor.database.write() as c:
-        c.execute(sa.text("DELETE FROM change"))  # it is older than the hub
+        c.execute(sa.text("DELETE FROM change"))  # the record is older than the hub
     add_invoice(billing, customer)
     billing.run()
     assert len(bills(billing)) == 1
@@ -85,7 +85,7 @@ def test_a_dead_parent_is_reported_and_its_dependents_follow_when_it_is_fixed(bi
     billing.clock.tick(1000)
     billing.conductor.sweep()
     billing.run()
-    assert len(billing.systems["crm"].calls) == calls  # it is a dead letter, not a loop
+    assert len(billing.systems["crm"].calls) == calls  # a dead letter causes no further calls
     edit(billing, customer, country="IT")
     billing.run()
     assert len(bills(billing)) == 1

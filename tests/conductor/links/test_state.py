@@ -1,4 +1,4 @@
-"""The verbs of a link set all columns that belong to their meaning."""
+"""Each state change of a link sets all columns that belong to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table `link` has one home: production code outside `conductor/links` does not write it."""
+"""Only `conductor/links` writes the `link` table; no other production code does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _files() -> Iterator[Path]:
 
 
 def writes(text: str) -> list[int]:
-    """The lines of a source text that write table `link`."""
+    """Return the line numbers in a source text that write the `link` table."""
     tree = ast.parse(text)
     table_names = {"Link", "Link.__table__"} | {
         ast.unparse(target)
@@ -39,7 +39,7 @@ def writes(text: str) -> list[int]:
             name = ast.unparse(node.func).rsplit(".", 1)[-1]
             given = {ast.unparse(argument) for argument in node.args}
             called = {ast.unparse(argument) for argument in node.args[:2]}
-            # `execute_atomic(update_if, Link.__table__, ...)` writes as well.
+            # `execute_atomic(update_if, Link.__table__, ...)` also writes the table.
             if given & table_names and (name in _WRITES or called & _WRITES):
                 lines.append(node.lineno)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.search(node.value):

@@ -1,4 +1,4 @@
-"""Saved mappings: the newest version is in force."""
+"""Saved mappings: the newest version applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop over a batch: load, claim, plan, send, record."""
+"""Delivering a batch: load, claim, plan, send, record."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_edit_during_the_call_is_sent_right_after_it(hub: TestHub) -> None:
             done.append(1)
             edit(hub, one, notes="edited during the call")
             hub.conductor.relay()
-            hub.conductor.deliver("crm.customer", [one])  # its news comes while the lease is held
+            hub.conductor.deliver("crm.customer", [one])  # its message arrives while the lease is held
 
     hub.systems["crm"].on_call = meanwhile
     hub.conductor.deliver("crm.customer", [one])
@@ -46,7 +46,7 @@ def test_an_edit_during_the_call_is_sent_right_after_it(hub: TestHub) -> None:
 
 
 class InterruptedSubscriber(FakeSubscriber):
-    """Something else happens while a record is planned for, once each."""
+    """Run each queued action once, while a record is being planned."""
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
@@ -59,7 +59,7 @@ class InterruptedSubscriber(FakeSubscriber):
 
 
 def test_a_link_that_changed_during_planning_is_planned_again(database: Database) -> None:
-    """Links are claimed as they were read: what came in meanwhile is neither overwritten nor sent back."""
+    """A link is claimed only if unchanged, so an incoming event is neither overwritten nor sent back."""
     hub = TestHub(database, "crm", kinds=(InterruptedSubscriber,))
     subscriber: Any = hub.conductor.subscribers["crm.customer"]
     one = add(hub, notes="0", city="Rome")
@@ -86,7 +86,7 @@ def test_a_link_that_another_worker_delivered_during_planning_is_not_delivered_a
 
 
 def test_few_frames_lie_between_the_actor_and_the_subscriber(database: Database) -> None:
-    """The way of a change can be read off a traceback: five functions of the conductor, one after the other."""
+    """A traceback shows the path of a change: five conductor functions in sequence."""
     frames: list[str] = []
 
     class Traced(FakeSubscriber):

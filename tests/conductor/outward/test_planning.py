@@ -1,4 +1,4 @@
-"""Which operation a record needs, and which fields it sends."""
+"""Which operation a record needs and which fields it sends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record budget admits a limited number of records; begun batches go before new ones."""
+"""The record budget limits the records in progress; started batches go before new ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.runtimes import until
 
 pytestmark = pytest.mark.unit
 
-#: Longer than any of this takes; only a failing test waits for it.
+#: Timeout in seconds; only a failing test reaches it.
 PATIENCE = 20.0
 
 
@@ -23,7 +23,7 @@ def start(work: Callable[[], None]) -> threading.Thread:
 
 
 def waiting(budget: RecordBudget) -> tuple[int, int]:
-    """How many batches wait: begun ones, and new ones."""
+    """Return how many started and how many new batches wait."""
     return len(budget._begun), len(budget._new)
 
 
@@ -102,7 +102,7 @@ def test_a_very_large_batch_waits_its_turn_and_leaves_a_share() -> None:
         with budget.taken(1):
             threads = [start(large)]
             until(lambda: waiting(budget) == (0, 1))
-            threads.append(start(small))  # there would be budget for it
+            threads.append(start(small))  # the budget has room for it
             until(lambda: waiting(budget) == (0, 2))
             assert not order
         assert at_work.wait(PATIENCE)

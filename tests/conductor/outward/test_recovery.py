@@ -1,4 +1,4 @@
-"""The sweep finds lost notifications, due retries and waiting events."""
+"""The sweep finds lost messages, due retries and waiting events."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.support.records import add, webhook
 def test_a_lost_notification_is_published_again_unless_the_queue_is_full(hub: TestHub) -> None:
     add(hub)
     hub.conductor.relay()
-    hub.publisher.published.clear()  # RabbitMQ's disk is gone
+    hub.publisher.published.clear()  # RabbitMQ lost all messages
     hub.conductor.sweep()
-    assert hub.publisher.published == []  # it may only be slow
+    assert hub.publisher.published == []  # the message may just be late
     hub.clock.tick(31)
     hub.publisher.depths = {"crm.customer": 5}
     hub.conductor.sweep()
     assert [what for what, _ in hub.publisher.published] == ["shop.customer"]
     hub.publisher.published.clear()
     hub.conductor.sweep()
-    assert hub.publisher.published == []  # announced a moment ago
+    assert hub.publisher.published == []  # published a moment ago
     hub.publisher.depths = {}
     hub.conductor.sweep()
     hub.run()
@@ -68,7 +68,7 @@ def test_the_inbox_of_a_paused_system_does_not_hide_other_inboxes(
 def test_a_leaked_sync_context_does_not_suppress_later_changes(sqlite_hub: TestHub) -> None:
     hub = sqlite_hub
     with hub.conductor.database.write() as c:
-        c.execute(sa.insert(SyncContext).values(id=1, origin="crm"))  # and no DELETE before the commit
+        c.execute(sa.insert(SyncContext).values(id=1, origin="crm"))  # committed without the DELETE
     hub.conductor.sweep()
     add(hub)
     hub.run()

@@ -1,4 +1,4 @@
-"""How the outcome of a call is recorded: link, delivery, dead letter."""
+"""Recording the outcome of a call: link, delivery, dead letter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: 
     assert (letter.subscriber, letter.record_id, letter.fields) == ("crm.customer", bad, {"email": "is not valid"})
     assert link(hub, "crm", good).synced_change == link(hub, "crm", good).owed_change
     assert link(hub, "crm", bad).dead_at is not None
-    # A retry by a person sends it, and the letter closes by itself.
+    # An operator's retry delivers the record, and the dead letter closes automatically.
     assert retry_all(hub.conductor, "ann@x.org") == 1
     hub.conductor.sweep()
     hub.run()
@@ -43,7 +43,7 @@ def test_retries_back_off_and_end_as_a_dead_letter(hub: TestHub) -> None:
         hub.conductor.sweep()
         assert hub.publisher.published == []  # not due yet
         calls = len(hub.systems["crm"].calls)
-        hub.conductor.deliver("crm.customer", [one])  # an old message
+        hub.conductor.deliver("crm.customer", [one])  # a stale message
         assert len(hub.systems["crm"].calls) == calls
         hub.clock.tick(10)
         hub.conductor.sweep()
@@ -83,7 +83,7 @@ def test_a_long_network_outage_makes_no_dead_letter_but_a_record_without_answers
     assert rows(hub, DeadLetter) == [] and link(hub, "crm", one).attempts == 2
     crm.failures.clear()
 
-    # The system answers others, but never for this record.
+    # The system answers for other records, but never for this one.
     def silent(kind: str, what: str) -> None:
         if what == one:
             raise Retry("the connection was cut", maybe_done=True, unanswered=True)

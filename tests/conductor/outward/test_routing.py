@@ -1,4 +1,4 @@
-"""Captured changes become pending work of the subscribers they concern."""
+"""Captured changes become pending work for the subscribers that follow the record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_origin_and_the_unsubscribe_list_of_a_change_are_skipped(hub: TestHu
     hub.run()
     assert hub.shown("crm") == hub.shown("shop") == []
     assert outcomes(hub, subscriber="shop.customer") == [("out", "none", "skipped")]
-    # ... for that change only: a later edit of the record flows again.
+    # Only that change is skipped: a later edit of the record is delivered.
     edit(hub, "1", notes="later")
     hub.run()
     assert len(hub.shown("crm")) == len(hub.shown("shop")) == 1
@@ -45,7 +45,7 @@ def test_an_edit_revives_a_dead_record(hub: TestHub) -> None:
 
 
 def test_a_change_that_commits_after_one_with_a_greater_id_is_not_lost(database: Database) -> None:
-    # Two transactions may take their change ids in one order and commit in the other.
+    # Two transactions can allocate change ids in one order and commit in the other.
     hub = TestHub(database, "crm")
     one = add(hub)
     hub.run()

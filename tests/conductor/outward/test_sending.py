@@ -1,4 +1,4 @@
-"""Creates are never repeated blindly: the sender looks for the record first."""
+"""The sender never repeats a create blindly: it searches for the record first."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_a_worker_that_dies_after_the_create_causes_no_duplicate(hub: TestHub) -
     hub.publisher.published.clear()
 
     def die(kind: str, what: str) -> None:
-        raise KeyboardInterrupt  # as abrupt as it gets in one process
+        raise KeyboardInterrupt  # simulates a killed worker
 
     crm = hub.systems["crm"]
     crm.on_call = die
     with pytest.raises(KeyboardInterrupt):
         hub.conductor.deliver("crm.customer", [one])
-    crm.add(name="Ada", hub_id=one)  # the call had arrived
+    crm.add(name="Ada", hub_id=one)  # the call reached the system
     crm.on_call = lambda kind, what: None
     hub.conductor.deliver("crm.customer", [one])
-    assert len(hub.shown("crm")) == 1 and crm.calls[-1][0] == "create"  # the lease still holds
+    assert len(hub.shown("crm")) == 1 and crm.calls[-1][0] == "create"  # the lease has not expired
     hub.clock.tick(61)
     hub.conductor.sweep()
     hub.run()

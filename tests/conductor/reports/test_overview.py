@@ -1,4 +1,4 @@
-"""Is everything in sync? What the overview says in mixed states, and that its numbers are cheap and exactly so."""
+"""The overview reports correct sync state in mixed situations, and its numbers are exact and cheap to compute."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def hub(database: Database, clock: Clock) -> Conductor:
-    """Two systems in order, and a process of each kind."""
+    """Return a conductor with two healthy systems and one process of each kind."""
     subscribers: dict[str, Subscriber] = {}
     for name in ("crm", "shop"):
         kind: type[FakeSubscriber] = type(name.title(), (FakeSubscriber,), {"system": name})
@@ -162,7 +162,7 @@ def test_the_version_changes_with_what_is_shown(hub: Conductor, database: Databa
 
 
 def counted(database: Database, seconds: int = MINUTE) -> dict[str, int]:
-    """All that was counted."""
+    """Return the sum of each counter."""
     columns = ("delivered", "received", "failed", "dead")
     sums = [sa.func.coalesce(sa.func.sum(getattr(Throughput, name)), 0) for name in columns]
     with database.read() as connection:
@@ -188,7 +188,7 @@ def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, da
         series = hub.reports.throughput.series(connection, SPANS["1h"], "crm.customer")
         assert hub.reports.throughput.by_subscriber(connection, SPANS["1h"])["crm.customer"] == series
         week = hub.reports.throughput.series(connection, SPANS["7d"])
-        assert sum(week.counts["delivered"]) == 0  # the hour is not over
+        assert sum(week.counts["delivered"]) == 0  # the current hour is not complete
     minute = series.at.index(int(begun.timestamp()))
     assert series.counts["delivered"][minute : minute + 3] == [2, 0, 1]
     assert series.counts["failed"][minute : minute + 3] == [0, 1, 0]
@@ -196,7 +196,7 @@ def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, da
 
 @pytest.mark.parametrize("migrated_url", [pytest.param("postgresql", marks=pytest.mark.services)], indirect=True)
 def test_a_row_that_appears_late_is_counted(hub: Conductor, database: Database, clock: Clock) -> None:
-    """A transaction took its id first and commits last; and by then another one is under way."""
+    """A transaction allocates its id first and commits last, while another transaction is still open."""
     row = sa.insert(Delivery).values(**DELIVERY, outcome="delivered", at=clock())
     with database.engine.connect() as slow, database.engine.connect() as another:
         slow.execute(row)
@@ -264,7 +264,7 @@ def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(
     now[0] += 40
     assert overview_cache.get(fresh=False) == (version, overview) and len(made) == 1
     assert overview_cache.get(fresh=True)[0] != version and len(made) == 2
-    now[0] += 60  # half a second is one per cent of fifty
+    now[0] += 60  # computing took 0.5 s, which is 1 % of 50 s
     overview_cache.get(fresh=False)
     assert len(made) == 3
 

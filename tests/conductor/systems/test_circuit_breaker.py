@@ -1,4 +1,4 @@
-"""A system that is down is left alone and probed."""
+"""A system that is down receives only probes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def test_a_system_that_is_down_uses_no_attempts_and_is_probed(hub: TestHub) -> N
     crm = hub.systems["crm"]
     crm.fail(SystemDown("503", after=5), times=2)
     hub.run()
-    assert len(crm.calls) == 1  # the others were not tried
+    assert len(crm.calls) == 1  # no other record was sent
     assert all(link(hub, "crm", one).attempts == 0 for one in ids)
     hub.clock.tick(1)
     hub.conductor.sweep()
     hub.run()
-    hub.conductor.deliver("crm.customer", ids)  # other news of them, from whoever
-    assert len(crm.calls) == 1  # not before it is time
+    hub.conductor.deliver("crm.customer", ids)  # another message for the same records
+    assert len(crm.calls) == 1  # the next probe is not due yet
     hub.clock.tick(5)
     hub.conductor.sweep()
     hub.run()
@@ -109,7 +109,7 @@ def test_a_probe_that_calls_nothing_leaves_the_probe_to_the_next(database: Datab
     edit(hub, ids[-1], name="edited")
     hub.run()
     for one in ids[:-1]:
-        edit(hub, one, currency="eur")  # owed, and nothing to send
+        edit(hub, one, currency="eur")  # owed, but nothing to send
     hub.conductor.relay()
     hub.publisher.published.clear()
     hub.clock.tick(61)
@@ -126,7 +126,7 @@ def test_a_blocked_record_does_not_keep_a_system_down(database: Database) -> Non
     with database.write() as connection:
         connection.execute(sa.insert(Invoice).values(number="R-1", customer_id=int(one), currency="eur"))
     hub.conductor.relay()
-    # The system is back. The invoice's message comes first, and nobody is asked about it.
+    # The system is up again. The invoice's message arrives first and causes no call, as the invoice is blocked.
     hub.clock.tick(61)
     hub.conductor.deliver("crm.invoice", ["1"])
     hub.conductor.deliver("crm.customer", [one])

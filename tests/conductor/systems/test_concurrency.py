@@ -1,4 +1,4 @@
-"""Slots for concurrent calls: limited over all processes, handed on within one, and never lost."""
+"""Slots for concurrent calls: limited across all processes, reused within a process, never lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.fakes import TestHub
 from tests.support.records import rows
 from tests.support.runtimes import until
 
-#: Longer than any of this takes; only a failing test waits for it.
+#: Timeout in seconds; only a failing test reaches it.
 PATIENCE = 20.0
 
 
@@ -60,7 +60,7 @@ def test_never_more_than_allowed_over_two_processes_and_all_come_through(hub: Te
             with limiter.slot("crm") as slot:
                 call(+1)
                 call(-1)
-                slot.release()  # nothing is called any more
+                slot.release()  # no call is in progress
                 slot.take()
                 call(+1)
                 call(-1)
@@ -103,11 +103,11 @@ def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(hub: Test
         waits = start(lambda: here.enter("crm"))
         until(lambda: waiting(here) == 1)
         assert second._held is not None
-        second._held.since -= 10.0  # handed on for that long
+        second._held.since -= 10.0  # passed on within this process for 10 s
         second.release()
         waits.join(PATIENCE)
         after = owners(hub)
-        assert (after[0], len(after)) == (before[0], 2) and after != before  # from the database, like anybody
+        assert (after[0], len(after)) == (before[0], 2) and after != before  # taken from the database again
         assert elsewhere._take("crm", 1) == []
 
 
@@ -162,7 +162,7 @@ def test_concurrent_calls_are_limited_over_all_processes_and_dead_workers_free_t
 
     def rest(_called: object, seconds: float | None) -> None:
         waits.append(seconds or 0.0)
-        hub.clock.tick(61)  # the lease of those who hold the slots runs out
+        hub.clock.tick(61)  # the leases of the held slots expire
 
     limiter = ConcurrencyLimiter(hub.conductor.context, rest=rest)
     with limiter.slot("crm"), limiter.slot("crm"):

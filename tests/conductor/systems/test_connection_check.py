@@ -1,4 +1,4 @@
-"""`./syncflow check`: what is missing is said in plain words, before the first record is sent."""
+"""`./syncflow check` reports in plain words what is missing before the first record is sent."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TEXT = ExternalField("text")
 
 @pytest.fixture
 def migrated_url(migrated_sqlite: Path, tmp_path: Path) -> str:
-    """Checking asks the database for nothing that differs: one kind is enough."""
+    """Return a SQLite URL: the check behaves the same on both databases, so one is enough."""
     shutil.copy(migrated_sqlite, tmp_path / "syncflow.db")
     return f"sqlite:///{tmp_path / 'syncflow.db'}"
 
 
 def found(database: Database, fields: dict[str, ExternalField] | None, **attributes: Any) -> list[Finding]:
-    """What is said of a subscriber whose system describes itself so."""
+    """Return the findings for a subscriber whose system describes these fields."""
     hub = TestHub(database, "crm", describe=lambda self: fields, **attributes)
     return hub.conductor.connection_check.check("crm")["crm.customer"]
 

@@ -1,4 +1,4 @@
-"""An operator pauses, resumes and polls systems."""
+"""Operators pause, resume and poll systems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls per second, over all processes."""
+"""The limit of calls per second applies across all processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_calls_per_second_are_limited_over_all_processes(database: Database) -> 
     processes = [RateLimiter(hub.conductor.context, sleep=slept.append) for _ in range(3)]
     for turn in range(12):
         processes[turn % 3].wait("crm", 4)
-    # The clock stands still: the twelfth call, whoever makes it, begins 11/4 seconds after the first.
+    # The clock is frozen: the twelfth call starts 11/4 seconds after the first, in whichever process.
     assert max(slept) == pytest.approx(11 / 4)
     assert sorted(slept) == pytest.approx([turn / 4 for turn in range(1, 12)])
 

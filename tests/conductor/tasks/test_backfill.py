@@ -1,4 +1,4 @@
-"""Backfill: a new subscriber gets the records there are, once, without a flood, and what it has already is linked."""
+"""Backfill sends existing records to a new subscriber once, at a limited rate, and links those it already has."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUSTOMER = Customer.__table__
 
 @pytest.fixture
 def hub(database: Database) -> TestHub:
-    """Six customers that were there before anybody followed them."""
+    """Return a hub with six customers that existed before any subscriber followed them."""
     with database.write() as c:
         rows = [{"name": f"Ada {n}", "email": f"ada{n}@x.org", "country": "DE" if n % 2 else "FR"} for n in range(6)]
         c.execute(sa.insert(CUSTOMER), rows)
@@ -36,7 +36,7 @@ def hub(database: Database) -> TestHub:
 
 
 def work(hub: TestHub, steps: int = 40) -> None:
-    """What scheduler, relay and workers do."""
+    """Run the work of scheduler, relay and workers."""
     for _ in range(steps):
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()
@@ -137,13 +137,13 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
-    for _ in range(6):  # nobody delivers
+    for _ in range(6):  # no worker delivers
         hub.conductor.tasks.run_some()
         hub.clock.tick(2)
     task = hub.conductor.tasks.get(one)
     assert (task.done, task.message) == (2, "waits: crm has a backlog")
     monkeypatch.setattr(type(hub.conductor.subscribers["crm.customer"]), "batch_size", lambda self, waiting: 4)
-    for _ in range(3):  # as many as one call takes
+    for _ in range(3):  # up to the batch size of one call
         hub.conductor.tasks.run_some()
         hub.clock.tick(2)
     assert hub.conductor.tasks.get(one).done == 4
@@ -238,7 +238,7 @@ def test_a_filter_compares_as_its_column_does(hub: TestHub, where: dict[str, str
     with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(active=False, phone="1"))
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer", where=where)
-    assert hub.conductor.tasks.get(one).total is None  # a click counts no table
+    assert hub.conductor.tasks.get(one).total is None  # the total is not counted when the task starts
     hub.conductor.tasks.run_some()
     assert hub.conductor.tasks.get(one).total == count
 
@@ -286,7 +286,7 @@ def test_with_scheduler_relay_and_workers_at_work(database: Database) -> None:
 def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_position(
     database: Database, hub: TestHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def changed_since(self: Any, position: Any) -> Any:  # records of one second, several pages of them
+    def changed_since(self: Any, position: Any) -> Any:  # several pages of records from the same second
         for key in list(self.client.store):
             yield Page([self.client.external(key)], {"since": "the same"})
 

@@ -1,4 +1,4 @@
-"""The test of a connection as a task: it is bounded, can be stopped, and outlives the process that asks."""
+"""The connection check as a task: it has a timeout, can be stopped, and survives a process restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.fakes import TestHub
 
 
 class Silence:
-    """A system's answer that does not come until it is let go."""
+    """A system that does not answer until the test releases it."""
 
     def __init__(self) -> None:
         self.asked, self.over = threading.Event(), threading.Event()
@@ -64,10 +64,10 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
     hub = TestHub(database, "crm", describe=silence)
     tasks = hub.conductor.tasks
     one = hub.conductor.tasks.start("check", "ann", system="crm")
-    assert hub.conductor.tasks.start("check", "bob", system="crm") == one  # one under way is not begun again
+    assert hub.conductor.tasks.start("check", "bob", system="crm") == one  # a running check is not started again
     tasks.run_some()
     assert silence.asked.is_set() and tasks.get(one).message == "asks crm.customer"
-    assert not tasks.run_some()  # others' turn
+    assert not tasks.run_some()  # no further step yet, so other tasks can run
     hub.clock.tick(10)
     tasks.run_some()
     assert tasks.get(one).message == "asks crm.customer, no answer for 10 s yet"
@@ -85,7 +85,7 @@ def test_it_can_be_stopped_and_another_process_asks_again(database: Database, si
     hub.conductor.tasks.stop(one, "ann")
     assert hub.conductor.tasks.get(one).state == "stopped"
     hub.conductor.tasks.resume(one, "ann")
-    other = TestHub(database, "crm")  # its system answers
+    other = TestHub(database, "crm")  # this system answers
     run(other)
     assert other.conductor.tasks.get(one).message == "everything works"
 

@@ -1,4 +1,4 @@
-"""Reconcile: what drifted apart behind the hub's back is found, per field, and brought together on request."""
+"""Reconcile finds differences that the hub did not capture, per field, and repairs them on request."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CUSTOMER = Customer.__table__
 
 @pytest.fixture
 def hub(database: Database) -> TestHub:
-    """Five customers that a system has."""
+    """Return a hub with five customers, all present in the external system."""
     hub = TestHub(database, "crm")
-    for n in range(1, 6):  # one after the other, so that crm_3 is of 3
+    for n in range(1, 6):  # one at a time, so that crm_3 belongs to record 3
         with database.write() as c:
             c.execute(sa.insert(CUSTOMER).values(name=f"Ada {n}", phone=str(n)))
         hub.run()
@@ -31,7 +31,7 @@ def hub(database: Database) -> TestHub:
 
 
 def edit_unseen(hub: TestHub, record_id: int, **values: Any) -> None:
-    """As a restored backup does: no capture row is left of it."""
+    """Edit a record without a captured change, as restoring a backup does."""
     with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == record_id).values(**values))
         c.execute(sa.delete(Change).where(Change.relayed_at.is_(None)))
@@ -54,7 +54,7 @@ def names(hub: TestHub) -> list[str]:
 
 
 def drift_apart(hub: TestHub) -> None:
-    """One field there, two here, a record gone there, one gone here."""
+    """Change one field in the system and two in the database, and delete one record on each side."""
     crm = hub.systems["crm"]
     crm.edit("crm_1", name="Theirs")
     edit_unseen(hub, 2, phone="22", name="Ours")
@@ -109,7 +109,7 @@ def test_what_is_on_its_way_is_no_drift(hub: TestHub) -> None:
 
 def test_a_lease_that_ran_out_hides_no_drift(hub: TestHub) -> None:
     drift_apart(hub)
-    with hub.conductor.database.write() as c:  # as somebody leaves it who died while he fetched the record
+    with hub.conductor.database.write() as c:  # as left by a worker that died during a fetch
         left = {"lease_owner": "died", "lease_until": hub.clock.now}
         c.execute(sa.update(Link).where(Link.record_id == "1").values(**left))
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
@@ -125,7 +125,7 @@ def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: 
         c.execute(sa.update(Link).values(remote_values={"name": "ADA"}))
     hub.systems["crm"].edit("crm_1", name="ADA", phone=None)
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
-    assert task.message == "1 record differs: phone 1"  # nobody has told the hub of their phone yet
+    assert task.message == "1 record differs: phone 1"  # the hub has not received the system's phone yet
 
 
 def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(hub: TestHub) -> None:

@@ -1,4 +1,4 @@
-"""TaskRunner: long work that outlives its process, is done by one at a time, and can be stopped and resumed."""
+"""TaskRunner: long tasks survive their process, run in one process at a time, and can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def hub(database: Database) -> TestHub:
 
 
 class Stub(TaskKind):
-    """A kind of task that does one function's steps."""
+    """A kind of task that calls a function for each step."""
 
     def __init__(self, work: Callable[[Any], Step]) -> None:
         self.work = work
@@ -46,7 +46,7 @@ def register(tasks: TaskRunner, kind: str, work: Callable[[Any], Step]) -> None:
 
 
 def counting(hub: TestHub, to: int = 5) -> Callable[[Any], Step]:
-    """A kind of work: each step writes one customer, up to a number."""
+    """Return a step function that inserts one customer per step, up to `to` customers."""
 
     def step(task: Any) -> Step:
         number = (task.position or {}).get("number", 0) + 1
@@ -135,7 +135,7 @@ def test_after_a_death_the_step_is_done_again_once_its_lease_has_run_out(hub: Te
     counting(hub, to=2)
     tasks = hub.conductor.tasks
     one = tasks.begin("count", "ann")
-    assert tasks._take().id == one  # and then the process died
+    assert tasks._take().id == one  # the process dies here
     assert not tasks.run_some()
     hub.clock.tick(61)
     assert tasks.run_some() and tasks.run_some()
@@ -162,7 +162,7 @@ def test_a_step_that_outlived_its_lease_counts_for_nothing(hub: TestHub) -> None
     def slow(task: Any) -> Step:
         late = step(task)
         hub.clock.tick(61)
-        assert other.run_some()  # somebody else took over
+        assert other.run_some()  # another process takes over
         return late
 
     register(tasks, "count", slow)
@@ -282,11 +282,11 @@ def test_old_tasks_are_tidied_away_and_open_ones_kept(hub: TestHub) -> None:
     assert [t.state for t in tasks.list()] == ["running"]
 
 
-# --- many dead letters again ------------------------------------------------------------------------------
+# --- retry many dead letters ------------------------------------------------------------------------------
 
 
 def kill(hub: TestHub, count: int) -> None:
-    """So many customers whose delivery a system refuses for good."""
+    """Insert `count` customers whose delivery the system rejects permanently."""
     hub.systems["crm"].fail(Reject("no"), times=count)
     with hub.conductor.database.write() as c:
         c.execute(sa.insert(CUSTOMER), [{"name": f"Ada {n}"} for n in range(count)])
@@ -294,7 +294,7 @@ def kill(hub: TestHub, count: int) -> None:
 
 
 def work(hub: TestHub, steps: int = 30) -> None:
-    """What scheduler, relay and workers do."""
+    """Run the work of scheduler, relay and workers."""
     for _ in range(steps):
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()
@@ -309,7 +309,7 @@ def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
     kill(hub, 10)
     one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter(error="Reject"))
     hub.clock.tick()
-    kill(hub, 1)  # a later one is not meant
+    kill(hub, 1)  # a later dead letter is not part of the task
     hub.systems["crm"].fail(Reject("still no"), times=2)
     work(hub)
     task = hub.conductor.tasks.get(one)
@@ -352,7 +352,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
 def test_what_does_not_come_to_an_end_is_counted_as_under_way(hub: TestHub) -> None:
     kill(hub, 1)
     one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter())
-    for _ in range(3):  # nobody sweeps or delivers
+    for _ in range(3):  # no sweep and no delivery
         hub.conductor.tasks.run_some()
         hub.clock.tick(2)
     assert hub.conductor.tasks.get(one).state == "running"
@@ -362,7 +362,7 @@ def test_what_does_not_come_to_an_end_is_counted_as_under_way(hub: TestHub) -> N
     assert (task.state, task.message) == ("done", "0 of 1 succeeded, 0 failed again, 1 under way")
 
 
-# --- many dead letters discarded ----------------------------------------------------------------------------
+# --- discard many dead letters ----------------------------------------------------------------------------
 
 
 def open_letters(hub: TestHub) -> int:
@@ -375,7 +375,7 @@ def test_all_that_match_are_discarded_with_the_reason_on_each(hub: TestHub, monk
     kill(hub, 7)
     one = hub.conductor.tasks.start("discard", "ann", letters=DeadLetterFilter(error="Reject"), reason=" test data ")
     hub.clock.tick()
-    kill(hub, 1)  # a later one is not meant
+    kill(hub, 1)  # a later dead letter is not part of the task
     work(hub)
     task = hub.conductor.tasks.get(one)
     assert (task.state, task.total, task.done, task.succeeded, task.failed) == ("done", 7, 7, 7, 0)
@@ -399,7 +399,7 @@ def test_discarding_can_be_stopped_and_outlives_the_process(hub: TestHub, monkey
     tasks.stop(one, "bob")
     assert not tasks.run_some() and open_letters(hub) == 3
     tasks.resume(one, "ann")
-    tasks._take()  # and then the process died
+    tasks._take()  # the process dies here
     hub.clock.tick(61)
     other = TestHub(hub.conductor.database, "crm")
     other.clock.now = hub.clock.now
