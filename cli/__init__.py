@@ -31,7 +31,7 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int]
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-    #: Whether the command works on a running hub, and so uses the settings of a demo that runs here.
+    #: Whether the command works on a running hub, and so uses the settings of a demo that is running.
     uses_running_demo: bool = False
 
 

@@ -83,7 +83,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Start simulators and hub, print what to try, and stop all of it at the end."""
+    """Start the simulators and the hub, print what to try, and stop everything at the end."""
     if chosen.fresh:
         _forget()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _refuse_second_hub(database_url: str) -> None:
-    """Raise SettingsError if a standalone hub of this machine runs on the database already."""
+    """Raise SettingsError if a standalone hub of this machine already uses the database."""
     database = Database(database_url)
     with database.read() as connection:
         names = list(connection.execute(sa.select(Process.name).where(Process.kind == "standalone")).scalars())
@@ -146,7 +146,7 @@ def _forget() -> None:
 
 
 def _kept_secrets() -> dict[str, str]:
-    """Return the secrets of the demo, made at its first start and kept for later ones."""
+    """Return the secrets of the demo; they are created at its first start and kept."""
     path = FOLDER / "secrets.json"
     if not path.exists():
         path.touch(mode=0o600)

@@ -32,7 +32,7 @@ def published(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def join() -> None:
-    """Use the settings of the demo that runs here, if one does; the environment and `.env` take precedence.
+    """Use the settings of the demo that is running, if there is one; the environment and `.env` take precedence.
 
     A command that configures another database ignores the demo.
     """

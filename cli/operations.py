@@ -57,7 +57,7 @@ def poll_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def poll(arguments: argparse.Namespace) -> int:
-    """Poll in this process, even while the system is down, and print how many records changed."""
+    """Poll in this process, even while the system is down, and print the number of changed records."""
     runtime = build()
     names = [n for n, s in runtime.conductor.subscribers.items() if arguments.system in (n, s.system)]
     if not names:
@@ -85,7 +85,7 @@ def push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def push(arguments: argparse.Namespace) -> int:
-    """Have a record delivered, as if it had just changed. The relay and the workers do it."""
+    """Have the relay and the workers deliver a record as if it had just changed."""
     runtime = build()
     names = [name.strip() for name in arguments.unsubscribe.split(",") if name.strip()]
     try:
@@ -108,7 +108,7 @@ def retry_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def retry(arguments: argparse.Namespace) -> int:
-    """Retry the dead letters with these ids immediately, or all that match by a task; print how many."""
+    """Retry the dead letters with these ids immediately, or all that match by a task; print their number."""
     runtime = build()
     conductor, by = runtime.conductor, operator()
     if arguments.ids:

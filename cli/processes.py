@@ -64,7 +64,7 @@ def worker(_arguments: argparse.Namespace) -> int:
     """Process the queues until stopped."""
     runtime, stop, heartbeat = _start("worker")
     wait_for_broker(runtime, stop)
-    if not stop.is_set():  # it may be stopped before the broker is up
+    if not stop.is_set():  # The process may be stopped before the broker is up.
         pool = WorkerPool(runtime)
         pool.start()
         stop.wait()

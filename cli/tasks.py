@@ -88,7 +88,7 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
                 if not tasks.run_some():
                     pause.wait(_PROGRESS_INTERVAL_SECONDS)
                 task = tasks.get(task_id)
-                bar.total = task.total  # the first step has counted it
+                bar.total = task.total  # The first step has counted it.
                 bar.set_description_str(task.message or "", refresh=False)
                 bar.update(task.done - bar.n)
     except KeyboardInterrupt:

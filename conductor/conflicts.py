@@ -20,7 +20,7 @@ from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat
 
-#: The side whose value stays.
+#: The side whose value is kept.
 Choice = Literal["ours", "theirs"]
 
 

@@ -23,7 +23,7 @@ _EDITABLE = (str, int, float, bool)
 
 
 class EditRefused(Exception):
-    """A typed value does not fit; `problems` says why, by column. Nothing was written."""
+    """A submitted value does not fit; `problems` gives the reason by column. Nothing was written."""
 
     def __init__(self, problems: Mapping[str, str]) -> None:
         super().__init__("; ".join(f"{name}: {text}" for name, text in problems.items()))
@@ -129,7 +129,7 @@ class Records:
 
     @staticmethod
     def _is_known(connection: sa.Connection, catalogue: str, record_id: str) -> bool:
-        """Return whether there is such a record, or a link that outlived it: its deletion may still be pending."""
+        """Return whether the record exists, or a link that outlived it: its deletion may still be pending."""
         if catalogue not in CATALOGUES:
             return False
         if read_record(connection, CATALOGUES[catalogue], record_id) is not None:

@@ -1,4 +1,4 @@
-"""Retention: removes settled history after its time; open dead letters, conflicts and tasks stay."""
+"""Retention: remove settled history when its retention ends; open dead letters, conflicts and tasks stay."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class JobScheduler:
                 self._publish(due)
 
     def _restart_polls(self) -> None:
-        """Publish polls again whose process died: the next slot of a slow schedule may be hours away."""
+        """Publish polls again whose process died: the next slot of an infrequent job may be hours away."""
         died = sa.select(Cursor.subscriber).where(
             Cursor.poller.is_not(None), Cursor.polling_until <= self.context.clock()
         )
@@ -154,12 +154,12 @@ class JobScheduler:
         try:
             self.context.publisher.poll(due.job.removeprefix(POLL), due.delay)
         except Exception:
-            with self.context.database.write() as connection:  # release the slot: the next tick claims it again
+            with self.context.database.write() as connection:  # Release the slot for the next tick.
                 connection.execute(sa.delete(JobRun).where(JobRun.job == due.job, JobRun.slot == due.slot))
             raise
 
     def claim(self) -> list[Due]:
-        """Claim the slots that no scheduler has claimed, and return them. Of missed ones that is only the newest."""
+        """Claim the slots that no scheduler has claimed, and return them. Of missed slots only the newest counts."""
         now = self.context.clock()
         known = self.intervals()
         claimed = []

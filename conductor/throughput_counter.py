@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from models.ledger import Delivery, Throughput, ThroughputWatermark
 
-#: The lengths of time that have a row of their own, in seconds.
+#: The durations with a row each, in seconds.
 MINUTE = 60
 HOUR = 3600
 
@@ -21,7 +21,7 @@ MINUTE_DAYS = 2
 #: Deliveries counted in one transaction.
 _BATCH = 50_000
 
-#: Transactions of one call: the caller has other work to do than counting a long backlog.
+#: Transactions in one call: the caller has other work than to count a long backlog.
 _BATCHES = 4
 
 #: PostgreSQL assigns ids before their rows are visible, so a smaller id may appear later. A transaction that was
@@ -43,9 +43,9 @@ class ThroughputCounter:
         self.context = context
 
     def count(self) -> int:
-        """Count the deliveries since the last call, and return how many. Cheap if there are none.
+        """Count the deliveries since the last call, and return their number. Cheap if there are none.
 
-        If several processes count at the same time, one does and the others return 0.
+        If several processes count at the same time, one counts and the others return 0.
         """
         done = 0
         for _ in range(_BATCHES):
@@ -70,7 +70,7 @@ class ThroughputCounter:
         held = sa.select(ThroughputWatermark.__table__).with_for_update(skip_locked=True)
         mark = connection.execute(held).one_or_none()
         if mark is None:
-            return 0  # another process counts
+            return 0  # Another process counts.
         newest = connection.execute(sa.select(sa.func.max(Delivery.id))).scalar() or 0
         writers = [] if self.context.database.is_sqlite else list(connection.execute(_WRITERS).scalars())
         if not writers:
@@ -120,7 +120,7 @@ class ThroughputCounter:
         return sa.extract("epoch", sa.func.date_trunc("minute", Delivery.at))
 
     def remove_old(self, connection: sa.Connection, history_days: int) -> int:
-        """Remove the rows that no chart shows any more; return how many."""
+        """Remove the rows that no chart shows any more; return their number."""
         removed = 0
         for seconds, days in ((MINUTE, MINUTE_DAYS), (HOUR, history_days)):
             old = self.context.clock() - timedelta(days=days)

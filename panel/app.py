@@ -163,13 +163,13 @@ def _ask_to_log_in() -> Response | None:
             abort(404)
         return None
     if filters.updating():
-        abort(401)  # not a redirect: the login page must not appear inside another page
+        abort(401)  # Not a redirect: the login page must not appear inside another page.
     back = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("security.login", next=back), code=303)
 
 
 def _has_nul() -> bool:
-    """Whether a text contains NUL, which PostgreSQL's text columns refuse."""
+    """Return whether a text contains NUL, which PostgreSQL's text columns refuse."""
     texts = [request.path, *request.args.values(), *request.form.values()]
     return any("\0" in text for text in texts)
 

@@ -49,7 +49,7 @@ def init(app: Flask) -> None:
 
 
 def for_program() -> bool:
-    """Whether the client is a program, not a browser."""
+    """Return whether the client is a program, not a browser."""
     return request.endpoint in _FOR_PROGRAMS or request.path.startswith("/webhooks/")
 
 

@@ -1,4 +1,4 @@
-"""What the panel, the command line and the metrics show. Reports only read."""
+"""The data that the panel, the command line and the metrics show. Reports only read."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Reports:
         self.throughput = ThroughputReport(context)
 
     def overview_version(self) -> OverviewVersion:
-        """Return what tells whether the overview has changed; much cheaper than the overview."""
+        """Return a value that changes when the overview changes; much cheaper to read than the overview."""
         with self.context.database.read_autocommit() as connection:
             return overview.overview_version(self.context, connection)
 
     def overview(self, version: OverviewVersion | None = None) -> Overview:
-        """Return the state of all systems, subscribers and processes; `version` saves reading it again."""
+        """Return the state of all systems, subscribers and processes; a given `version` is not read again."""
         with self.context.database.read_autocommit() as connection:
             version = version or overview.overview_version(self.context, connection)
             return overview.overview(self.context, connection, version)
 
     def is_alive(self, process: Any) -> bool:
-        """Return whether a process (a row of `process`) has sent a heartbeat lately."""
+        """Return whether a process (a row of `process`) has sent a heartbeat recently."""
         return overview.is_alive(self.context, process)
 
     def record_statuses(

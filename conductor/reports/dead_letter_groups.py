@@ -13,7 +13,7 @@ from conductor.dead_letters.store import DeadLetterFilter
 from models.counting import capped_count
 from models.ledger import DeadLetter, Inbox, Link
 
-#: What open dead letters can be filtered by.
+#: The filters for open dead letters.
 FILTERS = ("subscriber", "error", "fingerprint")
 
 #: Groups shown, the largest first: more than an operator can read.

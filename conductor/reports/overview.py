@@ -34,7 +34,7 @@ from models.query_hints import range_equals
 #: statement to machine code ("Just-in-Time Compilation"), which takes far longer than counting.
 _SUBSCRIBERS_PER_STATEMENT = 20
 
-#: A process without a heartbeat for this long counts as dead.
+#: A process without a heartbeat for this many seconds counts as dead.
 ALIVE_SECONDS = 20.0
 
 #: The processes that have to run, and the consequence if one does not.
@@ -53,7 +53,7 @@ _ALL_IN_ONE = "standalone"
 #: The kinds of incidents, the most urgent first. Those that an operator chose or has to decide come last.
 _URGENCY = ("process", "down", "poll", "dead", "paused", "conflict")
 
-#: An overview is made again after this time, even if its version has not changed.
+#: An overview is rebuilt after this time, even if its version has not changed.
 _LONGEST_AGE_SECONDS = 30
 
 
@@ -68,10 +68,10 @@ class SubscriberStatus:
     owed: int
     oldest_owed_since: datetime | None
     dead: int
-    #: The reason why its polls fail, if they do, and since when.
+    #: Why its polls fail, if they do, and since when.
     poll_error: str | None = None
     poll_failing_since: datetime | None = None
-    #: Those of the owed records whose last attempt failed, and that are retried.
+    #: Owed records whose last attempt failed and will be retried.
     failing: int = 0
     #: Fields that changed on both sides and wait for an operator.
     conflicts: int = 0
@@ -135,7 +135,7 @@ class Overview:
 
     @property
     def oldest(self) -> datetime | None:
-        """The time since when the oldest owed record waits."""
+        """When the oldest owed record started to wait."""
         return min((s.oldest_owed_since for s in self.subscribers if s.oldest_owed_since), default=None)
 
     @property
@@ -202,7 +202,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class OverviewVersion:
-    """The few rows that both an overview and its version need. Reading them takes the same time for any ledger.
+    """The few rows that both an overview and its version need. The read time does not depend on the size of the ledger.
 
     `version` changes whenever the overview may have changed.
     """
@@ -232,7 +232,7 @@ _JOBS = sa.select(
 
 
 def overview_version(context: Context, connection: sa.Connection) -> OverviewVersion:
-    """Return what tells whether the overview has changed: some values by key, and tables of a few rows."""
+    """Return the values from which the version is made: some values by key, and tables of a few rows."""
     newest, jobs = connection.execute(_NEWEST).one(), connection.execute(_JOBS).all()
     systems, polls = connection.execute(_SYSTEMS).all(), connection.execute(_POLLS).all()
     processes = list(connection.execute(_PROCESSES).all())
@@ -252,7 +252,7 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
 
 
 def overview(context: Context, connection: sa.Connection, seen: OverviewVersion) -> Overview:
-    """Return the present overview; `seen` holds what was read for its version."""
+    """Return the current overview; `seen` holds the rows that were read for its version."""
     names = {system: [s.name() for s in context.of_system(system)] for system in sorted(context.systems)}
     counts = _counts(connection, [name for some in names.values() for name in some])
 
@@ -269,7 +269,7 @@ def overview(context: Context, connection: sa.Connection, seen: OverviewVersion)
 
 
 def is_alive(context: Context, process: Any) -> bool:
-    """Return whether a process has sent a heartbeat lately."""
+    """Return whether a process has sent a heartbeat recently."""
     return bool((context.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
 
 

@@ -1,8 +1,8 @@
-"""Newest first, page by page, at the same speed however long a history is.
+"""Read a history page by page, newest rows first, at the same speed however long it is.
 
 A page is found by key (`id` below the last one seen), never by OFFSET, and nothing is counted.
-Conditions that no index serves are looked for in a stretch of the newest rows only, so that a rare
-value cannot make the database read millions of rows for one page.
+Conditions without an index are checked only in a limited stretch of the newest rows. A rare value
+therefore cannot make the database read millions of rows for one page.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from models.query_hints import no_index, range_equals
 
 PAGE = 50
 
-#: How many rows one page may look through for a condition without an index.
+#: Maximum number of rows that one page searches for a condition without an index.
 STRETCH = 50_000
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A page of rows; `older` is where the next one begins, `searched` how far it looked, if limited."""
+    """A page of rows; `older` is where the next page begins, `searched` how many rows were searched, if limited."""
 
     rows: list[Any]
     older: int | None = None
@@ -38,7 +38,7 @@ def newest(
     before: int | None = None,
     within: tuple[Any, str] | None = None,
 ) -> Listing:
-    """One page of `table` (a mapped class), rows with an id below `before`.
+    """Return one page of `table` (a mapped class): rows with an id below `before`.
 
     `within`: a column and its value, for conditions that a partial index serves, see `models.query_hints.along`.
     """
@@ -62,7 +62,7 @@ def newest(
 
 
 def merge(pages: Sequence[Listing]) -> Listing:
-    """One page out of several, each found by its own index."""
+    """Return one page merged from several, each read by its own index."""
     rows = sorted((row for page in pages for row in page.rows), key=lambda row: row.id, reverse=True)
     more = len(rows) > PAGE or any(page.older for page in pages)
     rows = rows[:PAGE]

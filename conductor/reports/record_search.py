@@ -1,4 +1,4 @@
-"""Finds records by id, by external id, and by the words in their search columns."""
+"""Find records by id, by external id, and by the words in their search columns."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The status of records with each subscriber: the state of the link, and a sentence that explains it.
 
-The state is `conductor.links.status.state_of`; this module adds what an operator wants to know about it.
+`conductor.links.status.state_of` returns the state; this module adds the explanation for operators.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class RecordStatus:
     letter: Any = None
     rule: int | None = None
     conflicts: int = 0
-    #: (catalogue, record) that has to be delivered first.
+    #: (catalogue, record) that must be delivered first.
     blocked_by: tuple[str, str] | None = None
 
 
@@ -106,13 +106,13 @@ def _rules(context: Context, connection: sa.Connection, name: str, record_ids: l
 def _existing(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> set[str]:
     subscriber = context.subscribers.get(name)
     if subscriber is None:
-        return set(record_ids)  # its system is not configured any more
+        return set(record_ids)  # The system is no longer configured.
     return set(subscriber.records.keep(connection, record_ids, ()))
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A link, and what the sentence about it is made of."""
+    """A link, and the data for the sentence about it."""
 
     context: Context
     connection: sa.Connection
@@ -125,11 +125,11 @@ class _Case:
 
     @property
     def title(self) -> str:
-        """The system as a sentence names it."""
+        """The system's name for use in a sentence."""
         return self.subscriber.partition(".")[0].capitalize()
 
     def says(self, *sentence: str | datetime, **more: Any) -> RecordStatus:
-        """The status with this sentence."""
+        """Return the status with this sentence."""
         conflicts = self.link.open_conflicts if self.link is not None else 0
         system = self.subscriber.partition(".")[0]
         word = self.status.word
@@ -239,14 +239,14 @@ def _synced(case: _Case) -> RecordStatus:
 
 
 def _unsent(case: _Case) -> RecordStatus:
-    # The newest skip explains it, if anything does.
+    # The newest skipped delivery has the reason, if there is one.
     skip = newest_delivery(case.connection, case.record_id, case.subscriber, "skipped")
     if skip is None or not skip.reason:
         return case.says(gettext("nothing was owed to it yet: it is sent with its next change"))
     return replace(case.says(gettext("not sent: {why}", why=skip.reason)), word="skipped")
 
 
-#: State of a link -> what explains it.
+#: State of a link -> the function that explains it.
 _EXPLAIN: dict[State, Callable[[_Case], RecordStatus]] = {
     "dead": _dead,
     "skipped": _skipped,
@@ -264,6 +264,6 @@ _EXPLAIN: dict[State, Callable[[_Case], RecordStatus]] = {
 
 
 def _timed(words: str, time: datetime) -> list[str | datetime]:
-    """A text with the time in the place of `_TIME`."""
+    """Return a text with the time in the place of `_TIME`."""
     before, _, after = words.partition(_TIME)
     return [before, time, after]

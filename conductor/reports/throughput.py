@@ -1,6 +1,6 @@
-"""How many deliveries there were in a span of time, for charts.
+"""Counts of deliveries in a span of time, for charts.
 
-A chart over any span reads a few hundred rows that `conductor.throughput_counter` wrote, however long the history is.
+A chart of any span reads a few hundred rows that `conductor.throughput_counter` wrote, however long the history is.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from models.ledger import Throughput
 
 @dataclass(frozen=True)
 class Span:
-    """A span of time that a chart can show; all in seconds."""
+    """A span of time that a chart can show; all values in seconds."""
 
     length: int
     #: The time between two points.
     step: int
-    #: The length of the rows that a point sums up.
+    #: The duration of the rows that a point sums up.
     row: int
 
 
@@ -39,7 +39,7 @@ SPANS = {
 
 @dataclass
 class Series:
-    """One point a step, oldest first: its start in seconds since 1970, and the counts of that step."""
+    """One point per step, oldest first: its start in seconds since 1970, and the counts of that step."""
 
     step: int
     at: list[int] = field(default_factory=list)

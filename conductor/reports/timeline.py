@@ -1,6 +1,6 @@
-"""One record over all systems: where it stands with each, in a sentence, and all that happened to it.
+"""The timeline of one record across all systems: its changes, deliveries, conflicts and closed dead letters.
 
-Everything is read from the ledger, by the record's id: nothing here scans, however long the history is.
+All rows are read from the ledger by the record's id; no query scans a table, however long the history is.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from models.ledger import Change, Conflict, DeadLetter, Delivery, Link
 from models.query_hints import no_index
 from subscribers.mapping.values import same
 
-#: Lines of a timeline on one page, and how many deliveries before it are read for what was there before.
+#: Lines on one page of a timeline, and the number of earlier deliveries that are read for previous values.
 PAGE = 60
 _BEFORE = 40
 
 
-#: What happened without anything to tell.
+#: Outcomes that need no attention.
 _NOISE = {"echo", "unchanged"}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One external field of a payload, beside what was there before as far as the history tells."""
+    """One external field of a payload, with its previous value as far as the history holds it."""
 
     path: str
     value: Any
     before: Any = None
-    #: Whether a value before it is known.
+    #: Whether the previous value is known.
     known: bool = False
 
     @property
     def changed(self) -> bool:
-        """Whether it is another value than before."""
+        """Whether the value differs from the previous one."""
         return not self.known or not same(self.value, self.before)
 
 
 @dataclass
 class TimelineEvent:
-    """One line of a timeline. `kind` is change, out, in, conflict, settled or closed; `row` the ledger's row."""
+    """One line of a timeline. `kind` is change, out, in, conflict, settled or closed; `row` is the ledger's row."""
 
     at: datetime
     kind: str
     row: Any
     fields: list[Difference] = field(default_factory=list)
-    #: The same once more, newest first: attempts that failed alike.
+    #: Repetitions of this event, newest first: attempts that failed the same way.
     again: list[TimelineEvent] = field(default_factory=list)
 
     @property
     def is_routine(self) -> bool:
-        """Whether it tells nothing new: an echo, a repeat, a delivery with nothing to send."""
+        """Whether the event needs no attention: an echo, a repeat, or a delivery with nothing to send."""
         return self.kind in ("in", "out") and (
             self.row.outcome in _NOISE or (self.kind == "in" and self.row.outcome == "skipped")
         )
@@ -62,22 +62,16 @@ class TimelineEvent:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A page of moments, newest first; noise that follows on noise is one list. `older` begins the next page."""
+    """A page of events, newest first; consecutive routine events form one list. `older` begins the next page."""
 
     entries: list[TimelineEvent | list[TimelineEvent]]
     older: str | None = None
 
 
-# --- where it stands ------------------------------------------------------------------------------------
-
-
-# --- what happened --------------------------------------------------------------------------------------
-
-
 def timeline(
     connection: sa.Connection, catalogue: str, names: Sequence[str], record_id: str, before: str | None = None
 ) -> Timeline:
-    """What happened to a record, newest first. `before` is the `older` of the page before this one."""
+    """Return the events of a record, newest first. `before` is the `older` of the previous page."""
     upto_change, upto_delivery = _position(before)
     changes = _rows(
         connection, Change, Change.catalogue == catalogue, _of(Change, record_id), upto=upto_change, limit=PAGE + 1
@@ -86,7 +80,7 @@ def timeline(
         connection,
         Delivery,
         _of(Delivery, record_id),
-        no_index(Delivery.subscriber.in_(names)),  # of one subscriber SQLite would read all there is
+        no_index(Delivery.subscriber.in_(names)),  # With a filter by subscriber SQLite would read all of its rows.
         upto=upto_delivery,
         limit=PAGE + 1 + _BEFORE,
     )
@@ -95,7 +89,7 @@ def timeline(
     moments += [
         TimelineEvent(row.at, row.direction, row, differences.get(row.id, [])) for row in deliveries[: PAGE + 1]
     ]
-    # A change comes before what it led to, also in the same instant; within a kind the id tells.
+    # A change comes before its effects, even with the same time; within a kind the id decides.
     moments.sort(key=lambda moment: (moment.at, moment.kind != "change", moment.row.id), reverse=True)
     shown, older = moments[:PAGE], None
     if len(moments) > PAGE:
@@ -109,7 +103,7 @@ def timeline(
 
 
 def _next(shown: list[TimelineEvent], kinds: tuple[str, ...], upto: int | None) -> int:
-    """Where the rows of a kind go on: below the last one shown; 0 stands for the beginning of an untouched kind."""
+    """Return the id below which the next page of a kind starts: the last one shown, else `upto`; 0 for the newest."""
     ids = [moment.row.id for moment in shown if moment.kind in kinds]
     return min(ids) if ids else upto or 0
 
@@ -131,7 +125,7 @@ def _decisions(
     first: bool,
     last: bool,
 ) -> list[TimelineEvent]:
-    """Conflicts and closed dead letters, as far as they belong to this page of the timeline."""
+    """Return the conflicts and closed dead letters that belong to this page of the timeline."""
     links = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.in_(names))
     found: list[TimelineEvent] = []
     for row in _rows(connection, Conflict, Conflict.link_id.in_(list(connection.scalars(links))), limit=PAGE):
@@ -148,7 +142,7 @@ def _decisions(
 
 
 def _differences(deliveries: Sequence[Any]) -> dict[int, list[Difference]]:
-    """Per delivery its payload's fields, each beside what that system was known to hold before."""
+    """Return each delivery's payload fields, each with the value that the system was known to hold before."""
     known: dict[str, dict[str, Any]] = {}
     found: dict[int, list[Difference]] = {}
     for row in reversed(deliveries):
@@ -177,7 +171,7 @@ def _folded(moments: Iterable[TimelineEvent]) -> list[TimelineEvent | list[Timel
 
 
 def _is_alike(one: TimelineEvent, other: TimelineEvent) -> bool:
-    """Attempts that failed the same way."""
+    """Return whether both attempts failed the same way."""
     if one.kind != "out" or other.kind != "out" or {one.row.outcome, other.row.outcome} != {"failed"}:
         return False
     return bool(one.row.subscriber == other.row.subscriber and one.row.reason == other.row.reason)

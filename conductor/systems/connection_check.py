@@ -1,4 +1,4 @@
-"""Does a system let us do what its subscribers are for? Login, permissions, and every mapped field, in plain words."""
+"""Check whether a system allows what its subscribers need: login, permissions, and every mapped field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from subscribers.mapping.paths import is_plain, parts
 from subscribers.records import ExternalField, kind_of
 from subscribers.registry import REGISTRY
 
-#: Values as a column of this type may hold them, to see what becomes of them on their way out.
+#: Sample values by column type, to see their external values.
 _SAMPLES: Mapping[type, Any] = {
     str: "text",
     int: 1,
@@ -32,21 +32,21 @@ _SAMPLES: Mapping[type, Any] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `wrong` needs somebody to mend it, a `note` is good to know."""
+    """One result of the check. `wrong` must be fixed by an operator; a `note` is only information."""
 
     state: Literal["ok", "wrong", "note"]
     words: str
 
 
 class ConnectionCheck:
-    """Looks at a system through its subscribers. Changes nothing, here or there."""
+    """Checks a system through its subscribers. Changes nothing, neither in the database nor in the system."""
 
     def __init__(self, context: Context, mappings: Mappings) -> None:
         self.context = context
         self.mappings = mappings
 
     def check(self, system: str) -> dict[str, list[Finding]]:
-        """What was found, by subscriber. It is asked even while it is paused or held to be down.
+        """Return the findings by subscriber. The system is called even while it is paused or considered down.
 
         Raises:
           ValueError: there is no such system.
@@ -54,7 +54,7 @@ class ConnectionCheck:
         return {name: self.subscriber(name) for name in self.subscribers(system)}
 
     def subscribers(self, system: str) -> list[str]:
-        """Whom a system is looked at through.
+        """Return the names of the subscribers through which a system is checked.
 
         Raises:
           ValueError: there is no such system.
@@ -69,7 +69,7 @@ class ConnectionCheck:
         return names
 
     def subscriber(self, name: str) -> list[Finding]:
-        """What was found through one subscriber."""
+        """Return the findings of one subscriber."""
         return list(self._subscriber(self.context.subscribers[name]))
 
     def _subscriber(self, subscriber: Subscriber) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ class ConnectionCheck:
     def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:
         options = subscriber.client.options
         secret = getattr(options, "webhook_secret", None)
-        if secret is not None and not secret:  # SecretStr, or plain text where its author chose so
+        if secret is not None and not secret:  # SecretStr, or plain text if the subscriber's author chose it.
             name = f"{subscriber.system}_webhook_secret".upper()
             polled = subscriber.poll_seconds
             else_ = f"changes are only seen by the poll every {polled} s" if polled else "no change there is seen"
@@ -116,7 +116,7 @@ class ConnectionCheck:
 def _entry(
     subscriber: Subscriber, column: str, entry: Field, fields: Mapping[str, ExternalField], sample: Any
 ) -> Iterator[Finding]:
-    """`sample` is what such a record's value becomes on its way out; None where that cannot be told."""
+    """Check one entry. `sample` is the external value of a sample record; None if there is none."""
     arrow = {"both": "<->", "out": "->", "in": "<-"}[entry.direction]
     if not is_plain(entry.path):
         yield Finding("note", f"{column} {arrow} {entry.path}: an expression, which is not compared")
@@ -156,13 +156,13 @@ def _field(
 
 
 def _is_below_nothing(path: str, fields: Mapping[str, ExternalField]) -> bool:
-    """Whether an object that would hold it is empty in the record that was looked at."""
+    """Return whether an object that would contain the field is empty in the record that was read."""
     parts = path.split(".")
     return any((one := fields.get(".".join(parts[:n]))) is not None and not one.kind for n in range(1, len(parts)))
 
 
 def _sample(subscriber: Subscriber) -> dict[str, Any]:
-    """A record as it may be, to see what becomes of its values on their way out."""
+    """Return a sample record, to see how its values are converted."""
     table = subscriber.records.table
     record = {column.name: _SAMPLES.get(column.type.python_type) for column in table.c}
     return record | {name: "eur" for name in ("currency",) if name in record}

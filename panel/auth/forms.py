@@ -54,5 +54,5 @@ class ThrottledChange(_CurrentPasswordForm, ChangePasswordForm):
 
 
 def offers_two_factor() -> bool:
-    """Whether TOTP_SECRET is set."""
+    """Return whether TOTP_SECRET is set."""
     return bool(current_app.config.get("SECURITY_TWO_FACTOR"))

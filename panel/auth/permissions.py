@@ -38,7 +38,7 @@ ROLES: dict[str, frozenset[str]] = {
 
 
 def allowed(permission: str) -> bool:
-    """Whether the current user has the permission."""
+    """Return whether the current user has the permission."""
     return permission in permissions_of(current_user)
 
 

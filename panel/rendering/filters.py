@@ -128,7 +128,7 @@ def init(app: Flask, admin: Admin) -> None:
 
 
 def updating() -> bool:
-    """Whether a live page requests its new content."""
+    """Return whether a live page requests its new content."""
     return request.headers.get("HX-Request") == "true"
 
 

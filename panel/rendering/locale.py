@@ -39,7 +39,7 @@ def init(app: Flask, for_program: Callable[[], bool]) -> None:
             if current_user.is_authenticated:
                 set_locale_of(current_user)
 
-    all_languages()  # load them now, not in a request
+    all_languages()  # Load them now, not during a request.
     app.before_request(before_request)
     app.teardown_request(lambda _error: set_locale(ENGLISH))
     Babel(app, locale_selector=lambda: _locale(current_locale().tag), configure_jinja=False)

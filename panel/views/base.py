@@ -74,7 +74,7 @@ class PanelView(BaseView):  # type: ignore[misc]
 
     @property
     def current_email(self) -> str:
-        """The current user's email, for the audit trail."""
+        """Return the current user's email, for the audit trail."""
         return str(current_user.email)
 
     def render(self, template: str, **kwargs: Any) -> str:

@@ -32,7 +32,7 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-#: So many of the newest tasks about letters are shown beside them.
+#: Number of recent tasks about dead letters that the page shows.
 _TASKS = 5
 
 
@@ -149,8 +149,8 @@ def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         ]
         closed = [DeadLetter.closed_at.is_not(None), *conditions]
         return pages.newest(connection, DeadLetter, scanned=closed, before=cursor_from_query())
-    # The open ones of each subscriber lie in one index, newest first, and those of each of its kinds in another. There
-    # are few subscribers; one that is no more may have some left.
+    # One index holds the open dead letters of each subscriber, newest first, and another those of each of its kinds.
+    # There are few subscribers; one that no longer exists may still have dead letters.
     subscribers = sa.select(DeadLetter.subscriber).distinct().where(DeadLetter.closed_at.is_(None))
     names = [filters["subscriber"]] if "subscriber" in filters else connection.scalars(subscribers).all()
     is_open, kind = (
@@ -166,7 +166,7 @@ def _find(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
 
 
 def _chosen_one() -> int | None:
-    """Return the id that a form names, or None if it means all letters that match its filters."""
+    """Return the id in a form, or None if the form means all letters that match its filters."""
     if not (typed := form_field("id")):
         return None
     if (number := parse_id(typed)) is None:

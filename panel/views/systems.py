@@ -119,7 +119,7 @@ class Systems(PanelView):
         return self._begin("reconcile", subscriber, repair=repair)
 
     def _begin(self, kind: str, subscriber: str, **arguments: Any) -> Response:
-        """Start a task, and go to its page."""
+        """Start a task and redirect to its page."""
         if subscriber not in self.conductor.subscribers:
             abort(404)
         try:

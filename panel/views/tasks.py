@@ -1,4 +1,4 @@
-"""Tasks: long work, how far it is, and how it ended."""
+"""Tasks: long-running work, its progress and its result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tasks(PanelView):
         row = self.conductor.tasks.get(number)
         if row is None:
             abort(404)
-        # The page one waits on: it says so where nobody is there to do the work.
+        # Users wait on this page, so it reports when no scheduler runs the task.
         troubles = self.current_overview()[1].troubles if row.state in OPEN else []
         idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
         values = {"task": shown(self.conductor.tasks, row), "idle": idle, "subscribers": self.conductor.subscribers}
@@ -40,7 +40,7 @@ class Tasks(PanelView):
 
     @page("/<number:number>/line")
     def line(self, number: int) -> str:
-        """The line about it on other pages, which line.js asks for."""
+        """Render the task's line for other pages; line.js requests it."""
         row = self.conductor.tasks.get(number)
         if row is None:
             abort(404)
@@ -87,5 +87,5 @@ def shown(tasks: TaskRunner, row: Any) -> dict[str, Any]:
 
 
 def is_current(row: Any) -> bool:
-    """Whether a task is to be shown where it was begun: while it runs, and a while after."""
+    """Return whether the page that started a task still shows it: while it runs, and for a while afterwards."""
     return row.state in OPEN or (row.finished_at is not None and row.finished_at > utcnow() - _STAYS)

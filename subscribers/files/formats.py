@@ -1,4 +1,4 @@
-"""Rows of CSV and JSON-lines files: read one by one however large the file is, and written at one stroke."""
+"""Read and write CSV and JSON Lines files: rows are read one by one, and each file is written atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 Format = Literal["csv", "jsonl"]
 
-#: By the end of a file's name.
+#: Suffix of a file's name -> its format.
 FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -25,22 +25,22 @@ FORMATS: dict[str, Format] = {
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _DELIMITERS = ",;\t|"
-#: Characters of one cell; Python's own limit is 131,072.
+#: Maximum length of one cell, in characters; Python's own limit is 131,072.
 _LONGEST_CELL = 10_000_000
-#: What a spreadsheet would take for a formula (OWASP, "CSV Injection"), with the marks put before it already.
+#: Text that a spreadsheet evaluates as a formula (OWASP, "CSV Injection"), including marks that already precede it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
-#: Rows of a file that are told why they failed; of more only the first ones are.
+#: Failed rows of a file that are reported with their reason; any further ones are only counted.
 _MOST_FAILURES = 10_000
 
 
 class BadFile(Exception):
-    """A file that cannot be read at all, or no further."""
+    """The file cannot be read, or not to its end."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: the line it ends on and its values by column; or, where it is none, `wrong` says why."""
+    """One row: the line it ends on and its values by column. If it cannot be parsed, `wrong` gives the reason."""
 
     line: int
     values: dict[str, Any]
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass
 class Reading:
-    """A file that is being read, and what became of its rows."""
+    """A file that is being read, and the failures of its rows."""
 
     path: Path
     before: os.stat_result
@@ -59,17 +59,17 @@ class Reading:
 
     @property
     def name(self) -> str:
-        """It with this content."""
+        """A name for the file with this content."""
         return f"{self.path.name} {self.before.st_mtime_ns} {self.before.st_size}"
 
     def fail(self, row: Row, why: str) -> None:
-        """Note that a row could not be applied."""
+        """Record that a row could not be applied."""
         self.failed += 1
         if len(self.failures) < _MOST_FAILURES:
             self.failures.append(Row(row.line, row.values, why))
 
     def changed(self) -> bool:
-        """Whether somebody wrote to it meanwhile (or took it away)."""
+        """Return whether the file was changed or removed in the meantime."""
         try:
             now = self.path.stat()
         except FileNotFoundError:
@@ -78,10 +78,10 @@ class Reading:
 
 
 def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bool = False) -> Iterator[Row]:
-    """The rows of a file, streamed. A byte order mark wins over `encoding`; no `delimiter`: the header's tells.
+    """Yield the rows of a file. A byte order mark overrides `encoding`; without a `delimiter` the header determines it.
 
     Raises:
-      BadFile: where it cannot be read any further; the rows before have been given by then.
+      BadFile: the rest of the file cannot be read; the rows before it have been yielded.
     """
     format = FORMATS.get(path.suffix.lower())
     if format is None:
@@ -90,7 +90,7 @@ def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bo
         start = raw.read(4)
     encoding = next((name for mark, name in _BOMS if start.startswith(mark)), encoding)
     try:
-        # Bytes that are no text are marked, so that they cost their row and not the file.
+        # Invalid bytes are marked, so that only their row fails and not the whole file.
         with path.open(encoding=encoding, errors="surrogateescape", newline="" if format == "csv" else None) as file:
             for row in _csv(file, delimiter, unmask) if format == "csv" else _json_lines(file):
                 yield _checked(row, encoding)
@@ -153,7 +153,7 @@ def _shown(value: Any) -> Any:
 def write(
     path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, delimiter: str = ",", mask: bool = False
 ) -> None:
-    """A whole file at once: under its name it is complete and on disk, or not there.
+    """Write a whole file atomically: under its name it is complete and on disk, or it does not exist.
 
     Raises:
       OSError: nothing was written.
@@ -185,12 +185,12 @@ def _cell(value: Any, mask: bool) -> str:
 
 
 def masked(text: str) -> str:
-    """Text that no spreadsheet takes for a formula; `unmasked` takes the mark away."""
+    """Return text that no spreadsheet evaluates as a formula; `unmasked` removes the mark."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
 def unmasked(text: str) -> str:
-    """The text as it was before `masked`."""
+    """Return the original text, without the mark that `masked` added."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 

@@ -1,8 +1,8 @@
-"""What is known of the other side of a folder of files: a small SQLite file beside them.
+"""The known state of the external system behind a folder of files: a small SQLite file in that folder.
 
-A file cannot be asked what the other side holds. So the last row it sent of each key is kept, to
-tell what changed from what it merely repeats (of a row that we made: our first export of it), and so
-is what it holds since our last export.
+A file cannot be queried for the current external values. The state therefore keeps the last row received for each
+key, to distinguish changes from repeated values (for a row that we created: our first export of it). It
+also keeps the external values including our exports since.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Known:
-    """One key: the last row they `said` (None: that it is deleted), what they hold by now, and our record's id."""
+    """One key: the last row received (`said`; None: a deletion), the current external values, our record's id."""
 
     key: str
     said: Flat | None
@@ -45,7 +45,7 @@ class Known:
 
 
 class FileState:
-    """The keys of one folder. Short transactions, so that several processes may use it."""
+    """The keys of one folder. Transactions are short, so that several processes may use it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,17 +61,17 @@ class FileState:
             raise SystemDown(f"{self.path.name}: {error}", maybe_done=True) from error
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all keys."""
         with self._open() as connection:
             connection.execute("DELETE FROM row")
 
     def get(self, keys: Sequence[str]) -> dict[str, Known]:
-        """What is known of these keys."""
+        """Return the known state of these keys."""
         marks = ",".join("?" * len(keys))
         return {known.key: known for known in self._select(f"key IN ({marks})", keys)}
 
     def of_record(self, record_id: str) -> Known | None:
-        """The key under which a record of ours is known there."""
+        """Return the known row of a record; None if there is none."""
         return next(iter(self._select("record_id = ? AND NOT deleted", [record_id])), None)
 
     def _select(self, condition: str, values: Sequence[str]) -> list[Known]:
@@ -85,7 +85,7 @@ class FileState:
             ]
 
     def hold(self, rows: Iterable[tuple[str, Flat, datetime, str | None]]) -> None:
-        """They hold this from now on; where no record id is given the known one stays."""
+        """Store the values that the system holds from now on; without a record id the known one stays."""
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO row (key, held, at, record_id) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
@@ -95,13 +95,13 @@ class FileState:
             )
 
     def said(self, rows: Iterable[tuple[str, Flat | None]]) -> None:
-        """They said this (None: that it is deleted), and it has been applied."""
+        """Store the last applied row of each key (None: a deletion)."""
         values = [(None if flat is None else json.dumps(flat), key) for key, flat in rows]
         with self._open() as connection:
             connection.executemany("UPDATE row SET said = ? WHERE key = ?", values)
 
     def gone(self, keys: Iterable[str], at: datetime) -> None:
-        """These are deleted there; what they said of them stays until that is applied."""
+        """Mark these keys as deleted externally; their last received rows stay until the deletion is applied."""
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO row (key, held, at, deleted) VALUES (?, '{}', ?, 1) ON CONFLICT (key) DO UPDATE SET "
@@ -110,12 +110,12 @@ class FileState:
             )
 
     def in_file(self, keys: Iterable[str], file: str) -> None:
-        """These keys stand in this file."""
+        """Record that this file contains these keys."""
         with self._open() as connection:
             connection.executemany("UPDATE row SET file = ? WHERE key = ?", [(file, key) for key in keys])
 
     def missing_in(self, file: str, limit: int) -> list[str]:
-        """Keys that stood in an earlier file, are not said to be deleted, and do not stand in this one."""
+        """Return keys that an earlier file contained, that are not deleted, and that this file does not contain."""
         query = "SELECT key FROM row WHERE said IS NOT NULL AND file IS NOT NULL AND file <> ? ORDER BY key LIMIT ?"
         with self._open() as connection:
             return [key for (key,) in connection.execute(query, (file, limit))]

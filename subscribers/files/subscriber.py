@@ -1,13 +1,13 @@
-"""Files as a system: a folder into which others drop rows, and one into which ours are written.
+"""Files as a system: the hub reads rows from one folder and writes rows into another.
 
-    FOLDER/customers/in/       dropped here: .csv, .tsv, .txt, .jsonl, .ndjson
-    FOLDER/customers/done/     read, every row of it
-    FOLDER/customers/failed/   not all of it could be; beside it the rows that could not, and why
-    FOLDER/customers/out/      what we have to say: whole files, to be applied in the order of their names
+    FOLDER/customers/in/       incoming files: .csv, .tsv, .txt, .jsonl, .ndjson
+    FOLDER/customers/done/     files of which every row was applied
+    FOLDER/customers/failed/   files with failed rows, each with a second file of these rows and the reasons
+    FOLDER/customers/out/      our exports: whole files, to be applied in the order of their names
 
-A row is known by its key column. What a file merely repeats is no change: only columns that differ
-from the last row of the same key count, so that a file written before our own export reached its
-author undoes nothing.
+A row is identified by its key column. A repeated value is no change: only columns that differ from
+the last row of the same key count. A file written before its author received our export therefore
+does not undo that export.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from subscribers.records import External, Item, Page
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a file's name that are kept when the time is put before it.
+#: Characters of a file's name that are kept after the time is prepended.
 _LONGEST_NAME = 150
-#: Rows that a snapshot lacks, in one transaction: so many that the mass-delete guard sees them together.
+#: Rows missing in a snapshot, in one transaction: enough for the mass-delete guard to see them together.
 _DELETED_AT_ONCE = 5_000
-#: Names of files that somebody is still writing.
+#: Names of files that are still being written.
 _UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload", "~")
 
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -60,26 +60,26 @@ class FileSubscriber(Subscriber):
 
     #: The folder's name below the system's.
     path: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
-    #: The column a row is known by. Where it is not mapped, a record of ours gets `new_key`.
+    #: The column that identifies a row. If it is not mapped, a record of ours gets `new_key`.
     key_field: ClassVar[str] = "id"
     new_key: ClassVar[str] = "{id}"
-    #: The column with our record's id, written and read; empty: none.
+    #: The column with our record's id, read and written; empty: none.
     record_id_field: ClassVar[str] = ""
-    #: The column that says `true` of a row that is deleted; empty: deletions are neither read nor written.
+    #: The column that is `true` for a deleted row; empty: deletions are neither read nor written.
     deleted_field: ClassVar[str] = "deleted"
-    #: Each file that is dropped has all rows there are: one that is missing was deleted.
+    #: Whether each incoming file contains all rows, so that a missing row was deleted.
     snapshot: ClassVar[bool] = False
-    #: What we write.
+    #: The format of our exports.
     format: ClassVar[Literal["csv", "jsonl"]] = "csv"
-    #: Between the cells; empty: a comma in ours, in theirs whatever the header has.
+    #: The cell delimiter; empty: a comma in exports, and the one of the header in incoming files.
     delimiter: ClassVar[Annotated[str, Field(max_length=1)]] = ""
-    #: Of theirs without a byte order mark; ours are UTF-8.
+    #: The encoding of incoming files without a byte order mark; exports are UTF-8.
     encoding: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]] = "utf-8"
-    #: A column's name in the files -> in the mapping, where they differ.
+    #: Column name in the files -> name in the mapping, where they differ.
     columns: ClassVar[Mapping[str, str]] = {}
-    #: Texts that a spreadsheet would take for formulas are written, and read, with a ' before them.
+    #: Whether texts that a spreadsheet evaluates as formulas are written, and read, with a leading '.
     for_spreadsheets: ClassVar[bool] = False
-    #: A file is read when nobody has written to it for so long.
+    #: A file is read when it has not changed for this many seconds.
     quiet_seconds: ClassVar[Annotated[float, Field(ge=0)]] = 5.0
     page_size: ClassVar[Annotated[int, Field(ge=1, le=5000)]] = 500
 
@@ -95,18 +95,18 @@ class FileSubscriber(Subscriber):
     def _state(self) -> FileState:
         return FileState(self._folder() / ".syncflow.sqlite3")
 
-    # --- out ------------------------------------------------------------------------------------------
+    # --- outward --------------------------------------------------------------------------------------
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
-        """A file with these rows."""
+        """Write a file with these rows."""
         return self._export(items)
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
-        """A file with these rows, each of them whole."""
+        """Write a file with these rows, each complete."""
         return list(self._export(items))
 
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
-        """A file that says of these that they are deleted."""
+        """Write a file that marks these rows as deleted."""
         if not self.deleted_field:
             return [Skip("these files have no column that tells of deletions")] * len(items)
         keys = [item.linked_id for item in items]
@@ -119,17 +119,17 @@ class FileSubscriber(Subscriber):
         return [None] * len(items)
 
     def create(self, item: Item) -> External:
-        """As `bulk_create`, of one."""
+        """Create one record, as `bulk_create` does."""
         made: External = _one(self.bulk_create([item]))
         return made
 
     def update(self, item: Item) -> External:
-        """As `bulk_update`, of one."""
+        """Update one record, as `bulk_update` does."""
         made: External = _one(self.bulk_update([item]))
         return made
 
     def delete(self, item: Item) -> None:
-        """As `bulk_delete`, of one."""
+        """Delete one record, as `bulk_delete` does."""
         _one(self.bulk_delete([item]))
 
     def _export(self, items: Sequence[Item]) -> list[External | SyncError]:
@@ -160,14 +160,14 @@ class FileSubscriber(Subscriber):
             flat = self.mapper.flatten(item.data)
             flat = {**(there.held if there and not there.deleted else {}), **flat}
             ours = {self.record_id_field: item.record_id} if self.record_id_field else {}
-            # What is held besides: an archived record is sent with what makes it so alone.
+            # The data may hold more than the mapped fields, such as the mark of an archived record.
             written.append({**nest(flat), **item.data, **nest({self.key_field: key}), **ours})
             held.append((key, flat, now, item.record_id))
             outcomes.append(External(key, {}, at=now))
         if written:
             self._write(written)
             self._state.hold(held)
-            # A file of theirs that was written before they read ours repeats what we told them first.
+            # A file that was written before its author read our export repeats our first values.
             first = [(key, flat) for key, flat, _, _ in held if key not in known or known[key].said is None]
             self._state.said(first)
             self._state.gone(left, now)
@@ -183,7 +183,7 @@ class FileSubscriber(Subscriber):
     def _is_anothers(self, record_id: str | None, item: Item, key: str) -> bool:
         if record_id is not None:
             return record_id != item.record_id
-        # A row of theirs, which we would overwrite if our numbers happened to be the same.
+        # A row of the external system, which we would overwrite if our numbers happened to be the same.
         return item.external_id != key and pick(item.data, self.key_field) is MISSING
 
     def _refuse(self, why: str) -> Reject:
@@ -193,7 +193,7 @@ class FileSubscriber(Subscriber):
         return {self.key_field: key, self.deleted_field: True} if self.deleted_field else {self.key_field: key}
 
     def _write(self, written: Sequence[Mapping[str, Any]]) -> None:
-        """One file: complete under its name, and never two of one name. Raises `SystemDown`."""
+        """Write one file atomically under a unique name. Raises `SystemDown`."""
         name = {path: column for column, path in self.columns.items()}
         out = self._folder("out") / f"{_stamp()}-{uuid.uuid4().hex[:8]}.{self.format}"
         try:
@@ -210,10 +210,10 @@ class FileSubscriber(Subscriber):
         except OSError as error:
             raise system_down(error) from error
 
-    # --- what they hold ---------------------------------------------------------------------------------
+    # --- current external values ------------------------------------------------------------------------
 
     def fetch(self, external_id: str) -> External:
-        """What their last row said, and our exports since. Raises `Gone`."""
+        """Return the last received row of a key, with our exports since. Raises `Gone`."""
         known = self._state.get([external_id]).get(external_id)
         if known is None:
             return External(external_id)
@@ -222,27 +222,27 @@ class FileSubscriber(Subscriber):
         return External(external_id, nest(known.held), at=known.at, record_id=known.record_id)
 
     def find(self, item: Item) -> External | None:
-        """The row that an export of this record made."""
+        """Return the row that an export of this record created."""
         known = self._state.of_record(item.record_id)
         return External(known.key, nest(known.held), at=known.at, record_id=known.record_id) if known else None
 
     def list_all(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """Nothing: what their files said so far was taken in when these were read, and a file is read once."""
+        """Return nothing: each file is read once, and the poll has already applied the rows of earlier files."""
         return iter(())
 
     def describe(self) -> None:
-        """Nothing: a folder does not tell what columns its files will have. Raises `SystemDown` where it is missing."""
+        """Return nothing: a folder does not define the columns of its files. Raises `SystemDown` if it is missing."""
         self.client.folder("")
 
-    # --- in -----------------------------------------------------------------------------------------
+    # --- inward -------------------------------------------------------------------------------------
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """What the files say that wait to be read. The position only tells that this hub has read before."""
+        """Yield the changes in the unread files. The position only records that this hub has read before."""
         with self._alone() as mine:
             if not mine:
-                return  # another process reads
+                return  # Another process reads.
             if not position:
-                self._state.clear()  # left by another hub: it must not keep this one from learning
+                self._state.clear()  # Left by another hub: with it, known rows would count as repeats.
                 position = {"begun": _now().isoformat()}
                 yield Page([], position)
             stuck = []
@@ -251,7 +251,7 @@ class FileSubscriber(Subscriber):
                     yield from self._read(path, position)
                 except FileNotFoundError:
                     logger.info("%s: %s was taken away before it was read", self.name(), path)
-                except OSError as error:  # of this file; the others are read nevertheless
+                except OSError as error:  # Only this file is affected; the others are still read.
                     stuck.append(f"{path}: {error.strerror}")
             if stuck:
                 raise Retry("; ".join(stuck))
@@ -267,7 +267,7 @@ class FileSubscriber(Subscriber):
             yield True
 
     def _ready(self) -> list[Path]:
-        """Complete files, the oldest first."""
+        """Return the complete files, oldest first."""
         for name in ("done", "failed"):
             self._folder(name)
         found = []
@@ -277,7 +277,7 @@ class FileSubscriber(Subscriber):
                 if name.startswith(".") or name.endswith(_UNFINISHED) or not entry.is_file(follow_symlinks=False):
                     continue
                 stat = entry.stat()
-                # A copy may keep the time of its original; the time of the last change it cannot.
+                # A copy may keep the modification time of its original, but not the time of its last status change.
                 if time.time() - max(stat.st_mtime, stat.st_ctime) >= self.quiet_seconds:
                     found.append((stat.st_mtime_ns, entry.name, Path(entry.path)))
         except OSError as error:
@@ -287,7 +287,7 @@ class FileSubscriber(Subscriber):
     def _read(self, path: Path, position: dict[str, Any]) -> Iterator[Page]:
         reading = Reading(path, path.stat())
         yield from self._pages(reading, position)
-        if not reading.changed():  # else it is read again once it is quiet
+        if not reading.changed():  # Otherwise it is read again when it no longer changes.
             self._put_away(reading)
 
     def _pages(self, reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
@@ -322,13 +322,13 @@ class FileSubscriber(Subscriber):
                     batch = []
         except BadFile:
             if batch:
-                yield batch  # what stands before the place that cannot be read
+                yield batch  # the rows before the unreadable part
             raise
         if batch:
             yield batch
 
     def _batch(self, batch: list[Row], reading: Reading, position: dict[str, Any]) -> Iterator[Page]:
-        """What is new in these rows. It is noted as said when it is applied: as soon as we are asked for more."""
+        """Yield the changes in these rows, and store each row as received once it is applied: at the next request."""
         csv = formats.FORMATS[reading.path.suffix.lower()] == "csv"
         last: dict[str, _Said] = {}
         for row in batch:
@@ -337,7 +337,7 @@ class FileSubscriber(Subscriber):
             except Reject as error:
                 reading.fail(row, str(error))
                 continue
-            last.pop(said.key, None)  # of rows with one key the last counts
+            last.pop(said.key, None)  # The last of several rows with one key counts.
             last[said.key] = said
         known = self._state.get(list(last))
         fresh, changed, gone, now = [], [], [], _now()
@@ -357,7 +357,7 @@ class FileSubscriber(Subscriber):
         new = [last[one.id] for one in (*fresh, *changed) if not one.deleted]
         held = {key: one.held for key, one in known.items() if not one.deleted}
         self._state.hold(
-            # What a row merely repeats does not undo our exports since.
+            # A repeated value does not undo our exports since.
             (one.id, {**held.get(one.id, {}), **self.mapper.flatten(one.data)}, now, one.record_id)
             for one in (*fresh, *changed)
             if not one.deleted
@@ -366,7 +366,7 @@ class FileSubscriber(Subscriber):
         if fresh:
             yield Page(fresh, position)
         if changed:
-            yield Page(changed, position, current=False)  # only what differs: whoever knows no link has to fetch
+            yield Page(changed, position, current=False)  # Partial data: a record without a link must be fetched.
         before_that = {key: one.said or {} for key, one in known.items() if not one.deleted}
         self._state.said([(said.key, {**before_that.get(said.key, {}), **said.flat}) for said in new])
         self._state.said([(key, None) for key in gone])
@@ -374,7 +374,7 @@ class FileSubscriber(Subscriber):
             self._state.in_file(last, reading.name)
 
     def _understood(self, row: Row, csv: bool) -> _Said:
-        """Raises `Reject`, with words for whoever wrote the file."""
+        """Return the parsed row. Raises `Reject` with a message for the author of the file."""
         if row.wrong:
             raise Reject(row.wrong)
         named = {self.columns.get(name, name): value for name, value in row.values.items()}
@@ -393,22 +393,22 @@ class FileSubscriber(Subscriber):
         flat = self.mapper.flatten(data)
         if csv:
             flat = {path: self._typed(path, cell) for path, cell in flat.items() if not self._is_left_open(path, cell)}
-        # Tried here, where it can be told to whoever wrote the file.
+        # Convert the values now, while an error can still be reported to the author of the file.
         self.mapper.inward({path: value for path, value in flat.items() if _stands_alone(self.mapper.entry(path))})
         return _Said(str(key), flat, record_id)
 
     def _column(self, path: str) -> sa.Column[Any] | None:
-        """Our column of a field; None where several make one, or it is child rows."""
+        """Return our column of a field; None if several columns form it, or it is a list of child rows."""
         entry = self.mapper.entry(path)
         return self.records.table.c.get(next(name for name, other in self.mapper.fields.items() if other is entry))
 
     def _is_left_open(self, path: str, cell: Any) -> bool:
-        """Whether an empty cell says nothing: our column cannot be empty, and has a value of its own."""
+        """Return whether to ignore an empty cell, because our column cannot be empty and has a default."""
         column = self._column(path)
         return is_empty(cell) and column is not None and not column.nullable and column.server_default is not None
 
     def _typed(self, path: str, cell: Any) -> Any:
-        """A cell as JSON would have it: numbers and truth where the column of ours is such."""
+        """Return a cell as the JSON type of our column: a number, a boolean or text."""
         entry, column = self.mapper.entry(path), self._column(path)
         if column is None or entry.transform or entry.link or not isinstance(cell, str) or is_empty(cell):
             return cell
@@ -438,7 +438,7 @@ class FileSubscriber(Subscriber):
 
 @dataclass(frozen=True)
 class _Said:
-    """A row, understood."""
+    """A parsed row."""
 
     key: str
     flat: Flat
@@ -446,12 +446,12 @@ class _Said:
     deleted: bool = False
 
 
-#: How a cell is read, by the type of our column.
+#: Type of our column -> the function that converts a cell.
 _READERS: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: _WORDS[text.lower()]}
 
 
 def _leaves(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested data by dotted paths, as a table has it."""
+    """Yield the leaves of nested data with their dotted paths, for a flat table."""
     for name, value in data.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{above}{name}.")
@@ -460,7 +460,7 @@ def _leaves(data: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _stands_alone(entry: Entry) -> bool:
-    """Whether a value can be tried without the record it belongs to."""
+    """Return whether a value can be converted without its record."""
     depends = entry.transform is not None and find(entry.transform).column is not None
     return entry.direction != "out" and entry.link is None and entry.rows is None and not depends
 
@@ -483,7 +483,7 @@ def _stamp() -> str:
     return f"{_now():%Y%m%dT%H%M%S.%fZ}"
 
 
-#: What may be chosen, in code and in a file.
+#: The options that can be set in code and in a file.
 SUBSCRIBER_OPTIONS = (*COMMON_OPTIONS, *own_options(FileSubscriber))
 
 __all__ = ["SUBSCRIBER_OPTIONS", "FileOptions", "FileSubscriber", "FileSystem"]

@@ -159,7 +159,7 @@ class Mapper:
         return found
 
     def accepts_inward(self, path: str) -> bool:
-        """Whether a change of this external field is applied to the internal record."""
+        """Return whether a change of this external field is applied to the internal record."""
         return path in self._column_of and self.entry(path).direction != "out"
 
     def entry(self, path: str) -> Field:
@@ -227,7 +227,7 @@ class Mapper:
 
 
 def _value_of(record: Record, column: str) -> Any:
-    """Return the value of a column; for several columns, a list, or None if all are empty."""
+    """Return the value of a column; for several columns a list, or None if all are empty."""
     if "+" not in column:
         return record.get(column)
     values = [record.get(name) for name in parts(column)]
@@ -235,7 +235,7 @@ def _value_of(record: Record, column: str) -> Any:
 
 
 def _maps_to(transform: Transform, record: Record, column: str, theirs: Any) -> bool:
-    """Whether the present value of a column maps to this external value."""
+    """Return whether the present value of a column maps to this external value."""
     value = _value_of(record, column)
     try:
         return not is_empty(value) and same(plain(transform.of(record).forward(value)), theirs)

@@ -37,7 +37,7 @@ MISSING = _Missing()
 
 @lru_cache(maxsize=4096)
 def is_plain(path: str) -> bool:
-    """Whether a path can be written, and so is no expression."""
+    """Return whether a path can be written, and so is not an expression."""
     return _PATH.fullmatch(path) is not None
 
 

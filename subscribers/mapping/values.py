@@ -37,7 +37,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is None, an empty text or an empty list."""
+    """Return whether a value is None, an empty text or an empty list."""
     return not value and (value is None or value in ("", []))
 
 

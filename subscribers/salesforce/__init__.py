@@ -1,12 +1,14 @@
-"""Salesforce, with simple-salesforce: one org, and a subscriber for each of its objects that is kept.
+"""Salesforce, with simple-salesforce: one org, and a subscriber for each of its synchronized objects.
 
-| file         | what it holds                                                              |
-|--------------|----------------------------------------------------------------------------|
-| `options`    | the settings; `login`: the three ways to a session                         |
-| `system`     | the org: its session, its daily calls; `incoming`: what it sends by itself |
-| `failures`   | errorCode -> what to do next                                               |
-| `subscriber` | any object: collections of 200 a call, polls; `bulk`: Bulk API 2.0         |
-| `with_rows`  | objects with child rows; `objects`: those that ship                        |
+| file                | what it holds                                                          |
+|---------------------|------------------------------------------------------------------------|
+| `options`           | the settings; `login`: the three ways to log in                        |
+| `system`            | the org: its session and daily API calls                               |
+| `outbound_messages` | the webhooks: callouts and outbound messages                           |
+| `failures`          | errorCode -> class of error                                            |
+| `subscriber`        | any object: collections of 200 per call, polls; `bulk`: Bulk API 2.0   |
+| `line_items`        | objects with child rows; `objects`: the included objects               |
+| `describe`          | the fields of an object, and the login's permissions                   |
 """
 
 from subscribers.salesforce.line_items import SalesforceWithLineItems

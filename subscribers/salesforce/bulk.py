@@ -1,4 +1,4 @@
-"""Bulk API 2.0: thousands of records as one file, each with its own outcome.
+"""Bulk API 2.0: write thousands of records as one file, each with its own outcome.
 
 Bulk API 2.0 developer guide: "Create a Job", "Upload Job Data", "Upload Complete", "Get Job Info", "Get Job
 Successful Record Results", "Get Job Failed Record Results", "Get Job Unprocessed Record Results".
@@ -21,14 +21,14 @@ from subscribers.salesforce.system import Salesforce
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
-#: The record's id there and the org's time, or what went wrong.
+#: The record's id in Salesforce and the org's time, or the error.
 Outcome = tuple[str, datetime] | SyncError
 
-#: What stands for null in a file; an empty value means "leave as it is".
+#: The text for null in a file; an empty value means "leave as it is".
 NULL = "#N/A"
-#: Bytes of a file; what is uploaded may grow by half on its way, to 150 MB at most.
+#: Maximum size of a file in bytes; the upload may grow by half in transit, and its limit is 150 MB.
 MAX_FILE_BYTES = 90_000_000
-#: Seconds between two looks at a job, growing; and until it is given up.
+#: Seconds between two status checks of a job, growing; and until it is given up.
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 10.0
 JOB_TIMEOUT_SECONDS = 900.0
@@ -37,14 +37,14 @@ _ENDED = ("JobComplete", "Failed", "Aborted")
 
 
 def can_carry(rows: Sequence[Row]) -> bool:
-    """Whether a file can hold these: not the text that stands for null."""
+    """Return whether a file can hold these rows: no value may be the text for null."""
     return not any(value == NULL for row in rows for value in row.values())
 
 
 def ingest(
     org: Salesforce, sobject: str, operation: Literal["upsert", "update"], key: str, rows: Sequence[Row]
 ) -> list[Outcome]:
-    """Write these records in one job; one outcome a row, in order. Each row has a value of its own in field `key`."""
+    """Write these rows in one job; return one outcome per row, in order. Field `key` is unique in each row."""
     content = _file(rows)
     if len(content) > MAX_FILE_BYTES and len(rows) > 1:
         half = len(rows) // 2
@@ -62,7 +62,7 @@ def ingest(
         ended, at = _run(org, path)
         how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
-    except Gone as error:  # the object or the field of the job's address, and no record of it
+    except Gone as error:  # The object or the field in the job's address is unknown; no record is missing.
         return [
             Reject(f"jobs/ingest: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
         ] * len(rows)
@@ -88,7 +88,7 @@ def _cell(value: Any) -> str:
 
 
 def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
-    """Start the job and wait for its end; the job then, and the org's time. From here on it may have taken effect."""
+    """Start a job, wait until it ends, and return it with the org's time. Even on an error it may have taken effect."""
     deadline = time.monotonic() + JOB_TIMEOUT_SECONDS
     _json(org, "PATCH", path, {"state": "UploadComplete"}, writes=True)
     pause = FIRST_PAUSE_SECONDS
@@ -104,7 +104,7 @@ def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
 
 
 def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: Retry) -> dict[str, Outcome]:
-    """What became of each record, by its key."""
+    """Return the outcome of each record by its key."""
     deadline = time.monotonic() + JOB_TIMEOUT_SECONDS
     found: dict[str, Outcome] = {}
     for kind in ("successfulResults", "failedResults", "unprocessedrecords"):
@@ -120,7 +120,7 @@ def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: R
 
 
 def _error(text: str) -> dict[str, Any]:
-    """`CODE:message:Field --` as in the replies of single calls."""
+    """Parse `CODE:message:Field --` into an error as in the replies of single calls."""
     code, _, rest = text.partition(":")
     message, _, fields = rest.rpartition(":")
     names = fields.replace("--", " ").replace(",", " ").split()
@@ -128,7 +128,7 @@ def _error(text: str) -> dict[str, Any]:
 
 
 def _surely(ask: Callable[[], T], deadline: float) -> T:
-    """The answer to a question about work that is done: asked again until there is one, or until `deadline`."""
+    """Return the answer to a question about finished work: ask again until it succeeds, or until `deadline`."""
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -143,7 +143,7 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
 
 
 def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool) -> tuple[dict[str, Any], datetime]:
-    """What is said of a job, and the org's time."""
+    """Return the status of a job, and the org's time."""
     info, at = org.call(lambda it: it.restful(path, method=method, json=body), **how)
     if not isinstance(info, dict) or "id" not in info or "state" not in info:
         raise Retry("the answer is no job")
@@ -151,7 +151,7 @@ def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool
 
 
 def _text(org: Salesforce, method: str, path: str, **options: Any) -> str:
-    """A call whose answer is no JSON."""
+    """Return the answer of a call that is not JSON."""
 
     def call(it: Any) -> str:
         response = it._call_salesforce(method, it.base_url + path, name=path, **options)

@@ -1,4 +1,4 @@
-"""What an org says of an object: its fields, and what this login may do.
+"""Read an object's description from an org: its fields, and the permissions of the login.
 
 REST API developer guide: "sObject Describe".
 """
@@ -12,14 +12,14 @@ from subscribers.errors import Gone
 from subscribers.records import ExternalField
 from subscribers.salesforce.system import Salesforce
 
-#: Salesforce's type -> ours, where it is not text.
+#: Salesforce's type -> ours, unless it is text.
 _KINDS = {
     **dict.fromkeys(("int", "double", "currency", "percent", "long"), "number"),
     **{kind: kind for kind in ("boolean", "date", "datetime")},
     **dict.fromkeys(("address", "location"), "object"),
 }
 
-#: What is asked of an object -> what it is for.
+#: Flag of an object's description -> the permission it stands for.
 _NEEDED = {
     "queryable": "read",
     "createable": "create",
@@ -29,13 +29,13 @@ _NEEDED = {
 
 
 def describe(client: Salesforce, sobject: str) -> dict[str, Any]:
-    """Salesforce's own description of an object. Raises `Gone` where this login sees none of that name."""
+    """Return Salesforce's description of an object. Raises `Gone` if this login sees no object of that name."""
     found, _ = client.call(lambda org: org.restful(f"sobjects/{sobject}/describe"))
     return dict(found or {})
 
 
 def fields(described: Mapping[str, Any]) -> dict[str, ExternalField]:
-    """Its fields, by name."""
+    """Return the fields of a description, by name."""
     return {
         one["name"]: ExternalField(
             kind=_KINDS.get(one["type"], "text"),
@@ -48,7 +48,7 @@ def fields(described: Mapping[str, Any]) -> dict[str, ExternalField]:
 
 
 def missing_permissions(client: Salesforce, sobject: str, names: Iterable[str]) -> list[str]:
-    """What this login may not do with an object, and which of these fields it does not find, in words."""
+    """Return a sentence for each missing permission on an object, and for each of these fields that is not visible."""
     try:
         described = describe(client, sobject)
     except Gone:

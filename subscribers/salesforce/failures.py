@@ -1,5 +1,5 @@
-"""errorCode -> what to do next. The code decides, not the status: a 403 may be a limit that passes, or a right
-that somebody has to give.
+"""errorCode -> class of error. The code decides, not the status: a 403 may be a temporary limit, or a permission
+that an administrator has to grant.
 
 SOAP API developer guide, "StatusCode" and "ExceptionCode"; REST API guide, "Status Codes and Error Responses".
 """
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
 Errors = Sequence[Mapping[str, Any]]
 
-#: Pauses, seconds: when the day's calls are used up, and when too many are under way at once.
+#: Pauses in seconds: after the daily calls are used up, and with too many concurrent calls.
 LIMIT_PAUSE_SECONDS = 900.0
 BUSY_PAUSE_SECONDS = 10.0
 
 
 class Expired(Exception):
-    """The session is not valid any more."""
+    """The session is no longer valid."""
 
 
 class Unclear(Retry):
-    """It may have taken effect, or not."""
+    """The call may have taken effect."""
 
 
-#: The one table of codes. One that is not in it is judged by the status: see `by_code`.
+#: The only table of codes. For any other code the status decides: see `by_code`.
 TABLE: Mapping[str, type[SyncError]] = {
-    # The org takes nothing now, from anybody with this login.
+    # The org refuses all calls of this login for now.
     "REQUEST_LIMIT_EXCEEDED": SystemDown,
     "SERVER_UNAVAILABLE": SystemDown,
     "API_CURRENTLY_DISABLED": SystemDown,
     "API_DISABLED_FOR_ORG": SystemDown,
     "FUNCTIONALITY_NOT_ENABLED": SystemDown,
     "INSUFFICIENT_ACCESS": SystemDown,
-    "INVALID_SESSION_ID": SystemDown,  # of a whole call it is renewed first, see `refusal`
+    "INVALID_SESSION_ID": SystemDown,  # for a whole call the session is renewed first, see `refusal`
     "ORG_LOCKED": SystemDown,
     "PASSWORD_LOCKOUT": SystemDown,
     "STORAGE_LIMIT_EXCEEDED": SystemDown,
-    # This record, later.
+    # Only this record failed; retry it later.
     "UNABLE_TO_LOCK_ROW": Retry,
     "INVALID_QUERY_LOCATOR": Retry,
     "QUERY_TIMEOUT": Retry,
@@ -53,14 +53,14 @@ TABLE: Mapping[str, type[SyncError]] = {
     "PRECONDITION_FAILED": Retry,
     "ALL_OR_NONE_OPERATION_ROLLED_BACK": Retry,
     "PROCESSING_HALTED": Retry,
-    # The org's own trouble, in the middle of it.
+    # An internal error of the org during the call.
     "UNKNOWN_EXCEPTION": Unclear,
     "INTERNAL_ERROR": Unclear,
     "GACK": Unclear,
-    # The record is not there any more.
+    # The record no longer exists.
     "ENTITY_IS_DELETED": Gone,
     "NOT_FOUND": Gone,
-    # The data, or what this login may do with it.
+    # The data is invalid, or this login lacks a permission for it.
     "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY": Reject,
     "DELETE_FAILED": Reject,
     "DUPLICATES_DETECTED": Reject,
@@ -116,7 +116,7 @@ def by_code(
     writes: bool = True,
     request_id: str | None = None,
 ) -> SyncError:
-    """What the errors of one record, or of a whole call with its HTTP `status`, mean.
+    """Return the error for one record, or for a whole call with its HTTP `status`.
 
     `errors` as in the API's replies: `[{"errorCode" or "statusCode", "message", "fields"}]`.
     """
@@ -141,14 +141,14 @@ def by_code(
 
 
 def _by_status(status: int | None) -> type[SyncError]:
-    """A code of tomorrow: a right that the login lacks, the org's own trouble, or else the data."""
+    """Classify an unknown code: a missing permission, an internal error of the org, or else invalid data."""
     if status in (401, 403):
         return SystemDown
     return Unclear if status is not None and status >= 429 else Reject
 
 
 def refusal(error: SalesforceError, response: requests.Response | None, writes: bool) -> Exception:
-    """What a refused call means; the library's own words would repeat the address and the query."""
+    """Return the error for a refused call; the library's own message would repeat the address and the query."""
     after = None if response is None else retry_after(response)
     errors: Any = error.content
     if isinstance(errors, list) and errors and isinstance(errors[0], dict):
@@ -158,6 +158,6 @@ def refusal(error: SalesforceError, response: requests.Response | None, writes: 
     if error.status == 300:
         return Reject("several records there carry this External ID", code="ambiguous_match")
     if error.status == 503 or error.status < 500:
-        # A page instead of JSON comes from something in front of Salesforce, and says nothing of the record.
+        # A page instead of JSON comes from a proxy in front of Salesforce and is not about the record.
         return SystemDown(f"{error.status} without Salesforce's JSON", after=after)
     return Retry(f"{error.status} without Salesforce's JSON", after=after, maybe_done=writes)

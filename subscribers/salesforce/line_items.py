@@ -1,7 +1,7 @@
-"""Records with child rows, such as invoices and their lines: two objects there, one record here.
+"""Records with child rows, such as invoices and their lines: two objects in Salesforce, one record in the hub.
 
-A record and its rows are written as a whole or not at all (REST API developer guide, "Composite Graph"), so that
-half of them is never read back. Each row is upserted under an External ID made from the record's and its place.
+A record and its rows are written completely or not at all (REST API developer guide, "Composite Graph"), so that
+a poll never reads a partial one. Each row is upserted by an External ID made from the record's id and its position.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from subscribers.salesforce.subscriber import (
 )
 from subscribers.salesforce.system import soql
 
-#: What one call takes: graphs, and records in all of them.
+#: Maximum number of graphs in one call, and of records in all of them.
 MAX_GRAPHS = 75
 MAX_NODES = 500
-#: Records whose rows are asked for in one query: its address must not get too long.
+#: Records whose rows are read with one query: its address must not become too long.
 PARENTS_PER_QUERY = 300
 
 Json = dict[str, Any]
-#: A record and what has to be written for it.
+#: A record and the requests that write it.
 Graph = tuple[Item, list[Json]]
 
 
 class SalesforceWithLineItems(SalesforceSubscriber):
-    """`row_sobject` holds the rows, `row_parent` is its field that points to the record, `row_place` the number of the
-    row in the record, from 1. The mapping has one list, by `rows(...)`.
+    """`row_sobject` holds the rows, `row_parent` is its field that refers to the record, and `row_place` the number of
+    the row in the record, from 1. The mapping has one list, by `rows(...)`.
     """
 
     row_sobject: ClassVar[str]
@@ -52,35 +52,35 @@ class SalesforceWithLineItems(SalesforceSubscriber):
     # --- calls ------------------------------------------------------------------------------------
 
     def batch_size(self, waiting: int) -> int:
-        """Bulk API 2.0 writes one object at a time, so it is not for these."""
+        """Return the size of a collection: Bulk API 2.0 writes one object at a time, so it is not used here."""
         return COLLECTION_SIZE
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
-        """Those with rows as a whole each; the others as any record."""
+        """Create each record that has rows as one graph, and the others like any record."""
         return self._divided(
             items, [bool(item.data.get(self.rows_path)) for item in items], self._create_whole, super().bulk_create
         )
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
-        """Those whose rows changed as a whole each; the others as any record."""
+        """Update each record whose rows changed as one graph, and the others like any record."""
         return self._divided(
             items, [self.rows_path in item.changes for item in items], self._update_whole, super().bulk_update
         )
 
     def describe(self) -> Mapping[str, ExternalField]:
-        """The object's fields, and its rows as one list."""
+        """Return the object's fields, with its rows as one list."""
         return {**super().describe(), self.rows_path: ExternalField("list")}
 
     def missing_permissions(self) -> list[str]:
-        """Beside the object's own, the rows' fields."""
+        """Return the missing permissions on the object and on its rows."""
         inner = next((one.rows for one in self.mapper.fields.values() if one.rows is not None), None) or {}
         names = [self.external_id_field, self.row_parent, self.row_place, *(one.path for one in inner.values())]
         return super().missing_permissions() + describe.missing_permissions(self.client, self.row_sobject, names)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """As for any record; first those of whose rows one was changed or deleted, which leaves no mark on them.
+        """Yield records with a changed or deleted row first, as that does not change the record itself; then as usual.
 
-        Position: as for any record, and `"rows"`, a time likewise.
+        Position: as for any record, and `"rows"`, also a time.
         """
         position = dict(position or {})
         since = iso_time(position.get("rows"))
@@ -95,15 +95,15 @@ class SalesforceWithLineItems(SalesforceSubscriber):
 
     @property
     def rows_path(self) -> str:
-        """Where the mapping in force has the rows; empty where it has none."""
+        """The path of the rows in the active mapping; empty if it has none."""
         return next((entry.path for entry in self.mapper.fields.values() if entry.rows is not None), "")
 
     def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Without the rows, which are records of their own there."""
+        """Return the data without the rows, which are separate records in Salesforce."""
         return {name: value for name, value in data.items() if name != self.rows_path}
 
     def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
-        """With their rows; they were changed when the last of these was."""
+        """Return the records with their rows; the time of each is the newest of the record and its rows."""
         found = super()._externals(records)
         if not self.rows_path:
             return found
@@ -116,7 +116,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         return replace(one, data={**one.data, self.rows_path: there}, at=max((t for t in times if t), default=None))
 
     def _rows(self, ids: Sequence[str]) -> dict[str, list[Json]]:
-        """The rows of these records, in order, deleted ones too: they tell when the record last changed."""
+        """Return the rows of these records, in order. Deleted ones are included for the time of the last change."""
         entry = next(entry for entry in self.mapper.fields.values() if entry.rows is not None)
         own = ["Id", "IsDeleted", "SystemModstamp", self.external_id_field, self.row_parent, self.row_place]
         fields = dict.fromkeys([*own, *tops(inner.path for inner in (entry.rows or {}).values())])
@@ -149,7 +149,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
 
     @staticmethod
     def _divided(items: Sequence[Item], whole: Sequence[bool], graphs: Any, plain: Any) -> list[Any]:
-        """The outcomes of these items, in order, of which some are written by one way and some by the other."""
+        """Write some items with `graphs` and the others with `plain`; return all outcomes in the order of the items."""
         outcomes: dict[str, Any] = {}
         for is_whole, write in ((True, graphs), (False, plain)):
             chosen = [item for item, one in zip(items, whole, strict=True) if one is is_whole]
@@ -166,7 +166,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
             parent = self._node("PATCH", address, "record", body)
             graphs.append((item, [parent, *self._row_nodes(item, "@{record.id}")]))
         outcomes = self._written(graphs)
-        # One that was there may have rows of before, which go.
+        # A record that existed before may have old rows, which must be deleted.
         there = [
             replace(item, external_id=one.id, changes={self.rows_path: item.data[self.rows_path]})
             for item, one in zip(items, outcomes, strict=True)
@@ -263,7 +263,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         return self._refused(item, place, errors).with_reply(self.client.quote(answers[place]))
 
     def _refused(self, item: Item, place: int, errors: Sequence[Any]) -> SyncError:
-        """What it means that this place of the graph failed: the record is the first, its rows follow."""
+        """Return the error for a failed position in a graph: the record is 0, its rows follow."""
         if not all(isinstance(one, dict) for one in errors):
             return Reject("several records there carry this External ID", code="ambiguous_match")
         error = by_code(errors, request_id=self.client.request_id)
@@ -279,16 +279,16 @@ class SalesforceWithLineItems(SalesforceSubscriber):
 
 
 class _Existing(External):
-    """Of a record that was there before it was created."""
+    """A record that existed before the call to create it."""
 
 
 def _is_halted(errors: Any) -> bool:
-    """Whether this only failed because another one did."""
+    """Return whether a request only failed because another one in its graph did."""
     return bool(errors) and isinstance(errors[0], dict) and errors[0].get("errorCode") == "PROCESSING_HALTED"
 
 
 def _payloads(graphs: Sequence[Graph]) -> Iterator[list[Graph]]:
-    """As many in one call as it takes."""
+    """Yield the graphs in groups that fit into one call."""
     some: list[Graph] = []
     for graph in graphs:
         if some and (len(some) == MAX_GRAPHS or sum(len(nodes) for _, nodes in [*some, graph]) > MAX_NODES):

@@ -1,4 +1,4 @@
-"""The three ways to a session: user name and password (SOAP), client credentials and JWT bearer (OAuth 2.0)."""
+"""The three ways to log in: user name and password (SOAP), client credentials and JWT bearer (OAuth 2.0)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from subscribers.http.client import new_session
 from subscribers.http.failures import network_error, retry_after
 from subscribers.salesforce.options import SalesforceOptions, is_set
 
-#: Pause after a refused login, seconds: many tries in a row lock the user.
+#: Pause in seconds after a refused login: repeated attempts lock the user.
 LOGIN_PAUSE_SECONDS = 300.0
 
 
 def log_in(options: SalesforceOptions) -> tuple[str, str]:
-    """(session id, host) of a fresh session.
+    """Return (session id, host) of a new session.
 
     Raises:
-      SystemDown: there is none to be had now.
+      SystemDown: the login failed.
     """
     answers: list[requests.Response] = []
     try:
@@ -40,17 +40,17 @@ def log_in(options: SalesforceOptions) -> tuple[str, str]:
     except requests.RequestException as error:
         raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
     except (AttributeError, ValueError, ExpatError, OSError) as error:
-        # The library reads the answer without looking: a page of a proxy ends in any of these.
+        # The library does not validate the answer: a proxy's page causes any of these.
         _raise_trouble(answers, in_words=False)
         raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE_SECONDS) from None
     return token, host.rstrip("/")
 
 
 def _raise_trouble(answers: Sequence[requests.Response], *, in_words: bool) -> None:
-    """Say so where the login was not refused but met a passing trouble: it may be tried again soon.
+    """Raise `SystemDown` with a short pause if a temporary problem, not a refusal, ended the login.
 
-    A refusal is in Salesforce's own words. Its status does not tell: SOAP says with a 500 that a password is
-    wrong, and an answer cut in its headers has a status and no body.
+    A refusal has a message from Salesforce. The status is not reliable: SOAP reports a wrong password with a 500,
+    and an answer that ends in its headers has a status and no body.
     """
     status = answers[-1].status_code if answers else 0
     if answers and (not in_words or status == 429 or status > 500):
@@ -88,7 +88,7 @@ def _jwt_login(options: SalesforceOptions, session: requests.Session) -> tuple[s
 
 
 def audience(options: SalesforceOptions) -> str:
-    """Whom a JWT is meant for: one address for all sandboxes, one for all other orgs."""
+    """Return the audience of a JWT: one address for all sandboxes, one for all other orgs."""
     is_sandbox = options.domain == "test" or ".sandbox." in f"{options.domain}. {options.instance_url}"
     return f"https://{'test' if is_sandbox else 'login'}.salesforce.com"
 
@@ -109,7 +109,7 @@ LOGIN_CALLS: Mapping[str, Callable[[SalesforceOptions, requests.Session], tuple[
 
 
 def _one_line(text: str, options: SalesforceOptions) -> str:
-    """A message of the login's, without what it may quote of it."""
+    """Return a message about the login on one line, without the secrets it may quote."""
     for secret in (options.password, options.security_token, options.consumer_secret):
         if is_set(secret):
             text = text.replace(secret.get_secret_value(), "***")

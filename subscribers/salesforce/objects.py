@@ -1,5 +1,5 @@
-"""Accounts, contacts, products and invoices. Object reference: "Account", "Contact", "Product2"; names in __c are
-objects and fields of your own, see docs/howto/salesforce.md.
+"""Accounts, contacts, products and invoices. Object reference: "Account", "Contact", "Product2"; names ending in __c
+are custom objects and fields, see docs/howto/salesforce.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from subscribers.salesforce.subscriber import SalesforceSubscriber
 
 @register
 class SalesforceAccount(SalesforceSubscriber):
-    """Customers as accounts; as contacts where SALESFORCE_OBJECTS says so."""
+    """Customers as accounts, or as contacts if SALESFORCE_OBJECTS chooses them."""
 
     catalogue = "customer"
     sobject = resource = "Account"
@@ -32,7 +32,7 @@ class SalesforceAccount(SalesforceSubscriber):
         "notes": "Description",
         "active": "Active__c",
     }
-    #: The object's limits where our own columns are wider.
+    #: Limits of the object that are shorter than our columns.
     rules = {
         "Name": [required()],
         "Email__c": [length(max=80)],
@@ -42,12 +42,12 @@ class SalesforceAccount(SalesforceSubscriber):
 
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
-        """One of the two: both would be one subscriber of one catalogue."""
+        """Return the subscriber of contacts if these are chosen, else that of accounts: only one can have the name."""
         return SalesforceContact(client) if client.options.keeps("Contact") else super().connected(client)
 
 
 class SalesforceContact(SalesforceSubscriber):
-    """Customers as contacts, for those who sell to persons: `salesforce.customer` in place of accounts."""
+    """Customers as contacts, for business with individuals: `salesforce.customer` instead of accounts."""
 
     catalogue = "customer"
     sobject = resource = "Contact"
@@ -75,7 +75,7 @@ class SalesforceContact(SalesforceSubscriber):
 
 @register
 class SalesforceProduct(SalesforceSubscriber):
-    """Products as Product2, with their one price: Price__c, since price books have entries of their own."""
+    """Products as Product2, with their single price in Price__c, since price books have separate entries."""
 
     catalogue = "product"
     sobject = resource = "Product2"
@@ -94,7 +94,7 @@ class SalesforceProduct(SalesforceSubscriber):
 
 @register
 class SalesforceInvoice(SalesforceWithLineItems):
-    """Invoices and their lines, which are a custom object each. Customer__c points to what customers are kept as."""
+    """Invoices and their lines, each a custom object. Customer__c refers to the account or contact."""
 
     catalogue = "invoice"
     sobject = resource = "Invoice__c"

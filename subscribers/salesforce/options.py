@@ -1,4 +1,4 @@
-"""What the environment says of the org: the login, the objects that are kept, the limits."""
+"""The settings of an org in the environment: the login, the objects, the limits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from subscribers.http.client import Url
 from subscribers.system import Options as SystemOptions
 
-#: The objects that ship, by name: what SALESFORCE_OBJECTS chooses from.
+#: The included objects by name, from which SALESFORCE_OBJECTS chooses.
 SHIPPED = ("Account", "Contact", "Product2", "Invoice__c")
 
 
@@ -37,13 +37,13 @@ class SalesforceOptions(SystemOptions):
     - SALESFORCE_USERNAME, _PASSWORD, and _SECURITY_TOKEN unless the address is trusted; _DOMAIN is
       `login`, or `test` for a sandbox.
 
-    _OBJECTS names the objects that are kept; customers are accounts or contacts, not both.
-    _EXTERNAL_ID_FIELD is the field of each that carries our record's id, unique and marked External ID.
-    _WEBHOOK_SECRET is what callouts send in X-Syncflow-Secret and outbound messages in their address,
-    several separated by blanks; while it is empty every webhook is refused. Outbound messages must
-    name the org _ORGANIZATION_ID.
-    _API_RESERVE are the daily API calls left to others. _BULK_THRESHOLD is how many records must wait
-    at once for Bulk API 2.0 to take them.
+    _OBJECTS names the objects to synchronize; customers are accounts or contacts, not both.
+    _EXTERNAL_ID_FIELD is the field of each object that holds our record's id, unique and marked External ID.
+    _WEBHOOK_SECRET is the secret that callouts send in X-Syncflow-Secret and outbound messages in their
+    address; several are separated by blanks. While it is empty, every webhook is refused. Outbound
+    messages must come from the org _ORGANIZATION_ID.
+    _API_RESERVE is the number of daily API calls left to other programs. From _BULK_THRESHOLD waiting
+    records on, Bulk API 2.0 writes them.
     """
 
     username: str = ""
@@ -76,11 +76,11 @@ class SalesforceOptions(SystemOptions):
         return self
 
     def keeps(self, sobject: str) -> bool:
-        """Whether this object is kept: of those that ship, the chosen ones."""
+        """Return whether this object is synchronized: of the included ones only those chosen."""
         return sobject in self.objects.split() or sobject not in SHIPPED
 
     def login_kind(self) -> str:
-        """Which login is meant: client_credentials, jwt or password."""
+        """Return which login is configured: client_credentials, jwt or password."""
         if self.privatekey_file:
             return "jwt"
         return "client_credentials" if is_set(self.consumer_secret) else "password"
@@ -94,5 +94,5 @@ LOGINS: Mapping[str, Sequence[str]] = {
 
 
 def is_set(value: str | SecretStr) -> bool:
-    """Whether a setting says anything."""
+    """Return whether a setting is not empty."""
     return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)

@@ -1,8 +1,8 @@
-"""What the org sends by itself: callouts (JSON, from Apex or a flow) and outbound messages (SOAP).
+"""The webhooks of an org: callouts (JSON, from Apex or a flow) and outbound messages (SOAP).
 
-SOAP API developer guide, "Outbound Messaging": the notifications of a message have ids of their own, come in any
-order and may come again; a message is sent again until it is acknowledged. An empty field is left out of it, and
-the values are all text: so nothing is taken from one but which record changed, and the record is fetched.
+SOAP API developer guide, "Outbound Messaging": the notifications in a message have their own ids, arrive in any
+order and may be repeated; a message is sent again until it is acknowledged. It omits empty fields, and all its
+values are text. So only the id of the changed record is used, and the record is fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MESSAGE = "{http://soap.sforce.com/2005/09/outbound}"
 _OBJECT = "{urn:sobject.enterprise.soap.sforce.com}"
 _TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 
-#: What an outbound message has to be answered with: body and content type.
+#: The required answer to an outbound message: body and content type.
 ACKNOWLEDGEMENT = (
     '<?xml version="1.0" encoding="UTF-8"?>'
     '<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"><soapenv:Body>'
@@ -32,16 +32,16 @@ ACKNOWLEDGEMENT = (
 
 
 def is_soap(body: bytes) -> bool:
-    """Whether this is an outbound message and no callout."""
+    """Return whether this is an outbound message, not a callout."""
     return body.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
 def unpack(body: bytes, organization_id: str) -> list[tuple[str, bytes]]:
-    """(id, callout) of each event in a request whose secret fits.
+    """Return (id, callout) of each event in a request whose secret is correct.
 
     Raises:
-      BadSignature: an outbound message of another org.
-      BadWebhook: it cannot be read.
+      BadSignature: it is an outbound message of another org.
+      BadWebhook: it cannot be parsed.
     """
     if is_soap(body):
         return [(one["id"], json.dumps(one).encode()) for one in _notifications(body, organization_id)]
@@ -49,7 +49,7 @@ def unpack(body: bytes, organization_id: str) -> list[tuple[str, bytes]]:
 
 
 def callout(body: bytes) -> dict[str, Any]:
-    """A callout's content: `{"id", "sobject", "record": {"Id", ...}, "deleted"}`."""
+    """Return the content of a callout: `{"id", "sobject", "record": {"Id", ...}, "deleted"}`."""
     try:
         event = json.loads(body)
         if event["id"] and isinstance(event["sobject"], str) and event["record"]["Id"]:
@@ -60,7 +60,7 @@ def callout(body: bytes) -> dict[str, Any]:
 
 
 def _notifications(body: bytes, organization_id: str) -> list[dict[str, Any]]:
-    """The notifications of an outbound message, each as a callout that names its record and no more."""
+    """Yield each notification of an outbound message as a callout with only the id of its record."""
     try:
         message = fromstring(body, forbid_dtd=True).find(f"{_SOAP}Body/{_MESSAGE}notifications")
     except (ParseError, DefusedXmlException, ValueError) as error:
@@ -69,7 +69,7 @@ def _notifications(body: bytes, organization_id: str) -> list[dict[str, Any]]:
         raise BadWebhook("the body is no outbound message: it holds no notifications")
     if not organization_id:
         raise BadSignature("outbound messages are taken once SALESFORCE_ORGANIZATION_ID names their org")
-    # The last three of 18 characters are a check sum of the others.
+    # The last three of 18 characters are a checksum of the others.
     if _text(message, "OrganizationId")[:15] != organization_id[:15]:
         raise BadSignature("the outbound message is of another org than SALESFORCE_ORGANIZATION_ID")
     found = [_notification(one) for one in message.findall(f"{_MESSAGE}Notification")]

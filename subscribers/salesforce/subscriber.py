@@ -1,4 +1,4 @@
-"""Records of any object: written 200 a call, each with its own outcome, and polled by SystemModstamp.
+"""Records of any object: written 200 per call, each with its own outcome, and polled by SystemModstamp.
 
 REST API developer guide: "sObject Collections", "Query", "sObject Get Deleted".
 """
@@ -18,24 +18,24 @@ from subscribers.salesforce import bulk, describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce, soql
 
-#: Records may become visible later than their SystemModstamp says; this close to the present they are
-#: read again, seconds.
+#: Records may become visible later than their SystemModstamp indicates; those changed within this many
+#: seconds are read again.
 OVERLAP_SECONDS = 60
-#: Salesforce tells of deletions no longer ago than 15 days.
+#: Salesforce reports deletions of the last 15 days only.
 DELETED_HISTORY = timedelta(days=14, hours=23)
-#: Seconds between two questions for deletions; the query for changes tells of those in the recycle bin.
+#: Seconds between two requests for deletions; the query for changes returns those still in the recycle bin.
 DELETED_INTERVAL_SECONDS = 900
-#: Records that a collection takes.
+#: Maximum number of records in a collection.
 COLLECTION_SIZE = 200
-#: Records in one job of Bulk API 2.0: few enough to be looked up one by one, should nobody learn how it ended.
+#: Records in one job of Bulk API 2.0: few enough to look up each one if the result of the job stays unknown.
 JOB_SIZE = 5000
 
 
 class SalesforceSubscriber(Subscriber):
     """Records of one object, `sobject`.
 
-    Only the fields of the mapping in force are read. Where `mergeable`, a record that lost in a merge
-    says which one it lives on in.
+    Only the fields of the active mapping are read. If `mergeable`, a record that was merged into another
+    holds the id of that one.
     """
 
     system = "salesforce"
@@ -47,17 +47,17 @@ class SalesforceSubscriber(Subscriber):
 
     @classmethod
     def connected(cls, client: Any) -> SalesforceSubscriber | None:
-        """Of the objects that ship, only those in SALESFORCE_OBJECTS are kept."""
+        """Return the subscriber if its object is synchronized: an included one must be in SALESFORCE_OBJECTS."""
         return cls(client) if client.options.keeps(cls.sobject) else None
 
     # --- calls ------------------------------------------------------------------------------------
 
     def batch_size(self, waiting: int) -> int:
-        """Up to a collection; from SALESFORCE_BULK_THRESHOLD records on, a job of Bulk API 2.0."""
+        """Return the size of a collection; from SALESFORCE_BULK_THRESHOLD records on, of a job of Bulk API 2.0."""
         return JOB_SIZE if waiting > max(self.client.options.bulk_threshold, COLLECTION_SIZE) else COLLECTION_SIZE
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
-        """Upsert by the External ID, so that repeating it cannot create a second record."""
+        """Upsert by the External ID, so that a repeated call cannot create a second record."""
         records = [self._record(item.data, item) for item in items]
         if len(items) > COLLECTION_SIZE and bulk.can_carry(records):
             outcomes = self._job("upsert", items, records)
@@ -67,7 +67,7 @@ class SalesforceSubscriber(Subscriber):
         return self._judged(items, outcomes)
 
     def bulk_update(self, items: Sequence[Item]) -> list[External | SyncError | None]:
-        """Send what changed, by Salesforce's own ids."""
+        """Send the changes, by Salesforce's ids."""
         records = [self._record(item.changes, item) for item in items]
         if len(items) > COLLECTION_SIZE and bulk.can_carry(records):
             rows = [record | {"Id": item.linked_id} for item, record in zip(items, records, strict=True)]
@@ -76,7 +76,7 @@ class SalesforceSubscriber(Subscriber):
         return [*self._judged(items, self._collections("composite/sobjects", items, records))]
 
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
-        """Delete, into the recycle bin."""
+        """Move records to the recycle bin."""
         outcomes: list[SyncError | None] = []
         for start in range(0, len(items), COLLECTION_SIZE):
             some = items[start : start + COLLECTION_SIZE]
@@ -87,14 +87,14 @@ class SalesforceSubscriber(Subscriber):
         return outcomes
 
     def fetch(self, external_id: str) -> External:
-        """The record now. Raises `Gone`."""
+        """Return the current record. Raises `Gone`."""
         try:
             return self._read(f"sobjects/{self.sobject}/{quote(external_id, safe='')}")
         except Gone as gone:
             raise self._with_merge_target(external_id, gone) from None
 
     def find(self, item: Item) -> External | None:
-        """The record whose External ID is ours."""
+        """Return the record whose External ID is ours."""
         from simple_salesforce.format import format_external_id  # noqa: PLC0415
 
         by_id = format_external_id(self.external_id_field, item.record_id)
@@ -104,7 +104,7 @@ class SalesforceSubscriber(Subscriber):
             return None
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
-        """Those that are not in the recycle bin, a collection a query."""
+        """Return the records that are not in the recycle bin; one query per collection."""
         found: dict[str, External] = {}
         select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
         for start in range(0, len(external_ids), COLLECTION_SIZE):
@@ -113,15 +113,15 @@ class SalesforceSubscriber(Subscriber):
         return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
 
     def describe(self) -> Mapping[str, ExternalField]:
-        """The object's fields."""
+        """Return the object's fields."""
         return describe.fields(describe.describe(self.client, self.sobject))
 
     def missing_permissions(self) -> list[str]:
-        """Rights on the object, and the External ID field."""
+        """Return the missing permissions on the object and the External ID field."""
         return describe.missing_permissions(self.client, self.sobject, [self.external_id_field])
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """Changed and deleted records by SystemModstamp, then what left the recycle bin as well.
+        """Yield changed and deleted records by SystemModstamp, then deletions that left the recycle bin.
 
         Position: `{"modstamp": time, "deleted": time}`, as Salesforce writes times.
         """
@@ -140,31 +140,31 @@ class SalesforceSubscriber(Subscriber):
             found = self._next(found)
         yield from self._deleted(position, now)
 
-    # --- how it is done -----------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------
 
     @property
     def external_id_field(self) -> str:
-        """The field that carries our record's id."""
+        """The field that holds our record's id."""
         return str(self.client.options.external_id_field)
 
     def fields(self) -> list[str]:
-        """What is read of each record; without repetition, which SOQL refuses."""
+        """Return the fields to read, without duplicates, which SOQL refuses."""
         mapped = self.mapper.paths()
         own = ["Id", "SystemModstamp", "IsDeleted", self.external_id_field]
         return [*dict.fromkeys([*own, *(["MasterRecordId"] if self.mergeable else []), *mapped])]
 
     def own(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What of the data is of the record itself."""
+        """Return the data that belongs to the record itself."""
         return dict(data)
 
     def explain_gone(self, item: Item, gone: SyncError) -> SyncError:
-        """What it means that something is gone, as Salesforce does not say what: this record, or one it points to.
+        """Return the error for a missing record: Salesforce does not report whether it is this one or one it refers to.
 
-        One that was merged into another waits until a poll has told of it, and is then linked to that.
+        A record that was merged into another waits until a poll reports the merge, and is then linked to the other one.
         """
         points = any(self.mapper.references(item.record))
         if item.external_id is None:
-            # An upsert by the External ID creates what is gone: so it is another record, or no record at all.
+            # An upsert by the External ID creates a missing record, so another record is missing, or none at all.
             deleted = points and "ENTITY_IS_DELETED" in str(gone)
             return (
                 Retry(f"a record that it points to is deleted there: {gone}")
@@ -185,7 +185,7 @@ class SalesforceSubscriber(Subscriber):
         return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
 
     def _with_merge_target(self, external_id: str, gone: SyncError) -> SyncError:
-        """The same, with the record that it lives on in, if it was merged."""
+        """Return the error with the record into which the missing one was merged, if any."""
         query = soql(f"SELECT MasterRecordId FROM {self.sobject} WHERE Id = {{}}", external_id)
         found = next(self._all(query), None) if self.mergeable else None
         return Gone(str(gone), merged_into=found["MasterRecordId"] or None) if found else gone
@@ -201,18 +201,18 @@ class SalesforceSubscriber(Subscriber):
         return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
 
     def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
-        """Losers of a merge before the others: one of those is what they live on in."""
+        """Return the records; those merged into another come first, so that the other one is linked after them."""
         found = [self.client.external(one) for one in records]
         return sorted(found, key=lambda one: one.merged_into is None)
 
     def _all(self, query: str) -> Iterator[dict[str, Any]]:
-        """Everything a query finds, deleted records too."""
+        """Yield all results of a query, including deleted records."""
         found, _ = self.client.call(lambda org: org.query(query, include_deleted=True))
         yield from found["records"]
         yield from self._more(found)
 
     def _more(self, found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """What did not fit the first page."""
+        """Yield the results after the first page."""
         while not found["done"]:
             found = self._next(found)
             yield from found["records"]
@@ -249,7 +249,7 @@ class SalesforceSubscriber(Subscriber):
         return outcomes
 
     def _collection(self, method: str, path: str, items: Sequence[Item], **body: Any) -> list[External | SyncError]:
-        """One outcome an item, of a call for all of them; the same for each where the call itself failed."""
+        """Return the outcome of each item of one call; if the whole call failed, its error for each."""
         try:
             results, at = self.client.call(lambda org: org.restful(path, method=method, **body), writes=True)
             if not isinstance(results, list) or len(results) != len(items):
@@ -268,14 +268,14 @@ class SalesforceSubscriber(Subscriber):
 
     def _query(self, since: str | None) -> str:
         at = iso_time(since)
-        # Records changed exactly then are read again: the times are whole seconds, and several share one.
+        # Records with exactly this time are read again: times are whole seconds, and several records may share one.
         where = soql(" WHERE SystemModstamp >= {}", at) if at else ""
         return f"SELECT {', '.join(self.fields())} FROM {self.sobject}{where} ORDER BY SystemModstamp, Id"
 
     def _deleted(self, position: dict[str, Any], now: datetime) -> Iterator[Page]:
-        """A window of deletions: of what is in the recycle bin no more, so it is asked for now and then only."""
+        """Yield a window of deletions. Only those that left the recycle bin need it, so requests are infrequent."""
         start = max(iso_time(position["deleted"]) or now, now - DELETED_HISTORY).replace(second=0)
-        end = now.replace(second=0)  # Salesforce looks at whole minutes only
+        end = now.replace(second=0)  # Salesforce uses whole minutes only.
         if (end - start).total_seconds() < DELETED_INTERVAL_SECONDS:
             return
         window = {"start": start.isoformat(), "end": end.isoformat()}
@@ -288,17 +288,17 @@ class SalesforceSubscriber(Subscriber):
 
 
 def unknown_address(path: str, error: Gone) -> Reject:
-    """A whole call whose address is unknown: an object or a field that the org lacks, and no record that is gone."""
+    """Return the error for a call with an unknown address: the org lacks the object or field; no record is missing."""
     return Reject(f"{path}: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
 
 
 def earlier(at: datetime, seconds: float) -> datetime:
-    """So many seconds before."""
+    """Return the time this many seconds earlier."""
     return at - timedelta(seconds=seconds)
 
 
 def not_before(since: str | None, newest: str, now: datetime) -> str:
-    """The newest time read, but not so close to the present that a latecomer would be missed."""
+    """Return the newest time read, limited so that records that become visible late are not missed."""
     settled = earlier(now, OVERLAP_SECONDS)
     reached = newest if (iso_time(newest) or settled) <= settled else format_time(settled)
     behind = iso_time(since)
@@ -306,5 +306,5 @@ def not_before(since: str | None, newest: str, now: datetime) -> str:
 
 
 def format_time(at: datetime) -> str:
-    """A time as Salesforce writes it."""
+    """Return a time in Salesforce's format."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000+0000"

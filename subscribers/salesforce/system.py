@@ -1,4 +1,4 @@
-"""One Salesforce org: its session, its daily calls, and what it sends by itself."""
+"""One Salesforce org: its session, its daily API calls, and its webhooks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _USAGE = re.compile(r"(?:^|[\s;,])api-usage=(\d+)/(\d+)")
 
 @dataclass(frozen=True)
 class Usage:
-    """How many API calls of the last 24 hours the org has used, as a reply of it said (`Sforce-Limit-Info`).
+    """API calls that the org used in the last 24 hours, from the last reply (`Sforce-Limit-Info`).
 
     `read_at` is the monotonic time of that reply.
     """
@@ -45,17 +45,17 @@ class Usage:
 
     @property
     def left(self) -> int:
-        """Calls that are left."""
+        """The number of remaining calls."""
         return max(self.limit - self.used, 0)
 
     @property
     def fresh_for(self) -> float:
-        """Seconds until it is worth asking again: the limit covers 24 hours that move on."""
+        """Seconds until the usage is worth reading again: the limit covers the last 24 hours."""
         return max(self.read_at + LIMIT_PAUSE_SECONDS - time.monotonic(), 0.0)
 
 
 def soql(query: str, *values: Any) -> str:
-    """A query with these values in place of its `{}`, each quoted as its type needs it."""
+    """Return a query with these values in place of its `{}`, each quoted as its type requires."""
     from simple_salesforce.format import format_soql  # noqa: PLC0415
 
     return str(format_soql(query, *values))
@@ -64,10 +64,10 @@ def soql(query: str, *values: Any) -> str:
 class Salesforce(System):
     """One Salesforce org.
 
-    The login is shared by all threads; each has its own simple-salesforce client, since sessions are
-    not safe to share. The clients are given a session id and so never log in by themselves: that
-    library's own second login does not end while the org goes on refusing. The library is loaded with
-    the first call: it takes 10 MB, and a process that calls no org, such as the relay, need not have it.
+    All threads share the login; each has its own simple-salesforce client, since sessions are not
+    thread-safe. The clients get a session id and so never log in themselves: the library repeats a
+    refused login without end. The library takes 10 MB. It is loaded with the first call, so that a
+    process without calls, such as the relay, does not load it.
     """
 
     Options = SalesforceOptions
@@ -81,7 +81,7 @@ class Salesforce(System):
         self.usage: Usage | None = None
 
     def call(self, action: Callable[[Client], T], *, writes: bool = False) -> tuple[T, datetime]:
-        """The result of `action` with a client that is logged in, and the org's time of the answer.
+        """Return the result of `action` with a client that is logged in, and the org's time of the answer.
 
         Raises:
           SyncError: by the table of error codes. An expired session is renewed once.
@@ -91,42 +91,42 @@ class Salesforce(System):
 
     @property
     def rate(self) -> Rate | None:
-        """The daily calls, for people to see."""
+        """The daily calls, for operators."""
         return Rate(self.usage.left, self.usage.limit) if self.usage is not None else None
 
     @property
     def request_id(self) -> str | None:
-        """The org's name of this thread's last call."""
+        """The org's id of this thread's last call."""
         response: requests.Response | None = getattr(self._local, "response", None)
         return None if response is None else response.headers.get("X-Request-Id")
 
     def quote(self, answer: Any) -> str:
-        """An answer, or a record's part of it, as the history keeps it: without our session, should it be echoed."""
+        """Return an answer, or its part about a record, for the history; our session id is masked if it is echoed."""
         text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
         return text.replace(self._login[0], "***") if self._login else text
 
     def defer_reason(self) -> str | None:
-        """Polls and backfills stop at twice the reserve, so that changes have the rest."""
+        """Return why polls and backfills wait: they stop at twice the reserve and leave the rest to changes."""
         return self._short_of(2 * self.options.api_reserve)
 
     def unpack(self, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-        """Each event of a callout (JSON) or an outbound message (SOAP), once the shared secret fits."""
+        """Return each event of a callout (JSON) or an outbound message (SOAP), after the check of the shared secret."""
         given = headers.get("x-syncflow-secret", "")
         if not any([same_secret(given, secret) for secret in secrets_of(self.options.webhook_secret)]):
             raise BadSignature(f"{self.name}: the shared secret does not fit")
         return outbound_messages.unpack(body, self.options.organization_id)
 
     def events(self, body: bytes) -> list[Event]:
-        """The one record that an event is about: `{"id", "sobject", "record": {...}, "deleted"}`."""
+        """Return the record that an event is about: `{"id", "sobject", "record": {...}, "deleted"}`."""
         event = outbound_messages.callout(body)
         return [Event(event["sobject"], self.external(event["record"], deleted=event.get("deleted") is True))]
 
     def acknowledgement(self, body: bytes) -> tuple[str, str] | None:
-        """The SOAP answer without which Salesforce sends an outbound message again; None for a callout."""
+        """Return the SOAP answer that stops Salesforce from repeating an outbound message; None for a callout."""
         return outbound_messages.ACKNOWLEDGEMENT if outbound_messages.is_soap(body) else None
 
     def external(self, record: Mapping[str, Any], *, deleted: bool = False) -> External:
-        """A record of the org's as the hub knows it."""
+        """Return a record of the org as an `External`."""
         data = {name: value for name, value in record.items() if name != "attributes"}
         return External(
             id=str(record["Id"]),
@@ -138,17 +138,17 @@ class Salesforce(System):
         )
 
     def page_url(self, resource: str, external_id: str) -> str | None:
-        """The record's page in Lightning."""
+        """Return the URL of the record's page in Lightning."""
         host = f"https://{self._login[1]}" if self._login else self.options.instance_url
         return f"{host}/lightning/r/{resource}/{quote(external_id, safe='')}/view" if host else None
 
     # --- the daily calls ----------------------------------------------------------------------------
 
     def _keep_reserve(self) -> None:
-        """Leave the last calls of the day to others.
+        """Leave the last calls of the day to other programs.
 
         Raises:
-          SystemDown: there are no more than the reserve. Every LIMIT_PAUSE_SECONDS the org is asked again.
+          SystemDown: only the reserve is left. The usage is read again every LIMIT_PAUSE_SECONDS.
         """
         reserve = self.options.api_reserve
         if self.usage is None or self.usage.left > reserve:
@@ -182,7 +182,7 @@ class Salesforce(System):
         try:
             return self._attempt(action, login, writes)
         except Expired:
-            # Logging in itself works, so trying again soon locks nobody out: it may have ended just then.
+            # The login itself succeeded, so a quick retry locks no user: the session may just have ended.
             raise SystemDown("the login is refused: a fresh session is not valid") from None
 
     def _attempt(self, action: Callable[[Client], T], login: tuple[str, str], writes: bool) -> tuple[T, datetime]:
@@ -211,7 +211,7 @@ class Salesforce(System):
             from simple_salesforce.api import Salesforce as Client  # noqa: PLC0415
 
             session = new_session(self.options.ca_bundle or None)
-            # Its methods return the parsed body alone; the headers, with the org's clock, are kept here.
+            # Its methods return the parsed body only; this keeps the headers, with the org's clock.
             session.hooks["response"].append(self._remember)
             self._local.client = Client(
                 session_id=login[0],
@@ -229,7 +229,7 @@ class Salesforce(System):
             self.usage = Usage(int(found[1]), int(found[2]), time.monotonic())
 
     def _logged_in(self, expired: tuple[str, str] | None) -> tuple[str, str]:
-        """A login that is not the `expired` one: of several threads that find it expired, one renews it."""
+        """Return a login other than the `expired` one: if several threads find it expired, one renews it."""
         with self._login_lock:
             if self._login is None or self._login == expired:
                 from subscribers.salesforce.login import log_in  # noqa: PLC0415

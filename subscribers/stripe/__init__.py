@@ -3,9 +3,9 @@
 | file       | what it holds                                                          |
 |------------|------------------------------------------------------------------------|
 | `client`   | `Stripe`: the account's settings, calls, webhooks                      |
-| `failures` | Stripe's errors -> what to do next                                     |
-| `objects`  | `StripeSubscriber`: what subscribers of all kinds of objects share     |
-| the others | one file a catalogue                                                   |
+| `failures` | Stripe's errors -> class of error                                      |
+| `objects`  | `StripeSubscriber`: the base class for all kinds of objects            |
+| the others | one file per catalogue                                                 |
 
 API reference: "Errors", "Idempotent requests", "Events", and the page of each object; guide "Receive
 Stripe events in your webhook endpoint".

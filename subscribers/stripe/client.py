@@ -18,28 +18,28 @@ from subscribers.stripe.failures import classify
 from subscribers.system import Options as SystemOptions
 from subscribers.system import System
 
-#: The shapes this package is written for; an account's own default may be older or newer.
+#: The API version that this package is written for; an account's default may be older or newer.
 API_VERSION = "2024-06-20"
-#: The key under which an object's metadata carries our record's id.
+#: The key in an object's metadata that holds our record's id.
 RECORD_ID_KEY = "syncflow_id"
-#: A webhook signed longer ago than this is refused, seconds: it may be a recorded one.
+#: A webhook with a signature older than this many seconds is refused: it may be a replay.
 SIGNATURE_TOLERANCE_SECONDS = 300
-#: Objects on a page: the most that Stripe gives.
+#: Objects on a page: Stripe's maximum.
 PAGE_SIZE = 100
 
 VERBS = ("created", "updated", "deleted")
-#: Objects whose events leave out some of what we map (a price's amount, lines after the tenth, and all
-#: of it in other versions of the API), so that what they are now is always fetched.
+#: Objects whose events lack some mapped fields (a price's amount, lines after the tenth, and all of them
+#: in other versions of the API), so that their current state is always fetched.
 _THIN = ("product", "invoice")
-#: What Stripe calls events that name an object without its data.
+#: Stripe's name for events that contain the id of an object without its data.
 _THIN_EVENT = "v2.core.event"
 
 
 class StripeOptions(SystemOptions):
-    """STRIPE_API_KEY: a secret or a restricted key. STRIPE_WEBHOOK_SECRET: the endpoint's signing secret,
-    several separated by blanks; while it is empty every webhook is refused. STRIPE_DAYS_UNTIL_DUE: the
-    time a customer has to pay an invoice that has no due date. STRIPE_API_BASE: another address than
-    Stripe's own, for tests.
+    """STRIPE_API_KEY: a secret or a restricted key. STRIPE_WEBHOOK_SECRET: the endpoint's signing secret;
+    several are separated by blanks. While it is empty, every webhook is refused. STRIPE_DAYS_UNTIL_DUE:
+    the time to pay an invoice that has no due date. STRIPE_API_BASE: another address than Stripe's
+    own, for tests.
     """
 
     api_key: Token
@@ -63,7 +63,7 @@ class Stripe(System):
         return self._object(*self.http.json("GET", path, params=form(parameters)))
 
     def walk(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
-        """All objects of a list, newest first; paced, for it is never the first call for a record."""
+        """Yield all objects of a list, newest first. Paced, as it is never the first call for a record."""
         after: dict[str, Any] = {}
         while True:
             self.pace()
@@ -76,28 +76,28 @@ class Stripe(System):
     def post(
         self, path: str, data: Mapping[str, Any], key: str | None = None
     ) -> tuple[dict[str, Any], requests.Response]:
-        """Create or change an object; what it is then. `key` is the Idempotency-Key."""
+        """Create or change an object, and return its new state. `key` is the Idempotency-Key."""
         headers = {"Idempotency-Key": key} if key else {}
         return self._object(*self.http.json("POST", path, data=form(data), headers=headers))
 
     def delete(self, path: str) -> None:
-        """Delete an object. Raises `Gone` where that has happened already."""
+        """Delete an object. Raises `Gone` if it is already deleted."""
         self.http.call("DELETE", path)
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
-        """The event's id, once Stripe's own check accepts the signature with one of the secrets."""
+        """Return the event's id if the signature matches one of the secrets, by Stripe's own check."""
         header = headers.get("stripe-signature", "")
         if not any([_signed(body, header, secret) for secret in secrets_of(self.options.webhook_secret)]):
             raise BadSignature(f"{self.name}: the signature does not fit, or is too old")
         return str(_event(body)["id"])
 
     def events(self, body: bytes) -> list[Event]:
-        """The one record that an event is about; nothing for an event of any other kind."""
+        """Return the record that an event is about; none for an event of any other kind."""
         told = event_record(_event(body))
         return [told] if told else []
 
     def page_url(self, resource: str, external_id: str) -> str | None:
-        """The object's page in the dashboard."""
+        """Return the URL of the object's page in the dashboard."""
         if self.options.api_base != StripeOptions.model_fields["api_base"].default:
             return None
         test = "test/" if "_test_" in self.options.api_key.get_secret_value()[:8] else ""
@@ -111,9 +111,9 @@ class Stripe(System):
 
 
 def form(data: Mapping[str, Any], parent: str = "") -> list[tuple[str, str]]:
-    """Nested data as Stripe's form fields: {"address": {"city": "Rome"}} -> [("address[city]", "Rome")].
+    """Return nested data as Stripe's form fields: {"address": {"city": "Rome"}} -> [("address[city]", "Rome")].
 
-    None is an empty string, which unsets; an empty object or list too.
+    None and an empty object or list become an empty string, which unsets the field.
     """
     pairs: list[tuple[str, str]] = []
     for name, value in data.items():
@@ -132,17 +132,17 @@ def form(data: Mapping[str, Any], parent: str = "") -> list[tuple[str, str]]:
 def external(
     body: Mapping[str, Any], *, at: datetime | None, deleted: bool = False, request_id: str | None = None
 ) -> External:
-    """One of Stripe's objects as the hub knows it."""
+    """Return a Stripe object as an `External`."""
     record_id = (body.get("metadata") or {}).get(RECORD_ID_KEY)
     gone = deleted or body.get("deleted") is True
     return External(str(body["id"]), body, at=at, deleted=gone, record_id=record_id, request_id=request_id)
 
 
 def event_record(event: Mapping[str, Any]) -> Event | None:
-    """The record an event is about, as it was then; without data where the event has not got all of it.
+    """Return the record of an event in its state at that time; without data if the event lacks some of it.
 
     Event times are whole seconds. Every event of an invoice (finalized, paid, voided ...) and of its
-    items tells that the invoice may have changed.
+    items means that the invoice may have changed.
     """
     if event["object"] == _THIN_EVENT:
         named = event.get("related_object") or {}
@@ -164,7 +164,7 @@ def event_record(event: Mapping[str, Any]) -> Event | None:
 
 
 def _signed(body: bytes, header: str, secret: str) -> bool:
-    # Imported here: the package takes a third of a second, and only who receives webhooks needs it.
+    # Imported here: the package takes a third of a second to load, and only receivers of webhooks need it.
     from stripe import SignatureVerificationError, WebhookSignature  # noqa: PLC0415
 
     try:

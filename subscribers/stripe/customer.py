@@ -27,5 +27,5 @@ class StripeCustomer(StripeSubscriber):
         "notes": "description",
     }
 
-    #: Stripe's limits where our own columns are wider.
+    #: Stripe's limits that are shorter than our columns.
     rules = {"phone": [length(max=20)], "description": [length(max=5000)]}

@@ -1,4 +1,4 @@
-"""Stripe's errors -> what to do next. API reference: "Errors"; guides "Error codes", "Advanced error handling"."""
+"""Stripe's errors -> class of error. API reference: "Errors"; guides "Error codes", "Advanced error handling"."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from subscribers.http.failures import retry_after, status_error
 
 
 class KeySpent(Retry):
-    """An Idempotency-Key that Stripe answers for no new call any more: look first, then take another."""
+    """Stripe accepts no new call with this Idempotency-Key: first look the object up, then use another key."""
 
 
-#: `code` of an error -> its class, where the code says more than the status.
+#: `code` of an error -> its class, where the code is more specific than the status.
 _BY_CODE: dict[str, type[SyncError]] = {
-    "lock_timeout": Retry,  # another call holds the object
-    "idempotency_key_in_use": Retry,  # our own first call is still under way
+    "lock_timeout": Retry,  # Another call holds the lock on the object.
+    "idempotency_key_in_use": Retry,  # Our own first call is still in progress.
     "rate_limit": SystemDown,
     "api_key_expired": SystemDown,
     "platform_api_key_expired": SystemDown,
@@ -27,7 +27,7 @@ _BY_CODE: dict[str, type[SyncError]] = {
     "account_invalid": SystemDown,
 }
 
-#: `type` of an error -> its class, where neither code nor status said it.
+#: `type` of an error -> its class, if neither code nor status determines it.
 _BY_TYPE: dict[str, type[SyncError]] = {
     "api_error": Retry,
     "authentication_error": SystemDown,
@@ -49,7 +49,7 @@ CODES: dict[str, str] = {
 
 
 def classify(response: requests.Response, writes: bool) -> SyncError | None:
-    """An answer that is no success -> what to do next."""
+    """Return the error for an unsuccessful answer."""
     request_id = response.headers.get("request-id")
     try:
         error = response.json()["error"]
@@ -62,7 +62,7 @@ def classify(response: requests.Response, writes: bool) -> SyncError | None:
     after = retry_after(response)
     again = response.headers.get("Stripe-Should-Retry", "").lower()
     if status == 403 and "permission" in message:
-        # Only this kind of object is closed to us: the others must go on.
+        # Only this kind of object is forbidden: the others must continue.
         return Reject(
             f"give the API key the permission it lacks ({text})", request_id=request_id, code="permission_missing"
         )
@@ -75,7 +75,7 @@ def classify(response: requests.Response, writes: bool) -> SyncError | None:
     if found is SystemDown:
         return SystemDown(text, after=after, request_id=request_id)
     if found is Retry:
-        # A lock refused the call; behind a key in use a first call of ours may be done.
+        # A lock refused the call; with a key in use, our first call may have taken effect.
         return Retry(text, after=after, maybe_done=writes and code != "lock_timeout", request_id=request_id)
     if status == 409:
         return Retry(text, after=after, maybe_done=writes, request_id=request_id)
@@ -97,15 +97,15 @@ def _by_type(kind: str, text: str, fields: dict[str, str], request_id: str | Non
 
 def _missing(text: str, response: requests.Response, request_id: str | None) -> SyncError:
     if "similar object exists in" in text:
-        # The object is well, in the other mode: the key is wrong, and nothing must be unlinked.
+        # The object exists in the other mode: the key is wrong, and no record must be unlinked.
         return SystemDown(f"the API key is of the wrong mode ({text})", request_id=request_id)
     named = re.search(r"No such [\w ]+: '([^']+)'", text)
     if named and named[1] not in str(response.request.path_url):
-        # Not the object the call was for, but one it points to.
+        # The missing object is not the one of the call, but one it refers to.
         return Reject(text, request_id=request_id, code="reference_missing")
     return Gone(text, request_id=request_id)
 
 
 def _dotted(param: str) -> str:
-    """Stripe's name of a parameter as a path: address[city] -> address.city."""
+    """Return Stripe's name of a parameter as a path: address[city] -> address.city."""
     return param.replace("[", ".").replace("]", "")

@@ -1,4 +1,4 @@
-"""What subscribers of all kinds of Stripe's objects share: creating once, looking up, reading what changed."""
+"""The base class for subscribers of all kinds of Stripe objects: create once, find, poll for changes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, event_record, external
 from subscribers.stripe.failures import KeySpent
 
-#: How many of the newest objects are searched for one that carries our id.
+#: The number of newest objects that are searched for one with our id.
 FIND_AMONG = 1000
-#: Events are read in stretches of this many seconds, oldest first, so that a long outage fits in memory.
+#: Events are read in windows of this many seconds, oldest first, so that a long outage fits in memory.
 WINDOW_SECONDS = 3600
-#: Events become visible in any order; this close to the present they are read again, seconds.
+#: Events become visible in any order; those of this many seconds before the present are read again.
 OVERLAP_SECONDS = 60
-#: Stripe keeps events for 30 days. From an older position everything is read again, a day before that, seconds.
+#: Stripe keeps events for 30 days. If the position is older than this many seconds, a day less, all objects are
+#: read again.
 EVENTS_KEPT_SECONDS = 29 * 86_400
 
-#: One of Stripe's objects as it came.
+#: A Stripe object as received.
 Body = dict[str, Any]
 
 
@@ -38,19 +39,19 @@ class StripeSubscriber(Subscriber):
     system = "stripe"
     system_class = Stripe
     path: ClassVar[str]
-    #: References that are read with the object.
+    #: References that are expanded with the object.
     expand: ClassVar[Sequence[str]] = ()
-    #: Mapped fields by which the list can be filtered, tried first by `find`.
+    #: Mapped fields by which the list can be filtered; `find` tries these first.
     find_by: ClassVar[Sequence[str]] = ()
-    #: Further types of events that tell of a change.
+    #: Further types of events that report a change.
     more_events: ClassVar[Sequence[str]] = ()
-    #: Webhooks bring changes at once; the poll finds those that got lost.
+    #: Webhooks report changes immediately; the poll finds the lost ones.
     poll_seconds = 300
 
-    # --- what the kinds differ in --------------------------------------------------------------------
+    # --- for subclasses -------------------------------------------------------------------------------
 
     def present(self, body: Body) -> Mapping[str, Any]:
-        """The object as its mapping sees it."""
+        """Return the object in the shape that its mapping expects."""
         return body
 
     # --- calls ---------------------------------------------------------------------------------------
@@ -60,19 +61,19 @@ class StripeSubscriber(Subscriber):
         return self._as_external(*self._create(item.data, item))
 
     def update(self, item: Item) -> External:
-        """Send what changed. Raises `Gone`."""
+        """Send the changes. Raises `Gone`."""
         return self._as_external(*self._send(item.linked_id, item.changes, item))
 
     def delete(self, item: Item) -> None:
-        """Delete the object, for good. Raises `Gone` where that has happened already."""
+        """Delete the object permanently. Raises `Gone` if it is already deleted."""
         self.client.delete(self._address(item.linked_id))
 
     def fetch(self, external_id: str) -> External:
-        """The object now. Raises `Gone`; of some kinds Stripe itself answers 200 for a deleted one."""
+        """Return the current object. Raises `Gone`; for some kinds Stripe itself answers 200 for a deleted one."""
         return self._as_external(*self._read(external_id))
 
     def missing_permissions(self) -> list[str]:
-        """What a restricted key was not given: to write these, which is asked of one that is not there, and events."""
+        """Return the missing permissions of a restricted key: to write (tried on an unknown id) or to read events."""
         kind = self.path.rpartition("/")[2]
         nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
         rights: dict[str, Callable[[], object]] = {
@@ -84,16 +85,16 @@ class StripeSubscriber(Subscriber):
             try:
                 ask()
             except Gone:
-                continue  # it was looked for
+                continue  # The key may write: Stripe looked for the object.
             except SystemDown as error:
                 words.append(f"this key may not {right}: {error}")
         return words
 
     def find(self, item: Item) -> External | None:
-        """The object whose metadata carries our id.
+        """Return the object whose metadata holds our id.
 
-        Lists are read, although there is a search: that one shows an object only a while after its
-        creation, and looked for is always one that was perhaps created a moment ago.
+        This reads lists instead of Stripe's search: a search returns an object only some time after its
+        creation, and this method looks for objects that may have just been created.
         """
         for name in self.find_by:
             if (value := item.data.get(name)) and (found := self._find_in_list(item, {name: value})):
@@ -101,14 +102,14 @@ class StripeSubscriber(Subscriber):
         return self._find_in_list(item, {})
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-        """All objects first, then what happened, by Stripe's events.
+        """Yield all objects first, then the changes by Stripe's events.
 
-        Position: `{"since": seconds of the epoch}`, and while the first reading goes on `after`, the
-        id of the last object read.
+        Position: `{"since": seconds of the epoch}`, and during the first read also `after`, the id of the
+        last object read.
         """
         position = dict(position or {})
         if "after" not in position and position.get("since", 0) < time.time() - EVENTS_KEPT_SECONDS:
-            position = {}  # of what happened since then some is forgotten
+            position = {}  # Stripe no longer has all events since then.
         if "since" not in position or "after" in position:
             for page in self._all_pages(position):
                 position = page.position
@@ -134,13 +135,13 @@ class StripeSubscriber(Subscriber):
         return {"expand": [within + name for name in self.expand]} if self.expand else {}
 
     def _create(self, data: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
-        """Create the object. An idempotency key that Stripe has used up on a failure is replaced by a fresh one."""
+        """Create the object. A new idempotency key replaces one that Stripe has used up on a failure."""
         sent = {**without_empty(with_record_id(data, item)), **self._expanding()}
         try:
             answer: tuple[Body, requests.Response] = self.client.post(self.path, sent, item.key)
         except KeySpent as spent:
-            # Stripe repeats its first answer for a day, a 500 as well, and refuses the key for other data. What
-            # that first call did is seen by looking; only where it did nothing may another key be taken.
+            # Stripe repeats its first answer for a day, even a 500, and refuses the key for other data. A lookup shows
+            # whether that first call took effect; only if it did not, another key may be used.
             self.client.pace()
             if self.find(item) is not None:
                 raise Retry(str(spent), maybe_done=True, request_id=spent.request_id) from spent
@@ -156,15 +157,15 @@ class StripeSubscriber(Subscriber):
         return body, response
 
     def _send_next(self, external_id: str, changes: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
-        """The same, as a further call for the record: the conductor has paced the first one only."""
+        """Pace and send a further call for the record: the conductor has paced only the first one."""
         self.client.pace()
         return self._send(external_id, changes, item)
 
     def _create_part(self, path: str, data: Mapping[str, Any], key: str, lives: Callable[[Body], bool]) -> Body:
-        """Create what belongs to an object (a price, an invoice's item), which was just looked for and is not there.
+        """Create a part of an object (a price, an invoice's item) that a lookup has just not found.
 
-        A repeated call is answered with what the first one made, even if that was deleted since: what
-        `lives` does not accept is made anew under another key.
+        Stripe answers a repeated call with the result of the first one, even if it was deleted since. If `lives`
+        rejects that object, create it again under another key.
         """
         data = without_empty(data)
         self.client.pace()
@@ -180,7 +181,7 @@ class StripeSubscriber(Subscriber):
             if lives(now := self.client.get(f"{path}/{quote(body['id'], safe='')}")[0]):
                 return dict(now)
         except Gone:
-            pass  # deleted since: the key stands for what is no more
+            pass  # Deleted since, so the key cannot create it again.
         self.client.pace()
         return dict(self.client.post(path, data, _fresh(key))[0])
 
@@ -206,7 +207,7 @@ class StripeSubscriber(Subscriber):
         return page
 
     def _all_pages(self, position: dict[str, Any]) -> Iterator[Page]:
-        """Newest first, as Stripe lists them; what changes meanwhile is among the events since the start."""
+        """Yield all objects, newest first. The events since the start report changes made in the meantime."""
         while True:
             after = {"starting_after": position["after"]} if "after" in position else {}
             body, response = self._page(**after)
@@ -227,7 +228,7 @@ class StripeSubscriber(Subscriber):
             records = sorted(newest_by_id.values(), key=_seconds)
             for start in range(0, len(records), client.PAGE_SIZE):
                 chunk = records[start : start + client.PAGE_SIZE]
-                # What a later stretch may tell of is not known yet.
+                # The events of a later window are not known yet.
                 yield Page(chunk, {"since": min(settled, max(since, _seconds(chunk[-1])))}, current=now < end)
             yield Page([], {"since": settled})
             if now < end:
@@ -235,7 +236,7 @@ class StripeSubscriber(Subscriber):
             since = end
 
     def _read_window(self, start: int, end: int) -> tuple[dict[str, External], int]:
-        """The newest event of each object in this stretch of time, and Stripe's clock at the first call."""
+        """Return the newest event of each object in this window, and Stripe's clock at the first call."""
         types = [*(f"{self.resource}.{verb}" for verb in VERBS), *self.more_events]
         newest: dict[str, External] = {}
         now = 0
@@ -246,7 +247,7 @@ class StripeSubscriber(Subscriber):
             )
             at = server_time(response) or datetime.now(UTC)
             now = now or int(at.timestamp())
-            for event in body["data"]:  # newest first
+            for event in body["data"]:  # Newest first.
                 if (told := event_record(event)) is not None:
                     newest.setdefault(told.external.id, told.external)
             if not body["has_more"]:
@@ -256,12 +257,12 @@ class StripeSubscriber(Subscriber):
 
 
 def with_record_id(data: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """The same, marked as ours."""
+    """Return the data with our record's id in its metadata."""
     return {**data, "metadata": {**(data.get("metadata") or {}), RECORD_ID_KEY: item.record_id}}
 
 
 def without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Left out what is empty: at a creation there is nothing to unset, and Stripe may refuse the attempt."""
+    """Return the data without empty values: a new object has nothing to unset, and Stripe may refuse to unset it."""
     cut = {name: without_empty(value) if isinstance(value, Mapping) else value for name, value in data.items()}
     return {name: value for name, value in cut.items() if value not in (None, "", {})}
 

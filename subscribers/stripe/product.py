@@ -13,8 +13,8 @@ from subscribers.rules import between
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber
 
-#: Under this key a product's metadata names the price that its default price has replaced, until that is
-#: archived: what says that a change of price is not at its end.
+#: The key in a product's metadata with the replaced default price, until that price is archived. While it is
+#: set, a change of price is incomplete.
 REPLACED_KEY = "syncflow_replaced"
 
 
@@ -23,8 +23,8 @@ class StripeProduct(StripeSubscriber):
     """Products as Stripe's products, their price as the product's default price. API reference: "Products", "Prices".
 
     Stripe's prices cannot change: another amount is a new price, which becomes the default, and the
-    old one is archived. A product whose default price is none, in tiers or in fractions of a cent has
-    no price to us, and keeps what it has until one is set here.
+    old one is archived. A default price that is missing, tiered or in fractions of a cent is not
+    mapped; it stays until a price is set in the database.
     """
 
     catalogue = "product"
@@ -43,7 +43,7 @@ class StripeProduct(StripeSubscriber):
     rules = {"default_price.unit_amount": [between(min=0)]}
 
     def present(self, body: Body) -> Mapping[str, Any]:
-        """Its price as far as we have such prices; its id as sku, where it was given none."""
+        """Return the product with its price if it can be mapped, and with its id as sku if it has none."""
         shown = {**body, "metadata": {"sku": body["id"], **(body.get("metadata") or {})}}
         if not _is_flat(body.get("default_price")) or shown["metadata"].get(REPLACED_KEY):
             shown.pop("default_price", None)
@@ -58,7 +58,7 @@ class StripeProduct(StripeSubscriber):
         return self._as_external(*self._create(data, item))
 
     def update(self, item: Item) -> External:
-        """Send what changed. A change of price takes several calls; each finds what those before it did."""
+        """Send the changes. A change of price takes several calls; each finds the results of those before it."""
         changes = dict(item.changes)
         if changes.pop("default_price", None) is None:
             return self._as_external(*self._send(item.linked_id, changes, item))
@@ -77,7 +77,7 @@ class StripeProduct(StripeSubscriber):
         return self._as_external(*self._send_next(item.linked_id, {"metadata": {REPLACED_KEY: ""}}, item))
 
     def delete(self, item: Item) -> None:
-        """Delete the product; archive it where it has prices, which Stripe lets nobody delete."""
+        """Delete the product; archive it if it has prices, because Stripe does not delete it then."""
         body, _ = self.client.get("/v1/prices", product=item.linked_id, limit=1)
         if body["data"]:
             self._send_next(item.linked_id, {"active": False}, item)
@@ -86,7 +86,7 @@ class StripeProduct(StripeSubscriber):
             super().delete(item)
 
     def _price(self, item: Item, wanted: Mapping[str, Any], old: Body | None) -> Body:
-        """A price of the wanted amount that is not the default yet: one that an earlier attempt made, or a new one."""
+        """Return a price of the wanted amount to become the default: one from an earlier attempt, or a new one."""
         kept = {name: old[name] for name in ("nickname", "recurring", "tax_behavior") if old.get(name)} if old else {}
         if recurring := kept.get("recurring"):
             kept["recurring"] = {name: recurring[name] for name in ("interval", "interval_count")}
@@ -102,12 +102,12 @@ class StripeProduct(StripeSubscriber):
 
     def _archive(self, price_id: str) -> None:
         self.client.pace()
-        with suppress(Gone):  # then it needs no archiving any more
+        with suppress(Gone):  # Then it needs no archiving any more.
             self.client.post(f"/v1/prices/{price_id}", {"active": False})
 
 
 def _with_mark(price: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """A price of a product of ours; a line of an invoice is known by it to be of that product."""
+    """Return a price marked with our product's id, by which a line of an invoice finds its product."""
     return {
         "unit_amount": price.get("unit_amount") or 0,
         "currency": price.get("currency"),
