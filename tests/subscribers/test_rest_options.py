@@ -355,7 +355,7 @@ def test_times_go_back_as_they_were_written(
         (RestSystem, {"auth": "digest"}, r"Wrong\.auth: "),
         (RestSystem, {"event_type_field": "a..b"}, r"Wrong\.event_type_field: is not a valid JMESPath expression"),
         (RestSubscriber, {"page_limit": 0}, r"Wrong\.page_limit: "),
-        (RestSubscriber, {"read_path": "/contact"}, r"Wrong\.read_path: needs \{id\}"),
+        (RestSubscriber, {"read_path": "/contact"}, r"Wrong\.read_path: must contain \{id\}"),
         (RestSubscriber, {"on_gone": "forget", "match_on": "email"}, r"Wrong\.match_on: .*\nWrong\.on_gone: "),
     ],
 )
