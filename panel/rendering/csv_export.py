@@ -39,11 +39,11 @@ def _lines(database: Database, table: Any, columns: Sequence[str], conditions: S
     yield _line(columns)
     with database.read() as connection:
         top = (connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) + 1
-    current_locale = [getattr(table, name) for name in columns]
+    wanted = [getattr(table, name) for name in columns]
     while top > 0:
         # No statement reads more than a stretch, and no transaction stays open while a slow client downloads.
         floor = max(top - pages.STRETCH, 0)
-        statement = sa.select(table.id, *current_locale).where(table.id >= floor, table.id < top, *conditions)
+        statement = sa.select(table.id, *wanted).where(table.id >= floor, table.id < top, *conditions)
         with database.read() as connection:
             rows = connection.execute(statement.order_by(table.id.desc()).limit(_BATCH)).all()
         for row in rows:
