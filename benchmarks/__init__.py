@@ -1,5 +1,5 @@
-"""Benchmarks anyone can run: `make bench` for all of them, `make bench-NAME` for one.
+"""Benchmarks of the hub: `make bench` runs all of them, `make bench-NAME` one.
 
-Each module with a `run` is one benchmark. It prints a table for people and, as its last line, one
-JSON object. Nothing of the hub imports from here.
+Each module with a `run` function is one benchmark. It prints a readable table and, as its last line, one
+JSON object. The hub itself does not import this package.
 """

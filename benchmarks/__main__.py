@@ -9,7 +9,7 @@ import sys
 from benchmarks.report import Result, machine, show
 from benchmarks.scale import Scale
 
-#: In this order they are run; each is a module of this package with `run(rounds, scale) -> Result`.
+#: The benchmarks, in the order of a run; each is a module of this package with `run(rounds, scale) -> Result`.
 BENCHES: tuple[str, ...] = (
     "steps",
     "fanout",
@@ -25,7 +25,7 @@ BENCHES: tuple[str, ...] = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the named benchmarks, or all; 1 if one could not be run."""
+    """Run the named benchmarks, or all; return 1 if one could not be run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(BENCHES)}; all without a name")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; medians are told (default 3)")

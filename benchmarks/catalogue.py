@@ -1,4 +1,4 @@
-"""The benchmarks' record as a catalogue of the hub, and programs that write to it."""
+"""The benchmarks' record as a catalogue of the hub, and functions that write to it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ TABLE = sa.Table(
 
 CATALOGUE = CATALOGUES.get(TABLE.name) or declare(Catalogue(TABLE.name, TABLE))
 
-#: Rows of one INSERT.
+#: The most rows of one INSERT.
 _PAGE = 5_000
 
 
 def insert(connection: sa.Connection, ids: Iterable[int]) -> None:
-    """Write records of these numbers; their ids are the numbers."""
+    """Insert records with these numbers as ids."""
     rows = [{"id": number, **make(number)} for number in ids]
     for start in range(0, len(rows), _PAGE):
         insert_many(connection, TABLE, rows[start : start + _PAGE])
 
 
 def commit_new(database: Database, ids: Iterable[int]) -> tuple[int, int]:
-    """Write new records in one transaction; the monotonic nanoseconds before and after its commit."""
+    """Write new records in one transaction; return the monotonic nanoseconds before and after the commit."""
     with database.write() as connection:
         insert(connection, ids)
         began = time.monotonic_ns()
@@ -53,7 +53,7 @@ def commit_new(database: Database, ids: Iterable[int]) -> tuple[int, int]:
 
 
 def commit_edits(database: Database, ids: Iterable[int], **values: object) -> tuple[int, int]:
-    """Set these columns of some records by one UPDATE; the monotonic nanoseconds before and after the commit."""
+    """Set columns of some records in one UPDATE; return the monotonic nanoseconds before and after the commit."""
     with database.write() as connection:
         connection.execute(sa.update(TABLE).where(TABLE.c.id.in_(list(ids))).values(**values))
         began = time.monotonic_ns()

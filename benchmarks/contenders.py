@@ -1,4 +1,4 @@
-"""Who is measured side by side: the hub, and what a user would pick in its place. All are used by the same words."""
+"""The contenders measured side by side: the hub and its alternatives, behind one interface."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from benchmarks.systems import SinkOf
 from settings import ROOT, VAR
 from tests.chaos.fleet import end
 
-#: Programs that write a stream to the hub's database: one alone would wait for its own commits.
+#: Programs that write a stream to the hub's database: a single one would wait for its own commits.
 WRITERS = 4
 
-#: Seconds a peer may take to start.
+#: The most seconds a peer may take to start.
 _START = 60.0
 
 _VENV = VAR / "bench" / "venv"
@@ -41,21 +41,21 @@ _REQUIREMENTS = ROOT / _NAMED
 
 
 class Contender(Protocol):
-    """One that runs and waits for changes, each of which goes to three subscribers."""
+    """A running system that delivers each change to three subscribers."""
 
     def burst(self, changes: int) -> float:
-        """Deliveries per second of so many changes at once, from the first commit (publish) to the last delivery."""
+        """Return deliveries per second for a burst, from the first commit (publish) to the last delivery."""
 
     def stream(self, changes: int) -> float:
-        """The same of changes that are committed (published and confirmed) one by one."""
+        """Return deliveries per second for changes that are committed (published and confirmed) one by one."""
 
     def latencies(self, changes: int, pause_ms: float) -> list[float]:
-        """Milliseconds from commit (publish) to each of the calls, with one change every so many milliseconds."""
+        """Return the milliseconds from commit (publish) to each call, with one change every `pause_ms`."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender that can be started, by name. `quick`: it can take bursts of 20,000 changes and more."""
+    """A contender to start, and its name. `quick`: it can handle bursts of 20,000 changes and more."""
 
     name: str
     start: Callable[[Workbench], contextlib.AbstractContextManager[Contender]]
@@ -66,7 +66,7 @@ class Entry:
 
 
 class HubContender:
-    """A hub that runs."""
+    """A running hub."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -109,7 +109,7 @@ def _latencies(sink: Sink, began: dict[int, int]) -> list[float]:
 
 
 def hub(name: str, kind: str, systems: Sequence[SinkOf] = SINGLE) -> Entry:
-    """The hub on `postgresql` with RabbitMQ, or standalone on `sqlite`."""
+    """Return an entry for the hub on `postgresql` with RabbitMQ, or standalone on `sqlite`."""
 
     @contextmanager
     def start(bench: Workbench) -> Iterator[Contender]:
@@ -130,9 +130,9 @@ STANDALONE_BULK = hub("hub, SQLite, bulk systems", "sqlite", BULK)
 
 @dataclass(frozen=True)
 class Peer:
-    """How one of benchmarks/peers is run.
+    """How to run one of benchmarks/peers.
 
-    `{}` in names is a prefix. `commands` are the workers', after `python -m`; `consumers` how many each queue then has.
+    `{}` in names is a prefix. `commands` start the workers, after `python -m`; each queue then has `consumers`.
     """
 
     name: str
@@ -178,7 +178,7 @@ PEERS = (
 )  # fmt: skip
 
 
-#: Those that another one is run as, but for one thing.
+#: Entries that differ from another entry in one setting.
 VARIANTS = ("raw pika, acks in batches", "Celery with a ledger")
 
 
@@ -224,7 +224,7 @@ class _PeerContender:
         return answer
 
     def warm_up(self) -> None:
-        """Wait until the publisher is there and a first record went all the way."""
+        """Wait until the publisher is ready and a first record has been delivered."""
         self._answer()
         self._publish(1)
         self._wait(1)
@@ -250,7 +250,7 @@ class _Processes:
         return process
 
     def check(self) -> None:
-        """Raise RuntimeError where one has ended by itself."""
+        """Raise RuntimeError if a process has exited."""
         for process in self.running:
             if process.poll() is not None:
                 raise RuntimeError(f"{process.args!r} ended with {process.returncode}; see {self.folder}/peer.log")
@@ -302,7 +302,7 @@ def _ledger(bench: Workbench) -> Iterator[str]:
 
 
 def _await_consumers(url: str, queues: Sequence[str], wanted: int, check: Callable[[], None]) -> None:
-    """Wait until each of these queues (but Dramatiq's for dead and delayed messages) has its consumers."""
+    """Wait until each of these queues (except Dramatiq's for dead and delayed messages) has its consumers."""
     deadline = time.monotonic() + _START
     waiting = [queue for queue in queues if not queue.endswith((".DQ", ".XQ"))]
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
@@ -315,7 +315,7 @@ def _await_consumers(url: str, queues: Sequence[str], wanted: int, check: Callab
                 if channel.queue_declare(waiting[0], passive=True).method.consumer_count >= wanted:
                     waiting.pop(0)
                     continue
-            except ChannelClosedByBroker:  # not there yet
+            except ChannelClosedByBroker:  # the queue does not exist yet
                 channel = connection.channel()
             time.sleep(0.02)
 
@@ -330,7 +330,7 @@ def _delete(url: str, queues: Sequence[str], exchanges: Sequence[str]) -> None:
 
 
 def peers(*, quick: bool = False) -> tuple[list[Entry], list[str]]:
-    """The peers that can run here, and a sentence on each that cannot. `quick`: those that need no installation."""
+    """Return the peers that can run, and a reason for each that cannot. `quick`: only those without installation."""
     found, why = [], []
     for peer in PEERS:
         python = sys.executable
@@ -351,10 +351,10 @@ def _starter(peer: Peer, python: str) -> Callable[[Workbench], contextlib.Abstra
 
 
 def _environment() -> str:
-    """The Python of the peers' environment, installed on first use.
+    """Return the Python of the peers' environment, which is installed on first use.
 
     Raises:
-      CalledProcessError: a package could not be installed; pip has said why on standard error.
+      CalledProcessError: a package could not be installed; pip has printed the reason on standard error.
     """
     python, stamp = _VENV / "bin" / "python", _VENV / "requirements.txt"
     wanted = _REQUIREMENTS.read_text()

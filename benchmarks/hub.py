@@ -1,6 +1,6 @@
-"""The hub as it is run in production, over systems that only count: its processes, its database, its queues.
+"""The hub as run in production, with systems that only count: its processes, its database, its queues.
 
-A benchmark starts it by `Workbench.hub`, writes to its database like any program, and reads the sink.
+A benchmark starts it with `Workbench.hub`, writes to its database like any program, and reads the sink.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tests.chaos.fleet import end
 from tests.support import services
 from workers.publisher import INBOX, LATER, TICK_QUEUE
 
-#: Three systems that take one record a call, as most do; and three that take many.
+#: Three systems that accept one record per call, as most do, and three that accept many.
 SINGLE = (SinkOf("one"), SinkOf("two"), SinkOf("three"))
 BULK = tuple(SinkOf(system.name, bulk=200) for system in SINGLE)
 
-#: What delivers, on two cores: a relay and two workers. The panel and the scheduler have no part in it.
+#: The processes that deliver, on two cores: a relay and two workers. Panel and scheduler are not involved.
 FLEET = ("relay", "worker", "worker")
 
-#: Seconds the processes may take to start.
+#: The most seconds the processes may take to start.
 _START = 60.0
 
 
 @dataclass
 class Hub:
-    """A hub that runs."""
+    """A running hub."""
 
     database: Database
     sink: Sink
@@ -57,30 +57,30 @@ class Hub:
     newest: int = 0
 
     def new_ids(self, count: int) -> range:
-        """The ids of the next records to be written."""
+        """Return the ids of the next records to write."""
         first, self.newest = self.newest + 1, self.newest + count
         return range(first, self.newest + 1)
 
     def commit_new(self, count: int) -> tuple[range, int, int]:
-        """Write new records in one transaction: their ids, and the monotonic ns before and after its commit."""
+        """Write new records in one transaction; return their ids and the monotonic ns before and after the commit."""
         ids = self.new_ids(count)
         return ids, *catalogue.commit_new(self.database, ids)
 
     def wait(self, records: int) -> Counts:
-        """Wait until each of the systems has had so many records, all counted since the last `sink.reset()`.
+        """Wait until each system has received `records` records since the last `sink.reset()`.
 
         Raises:
-          Stalled: nothing comes any more.
-          RuntimeError: a process of the hub has ended.
+          Stalled: no more records arrive.
+          RuntimeError: a process of the hub has exited.
         """
         return self.sink.wait(records * len(self.systems), alive=self.check)
 
     def wait_until(self, condition: Callable[[], bool], what: str, patience: float, pause: float) -> None:
-        """Ask every `pause` seconds, for `patience` seconds at most.
+        """Check the condition every `pause` seconds until it is true, for at most `patience` seconds.
 
         Raises:
-          Stalled: it did not come true; `what` says in words what is so instead.
-          RuntimeError: a process of the hub has ended.
+          Stalled: the condition stayed false; `what` describes the state in words.
+          RuntimeError: a process of the hub has exited.
         """
         deadline = time.monotonic() + patience
         while not condition():
@@ -90,17 +90,17 @@ class Hub:
             time.sleep(pause)
 
     def check(self) -> None:
-        """Raise RuntimeError where a process has ended by itself."""
+        """Raise RuntimeError if a process has exited."""
         for kind, process in self.processes:
             if process.poll() is not None:
                 raise RuntimeError(f"the {kind} ended with status {process.returncode}; see {self.folder}/*.log")
 
 
 class Workbench:
-    """What a benchmark works on; a `with` block. Everything it made is gone at its end.
+    """The databases, queues, sinks and hubs of a benchmark. Use it in a `with` block, which removes them at its end.
 
-    PostgreSQL and RabbitMQ are those of the tests (`make services`); the queues are in a vhost of its own where this
-    user may make one (or in that of BENCH_BROKER_URL).
+    PostgreSQL and RabbitMQ are those of the tests (`make services`). The queues are in a separate vhost if this user
+    may create one (or in that of BENCH_BROKER_URL).
     """
 
     def __init__(self) -> None:
@@ -119,14 +119,14 @@ class Workbench:
 
     @cached_property
     def broker_url(self) -> str:
-        """A vhost of RabbitMQ."""
+        """Return the URL of a RabbitMQ vhost."""
         if given := os.environ.get("BENCH_BROKER_URL"):
             return given
         return self._stack.enter_context(services.fresh_vhost(services.rabbitmq_server()))
 
     @cached_property
     def postgres_server(self) -> str:
-        """A server on which databases may be made, for psycopg."""
+        """Return the URL, for psycopg, of a server on which databases can be created."""
         return services.postgres_server()
 
     @cached_property
@@ -143,7 +143,7 @@ class Workbench:
 
     @contextlib.contextmanager
     def database(self, kind: str) -> Iterator[str]:
-        """The URL of a fresh `postgresql` or `sqlite` database with all tables and triggers."""
+        """Yield the URL of a new `postgresql` or `sqlite` database with all tables and triggers."""
         if kind == "postgresql":
             with _fresh(self.postgres_server, self._postgres_template) as url:
                 yield url
@@ -156,7 +156,7 @@ class Workbench:
 
     @contextlib.contextmanager
     def sink(self, subscribers: int = 3, ids: int = 200_000) -> Iterator[Sink]:
-        """A sink, which also keeps the times of records with ids up to `ids`."""
+        """Yield a sink, which also keeps the times of records with ids up to `ids`."""
         sink = Sink.create(self.folder / f"{secrets.token_hex(4)}.sink", subscribers, ids)
         try:
             yield sink
@@ -175,10 +175,10 @@ class Workbench:
         environment: Mapping[str, str] | None = None,
         on: str | None = None,
     ) -> Iterator[Hub]:
-        """Start the hub: on PostgreSQL and RabbitMQ as a fleet, on `sqlite` as one standalone process.
+        """Start the hub: a fleet on PostgreSQL and RabbitMQ, or one standalone process on `sqlite`.
 
-        `on` is the URL of its database, by default a fresh one.
-        It is ready: a first record, with the id 1, went to all systems and is not counted any more.
+        `on` is the URL of its database, by default a new one.
+        The hub is ready: a first record, with id 1, has reached all systems and is no longer counted.
         """
         standalone = kind == "sqlite"
         with contextlib.nullcontext(on) if on else self.database(kind) as url, self.sink(len(systems), ids) as sink:
@@ -240,7 +240,7 @@ def _environment(url: str, broker: str, systems: Sequence[SinkOf], sink: Sink, f
 
 
 def _await_processes(hub: Hub) -> None:
-    """Wait until each process has said that it lives."""
+    """Wait until each process has reported that it is alive."""
     deadline = time.monotonic() + _START
     alive = sa.select(sa.func.count()).select_from(Process)
     while True:

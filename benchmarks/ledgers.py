@@ -1,4 +1,4 @@
-"""The ledgers benchmarks work on: filled ones, kept between runs, and a hub over them."""
+"""The ledgers of the benchmarks: filled databases, kept between runs, and a conductor that uses them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FOLDER = VAR / "bench"
 
 @contextmanager
 def seeded(kind: str, size: Size, *, keep: bool) -> Iterator[Database]:
-    """A filled database; with `keep` the one of an earlier run, if it was made for these tables and this size."""
+    """Yield a filled database; `keep` reuses that of an earlier run, if it was made for these tables and this size."""
     with ExitStack() as stack:
         url = _kept(kind, size) if keep else stack.enter_context(_passing(kind))
         database = Database(url)
@@ -56,7 +56,7 @@ def seeded(kind: str, size: Size, *, keep: bool) -> Iterator[Database]:
 
 @contextmanager
 def empty(kind: str) -> Iterator[Database]:
-    """A migrated database without any row."""
+    """Yield a migrated database without rows."""
     with _passing(kind) as url:
         migrate(url)
         database = Database(url)
@@ -68,8 +68,8 @@ def empty(kind: str) -> Iterator[Database]:
 
 @contextmanager
 def left_as_it_was(database: Database) -> Iterator[None]:
-    """Afterwards the rows that were added meanwhile are gone again; what was changed in others stays so."""
-    # The changes last: records that go leave some.
+    """Delete the rows that the block added, at its end; changes to other rows stay."""
+    # Changes last: deleting records adds some.
     added: tuple[Any, ...] = (AuditEntry, Delivery, Link, Customer, Change)
     with database.read() as connection:
         tops = [(table, connection.execute(sa.select(sa.func.max(table.id))).scalar() or 0) for table in added]
@@ -80,7 +80,7 @@ def left_as_it_was(database: Database) -> Iterator[None]:
         with database.write() as connection:
             for table, top in tops:
                 connection.execute(sa.delete(table).where(table.id > top))
-            # On SQLite their ids come again.
+            # SQLite reuses their ids.
             connection.execute(sa.update(ThroughputWatermark).values(counted_to=counted))
         if not database.is_sqlite:
             seeding.vacuum(database)
@@ -114,7 +114,7 @@ def _is_made_for(database: Database, size: Size) -> bool:
         with database.read() as connection:
             return connection.execute(sa.text("SELECT what FROM made_for")).scalar() == _made_for(size)
     except sa.exc.DBAPIError:
-        return False  # there is none, or its making was interrupted
+        return False  # it does not exist, or filling it was interrupted
 
 
 def _made_for(size: Size) -> str:
@@ -122,7 +122,7 @@ def _made_for(size: Size) -> str:
 
 
 def _kept(kind: str, size: Size) -> str:
-    """The URL of the one of this size; another size has another, so that neither is filled again and again."""
+    """Return the URL of the database of this size. Each size has its own, so that none is filled repeatedly."""
     if kind == "sqlite":
         _FOLDER.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{_FOLDER / f'seeded-{size.links}.sqlite3'}"
@@ -132,7 +132,7 @@ def _kept(kind: str, size: Size) -> str:
 
 @contextmanager
 def _passing(kind: str) -> Iterator[str]:
-    """The URL of an empty database that is gone afterwards."""
+    """Yield the URL of an empty database, and drop the database afterwards."""
     if kind == "sqlite":
         folder = tempfile.mkdtemp(prefix="syncflow-bench-")
         try:
@@ -144,11 +144,11 @@ def _passing(kind: str) -> Iterator[str]:
             yield url
 
 
-# --- a hub over it ---------------------------------------------------------------------------------------
+# --- a conductor that uses it ----------------------------------------------------------------------------
 
 
 class _Customer(Subscriber):
-    """Customers of a system that takes everything at once and answers in no time."""
+    """Customers of a system that accepts every call and replies without delay."""
 
     catalogue, resource = "customer", "customers"
     field_to_data = {"name": "name", "email": "email", "city": "address.city", "active": "active"}
@@ -175,7 +175,7 @@ class Desk(_Customer):
 
 
 class Heard:
-    """An announcer that remembers: what a queue would hold."""
+    """An announcer that keeps its announcements instead of queueing them."""
 
     def __init__(self) -> None:
         self.news: list[tuple[str, list[str]]] = []
@@ -200,7 +200,7 @@ class Heard:
 
 
 def conduct(database: Database, *classes: type[Subscriber]) -> tuple[Conductor, Heard]:
-    """A conductor over these subscribers, by default all three, and what it announces."""
+    """Return a conductor with these subscribers, by default all three, and its announcer."""
     made: Mapping[str, Subscriber] = {
         f"{of.system}.{of.catalogue}": of(System(of.system, Options())) for of in classes or (Shop, Crm, Desk)
     }

@@ -1,6 +1,6 @@
-"""Run one process of the hub: `python -m benchmarks.process worker` is `./syncflow worker` with these systems.
+"""Run one process of the hub: `python -m benchmarks.process worker` is `./syncflow worker` with the benchmark systems.
 
-It loads nothing that the hub itself would not, so that its memory may be measured.
+It imports nothing that the hub itself would not, so that its memory can be measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from settings import Settings
 
 def main(arguments: Sequence[str]) -> int:
     """Run one of the commands of `./syncflow`."""
-    Settings.model_config["env_file"] = None  # whoever has an .env means another hub
+    Settings.model_config["env_file"] = None  # a local .env belongs to another hub
     register_all()
     return command(arguments)
 

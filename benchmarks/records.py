@@ -1,6 +1,6 @@
-"""The record that every benchmark sends: 12 fields, about 400 bytes as JSON, of which 8 are mapped.
+"""The record that every benchmark sends: 12 fields, of which 8 are mapped, about 400 bytes as JSON.
 
-Nothing but the standard library: the peers use it too.
+It uses only the standard library, since the peers import it too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 Record = dict[str, Any]
 
-#: Column of ours -> where the value stands in the external system. Four columns stay here.
+#: Column in the database -> field in the external system. Four columns are not sent.
 MAPPING = {
     "name": "name",
     "email": "email",
@@ -25,7 +25,7 @@ _NOTES = "Prefers to be called in the morning; pays by bank transfer within ten 
 
 
 def make(number: int) -> Record:
-    """The 12 fields of a record; other numbers, other values."""
+    """Return the 12 fields of a record; the values depend on the number."""
     return {
         "name": f"Customer Number {number}",
         "email": f"customer.{number}@example.com",
@@ -43,13 +43,13 @@ def make(number: int) -> Record:
 
 
 def customer(number: int) -> Record:
-    """The same as a row of the shipped table `customer`, which has ten of the columns."""
+    """Return the same record as a row of the shipped table `customer`, which has ten of the columns."""
     record = make(number)
     return {name: value for name, value in record.items() if name not in ("credit_limit", "reference")}
 
 
 def mapped(record: Record) -> dict[str, Any]:
-    """What is sent of it, written by hand, as the peers' programs would do it."""
+    """Return the data sent for a record, mapped by hand as in the peers' programs."""
     return {
         "name": record["name"],
         "email": record["email"],

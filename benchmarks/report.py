@@ -1,4 +1,4 @@
-"""What a benchmark says: the machine, a table for people, and one JSON object as its last line."""
+"""The report of a benchmark: the machine, a readable table, and one JSON object as its last line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import sqlalchemy as sa
 K = TypeVar("K")
 T = TypeVar("T")
 
-#: Packages whose version changes what is measured.
+#: Packages whose version affects the measurements.
 _PACKAGES = ("dramatiq", "pika", "SQLAlchemy", "psycopg", "flask", "orjson")
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What was aimed at, what was measured, and whether that is reached."""
+    """The target, the measured value, and whether the target is met."""
 
     what: str
     aim: str
@@ -36,8 +36,8 @@ class Goal:
 class Result:
     """The outcome of one benchmark.
 
-    `columns` and `rows` are the table for people (numbers as text, units in the column's name); `figures` is what a
-    program reads, numbers with their unit in the name (`_ms`, `_per_s`, `_mb`); `settings` what was varied or fixed.
+    `columns` and `rows` are the readable table (numbers as text, units in the column's name); `figures` are for
+    programs, numbers with their unit in the name (`_ms`, `_per_s`, `_mb`); `settings` are the parameters used.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Result:
 
 
 def interleaved(contenders: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
-    """Run each contender once a round, so that a noisy moment of the machine meets all of them."""
+    """Run each contender once per round, so that a disturbance of the machine affects all of them."""
     seen: dict[K, list[T]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
@@ -59,12 +59,12 @@ def interleaved(contenders: Mapping[K, Callable[[], T]], rounds: int) -> dict[K,
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle one."""
+    """Return the median."""
     return float(statistics.median(values))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share (0..1) of the values does not exceed (nearest rank).
+    """Return the value that this share (0..1) of the values does not exceed (nearest rank).
 
     Raises:
       ValueError: there are no values.
@@ -76,7 +76,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on: processor, cores, memory, versions."""
+    """Return the properties that affect the figures: processor, cores, memory, versions."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -94,7 +94,7 @@ def machine() -> dict[str, Any]:
 
 
 def postgres_settings(url: str) -> dict[str, str]:
-    """The server's version, and the settings that speed could be bought with."""
+    """Return the server's version, and the settings that trade durability or memory for speed."""
     engine = sa.create_engine(url)
     try:
         with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""How much a benchmark does."""
+"""The scale of a benchmark run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 class Scale(Enum):
-    """FULL is what docs/explanation/performance.md reports, SHORT the same in less time, QUICK a check that it runs."""
+    """FULL gives the figures of docs/explanation/performance.md, SHORT takes less time, QUICK checks that it runs."""
 
     FULL = "full"
     SHORT = "short"
     QUICK = "quick"
 
     def of(self, full: T, short: T, quick: T) -> T:
-        """The one for this scale."""
+        """Return the value for this scale."""
         return {Scale.FULL: full, Scale.SHORT: short, Scale.QUICK: quick}[self]

@@ -1,8 +1,8 @@
-"""External systems that only count, as the hub is told of them: a class and a subscriber each.
+"""External systems that only count, as the hub sees them: a class and a subscriber each.
 
-Which there are, and how each behaves, stands in the environment of the hub's processes: `BENCH_SYSTEMS=one,two` names
-them, and `ONE_SINK`, `ONE_NUMBER`, `ONE_BULK`, `ONE_DELAY_MS` (and the limits every system has, such as
-`ONE_CONCURRENCY`) are the options of the first.
+The environment of the hub's processes defines them: `BENCH_SYSTEMS=one,two` names the systems, and `ONE_SINK`,
+`ONE_NUMBER`, `ONE_BULK`, `ONE_DELAY_MS` (and the limits of every system, such as `ONE_CONCURRENCY`) are the options
+of the first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from subscribers.system import Options, System
 
 @dataclass(frozen=True)
 class SinkOf:
-    """How one system behaves: records a call takes, milliseconds it takes, and calls it allows at once."""
+    """The behaviour of a system: records per call, milliseconds per call, and concurrent calls it allows."""
 
     name: str
     bulk: int = 1
@@ -34,7 +34,7 @@ class SinkOf:
     concurrency: int | None = None
 
     def environment(self, path: Path, number: int) -> dict[str, str]:
-        """The options of this system, as number so-and-so of a sink."""
+        """Return the options of this system as environment variables; `number` is its number in the sink."""
         options = {"SINK": path, "NUMBER": number, "BULK": self.bulk, "DELAY_MS": self.delay_ms}
         if self.concurrency is not None:
             options["CONCURRENCY"] = self.concurrency
@@ -56,10 +56,10 @@ class _Counting(System):
         self.sink = Sink(options.sink)
 
     def call(self, ids: Sequence[str]) -> datetime:
-        """One call with these records; the time at which the system has them."""
+        """Make one call with these records; return the time at which the system has them."""
         self.sink.note(self.options.number, [int(record) for record in ids])
         if self.options.delay_ms:
-            time.sleep(self.options.delay_ms / 1000)  # the system is at work
+            time.sleep(self.options.delay_ms / 1000)  # simulated processing time
         return datetime.now(UTC)
 
 
@@ -93,7 +93,7 @@ class _BulkRecords(_Records):
 
 
 def register_all() -> None:
-    """Put a subscriber of each system that the environment names into the fan-out."""
+    """Add a subscriber for each system that the environment names to the fan-out."""
     for name in filter(None, os.environ.get("BENCH_SYSTEMS", "").split(",")):
         base = _BulkRecords if int(os.environ.get(f"{name.upper()}_BULK", "1")) > 1 else _Records
         register(type(f"{name.title()}Records", (base,), {"system": name}))

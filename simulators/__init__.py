@@ -1,1 +1,1 @@
-"""Small stand-ins for external systems: for trying Syncflow, for tests, for authors of connectors."""
+"""Simulated external systems, for trying Syncflow, for tests and for connector authors."""

@@ -1,7 +1,7 @@
-"""A private certificate authority, so that clients which insist on https can reach a server on loopback.
+"""A private certificate authority, so that clients that require https can connect to a server on loopback.
 
 The files in the folder: `ca.pem`, `ca.key`, `server.pem` (the certificate followed by the CA's) and
-`server.key`. Only a program that was handed `ca.pem` trusts them.
+`server.key`. Only a program configured with `ca.pem` trusts them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-#: The longest life that browsers accept for a certificate of a private authority.
+#: The longest validity that browsers accept for a certificate of a private authority.
 VALID_FOR = timedelta(days=825)
-#: Renew a little early, so that a demo left running over a weekend does not fail in the middle.
+#: Renew early, so that the certificate of a demo left running over a weekend does not expire.
 RENEW_BEFORE = timedelta(days=14)
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """Paths of PEM files: what a client trusts (`ca`), and what a server shows (`server`, `server_key`)."""
+    """Paths of PEM files: the CA for clients (`ca`), and the server's certificate and key (`server`, `server_key`)."""
 
     ca: Path
     server: Path
@@ -33,7 +33,7 @@ class Certificates:
 
 
 def ensure_certificates(folder: str | Path) -> Certificates:
-    """A usable CA and a certificate for 127.0.0.1, ::1 and localhost, created or renewed if need be."""
+    """Return a valid CA and a certificate for 127.0.0.1, ::1 and localhost, created or renewed if necessary."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = Certificates(folder / "ca.pem", folder / "server.pem", folder / "server.key")
@@ -47,7 +47,7 @@ def _still_valid(files: Certificates) -> bool:
         return False
     try:
         certificates = [x509.load_pem_x509_certificate(path.read_bytes()) for path in (files.ca, files.server)]
-    except ValueError:  # cut short by a crash or a full disk: make new ones
+    except ValueError:  # truncated by a crash or a full disk: create new ones
         return False
     deadline = datetime.now(UTC) + RENEW_BEFORE
     return all(certificate.not_valid_after_utc > deadline for certificate in certificates)
@@ -125,7 +125,7 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    # Written aside and moved into place, so that another process never reads half a key.
+    # Write a temporary file and rename it, so that another process never reads a partial key.
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)

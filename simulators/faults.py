@@ -1,7 +1,7 @@
-"""What every demo system shares: a journal of the calls it got, faults on demand, and their control calls.
+"""Shared by all demo systems: a journal of the received calls, faults on demand, and their control calls.
 
-Nothing here knows a web server: a system asks `Faults.take` at the right moments, notes each call with
-`Journal.record`, and hands what comes in under `/_control/` to `Control.handle`.
+This module does not depend on a web server: a system asks `Faults.take` for faults, records each call with
+`Journal.record`, and passes requests under `/_control/` to `Control.handle`.
 """
 
 import threading
@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-#: The journal forgets its oldest entries beyond this many, so that a long load test does not fill the memory.
+#: The most entries in the journal, so that a long load test does not fill the memory; the oldest are dropped.
 JOURNAL_LIMIT = 200_000
-#: A fault is always bounded: a forgotten one must not make a demo look broken for ever.
+#: The most calls a fault may affect: a forgotten fault must not break a demo permanently.
 MAX_TIMES = 10_000
 MAX_SECONDS = 60.0
 
-#: kind of fault -> what it does to the call or the webhook it hits
+#: kind of fault -> its effect on the call or the webhook
 KINDS: Mapping[str, str] = {
     "fail": "answer with `status` (and Retry-After when `retry_after` is set) and do nothing",
     "drop": "carry the call out, then close the connection instead of answering",
@@ -36,8 +36,8 @@ _SECRET_WORDS = ("password", "secret", "token", "assertion", "api_key", "authori
 class Call:
     """One API request that a demo system answered.
 
-    `time` is seconds since the epoch. `status` is what was answered, or with `fault == "drop"` would have
-    been; `fault` names the fault that hit it; `replayed`: the reply was an earlier one, given again.
+    `time` is seconds since the epoch. `status` is the status of the reply; with `fault == "drop"`, of the reply
+    that was not sent. `fault` names the fault that affected the call. `replayed`: the reply repeated an earlier one.
     """
 
     n: int
@@ -52,7 +52,7 @@ class Call:
 
 
 class Journal:
-    """The calls a system got, oldest first, numbered from 1. Safe to use from any thread."""
+    """The calls a system received, oldest first, numbered from 1. Thread-safe."""
 
     def __init__(self) -> None:
         self._calls: deque[Call] = deque(maxlen=JOURNAL_LIMIT)
@@ -79,27 +79,27 @@ class Journal:
             self._changed.notify_all()
 
     def calls(self, method: str | None = None, path: str = "*", *, since: int = 0) -> list[Call]:
-        """The calls after number `since`; `path` may hold `*` (`/v1/customers/*`)."""
+        """Return the calls after number `since`; `path` may contain `*` (`/v1/customers/*`)."""
         with self._changed:
             return [call for call in self._calls if call.n > since and _matches(call, method, path)]
 
     def wait_for(
         self, method: str | None = None, path: str = "*", *, count: int = 1, timeout: float = 5.0
     ) -> list[Call]:
-        """Wait until `count` such calls were made; TimeoutError after `timeout` seconds."""
+        """Wait until there are `count` such calls; TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.calls(method, path)) >= count, timeout):
                 raise TimeoutError(f"waited {timeout} s for {count} x {method} {path}; have {self.calls(method, path)}")
             return self.calls(method, path)
 
     def clear(self) -> None:
-        """Forget all calls. Numbers go on, so that a reader's `since` stays right."""
+        """Remove all calls. Numbering continues, so that a reader's `since` stays valid."""
         with self._changed:
             self._calls.clear()
 
     @property
     def last(self) -> int:
-        """The number of the newest call, 0 before the first."""
+        """Return the number of the newest call, 0 before the first."""
         return self._last
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Journal:
 
 @dataclass
 class Fault:
-    """One trouble ordered: it hits the next `times` calls (or webhooks) that fit `method` and `path`."""
+    """One armed fault; it affects the next `times` calls (or webhooks) that match `method` and `path`."""
 
     kind: str
     times: int = 1
@@ -120,8 +120,8 @@ class Fault:
     status: int = 500
     retry_after: float | None = None
     seconds: float = 0.0
-    code: str | None = None  #: the system's own name of the error, where the status alone would be ambiguous
-    remember: bool = False  #: a failed call's reply is kept for its idempotency key, and replayed
+    code: str | None = None  #: the system's own name of the error, if the status alone is ambiguous
+    remember: bool = False  #: keep a failed call's reply for its idempotency key, and replay it
     id: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
@@ -136,7 +136,7 @@ class Fault:
 
 
 class Faults:
-    """The faults ordered for one system, the oldest fitting one used first. Safe to use from any thread."""
+    """The armed faults of one system; the oldest matching fault takes effect first. Thread-safe."""
 
     def __init__(self) -> None:
         self._ordered: list[Fault] = []
@@ -154,16 +154,16 @@ class Faults:
         code: str | None = None,
         remember: bool = False,
     ) -> Fault:
-        """Answer the next `times` fitting calls with `status`, without carrying them out."""
+        """Answer the next `times` matching calls with `status`, without processing them."""
         fault = Fault("fail", times, method, path, status, retry_after, code=code, remember=remember)
         return self.order(fault)
 
     def drop(self, times: int = 1, *, method: str | None = None, path: str = "*") -> Fault:
-        """Carry the next `times` fitting calls out, and close the connection without an answer."""
+        """Process the next `times` matching calls, but close the connection without a reply."""
         return self.order(Fault("drop", times, method, path))
 
     def delay(self, seconds: float, times: int = 1, *, method: str | None = None, path: str = "*") -> Fault:
-        """Wait `seconds` before each of the next `times` fitting calls."""
+        """Wait `seconds` before each of the next `times` matching calls."""
         return self.order(Fault("delay", times, method, path, seconds=seconds))
 
     def webhook_duplicate(self, times: int = 1) -> Fault:
@@ -186,7 +186,7 @@ class Faults:
             return fault
 
     def take(self, kind: str, method: str | None = None, path: str = "") -> Fault | None:
-        """The fault of this `kind` that hits this call, used up by one; None if there is none."""
+        """Return the fault of this `kind` that matches this call, and count it as used; None without one."""
         with self._lock:
             for fault in self._ordered:
                 if fault.kind == kind and _hits(fault, method, path):
@@ -196,7 +196,7 @@ class Faults:
             return None
 
     def waiting(self) -> list[Fault]:
-        """The faults not used up yet."""
+        """Return the faults that are not used up yet."""
         with self._lock:
             return list(self._ordered)
 
@@ -206,17 +206,17 @@ class Faults:
 
 
 class Control:
-    """The calls under `/_control/`, the same for every system.
+    """The calls under `/_control/`, which all systems have in common.
 
-    | call | what it does |
+    | call | effect |
     |---|---|
     | GET /_control/journal?since=N | `{"calls": [...], "last": M}`: the calls after number N |
-    | DELETE /_control/journal | forget them |
+    | DELETE /_control/journal | remove all calls |
     | GET /_control/faults | `{"faults": [...], "kinds": {...}}` |
-    | POST /_control/faults | order one: `{"kind": "fail", "status": 429, "times": 2, "method": "POST"}` |
-    | DELETE /_control/faults | cancel all |
+    | POST /_control/faults | arm one: `{"kind": "fail", "status": 429, "times": 2, "method": "POST"}` |
+    | DELETE /_control/faults | remove all faults |
 
-    `extra` adds a system's own: `(method, path)` -> function from the JSON body to the JSON reply.
+    `extra` adds calls of one system: `(method, path)` -> function from the JSON body to the JSON reply.
     """
 
     def __init__(
@@ -237,7 +237,7 @@ class Control:
         }
 
     def handle(self, method: str, path: str, query: Mapping[str, str], body: Any) -> tuple[int, Any]:
-        """Answer one control call: (HTTP status, JSON value). Wrong input gives 400, an unknown call 404."""
+        """Answer one control call with (HTTP status, JSON value): 400 for invalid input, 404 for an unknown call."""
         action = self._table.get((method, path))
         if action is None:
             return 404, {
@@ -265,15 +265,15 @@ class Control:
 
 
 def own_origin(host: str | None, origin: str | None) -> bool:
-    """Whether a browser's request comes from the system's own pages (or from no browser).
+    """Return whether a request comes from the system's own pages, or not from a browser.
 
-    Without this, any web page open in the same browser could change the demo's data.
+    Without this check, any web page open in the same browser could change the demo's data.
     """
     return origin is None or (host is not None and origin.split("://", 1)[-1] == host)
 
 
 def without_secrets(value: Any) -> Any:
-    """The same value, with what a secret's name gives away replaced by `***`, at any depth."""
+    """Return the value with everything under the name of a secret replaced by `***`, at any depth."""
     if isinstance(value, Mapping):
         return {key: "***" if _is_secret(str(key)) else without_secrets(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

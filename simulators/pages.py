@@ -1,11 +1,11 @@
-"""The web pages of the demo systems: what a person sees as "the other system" while trying Syncflow."""
+"""The web pages of the demo systems, for users who try Syncflow."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-#: Send these with every page. Records hold text from elsewhere, so a page may run no script at all.
+#: Headers of every page. Records contain text from other systems, so no page may run a script.
 PAGE_HEADERS: Mapping[str, str] = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
@@ -13,7 +13,7 @@ PAGE_HEADERS: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: Columns usually holding more than one line get a taller box.
+#: Columns that usually hold several lines and get a taller box.
 _LONG_COLUMNS = {"description", "note", "notes"}
 
 _STYLE = """
@@ -64,11 +64,11 @@ def render_list(
     total: int | None = None,
     others: Mapping[str, str] | None = None,
 ) -> str:
-    """The HTML document listing `records`, one row each, with an Edit link.
+    """Return an HTML document with one row and an Edit link for each of the `records`.
 
-    `columns` are keys of the records (a missing one shows empty); `edit_url` gives a record's form.
-    `new_url`, when given, is linked as "New"; `total` is how many there are if not all are shown; `others`
-    are further lists, by title.
+    `columns` are keys of the records (a missing value is shown as empty); `edit_url` returns the address of a
+    record's form. `new_url`, if given, is linked as "New"; `total` is the number of records if not all are
+    shown; `others` are further lists, by title.
     """
     links = "".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in (others or {}).items())
     new = f'<a href="{escape(new_url)}">New</a>' if new_url else ""
@@ -91,9 +91,9 @@ def render_form(
     delete_action: str | None = None,
     error: str | None = None,
 ) -> str:
-    """The HTML document to edit `record`: the form POSTs `columns`, urlencoded, to `action`.
+    """Return an HTML document with a form to edit `record`; it POSTs `columns`, urlencoded, to `action`.
 
-    `delete_action`, when given, adds a Delete button that POSTs there; `error` is shown above the fields.
+    `delete_action`, if given, adds a Delete button that POSTs to it; `error` is shown above the fields.
     """
     alarm = f'<p class="alarm" role="alert">{escape(error)}</p>' if error else ""
     fields = "".join(_field(column, record.get(column)) for column in columns)

@@ -1,4 +1,4 @@
-"""Running a demo system from the command line until it is told to stop."""
+"""Run a demo system from the command line until it gets a signal to stop."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 
 class System(Protocol):
-    """What every demo system offers: usable in a `with` block, in which it answers at `url`."""
+    """The interface of every demo system: within a `with` block, it answers at `url`."""
 
     @property
     def url(self) -> str: ...
@@ -22,7 +22,7 @@ class System(Protocol):
 
 
 def serve(system: System) -> None:
-    """Run until SIGTERM or SIGINT. The first line printed is the address, for whoever started us."""
+    """Run until SIGTERM or SIGINT. The first line printed is the address, for the process that started this one."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -33,9 +33,9 @@ def serve(system: System) -> None:
 
 
 def secret_from(variable: str, default: str | None = None) -> str:
-    """The secret in that environment variable. On a command line, any user of the machine could read it.
+    """Return the secret in this environment variable. On a command line, any user of the machine could read it.
 
-    SystemExit with a message when it is not set and there is no default.
+    Raises SystemExit with a message if the variable is not set and there is no default.
     """
     value = os.environ.get(variable) or default
     if not value:

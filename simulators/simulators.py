@@ -1,13 +1,13 @@
-"""The demo systems behind one small interface, for the tests of whoever writes a subscriber.
+"""The demo systems behind one small interface, for the tests of subscriber authors.
 
     with ShopSimulator() as shop:
-        seven = shop.add({"name": "Ada"})    # a person works there: no API call, but a change
-        shop.drop()                          # the next call that writes takes effect, and is not answered
+        seven = shop.add({"name": "Ada"})    # a user works in the shop: a change without an API call
+        shop.drop()                          # the next call that writes takes effect, but gets no reply
         ...
         assert shop.writes() == ["POST /contacts"]
 
-Write another subclass of `Simulator` for a system of your own; what it cannot do may be left out, and
-the tests of `tests/subscribers/contract.py` that need it are skipped.
+Write a subclass of `Simulator` for a system of your own. It may omit what the system does not support; the tests of
+`tests/subscribers/contract.py` that need it are then skipped.
 """
 
 import hashlib
@@ -27,75 +27,75 @@ from simulators.stripe import StripeLike
 
 Json = dict[str, Any]
 
-#: What the simulators' webhooks are signed with.
+#: The secret that signs the simulators' webhooks.
 WEBHOOK_SECRET = "a-long-random-text-for-webhooks"
 
 
 class Cannot(Exception):
-    """Nobody can do this in that system."""
+    """The system does not support this operation."""
 
 
 class Simulator(ABC):
-    """One kind of record in one simulated system. Usable in a `with` block, in which it answers."""
+    """One kind of record in one simulated system, which runs within a `with` block."""
 
-    #: What no log, no page and no row of the ledger may show.
+    #: Values that no log, page or ledger row may show.
     secrets: ClassVar[Sequence[str]] = ()
 
     @abstractmethod
     def options(self) -> Json:
-        """The settings of the hub's system class, by the name of its option."""
+        """Return the settings of the hub's system class, by the name of the option."""
 
     @abstractmethod
     def ids(self) -> list[str]:
-        """The ids of the records there are, oldest first."""
+        """Return the ids of all records, oldest first."""
 
     @abstractmethod
     def add(self, data: Mapping[str, Any]) -> str:
-        """A person creates a record there; its id. `data` is nested, as in the system's own JSON."""
+        """Create a record as a user of the system and return its id. `data` is nested, as in the system's JSON."""
 
     @abstractmethod
     def edit(self, id: str, data: Mapping[str, Any]) -> None:
-        """A person changes these fields there."""
+        """Change these fields as a user of the system."""
 
     @abstractmethod
     def remove(self, id: str) -> None:
-        """A person deletes it there. Raises `Cannot` where nobody may."""
+        """Delete a record as a user of the system. Raises `Cannot` if the system does not allow it."""
 
     @abstractmethod
     def writes(self) -> list[str]:
-        """The calls so far that create, change or delete: `POST /contacts`. Reads and logins do not count."""
+        """Return the calls so far that create, change or delete (`POST /contacts`), without reads and logins."""
 
     @abstractmethod
     def fail(self, status: int, times: int = 1) -> None:
-        """The next calls are answered with this HTTP status and do nothing."""
+        """Answer the next calls with this HTTP status, without processing them."""
 
     @abstractmethod
     def drop(self, times: int = 1) -> None:
-        """The next calls that write take effect, but the connection is cut before the answer."""
+        """Process the next calls that write, but cut the connection before the reply."""
 
     def expire_login(self) -> None:
-        """The login of now is refused; the next one works. A fixed key is refused once."""
+        """Reject the current login; the next one works. A fixed key is rejected once."""
         self.fail(401)
 
     def merge(self, winner: str, loser: str) -> None:
-        """A person makes one record of two there. Raises `Cannot` where that does not exist."""
+        """Merge two records as a user of the system. Raises `Cannot` if the system cannot merge."""
         self.remove(loser)
 
     def webhook(self, id: str) -> tuple[bytes, dict[str, str]] | None:
-        """(body, headers) of what the system sends when this record was changed; None: it sends nothing."""
+        """Return (body, headers) of the webhook that reports a change of this record; None if there is none."""
         return None
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget records, calls and faults."""
+        """Remove all records, calls and faults."""
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer requests."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Stop answering."""
+        """Stop answering requests."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -108,7 +108,7 @@ class Simulator(ABC):
 
 
 class ShopSimulator(Simulator):
-    """The contacts of the demo's shop, a plain JSON REST system: see `simulators.rest`."""
+    """The contacts of the demo shop, a plain JSON REST system: see `simulators.rest`."""
 
     secrets = (DEMO_TOKEN, WEBHOOK_SECRET)
 
@@ -192,7 +192,9 @@ class StripeSimulator(Simulator):
             return
         try:
             self.stripe.by_hand("DELETE", f"/v1/{self.kind}/{id}")
-        except Exception as error:  # the library's own, which is not ours to import before it is loaded
+        except (
+            Exception
+        ) as error:  # the library's exception class, which must not be imported before the library is loaded
             raise Cannot(f"{self.kind} {id}: {error}") from error
 
     def writes(self) -> list[str]:
@@ -225,7 +227,7 @@ class StripeSimulator(Simulator):
         self.stripe.stop()
 
     def _all(self) -> list[Json]:
-        """Newest first."""
+        """Return all objects, newest first."""
         if self.kind == "customers":
             return self.stripe.customers()
         return list(self.stripe.by_hand("GET", f"/v1/{self.kind}", limit=100)["data"])

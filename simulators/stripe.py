@@ -1,7 +1,7 @@
-"""A Stripe-like system on loopback: localstripe, with what it lacks compared with Stripe added in front.
+"""A Stripe-like system on loopback: localstripe, with a layer that adds what it lacks compared with Stripe.
 
-`python -m simulators.stripe --port 8420`, or within a test `with StripeLike() as stripe: ...`.
-Needs the packages of requirements-dev.txt.
+Run `python -m simulators.stripe --port 8420`, or use `with StripeLike() as stripe: ...` in a test.
+This needs the packages of requirements-dev.txt.
 """
 
 import argparse
@@ -36,24 +36,24 @@ from simulators.stripe_billing import API_VERSION, Billing
 from simulators.stripe_pages import Pages
 from simulators.webhooks import Endpoint, WebhookSender
 
-#: Stripe may forget an idempotency key after a day.
+#: Stripe may drop an idempotency key after a day.
 KEY_LIFE_SECONDS = 24 * 3600
-#: At most this often is the data file written, in seconds; rarer when writing takes long.
+#: The shortest interval between two writes of the data file, in seconds; longer if writing is slow.
 SAVE_EVERY = 1.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
-#: What an event says about the call that caused it; empty for an edit on the page.
+#: The `request` of an event, which describes the call that caused it; empty for an edit on a web page.
 _cause: ContextVar[dict[str, str | None] | None] = ContextVar("cause", default=None)
 
 
 class StripeLike:
-    """The system, running in a thread of its own.
+    """The system, running in its own thread.
 
-    `journal` holds the API calls, `faults` takes orders for trouble, `webhooks` is the sender. `search_lag`
-    is how many seconds a new customer stays invisible to search (in Stripe usually under a minute).
-    OSError from `start` when the port is taken; ValueError when the data file is not ours.
+    `journal` records the API calls, `faults` holds the armed faults, `webhooks` sends the webhooks. `search_lag`
+    is how many seconds a new customer stays invisible to search (in Stripe usually less than a minute).
+    `start` raises OSError if the port is in use, and ValueError if the data file is not one of this simulator.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class StripeLike:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(15)
         self.webhooks.close()
-        self._mark()  # webhooks may have gone out since the last change
+        self._mark()  # webhooks may have been sent since the last change
         self._save()
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ class StripeLike:
     async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
         app: web.Application = self._local.server.app
         app.middlewares.insert(0, self._middleware)
-        app.on_response_prepare.clear()  # it lets every web page read our answers
+        app.on_response_prepare.clear()  # it lets every web page read the replies
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         await web.SockSite(runner, listener).start()
@@ -144,10 +144,10 @@ class StripeLike:
             await self._stopping.wait()
         await runner.cleanup()
 
-    # --- what a person would do in the dashboard: no API call, but events all the same -------------------
+    # --- what a user does in the dashboard: no API calls, but events -------------------------------------
 
     def customers(self) -> list[dict[str, Any]]:
-        """All customers, newest first."""
+        """Return all customers, newest first."""
         return self._in_loop(self._customers)
 
     def create_customer(self, **fields: Any) -> dict[str, Any]:
@@ -160,17 +160,17 @@ class StripeLike:
         self._in_loop(lambda: self._resources.Customer._api_delete(id))
 
     def by_hand(self, method: str, path: str, **params: Any) -> dict[str, Any]:
-        """What a person does with products, prices, invoices and their items, told as the API call it is like."""
+        """Change products, prices, invoices or items as a user, described by the equivalent API call."""
         answer = self._in_loop(lambda: self._billing.answer(method, path, params))
         assert answer is not None, f"nothing is served at {path}"
         return answer
 
     def forget_keys(self) -> None:
-        """Forget all idempotency keys, as Stripe may after a day."""
+        """Drop all idempotency keys, as Stripe may after a day."""
         self._in_loop(self._keys.clear)
 
     def reset(self) -> None:
-        """Forget all data and idempotency keys; journal and faults stay."""
+        """Remove all data and idempotency keys; journal and faults stay."""
         self._in_loop(self._flush)
 
     def _in_loop(self, action: Callable[[], T]) -> T:
@@ -241,7 +241,7 @@ class StripeLike:
             return _error(401, "Invalid API Key provided", "invalid_request_error")
         if call.key and (known := self._replay(call)):
             return known
-        # From here on a repeat with the same key is refused, also one sent after the client's own timeout.
+        # From now on, reject a repeat with the same key, including a retry after the client's timeout.
         self._busy_keys |= {call.key} if call.key else set()
         try:
             return await self._carry_out(call, handler)
@@ -258,7 +258,7 @@ class StripeLike:
             reply, keep = _failure(fault), fault.remember
         else:
             reply = await self._answer(call, handler)
-            # Like Stripe: what was refused before anything was done may come again, corrected, with the key.
+            # As in Stripe, a client may correct a call that was rejected before processing, and reuse the key.
             keep = reply.status < 400 or reply.status == 402
         if keep:
             self._remember(call, reply)
@@ -408,7 +408,7 @@ class StripeLike:
         while True:
             started = time.monotonic()
             self._save()
-            # A large store takes long to write, and no call is answered meanwhile: then write it less often.
+            # Writing a large store is slow and blocks all calls, so write it less often.
             await asyncio.sleep(max(SAVE_EVERY, 20 * (time.monotonic() - started)))
 
     def _save(self) -> None:
@@ -427,7 +427,7 @@ class StripeLike:
         self._data.parent.mkdir(parents=True, exist_ok=True)
         aside = self._data.with_name(f"{self._data.name}.{os.getpid()}.tmp")
         aside.write_text(json.dumps(content))
-        aside.replace(self._data)  # a crash while writing leaves the earlier file whole
+        aside.replace(self._data)  # a crash while writing leaves the previous file intact
 
     def _forget(self) -> None:
         objects.forget_old_events(self._resources)
@@ -449,7 +449,7 @@ class StripeLike:
 
 
 class _Call:
-    """One API request and what we know of it."""
+    """One API request and what is known about it."""
 
     def __init__(self, request: web.Request, params: dict[str, Any]) -> None:
         self.request = request

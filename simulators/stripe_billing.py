@@ -1,9 +1,9 @@
 """Products, prices, invoices and invoice items as Stripe has them (API version 2024-06-20).
 
-localstripe's own are of an older Stripe, whose plans changed, whose invoices had no drafts and whose
-invoices were only for subscriptions; so these are ours. Rules kept, each from the API reference of its
-object: prices cannot change and a default price cannot be archived; a product that has prices cannot be
-deleted; an invoice is edited, given items and deleted only as a draft; what is paid or void stays so.
+They replace the objects of localstripe, which model an older Stripe: its plans could change, and its invoices
+had no drafts and existed only for subscriptions. Rules from the API reference of each object: prices cannot
+change and a default price cannot be archived; a product that has prices cannot be deleted; an invoice can be
+edited, extended by items and deleted only as a draft; a paid or void invoice stays so.
 """
 
 import itertools
@@ -15,12 +15,12 @@ from typing import Any
 from simulators import stripe_objects as objects
 from simulators.stripe_store import Body, Store
 
-#: The shapes shown here.
+#: The API version whose object shapes are returned.
 API_VERSION = "2024-06-20"
-#: Lines that an invoice shows in itself; the others are read from its list of lines.
+#: How many lines an invoice contains; the others are only in its list of lines.
 LINES_SHOWN = 10
 
-#: publish(type of event, the object as it is, its earlier values)
+#: publish(type of event, current object, previous values)
 Publish = Callable[[str, Body, Body | None], None]
 
 _KINDS = {"products": "product", "prices": "price", "invoices": "invoice", "invoiceitems": "invoiceitem"}
@@ -42,7 +42,7 @@ _UPDATES: dict[str, set[str]] = {
     "invoice": {"number", "due_date", "days_until_due", "description", "auto_advance", "collection_method", "metadata"},
     "invoiceitem": {"description", "quantity", "unit_amount", "amount", "price", "price_data", "metadata"},
 }
-#: What may still be set on an invoice that is no draft any more.
+#: Fields that can still be set on an invoice that is no longer a draft.
 _ALWAYS_EDITABLE = {"metadata", "auto_advance", "description"}
 _FILTERS = {
     "product": {"active"},
@@ -54,14 +54,14 @@ _LISTING = {"limit", "starting_after", "ending_before", "created"}
 
 
 class Billing(Store):
-    """The objects and what may be done with them."""
+    """The objects and the operations on them."""
 
     def __init__(self, resources: Any, publish: Publish, changed: Callable[[], None]) -> None:
         super().__init__(resources)
         self._publish, self._changed = publish, changed
 
     def answer(self, method: str, path: str, params: Mapping[str, Any]) -> Body | None:
-        """What Stripe would answer; None for a path that is not served here. Raises localstripe's UserError."""
+        """Return Stripe's reply; None for a path that this class does not serve. Raises localstripe's UserError."""
         _, *parts = path.strip("/").split("/")
         kind = _KINDS.get(parts[0]) if parts else None
         if kind is None or (parts[0] == "invoices" and parts[1:] == ["upcoming"]):
@@ -102,7 +102,7 @@ class Billing(Store):
             raise self._refuse("Missing required param: name.", "parameter_missing", "name")
         price = params.pop("default_price_data", None)
         if price:
-            self._price_values({**price, "product": "to be made"})  # refused before anything is made
+            self._price_values({**price, "product": "to be made"})  # reject it before anything is created
         body = self._add(
             "product",
             {
@@ -225,7 +225,7 @@ class Billing(Store):
         return body
 
     def _amounts(self, params: Body, old: Mapping[str, Any]) -> Body:
-        """The price, quantity and amount of an item. What is priced in place gets a price nobody can use again."""
+        """Return the price, quantity and amount of an item. An inline price creates a price that cannot be reused."""
         if "amount" in params and {"quantity", "unit_amount", "price", "price_data"} & params.keys():
             raise self._refuse("You may only specify one of these parameters: amount, quantity.", param="amount")
         quantity = self._whole(params.get("quantity", old.get("quantity", 1)), "quantity", 0)
@@ -317,7 +317,7 @@ class Billing(Store):
         return changed
 
     def _told_of(self, before: Body, body: Body, *more: str) -> Body:
-        """Publish what changed, by all the names Stripe has for it; the object as it is now."""
+        """Publish a change as every event type Stripe has for it, and return the current object."""
         after = self._shown(body)
         if previous := objects.previous(before, after):
             for type in (*more, f"{body['object']}.updated"):
@@ -326,7 +326,7 @@ class Billing(Store):
         return after
 
     def _touched(self, body: Body) -> None:
-        """An item's change is a change of its invoice."""
+        """Publish an update of the invoice if `body` is one of its items."""
         if body["object"] == "invoiceitem" and body["invoice"]:
             self._tell("invoice.updated", self.objects[body["invoice"]])
 
@@ -340,7 +340,7 @@ class Billing(Store):
             self._check_draft(body)
             for item in self.of("invoiceitem"):
                 if item["invoice"] == body["id"]:
-                    item["invoice"] = None  # it waits for the customer's next invoice
+                    item["invoice"] = None  # it goes on the customer's next invoice
         if body["object"] == "invoiceitem" and body["invoice"]:
             self._check_draft(self.objects[body["invoice"]])
         shown = self._shown(body)
@@ -422,7 +422,7 @@ class Billing(Store):
         }
 
     def _lines(self, invoice: Body) -> list[Body]:
-        """Newest first, as Stripe shows them."""
+        """Return the lines of an invoice, newest first as in Stripe."""
         items = [item for item in self.of("invoiceitem") if item["invoice"] == invoice["id"]]
         same = ("amount", "currency", "description", "livemode", "metadata", "price", "quantity")
         return [

@@ -1,4 +1,4 @@
-"""localstripe's objects, mended where they differ from Stripe's in ways that a connector would notice."""
+"""localstripe's objects, fixed where they differ from Stripe's in ways that affect a connector."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
-#: Events are forgotten beyond this many (Stripe: after 30 days).
+#: The most events that are kept (in Stripe: those of 30 days).
 EVENT_LIMIT = 10_000
 ADDRESS_PARTS = ("line1", "line2", "city", "state", "postal_code", "country")
 
@@ -18,7 +18,7 @@ _loading = threading.Lock()
 
 
 class LocalStripe(NamedTuple):
-    """One private copy of the package: its web app, its objects with their store, its webhook endpoints."""
+    """A private copy of the package: its web app, its objects with their store, its webhook endpoints."""
 
     server: ModuleType
     resources: ModuleType
@@ -26,7 +26,7 @@ class LocalStripe(NamedTuple):
 
 
 class Shown:
-    """A finished JSON object where localstripe expects one of its own."""
+    """A finished JSON object, wrapped for code that expects an object of localstripe."""
 
     def __init__(self, body: dict[str, Any]) -> None:
         self._body = body
@@ -36,7 +36,7 @@ class Shown:
 
 
 def load_localstripe() -> LocalStripe:
-    """Import the package afresh. It keeps its data in module globals, so each system gets its own copy."""
+    """Import a new copy of the package. It keeps its data in module globals, so each system needs its own copy."""
     with _loading, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # its handlers are plain functions; they still work
         try:
@@ -48,7 +48,7 @@ def load_localstripe() -> LocalStripe:
 
 
 def mend(resources: Any, publish: Callable[[Any], None], changed: Callable[[], None]) -> None:
-    """Mend one copy. `publish` gets each new event; `changed` is called at every write to the store."""
+    """Fix one copy. `publish` receives each new event; every write to the store calls `changed`."""
     resources.schedule_webhook = publish
     _mend_store(resources, changed)
     _mend_update(resources)
@@ -59,7 +59,7 @@ def mend(resources: Any, publish: Callable[[Any], None], changed: Callable[[], N
 
 
 def tombstone(resources: Any, kind: str, id: str) -> Any:
-    """What is left of a deleted object, or None."""
+    """Return the remains of a deleted object, or None."""
     return resources.store.get(f"deleted_{kind}:{id}")
 
 
@@ -70,7 +70,7 @@ def forget_old_events(resources: Any) -> None:
 
 
 def invalid(resources: Any, message: str, code: str, param: str) -> Exception:
-    """A 400 in Stripe's words."""
+    """Return an error with status 400 in Stripe's form."""
     error: Exception = resources.UserError(400, message, {"code": code, "param": param})
     return error
 
@@ -80,7 +80,7 @@ def _mend_store(resources: Any, changed: Callable[[], None]) -> None:
     listed = resources.Customer.subscriptions
 
     def subscriptions(customer: Any) -> Any:
-        # The original walks the whole store for every customer shown: seconds, with some thousands of them.
+        # The original scans the whole store for every customer returned: seconds for some thousands of customers.
         if resources.store.has_subscriptions:
             return listed.fget(customer)
         return resources.List(f"/v1/customers/{customer.id}/subscriptions")
@@ -97,7 +97,7 @@ def _mend_store(resources: Any, changed: Callable[[], None]) -> None:
 
 
 def _mend_update(resources: Any) -> None:
-    """Empty strings unset, metadata merges, booleans and numbers keep their type, unknown names are named."""
+    """Fix updates: empty strings unset, metadata merges, booleans and numbers keep their type, errors name fields."""
     original = resources.StripeObject._update
 
     def update(obj: Any, **data: Any) -> None:
@@ -169,7 +169,7 @@ def _without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def previous(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The earlier values of what changed; within a hash (metadata, address) only of the keys that changed."""
+    """Return the previous values of changed fields; within a hash (metadata, address), of changed keys only."""
     earlier: dict[str, Any] = {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -187,7 +187,7 @@ def _mend_export(resources: Any) -> None:
         if shown["address"] is not None:
             shown["address"] = {part: shown["address"].get(part) for part in ADDRESS_PARTS}
         shown["balance"] = -shown.pop("account_balance")
-        for name in ("subscriptions", "sources", "tax_ids"):  # today's Stripe shows them only when asked
+        for name in ("subscriptions", "sources", "tax_ids"):  # current Stripe returns them only on request
             if not any(str(path).startswith(name) for path in expand or ()):
                 del shown[name]
         return shown
@@ -196,7 +196,7 @@ def _mend_export(resources: Any) -> None:
 
 
 def _mend_list(resources: Any, cls: Any) -> None:
-    """Newest first, `created[gte]` and its like, `ending_before`, and an unknown cursor refused."""
+    """Fix lists: newest first, `created[gte]` etc., `ending_before`, and an error for an unknown cursor."""
     original = cls._api_list_all.__func__
 
     def listed(
@@ -218,7 +218,7 @@ def _mend_list(resources: Any, cls: Any) -> None:
         if ending_before:
             before = newest_first[: _position(resources, cls, newest_first, ending_before)]
             start = max(0, len(before) - size)
-            # What the page shows comes first; the rest behind it makes `has_more` true.
+            # The objects of the page come first; the rest makes `has_more` true.
             page._list = before[start:] + before[:start]
         return page
 
@@ -233,7 +233,7 @@ def page_size(resources: Any, limit: Any) -> int:
 
 
 def created_fits(resources: Any, at: int, created: Any) -> bool:
-    """Whether the second of a creation is in the range `created[gte]` and its like ask for."""
+    """Return whether a creation time, in seconds, is in the range of `created[gte]` etc."""
     if created is None:
         return True
     wanted = created if isinstance(created, dict) else {"gte": created, "lte": created}
@@ -257,7 +257,7 @@ def _after(resources: Any, cls: Any, objects: list[Any], id: str | None) -> list
 
 
 def _position(resources: Any, cls: Any, objects: list[Any], id: str) -> int:
-    """Where `id` stands, or stood before it was deleted (to the second: some may be shown again)."""
+    """Return the position of `id`, also of a deleted one (exact to the second: objects may be repeated)."""
     for position, obj in enumerate(objects):
         if obj.id == id:
             return position
@@ -279,10 +279,10 @@ _SEARCHABLE = {"email", "name", "phone", "metadata"}
 
 
 def search(resources: Any, query: str, objects: Iterable[Any]) -> list[Any]:
-    """The objects that fit, e.g. `email:'a@x.org' AND -metadata['plan']:'free'`.
+    """Return the objects that match, e.g. `email:'a@x.org' AND -metadata['plan']:'free'`.
 
-    Clauses of email, name, phone, metadata['key']; `:` equal without regard to case (or null), `~` contains;
-    joined by AND or by OR, not both. Anything else is a 400, as in Stripe.
+    Clauses are on email, name, phone, metadata['key'], with `:` for equal ignoring case (or null) and `~` for
+    contains, joined by AND or by OR, not both. Anything else is a 400, as in Stripe.
     """
     clauses, join = _parse(resources, query)
     fits = all if join == "AND" else any
@@ -326,13 +326,13 @@ def _clause_fits(clause: re.Match[str], obj: Any) -> bool:
 
 
 def to_json(resources: Any) -> dict[str, Any]:
-    """The whole store as JSON values. An object that is in the store is written once, elsewhere named."""
+    """Return the whole store as JSON values. Each stored object is written once; other places refer to it."""
     store = resources.store
     return {key: _encode(resources, value, top=True) for key, value in store.items()}
 
 
 def from_json(resources: Any, saved: Mapping[str, Any]) -> None:
-    """Fill the (empty) store from what `to_json` gave. KeyError or TypeError if it is something else."""
+    """Fill the (empty) store from the result of `to_json`. Raises KeyError or TypeError for anything else."""
     for key, value in saved.items():
         cls = getattr(resources, value["$object"])
         resources.store[key] = cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""The pages of the Stripe-like system: what a person does in the dashboard. No API call, but events all the same."""
+"""The web pages of the Stripe-like system, its dashboard. Changes made there are no API calls, but cause events."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from simulators import stripe_objects as objects
 from simulators.pages import PAGE_HEADERS, render_form, render_list
 from simulators.stripe_billing import Billing
 
-#: How many records a page shows.
+#: Records on a page.
 SHOWN = 200
 
 _ADDRESS = [f"address_{part}" for part in objects.ADDRESS_PARTS]
@@ -23,9 +23,9 @@ _EDITED = {
     "products": ["name", "description", "price", "currency", "active"],
     "invoices": ["number", "status"],
 }
-#: Of a new invoice other things are asked: its one line, of `amount` cents.
+#: The form of a new invoice has other fields: its only line, of `amount` cents.
 _NEW = {**_EDITED, "invoices": ["customer", "currency", "line", "amount"]}
-#: The status a person writes -> what happens to the invoice.
+#: The status that a user enters -> the operation on the invoice.
 _MOVES: Mapping[str, tuple[str, dict[str, str]]] = {
     "open": ("finalize", {}),
     "paid": ("pay", {"source": "card"}),
@@ -36,7 +36,7 @@ Form = Mapping[str, str]
 
 
 class Pages:
-    """Lists and forms of customers, products and invoices."""
+    """The lists and forms of customers, products and invoices."""
 
     def __init__(self, resources: Any, billing: Billing, customers: Callable[[], list[Any]]) -> None:
         self._resources, self._billing, self._customers = resources, billing, customers
@@ -163,7 +163,7 @@ def _form_page(kind: str, id: str, record: Mapping[str, Any], error: str | None 
 
 
 def _changed(kind: str, before: Mapping[str, Any], form: Form) -> dict[str, str]:
-    """What the form changed, as parameters of a call: an emptied field is an empty string."""
+    """Return the changes of a form as parameters of a call; a cleared field is an empty string."""
     return {
         column: form[column].strip()
         for column in _EDITED[kind]

@@ -1,4 +1,4 @@
-"""JSON objects with Stripe's habits: ids by kind, metadata that merges, lists newest first, expansion, refusals."""
+"""JSON objects that behave like Stripe's: ids by kind, merged metadata, lists newest first, expansion, errors."""
 
 import secrets
 import time
@@ -12,25 +12,25 @@ Body = dict[str, Any]
 _PREFIX = {"product": "prod_", "price": "price_", "invoice": "in_", "invoiceitem": "ii_"}
 
 
-#: Parameters that are objects themselves; an empty string unsets one.
+#: Parameters that are objects; an empty string unsets one.
 _HASHES = {"default_price_data", "metadata", "price_data", "recurring"}
 
 
 class Store:
-    """Holds objects by id, in the order of their creation."""
+    """Holds objects by id, in order of creation."""
 
     def __init__(self, resources: Any) -> None:
         self.objects: dict[str, Body] = {}
-        #: When what was deleted had been created: a list may go on from it.
+        #: Creation times of deleted objects: a list may continue after such an object.
         self.gone: dict[str, int] = {}
         self._resources = resources
 
     def of(self, kind: str) -> list[Body]:
-        """All objects of a kind, oldest first."""
+        """Return all objects of a kind, oldest first."""
         return [one for one in self.objects.values() if one["object"] == kind]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all objects."""
         self.objects.clear()
         self.gone.clear()
 

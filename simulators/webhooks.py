@@ -1,4 +1,4 @@
-"""How the demo systems send webhooks: again and again with growing pauses, and with faults on demand."""
+"""Send the webhooks of the demo systems, with retries at growing intervals and faults on demand."""
 
 import heapq
 import logging
@@ -14,12 +14,12 @@ import requests
 
 from simulators.faults import Faults
 
-#: Seconds before the second attempt, the third ... About a minute in all: long enough for a receiver that
-#: is started after the demo system, short enough not to haunt one that is gone.
+#: Seconds before the second attempt, the third ... About a minute in total: long enough for a receiver that
+#: starts after the demo system, short enough to give up on one that has stopped.
 BACKOFF = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-#: Seconds that a webhook held back by `webhook_reorder` waits for another one to overtake it.
+#: Seconds that a webhook delayed by `webhook_reorder` waits for another one to overtake it.
 HOLD = 2.0
-#: Seconds to connect, and to wait for the answer.
+#: Timeouts in seconds, to connect and to wait for the reply.
 TIMEOUT = (2.0, 10.0)
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try to deliver a webhook. `status` is the receiver's, or None with `error` saying why not."""
+    """One attempt to deliver a webhook. `status` is None if there was no reply; `error` then has the reason."""
 
     time: float
     endpoint: str
@@ -53,11 +53,11 @@ class _Letter:
 
 
 class WebhookSender:
-    """A thread that delivers webhooks, in the order given as long as all goes well.
+    """A thread that delivers webhooks, in order as long as no delivery fails.
 
-    `find` gives an endpoint's address by its name (None: it was removed, its webhooks are let go);
-    `sign` makes the headers from the secret and the exact bytes, afresh at every attempt, since
-    a receiver refuses an old signature; `taken` says whether an answer means that it need not come again.
+    `find` returns an endpoint's address by its name (None: it was removed, and its webhooks are dropped).
+    `sign` returns the headers for the secret and the exact bytes; every attempt calls it again, since
+    a receiver rejects an old signature. `taken` returns whether a reply means that no retry is needed.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class WebhookSender:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop after the attempt under way; what is left is in `pending()`."""
+        """Stop after the current attempt; `pending()` returns what is left."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -89,7 +89,7 @@ class WebhookSender:
             self._thread.join(sum(TIMEOUT))
 
     def send(self, endpoint: str, event: str, body: bytes) -> None:
-        """Deliver `body` soon, unless a fault was ordered that says otherwise."""
+        """Queue `body` for delivery; an armed fault may drop, delay, duplicate or reorder it."""
         if self._faults.take("webhook_drop"):
             logger.info("webhook %s to %s dropped on demand", event, endpoint)
             return
@@ -105,7 +105,7 @@ class WebhookSender:
             self._changed.notify_all()
 
     def pending(self) -> list[dict[str, Any]]:
-        """What is not delivered yet, as JSON values that `resume` takes after a restart."""
+        """Return the undelivered webhooks as JSON values, for `resume` after a restart."""
         with self._changed:
             letters = sorted([*self._letters, *self._held], key=lambda letter: letter.n)
             if self._under_way:
@@ -119,7 +119,7 @@ class WebhookSender:
             self._changed.notify_all()
 
     def wait_idle(self, timeout: float = 5.0) -> None:
-        """Wait until everything is delivered or given up; TimeoutError after `timeout` seconds."""
+        """Wait until every webhook is delivered or given up; TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: not (self._letters or self._held or self._under_way), timeout):
                 raise TimeoutError(f"webhooks still waiting after {timeout} s")
@@ -133,7 +133,7 @@ class WebhookSender:
             heapq.heappush(self._letters, letter)
 
     def _release(self) -> None:
-        """Let the held ones go, behind the newest."""
+        """Queue the held webhooks after the newest one."""
         newest = max((letter.due for letter in self._letters), default=0.0)
         for letter in self._held:
             self._count += 1
@@ -143,7 +143,7 @@ class WebhookSender:
 
     def _run(self) -> None:
         with requests.Session() as session:
-            session.trust_env = False  # a proxy for the outside world must not see loopback traffic
+            session.trust_env = False  # loopback traffic must not go through a proxy
             while letter := self._next():
                 again = self._attempt(session, letter)
                 with self._changed:
@@ -168,7 +168,7 @@ class WebhookSender:
             return None
 
     def _attempt(self, session: requests.Session, letter: _Letter) -> bool:
-        """Try once; True if it is to be tried again."""
+        """Make one attempt; return True if a retry is needed."""
         endpoint = self._find(letter.endpoint)
         if endpoint is None:
             return False
@@ -179,7 +179,7 @@ class WebhookSender:
         if reply is not None and self._taken(reply):
             return False
         if letter.attempts > len(BACKOFF):
-            # Not the whole address: a secret may be part of it.
+            # Not the whole address, because it may contain a secret.
             host = urlsplit(endpoint.url).netloc
             logger.warning("webhook %s to %s given up: %s", letter.event, host, error or status)
             return False

@@ -1,5 +1,5 @@
-"""What a user would pick instead of the hub, each written from its project's documentation as it is run in production.
+"""Alternatives to the hub, each written from its project's documentation and run as in production.
 
-All do the same work: a change of a record goes to three subscribers, each maps 8 of its 12 fields and sends that to a
-sink. They run in an environment of their own and use nothing of the hub but `benchmarks.sink` and `benchmarks.records`.
+All do the same work: each change of a record goes to three subscribers, which map 8 of its 12 fields and send them to a
+sink. They run in their own environment and import only `benchmarks.sink` and `benchmarks.records`.
 """

@@ -1,6 +1,6 @@
-"""Celery 5: a task per subscriber, acknowledged late, publisher confirms; with a ledger row per delivery or without.
+"""Celery 5: a task per subscriber, acknowledged late, publisher confirms, optionally a ledger row per delivery.
 
-After Celery's user guide ("Tasks": acks_late, ignore_result; "Workers": prefork, a process a core):
+Follows Celery's user guide ("Tasks": acks_late, ignore_result; "Workers": prefork, one process per core):
 `celery -A benchmarks.peers.celery_app worker --concurrency 2`.
 """
 
@@ -26,27 +26,27 @@ app.conf.update(
 
 @app.task(name="one")
 def one(record: Record) -> None:
-    """The first subscriber."""
+    """Deliver to the first subscriber."""
     deliver("one", record)
     write_down("one", record, "delivered")
 
 
 @app.task(name="two")
 def two(record: Record) -> None:
-    """The second."""
+    """Deliver to the second subscriber."""
     deliver("two", record)
     write_down("two", record, "delivered")
 
 
 @app.task(name="three")
 def three(record: Record) -> None:
-    """The third."""
+    """Deliver to the third subscriber."""
     deliver("three", record)
     write_down("three", record, "delivered")
 
 
 def publish(records: Sequence[Record]) -> None:
-    """A task for each subscriber."""
+    """Send a task to each subscriber."""
     for record in records:
         for task in (one, two, three):
             task.delay(record)

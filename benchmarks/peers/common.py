@@ -1,4 +1,4 @@
-"""What all peers share: their part of the environment, the work itself, and how a benchmark tells them to publish."""
+"""Shared by all peers: their environment variables, the delivery, and the protocol by which they publish on request."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SUBSCRIBERS = ("one", "two", "three")
 
 BROKER_URL = os.environ.get("BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/%2F")
 
-#: Before every name of a queue or exchange.
+#: Prefix of every queue and exchange name.
 PREFIX = os.environ.get("BENCH_PREFIX", "bench")
 
-#: A PostgreSQL database in which each delivery is written down; empty for none.
+#: A PostgreSQL database that records each delivery; empty for none.
 LEDGER_URL = os.environ.get("BENCH_LEDGER", "")
 
 #: The ledger's table, for a peer that keeps one.
@@ -38,7 +38,7 @@ def _sink() -> Sink:
 
 
 def deliver(subscriber: str, record: Record) -> dict[str, Any]:
-    """Map the record and send it; what was sent."""
+    """Map the record, send it, and return the data sent."""
     data = mapped(record)
     _sink().note(SUBSCRIBERS.index(subscriber), [record["id"]])
     return data
@@ -52,7 +52,7 @@ def _ledger() -> Any:
 
 
 def write_down(subscriber: str, record: Record, outcome: str) -> None:
-    """A row in the ledger, committed; nothing where there is none."""
+    """Write and commit a ledger row; do nothing without a ledger."""
     if LEDGER_URL:
         _ledger().execute(
             "INSERT INTO peer_delivery (subscriber, record_id, outcome) VALUES (%s, %s, %s)",
@@ -61,11 +61,11 @@ def write_down(subscriber: str, record: Record, outcome: str) -> None:
 
 
 def serve(publish: Callable[[Sequence[Record]], None]) -> None:
-    """Publish as standard input asks for, a JSON object a line, and answer each with one.
+    """Publish as standard input requests, one JSON object per line, and answer each with a JSON object.
 
-    `{"first": 1, "count": 10, "pause_ms": 0, "each": false}`: that many records, all at once; or with `each` one after
-    the other, and none before so many milliseconds after the one before. The answer's `began` are the monotonic
-    nanoseconds before each publish: one number, or one a record.
+    `{"first": 1, "count": 10, "pause_ms": 0, "each": false}` publishes `count` records together; with `each`, one by
+    one, at least `pause_ms` milliseconds apart. The answer's `began` holds the monotonic nanoseconds before each
+    publish: one number, or one per record.
     """
     print("{}", flush=True)  # ready
     for line in sys.stdin:

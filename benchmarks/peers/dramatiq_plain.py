@@ -1,7 +1,7 @@
 """Plain Dramatiq: an actor and a queue per subscriber, a message for each, publisher confirms.
 
-After Dramatiq's user guide ("Workers", "RabbitMQ broker"): `dramatiq benchmarks.peers.dramatiq_plain -p 2 -t 8`, its
-default threads, a process a core.
+Follows Dramatiq's user guide ("Workers", "RabbitMQ broker"): `dramatiq benchmarks.peers.dramatiq_plain -p 2 -t 8`, with
+the default number of threads and one process per core.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(queue_name=f"{PREFIX}.one")
 def one(record: Record) -> None:
-    """The first subscriber."""
+    """Deliver to the first subscriber."""
     deliver("one", record)
 
 
 @dramatiq.actor(queue_name=f"{PREFIX}.two")
 def two(record: Record) -> None:
-    """The second."""
+    """Deliver to the second subscriber."""
     deliver("two", record)
 
 
 @dramatiq.actor(queue_name=f"{PREFIX}.three")
 def three(record: Record) -> None:
-    """The third."""
+    """Deliver to the third subscriber."""
     deliver("three", record)
 
 
@@ -41,7 +41,7 @@ assert [actor.actor_name for actor in ACTORS] == list(SUBSCRIBERS)
 
 
 def publish(records: Sequence[Record]) -> None:
-    """A message for each subscriber."""
+    """Send a message to each subscriber."""
     for record in records:
         for actor in ACTORS:
             actor.send(record)

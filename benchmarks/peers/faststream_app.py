@@ -1,6 +1,6 @@
 """FastStream: a fanout exchange and a durable queue per subscriber, publisher confirms (its default).
 
-After FastStream's documentation ("RabbitMQ": exchanges, queues; "CLI": workers):
+Follows FastStream's documentation ("RabbitMQ": exchanges, queues; "CLI": workers):
 `faststream run benchmarks.peers.faststream_app:app --workers 2`.
 """
 
@@ -50,7 +50,7 @@ async def _publish(publisher: RabbitBroker, records: Sequence[Record]) -> None:
 
 
 def main() -> None:
-    """Publish, from an event loop that keeps running in between."""
+    """Publish on request, from an event loop that keeps running between requests."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, daemon=True).start()
     publisher = RabbitBroker(BROKER_URL)

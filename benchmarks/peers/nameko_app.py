@@ -1,14 +1,14 @@
-"""nameko: an event and a handler per subscriber, each a service with a queue of its own.
+"""nameko: an event and a handler per subscriber, each a service with its own queue.
 
-After nameko's documentation ("Built-in extensions": events; "CLI"): `nameko run benchmarks.peers.nameko_app`, one
-process per core. Events are persistent and dispatched with confirms, nameko's defaults.
+Follows nameko's documentation ("Built-in extensions": events; "CLI"): `nameko run benchmarks.peers.nameko_app`, one
+process per core. By default, nameko's events are persistent and dispatched with confirms.
 """
 
 from __future__ import annotations
 
 import eventlet
 
-eventlet.monkey_patch()  # before all others, as `nameko run` does
+eventlet.monkey_patch()  # before all other imports, as `nameko run` does
 
 from collections.abc import Sequence  # noqa: E402
 
@@ -33,7 +33,7 @@ class One:
 
 
 class Two:
-    """The second."""
+    """The second subscriber."""
 
     name = f"{PREFIX}_two"
 
@@ -44,7 +44,7 @@ class Two:
 
 
 class Three:
-    """The third."""
+    """The third subscriber."""
 
     name = f"{PREFIX}_three"
 
@@ -55,7 +55,7 @@ class Three:
 
 
 def main() -> None:
-    """Publish."""
+    """Publish on request."""
     dispatch = event_dispatcher({"AMQP_URI": BROKER_URL})
 
     def publish(records: Sequence[Record]) -> None:

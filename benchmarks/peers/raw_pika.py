@@ -1,8 +1,8 @@
 """Raw pika: a fanout exchange, a durable queue and a consumer process per subscriber, publisher confirms, no ledger.
 
-After pika's examples "Asynchronous publisher" and "Basic consumer". The publisher does not wait for each confirm but
-has up to a thousand under way. The consumers acknowledge each message, as the examples do, or fifty at once: with that
-it is the practical limit of Python on RabbitMQ.
+Follows pika's examples "Asynchronous publisher" and "Basic consumer". The publisher does not wait for each confirm but
+has up to a thousand messages unconfirmed. The consumers acknowledge each message, as the examples do, or in batches of
+fifty, which is the practical limit of Python with RabbitMQ.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import pika
 from benchmarks.peers.common import BROKER_URL, PREFIX, SUBSCRIBERS, deliver, serve
 from benchmarks.records import Record
 
-#: Messages published and not yet confirmed.
+#: The most messages published and not yet confirmed.
 _WINDOW = 1_000
 
-#: Messages a consumer gets before it has acknowledged the first.
+#: The most messages a consumer receives without acknowledging them.
 _PREFETCH = 250
 
-#: Seconds after which those are acknowledged that are too few.
+#: Seconds after which an incomplete batch is acknowledged.
 _LONGEST_UNACKNOWLEDGED = 0.01
 
 _PERSISTENT = pika.BasicProperties(delivery_mode=2, content_type="application/json")
 
 
 def queue_of(subscriber: str) -> str:
-    """A subscriber's queue."""
+    """Return the name of a subscriber's queue."""
     return f"{PREFIX}.{subscriber}"
 
 
@@ -43,7 +43,7 @@ def _declare(channel: Any) -> None:
 
 
 def consume(subscriber: str, acknowledge_at_once: int) -> None:
-    """Work off one subscriber's queue."""
+    """Process the messages of one subscriber's queue."""
     connection = pika.BlockingConnection(pika.URLParameters(BROKER_URL))
     channel = connection.channel()
     _declare(channel)
@@ -74,7 +74,7 @@ def consume(subscriber: str, acknowledge_at_once: int) -> None:
 
 
 class Publisher:
-    """Publishes with confirms from a thread of its own; `publish` returns when all are confirmed."""
+    """Publishes with confirms from its own thread; `publish` returns when all messages are confirmed."""
 
     def __init__(self) -> None:
         self._waiting: Iterator[bytes] = iter(())
@@ -118,7 +118,7 @@ class Publisher:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`consume SUBSCRIBER MESSAGES_ACKNOWLEDGED_AT_ONCE` or `publish`."""
+    """Run `consume SUBSCRIBER BATCH_SIZE_OF_ACKNOWLEDGEMENTS` or `publish`."""
     if arguments[0] == "consume":
         consume(arguments[1], int(arguments[2]))
         return

@@ -1,6 +1,6 @@
-"""A simulated Salesforce org, faithful on the wire, for tests, the demo and authors of connectors.
+"""A simulated Salesforce org, faithful on the wire, for tests, the demo and connector authors.
 
-`SalesforceSimulator` runs it inside a process, `python -m simulators.salesforce` as one of its own.
+`SalesforceSimulator` runs it inside the current process, `python -m simulators.salesforce` in its own process.
 """
 
 from .org import Credentials

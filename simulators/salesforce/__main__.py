@@ -36,7 +36,7 @@ def main() -> None:
             daily_limit=arguments.daily_limit,
             notify_url=arguments.notify_url,
             public_url=arguments.public_url,
-            # The secret at its end is not for the list of processes.
+            # Read from the environment: the address ends in a secret, which the process list would show.
             message_url=f"{arguments.message_url}/{secret_from('DEMO_SALESFORCE_MESSAGE_SECRET')}"
             if arguments.message_url
             else "",

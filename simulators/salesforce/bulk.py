@@ -1,4 +1,4 @@
-"""Bulk API 2.0: many records as one CSV file, and query results as CSV.
+"""Bulk API 2.0: write many records from one CSV file, and read query results as CSV.
 
 Bulk API 2.0 guide: "Create a Job", "Upload Job Data", "Upload Complete", "Get Job Info", "Get Job Successful
 Record Results", "Get Job Failed Record Results", "Create a Query Job", "Get Results for a Query Job".
@@ -19,7 +19,7 @@ from .times import to_wire
 from .wire import Request, Response, csv_file, reply
 
 LARGEST_FILE = 100 * 1024 * 1024
-#: What stands for null in an uploaded file; an empty value means "leave as it is".
+#: The value that means null in an uploaded file; an empty value leaves the field unchanged.
 NULL = "#N/A"
 _INGEST = ("insert", "update", "upsert", "delete", "hardDelete")
 _QUERY = ("query", "queryAll")
@@ -44,7 +44,7 @@ def list_jobs(org: Org, request: Request, kind: str) -> Response:
 
 
 def change_job(org: Org, request: Request, kind: str, job_id: str) -> Response:
-    """UploadComplete starts the work; Aborted throws it away."""
+    """Change the job's state: UploadComplete starts the work, Aborted discards it."""
     job, state = _find(org, kind, job_id), request.json_object().get("state")
     if state == "UploadComplete" and kind == "ingest" and job.state == "Open":
         _ingest(org, request, job)
@@ -169,7 +169,7 @@ def _completed(org: Org, kind: str, job_id: str) -> Job:
 
 
 def _ingest(org: Org, request: Request, job: Job) -> None:
-    """Write the uploaded rows. The work is done at once, but the job shows it only when it is asked again."""
+    """Write the uploaded rows. This happens immediately, but the job reports it only on a later status request."""
     one = find_object(job.object)
     try:
         job.columns, rows = job.parsed()
@@ -224,7 +224,7 @@ def _write_row(org: Org, job: Job, one: SObject, row: dict[str, str]) -> tuple[s
 
 
 def _data(row: dict[str, str]) -> dict[str, Any]:
-    """A row as a record: empty values are left out, `Account__r.Syncflow_Id__c` names a parent."""
+    """Return a row as a record: empty values are left out, `Account__r.Syncflow_Id__c` names a parent."""
     data: dict[str, Any] = {}
     for column, value in row.items():
         if value == "":
@@ -239,7 +239,7 @@ def _data(row: dict[str, str]) -> dict[str, Any]:
 
 
 def create_query(org: Org, request: Request) -> Response:
-    """Run the query; its result is a snapshot of this moment."""
+    """Run the query and keep its result as a snapshot."""
     body = request.json_object()
     job = _new(org, body, "query", _QUERY)
     job.query = str(body.get("query") or "")
@@ -253,7 +253,7 @@ def create_query(org: Org, request: Request) -> Response:
 
 
 def query_results(org: Org, request: Request, job_id: str) -> Response:
-    """A page of rows; the header Sforce-Locator names the next one, `null` at the end."""
+    """Return a page of rows; the Sforce-Locator header names the next page, or is `null` on the last one."""
     job = _completed(org, "query", job_id)
     locator = request.parameter("locator", "0")
     asked = request.parameter("maxRecords", str(_RESULTS_ON_A_PAGE))

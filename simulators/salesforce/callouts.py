@@ -1,8 +1,8 @@
-"""Telling somebody of every change, as a trigger with a callout does in a real org.
+"""Send every change to an address, as a trigger with a callout does in a real org.
 
-The body is what the hub takes as a callout, `{"id", "sobject", "record": {"Id", "SystemModstamp"}, "deleted"}`, with
-`operation` (created, updated, deleted or undeleted) and `by` (the user) besides. It says that a record changed and not
-what. X-Syncflow-Secret carries the shared secret; X-Signature is the body's HMAC-SHA256 with it, in hexadecimal digits.
+The body is the callout that the hub accepts, `{"id", "sobject", "record": {"Id", "SystemModstamp"}, "deleted"}`, plus
+`operation` (created, updated, deleted or undeleted) and `by` (the user). It reports that a record changed, not which
+fields. X-Syncflow-Secret carries the shared secret; X-Signature is the body's HMAC-SHA256 with it, in hexadecimal.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .wire import to_json
 
 
 class Callouts:
-    """Sends each change to one address, again and again until it is taken. Nothing is kept over a restart."""
+    """Sends each change to one address and retries until it is accepted. A restart loses pending callouts."""
 
     def __init__(self, url: str, secret: str) -> None:
-        #: Takes webhook_drop, webhook_duplicate, webhook_reorder and webhook_delay.
+        #: Accepts webhook_drop, webhook_duplicate, webhook_reorder and webhook_delay.
         self.faults = Faults()
         endpoint = Endpoint(url, secret)
         self.sender = WebhookSender(self.faults, lambda _: endpoint, _sign)
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Called by the store after a commit."""
+        """Send the changes of a transaction. The store calls this after the commit."""
         for one in changes:
             event_id = secrets.token_hex(12)
             event = {

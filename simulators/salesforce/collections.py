@@ -1,4 +1,4 @@
-"""Up to 200 records in one call, each with its own outcome.
+"""sObject Collections: up to 200 records in one call, each with its own outcome.
 
 REST API guide: "Create Records Using sObject Collections" and its siblings: retrieve, update, upsert, delete.
 """
@@ -23,7 +23,7 @@ Item = dict[str, Any]
 
 
 class _RolledBack(Exception):
-    """Leaves the transaction of an all-or-none call that has failed."""
+    """Rolls back the transaction of a failed all-or-none call."""
 
 
 def create(org: Org, request: Request) -> Response:
@@ -82,7 +82,7 @@ def delete(org: Org, request: Request) -> Response:
 
 
 def retrieve(org: Org, request: Request, name: str) -> Response:
-    """The records in the order of the ids asked for; null for one that is not there."""
+    """Return the records in the order of the requested ids; null for a record that does not exist."""
     one = find_object(name)
     asked = _retrieve_arguments(request)
     _refuse_too_many(asked["ids"], MOST_RETRIEVED)
@@ -131,7 +131,7 @@ def _refuse_too_many(items: Sequence[object], most: int) -> None:
 
 
 def _write(org: Org, request: Request, asked: tuple[list[Item], bool], work: Callable[[Item], Item]) -> Response:
-    """Do the work for each record on its own, or undo all of it when one fails and the call says so."""
+    """Process each record separately; in an all-or-none call, one failure undoes all of them."""
     items, all_or_none = asked
     results: list[Item] = []
     try:

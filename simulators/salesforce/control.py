@@ -1,6 +1,6 @@
-"""Control calls under `/_control/`, for tests in another process. They are not part of the imitation.
+"""Control calls under `/_control/`, for tests in another process. The real org has no such calls.
 
-Each takes and gives JSON, and does nothing a method in the same process could not do.
+Each takes and returns JSON, and does what a method does for tests in the same process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .wire import Request, Response, reply
 
 
 def faults(org: Org, request: Request) -> Response:
-    """GET what is armed, POST one fault (see `faults.Fault` for the names), DELETE all."""
+    """GET lists the armed faults, POST arms one (see `faults.Fault` for the names), DELETE removes all."""
     if request.method == "POST":
         try:
             org.faults.arm_from(request.json_object())
@@ -26,7 +26,7 @@ def faults(org: Org, request: Request) -> Response:
 
 
 def journal(org: Org, request: Request) -> Response:
-    """GET the requests after number `since`, DELETE to forget them."""
+    """GET returns the requests after number `since`, DELETE clears the journal."""
     if request.method == "DELETE":
         org.journal.clear()
     since = request.parameter("since", "0")
@@ -60,7 +60,7 @@ def settings(org: Org, request: Request) -> Response:
 
 
 def edit(org: Org, request: Request) -> Response:
-    """POST `{"object", "id", "fields"}`: a person saves a record in the org; without `id` a new one."""
+    """POST `{"object", "id", "fields"}`: save a record as a user of the org; without `id`, create one."""
     data = request.json_object()
     name, fields = _text(data, "object"), dict(data.get("fields") or {})
     if not data.get("id"):
@@ -70,21 +70,21 @@ def edit(org: Org, request: Request) -> Response:
 
 
 def remove(org: Org, request: Request) -> Response:
-    """POST `{"object", "id"}`: a person deletes a record."""
+    """POST `{"object", "id"}`: delete a record as a user of the org."""
     data = request.json_object()
     org.store.delete(_text(data, "object"), _text(data, "id"), by=PERSON)
     return reply({})
 
 
 def restore(org: Org, request: Request) -> Response:
-    """POST `{"object", "id"}`: a person takes a record out of the recycle bin."""
+    """POST `{"object", "id"}`: restore a record from the recycle bin as a user of the org."""
     data = request.json_object()
     org.store.undelete(_text(data, "object"), _text(data, "id"))
     return reply({})
 
 
 def merge(org: Org, request: Request) -> Response:
-    """POST `{"object", "master", "losers": [...]}`: a person merges records."""
+    """POST `{"object", "master", "losers": [...]}`: merge records as a user of the org."""
     data = request.json_object()
     losers = [str(one) for one in data.get("losers") or ()]
     org.store.merge(_text(data, "object"), _text(data, "master"), losers)
@@ -92,14 +92,14 @@ def merge(org: Org, request: Request) -> Response:
 
 
 def records(org: Org, request: Request, name: str) -> Response:
-    """GET every record of an object; `?deleted=true` for the deleted ones too, `?id=` for one of them."""
+    """GET returns every record of an object; `?deleted=true` includes deleted ones, `?id=` selects one."""
     if wanted := request.parameter("id"):
         return reply([org.store.get(name, wanted, deleted_too=request.parameter("deleted") == "true")])
     return reply(org.store.all(name, deleted_too=request.parameter("deleted") == "true"))
 
 
 def reset(org: Org, request: Request) -> Response:
-    """POST: forget records, faults and journal."""
+    """POST clears records, faults and journal."""
     org.reset()
     return reply({})
 

@@ -1,7 +1,7 @@
-"""The SQLite file behind the simulated org: a table per object, made from the schema.
+"""The SQLite database of the simulated org: one table per object, created from the schema.
 
-Text compares without regard to case, as in the org. The collation is our own: that of SQLite
-(NOCASE) knows only ASCII.
+Text comparison ignores case, as in a real org. The module defines its own collation, because SQLite's
+NOCASE handles only ASCII.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .schema import ID_KINDS, NUMBER_KINDS, OBJECTS, Field, SObject
 
 
 class Database:
-    """One connection, used by one request thread at a time: simple, and quick enough for a simulator."""
+    """One connection, used by one request thread at a time: simple, and fast enough for a simulator."""
 
     def __init__(self, path: str | Path | None) -> None:
         if path is not None:
@@ -33,7 +33,7 @@ class Database:
         self.connection.execute("PRAGMA synchronous = NORMAL")
         self._depth = 0
         self._told: list[Any] = []
-        #: Called after every commit with all that was told in it.
+        #: Called after every commit with everything passed to `tell` in that transaction.
         self.on_commit: Callable[[list[Any]], None] = lambda told: None
         with self.transaction():
             self._create_tables()
@@ -44,7 +44,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; may be nested, and then only the inner part is undone by an exception."""
+        """Run the block in a transaction. Transactions may be nested: an exception undoes only the inner one."""
         with self.lock:
             name, planned = f"level_{self._depth}", len(self._told)
             self.connection.execute(f"SAVEPOINT {name}" if self._depth else "BEGIN IMMEDIATE")
@@ -63,7 +63,7 @@ class Database:
                         self.on_commit(told)
 
     def tell(self, what: Any) -> None:
-        """Something for `on_commit`; it is dropped if the transaction under way is undone."""
+        """Pass a value to `on_commit` after the commit; a rollback drops it."""
         self._told.append(what)
 
     def _leave(self, inner: str, then: str, outermost: str) -> None:
@@ -73,7 +73,7 @@ class Database:
                 self.connection.execute(statement)
 
     def next_number(self, prefix: str) -> int:
-        """The next running number of a key prefix; numbers are never used twice, even after a reset."""
+        """Return the next number of a key prefix. Numbers are never reused, even after a reset."""
         row = self.connection.execute(
             "INSERT INTO _counter (prefix, last) VALUES (?, 1)"
             " ON CONFLICT (prefix) DO UPDATE SET last = last + 1 RETURNING last",
@@ -93,7 +93,7 @@ class Database:
                     self.connection.execute(f"CREATE INDEX IF NOT EXISTS {index}")
 
     def _add_missing_columns(self, one: SObject) -> None:
-        # The schema may have grown since the file was written.
+        # The schema may have gained fields since the file was written.
         have = {row["name"] for row in self.connection.execute(f'PRAGMA table_info("{one.name}")')}
         for field in one.fields.values():
             if field.name not in have:
@@ -123,7 +123,7 @@ def _like(pattern: str, value: str | None) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _like_regex(pattern: str) -> re.Pattern[str]:
-    """A SOQL pattern as a regular expression: % is any run, _ any character, unless after a backslash."""
+    """Return a SOQL pattern as a regular expression: % matches any text, _ any character, unless escaped."""
     pieces: list[str] = []
     characters = iter(pattern.casefold())
     for char in characters:

@@ -1,4 +1,4 @@
-"""TODAY, LAST_N_DAYS:7 and their like: each stands for a span of whole days, in UTC here.
+"""Date literals such as TODAY and LAST_N_DAYS:7: each means a span of whole days, in the simulator always in UTC.
 
 SOQL and SOSL reference: "Date Formats and Date Literals in WHERE".
 """
@@ -15,19 +15,19 @@ _FIXED = frozenset(f"{when}_{span}" for when in ("LAST", "THIS", "NEXT") for spa
     "LAST_90_DAYS",
     "NEXT_90_DAYS",
 }
-#: 99,999 days are 274 years: more would leave the calendar.
+#: 99,999 days are 274 years; larger numbers could exceed the range of `datetime`.
 _MOST_DIGITS = 5
 _COUNTED = frozenset(("LAST_N_DAYS", "NEXT_N_DAYS", "N_DAYS_AGO"))
 
 
 def is_date_literal(text: str) -> bool:
-    """Whether this upper-case word, e.g. `LAST_N_DAYS:7`, is one of those the simulator knows."""
+    """Return whether the simulator knows this upper-case date literal, e.g. `LAST_N_DAYS:7`."""
     name, colon, number = text.partition(":")
     return name in (_COUNTED if colon else _FIXED) and len(number) <= _MOST_DIGITS
 
 
 def day_range(text: str, now: datetime) -> tuple[datetime, datetime]:
-    """The first moment of the span, and the first one after it."""
+    """Return the first moment of the span, and the first moment after it."""
     today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     name, _, number = text.partition(":")
     if name in ("LAST_90_DAYS", "NEXT_90_DAYS"):
@@ -45,13 +45,13 @@ def day_range(text: str, now: datetime) -> tuple[datetime, datetime]:
 def _counted(name: str, days: int, today: datetime) -> tuple[datetime, datetime]:
     if name == "N_DAYS_AGO":
         return today - _DAY * days, today - _DAY * (days - 1)
-    if name == "LAST_N_DAYS":  # today is part of it
+    if name == "LAST_N_DAYS":  # includes today
         return today - _DAY * days, today + _DAY
     return today + _DAY, today + _DAY * (days + 1)
 
 
 def _start(span: str, today: datetime, step: int) -> datetime:
-    """The start of the week (a Sunday), month or year that is `step` of them away from today's."""
+    """Return the start of the week (Sunday), month or year that is `step` spans after the one of today."""
     if span == "WEEK":
         return today - _DAY * (today.isoweekday() % 7) + timedelta(weeks=step)
     if span == "YEAR":

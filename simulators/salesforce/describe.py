@@ -1,4 +1,4 @@
-"""What the org says of itself: its versions, resources, objects, fields and limits.
+"""The metadata that the org reports: its versions, resources, objects, fields and limits.
 
 REST API guide: "Versions", "Resources by Version", "Describe Global", "sObject Describe", "Limits".
 """
@@ -79,7 +79,7 @@ def _basics(one: SObject, base: str) -> dict[str, Any]:
 
 
 def _field(field: Field) -> dict[str, Any]:
-    # A checkbox is never null: leaving it out means false, or its default.
+    # A checkbox is never null: without a value it gets its default, or false.
     nillable = not field.required and field.kind not in ("boolean", "id")
     return {
         "name": field.name,

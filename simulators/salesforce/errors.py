@@ -1,4 +1,4 @@
-"""One exception for everything the simulator refuses, and the refusals that are used in several places.
+"""The exception for every request the simulator rejects, and the errors raised in several places.
 
 REST API guide: "Status Codes and Error Responses".
 """
@@ -9,30 +9,30 @@ from typing import Any
 
 
 class SalesforceError(Exception):
-    """A refusal: `status` is the HTTP status of a single call; `code` decides whether to retry."""
+    """A rejected request: `status` is the HTTP status of a single call; clients use `code` to decide on a retry."""
 
     def __init__(self, code: str, message: str, *, status: int = 400, fields: list[str] | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.status = status
-        #: None leaves the key out of the reply, as the real system does for errors not about a record.
+        #: None omits the key from the reply, as the real system does for errors that do not concern a record.
         self.fields = fields
 
     def body(self) -> list[dict[str, Any]]:
-        """The body of a single call's error reply."""
+        """Return the body of a single call's error reply."""
         entry: dict[str, Any] = {"message": self.message, "errorCode": self.code}
         if self.fields is not None:
             entry["fields"] = self.fields
         return [entry]
 
     def item(self) -> dict[str, Any]:
-        """The entry in the `errors` of one record of a collection."""
+        """Return the entry for the `errors` of one record of a collection."""
         return {"statusCode": self.code, "message": self.message, "fields": self.fields or []}
 
 
 class SeveralMatch(Exception):
-    """An external id that matches more than one record; `urls` are the records' addresses (status 300)."""
+    """An external id matches several records (status 300); `urls` are the addresses of these records."""
 
     def __init__(self, urls: list[str]) -> None:
         super().__init__(f"{len(urls)} records match")

@@ -1,4 +1,4 @@
-"""Faults on demand, each used up after a number of calls, so that no test leaves the org broken for ever."""
+"""Faults on demand. Each expires after a number of calls, so that no test breaks the org permanently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .errors import SalesforceError
 from .wire import Request, Response, to_json
 
-#: What a proxy in front of the real system answers with, instead of JSON.
+#: The HTML page that a proxy in front of the real system returns instead of JSON.
 HTML_BODY = "<html><body><h1>Service Unavailable</h1>We are down for maintenance.</body></html>"
 
 Kind = Literal["fail", "fail_item", "drop", "delay", "lag", "reject_login"]
@@ -19,7 +19,7 @@ When = Literal["before", "after", "inside"]
 
 @dataclass
 class Fault:
-    """One armed fault; it hits the next `count` calls (or records) that fit `method` and `path`."""
+    """One armed fault; it affects the next `count` calls (or records) that match `method` and `path`."""
 
     kind: Kind
     count: int = 1
@@ -27,15 +27,15 @@ class Fault:
     status: int = 503
     code: str = "SERVER_UNAVAILABLE"
     message: str = "simulated fault"
-    #: For `fail`: answer with an HTML page instead of JSON.
+    #: For `fail`: reply with an HTML page instead of JSON.
     html: bool = False
-    #: For `fail`: what the Retry-After header says, in seconds; empty for none.
+    #: For `fail`: the Retry-After header in seconds; empty for no header.
     retry_after: str = ""
-    #: For `drop`: cut the connection before the work, after it (nothing is answered) or inside the reply.
+    #: For `drop`: cut the connection before the work, after it (without a reply) or in the middle of the reply.
     when: When = "after"
-    #: For `delay`: how long the reply is held back. For `lag`: how far latestDateCovered stays behind.
+    #: For `delay`: how long to hold back the reply. For `lag`: how far latestDateCovered lags behind.
     seconds: float = 0.0
-    #: Only calls with this method, and with this text in their path; empty for all.
+    #: Match only calls with this method, and with this text in their path; empty matches all.
     method: str = ""
     path: str = ""
 
@@ -55,7 +55,7 @@ class Faults:
             self._armed.append(fault)
 
     def arm_from(self, data: Mapping[str, Any]) -> Fault:
-        """Arm what a control call describes: a JSON object with the names of `Fault`. Raises ValueError."""
+        """Arm the fault that a control call describes in JSON, with the fields of `Fault`. Raises ValueError."""
         try:
             fault = Fault(**data)
         except TypeError as error:
@@ -74,7 +74,7 @@ class Faults:
             self._armed.clear()
 
     def take(self, kind: Kind, request: Request) -> Fault | None:
-        """Use up one call of the oldest fault of this kind that fits the request."""
+        """Return the oldest fault of this kind that matches the request, and count it as used; None without one."""
         with self._lock:
             for fault in self._armed:
                 if fault.kind == kind and fault.fits(request):
@@ -85,14 +85,14 @@ class Faults:
         return None
 
     def fail_item(self, request: Request) -> None:
-        """Raise what is armed for the next record; called once for every record about to be written."""
+        """Raise the error armed for the next record. Called once for every record about to be written."""
         fault = self.take("fail_item", request)
         if fault is not None:
             raise SalesforceError(fault.code, fault.message, fields=[])
 
 
 def failure(fault: Fault) -> Response:
-    """The reply of a `fail` fault."""
+    """Return the reply of a `fail` fault."""
     headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
     if fault.html:
         return Response(fault.status, HTML_BODY.encode(), "text/html;charset=UTF-8", headers)

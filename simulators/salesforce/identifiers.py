@@ -1,4 +1,4 @@
-"""Record ids: 15 case-sensitive characters, and 3 more that make them safe to compare without case.
+"""Record ids: 15 case-sensitive characters, and 3 more that keep them unique when case is ignored.
 
 Salesforce object reference: "ID Field Type".
 """
@@ -11,12 +11,12 @@ import string
 _SUFFIX_ALPHABET = string.ascii_uppercase + "012345"
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SHAPE = re.compile(r"[0-9A-Za-z]{15}(?:[0-9A-Za-z]{3})?")
-#: The instance part of the ids this org hands out.
+#: The instance part of the ids this org creates.
 _INSTANCE = "5g"
 
 
 def suffix(id15: str) -> str:
-    """The 3 check characters: each holds, for 5 characters of the id, which of them are capital letters."""
+    """Return the 3 check characters: each encodes which of 5 characters of the id are capital letters."""
     chunks = (id15[start : start + 5] for start in (0, 5, 10))
     return "".join(
         _SUFFIX_ALPHABET[sum(1 << place for place, char in enumerate(chunk) if char in string.ascii_uppercase)]
@@ -25,7 +25,7 @@ def suffix(id15: str) -> str:
 
 
 def make_id(prefix: str, number: int) -> str:
-    """The 18-character id of the `number`-th record of the object with that 3-character key prefix."""
+    """Return the 18-character id of record `number` of the object with this 3-character key prefix."""
     digits = ""
     while number:
         number, digit = divmod(number, 62)
@@ -35,9 +35,9 @@ def make_id(prefix: str, number: int) -> str:
 
 
 def to_18(value: str) -> str | None:
-    """The 18-character form of an id of either length; None if it is not an id at all.
+    """Return the 18-character form of an id of 15 or 18 characters; None if the value is not an id.
 
-    A client may have changed the case of an 18-character id; the suffix tells how it was.
+    A client may have changed the case of an 18-character id; the suffix restores the original case.
     """
     if not _SHAPE.fullmatch(value):
         return None
@@ -55,5 +55,5 @@ def _restore_case(id15: str, check: str) -> str | None:
         if bits < 0:
             return None
         restored += char.upper() if bits >> place & 1 else char.lower()
-    # A check character that calls a digit a capital letter does not belong to this id.
+    # A check character that marks a digit as a capital letter does not belong to this id.
     return restored if suffix(restored) == check else None

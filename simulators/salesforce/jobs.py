@@ -1,4 +1,4 @@
-"""Bulk jobs as plain data. They live in memory: a restart forgets them, never their effects."""
+"""Bulk jobs as plain data. They live in memory: a restart loses the jobs, but not the records they wrote."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Job:
     line_ending: str = "LF"
     query: str = ""
     error: str = ""
-    #: How many more times the job is seen as InProgress before it is complete.
+    #: How many more status requests report InProgress before the job is complete.
     waits: int = 0
     uploaded: str = ""
     #: (outcome, row as uploaded): for a success the outcome is (id, created), for a failure (message, id).
     succeeded: list[tuple[tuple[str, str], dict[str, str]]] = field(default_factory=list)
     failed: list[tuple[tuple[str, str], dict[str, str]]] = field(default_factory=list)
-    #: Rows of a job that broke off before it came to them.
+    #: Rows that a job did not reach before it failed.
     unprocessed: list[list[str]] = field(default_factory=list)
     #: Columns of the uploaded file, or of the query's result.
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
 
     def csv(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-        """Rows as the API writes them: every value in quotes."""
+        """Return rows as the API writes them: every value in quotes."""
         out = io.StringIO()
         writer = csv.writer(
             out,
@@ -53,7 +53,7 @@ class Job:
         return out.getvalue()
 
     def parsed(self) -> tuple[list[str], list[list[str]]]:
-        """The uploaded file as (columns, rows). Raises ValueError."""
+        """Return the uploaded file as (columns, rows). Raises ValueError."""
         reader = csv.reader(io.StringIO(self.uploaded, newline=""), delimiter=DELIMITERS[self.delimiter], strict=True)
         try:
             lines = [line for line in reader if line]

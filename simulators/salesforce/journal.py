@@ -1,4 +1,4 @@
-"""What was called: the proof, for a test, of which requests were made and which were not."""
+"""The journal of requests: lets a test check which requests were made and which were not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Older entries fall off, so that a demo can run for weeks.
+#: The journal drops older entries, so that a demo can run for weeks.
 KEPT = 100_000
 
 
@@ -22,13 +22,13 @@ class Entry:
     object: str
     ids: tuple[str, ...]
     status: int
-    #: The org's time when the request came in, and how long it took in seconds.
+    #: The org's time when the request arrived, and its duration in seconds.
     time: str
     seconds: float
 
 
 class Journal:
-    """The last `KEPT` requests, oldest first; control calls and pages for people are not part of it."""
+    """The last `KEPT` requests, oldest first, without control calls and requests for web pages."""
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque(maxlen=KEPT)
@@ -41,16 +41,16 @@ class Journal:
             self._entries.append(Entry(number=self._last, **what))
 
     def entries(self, since: int = 0) -> list[Entry]:
-        """The requests after the `since`-th."""
+        """Return the requests after number `since`."""
         with self._lock:
             return [entry for entry in self._entries if entry.number > since]
 
     def calls(self, method: str = "", path: str = "") -> list[Entry]:
-        """The requests with this method and this text in their path."""
+        """Return the requests with this method and this text in their path."""
         return [one for one in self.entries() if method in ("", one.method) and path in one.path]
 
     def clear(self) -> None:
-        """Forget the entries; the numbers go on."""
+        """Remove all entries; numbering continues."""
         with self._lock:
             self._entries.clear()
 

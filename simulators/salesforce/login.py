@@ -1,4 +1,4 @@
-"""The ways in: the SOAP login, and the OAuth flows password, client_credentials and JWT bearer.
+"""Login: the SOAP login, and the OAuth flows password, client_credentials and JWT bearer.
 
 SOAP guide: `login()`; help pages "OAuth 2.0 Username-Password Flow", "OAuth 2.0 Client Credentials Flow" and
 "OAuth 2.0 JWT Bearer Flow".
@@ -25,7 +25,7 @@ _BAD_LOGIN = "Invalid username, password, security token; or user locked out."
 
 
 def soap_login(org: Org, request: Request, version: str) -> Response:
-    """Answer `login`: 200 with a sessionId, or 500 with a fault that names the reason."""
+    """Answer `login`: 200 with a sessionId, or 500 with a SOAP fault that names the reason."""
     try:
         given = _soap_arguments(request.body)
     except ElementTree.ParseError as error:
@@ -41,7 +41,7 @@ def soap_login(org: Org, request: Request, version: str) -> Response:
 
 
 def token(org: Org, request: Request) -> Response:
-    """Answer the token address: 200 with an access_token, or 400 with `error` and `error_description`."""
+    """Answer the token endpoint: 200 with an access_token, or 400 with `error` and `error_description`."""
     form = request.form()
     flow = _FLOWS.get(form.get("grant_type", ""))
     if flow is None:
@@ -52,7 +52,7 @@ def token(org: Org, request: Request) -> Response:
 
 
 def revoke(org: Org, request: Request) -> Response:
-    """Answer the OAuth revoke address."""
+    """Answer the OAuth revoke endpoint."""
     known = org.end_session(request.form().get("token", "") or request.parameter("token"))
     return Response(200) if known else _refuse("unsupported_token_type", "this token type is not supported")
 
@@ -82,7 +82,7 @@ def _jwt_flow(org: Org, request: Request, form: dict[str, str]) -> Response | No
     if not wanted.jwt_public_key:
         return _refuse("invalid_grant", "invalid assertion: no certificate is installed in the connected app")
     try:
-        # The audience is the login host the client believes in, which is never the simulator's own.
+        # The audience is the login host of the real system, never the simulator's own address.
         claims = jwt.decode(
             form.get("assertion", ""),
             wanted.jwt_public_key,
@@ -144,7 +144,7 @@ def _basic(header: str) -> tuple[str, str]:
 
 
 def _soap_arguments(body: bytes) -> dict[str, str]:
-    """The text of every element inside `login`, by its name without namespace."""
+    """Return the text of every element inside `login`, by its name without namespace."""
     login = ElementTree.fromstring(body).find(f"{{{_SOAP}}}Body/*")
     return {} if login is None else {one.tag.rpartition("}")[2]: one.text or "" for one in login}
 

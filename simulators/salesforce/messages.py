@@ -1,7 +1,7 @@
-"""Outbound messages: SOAP to one address, sent again until they are acknowledged.
+"""Outbound messages: SOAP messages to one address, resent until they are acknowledged.
 
-SOAP API developer guide: "Outbound Messaging". A message holds up to 100 notifications, of one object; each has an id
-of its own. It says which record changed and when. Deletions are not told of, there as here.
+SOAP API developer guide: "Outbound Messaging". A message holds up to 100 notifications of one object; each has its own
+id and reports which record changed and when. As in the real system, deletions send no message.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from .identifiers import make_id
 from .org import ORG_ID
 from .store import Change
 
-#: Notifications in one message.
+#: The most notifications in one message.
 MOST = 100
 _ACKNOWLEDGED = re.compile(r"<(\w+:)?Ack>\s*true\s*</(\w+:)?Ack>")
 
 
 class OutboundMessages:
-    """Sends each change to one address. Nothing is kept over a restart."""
+    """Sends each change to one address. A restart loses pending messages."""
 
     def __init__(self, url: str) -> None:
-        #: Takes webhook_drop, webhook_duplicate, webhook_reorder and webhook_delay.
+        #: Accepts webhook_drop, webhook_duplicate, webhook_reorder and webhook_delay.
         self.faults = Faults()
         endpoint = Endpoint(url, "")
         headers = {"Content-Type": "text/xml; charset=utf-8", "SOAPAction": '""'}
@@ -36,7 +36,7 @@ class OutboundMessages:
         self._count = 0
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Called by the store after a commit."""
+        """Send the changes of a transaction. The store calls this after the commit."""
         told = [one for one in changes if one.operation != "deleted"]
         for name, group in groupby(told, key=lambda one: one.object):
             some = list(group)

@@ -1,4 +1,4 @@
-"""The org: its records, sessions and limits, and the faults armed against it. Every answer gets it."""
+"""The org: its records, sessions and limits, and the armed faults. Every function that answers a request gets it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .store import Store
 from .times import Clock
 
 ORG_ID = "00D5g0000000001EAA"
-#: Records on a page of query results; with Sforce-Query-Options a client gets fewer, but never below 200.
+#: Records on a page of query results; a client may request fewer with Sforce-Query-Options, but at least 200.
 PAGE_SIZE = 2000
 SMALLEST_PAGE = 200
 
@@ -34,7 +34,7 @@ class Credentials:
 
 
 class Org:
-    """A simulated org. `daily_limit` is how many API calls it takes before it refuses them."""
+    """A simulated org. It rejects API calls after `daily_limit` of them."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Org:
         self.journal = Journal()
         self.cursors = Cursors()
         self.daily_limit = daily_limit
-        #: The largest page; a test that wants many pages of few records makes it small.
+        #: The largest page; a test sets it low to get many pages from few records.
         self.page_size = page_size
         #: The real "updated" and "deleted" calls ignore the seconds of `start` and `end`.
         self.minute_resolution = minute_resolution
@@ -60,16 +60,16 @@ class Org:
         self._sessions: set[str] = set()
         self._lock = threading.Lock()
         self.jobs: dict[str, Job] = {}
-        #: How many times a new bulk job is seen as InProgress before it is complete.
+        #: How many status requests report InProgress before a new bulk job is complete.
         self.bulk_waits = 0
-        #: After how many rows a bulk job breaks off as Failed; None for never.
+        #: The number of rows after which a bulk job ends as Failed; None for never.
         self.bulk_stops_after: int | None = None
 
     def close(self) -> None:
         self.store.close()
 
     def new_session(self) -> str:
-        """A fresh access token."""
+        """Return a new access token."""
         token = f"{ORG_ID[:15]}!{secrets.token_urlsafe(48)}"
         self.accept_session(token)
         return token
@@ -85,7 +85,7 @@ class Org:
         return known
 
     def expire_sessions(self) -> None:
-        """From now on every token is refused; clients have to log in again."""
+        """Reject every existing token from now on, so that clients have to log in again."""
         with self._lock:
             self._sessions.clear()
 
@@ -105,11 +105,11 @@ class Org:
 
     @property
     def limit_info(self) -> str:
-        """What the Sforce-Limit-Info header says."""
+        """Return the value of the Sforce-Limit-Info header."""
         return f"api-usage={self.calls_used}/{self.daily_limit}"
 
     def reset(self) -> None:
-        """Back to an empty org; sessions stay valid."""
+        """Empty the org; sessions stay valid."""
         self.store.clear()
         self.faults.clear()
         self.journal.clear()

@@ -1,4 +1,4 @@
-"""SOQL, run: conditions become SQL over the org's tables, results become pages.
+"""Run SOQL: translate conditions to SQL over the org's tables, and split results into pages.
 
 SOQL and SOSL reference: "Comparison Operators", "fieldExpression Syntax"; REST API guide: "Query",
 "QueryAll", "Query More Results".
@@ -21,7 +21,7 @@ from .soql import Both, Comparison, Condition, Not, Query, Value
 from .store import Record, Store
 from .times import parse_date, parse_datetime, to_wire
 
-#: How many unfinished results the org keeps; the oldest is forgotten first.
+#: How many unfinished results the org keeps; it drops the oldest first.
 CURSORS_KEPT = 100
 _LIMIT_OF_FIELDS = 200
 #: The most rows a query may find.
@@ -32,7 +32,7 @@ Sql = tuple[str, list[Any]]
 
 
 class Result:
-    """What a query found: the object, the names of the selected fields in order, and the rows."""
+    """The result of a query: the object, the names of the selected fields in order, and the rows."""
 
     def __init__(self, one: SObject, fields: list[str], rows: list[Record]) -> None:
         self.object = one
@@ -40,18 +40,18 @@ class Result:
         self.rows = rows
 
     def records(self, base: str) -> list[Record]:
-        """The rows as the API gives them, each with its `attributes`. `base` is `/services/data/v59.0`."""
+        """Return the rows in the API's form, each with its `attributes`. `base` is `/services/data/v59.0`."""
         return [record_json(self.object, row, base, self.fields) for row in self.rows]
 
 
 def record_json(one: SObject, row: Record, base: str, fields: list[str] | None = None) -> Record:
-    """A record with its `attributes`, restricted to `fields` if given."""
+    """Return a record with its `attributes`, restricted to `fields` if given."""
     attributes = {"type": one.name, "url": f"{base}/sobjects/{one.name}/{row['Id']}"}
     return {"attributes": attributes, **{name: row[name] for name in fields or row}}
 
 
 def run(store: Store, text: str, *, deleted_too: bool = False) -> tuple[Query, Result, int]:
-    """Run a query; `deleted_too` makes it a queryAll. Returns (query, result, how many were found)."""
+    """Run a query, with `deleted_too` as a queryAll. Return (query, result, number of records found)."""
     try:
         return _run(store, text, deleted_too)
     except (
@@ -77,14 +77,14 @@ def _run(store: Store, text: str, deleted_too: bool) -> tuple[Query, Result, int
 
 
 class Cursors:
-    """Results that did not fit a page, kept until they are fetched to the end or pushed out by newer ones."""
+    """Results longer than a page, kept until the client has fetched all of them or newer results replace them."""
 
     def __init__(self) -> None:
         self._results: OrderedDict[str, list[Record]] = OrderedDict()
         self._lock = threading.Lock()
 
     def first_page(self, records: list[Record], size: int, base: str) -> Record:
-        """The first page of a result, as the API gives it."""
+        """Return the first page of a result in the API's form."""
         locator = ""
         if len(records) > size:
             locator = f"0r8{secrets.token_hex(8)[:15]}"
@@ -95,7 +95,7 @@ class Cursors:
         return _page(records, locator, 0, size, base)
 
     def next_page(self, locator: str, size: int, base: str) -> Record:
-        """The page that a `nextRecordsUrl` names. Raises INVALID_QUERY_LOCATOR if it is forgotten."""
+        """Return the page that a `nextRecordsUrl` names. Raises INVALID_QUERY_LOCATOR if it is no longer kept."""
         key, _, start = locator.rpartition("-")
         with self._lock:
             records = self._results.get(key)
@@ -170,7 +170,7 @@ def _tail(query: Query, compiler: _Compiler) -> str:
 
 
 class _Compiler:
-    """Turns conditions into SQL that is never NULL: SOQL's logic has two values, `!= 'x'` finds nulls."""
+    """Translates conditions to SQL that is never NULL: SOQL logic has two values, and `!= 'x'` matches nulls."""
 
     def __init__(self, store: Store, one: SObject) -> None:
         self._object = one
@@ -204,7 +204,7 @@ class _Compiler:
         return self._simple(field, comparison.operator, comparison.values[0])
 
     def _in(self, field: Field, values: tuple[Value, ...]) -> Sql:
-        """One SQL IN for the plain values, which an index can serve; nulls and spans of days beside it."""
+        """Use one SQL IN for the plain values, which can use an index, and OR conditions for nulls and date spans."""
         special = [one for one in values if one.kind in ("null", "literal") or one.text == ""]
         parts = [self._simple(field, "=", one) for one in special]
         plain = [self._parameter(field, one) for one in values if one not in special]
@@ -230,7 +230,7 @@ class _Compiler:
         return f"({column} IS NOT NULL AND {column} {operator} ?)", [parameter]
 
     def _range(self, field: Field, operator: str, value: Value) -> Sql:
-        """A comparison with TODAY and its like, which stand for a span of days."""
+        """Translate a comparison with a date literal such as TODAY, which means a span of days."""
         if field.kind not in ("date", "datetime") or not is_date_literal(value.text):
             raise SalesforceError("MALFORMED_QUERY", f"unexpected token: '{value.text}'")
         first, after = day_range(value.text, self._now)
@@ -265,7 +265,7 @@ class _Compiler:
         return field
 
     def _parameter(self, field: Field, value: Value) -> Any:
-        """A literal -> the stored form of this field's kind. Raises INVALID_FIELD for one of another kind."""
+        """Return a literal in the field's stored form. Raises INVALID_FIELD for a literal of another type."""
         if field.kind in TEXT_KINDS and value.kind == "string":
             return value.text or None
         if field.kind in ID_KINDS and value.kind == "string":

@@ -1,4 +1,4 @@
-"""One table that says which function answers which address, and what happens around every answer."""
+"""The routing table, from addresses to functions, and the steps common to every request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 Answer = Callable[..., Response]
 
-#: The API as the real org has it. `{}` is one segment of the path; a slash at the end never matters.
+#: The API of a real org. `{}` is one path segment; a trailing slash is ignored.
 API: tuple[tuple[str, str, Answer], ...] = (
     ("GET", "", describe.resources),
     ("GET", "limits", describe.limits),
@@ -64,7 +64,7 @@ OPEN: tuple[tuple[str, str, Answer], ...] = (
     ("POST", "/services/oauth2/token", login.token),
     ("POST", "/services/oauth2/revoke", login.revoke),
 )
-#: Addresses for people and tests, which leave no trace in the journal and meet no faults.
+#: Addresses of the web pages and for tests; the journal does not record them, and faults do not affect them.
 OURS: tuple[tuple[str, str, Answer], ...] = (
     ("GET", "", ui.home),
     ("GET", "/ui/{}", ui.listing),
@@ -86,7 +86,7 @@ OURS: tuple[tuple[str, str, Answer], ...] = (
     ("POST", "/_control/merge", control.merge),
     ("POST", "/_control/reset", control.reset),
 )
-#: The longest address the real servers take, in bytes: a long `IN (...)` does not fit a GET.
+#: The longest address that the real servers accept, in bytes: a long `IN (...)` does not fit into a GET.
 LONGEST_TARGET = 16_384
 
 
@@ -107,19 +107,19 @@ _OURS = _compile(OURS, "")
 
 
 def is_ours(request: Request) -> bool:
-    """Whether this is a page for people or a control call, and not a call of the API."""
+    """Return whether this is a web page or a control call rather than an API call."""
     return not request.path.startswith("/services/")
 
 
 def answer_ours(org: Org, request: Request) -> Response:
-    """Answer a page or a control call."""
+    """Answer a web page or a control call."""
     if not _from_here(request):
         return reply([{"message": "only from this machine's own pages", "errorCode": "FORBIDDEN"}], 403)
     return _guarded(org, request, lambda: _route(org, request, _OURS))
 
 
 def _from_here(request: Request) -> bool:
-    """Whether this is not a page of some web site reaching into the machine of the person who reads it."""
+    """Return whether the request does not come from a foreign web site open in the user's browser."""
     host = request.headers.get("host", "")
     origin = request.headers.get("origin", "")
     own = origin in ("", f"http://{host}", f"https://{host}")
@@ -127,7 +127,7 @@ def _from_here(request: Request) -> bool:
 
 
 def answer_api(org: Org, request: Request) -> Response:
-    """Answer a call of the API: the limits and the session are checked, faults have their effect."""
+    """Answer an API call: check limits and session, and apply faults."""
     response = _guarded(org, request, lambda: _checked(org, request))
     if not request.path.startswith(("/services/Soap", "/services/oauth2")):
         response.headers.setdefault("Sforce-Limit-Info", org.limit_info)
@@ -175,7 +175,7 @@ def _guarded(org: Org, request: Request, work: Callable[[], Response]) -> Respon
     except SeveralMatch as several:
         return reply(several.urls, 300)
     except Exception:
-        # A bug of the simulator's own: said out loud, and answered as the real system answers its own bugs.
+        # A bug in the simulator: log it, and reply as the real system does for its own bugs.
         log.exception("%s %s failed", request.method, request.target)
         message = "An unexpected error occurred: see the simulator's log"
         return reply([{"message": message, "errorCode": "UNKNOWN_EXCEPTION"}], 500)

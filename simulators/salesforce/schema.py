@@ -1,4 +1,4 @@
-"""The objects and fields of the simulated org, in one table: to add one, add a line to `OBJECTS`.
+"""The objects and fields of the simulated org in one table; to add one, add a line to `OBJECTS`.
 
 Salesforce object reference: "Field Types", "System Fields", "Account", "Contact", "Product2".
 """
@@ -29,16 +29,16 @@ class Field:
     kind: Kind = "string"
     length: int = 255
     required: bool = False
-    #: May stand in the address of a read or an upsert.
+    #: Usable in the address of a read or an upsert.
     external_id: bool = False
     unique: bool = False
-    #: The only values a restricted picklist takes.
+    #: The only values that a restricted picklist accepts.
     values: tuple[str, ...] = ()
     default: Any = None
     to: tuple[str, ...] = ()
     #: What deleting the parent does to this record.
     on_parent_delete: Literal["clear", "cascade"] = "clear"
-    #: Set by the system; a client that sends it is refused.
+    #: Set by the system; a request that sends it is rejected.
     read_only: bool = False
 
     @property
@@ -47,18 +47,18 @@ class Field:
 
     @property
     def filterable(self) -> bool:
-        """Long text can be read but not searched."""
+        """Return whether queries can filter by the field: long text can be read but not searched."""
         return self.kind != "textarea" or self.length <= 255
 
     @property
     def relationship(self) -> str:
-        """The name that stands for the parent: `AccountId` -> `Account`, `Customer__c` -> `Customer__r`."""
+        """Return the relationship name of the parent: `AccountId` -> `Account`, `Customer__c` -> `Customer__r`."""
         if self.kind != "reference":
             return ""
         return f"{self.name[:-3]}__r" if self.custom else self.name.removesuffix("Id")
 
 
-#: Every object has these.
+#: Fields that every object has.
 SYSTEM_FIELDS = (
     Field("Id", "id", 18, read_only=True),
     Field("IsDeleted", "boolean", read_only=True),
@@ -68,7 +68,7 @@ SYSTEM_FIELDS = (
     Field("LastModifiedById", "reference", 18, to=("User",), read_only=True),
     Field("SystemModstamp", "datetime", read_only=True),
 )
-#: Only objects that can be merged have this one: set on the record that lost, to the id of the one that won.
+#: Only on objects that can be merged: on a losing record, the id of the winning record.
 MASTER_RECORD = Field("MasterRecordId", "reference", 18, read_only=True)
 
 
@@ -82,7 +82,7 @@ class SObject:
     plural: str
     own_fields: tuple[Field, ...]
     mergeable: bool = False
-    #: A read-only Name put together from these fields (a person's name).
+    #: Name is read-only and composed of these fields (as for a contact).
     name_from: tuple[str, ...] = ()
     fields: dict[str, Field] = field(init=False)
 
@@ -96,7 +96,7 @@ class SObject:
         return self.name.endswith("__c")
 
     def field(self, name: str) -> Field:
-        """Find a field whatever its capitals, as the API does. Raises INVALID_FIELD."""
+        """Return the field with this name, ignoring case as the API does. Raises INVALID_FIELD."""
         found = self.fields.get(name) or self._without_case(name)
         if found is None:
             raise no_such_column(name, self.name)
@@ -106,7 +106,7 @@ class SObject:
         return next((one for key, one in self.fields.items() if key.lower() == name.lower()), None)
 
     def reference_by_relationship(self, name: str) -> Field | None:
-        """The reference field whose parent is addressed by this name, e.g. `Account__r`."""
+        """Return the reference field with this relationship name, e.g. `Account__r`."""
         return next((one for one in self.fields.values() if one.relationship == name and name), None)
 
     @property
@@ -117,7 +117,7 @@ class SObject:
 CURRENCIES = ("USD", "EUR", "GBP", "CHF", "JPY", "PLN", "SEK", "CAD", "AUD")
 CURRENCY = Field("CurrencyIsoCode", "picklist", 3, values=CURRENCIES, default="USD")
 HUB_ID = Field("Syncflow_Id__c", length=64, external_id=True, unique=True)
-#: An ISO code in a text field, for an org with one currency, which has no CurrencyIsoCode.
+#: An ISO code in a text field, for a single-currency org, which has no CurrencyIsoCode.
 OWN_CURRENCY = Field("Currency__c", length=3)
 
 
@@ -197,7 +197,7 @@ OBJECTS: dict[str, SObject] = {
                 Field("Paid_At__c", "datetime"),
                 Field("Total__c", "currency"),
                 Field("Notes__c", "textarea", 32768),
-                # An org has the one or the other, whichever its customers are.
+                # A real org uses one of the two, depending on which object its customers are.
                 _parent("Customer__c", "Account", "Contact"),
                 OWN_CURRENCY,
                 CURRENCY,
@@ -224,7 +224,7 @@ OBJECTS: dict[str, SObject] = {
 
 
 def find_object(name: str) -> SObject:
-    """Find an object whatever the capitals. Raises NOT_FOUND (404), as for an unknown address."""
+    """Return the object with this name, ignoring case. Raises NOT_FOUND (404), as for an unknown address."""
     found = OBJECTS.get(name) or next((one for key, one in OBJECTS.items() if key.lower() == name.lower()), None)
     if found is None:
         raise SalesforceError("NOT_FOUND", "The requested resource does not exist", status=404)
@@ -232,12 +232,12 @@ def find_object(name: str) -> SObject:
 
 
 def object_of_id(record_id: str) -> SObject | None:
-    """The object whose key prefix this id begins with."""
+    """Return the object whose key prefix this id begins with."""
     return next((one for one in OBJECTS.values() if record_id.startswith(one.prefix)), None)
 
 
 def children_of(parent: SObject) -> Iterator[tuple[SObject, Field]]:
-    """Every (object, reference field) that points to this object."""
+    """Yield every (object, reference field) that points to this object."""
     for child in OBJECTS.values():
         for one in child.own_fields:
             if one.kind == "reference" and parent.name in one.to:

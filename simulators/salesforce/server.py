@@ -1,7 +1,7 @@
 """The HTTP server around the org, and `SalesforceSimulator`, which starts and stops the two together.
 
-One port speaks both https, for clients, and plain http, for a person's browser, which does not know our CA:
-the first byte of a connection tells them apart. Calls of the API over plain http are refused.
+One port serves both https, for clients, and plain http, for a user's browser, which does not trust our CA.
+The first byte of a connection distinguishes the two. API calls over plain http are rejected.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ log = logging.getLogger(__name__)
 
 #: The first byte of every TLS connection.
 _TLS_HANDSHAKE = b"\x16"
-#: Idle keep-alive connections are closed after this many seconds.
+#: Seconds after which an idle keep-alive connection is closed.
 _IDLE_SECONDS = 120.0
-#: A little more than the largest file of a bulk job.
+#: Slightly more than the largest file of a bulk job.
 _LARGEST_BODY = 101 * 1024 * 1024
 _LONGEST_LINE = 65_536
 
 
 class _CutConnection(Exception):
-    """Ends a connection without an answer, on purpose."""
+    """Ends a connection deliberately, without a reply."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Reads requests, hands them to the org, writes the replies."""
+    """Reads requests, passes them to the org and writes the replies."""
 
     protocol_version = "HTTP/1.1"
     server_version = "sfdcedge"
     sys_version = ""
-    # Without TCP_NODELAY a reply waits for the client's delayed acknowledgement: 20 calls a second at best.
+    # Without TCP_NODELAY a reply waits for the client's delayed acknowledgement: at most 20 calls per second.
     disable_nagle_algorithm = True
     wbufsize = -1
     timeout = _IDLE_SECONDS
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         try:
-            with contextlib.suppress(OSError):  # the client may be gone before it has read everything
+            with contextlib.suppress(OSError):  # the client may disconnect before it has read everything
                 super().finish()
         finally:
             self.server.closed(self.request)
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(self.server.answer(request, self._cut_inside))
         except _CutConnection:
             self.close_connection = True
-            # Not a polite goodbye: the client sees a connection that breaks.
+            # Not a clean shutdown: the client sees a broken connection.
             with contextlib.suppress(OSError):
                 self.request.shutdown(socket.SHUT_RDWR)
 
@@ -104,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         return Request(self.command, self.path, headers, body, self.secure)
 
     def _chunks(self) -> Iterator[bytes]:
-        """The parts of a body that was sent in chunks."""
+        """Yield the parts of a body that was sent in chunks."""
         total = 0
         while size := int(self.rfile.readline(100).split(b";")[0], 16):
             total += size
@@ -113,10 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
             yield self._exactly(size)
             self.rfile.readline(3)
         while self.rfile.readline(_LONGEST_LINE).strip():
-            pass  # headers after the last chunk
+            pass  # trailers after the last chunk
 
     def _exactly(self, length: int) -> bytes:
-        """Read so many bytes. Raises ValueError if they do not come: half a request is never carried out."""
+        """Read `length` bytes. Raises ValueError if fewer arrive: an incomplete request is never processed."""
         if not 0 <= length <= _LARGEST_BODY:
             raise ValueError("the body is too long")
         body = self.rfile.read(length)
@@ -139,12 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _cut_inside(self, response: Response) -> None:
-        """Send the beginning of the headers and no more: some clients take that for an empty success."""
+        """Send only the beginning of the headers: some clients take that for an empty successful reply."""
         self.wfile.write(f"HTTP/1.1 {response.status} OK\r\nContent-Type: appl".encode())
         self.wfile.flush()
 
     def date_time_string(self, timestamp: float | None = None) -> str:
-        """The Date header, by the org's clock like every other time it tells."""
+        """Return the Date header, which uses the org's clock like every other time in its replies."""
         return format_datetime(self.server.org.clock.now(), usegmt=True)
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -172,14 +172,14 @@ class _Server(ThreadingHTTPServer):
             self._open.discard(connection)
 
     def cut_all(self) -> None:
-        """End every connection; their threads notice and close them."""
+        """Shut down every connection; the threads that serve them notice and close them."""
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # Connections break off, and clients that do not know the CA hang up: nothing to be alarmed about.
+        # Broken connections, and clients that do not trust the CA, are expected.
         log.debug("connection from %s failed", client_address, exc_info=True)
 
     def answer(self, request: Request, cut_inside: Any) -> Response:
@@ -218,12 +218,12 @@ def _object_in(request: Request) -> str:
 class SalesforceSimulator:
     """A Salesforce org on https://127.0.0.1:<port>, for use in a `with` block or between `start` and `stop`.
 
-    `port` 0 takes a free one. `certs` is the folder of the CA and the certificate, made if need be; None
-    makes them in a folder that goes away. `data` is an SQLite file; None keeps the records in memory.
-    With `notify_url`, every change is told to that address, signed with `notify_secret` (see `callouts`); with
-    `message_url`, by outbound messages to that one (see `messages`).
-    `public_url` is the address that a login tells its client to use, for an org behind a proxy.
-    `options` go to `Org`: credentials, daily_limit, page_size, minute_resolution.
+    `port` 0 selects a free port. `certs` is the folder of the CA and the certificate, which are created if
+    necessary; None creates them in a temporary folder. `data` is an SQLite file; None keeps the records in memory.
+    `notify_url` receives a callout for every change, signed with `notify_secret` (see `callouts`);
+    `message_url` receives outbound messages (see `messages`).
+    `public_url` is the address that a login returns to the client, for an org behind a proxy.
+    `options` are passed to `Org`: credentials, daily_limit, page_size, minute_resolution.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class SalesforceSimulator:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
         tls.load_cert_chain(files.server, files.server_key)
-        #: Path of the PEM file that a client has to trust (`REQUESTS_CA_BUNDLE`, or a session's `verify`).
+        #: Path of the PEM file that a client must trust (`REQUESTS_CA_BUNDLE`, or a session's `verify`).
         self.ca_file = str(files.ca)
         self.org = Org(data, **options)
         self.callouts = Callouts(notify_url, notify_secret) if notify_url else None
@@ -271,7 +271,7 @@ class SalesforceSimulator:
             teller.sender.start()
 
     def stop(self) -> None:
-        """Close the port and every connection, and the data file."""
+        """Close the port, every connection and the data file."""
         if self._thread is not None:
             self._server.shutdown()
             self._thread.join()
@@ -288,49 +288,49 @@ class SalesforceSimulator:
         for teller in self._tellers:
             teller.changed(changes)
 
-    # --- what a test does to it ---
+    # --- for tests ---
 
     def session(self) -> str:
-        """A valid access token, for `Salesforce(session_id=..., instance_url=simulator.url)`."""
+        """Return a valid access token, for `Salesforce(session_id=..., instance_url=simulator.url)`."""
         return self.org.new_session()
 
     def fail(self, count: int = 1, status: int = 503, code: str = "SERVER_UNAVAILABLE", **more: Any) -> None:
-        """The next `count` calls are refused and do nothing; `more` as in `Fault`, e.g. html, path."""
+        """Reject the next `count` calls without processing them; `more` as in `Fault`, e.g. html, path."""
         self.faults.arm(Fault("fail", count, status, code, **more))
 
     def fail_items(self, count: int = 1, code: str = "UNABLE_TO_LOCK_ROW", **more: Any) -> None:
-        """The next `count` records to be written are refused, alone or inside a collection or a bulk job."""
+        """Reject the next `count` record writes, whether single, in a collection or in a bulk job."""
         more.setdefault("message", "unable to obtain exclusive access to this record")
         self.faults.arm(Fault("fail_item", count, code=code, **more))
 
     def drop(self, count: int = 1, when: Any = "after", **more: Any) -> None:
-        """The next `count` calls are cut off: `before` the work, `after` it or `inside` the reply."""
+        """Cut the connection of the next `count` calls: `before` the work, `after` it or `inside` the reply."""
         self.faults.arm(Fault("drop", count, when=when, **more))
 
     def delay(self, seconds: float, count: int = 1, **more: Any) -> None:
-        """The next `count` calls are answered `seconds` later."""
+        """Delay the replies of the next `count` calls by `seconds`."""
         self.faults.arm(Fault("delay", count, seconds=seconds, **more))
 
     def lag(self, seconds: float, count: int = 1, **more: Any) -> None:
-        """The next `count` calls of updated or deleted cover `seconds` less than they were asked to."""
+        """Make the next `count` calls of updated or deleted cover `seconds` less than requested."""
         self.faults.arm(Fault("lag", count, seconds=seconds, **more))
 
     def reject_login(self, count: int = 1) -> None:
-        """The next `count` logins are refused."""
+        """Reject the next `count` logins."""
         self.faults.arm(Fault("reject_login", count))
 
     def expire_sessions(self) -> None:
-        """Every access token is refused from now on."""
+        """Reject every existing access token from now on."""
         self.org.expire_sessions()
 
     def edit(self, object_name: str, record_id: str, **fields: Any) -> None:
-        """A person changes a record in the org."""
+        """Change a record as a user of the org."""
         self.store.update(object_name, record_id, fields, by=PERSON)
 
     def add(self, object_name: str, **fields: Any) -> str:
-        """A person creates a record in the org; returns its id."""
+        """Create a record as a user of the org and return its id."""
         return self.store.create(object_name, fields, by=PERSON)
 
     def remove(self, object_name: str, record_id: str) -> None:
-        """A person deletes a record in the org."""
+        """Delete a record as a user of the org."""
         self.store.delete(object_name, record_id, by=PERSON)

@@ -1,8 +1,8 @@
-"""SOQL, read: from the text of a query to a `Query`. Only the grammar; `queries.py` runs it.
+"""Parse SOQL: from the text of a query to a `Query`. Only the grammar; `queries.py` runs the query.
 
 Covered: a list of plain fields, FIELDS(ALL|STANDARD|CUSTOM) or COUNT(); WHERE with = != <> < > <= >= IN, NOT
 IN, LIKE, AND, OR, NOT and parentheses; ORDER BY ... ASC|DESC NULLS FIRST|LAST; LIMIT, OFFSET; all literals.
-Not covered: relationships, subqueries, GROUP BY and aggregates; they are refused, never half understood.
+Not covered: relationships, subqueries, GROUP BY and aggregates; the parser rejects them.
 SOQL and SOSL reference: "SOQL SELECT Syntax", "Quoted String Escape Sequences", "Date Formats and Date
 Literals in WHERE".
 """
@@ -18,7 +18,7 @@ from .errors import SalesforceError
 
 @dataclass(frozen=True)
 class Value:
-    """A literal as it stands in the query; strings are unescaped, except in the pattern of a LIKE."""
+    """A literal as written in the query; strings are unescaped, except in the pattern of a LIKE."""
 
     kind: Literal["string", "number", "boolean", "null", "date", "datetime", "literal"]
     text: str
@@ -26,7 +26,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`operator` is one of = != < > <= >= like in, not in; all but the last two have exactly one value."""
+    """A comparison. `operator` is one of = != < > <= >= like in, not in; only the last two have several values."""
 
     field: str
     operator: str
@@ -40,7 +40,7 @@ class Not:
 
 @dataclass(frozen=True)
 class Both:
-    """Conditions joined by `word`, which is AND or OR."""
+    """Several conditions joined by `word`, which is AND or OR."""
 
     word: str
     conditions: tuple[Condition, ...]
@@ -58,7 +58,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Query:
-    """`fields` as written (FIELDS(...) is `"*all"`, `"*standard"` or `"*custom"`), empty for COUNT()."""
+    """A parsed query. `fields` as written (FIELDS() is `"*all"`, `"*standard"` or `"*custom"`), empty for COUNT()."""
 
     fields: tuple[str, ...]
     object_name: str
@@ -92,20 +92,20 @@ _RESERVED = frozenset((
     "AND", "ASC", "DESC", "EXCLUDES", "FIRST", "FROM", "GROUP", "HAVING", "IN", "INCLUDES", "LAST", "LIKE",
     "LIMIT", "NOT", "NULL", "NULLS", "OFFSET", "OR", "ORDER", "SELECT", "USING", "WHERE", "WITH",
 ))  # fmt: skip
-#: A query in a URL may have this many characters.
+#: The most characters of a query.
 LONGEST = 100_000
 LARGEST_OFFSET = 2000
 
 
 def parse(text: str) -> Query:
-    """Read a query. Raises MALFORMED_QUERY with the place of what was not understood."""
+    """Parse a query. Raises MALFORMED_QUERY with the position of the unexpected text."""
     if len(text) > LONGEST:
         raise SalesforceError("QUERY_TOO_COMPLICATED", f"a query may have {LONGEST} characters")
     return _Parser(text).query()
 
 
 def quote(text: str) -> str:
-    """Text as a string literal of a query, escaped."""
+    """Return text as an escaped string literal of a query."""
     letters = {char: f"\\{letter}" for letter, char in _ESCAPES.items() if char != '"'}
     return "'" + "".join(letters.get(char, char) for char in text) + "'"
 
@@ -237,7 +237,7 @@ class _Parser:
         raise self._unexpected(token)
 
     def _unescape(self, token: _Token, pattern: bool) -> str:
-        """The text between the quotes. In a pattern, escaped % and _ (and backslashes) stay escaped."""
+        """Return the text between the quotes. In a pattern, escaped % and _ (and backslashes) stay escaped."""
         out: list[str] = []
         body = token.text[1:-1]
         index = 0
@@ -324,7 +324,7 @@ class _Parser:
 
 
 def _without_prefix(query: Query, prefixes: set[str]) -> Query:
-    """`SELECT a.Name FROM Account a` means `Name`."""
+    """Return the query without prefixes: `SELECT a.Name FROM Account a` selects `Name`."""
 
     def plain(name: str) -> str:
         head, dot, rest = name.partition(".")

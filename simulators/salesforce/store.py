@@ -1,7 +1,7 @@
 """The records of the simulated org: created, changed, deleted (softly) and merged under the org's rules.
 
-Everything here works on dicts as in JSON, `{"Name": "Ada", "Active__c": True}`; there is no HTTP in it: tests may
-call it directly. Salesforce object reference: "System Fields"; SOAP guide: `merge()`, `delete()`.
+The store works on dicts as in JSON, `{"Name": "Ada", "Active__c": True}`, without HTTP, so tests may call it directly.
+Salesforce object reference: "System Fields"; SOAP guide: `merge()`, `delete()`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .values import to_json, to_stored
 
 Record = dict[str, Any]
 
-#: Whose key it was: the integration's user, and a person working in the org.
+#: The user who made a change: the integration's user, and a user working in the org.
 API_USER = make_id("005", 1)
 PERSON = make_id("005", 2)
 
 
 class Change(NamedTuple):
-    """What became of one record, when (as the API writes times) and by which user."""
+    """The operation on one record, its time (as the API writes times) and its user."""
 
     operation: str
     object: str
@@ -41,7 +41,7 @@ class Store:
         self.clock = clock or Clock()
         self.database = Database(path)
         self.transaction = self.database.transaction
-        #: Called after every commit with what changed in it, in order.
+        #: Called after every commit with its changes, in order.
         self.on_change: Callable[[list[Change]], None] | None = None
         self.database.on_commit = lambda changes: self.on_change(changes) if self.on_change else None
 
@@ -51,7 +51,7 @@ class Store:
     # --- reading ---
 
     def get(self, object_name: str, record_id: str, *, deleted_too: bool = False) -> Record:
-        """The record with all its fields. Raises MALFORMED_ID, NOT_FOUND or ENTITY_IS_DELETED."""
+        """Return the record with all its fields. Raises MALFORMED_ID, NOT_FOUND or ENTITY_IS_DELETED."""
         one = find_object(object_name)
         record = self._row(one, check_id(one, record_id))
         if record["IsDeleted"] and not deleted_too:
@@ -59,38 +59,38 @@ class Store:
         return record
 
     def find(self, object_name: str, field_name: str, value: Any, *, deleted_too: bool = False) -> list[Record]:
-        """Every record whose field has this value, oldest first; text compares without regard to case."""
+        """Return every record whose field has this value, oldest first; text comparison ignores case."""
         one = find_object(object_name)
         field = one.field(field_name)
         where = f'"{field.name}" = ?' + ("" if deleted_too else " AND IsDeleted = 0")
         return self.select(one, where, (to_stored(one, field, value),))
 
     def all(self, object_name: str, *, deleted_too: bool = False) -> list[Record]:
-        """Every record, oldest first."""
+        """Return every record, oldest first."""
         return self.select(find_object(object_name), "1" if deleted_too else "IsDeleted = 0", ())
 
     def count(self, object_name: str) -> int:
-        """How many records there are, without the deleted ones."""
+        """Return the number of records, without deleted ones."""
         one = find_object(object_name)
         with self.database.lock:
             found = self.database.connection.execute(f'SELECT COUNT(*) FROM "{one.name}" WHERE IsDeleted = 0')
             return int(found.fetchone()[0])
 
     def select(self, one: SObject, where: str, parameters: Iterable[Any], tail: str = "ORDER BY Id") -> list[Record]:
-        """Records by an SQL condition over the columns, which are called as the fields are."""
+        """Return the records that match an SQL condition; columns have the names of the fields."""
         statement = f'SELECT * FROM "{one.name}" WHERE {where} {tail}'
         with self.database.lock:
             rows = self.database.connection.execute(statement, tuple(parameters)).fetchall()
         return [_to_record(one, row) for row in rows]
 
     def count_where(self, one: SObject, where: str, parameters: Iterable[Any], tail: str) -> int:
-        """How many records an SQL condition finds."""
+        """Return how many records match an SQL condition."""
         statement = f'SELECT COUNT(*) FROM (SELECT Id FROM "{one.name}" WHERE {where} {tail})'
         with self.database.lock:
             return int(self.database.connection.execute(statement, tuple(parameters)).fetchone()[0])
 
     def by_external_id(self, object_name: str, field_name: str, value: str) -> Record | None:
-        """The one record with this external id, or None. Raises SeveralMatch, or NOT_FOUND for the field."""
+        """Return the record with this external id, or None. Raises SeveralMatch, or NOT_FOUND for the field."""
         one = find_object(object_name)
         matches = self.find(one.name, external_id_field(one, field_name).name, value)
         if len(matches) > 1:
@@ -100,7 +100,7 @@ class Store:
     # --- writing ---
 
     def create(self, object_name: str, data: Mapping[str, Any], *, by: str = API_USER) -> str:
-        """Create a record and return its id of 18 characters. Raises SalesforceError for what is wrong."""
+        """Create a record and return its 18-character id. Raises SalesforceError for invalid data."""
         one = find_object(object_name)
         with self.transaction() as connection:
             values = {field.name: field.default for field in one.own_fields if field.default is not None}
@@ -119,7 +119,7 @@ class Store:
         return record_id
 
     def update(self, object_name: str, record_id: str, data: Mapping[str, Any], *, by: str = API_USER) -> None:
-        """Change the given fields. Even an update that changes nothing moves the times, as in the org."""
+        """Change the given fields. As in a real org, even an update without any change sets the times."""
         one = find_object(object_name)
         with self.transaction():
             before = self.get(one.name, record_id)
@@ -132,7 +132,7 @@ class Store:
     def upsert(
         self, object_name: str, field_name: str, value: str, data: Mapping[str, Any], *, by: str = API_USER
     ) -> tuple[str, bool]:
-        """Update the record with this external id, or create it. Returns (id, whether it was created)."""
+        """Update the record with this external id, or create it. Return (id, whether it was created)."""
         one = find_object(object_name)
         key = external_id_field(one, field_name)
         if any(name.lower() == key.name.lower() for name in data):
@@ -145,7 +145,7 @@ class Store:
             return found["Id"], False
 
     def delete(self, object_name: str, record_id: str, *, by: str = API_USER) -> None:
-        """Move a record to the recycle bin, and its children with it or their lookups cleared."""
+        """Move a record to the recycle bin; also move its children, or clear their lookups."""
         one = find_object(object_name)
         with self.transaction():
             record = self.get(one.name, record_id)
@@ -158,7 +158,7 @@ class Store:
                         self._write(child, orphan["Id"], {field.name: None})
 
     def undelete(self, object_name: str, record_id: str, *, by: str = PERSON) -> None:
-        """Bring a record back from the recycle bin (a person can; children stay where they are)."""
+        """Restore a record from the recycle bin, as a user of the org can; children are not restored."""
         one = find_object(object_name)
         with self.transaction():
             record = self.get(one.name, record_id, deleted_too=True)
@@ -183,12 +183,12 @@ class Store:
             self._touch(one, master["Id"], {}, by)
 
     def clear(self) -> None:
-        """Forget every record, deleted ones too. Ids are not used again."""
+        """Remove every record, including deleted ones. Ids are not reused."""
         with self.transaction() as connection:
             for name in OBJECTS:
                 connection.execute(f'DELETE FROM "{name}"')
 
-    # --- inside ---
+    # --- internal ---
 
     def _row(self, one: SObject, record_id: str) -> Record:
         with self.database.lock:
@@ -206,7 +206,7 @@ class Store:
     def _touch(
         self, one: SObject, record_id: str, values: Mapping[str, Any], by: str, operation: str = "updated"
     ) -> None:
-        """Write values together with who did it and when."""
+        """Write values together with the user and the time of the change."""
         now = to_wire(self.clock.now())
         stamps = {"LastModifiedDate": now, "LastModifiedById": by, "SystemModstamp": now}
         self._write(one, record_id, {**values, **stamps})
@@ -235,7 +235,7 @@ class Store:
         return values
 
     def _resolve(self, one: SObject, key: str, value: Any) -> tuple[Field, Any]:
-        """A key of the body -> its field. `{"Account__r": {"Syncflow_Id__c": "7"}}` names a parent."""
+        """Return the field and value of a key of the body. `{"Account__r": {"Syncflow_Id__c": "7"}}` names a parent."""
         reference = one.reference_by_relationship(key)
         if reference is None or not isinstance(value, Mapping):
             return one.field(key), value
@@ -283,7 +283,7 @@ def _duplicate(field: Field, other_id: str) -> SalesforceError:
 
 
 def check_id(one: SObject, record_id: str) -> str:
-    """The 18-character form. Raises MALFORMED_ID for anything that is not an id of this object."""
+    """Return the 18-character form of an id. Raises MALFORMED_ID if it is not an id of this object."""
     full = to_18(record_id)
     if full is None or not full.startswith(one.prefix):
         raise malformed_id(one.label, record_id)
@@ -291,7 +291,7 @@ def check_id(one: SObject, record_id: str) -> str:
 
 
 def external_id_field(one: SObject, name: str) -> Field:
-    """The field, if records may be addressed by it. Raises NOT_FOUND (404), as the real system does."""
+    """Return the field if records may be addressed by it. Raises NOT_FOUND (404), as the real system does."""
     field = one.fields.get(name) or next((it for key, it in one.fields.items() if key.lower() == name.lower()), None)
     if field is None or not field.external_id:
         raise SalesforceError(
@@ -330,7 +330,7 @@ def _require(one: SObject, values: Mapping[str, Any], *, creating: bool) -> None
 
 
 def _name(one: SObject, current: Mapping[str, Any], values: dict[str, Any]) -> None:
-    """Fill in the Name that the system makes itself."""
+    """Set the Name that the system composes itself."""
     if one.name_from:
         values["Name"] = " ".join(current[part] for part in one.name_from if current.get(part))
     elif one.custom and current.get("Name") is None:

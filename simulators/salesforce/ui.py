@@ -1,4 +1,4 @@
-"""Pages on which a person plays a user of the org: a list of the records, and a form to change one."""
+"""The org's web pages: a list of the records, and a form to change one as a user of the org."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .schema import OBJECTS, SObject, find_object
 from .store import PERSON
 from .wire import Request, Response
 
-#: Rows on a page of the list, the last changed first.
+#: Rows on a page of the list, most recently changed first.
 SHOWN = 200
 _SHOWN_AFTER = ("Syncflow_Id__c", "LastModifiedDate")
 
@@ -24,7 +24,7 @@ def home(org: Org, request: Request) -> Response:
 
 
 def listing(org: Org, request: Request, name: str) -> Response:
-    """The last changed records of an object."""
+    """List the most recently changed records of an object."""
     one = find_object(name)
     rows = org.store.select(one, "IsDeleted = 0", (), f"ORDER BY SystemModstamp DESC, Id LIMIT {SHOWN}")
     columns = [*_editable(one)[:5], *_SHOWN_AFTER]
@@ -44,7 +44,7 @@ def form(org: Org, request: Request, name: str, record_id: str) -> Response:
 
 
 def save(org: Org, request: Request, name: str, record_id: str) -> Response:
-    """Save the form as the person who filled it in, and go back to the list."""
+    """Save the submitted form as a user of the org, and redirect to the list."""
     one = find_object(name)
     sent = request.form()
     data = {field: sent[field].replace("\r\n", "\n") for field in _editable(one) if field in sent}
@@ -60,7 +60,7 @@ def save(org: Org, request: Request, name: str, record_id: str) -> Response:
 
 
 def delete(org: Org, request: Request, name: str, record_id: str) -> Response:
-    """Delete the record as the person who pressed the button."""
+    """Delete the record as a user of the org."""
     one = find_object(name)
     org.store.delete(one.name, record_id, by=PERSON)
     return Response(303, headers={"Location": f"/ui/{one.name}"})

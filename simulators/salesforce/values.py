@@ -1,7 +1,7 @@
-"""What a client sends -> what is stored, with the refusals the real system gives on the way.
+"""Convert the values a client sends to their stored form, and reject those that the real system rejects.
 
-The system changes some values silently: text loses the blanks at its ends, empty text becomes null, an id of
-15 characters grows to 18. A client that compares what it sent with what it reads back has to know that.
+The real system changes some values silently: it strips text, turns empty text into null and extends an id of
+15 characters to 18. A client that compares the values it sent with those it reads must allow for this.
 Salesforce object reference: "Primitive Data Types", "Field Types".
 """
 
@@ -23,7 +23,7 @@ _LARGEST_NUMBER = 10.0**16
 
 
 def to_stored(owner: SObject, field: Field, value: Any) -> Any:
-    """Check one value and bring it into its stored form: str, int, float or None. Raises SalesforceError."""
+    """Check one value and return its stored form: str, int, float or None. Raises SalesforceError."""
     if value is None or value == "":
         return _null(field)
     return _CHECKS[field.kind](owner, field, value)
@@ -36,12 +36,12 @@ def _null(field: Field) -> Any:
 
 
 def to_json(field: Field, stored: Any) -> Any:
-    """The stored form -> the JSON form."""
+    """Return the JSON form of a stored value."""
     return bool(stored) if field.kind == "boolean" else stored
 
 
 def _text(owner: SObject, field: Field, value: Any) -> str | None:
-    # JSON numbers and booleans are taken for text fields, but never a structure.
+    # Text fields accept JSON numbers and booleans, but never a structure.
     if isinstance(value, dict | list):
         raise bad_json(f"Cannot deserialize value of string for field {field.name}")
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -59,7 +59,7 @@ def _text(owner: SObject, field: Field, value: Any) -> str | None:
 
 
 def _length(text: str) -> int:
-    """Length in UTF-16 units: an emoji counts as two, there as here."""
+    """Return the length in UTF-16 units: as in the real system, an emoji counts as two."""
     return len(text.encode("utf-16-le")) // 2
 
 
@@ -127,7 +127,7 @@ def _int(owner: SObject, field: Field, value: Any) -> int:
 
 def _date(owner: SObject, field: Field, value: Any) -> str:
     try:
-        # A time is taken for a date too: its day is kept.
+        # A date field also accepts a time, and keeps its day.
         return parse_date(str(value)[:10] if "T" in str(value) else str(value)).isoformat()
     except ValueError:
         raise _cannot_read("date", value) from None

@@ -1,4 +1,4 @@
-"""A request and a reply, as plain data between the HTTP server and the functions that answer."""
+"""Request and reply as plain data, exchanged between the HTTP server and the functions that answer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .errors import SalesforceError, bad_json
 
 @dataclass
 class Request:
-    """`target` is the path and query as sent; header names are lower case."""
+    """An HTTP request. `target` is the path and query as sent; header names are lower case."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
     secure: bool = True
-    #: The ids this request turned out to be about, for the journal.
+    #: The ids of the records this request concerned, for the journal.
     touched: list[str] = field(default_factory=list)
 
     @cached_property
     def path(self) -> str:
-        """Still percent-encoded, so that an external id with a slash stays one segment."""
+        """Return the path, still percent-encoded, so that an external id with a slash stays one segment."""
         return urlsplit(self.target).path
 
     @cached_property
@@ -37,25 +37,25 @@ class Request:
 
     @property
     def base(self) -> str:
-        """`/services/data/v59.0`, in the version the client asked for."""
+        """Return `/services/data/v59.0`, with the version that the client requested."""
         return "/".join(self.path.split("/")[:4])
 
     def json(self) -> Any:
-        """The body read as JSON. Raises JSON_PARSER_ERROR."""
+        """Return the body parsed as JSON. Raises JSON_PARSER_ERROR."""
         try:
             return json.loads(self.body or b"null")
         except (ValueError, RecursionError):
             raise bad_json("Unexpected character or end of the document: the body is not JSON") from None
 
     def json_object(self) -> dict[str, Any]:
-        """The body, which has to be a JSON object."""
+        """Return the body, which must be a JSON object."""
         value = self.json()
         if not isinstance(value, dict):
             raise bad_json("The HTTP entity body is required to be a JSON object")
         return value
 
     def form(self) -> dict[str, str]:
-        """The body read as a form; a field sent twice has its last value."""
+        """Return the body parsed as a form; a field sent twice has its last value."""
         try:
             fields = parse_qs(self.body.decode(), keep_blank_values=True, max_num_fields=1000)
         except ValueError:
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass
 class Response:
-    """A reply; `body` is what goes over the wire."""
+    """An HTTP reply; `body` is sent as it is."""
 
     status: int
     body: bytes = b""
@@ -74,7 +74,7 @@ class Response:
 
 
 def reply(value: Any, status: int = 200, **headers: str) -> Response:
-    """A JSON reply; `headers` with underscores for hyphens."""
+    """Return a JSON reply; header names use underscores for hyphens."""
     return Response(status, to_json(value), headers=_named(headers))
 
 
@@ -95,5 +95,5 @@ def _named(headers: dict[str, str]) -> dict[str, str]:
 
 
 def segment(text: str) -> str:
-    """A path segment, percent-decoded."""
+    """Return a path segment, percent-decoded."""
     return unquote(text)
