@@ -397,7 +397,7 @@ class _Filler:
         }, numbered=False)  # fmt: skip
         self._rows(Task, self.size.tasks, {
             "kind": "'retry'", "argument": self._json("'{\"subscriber\":\"shop.customer\"}'"), "state": "'done'",
-            "total": "100", "done": "100", "succeeded": "90", "failed": "10", "words": "'90 of 100 succeeded'",
+            "total": "100", "done": "100", "succeeded": "90", "failed": "10", "message": "'90 of 100 succeeded'",
             "by": "'operator@example.com'", "created_at": self._at("i", self.size.tasks),
             "finished_at": self._at("i", self.size.tasks),
         })  # fmt: skip

@@ -316,7 +316,7 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel
     visit.press("Check the list")
     expect(page.locator(".checked")).to_contain_text("2 records: 2 found by id")
     page.get_by_label("Until (UTC").fill("2099-12-31T18:00")
-    page.get_by_label("Why", exact=True).fill("an audit of theirs")
+    page.get_by_label("Reason", exact=True).fill("an audit of theirs")
     visit.press("Unsubscribe")
     expect(row_of(page, "an audit of theirs")).to_contain_text("2099")
     page.get_by_label("Is a record held back?").fill("ada.lovelace@example.com")
@@ -414,7 +414,7 @@ def test_row_7_long_work_and_how_far_it_is(at: Open, panel: Panel, what: str) ->
     if what == "Reconcile":
         expect(page.get_by_role("region", name="Differences")).to_contain_text("Changed there")
         visit.press("Repair differences")
-        visit.is_headed("Repair what drifted in shop.customer")
+        visit.is_headed("Repair the differences of shop.customer")
         work_off(panel)
         visit.key("r")
         expect(far).to_contain_text("done")
