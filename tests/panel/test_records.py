@@ -187,7 +187,7 @@ def test_an_edit_flows_mends_the_letter_and_is_audited(panel: Panel) -> None:
 def test_a_wrong_or_outdated_edit_saves_nothing(panel: Panel) -> None:
     client = panel.client("operator")
     answer = post(client, "/record/customer/1/edit", **{"was.city": "London", "to.city": "x" * 101, "to.email": "new"})
-    assert answer.status_code == 422 and "101 characters, but city holds 100" in answer.text and "new" in answer.text
+    assert answer.status_code == 422 and "101 characters, but city allows 100" in answer.text and "new" in answer.text
     post(client, "/record/customer/1/edit", **{"was.name": "Ada Lovelace", "to.name": "", "to.id": "7"})
     assert panel.rows(sa.select(Customer.name, Customer.city).where(Customer.id == 1)) == [("Ada Lovelace", "London")]
     assert client.get("/record/customer/77/edit").status_code == 404
