@@ -320,7 +320,7 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel
     visit.press("Unsubscribe")
     expect(row_of(page, "an audit of theirs")).to_contain_text("2099")
     page.get_by_label("Is a record held back?").fill("ada.lovelace@example.com")
-    visit.press("Look")
+    visit.press("Check")
     held = page.locator("#held-back")
     expect(held).to_contain_text("an audit of theirs: update only, until")
     expect(held).to_contain_text("by admin@example.com")
