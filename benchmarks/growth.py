@@ -1,7 +1,7 @@
 """`make bench-growth`: does work cost more because the ledger is large?
 
 The same work on a ledger that begins empty, on one with a million links and ten million deliveries, and on one where as
-much is open as on that but nearly nothing is past, in turn: a sweep that finds nothing, the overview made anew, and
+much is open as on that but nearly nothing is past, in turn: a sweep that finds nothing, a newly computed overview, and
 bringing customers to a system that answers at once, all in this process: written to the database (which captures),
 routed, delivered; first new customers, then edits of them, and the same once more. On the large ledger those that are
 edited lie scattered over all there are. Then fan-out, latency and capture as their own benchmarks measure them, see
@@ -105,7 +105,7 @@ def _measure(ledger: Ledger, records: int) -> dict[str, float]:
     """All of the work once: milliseconds, of a look or per thousand records."""
     told = {
         "a sweep that finds nothing, ms": _look(ledger.everyone.sweep),
-        "the overview made anew, ms": _look(ledger.everyone.reports.overview),
+        "a newly computed overview, ms": _look(ledger.everyone.reports.overview),
         "the overview's version, ms": _look(ledger.everyone.reports.overview_version),
     }
     made: list[int] = []

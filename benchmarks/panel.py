@@ -66,7 +66,7 @@ class Site:
     ahead: float = 0.0
 
     def forget(self) -> None:
-        """Have the overview made anew, as for the first page after something happened."""
+        """Have a newly computed overview, as for the first page after something happened."""
         made = OverviewCache(
             self.conductor.reports.overview_version,
             self.conductor.reports.overview,
