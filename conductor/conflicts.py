@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import leases, state
+from conductor.links.conflicts import OpenConflict, decide_conflict, open_conflict
 from conductor.links.merge import Merge, rebase
 from conductor.links.relations import Relations, our_side
+from conductor.links.row import LinkRow, link_row
 from conductor.links.state import Via
 from conductor.mappings.store import Mappings
 from i18n import gettext
 from models.capture import sync_context
-from models.ledger import Conflict, Link
+from models.ledger import Link
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
@@ -46,29 +48,29 @@ class ConflictResolution:
             raise ValueError(str(error)) from error
 
     def _resolve(self, connection: sa.Connection, conflict_id: int, choice: Choice, by: str) -> None:
-        is_open = sa.and_(Conflict.id == conflict_id, Conflict.resolved_at.is_(None))
-        conflict = connection.execute(sa.select(Conflict.__table__).where(is_open)).one_or_none()
+        conflict = open_conflict(connection, conflict_id)
         if conflict is None:
             raise ValueError(gettext("there is no open conflict #{number}", number=conflict_id))
         locked = sa.select(Link.__table__).where(Link.id == conflict.link_id).with_for_update()
-        link = connection.execute(locked).one()
-        if leases.is_held(link, self.context.clock()):
+        link = link_row(connection.execute(locked).one())
+        now = self.context.clock()
+        if leases.is_held(link, now):
             raise ValueError(gettext("the record is being delivered at this moment; try again"))
         # Take an expired lease away: its owner may still run, and has not seen this resolution.
-        values = self._resolution(connection, conflict, link, choice)
-        state.write(connection, link.id, values | leases.RELEASED)
-        closed = {"resolved_at": self.context.clock(), "resolved_by": by, "choice": choice}
-        connection.execute(sa.update(Conflict).where(is_open).values(**closed))
+        values = self._resolution(connection, conflict, link, choice) | leases.RELEASED
+        state.write(connection, link.id, values | decide_conflict(connection, conflict, choice, by, now))
         target = f"#{conflict_id} {conflict.subscriber} {conflict.record_id} {conflict.path}"
         versions = {"base": conflict.base, "ours": conflict.ours, "theirs": conflict.theirs}
         self.context.audit(connection, by, "conflict.resolve", target, choice=choice, **versions)
 
-    def _resolution(self, connection: sa.Connection, conflict: Any, link: Any, choice: Choice) -> dict[str, Any]:
+    def _resolution(
+        self, connection: sa.Connection, conflict: OpenConflict, link: LinkRow, choice: Choice
+    ) -> state.Values:
         """Write the system's value to the record if it was chosen; return what changes in the link."""
         subscriber = self.context.subscribers[conflict.subscriber]
         mapper = self.mappings.current(connection, conflict.subscriber)[0]
         if not mapper.accepts_inward(conflict.path):
-            return {"open_conflicts": Link.open_conflicts - 1}  # the field is no longer mapped
+            return {}  # the field is no longer mapped
         theirs = {conflict.path: conflict.theirs}
         result = Merge(keep=theirs) if choice == "ours" else Merge(take=theirs)
         if choice == "theirs":
@@ -78,11 +80,7 @@ class ConflictResolution:
                 subscriber.records.update(connection, link.record_id, mapper.inward(result.take, keys, record))
         ours = self._ours(connection, subscriber, mapper, link.record_id)
         base, remote_values = rebase(result, link.base or {}, link.remote_values or {}, ours)
-        values: dict[str, Any] = {
-            "base": base,
-            "remote_values": remote_values or None,
-            "open_conflicts": Link.open_conflicts - 1,
-        }
+        values: state.Values = {"base": base, "remote_values": remote_values or None}
         if choice == "ours":
             values |= state.owed(self.context.clock(), Via.DUE)
         return values

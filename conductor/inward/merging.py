@@ -14,12 +14,13 @@ from conductor.inward import matching
 from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, Incoming
 from conductor.links import in_doubt, overwrites, state
+from conductor.links.conflicts import record_conflicts
 from conductor.links.merge import Merge, Winner, merge, rebase
 from conductor.links.relations import Relations, our_side
 from conductor.links.row import LinkRow
 from models.capture import sync_context
 from models.catalogues import Record
-from models.ledger import Change, Conflict, Link
+from models.ledger import Change, Link
 from subscribers.mapping.values import Flat, is_empty, same
 
 
@@ -62,7 +63,7 @@ class RecordMerger:
             "remote_values": new_remote_values or None,
             "unconfirmed_write": None,
             **_times(incoming, link, overwritten),
-            **self._update_conflicts(connection, link, base | remote_values, ours, result),
+            **record_conflicts(connection, link, base | remote_values, ours, result, self.context.clock()),
         }
         if one_way := {path: value for path, value in result.keep.items() if not incoming.mapper.accepts_inward(path)}:
             values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
@@ -115,29 +116,6 @@ class RecordMerger:
         with sync_context(connection, origin=subscriber.system):
             subscriber.records.update(connection, record_id, values)
         return self._our_fields(connection, incoming, subscriber.records.read(connection, [record_id])[record_id])
-
-    def _update_conflicts(
-        self, connection: sa.Connection, link: LinkRow, known: Flat, ours: Flat, result: Merge
-    ) -> state.Values:
-        """Close the conflicts that this merge resolves and keep both versions of new ones; return the link's values.
-
-        `known` is what the system held before this.
-        """
-        if not (result.ask or link.open_conflicts):
-            return {}
-        now = self.context.clock()
-        resolved = [*result.take, *result.keep, *result.settled]
-        is_open = sa.and_(Conflict.link_id == link.id, Conflict.resolved_at.is_(None))
-        connection.execute(
-            sa.update(Conflict).where(is_open, Conflict.path.in_(resolved)).values(resolved_at=now, choice="agreed")
-        )
-        for path, theirs in result.ask.items():
-            versions = {"ours": ours.get(path), "theirs": theirs, "at": now}
-            updated = connection.execute(sa.update(Conflict).where(is_open, Conflict.path == path).values(**versions))
-            if not updated.rowcount:
-                row = {"link_id": link.id, "subscriber": link.subscriber, "record_id": link.record_id, "path": path}
-                connection.execute(sa.insert(Conflict).values(**row, base=known.get(path), **versions))
-        return {"open_conflicts": connection.execute(sa.select(sa.func.count(Conflict.id)).where(is_open)).scalar_one()}
 
     @staticmethod
     def _winner(connection: sa.Connection, incoming: Incoming, link: LinkRow, path: str) -> Winner:

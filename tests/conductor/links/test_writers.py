@@ -1,4 +1,4 @@
-"""Only `conductor/links` writes the `link` table; no other production code does."""
+"""Only `conductor/links` writes the tables `link` and `conflict`; no other production code does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRODUCTION = ("broker.py", "cli", "conductor", "models", "panel", "subscribers",
 HOME = "conductor/links/"
 
 _WRITES = {"insert", "update", "delete", "insert_many", "update_many", "update_if", "upsert_many"}
-_SQL = re.compile(r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+\"?link\"?(?![\w.])", re.IGNORECASE)
+_SQL = r"\b(INSERT INTO|UPDATE|DELETE FROM)\s+\"?{table}\"?(?![\w.])"
 
 
 def _files() -> Iterator[Path]:
@@ -24,13 +24,14 @@ def _files() -> Iterator[Path]:
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
-def writes(text: str) -> list[int]:
-    """Return the line numbers in a source text that write the `link` table."""
+def writes(text: str, model: str = "Link") -> list[int]:
+    """Return the line numbers in a source text that write the table of a model."""
     tree = ast.parse(text)
-    table_names = {"Link", "Link.__table__"} | {
+    table, sql = f"{model}.__table__", re.compile(_SQL.format(table=model.lower()), re.IGNORECASE)
+    table_names = {model, table} | {
         ast.unparse(target)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and ast.unparse(node.value) == "Link.__table__"
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value and ast.unparse(node.value) == table
         for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
     }
     lines = []
@@ -42,18 +43,19 @@ def writes(text: str) -> list[int]:
             # `execute_atomic(update_if, Link.__table__, ...)` also writes the table.
             if given & table_names and (name in _WRITES or called & _WRITES):
                 lines.append(node.lineno)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.search(node.value):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and sql.search(node.value):
             lines.append(node.lineno)
     return lines
 
 
-def test_only_conductor_links_writes_links() -> None:
+@pytest.mark.parametrize("model", ["Link", "Conflict"])
+def test_only_conductor_links_writes_it(model: str) -> None:
     found = {
         str(path.relative_to(ROOT)): lines
         for path in _files()
-        if not str(path.relative_to(ROOT)).startswith(HOME) and (lines := writes(path.read_text()))
+        if not str(path.relative_to(ROOT)).startswith(HOME) and (lines := writes(path.read_text(), model))
     }
-    assert found == {}, "use a verb of conductor/links/state.py, or add one"
+    assert found == {}, "use a function of conductor/links/, or add one"
 
 
 @pytest.mark.parametrize(
