@@ -115,7 +115,7 @@ def retry(arguments: argparse.Namespace) -> int:
         count = sum(conductor.dead_letters.retry(number, by) for number in arguments.ids)
     else:
         letters = DeadLetterFilter(subscriber=arguments.subscriber, error=arguments.error)
-        count = conductor.tasks.get(conductor.tasks.start("retry", by, letters=letters)).total
+        count = conductor.tasks.get(conductor.tasks.start("retry", by, letters=letters)).total or 0
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

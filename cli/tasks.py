@@ -89,7 +89,7 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
                     pause.wait(_PROGRESS_INTERVAL_SECONDS)
                 task = tasks.get(task_id)
                 bar.total = task.total  # The first step has counted it.
-                bar.set_description_str(task.message or "", refresh=False)
+                bar.set_description_str(task.message, refresh=False)
                 bar.update(task.done - bar.n)
     except KeyboardInterrupt:
         if (task := tasks.get(task_id)).state == "running":
@@ -97,7 +97,7 @@ def _follow(runtime: Runtime, task_id: int, by: str) -> int:
             of = "" if task.total is None else f" of {task.total}"
             print(f"\nStopped at {task.done}{of}; run the same command to continue")
         return 130
-    for record_id, external_id, field, ours, theirs in (task.position or {}).get("examples", []):
+    for record_id, external_id, field, ours, theirs in task.position.get("examples", []):
         print(f"record {record_id}, external record {external_id}: {field}: ours {ours!r}, theirs {theirs!r}")
     print(f"{task.state}: {task.message}" if task.state != "done" else task.message)
     return 0 if task.state == "done" and not task.failed else 1

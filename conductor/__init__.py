@@ -31,7 +31,7 @@ from conductor.reports.overview import (
 from conductor.reports.throughput import SPANS, Series
 from conductor.reports.timeline import TimelineEvent
 from conductor.systems.delete_guard import GUARD, WINDOW_SECONDS
-from conductor.tasks.runner import OPEN, TaskRunner
+from conductor.tasks.runner import OPEN, TaskRow, TaskRunner
 from conductor.throughput_counter import COLUMNS
 from subscribers.errors import BadSignature, BadWebhook
 
@@ -66,6 +66,7 @@ __all__ = [
     "Series",
     "SubscriberStatus",
     "SystemStatus",
+    "TaskRow",
     "TaskRunner",
     "TimelineEvent",
     "UnknownSystem",

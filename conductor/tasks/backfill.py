@@ -19,7 +19,7 @@ from conductor.links import state
 from conductor.links.leases import LinkLeased
 from conductor.links.status import PENDING
 from conductor.systems.caller import SystemUnavailable
-from conductor.tasks.runner import Step, TaskKind, TaskRunner, counted
+from conductor.tasks.runner import Step, TaskKind, TaskRow, TaskRunner, counted
 from conductor.tasks.services import Services
 from conductor.tasks.throttle import PAUSE_SECONDS, below_backlog_limit
 from i18n import gettext, gettext_noop
@@ -81,21 +81,19 @@ class Backfill(TaskKind):
         conditions(found.records, where)  # raises for a wrong one
         return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"where": where})
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Link a page of the system's records, or make a page of ours pending, or count the outcomes."""
         return counted(self._step(task), task, lambda: self._count(task))
 
-    def _count(self, task: Any) -> int:
-        records = self.context.subscribers[task.subscriber].records
+    def _count(self, task: TaskRow) -> int:
+        records = self.subscriber_of(task).records
         chosen = conditions(records, task.argument["where"])
         with self.context.database.read() as connection:
             count = sa.select(sa.func.count()).select_from(records.table).where(*chosen)
             return int(connection.execute(count).scalar_one())
 
-    def _step(self, task: Any) -> Step:
-        subscriber = self.context.subscribers.get(task.subscriber)
-        if subscriber is None:
-            raise ValueError(f"{task.subscriber} is no longer configured")
+    def _step(self, task: TaskRow) -> Step:
+        subscriber = self.subscriber_of(task)
         position = task.position or {"phase": _LINK_EXISTING if _lists(subscriber) else _FEED}
         try:
             return self._phases[position["phase"]](task, subscriber, position)
@@ -104,7 +102,7 @@ class Backfill(TaskKind):
 
     # --- records that exist in the system ------------------------------------------------------------------------
 
-    def _link_existing(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
+    def _link_existing(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         try:
             page = self.services.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
@@ -124,7 +122,7 @@ class Backfill(TaskKind):
         reached = {**position, "at": page.position, "read": read}
         return self._on(task, reached, effect, message=f"{read} existing records read")
 
-    def _next_page(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
+    def _next_page(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Page | None:
         reached, reading = self._readings.pop(task.id, (None, None))
         if reading is None or reached != position.get("at"):
             reading = iter(subscriber.list_all(position.get("at")))
@@ -134,7 +132,7 @@ class Backfill(TaskKind):
         return page
 
     def _adopt(
-        self, connection: sa.Connection, task: Any, subscriber: Subscriber, externals: list[External]
+        self, connection: sa.Connection, task: TaskRow, subscriber: Subscriber, externals: list[External]
     ) -> list[str]:
         """Link the external records that match a record; return the ids of those."""
         mapper = self.services.mappings.current(connection, subscriber.name())[0]
@@ -192,7 +190,7 @@ class Backfill(TaskKind):
 
     # --- records of the catalogue ---------------------------------------------------------------------------------
 
-    def _feed(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
+    def _feed(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         name, catalogue = subscriber.name(), subscriber.records
         where = conditions(catalogue, task.argument["where"])
         if "after" in position:
@@ -224,7 +222,7 @@ class Backfill(TaskKind):
 
     # --- outcomes --------------------------------------------------------------------------
 
-    def _watch(self, task: Any, subscriber: Subscriber, position: dict[str, Any]) -> Step:
+    def _watch(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         fed_at = datetime.fromisoformat(position["fed_at"])
         name = subscriber.name()
         under_way = (Link.subscriber == name, *PENDING)
@@ -252,13 +250,13 @@ class Backfill(TaskKind):
 
     @staticmethod
     def _on(
-        task: Any, position: dict[str, Any], effect: Any = None, *, done: int | None = None, message: str = ""
+        task: TaskRow, position: dict[str, Any], effect: Any = None, *, done: int | None = None, message: str = ""
     ) -> Step:
         done = task.done if done is None else done
-        return Step(done, task.succeeded, task.failed, position, effect=effect, message=message or task.message or "")
+        return Step(done, task.succeeded, task.failed, position, effect=effect, message=message or task.message)
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         where = task.argument.get("where") or {}
         if not where:
@@ -306,5 +304,5 @@ def _kept(position: dict[str, Any]) -> dict[str, Any]:
     return {name: position[name] for name in ("sent",) if name in position}
 
 
-def _wait(task: Any, position: dict[str, Any], message: str, seconds: float) -> Step:
+def _wait(task: TaskRow, position: dict[str, Any], message: str, seconds: float) -> Step:
     return Step(task.done, task.succeeded, task.failed, position, message=message, pause=seconds)

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from conductor.systems.connection_check import Finding
-from conductor.tasks.runner import OPEN, Step, TaskKind, TaskRunner
+from conductor.tasks.runner import OPEN, Step, TaskKind, TaskRow, TaskRunner
 from conductor.tasks.services import Services
 from i18n import gettext, gettext_noop
 
@@ -54,7 +54,7 @@ class CheckConnection(TaskKind):
             return int(last.id)
         return self.tasks.begin(self.kind, by, argument={"system": system}, total=total)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Call the system for the next subscriber, or wait for its answer."""
         position = task.position or {"found": {}, "took": 0.0}
         found = position["found"]
@@ -81,7 +81,7 @@ class CheckConnection(TaskKind):
         position = {"found": found, "took": round(position["took"] + took, 3)}
         return self._step(task, position, finished=len(waiting) == 1)
 
-    def _step(self, task: Any, position: dict[str, Any], *, finished: bool) -> Step:
+    def _step(self, task: TaskRow, position: dict[str, Any], *, finished: bool) -> Step:
         wrong = [sum(state == "wrong" for state, _words in findings) for findings in position["found"].values()]
         failed, things = sum(map(bool, wrong)), sum(wrong)
         if things:
@@ -110,6 +110,6 @@ class CheckConnection(TaskKind):
             answer.set_result((found, time.monotonic() - began))
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         return gettext("Test the connection of {name}", name=task.argument["system"])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
 
 from conductor.dead_letters.operations import reason_of
 from conductor.dead_letters.store import DeadLetterFilter
-from conductor.tasks.runner import Step, TaskKind
+from conductor.tasks.runner import Step, TaskKind, TaskRow
 from i18n import gettext_noop
 
 #: Letters closed in one step.
@@ -33,12 +31,12 @@ class DiscardDeadLetters(TaskKind):
             total = self.services.letters.count(connection, letters)
         return self.tasks.begin(self.kind, by, argument=argument, total=total)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Close the next letters, with an audit row for each step: its count stays right if the task is stopped."""
         chosen = dict(task.argument)
         reason = chosen.pop("reason")
         letters = DeadLetterFilter(**chosen)
-        after = (task.position or {}).get("after", 0)
+        after = task.position.get("after", 0)
         with self.context.database.read() as connection:
             # A letter that was written or updated after the start was not selected.
             rows = self.services.letters.page(connection, letters, after, DISCARD_BATCH, until=task.created_at)
@@ -55,7 +53,7 @@ class DiscardDeadLetters(TaskKind):
         return Step(done, done, position={"after": rows[-1].id}, message=message, effect=effect)
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does; the reason is in its message and on each letter."""
         letters = DeadLetterFilter(**{name: value for name, value in task.argument.items() if name != "reason"})
         return letters.label(gettext_noop("Discard dead letters"), gettext_noop("Discard dead letters of {subscriber}"))

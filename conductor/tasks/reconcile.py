@@ -23,7 +23,7 @@ from conductor.links.leases import LinkLeased
 from conductor.links.relations import our_side
 from conductor.links.state import Via
 from conductor.systems.caller import SystemUnavailable
-from conductor.tasks.runner import Step, TaskKind, counted
+from conductor.tasks.runner import Step, TaskKind, TaskRow, counted
 from conductor.tasks.throttle import PAUSE_SECONDS
 from i18n import gettext, gettext_noop
 from models.catalogues import Record
@@ -82,18 +82,16 @@ class Reconcile(TaskKind):
         """
         return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"repair": repair})
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Compare the next links."""
         return counted(self._step(task), task, lambda: self._count(task.subscriber))
 
-    def _count(self, name: str) -> int:
+    def _count(self, name: str | None) -> int:
         with self.context.database.read() as connection:
             return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_linked(name))).scalar_one())
 
-    def _step(self, task: Any) -> Step:
-        subscriber = self.context.subscribers.get(task.subscriber)
-        if subscriber is None:
-            raise ValueError(f"{task.subscriber} is no longer configured")
+    def _step(self, task: TaskRow) -> Step:
+        subscriber = self.subscriber_of(task)
         position = task.position or {"after": 0, "fields": {}, "examples": [], "unread": 0}
         with self.context.database.read() as connection:
             page = sa.select(Link.__table__).where(*_linked(subscriber.name()), Link.id > position["after"])
@@ -167,7 +165,7 @@ class Reconcile(TaskKind):
         self.context.database.run_in_transaction(state.owe, still, self.context.clock(), Via.SWEEP)
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         if task.argument.get("repair"):
             return gettext("Repair the differences of {subscriber}", subscriber=task.subscriber)
@@ -209,7 +207,7 @@ def _kept(value: Any) -> Any:
     return value
 
 
-def _linked(name: str) -> tuple[Any, ...]:
+def _linked(name: str | None) -> tuple[Any, ...]:
     return (Link.subscriber == name, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.inward.replay import ReplayWindow
-from conductor.tasks.runner import Step, TaskKind
+from conductor.tasks.runner import Step, TaskKind, TaskRow
 from conductor.tasks.throttle import PAUSE_SECONDS
 from i18n import gettext, gettext_noop
 
@@ -43,7 +43,7 @@ class ReplayWebhooks(TaskKind):
         }
         return self.tasks.begin(self.kind, by, argument=argument, total=total)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Make the next events due."""
         replay, window = self.services.replay, _window(task.argument)
         with self.context.database.read() as connection:
@@ -64,7 +64,7 @@ class ReplayWebhooks(TaskKind):
         return Step(done, succeeded=done, position=position, effect=effect, pause=PAUSE_SECONDS)
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
         system = task.argument["system"]

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from conductor.links import state
 from conductor.links.relations import our_side
-from conductor.tasks.runner import Step, TaskKind, counted
+from conductor.tasks.runner import Step, TaskKind, TaskRow, counted
 from conductor.tasks.throttle import PAUSE_SECONDS, below_backlog_limit
 from i18n import gettext, gettext_noop
 from models.ledger import Link
@@ -44,19 +44,17 @@ class ResendRecords(TaskKind):
                 self.tasks.stop(task.id, by)
         return self.tasks.begin(self.kind, by, subscriber=subscriber)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Compare the next linked records; those that differ become pending."""
         return counted(self._step(task), task, lambda: self._count(task.subscriber))
 
-    def _count(self, name: str) -> int:
+    def _count(self, name: str | None) -> int:
         with self.context.database.read() as connection:
             return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_there(name))).scalar_one())
 
-    def _step(self, task: Any) -> Step:
-        subscriber = self.context.subscribers.get(task.subscriber)
-        if subscriber is None:
-            raise ValueError(f"{task.subscriber} is no longer configured")
-        name, after = subscriber.name(), (task.position or {}).get("after", 0)
+    def _step(self, task: TaskRow) -> Step:
+        subscriber = self.subscriber_of(task)
+        name, after = subscriber.name(), task.position.get("after", 0)
         with self.context.database.read() as connection:
             if not below_backlog_limit(self.context, connection, [name]):
                 message = f"waits: {subscriber.system} has a backlog"
@@ -92,10 +90,10 @@ class ResendRecords(TaskKind):
         return found
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         return gettext("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
 
 
-def _there(name: str) -> tuple[Any, ...]:
+def _there(name: str | None) -> tuple[Any, ...]:
     return Link.subscriber == name, Link.external_id.is_not(None), Link.unlinked_at.is_(None)

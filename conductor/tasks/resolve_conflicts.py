@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from conductor.tasks.runner import Step, TaskKind
+from conductor.tasks.runner import Step, TaskKind, TaskRow
 from i18n import gettext, gettext_noop
 from models.ledger import Conflict
 
@@ -34,9 +34,9 @@ class ResolveConflicts(TaskKind):
         argument = {"path": path, "choice": choice, "until": newest or 0}
         return self.tasks.begin(self.kind, by, subscriber=subscriber, argument=argument, total=total)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Resolve the next conflicts; one that cannot be resolved now stays open and is counted."""
-        after, argument = (task.position or {}).get("after", 0), task.argument
+        after, argument = task.position.get("after", 0), task.argument
         is_open = _open(task.subscriber, argument["path"])
         page = sa.select(Conflict.id).where(*is_open, Conflict.id > after, Conflict.id <= argument["until"])
         with self.context.database.read() as connection:
@@ -54,7 +54,7 @@ class ResolveConflicts(TaskKind):
         return Step(succeeded + failed, succeeded, failed, position, finished=len(ids) < PAGE, message=message)
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         choice = _CHOICES[task.argument["choice"]]
         return gettext(
@@ -65,5 +65,5 @@ class ResolveConflicts(TaskKind):
         )
 
 
-def _open(subscriber: str, path: str) -> tuple[Any, ...]:
+def _open(subscriber: str | None, path: str) -> tuple[Any, ...]:
     return Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None)

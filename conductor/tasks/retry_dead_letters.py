@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.dead_letters.store import DISCARDED, DeadLetterFilter
-from conductor.tasks.runner import Step, TaskKind
+from conductor.tasks.runner import Step, TaskKind, TaskRow
 from conductor.tasks.throttle import PAUSE_SECONDS, below_backlog_limit
 from i18n import gettext_noop
 from models.ledger import DeadLetter, Inbox, Link
@@ -33,9 +33,9 @@ class RetryDeadLetters(TaskKind):
             total = self.services.letters.count(connection, letters)
         return self.tasks.begin(self.kind, by, argument=letters.chosen(), total=total)
 
-    def step(self, task: Any) -> Step:
+    def step(self, task: TaskRow) -> Step:
         """Retry the next letters; after the last one, count the outcomes."""
-        position = task.position or {}
+        position = task.position
         if "watching_since" in position:
             return self._watch(task, position)
         letters, after = DeadLetterFilter(**task.argument), position.get("after", 0)
@@ -56,7 +56,7 @@ class RetryDeadLetters(TaskKind):
         done = task.done + len(rows)
         return Step(done, position={"after": rows[-1].id}, message=f"{done} retried", effect=effect)
 
-    def _watch(self, task: Any, position: dict[str, Any]) -> Step:
+    def _watch(self, task: TaskRow, position: dict[str, Any]) -> Step:
         succeeded, failed, discarded = self._outcomes(task.id)
         under_way = task.done - succeeded - failed - discarded
         watched = self.context.clock() - datetime.fromisoformat(position["watching_since"])
@@ -91,7 +91,7 @@ class RetryDeadLetters(TaskKind):
         return succeeded, failed, discarded
 
     @staticmethod
-    def label(task: Any) -> str:
+    def label(task: TaskRow) -> str:
         """Return what a task does."""
         letters = DeadLetterFilter(**task.argument)
         return letters.label(gettext_noop("Retry dead letters"), gettext_noop("Retry dead letters of {subscriber}"))

@@ -10,13 +10,15 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from i18n import gettext, gettext_noop
 from models.ledger import Task
+from subscribers.base import Subscriber
 
 if TYPE_CHECKING:
     from conductor.tasks.services import Services
@@ -25,6 +27,38 @@ logger = logging.getLogger(__name__)
 
 #: States of a task that has steps left to do.
 OPEN = ("running", "stopping")
+
+
+class TaskRow(NamedTuple):
+    """A task as it was read, in the order of the table; `models.ledger.Task` explains the columns."""
+
+    id: int
+    kind: str
+    subscriber: str | None
+    argument: dict[str, Any]
+    state: str
+    total: int | None
+    done: int
+    succeeded: int
+    failed: int
+    #: Empty before the first step.
+    position: dict[str, Any]
+    message: str
+    by: str
+    created_at: datetime
+    finished_at: datetime | None
+    lease_owner: str | None
+    lease_until: datetime | None
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> TaskRow:
+        """Make a task of a row with all columns of the table."""
+        task = cls._make(row)
+        return task._replace(position=task.position or {}, message=task.message or "")
+
+
+if TaskRow._fields != tuple(column.name for column in Task.__table__.c):
+    raise TypeError("TaskRow must list the columns of table `task` in their order")
 
 
 @dataclass(frozen=True)
@@ -47,7 +81,7 @@ class Step:
     pause: float = 0.0
 
 
-def counted(step: Step, task: Any, count: Callable[[], int]) -> Step:
+def counted(step: Step, task: TaskRow, count: Callable[[], int]) -> Step:
     """Return the step with the total, counting it in the first step so that starting a task stays fast."""
     return step if task.total is not None else replace(step, total=count())
 
@@ -69,17 +103,28 @@ class TaskKind(ABC):
         self.context = services.context
         self.tasks = tasks
 
+    def subscriber_of(self, task: TaskRow) -> Subscriber:
+        """Return the subscriber of a task.
+
+        Raises:
+          ValueError: it is not configured any more.
+        """
+        found = self.context.subscribers.get(task.subscriber or "")
+        if found is None:
+            raise ValueError(f"{task.subscriber} is no longer configured")
+        return found
+
     @abstractmethod
-    def step(self, task: Any) -> Step:
-        """Do one bounded step of a task (a row of `task`), in well under `LEASE_SECONDS`.
+    def step(self, task: TaskRow) -> Step:
+        """Do one bounded step of a task, in well under `LEASE_SECONDS`.
 
         An exception ends the task as failed; only while the database does not answer is the step repeated.
         """
 
     @staticmethod
     @abstractmethod
-    def label(task: Any) -> str:
-        """Return what a task (a row of `task`) does."""
+    def label(task: TaskRow) -> str:
+        """Return what a task does."""
 
 
 class TaskRunner:
@@ -177,37 +222,44 @@ class TaskRunner:
                 )
             self.context.audit(connection, by, action, f"#{task_id} {row.kind}", done=row.done, total=row.total)
 
-    def label(self, task: Any) -> str:
-        """Return what a task (a row of `task`) does."""
+    def label(self, task: TaskRow) -> str:
+        """Return what a task does."""
         kind = self.kinds.get(task.kind)
         return kind.label(task) if kind else f"{task.kind} {task.subscriber or ''}".strip()
 
-    def counts(self, task: Any) -> tuple[str, str]:
+    def counts(self, task: TaskRow) -> tuple[str, str]:
         """Return the English meaning of a task's counts `succeeded` and `failed`."""
         kind = self.kinds.get(task.kind, TaskKind)
         return kind.succeeded, kind.failed
 
-    def get(self, task_id: int) -> Any:
-        """Return one task as a row, or None."""
-        with self.context.database.read() as connection:
-            return connection.execute(sa.select(Task.__table__).where(Task.id == task_id)).one_or_none()
+    def get(self, task_id: int) -> TaskRow:
+        """Return one task.
 
-    def list(self, *kinds: str, unfinished: bool = False, limit: int = 50) -> Sequence[Any]:
-        """Return the newest tasks (of these kinds) as rows, newest first."""
+        Raises:
+          LookupError: there is no such task.
+        """
+        with self.context.database.read() as connection:
+            row = connection.execute(sa.select(Task.__table__).where(Task.id == task_id)).one_or_none()
+        if row is None:
+            raise LookupError(gettext("there is no task #{number}", number=task_id))
+        return TaskRow.of(row)
+
+    def list(self, *kinds: str, unfinished: bool = False, limit: int = 50) -> Sequence[TaskRow]:
+        """Return the newest tasks (of these kinds), newest first."""
         statement = sa.select(Task.__table__).order_by(Task.id.desc()).limit(limit)
         if kinds:
             statement = statement.where(Task.kind.in_(kinds))
         if unfinished:
             statement = statement.where(Task.state.in_(OPEN))
         with self.context.database.read() as connection:
-            return connection.execute(statement).all()
+            return [TaskRow.of(row) for row in connection.execute(statement)]
 
-    def newest_by(self, kind: str, name: str) -> dict[str, Any]:
-        """Return the newest task of a kind for each value of one argument, as rows."""
+    def newest_by(self, kind: str, name: str) -> dict[str, TaskRow]:
+        """Return the newest task of a kind for each value of one argument."""
         newest = sa.select(sa.func.max(Task.id)).where(Task.kind == kind).group_by(Task.argument[name].as_string())
         with self.context.database.read() as connection:
             rows = connection.execute(sa.select(Task.__table__).where(Task.id.in_(newest))).all()
-        return {row.argument[name]: row for row in rows}
+        return {row.argument[name]: TaskRow.of(row) for row in rows}
 
     # --- for the scheduler ----------------------------------------------------------------------------
 
@@ -236,7 +288,7 @@ class TaskRunner:
             self._release(task, {"state": "failed", "message": message, "finished_at": self.context.clock()})
         return True
 
-    def _take(self) -> Any:
+    def _take(self) -> TaskRow | None:
         """Lease a free task and return it, or None; the one that has waited longest first."""
         now = self.context.clock()
         is_due = sa.or_(
@@ -259,9 +311,10 @@ class TaskRunner:
             .values(lease_owner=new_token(), lease_until=self.context.later(self.context.policy.lease))
             .returning(*Task.__table__.columns)
         )
-        return self.context.database.run_in_transaction(lambda c: c.execute(mine).one_or_none())
+        taken = self.context.database.run_in_transaction(lambda c: c.execute(mine).one_or_none())
+        return TaskRow.of(taken) if taken is not None else None
 
-    def _commit(self, connection: sa.Connection, task: Any, step: Step) -> None:
+    def _commit(self, connection: sa.Connection, task: TaskRow, step: Step) -> None:
         now = self.context.clock()
         asked_to_stop = Task.state == "stopping"
         finished_at = sa.literal(now, Task.finished_at.type)
@@ -283,7 +336,7 @@ class TaskRunner:
         if step.effect is not None:
             step.effect(connection)
 
-    def _release(self, task: Any, values: dict[str, Any]) -> None:
+    def _release(self, task: TaskRow, values: dict[str, Any]) -> None:
         mine = sa.update(Task).where(Task.id == task.id, Task.lease_owner == task.lease_owner)
         statement = mine.values(**values, lease_owner=None, lease_until=None)
         self.context.database.run_in_transaction(lambda c: c.execute(statement))

@@ -99,7 +99,7 @@ class DeadLetters(PanelView):
             return self._report(count, gettext_noop("1 dead letter will be retried."))
         task = self.conductor.tasks.start("retry", self.current_email, letters=_letters())
         return self._report(
-            self.conductor.tasks.get(task).total,
+            self.conductor.tasks.get(task).total or 0,
             gettext_noop("1 dead letter will be retried."),
             gettext_noop("{count} dead letters will be retried in the background."),
         )
@@ -128,7 +128,7 @@ class DeadLetters(PanelView):
             return self._report(count, gettext_noop("1 dead letter was discarded."))
         task = self.conductor.tasks.start("discard", self.current_email, letters=_letters(), reason=reason)
         return self._report(
-            self.conductor.tasks.get(task).total,
+            self.conductor.tasks.get(task).total or 0,
             gettext_noop("1 dead letter was discarded."),
             gettext_noop("{count} dead letters will be discarded in the background."),
         )

@@ -12,7 +12,7 @@ from flask import abort, redirect, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD, MASK, WINDOW_SECONDS, Overview, QueueReport
+from conductor import GUARD, MASK, WINDOW_SECONDS, Overview, QueueReport, TaskRow
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
@@ -45,7 +45,7 @@ class Systems(PanelView):
         )
         return self.live("panel/systems.html", seen, lambda: {"tests": tests, **self._values(overview, queues, tasks)})
 
-    def _values(self, overview: Overview, queues: QueueReport, tasks: list[Any]) -> dict[str, Any]:
+    def _values(self, overview: Overview, queues: QueueReport, tasks: list[TaskRow]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
             rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
             cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from flask import abort, url_for
 from werkzeug import Response
 
-from conductor import OPEN, TaskRunner, pages
+from conductor import OPEN, TaskRow, TaskRunner, pages
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import Task
@@ -24,14 +25,12 @@ class Tasks(PanelView):
         with self.conductor.database.read() as connection:
             listing = pages.newest(connection, Task, before=cursor_from_query())
         version = ([tuple(row) for row in listing.rows], listing.older)
-        values = {"listing": listing, "tasks": [shown(self.conductor.tasks, row) for row in listing.rows]}
+        values = {"listing": listing, "tasks": [shown(self.conductor.tasks, TaskRow.of(row)) for row in listing.rows]}
         return self.live("panel/tasks.html", version, lambda: values)
 
     @page("/<number:number>")
     def one(self, number: int) -> Response:
-        row = self.conductor.tasks.get(number)
-        if row is None:
-            abort(404)
+        row = self._task(number)
         # Users wait on this page, so it reports when no scheduler runs the task.
         troubles = self.current_overview()[1].troubles if row.state in OPEN else []
         idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
@@ -41,9 +40,7 @@ class Tasks(PanelView):
     @page("/<number:number>/line")
     def line(self, number: int) -> str:
         """Render the task's line for other pages; line.js requests it."""
-        row = self.conductor.tasks.get(number)
-        if row is None:
-            abort(404)
+        row = self._task(number)
         return self.render("panel/task_line.html", task=shown(self.conductor.tasks, row))
 
     @action("/<number:number>/stop", needs="tasks")
@@ -60,9 +57,14 @@ class Tasks(PanelView):
             self.conductor.tasks.resume, number, gettext_noop("Task #{number} goes on from where it was.")
         )
 
-    def _change(self, work: Any, number: int, words: str) -> Response:
-        if self.conductor.tasks.get(number) is None:
+    def _task(self, number: int) -> TaskRow:
+        try:
+            return self.conductor.tasks.get(number)
+        except LookupError:
             abort(404)
+
+    def _change(self, work: Callable[[int, str], None], number: int, words: str) -> Response:
+        self._task(number)
         try:
             work(number, self.current_email)
         except ValueError as error:
@@ -73,7 +75,7 @@ class Tasks(PanelView):
 _STAYS = timedelta(minutes=10)
 
 
-def shown(tasks: TaskRunner, row: Any) -> dict[str, Any]:
+def shown(tasks: TaskRunner, row: TaskRow) -> dict[str, Any]:
     """Return the values of a task's templates. `percent` is None while the total is unknown."""
     percent = min(100 * row.done / row.total, 100) if row.total else None
     succeeded, failed = tasks.counts(row)
@@ -86,6 +88,6 @@ def shown(tasks: TaskRunner, row: Any) -> dict[str, Any]:
     }
 
 
-def is_current(row: Any) -> bool:
+def is_current(row: TaskRow) -> bool:
     """Return whether the page that started a task still shows it: while it runs, and for a while afterwards."""
     return row.state in OPEN or (row.finished_at is not None and row.finished_at > utcnow() - _STAYS)
