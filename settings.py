@@ -143,7 +143,7 @@ class Settings(BaseSettings):
         if url.get_backend_name() == "postgresql":
             return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
         if url.get_backend_name() != "sqlite":
-            raise ValueError("is no supported database; use sqlite:///path or postgresql://user@host/database")
+            raise ValueError("is not a supported database; use sqlite:///path or postgresql://user@host/database")
         if url.database in (None, "", ":memory:"):
             raise ValueError("must name a file: an SQLite database in memory would lose pending work at a restart")
         return value

@@ -129,7 +129,7 @@ def check(arguments: argparse.Namespace) -> int:
             for name, findings in runtime.conductor.connection_check.check(system).items():
                 print(name)
                 for finding in findings:
-                    print(f"  {finding.state:<5} {finding.words}")
+                    print(f"  {finding.state:<5} {finding.message}")
                     wrong += finding.state == "wrong"
     except ValueError as error:
         print(error, file=sys.stderr)

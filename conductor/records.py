@@ -35,7 +35,7 @@ class EditConflict(Exception):
 
     def __init__(self, moved: Mapping[str, str]) -> None:
         names = ", ".join(moved)
-        super().__init__(gettext("somebody changed {names} meanwhile; look at it and edit again", names=names))
+        super().__init__(gettext("{names} changed in the meantime; check the record, then edit it again", names=names))
         self.moved = moved
 
 
@@ -66,7 +66,7 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
         try:
             return coerce(column, kind(text))
         except ValueError:
-            raise ValueError(gettext("{value!r} is no number", value=text)) from None
+            raise ValueError(gettext("{value!r} is not a number", value=text)) from None
     return coerce(column, text)
 
 

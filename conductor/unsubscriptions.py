@@ -88,7 +88,7 @@ class Unsubscriptions:
         if long := next((r for r in record_ids or () if len(r) > _LONGEST_RECORD_ID), None):
             raise ValueError(gettext("{start}... is too long for a record's id", start=long[:20]))
         if until is not None and until <= self.context.clock():
-            raise ValueError(gettext("the end lies in the past"))
+            raise ValueError(gettext("the end is in the past"))
 
     def missed(self, unsubscription_id: int) -> int:
         """Return how many records a rule has kept back, up to `models.counting.DISPLAY_LIMIT`."""

@@ -66,5 +66,5 @@ def reason_of(text: str) -> str:
       ValueError: it is empty.
     """
     if not text.strip():
-        raise ValueError(gettext("say why: a discarded dead letter needs a reason"))
+        raise ValueError(gettext("enter a reason for discarding the dead letter"))
     return text.strip()

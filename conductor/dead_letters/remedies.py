@@ -19,7 +19,7 @@ class Remedy:
 
 
 _RELATION = Remedy(
-    RECORD, gettext_noop("It refers to a record that has to be delivered first. Fix that one, then retry.")
+    RECORD, gettext_noop("It refers to a record that must be delivered first. Fix that record, then retry.")
 )
 
 REMEDIES = {

@@ -52,7 +52,7 @@ class InboxReplay:
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
-                raise ValueError(gettext("inbox #{number} waits already, or there is none", number=inbox_id))
+                raise ValueError(gettext("inbox #{number} is waiting already or does not exist", number=inbox_id))
             self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
 
     def batch(self, connection: sa.Connection, inbox_ids: Sequence[int]) -> None:

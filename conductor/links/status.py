@@ -28,10 +28,10 @@ WORDS: dict[State, str] = {
     "down": "waiting",
     "blocked": "waiting",
     "sending": "waiting",
-    "retrying": "trying again",
+    "retrying": "retrying",
     "pending": "waiting",
     "conflict": "conflict",
-    "unlinked": "gone",
+    "unlinked": "unlinked",
     "synced": "up to date",
     "unsent": "never sent",
 }

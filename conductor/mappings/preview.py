@@ -175,7 +175,7 @@ class Previews:
         )
         link = connection.execute(linked).one_or_none()
         if call_safely(subscriber.wants, record) is not True:
-            notes.append(gettext("{name} does not want this record, so it is not sent.", name=name))
+            notes.append(gettext("{name} filters this record out, so it is not sent.", name=name))
         elif link is None or link.external_id is None or link.unlinked_at is not None:
             notes.append(
                 gettext(

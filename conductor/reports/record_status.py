@@ -56,7 +56,7 @@ def record_statuses(
         status = _status(context, connection, name, record_id, link, systems, rules, exists=exists)
         is_settled = link is None or (link.owed_change <= link.synced_change and link.dead_at is None)
         if captured is not None and is_settled:
-            words = gettext("changed here at {time}; the relay has not looked at it yet", time=_TIME)
+            words = gettext("changed in the database at {time}; the relay has not processed the change yet", time=_TIME)
             status = replace(status, word="waiting", sentence=_timed(words, captured), rule=None)
         statuses.append(status)
     return statuses
@@ -148,7 +148,7 @@ def _skipped(case: _Case) -> RecordStatus:
         return case.says(gettext("not sent: {why}", why=rule.reason), rule=rule.id)
     number = case.link.unsubscription_id
     words = gettext(
-        "not sent: unsubscription #{number} covered it; that is over, and it flows with its next change",
+        "not sent: unsubscription #{number} covered it and has ended; the next change will be sent",
         number=number,
     )
     is_there = case.connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).first()
@@ -159,9 +159,11 @@ def _paused(case: _Case) -> RecordStatus:
     row = case.system
     why = f" ({row.pause_reason})" if row.pause_reason else ""
     words = (
-        gettext("waiting, {system} is paused by {who} since {time}", system=case.title, who=row.paused_by, time=_TIME)
+        gettext(
+            "waiting: {system} has been paused by {who} since {time}", system=case.title, who=row.paused_by, time=_TIME
+        )
         if row.paused_by
-        else gettext("waiting, {system} is paused since {time}", system=case.title, time=_TIME)
+        else gettext("waiting: {system} has been paused since {time}", system=case.title, time=_TIME)
     )
     return case.says(*_timed(words, row.paused_at), why)
 
@@ -169,9 +171,13 @@ def _paused(case: _Case) -> RecordStatus:
 def _down(case: _Case) -> RecordStatus:
     row = case.system
     # While a system is down only probes are made, and none of them counts against its records.
-    saved = ngettext(", {n} attempt saved", ", {n} attempts saved", row.failures) if row.failures else ""
+    saved = (
+        ngettext(", {n} failed attempt not counted", ", {n} failed attempts not counted", row.failures)
+        if row.failures
+        else ""
+    )
     why = f": {row.down_reason}" if row.down_reason else ""
-    words = gettext("waiting, {system} is down since {time}", system=case.title, time=_TIME)
+    words = gettext("waiting: {system} has been down since {time}", system=case.title, time=_TIME)
     return case.says(*_timed(words, row.down_since), f"{saved}{why}")
 
 
@@ -182,7 +188,7 @@ def _blocked(case: _Case) -> RecordStatus:
         return _pending(case)
     catalogue = row.subscriber.partition(".")[2]
     words = gettext(
-        "waiting for {catalogue} {record_id}, which has to be in {system} first",
+        "waiting for {catalogue} {record_id}, which must be in {system} first",
         catalogue=catalogue,
         record_id=row.record_id,
         system=case.title,
@@ -191,7 +197,7 @@ def _blocked(case: _Case) -> RecordStatus:
 
 
 def _sending(case: _Case) -> RecordStatus:
-    return case.says(gettext("being sent at this moment"))
+    return case.says(gettext("being sent now"))
 
 
 def _retrying(case: _Case) -> RecordStatus:
@@ -207,14 +213,14 @@ def _retrying(case: _Case) -> RecordStatus:
 
 def _pending(case: _Case) -> RecordStatus:
     if case.link.owed_since is None:
-        return case.says(gettext("owed; it waits for its turn"))
-    return case.says(*_timed(gettext("owed since {time}; it waits for its turn", time=_TIME), case.link.owed_since))
+        return case.says(gettext("pending: waiting to be sent"))
+    return case.says(*_timed(gettext("pending since {time}: waiting to be sent", time=_TIME), case.link.owed_since))
 
 
 def _conflict(case: _Case) -> RecordStatus:
     words = ngettext(
-        "1 field waits for a person to decide; the rest is up to date",
-        "{n} fields wait for a person to decide; the rest is up to date",
+        "1 field waits for a decision; all other fields are up to date",
+        "{n} fields wait for a decision; all other fields are up to date",
         case.link.open_conflicts,
     )
     return case.says(words)
@@ -224,7 +230,7 @@ def _unlinked(case: _Case) -> RecordStatus:
     words = (
         gettext("deleted in {system} at {time}", system=case.title, time=_TIME)
         if case.link.deleted_remotely
-        else gettext("deleted or detached there by us at {time}", time=_TIME)
+        else gettext("deleted or unlinked by Syncflow at {time}", time=_TIME)
     )
     ended = gettext("; nothing is sent any more") if case.exists else ""
     return case.says(*_timed(words, case.link.unlinked_at), ended)
@@ -234,7 +240,7 @@ def _synced(case: _Case) -> RecordStatus:
     since = _timed(gettext("up to date since {time}", time=_TIME), case.link.synced_at)
     if (rule := case.status.rule) is None:
         return case.says(*since)
-    words = gettext("; what changes from now on is not sent: {why}", why=rule.reason)
+    words = gettext("; later changes are not sent: {why}", why=rule.reason)
     return case.says(*since, words, rule=rule.id)
 
 
@@ -242,7 +248,7 @@ def _unsent(case: _Case) -> RecordStatus:
     # The newest skipped delivery has the reason, if there is one.
     skip = newest_delivery(case.connection, case.record_id, case.subscriber, "skipped")
     if skip is None or not skip.reason:
-        return case.says(gettext("nothing was owed to it yet: it is sent with its next change"))
+        return case.says(gettext("not sent yet: it will be sent with its next change"))
     return replace(case.says(gettext("not sent: {why}", why=skip.reason)), word="skipped")
 
 

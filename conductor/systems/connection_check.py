@@ -35,7 +35,7 @@ class Finding:
     """One result of the check. `wrong` must be fixed by an operator; a `note` is only information."""
 
     state: Literal["ok", "wrong", "note"]
-    words: str
+    message: str
 
 
 class ConnectionCheck:
@@ -82,16 +82,19 @@ class ConnectionCheck:
         subscriber.client.pace()
         fields = call_safely(subscriber.describe)
         if isinstance(fields, SyncError):
-            what = "the login does not work" if fields.pauses_system else "it cannot be read"
+            what = "the login does not work" if fields.pauses_system else "records cannot be read"
             yield Finding("wrong", f"{what}: {fields}")
             return
         yield Finding("ok", "the login works, and records can be read")
         missing_permissions = call_safely(subscriber.missing_permissions)
-        for words in [str(missing_permissions)] if isinstance(missing_permissions, SyncError) else missing_permissions:
-            yield Finding("wrong", words)
+        missing = [str(missing_permissions)] if isinstance(missing_permissions, SyncError) else missing_permissions
+        for message in missing:
+            yield Finding("wrong", message)
         yield from self._webhooks(subscriber)
         if fields is None:
-            yield Finding("note", "it holds no record yet and does not describe its fields: they cannot be compared")
+            yield Finding(
+                "note", "the fields cannot be checked: the system has no record yet and does not describe them"
+            )
             return
         sample = mapper.outward(_sample(subscriber), strict=False)
         for column, entry in mapper.fields.items():
@@ -100,7 +103,7 @@ class ConnectionCheck:
         mapped = {part for path in outward for part in parts(path)}
         for path, field in fields.items():
             if field.required and field.writable and path not in mapped:
-                yield Finding("wrong", f"{path} has to be filled there, and no column is mapped to it")
+                yield Finding("wrong", f"the system requires {path}, but no column is mapped to it")
 
     @staticmethod
     def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:
@@ -109,8 +112,8 @@ class ConnectionCheck:
         if secret is not None and not secret:  # SecretStr, or plain text if the subscriber's author chose it.
             name = f"{subscriber.system}_webhook_secret".upper()
             polled = subscriber.poll_seconds
-            else_ = f"changes are only seen by the poll every {polled} s" if polled else "no change there is seen"
-            yield Finding("note", f"{name} is empty, so every webhook is refused: {else_}")
+            consequence = f"only the poll finds changes, every {polled} s" if polled else "no changes are received"
+            yield Finding("note", f"{name} is empty, so every webhook is refused: {consequence}")
 
 
 def _entry(
@@ -119,7 +122,7 @@ def _entry(
     """Check one entry. `sample` is the external value of a sample record; None if there is none."""
     arrow = {"both": "<->", "out": "->", "in": "<-"}[entry.direction]
     if not is_plain(entry.path):
-        yield Finding("note", f"{column} {arrow} {entry.path}: an expression, which is not compared")
+        yield Finding("note", f"{column} {arrow} {entry.path}: is an expression, which is not checked")
         return
     paths = parts(entry.path)
     samples = sample if len(paths) > 1 and isinstance(sample, list) else [sample] * len(paths)
@@ -136,23 +139,25 @@ def _field(
     path: str,
     sample: Any,
 ) -> Finding:
-    there = fields.get(path)
-    if there is None and _is_below_nothing(path, fields):
-        return Finding("note", f"{pair}: cannot be told, since nothing is filled in there")
-    if there is None:
-        return Finding("wrong", f"{pair}: there is no such field; it has {', '.join(sorted(fields)[:30])}")
-    if entry.direction != "in" and not there.writable:
-        return Finding("wrong", f"{pair}: this login may not write it (or nobody may; then map it with direction in)")
-    if entry.rows is None and not entry.link and not _fits(sample, there.kind):
-        words = f"{pair}: we send {kind_of(sample) or 'a value'}, but it is {there.kind} there"
-        return Finding("wrong", f"{words}; a transform may help")
+    external = fields.get(path)
+    if external is None and _is_below_nothing(path, fields):
+        return Finding("note", f"{pair}: cannot be checked: the object around it is empty in the record that was read")
+    if external is None:
+        return Finding(
+            "wrong", f"{pair}: the system has no such field; its fields are {', '.join(sorted(fields)[:30])}"
+        )
+    if entry.direction != "in" and not external.writable:
+        return Finding("wrong", f"{pair}: this login may not write the field; if it is read-only, use direction in")
+    if entry.rows is None and not entry.link and not _fits(sample, external.kind):
+        message = f"{pair}: Syncflow sends {kind_of(sample) or 'a value'}, but the field is of type {external.kind}"
+        return Finding("wrong", f"{message}; a transform may convert it")
     ours = subscriber.records.table.c.get(column)
     length = getattr(ours.type, "length", None) if ours is not None else None
-    if there.length and length and length > there.length and entry.direction != "in":
-        words = f"{pair}: holds {there.length} characters there and {length} here; a longer one is refused"
-        return Finding("note", words)
-    size = f", {there.length} characters" if there.length else ""
-    return Finding("ok", f"{pair} ({there.kind or 'empty there'}{size})")
+    if external.length and length and length > external.length and entry.direction != "in":
+        limits = f"{external.length} characters in the system, {length} in the database"
+        return Finding("note", f"{pair}: {limits}; the system refuses longer values")
+    size = f", {external.length} characters" if external.length else ""
+    return Finding("ok", f"{pair} ({external.kind or 'empty'}{size})")
 
 
 def _is_below_nothing(path: str, fields: Mapping[str, ExternalField]) -> bool:

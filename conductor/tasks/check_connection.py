@@ -77,12 +77,12 @@ class CheckConnection(TaskKind):
         else:
             findings = [Finding("wrong", f"no answer within {LONGEST_CHECK_SECONDS:g} s")]
         del self._asked[task.id, name]
-        found = {**found, name: [[finding.state, finding.words] for finding in findings]}
+        found = {**found, name: [[finding.state, finding.message] for finding in findings]}
         position = {"found": found, "took": round(position["took"] + took, 3)}
         return self._step(task, position, finished=len(waiting) == 1)
 
     def _step(self, task: TaskRow, position: dict[str, Any], *, finished: bool) -> Step:
-        wrong = [sum(state == "wrong" for state, _words in findings) for findings in position["found"].values()]
+        wrong = [sum(state == "wrong" for state, _message in findings) for findings in position["found"].values()]
         failed, things = sum(map(bool, wrong)), sum(wrong)
         if things:
             message = f"{things} {'thing needs' if things == 1 else 'things need'} fixing"

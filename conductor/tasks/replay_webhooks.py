@@ -32,10 +32,10 @@ class ReplayWebhooks(TaskKind):
         if window.system not in self.context.systems:
             raise ValueError(gettext("no system {name!r}", name=window.system))
         if window.since >= window.until:
-            raise ValueError(gettext("the window ends before it begins"))
+            raise ValueError(gettext("the period ends before it starts"))
         total = self.services.replay.count(window)
         if not total:
-            raise ValueError(gettext("{system} sent nothing in that time", system=window.system))
+            raise ValueError(gettext("{system} sent nothing in this period", system=window.system))
         argument = {
             "system": window.system,
             "since": window.since.isoformat(),

@@ -92,7 +92,7 @@ class ResendRecords(TaskKind):
     @staticmethod
     def label(task: TaskRow) -> str:
         """Return what a task does."""
-        return gettext("Send again what the mapping of {subscriber} makes different", subscriber=task.subscriber)
+        return gettext("Resend records changed by the mapping of {subscriber}", subscriber=task.subscriber)
 
 
 def _there(name: str | None) -> tuple[Any, ...]:

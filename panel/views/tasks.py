@@ -48,13 +48,13 @@ class Tasks(PanelView):
         return self._change(
             self.conductor.tasks.stop,
             number,
-            gettext_noop("Task #{number} stops after the step in hand; what is done stays done."),
+            gettext_noop("Task #{number} stops after its current step. Completed work is kept."),
         )
 
     @action("/<number:number>/resume", needs="tasks")
     def resume(self, number: int) -> Response:
         return self._change(
-            self.conductor.tasks.resume, number, gettext_noop("Task #{number} goes on from where it was.")
+            self.conductor.tasks.resume, number, gettext_noop("Task #{number} continues where it stopped.")
         )
 
     def _task(self, number: int) -> TaskRow:

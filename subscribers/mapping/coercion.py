@@ -19,7 +19,7 @@ def as_key(column: sa.Column[Any], record_id: str | None) -> Any:
       ValueError: `record_id` is None: the related record is not linked.
     """
     if record_id is None:
-        raise InvalidValue(gettext("refers to a record that is not linked here"), "reference_missing")
+        raise InvalidValue(gettext("refers to a record that is not linked"), "reference_missing")
     python_type = column.type.python_type
     return record_id if python_type is str else python_type(record_id)
 

@@ -54,52 +54,57 @@ def work_off(panel: Panel) -> None:
 # --- the status of a record ---------------------------------------------------------------------------
 
 
-def stands(panel: Panel, record_id: str, subscriber: str) -> tuple[str, str]:
+def status_of(panel: Panel, record_id: str, subscriber: str) -> tuple[str, str]:
     with panel.database.read() as connection:
         found = record_status.record_statuses(panel.conductor.context, connection, "customer", record_id, exists=True)
-    one = next(standing for standing in found if standing.subscriber == subscriber)
+    one = next(status for status in found if status.subscriber == subscriber)
     return one.word, "".join(part if isinstance(part, str) else "TIME" for part in one.sentence)
 
 
-def test_each_standing_is_a_sentence(panel: Panel) -> None:
+def test_each_record_status_has_a_sentence(panel: Panel) -> None:
     shop, crm = "shop.customer", "crm.customer"
     of = sa.and_(Link.record_id == "1", Link.subscriber == shop)
-    assert stands(panel, "1", shop) == ("up to date", "up to date since TIME")
-    assert stands(panel, "4", shop) == ("dead letter", "not sent since TIME: address.city: Nowhere is no city")
-    assert stands(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) covers it")
-    assert stands(panel, "999", crm)[0] == "never sent"
+    assert status_of(panel, "1", shop) == ("up to date", "up to date since TIME")
+    assert status_of(panel, "4", shop) == ("dead letter", "not sent since TIME: address.city: Nowhere is no city")
+    assert status_of(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) covers it")
+    assert status_of(panel, "999", crm)[0] == "never sent"
     change(panel, Link, of, owed_change=Link.owed_change + 1, owed_since=utcnow())
-    assert stands(panel, "1", shop) == ("waiting", "owed since TIME; it waits for its turn")
+    assert status_of(panel, "1", shop) == ("waiting", "pending since TIME: waiting to be sent")
     retry = {"attempts": 2, "retry_at": utcnow()}
     change(panel, Link, of, **retry)
-    assert stands(panel, "1", shop)[1].startswith("attempt 2 of 8 failed, next at TIME")
+    assert status_of(panel, "1", shop)[1].startswith("attempt 2 of 8 failed, next at TIME")
     change(panel, System, System.name == "shop", down_since=utcnow(), down_reason="cannot connect", failures=3)
-    assert stands(panel, "1", shop) == ("waiting", "waiting, Shop is down since TIME, 3 attempts saved: cannot connect")
+    assert status_of(panel, "1", shop) == (
+        "waiting",
+        "waiting: Shop has been down since TIME, 3 failed attempts not counted: cannot connect",
+    )
     change(panel, System, System.name == "shop", paused_at=utcnow(), paused_by="me", pause_reason="moving")
-    assert stands(panel, "1", shop) == ("waiting", "waiting, Shop is paused by me since TIME (moving)")
+    assert status_of(panel, "1", shop) == ("waiting", "waiting: Shop has been paused by me since TIME (moving)")
     other = panel.rows(sa.select(Link.id).where(Link.record_id == "3", Link.subscriber == shop))[0].id
     change(panel, System, System.name == "shop", paused_at=None, down_since=None)
     change(panel, Link, of, attempts=0, retry_at=None, blocked_by=other)
-    assert stands(panel, "1", shop)[1] == "waiting for customer 3, which has to be in Shop first"
+    assert status_of(panel, "1", shop)[1] == "waiting for customer 3, which must be in Shop first"
     change(panel, Link, of, blocked_by=None, synced_change=Link.owed_change, open_conflicts=2)
-    assert stands(panel, "1", shop) == ("conflict", "2 fields wait for a person to decide; the rest is up to date")
+    assert status_of(panel, "1", shop) == ("conflict", "2 fields wait for a decision; all other fields are up to date")
     change(panel, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
-    assert stands(panel, "1", shop) == ("gone", "deleted in Shop at TIME; nothing is sent any more")
+    assert status_of(panel, "1", shop) == ("unlinked", "deleted in Shop at TIME; nothing is sent any more")
     panel.conductor.unsubscriptions.lift(1, "me")
     panel.conductor.push("customer", "3")
-    assert stands(panel, "3", crm)[1] == "changed here at TIME; the relay has not looked at it yet"
+    assert (
+        status_of(panel, "3", crm)[1] == "changed in the database at TIME; the relay has not processed the change yet"
+    )
 
 
-def test_a_lifted_rule_says_that_the_record_flows_with_its_next_change(panel: Panel) -> None:
+def test_after_a_lifted_rule_the_status_promises_the_next_change(panel: Panel) -> None:
     change(panel, Link, sa.and_(Link.record_id == "1", Link.subscriber == "crm.customer"), unsubscription_id=77)
-    words = "not sent: unsubscription #77 covered it; that is over, and it flows with its next change"
-    assert stands(panel, "1", "crm.customer") == ("skipped", words)
+    words = "not sent: unsubscription #77 covered it and has ended; the next change will be sent"
+    assert status_of(panel, "1", "crm.customer") == ("skipped", words)
 
 
 # --- the history of a record --------------------------------------------------------------------------
 
 
-def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(panel: Panel) -> None:
+def test_a_timeline_shows_the_payload_the_response_and_the_values_before(panel: Panel) -> None:
     change(panel, Customer, Customer.id == 1, city="Bath")
     panel.sync()
     text = page(panel, "/record/customer/1")
@@ -110,10 +115,10 @@ def test_a_timeline_tells_what_was_sent_the_reply_and_what_was_there_before(pane
         sa.select(Delivery.reply).where(Delivery.subscriber == "shop.customer", Delivery.record_id == "1")
     )
     assert json.loads(sent[-1].reply)["address"] == {"city": "Bath"}
-    assert "Nothing to send" not in text or "routine events" in text
+    assert "Nothing to send" not in text or "1 routine event: nothing to send" in text
 
 
-def test_noise_is_folded_and_alike_failures_are_one_line(panel: Panel) -> None:
+def test_routine_events_are_folded_and_equal_failures_share_a_line(panel: Panel) -> None:
     row: dict[str, Any] = {"subscriber": "shop.customer", "record_id": "1", "operation": "update"}
     row["at"] = utcnow() + timedelta(1)
     failed = row | {"direction": "out", "outcome": "failed", "reason": "no answer in time", "error": "Retry"}
@@ -180,7 +185,7 @@ def test_an_edit_flows_mends_the_letter_and_is_audited(panel: Panel) -> None:
         {"before": {"city": "Nowhere"}, "after": {"city": "Bath"}},
     )
     panel.sync()
-    assert stands(panel, "4", "shop.customer")[0] == "up to date"
+    assert status_of(panel, "4", "shop.customer")[0] == "up to date"
     assert panel.rows(sa.select(DeadLetter.resolution).where(DeadLetter.record_id == "4"))[0].resolution == "delivered"
 
 
@@ -198,7 +203,7 @@ def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(panel: 
     seen = {"was.city": "London", "was.notes": ""}
     post(client, path, **seen, **{"to.city": "Paris", "to.notes": ""})
     answer = post(client, path, **seen, **{"to.city": "Bath", "to.notes": "a long story"})
-    assert answer.status_code == 409 and "somebody changed city meanwhile" in answer.text
+    assert answer.status_code == 409 and "city changed in the meantime" in answer.text
     assert "changed in the meantime to: Paris" in answer.text
     form = dict(re.findall(r'name="((?:was|to)\.city)" value="([^"]*)"', answer.text))
     assert form == {"was.city": "Paris", "to.city": "Bath"} and ">a long story</textarea>" in answer.text
@@ -214,7 +219,7 @@ def test_sync_now_is_as_if_the_record_had_changed(panel: Panel) -> None:
     panel.conductor.unsubscriptions.lift(1, "me")
     post(panel.client("operator"), "/record/customer/2/sync")
     panel.sync()
-    assert stands(panel, "2", "crm.customer")[0] == "up to date"
+    assert status_of(panel, "2", "crm.customer")[0] == "up to date"
 
 
 # --- dead letters -------------------------------------------------------------------------------------
@@ -279,14 +284,14 @@ def test_refused_webhooks_leave_a_bounded_trace_without_secrets(panel: Panel) ->
     assert panel.rows(sa.select(System.webhooks_rejected).where(System.name == "shop"))[0][0] == KEPT_REFUSED + 3
 
 
-def test_one_is_replayed_and_a_window_of_time(panel: Panel) -> None:
+def test_one_event_or_a_period_is_replayed(panel: Panel) -> None:
     number = send(panel, 2, "Ada")
     panel.conductor.receive(number)
     client = panel.client("operator")
     post(client, f"/inbox/{number}/replay")
     assert panel.rows(sa.select(Inbox.state).where(Inbox.id == number))[0].state == "waiting"
     again = post(client, f"/inbox/{number}/replay")
-    assert "waits already" in client.get(again.headers["Location"]).text
+    assert "is waiting already" in client.get(again.headers["Location"]).text
     numbers = [send(panel, n, "Bob") for n in range(3, 6)]
     change(panel, Inbox, sa.true(), state="done")
     for offset, one in enumerate([number, *numbers]):
@@ -302,7 +307,7 @@ def test_one_is_replayed_and_a_window_of_time(panel: Panel) -> None:
     work_off(panel)
     assert panel.rows(sa.select(Task.state, Task.done))[0] == ("done", 2)
     empty = post(client, "/inbox/replay", system="shop", since="2001-01-01T00:00", until="2001-01-02T00:00")
-    assert "sent nothing in that time" in client.get(empty.headers["Location"]).text
+    assert "sent nothing in this period" in client.get(empty.headers["Location"]).text
 
 
 # --- which responses are kept -------------------------------------------------------------------------

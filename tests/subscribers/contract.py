@@ -247,7 +247,7 @@ class Contract:
         assert set(self.edit) & set(mapper.fields), "edit changes a mapped column"
         self.given(bench)
         findings = bench.conductor.connection_check.check(bench.subscriber.system)[bench.subscriber.name()]
-        assert [one.words for one in findings if one.state == "wrong"] == []
+        assert [one.message for one in findings if one.state == "wrong"] == []
 
     # --- outward ----------------------------------------------------------------------------------------
 

@@ -499,7 +499,7 @@ def test_a_folder_that_is_missing_is_found_before_the_first_record(start: Any, f
     assert os.listdir(folder.top.parent) == [], "nothing is changed by looking"
     folder.top.parent.rmdir()
     (finding,) = hub.conductor.connection_check.check("erp")["erp.customer"]
-    assert finding.state == "wrong" and f"there is no folder {folder.top.parent}" in finding.words
+    assert finding.state == "wrong" and f"there is no folder {folder.top.parent}" in finding.message
 
 
 def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> None:

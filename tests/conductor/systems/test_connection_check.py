@@ -36,13 +36,13 @@ def found(database: Database, fields: dict[str, ExternalField] | None, **attribu
 
 
 def wrong(findings: list[Finding]) -> list[str]:
-    return [finding.words for finding in findings if finding.state == "wrong"]
+    return [finding.message for finding in findings if finding.state == "wrong"]
 
 
-def test_all_is_well(database: Database) -> None:
+def test_a_working_connection_has_no_problems(database: Database) -> None:
     fields = {"name": ExternalField("text", 255), "phone": TEXT}
     findings = found(database, fields, field_to_data={"name": "name", "phone": "phone"})
-    assert [(f.state, f.words) for f in findings] == [
+    assert [(f.state, f.message) for f in findings] == [
         ("ok", "the login works, and records can be read"),
         ("ok", "name <-> name (text, 255 characters)"),
         ("ok", "phone <-> phone (text)"),
@@ -51,17 +51,19 @@ def test_all_is_well(database: Database) -> None:
 
 def test_by_default_one_record_shows_the_fields(database: Database) -> None:
     hub = TestHub(database, "crm", field_to_data={"name": "name", "city": "address.city", "country": "address.land"})
-    assert "holds no record yet" in hub.conductor.connection_check.check("crm")["crm.customer"][-1].words
+    assert "has no record yet" in hub.conductor.connection_check.check("crm")["crm.customer"][-1].message
     hub.systems["crm"].add(name="Ada", address={"city": "Rome"})
     words = wrong(hub.conductor.connection_check.check("crm")["crm.customer"])
-    assert words == ["country <-> address.land: there is no such field; it has address, address.city, name"]
+    assert words == [
+        "country <-> address.land: the system has no such field; its fields are address, address.city, name"
+    ]
 
 
-def test_below_an_empty_object_nothing_can_be_told(database: Database) -> None:
+def test_a_field_of_an_empty_object_cannot_be_checked(database: Database) -> None:
     hub = TestHub(database, "crm", field_to_data={"city": "address.city"})
     hub.systems["crm"].add(address=None)
     finding = hub.conductor.connection_check.check("crm")["crm.customer"][-1]
-    assert finding.state == "note" and "nothing is filled in" in finding.words
+    assert finding.state == "note" and "the object around it is empty" in finding.message
 
 
 @pytest.mark.parametrize(
@@ -82,12 +84,14 @@ def test_below_an_empty_object_nothing_can_be_told(database: Database) -> None:
         ("name", "x", "object", False),
     ],
 )
-def test_whether_the_types_fit(database: Database, column: str, entry: str | Field, kind: str, fits: bool) -> None:
+def test_types_that_do_not_fit_are_reported(
+    database: Database, column: str, entry: str | Field, kind: str, fits: bool
+) -> None:
     findings = found(database, {"x": ExternalField(kind)}, field_to_data={column: entry})
     assert (wrong(findings) == []) is fits, findings
 
 
-def test_what_else_can_be_missing(database: Database) -> None:
+def test_missing_permissions_and_required_fields_are_reported(database: Database) -> None:
     fields = {
         "name": ExternalField("text", writable=False),
         "phone": ExternalField("text", 20),
@@ -102,33 +106,33 @@ def test_what_else_can_be_missing(database: Database) -> None:
     )
     assert wrong(findings) == [
         "this login may not delete things",
-        "name <-> name: this login may not write it (or nobody may; then map it with direction in)",
-        "last has to be filled there, and no column is mapped to it",
+        "name <-> name: this login may not write the field; if it is read-only, use direction in",
+        "the system requires last, but no column is mapped to it",
     ]
-    (note,) = [f.words for f in findings if f.state == "note"]
-    assert note == "phone <-> phone: holds 20 characters there and 40 here; a longer one is refused"
+    (note,) = [f.message for f in findings if f.state == "note"]
+    assert note == "phone <-> phone: 20 characters in the system, 40 in the database; the system refuses longer values"
 
 
-def test_one_that_only_comes_in_need_not_be_writable(database: Database) -> None:
+def test_an_inward_field_need_not_be_writable(database: Database) -> None:
     fields = {"name": ExternalField("text", writable=False)}
     assert wrong(found(database, fields, field_to_data={"name": Field("name", direction="in")})) == []
 
 
-def test_a_login_that_does_not_work_is_said_first_and_alone(database: Database) -> None:
+def test_a_failed_login_is_the_only_finding(database: Database) -> None:
     def describe(self: Any) -> None:
         raise SystemDown("the login is refused (401: no such key)")
 
     hub = TestHub(database, "crm", describe=describe)
     (finding,) = hub.conductor.connection_check.check("crm")["crm.customer"]
-    assert finding.words == "the login does not work: the login is refused (401: no such key)"
+    assert finding.message == "the login does not work: the login is refused (401: no such key)"
 
 
-def test_a_system_nobody_knows(database: Database) -> None:
+def test_an_unknown_system_is_refused(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
         TestHub(database, "crm").conductor.connection_check.check("crn")
 
 
-def test_a_system_that_is_known_and_not_configured(database: Database) -> None:
+def test_a_system_without_configuration_is_refused(database: Database) -> None:
     with pytest.raises(ValueError, match=r"^stripe is not configured: set STRIPE_\.\.\. in the environment or \.env$"):
         TestHub(database, "crm").conductor.connection_check.check("stripe")
 
