@@ -1,8 +1,8 @@
-"""The language people read in: `gettext` puts a text into the one chosen for the request at hand.
+"""Translation: `gettext` translates a text into the language of the current request.
 
-English stands in the code and is the key; another language is a gettext catalogue, which the panel reads at its start
-(panel/rendering/locale.py). Who chooses none, such as a worker or a command, says everything in English. What is stored
-(reasons, the audit trail, what a system answered) is not said but told as it is: it is never put into a language.
+The code contains the English texts, which are the keys. Every other language is a gettext catalogue, loaded when the
+panel starts (panel/rendering/locale.py). Workers and commands set no language and use English. Stored texts are never
+translated: reasons, the audit trail, answers of a system.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Language:
-    """A language the panel speaks."""
+    """A language of the panel."""
 
-    #: As HTML and Accept-Language name it: de.
+    #: The language tag of HTML and Accept-Language: de.
     tag: str
-    #: As those who speak it do: Deutsch.
+    #: The language's own name: Deutsch.
     name: str
     catalogue: NullTranslations
 
@@ -30,26 +30,26 @@ _chosen: ContextVar[Language] = ContextVar("language", default=ENGLISH)
 
 
 def current_locale() -> Language:
-    """The language of the request at hand; English outside of one."""
+    """Return the language of the current request; English outside of requests."""
     return _chosen.get()
 
 
 def set_locale(language: Language) -> None:
-    """Say everything in this language from now on, in this thread."""
+    """Set the language of this thread's texts."""
     _chosen.set(language)
 
 
 def gettext(text: str, /, **values: Any) -> str:
-    """A text in the chosen language, its `{names}` filled in as `str.format` does."""
-    said = _chosen.get().catalogue.gettext(text) if text else text
-    return said.format(**values) if values else said
+    """Return a text in the current language, with its `{names}` filled in as by `str.format`."""
+    translated = _chosen.get().catalogue.gettext(text) if text else text
+    return translated.format(**values) if values else translated
 
 
 def ngettext(one: str, many: str, number: int, /, **values: Any) -> str:
-    """The text that fits a number, which is there as `{n}`, in the chosen language."""
+    """Return the form of a text for a number, `{n}`, in the current language."""
     return _chosen.get().catalogue.ngettext(one, many, number).format(n=number, **values)
 
 
 def gettext_noop(text: str) -> str:
-    """A text that is said later, from a table: marked for the catalogues, and returned as it is."""
+    """Mark a text of a table for the catalogues, and return it unchanged; it is translated where it is shown."""
     return text

@@ -34,7 +34,7 @@ class _Timestamps:
 
 
 class Customer(_Timestamps, Base):
-    """A customer: a person or a company."""
+    """A customer: an individual or a company."""
 
     __tablename__ = "customer"
 

@@ -72,7 +72,7 @@ def render_list(
     """
     links = "".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in (others or {}).items())
     new = f'<a href="{escape(new_url)}">New</a>' if new_url else ""
-    body = _table(records, columns, edit_url) if records else '<p class="empty soft">Nothing here yet.</p>'
+    body = _table(records, columns, edit_url) if records else '<p class="empty soft">No records yet.</p>'
     return _document(
         title,
         f'<header><h1>{escape(title)}</h1>{new}<a href="">Refresh</a>{links}</header>'
@@ -116,7 +116,7 @@ def _document(title: str, body: str, *, narrow: bool = False) -> str:
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
         f'<body><main class="{"narrow" if narrow else "wide"}">{body}'
         '<footer class="soft"><p>A simulated system, for trying Syncflow. '
-        "What you change here counts as changed in this system.</p></footer></main></body></html>"
+        "Changes made on this page count as made in this system.</p></footer></main></body></html>"
     )
 
 

@@ -1,4 +1,4 @@
-"""A shop's plain JSON REST system on loopback, with contacts: the kind every second integration meets.
+"""A shop with a plain JSON REST API on loopback, with contacts, as in many integrations.
 
 `python -m simulators.rest --port 8430`, or within a test `with RestSystem() as shop: ...`. Standard library only,
 except for the webhooks.
@@ -72,7 +72,7 @@ logger = logging.getLogger(__name__)
 
 
 class Refused(Exception):
-    """A call that is answered with an error: `status` and the JSON `body`."""
+    """A call that fails: `status` and the JSON `body` of the error."""
 
     def __init__(self, status: int, body: Mapping[str, Any]) -> None:
         super().__init__(f"{status} {body}")
@@ -90,7 +90,7 @@ def utc_now() -> datetime:
 
 
 class Contacts:
-    """The contacts in SQLite, and the rules about them. Safe to use from any thread.
+    """The contacts in SQLite, with their rules. Thread-safe.
 
     `changed` is called with (event, contact) after each commit; `clock` gives the time of a change.
     """
@@ -162,7 +162,7 @@ class Contacts:
             self._changed("contact.deleted", contact)
 
     def page(self, filters: Mapping[str, str], limit: int, offset: int) -> list[Contact]:
-        """Up to `limit` contacts, longest unchanged first; `filters`: updated_since, external_ref, email."""
+        """Return up to `limit` contacts, longest unchanged first; `filters`: updated_since, external_ref, email."""
         tests = {"updated_since": "updated_at >= ?", "external_ref": "external_ref = ?"}
         tests["email"] = "lower(email) = lower(?)"
         where = " AND ".join(tests[name] for name in filters) or "1"
@@ -171,7 +171,7 @@ class Contacts:
             return [dict(row) for row in self._db.execute(sql, [*filters.values(), limit, offset])]
 
     def newest(self, limit: int) -> tuple[list[Contact], int]:
-        """The newest contacts, and how many there are in all."""
+        """Return the newest contacts, and the number of all contacts."""
         with self._lock:
             rows = self._db.execute("SELECT * FROM contacts ORDER BY id DESC LIMIT ?", (limit,)).fetchall()
             return [dict(row) for row in rows], self._db.execute("SELECT count(*) FROM contacts").fetchone()[0]
@@ -202,10 +202,10 @@ class Contacts:
 
 
 class RestSystem:
-    """The system, answering in threads of its own.
+    """The system, running in its own threads.
 
     `journal` holds the API calls, `faults` takes orders for trouble, `webhooks` is the sender, and `contacts`
-    does what a person at its desk would: it is no API call, but webhooks are sent all the same.
+    acts like a user of the shop: it makes no API call, but webhooks are sent.
     OSError from `start` when the port is taken.
     """
 
@@ -309,19 +309,19 @@ class _Server(ThreadingHTTPServer):
             (self._open.add if is_open else self._open.discard)(connection)
 
     def hang_up(self) -> None:
-        """Close also the idle connections that clients keep: a stopped system must not go on answering."""
+        """Close idle connections as well: a stopped system must not answer."""
         self.server_close()
         with self._open_lock:
             for connection in self._open:
                 _shut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # a client that hangs up is no news
+        if not isinstance(sys.exception(), OSError):  # a client may close its connection
             logger.exception("a call from %s failed", client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Parse, find the function in the tables below, answer."""
+    """Parse a request, find its function in the tables below, and answer."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # else each answer may wait 40 ms for the client's acknowledgement
@@ -336,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The journal is the log."""
+        """Log nothing: the journal has all calls."""
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
@@ -431,7 +431,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Connection"] = "close"
         lines = [f"HTTP/1.1 {reply.status} {_phrase(reply.status)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        # In one write: a client sees the whole answer or nothing of it.
+        # In one write, so that a client gets the whole answer or nothing.
         self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1") + content)
 
     def _hang_up(self) -> None:
@@ -450,7 +450,7 @@ def _shut(connection: socket.socket) -> None:
     try:
         connection.shutdown(socket.SHUT_RDWR)
     except OSError:
-        return  # the client was faster
+        return  # the client closed it first
 
 
 def _sign(secret: str, body: bytes) -> dict[str, str]:
@@ -475,7 +475,7 @@ def _id(text: str) -> int:
 
 
 def _valid(data: Any, *, complete: bool, needs_email: bool) -> dict[str, Any]:
-    """The fields to store; Refused 422 with what is wrong with each."""
+    """Return the fields to store; Refused 422 with the problem of each."""
     if not isinstance(data, dict):
         raise Refused(422, {"errors": {"": ["must be a JSON object"]}})
     errors = {str(name): [problem] for name, value in data.items() if (problem := _problem(name, value))}
@@ -534,12 +534,12 @@ def _failure(fault: Fault) -> Reply:
 
 
 def _page(contacts: Contacts, method: str, path: str, raw: bytes) -> Reply:
-    """What a person sees and does at this system."""
+    """The web pages of the shop."""
     if path == "/" and method == "GET":
         return _html(_list_page(contacts))
     parts = path.strip("/").split("/")
     if len(parts) not in (3, 4) or parts[:2] != ["ui", "contacts"] or method not in ("GET", "POST"):
-        return Reply(404, {"error": "there is no such page"})
+        return Reply(404, {"error": "page not found"})
     form = dict(parse_qsl(raw.decode(errors="replace"), keep_blank_values=True))
     try:
         if method == "GET":
@@ -593,10 +593,10 @@ def _html(page: str, status: int = 200) -> Reply:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulators.rest", description="A shop's plain REST system.")
-    parser.add_argument("--port", type=int, default=8430, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=8430, help="the port; 0 uses a free one")
     parser.add_argument("--data", type=Path, help="SQLite file that keeps the data; without it, nothing is kept")
     parser.add_argument("--token-env", default="SHOP_TOKEN", metavar="NAME", help=f"unset: {DEMO_TOKEN}")
-    parser.add_argument("--unique-email", action="store_true", help="409 when the email is taken")
+    parser.add_argument("--unique-email", action="store_true", help="answer 409 if the email exists already")
     parser.add_argument("--webhook-url", help="where changes are sent")
     parser.add_argument("--webhook-secret-env", default="SHOP_WEBHOOK_SECRET", metavar="NAME")
     chosen = parser.parse_args(arguments)

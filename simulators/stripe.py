@@ -79,7 +79,7 @@ class StripeLike:
         self._dirty = False
         self._control = Control(self.journal, self.faults, self._own_controls())
         self.webhooks = WebhookSender(self.faults, self._endpoint, _sign)
-        objects.mend(self._resources, self._publish, self._mark)
+        objects.patch(self._resources, self._publish, self._mark)
         self._billing = Billing(self._resources, self._publish_billing, self._mark)
         self._pages = Pages(self._resources, self._billing, self._all_customers)
         if webhook_url and webhook_secret:
@@ -506,7 +506,7 @@ def _message(reply: web.Response) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m simulators.stripe", description="A Stripe-like system.")
-    parser.add_argument("--port", type=int, default=8420, help="0 takes a free one")
+    parser.add_argument("--port", type=int, default=8420, help="the port; 0 uses a free one")
     parser.add_argument("--data", type=Path, help="file that keeps the data; without it, nothing is kept")
     parser.add_argument("--webhook-url", help="where events are sent")
     parser.add_argument("--webhook-secret-env", default="STRIPE_WEBHOOK_SECRET", metavar="NAME")

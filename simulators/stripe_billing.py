@@ -267,7 +267,7 @@ class Billing(Store):
         body |= changed
         if body["object"] == "product" and objects.previous(before, body):
             body["updated"] = int(time.time())
-        return self._told_of(before, body)
+        return self._event_of(before, body)
 
     def _changed_product(self, body: Body, new: Body) -> Body:
         changed: Body = {name: new[name] or None for name in ("name", "description") if name in new}
@@ -316,7 +316,7 @@ class Billing(Store):
             changed |= self._amounts(new, body)
         return changed
 
-    def _told_of(self, before: Body, body: Body, *more: str) -> Body:
+    def _event_of(self, before: Body, body: Body, *more: str) -> Body:
         """Publish a change as every event type Stripe has for it, and return the current object."""
         after = self._shown(body)
         if previous := objects.previous(before, after):
@@ -390,7 +390,7 @@ class Billing(Store):
         before = self._shown(invoice)
         stamps = {**invoice["status_transitions"], when: int(time.time())}
         invoice |= {"status": status, "status_transitions": stamps, **more}
-        shown = self._told_of(before, invoice, type)
+        shown = self._event_of(before, invoice, type)
         if status == "open" and self._total(invoice) == 0:
             return self._move(invoice, "paid", "paid_at", "invoice.paid")
         return shown

@@ -47,15 +47,15 @@ def load_localstripe() -> LocalStripe:
                 del sys.modules[name]
 
 
-def mend(resources: Any, publish: Callable[[Any], None], changed: Callable[[], None]) -> None:
+def patch(resources: Any, publish: Callable[[Any], None], changed: Callable[[], None]) -> None:
     """Fix one copy. `publish` receives each new event; every write to the store calls `changed`."""
     resources.schedule_webhook = publish
-    _mend_store(resources, changed)
-    _mend_update(resources)
-    _mend_export(resources)
-    _mend_writes(resources, resources.Customer)
+    _patch_store(resources, changed)
+    _patch_update(resources)
+    _patch_export(resources)
+    _patch_writes(resources, resources.Customer)
     for cls in (resources.Customer, resources.Plan, resources.Event):
-        _mend_list(resources, cls)
+        _patch_list(resources, cls)
 
 
 def tombstone(resources: Any, kind: str, id: str) -> Any:
@@ -75,7 +75,7 @@ def invalid(resources: Any, message: str, code: str, param: str) -> Exception:
     return error
 
 
-def _mend_store(resources: Any, changed: Callable[[], None]) -> None:
+def _patch_store(resources: Any, changed: Callable[[], None]) -> None:
     resources.Store.dump_to_disk = lambda _: changed()
     listed = resources.Customer.subscriptions
 
@@ -96,7 +96,7 @@ def _mend_store(resources: Any, changed: Callable[[], None]) -> None:
     resources.Customer.subscriptions = property(subscriptions)
 
 
-def _mend_update(resources: Any) -> None:
+def _patch_update(resources: Any) -> None:
     """Fix updates: empty strings unset, metadata merges, booleans and numbers keep their type, errors name fields."""
     original = resources.StripeObject._update
 
@@ -126,7 +126,7 @@ def _typed(resources: Any, old: Any, new: Any) -> Any:
     return resources.try_convert_to_int(new) if isinstance(old, int) else new
 
 
-def _mend_writes(resources: Any, cls: Any) -> None:
+def _patch_writes(resources: Any, cls: Any) -> None:
     kind = cls.object
     create, delete = cls._api_create.__func__, cls._api_delete.__func__
     update = resources.StripeObject._api_update.__func__
@@ -179,7 +179,7 @@ def previous(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     return earlier
 
 
-def _mend_export(resources: Any) -> None:
+def _patch_export(resources: Any) -> None:
     original = resources.Customer._export
 
     def export(customer: Any, expand: Any = None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _mend_export(resources: Any) -> None:
     resources.Customer._export = export
 
 
-def _mend_list(resources: Any, cls: Any) -> None:
+def _patch_list(resources: Any, cls: Any) -> None:
     """Fix lists: newest first, `created[gte]` etc., `ending_before`, and an error for an unknown cursor."""
     original = cls._api_list_all.__func__
 

@@ -46,7 +46,7 @@ class Pages:
         parts = request.path.strip("/").split("/")
         kind = parts[1] if len(parts) > 1 else "customers"
         if kind not in _LISTED or request.method not in ("GET", "HEAD", "POST"):
-            return web.Response(status=404, text="There is no such page.")
+            return web.Response(status=404, text="Page not found.")
         if len(parts) < 3:
             return _html(self._list(kind))
         form = {key: str(value) for key, value in (await request.post()).items()}

@@ -46,7 +46,7 @@ class SyncError(Exception):
 
     #: The delivery uses up one of the record's attempts.
     counts_attempt: ClassVar[bool] = True
-    #: No later attempt can succeed unless somebody changes something.
+    #: No later attempt can succeed unless the record, the mapping or the system changes.
     is_terminal: ClassVar[bool] = False
     #: Every record of the system would fail: call it no more until a probe succeeds.
     pauses_system: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class Retry(SyncError):
 
 
 class Reject(SyncError):
-    """The data is wrong and stays wrong until somebody changes it. `fields`: the reason per field."""
+    """The data is wrong: no retry succeeds until it is changed. `fields`: the reason per field."""
 
     is_terminal = True
     code = "rejected"

@@ -183,7 +183,7 @@ class RestSystem(System):
             return []
         data = search_json(self.event_data_field, event)
         if not isinstance(data, dict) or search_json(subscriber.id_field, data) is None:
-            raise BadWebhook(f"{self.event_data_field!r} is no record with {subscriber.id_field!r}")
+            raise BadWebhook(f"{self.event_data_field!r} is not a record with {subscriber.id_field!r}")
         external = subscriber.external(
             data,
             at=subscriber.time(search_json(self.event_time_field, event)),
@@ -326,7 +326,7 @@ class RestSubscriber(Subscriber):
             body, response = self.client.http.json("GET", step.url, params=step.parameters)
             records = self._records(body, response)
             if records and records == before:
-                raise Retry(f"the list gives the same page again: is pagination = {self.pagination!r} right?")
+                raise Retry(f"the list returned the same page again: is pagination = {self.pagination!r} right?")
             stamps = [search_json(self.updated_field, one) for one in records]
             newest = self._newest([newest, *stamps])
             following = self._following(step, body, response, len(records), newest != since)
@@ -386,7 +386,7 @@ class RestSubscriber(Subscriber):
     def _answered(self, body: Any, response: requests.Response) -> External:
         record = search_json(self.record_field, body)
         if not isinstance(record, dict) or search_json(self.id_field, record) is None:
-            raise Retry(f"the answer is no record with {self.id_field!r}", maybe_done=True)
+            raise Retry(f"the answer is not a record with {self.id_field!r}", maybe_done=True)
         external = self.external(record, at=self.time(search_json(self.updated_field, record)) or server_time(response))
         return replace(external, request_id=self.client.http.request_id(response))
 
@@ -395,7 +395,7 @@ class RestSubscriber(Subscriber):
         if not isinstance(found, list) or not all(
             isinstance(one, dict) and search_json(self.id_field, one) is not None for one in found
         ):
-            raise Retry(f"the answer of {urlsplit(response.url).path} is no list of records")
+            raise Retry(f"the answer of {urlsplit(response.url).path} is not a list of records")
         return found
 
     def _deleted(self, record: Mapping[str, Any]) -> bool:

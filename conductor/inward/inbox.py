@@ -151,7 +151,7 @@ class InboxProcessor:
             return
         client = self.context.systems.get(row.system)
         if client is None:
-            raise Retry(f"the system {row.system} is not configured any more")
+            raise Retry(f"the system {row.system} is no longer configured")
         for event in client.events(row.body.encode()):
             for subscriber in self.context.of_system(row.system):
                 if subscriber.resource == event.resource:

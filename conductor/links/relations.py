@@ -92,7 +92,7 @@ class Relations:
         """Return our ids of the related records that an external one points to.
 
         Raises:
-          Retry: one of them is not known here yet.
+          Retry: one of them is not linked yet.
         """
         keys: dict[tuple[str, str], str] = {}
         for catalogue, external_id in set(mapper.external_references(flat)):
@@ -100,7 +100,7 @@ class Relations:
             statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == external_id)
             record_id = connection.execute(statement).scalar()
             if record_id is None:
-                raise Retry(f"its {catalogue} {external_id} is not known here yet")
+                raise Retry(f"its {catalogue} {external_id} is not linked yet")
             keys[catalogue, external_id] = record_id
         return keys
 

@@ -142,7 +142,7 @@ class Recovery:
             by_subscriber[name].append(record)
         for name, records in by_subscriber.items():
             if name not in self.context.subscribers:
-                continue  # its system is not configured any more; it stays owed
+                continue  # its system is no longer configured; it stays owed
             size = max(MESSAGE_RECORDS, self.context.subscribers[name].batch_size(len(records)))
             for start in range(0, len(records), size):
                 self.context.publisher.records(name, records[start : start + size], later=True)

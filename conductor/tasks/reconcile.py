@@ -46,7 +46,7 @@ STEP_SECONDS = 10.0
 #: Differing values kept as examples; of the others only the count is.
 EXAMPLES = 50
 
-#: Stands in place of a field's name if the whole record is missing on one side.
+#: Used instead of a field's name if the whole record is missing on one side.
 MISSING_THERE, MISSING_HERE = "(missing there)", "(deleted here)"
 
 

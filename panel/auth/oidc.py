@@ -135,7 +135,7 @@ def _person(claims: dict[str, Any], settings: Settings) -> User:
 
 def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
     people = _people()
-    # An address that the provider has not verified may belong to someone else.
+    # An address that the provider has not verified may belong to another user.
     if not claims.get("email") or claims.get("email_verified") is not True:
         raise Refused(gettext("The login provider has not verified your email address."))
     try:

@@ -43,7 +43,7 @@ def receive(system: str, secret: str = "") -> tuple[Response, int]:
         return jsonify(error="no such system is connected"), 404
     except BadSignature as error:
         logger.warning("webhook for %s refused: %s", system, error)
-        return jsonify(error=f"the signature does not fit: {error}"), 400
+        return jsonify(error=f"the signature is wrong: {error}"), 400
     except BadWebhook as error:
         logger.warning("webhook for %s cannot be read: %s", system, error)
         return jsonify(error=f"the body cannot be read: {error}"), 400

@@ -1,4 +1,4 @@
-"""Run the simulated Salesforce org until it is told to stop. The first line printed is its address."""
+"""Run the simulated Salesforce org until it is stopped. The first line printed is its address."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from . import Credentials, SalesforceSimulator
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m simulators.salesforce", description=__doc__)
-    parser.add_argument("--port", type=int, default=8443, help="0 takes a free one (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8443, help="the port; 0 uses a free one (default: %(default)s)")
     parser.add_argument("--data", help="SQLite file that keeps the records (default: in memory)")
     parser.add_argument("--certs", default="var/demo/certs", help="folder of the CA and the certificate")
-    parser.add_argument("--daily-limit", type=int, default=100_000, help="API calls before it refuses them")
-    parser.add_argument("--notify-url", default="", help="address that is told of every change")
+    parser.add_argument(
+        "--daily-limit", type=int, default=100_000, help="API calls per day before the org refuses them"
+    )
+    parser.add_argument("--notify-url", default="", help="address that receives a callout for every change")
     parser.add_argument("--message-url", default="", help="address that outbound messages go to")
     parser.add_argument("--public-url", default="", help="address that a login tells its client to use")
     arguments = parser.parse_args()

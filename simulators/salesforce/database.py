@@ -32,9 +32,9 @@ class Database:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = NORMAL")
         self._depth = 0
-        self._told: list[Any] = []
+        self._committed: list[Any] = []
         #: Called after every commit with everything passed to `tell` in that transaction.
-        self.on_commit: Callable[[list[Any]], None] = lambda told: None
+        self.on_commit: Callable[[list[Any]], None] = lambda changes: None
         with self.transaction():
             self._create_tables()
 
@@ -46,25 +46,25 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block in a transaction. Transactions may be nested: an exception undoes only the inner one."""
         with self.lock:
-            name, planned = f"level_{self._depth}", len(self._told)
+            name, planned = f"level_{self._depth}", len(self._committed)
             self.connection.execute(f"SAVEPOINT {name}" if self._depth else "BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield self.connection
             except BaseException:
-                del self._told[planned:]
+                del self._committed[planned:]
                 self._leave(f"ROLLBACK TO {name}", f"RELEASE {name}", "ROLLBACK")
                 raise
             else:
                 self._leave(f"RELEASE {name}", "", "COMMIT")
                 if not self._depth:
-                    told, self._told = self._told, []
-                    if told:
-                        self.on_commit(told)
+                    changes, self._committed = self._committed, []
+                    if changes:
+                        self.on_commit(changes)
 
     def tell(self, what: Any) -> None:
         """Pass a value to `on_commit` after the commit; a rollback drops it."""
-        self._told.append(what)
+        self._committed.append(what)
 
     def _leave(self, inner: str, then: str, outermost: str) -> None:
         self._depth -= 1

@@ -37,8 +37,8 @@ class OutboundMessages:
 
     def changed(self, changes: Sequence[Change]) -> None:
         """Send the changes of a transaction. The store calls this after the commit."""
-        told = [one for one in changes if one.operation != "deleted"]
-        for name, group in groupby(told, key=lambda one: one.object):
+        reported = [one for one in changes if one.operation != "deleted"]
+        for name, group in groupby(reported, key=lambda one: one.object):
             some = list(group)
             for start in range(0, len(some), MOST):
                 notifications = [self._notification(one) for one in some[start : start + MOST]]

@@ -85,7 +85,7 @@ def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bo
     """
     format = FORMATS.get(path.suffix.lower())
     if format is None:
-        raise BadFile(f"is none of {', '.join(FORMATS)}")
+        raise BadFile(f"is not one of {', '.join(FORMATS)}")
     with path.open("rb") as raw:
         start = raw.read(4)
     encoding = next((name for mark, name in _BOMS if start.startswith(mark)), encoding)
@@ -126,16 +126,16 @@ def _json_lines(file: IO[str]) -> Iterator[Row]:
         try:
             values = json.loads(line, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
-            yield Row(number, {"row": line.strip()[:2000]}, f"is no JSON: {error}")
+            yield Row(number, {"row": line.strip()[:2000]}, f"is not JSON: {error}")
             continue
         if isinstance(values, dict):
             yield Row(number, values)
         else:
-            yield Row(number, {"row": line.strip()[:2000]}, "is no JSON object")
+            yield Row(number, {"row": line.strip()[:2000]}, "is not JSON object")
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _checked(row: Row, encoding: str) -> Row:

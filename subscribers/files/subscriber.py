@@ -218,7 +218,7 @@ class FileSubscriber(Subscriber):
         if known is None:
             return External(external_id)
         if known.deleted:
-            raise Gone(f"{external_id} was deleted there")
+            raise Gone(f"{external_id} was deleted from the file")
         return External(external_id, nest(known.held), at=known.at, record_id=known.record_id)
 
     def find(self, item: Item) -> External | None:
@@ -422,15 +422,15 @@ class FileSubscriber(Subscriber):
         name = f"{_stamp()}-{reading.path.name[-_LONGEST_NAME:]}"
         if reading.failures:
             folder = self._folder("failed")
-            told = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]
-            if reading.failed > len(told):
-                more = reading.failed - len(told)
-                told.append({"line": None, "why": f"and {more} row{'' if more == 1 else 's'} more"})
-            columns = list(dict.fromkeys(name for one in told for name in one))
+            rejected_rows = [{**row.values, "line": row.line or None, "why": row.wrong} for row in reading.failures]
+            if reading.failed > len(rejected_rows):
+                more = reading.failed - len(rejected_rows)
+                rejected_rows.append({"line": None, "why": f"and {more} row{'' if more == 1 else 's'} more"})
+            columns = list(dict.fromkeys(name for one in rejected_rows for name in one))
             suffix = reading.path.suffix.lower()
             suffix = suffix if suffix in formats.FORMATS else ".csv"
             rejected = folder / f"{name}.rejected{suffix}"
-            formats.write(rejected, columns, told, mask=self.for_spreadsheets)
+            formats.write(rejected, columns, rejected_rows, mask=self.for_spreadsheets)
             failed = "1 row" if reading.failed == 1 else f"{reading.failed} rows"
             logger.warning("%s: %s of %s failed; %s says why", self.name(), failed, name, rejected)
         reading.path.replace(self._folder("failed" if reading.failures else "done") / name)

@@ -34,7 +34,7 @@ def _header_safe(value: SecretStr) -> SecretStr:
     text = value.get_secret_value().strip()
     if not (text.isascii() and text.isprintable()) or " " in text:
         # Refused here: the HTTP library's message would contain the value.
-        raise ValueError("holds a blank or a character that no HTTP header carries")
+        raise ValueError("has a space or a character that an HTTP header cannot carry")
     return SecretStr(text)
 
 
@@ -45,9 +45,9 @@ def _http_url(value: str) -> str:
     except ValueError:
         raise ValueError("not a URL") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("an address starting with http:// or https:// is needed")
+        raise ValueError("must start with http:// or https://")
     if parts.username or parts.password:
-        raise ValueError("must not hold a user or password: addresses are logged, so there are settings for those")
+        raise ValueError("must not contain a user or password, because addresses are logged: use the settings for them")
     return value.rstrip("/")
 
 

@@ -39,7 +39,7 @@ class Signature:
         if self.scheme == "standard":
             for secret in secrets_of(self.secrets):
                 if not _STANDARD_SECRET.fullmatch(secret):  # the library would ignore invalid base64
-                    raise ValueError("is not a secret of Standard Webhooks: whsec_ and base64")
+                    raise ValueError("is not a Standard Webhooks secret: whsec_ followed by base64")
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> None:
         """Verify a webhook; header names are lower case. Raises `BadSignature`."""
@@ -47,7 +47,7 @@ class Signature:
             return
         # All secrets are tried, so that the response time does not reveal which one matches.
         if not any([self._fits(secret, body, headers) for secret in secrets_of(self.secrets)]):
-            raise BadSignature("the signature does not fit")
+            raise BadSignature("the signature is wrong")
 
     def _fits(self, secret: str, body: bytes, headers: Mapping[str, str]) -> bool:
         if self.scheme == "standard":

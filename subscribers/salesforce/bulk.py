@@ -97,7 +97,7 @@ def _run(org: Salesforce, path: str) -> tuple[dict[str, Any], datetime]:
         if job["state"] in _ENDED:
             return job, at
         if time.monotonic() > deadline:
-            raise Retry(f"the job is {job['state']} still after {JOB_TIMEOUT_SECONDS:.0f} s", maybe_done=True)
+            raise Retry(f"the job is still {job['state']} after {JOB_TIMEOUT_SECONDS:.0f} s", maybe_done=True)
         time.sleep(pause)
         still_working()
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
@@ -135,7 +135,7 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
             return ask()
         except SyncError as error:
             if time.monotonic() + pause > deadline:
-                lost = Retry(f"nobody learned how the job ended: {error}", maybe_done=True)
+                lost = Retry(f"the outcome of the job is unknown: {error}", maybe_done=True)
                 raise lost.with_reply(error.reply) from error
         time.sleep(pause)
         still_working()
@@ -146,7 +146,7 @@ def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool
     """Return the status of a job, and the org's time."""
     info, at = org.call(lambda it: it.restful(path, method=method, json=body), **how)
     if not isinstance(info, dict) or "id" not in info or "state" not in info:
-        raise Retry("the answer is no job")
+        raise Retry("the answer is not a job")
     return info, at
 
 

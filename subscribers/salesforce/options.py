@@ -19,12 +19,12 @@ def _names(value: str) -> str:
     names = value.replace(",", " ").split()
     wrong = [name for name in names if name not in SHIPPED]
     if wrong or not names:
-        raise ValueError(f"{wrong[0] if wrong else 'nothing'} is none of {', '.join(SHIPPED)}")
+        raise ValueError(f"{wrong[0] if wrong else 'nothing'} is not one of {', '.join(SHIPPED)}")
     customers = {"Account", "Contact"} & set(names)
     if len(customers) > 1:
-        raise ValueError("customers are kept as Account or as Contact, not as both")
+        raise ValueError("customers can be synced as Account or as Contact, not as both")
     if "Invoice__c" in names and not (customers and "Product2" in names):
-        raise ValueError("Invoice__c needs Product2, and Account or Contact beside it")
+        raise ValueError("Invoice__c also needs Product2, and Account or Contact")
     return " ".join(names)
 
 
@@ -68,11 +68,11 @@ class SalesforceOptions(SystemOptions):
         missing = [name for name in LOGINS[self.login_kind()] if not is_set(getattr(self, name))]
         if missing:
             names = ", ".join(f"SALESFORCE_{name.upper()}" for name in missing)
-            raise ValueError(f"the login is not complete, set {names}")
+            raise ValueError(f"the login is incomplete: set {names}")
         if self.login_kind() == "client_credentials" and not self.instance_url and self.domain in ("login", "test"):
             raise ValueError("client credentials need SALESFORCE_INSTANCE_URL, or your My Domain as SALESFORCE_DOMAIN")
         if self.privatekey_file and not Path(self.privatekey_file).is_file():
-            raise ValueError("SALESFORCE_PRIVATEKEY_FILE is no file")
+            raise ValueError("SALESFORCE_PRIVATEKEY_FILE is not a file")
         return self
 
     def keeps(self, sobject: str) -> bool:

@@ -55,8 +55,8 @@ def callout(body: bytes) -> dict[str, Any]:
         if event["id"] and isinstance(event["sobject"], str) and event["record"]["Id"]:
             return dict(event)
     except (ValueError, KeyError, TypeError):
-        raise BadWebhook("the body is no callout with id, sobject and record") from None
-    raise BadWebhook("the body is no callout with id, sobject and record")
+        raise BadWebhook("the body is not a callout with id, sobject and record") from None
+    raise BadWebhook("the body is not a callout with id, sobject and record")
 
 
 def _notifications(body: bytes, organization_id: str) -> list[dict[str, Any]]:
@@ -64,17 +64,17 @@ def _notifications(body: bytes, organization_id: str) -> list[dict[str, Any]]:
     try:
         message = fromstring(body, forbid_dtd=True).find(f"{_SOAP}Body/{_MESSAGE}notifications")
     except (ParseError, DefusedXmlException, ValueError) as error:
-        raise BadWebhook(f"the body is no XML that is read here: {type(error).__name__}") from None
+        raise BadWebhook(f"the body is not XML that Syncflow can read: {type(error).__name__}") from None
     if message is None:
-        raise BadWebhook("the body is no outbound message: it holds no notifications")
+        raise BadWebhook("the body is not an outbound message: it has no notifications")
     if not organization_id:
-        raise BadSignature("outbound messages are taken once SALESFORCE_ORGANIZATION_ID names their org")
+        raise BadSignature("outbound messages are accepted only if SALESFORCE_ORGANIZATION_ID is set to their org")
     # The last three of 18 characters are a checksum of the others.
     if _text(message, "OrganizationId")[:15] != organization_id[:15]:
-        raise BadSignature("the outbound message is of another org than SALESFORCE_ORGANIZATION_ID")
+        raise BadSignature("the outbound message is from another org than SALESFORCE_ORGANIZATION_ID")
     found = [_notification(one) for one in message.findall(f"{_MESSAGE}Notification")]
     if not found:
-        raise BadWebhook("the outbound message holds no Notification")
+        raise BadWebhook("the outbound message has no Notification")
     return found
 
 

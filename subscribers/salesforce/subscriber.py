@@ -225,7 +225,7 @@ class SalesforceSubscriber(Subscriber):
         parameters = {"fields": ",".join(self.fields())}
         record, _ = self.client.call(lambda org: org.restful(path, params=parameters))
         if not isinstance(record, Mapping) or "Id" not in record:
-            raise Retry("the answer is no record")
+            raise Retry("the answer is not a record")
         return self._externals([record])[0]
 
     def _job(
@@ -253,7 +253,7 @@ class SalesforceSubscriber(Subscriber):
         try:
             results, at = self.client.call(lambda org: org.restful(path, method=method, **body), writes=True)
             if not isinstance(results, list) or len(results) != len(items):
-                raise Retry("the answer does not say what became of each record", maybe_done=True)
+                raise Retry("the answer does not contain a result for each record", maybe_done=True)
         except Gone as error:
             return [unknown_address(path, error)] * len(items)
         except SyncError as error:

@@ -113,7 +113,7 @@ class Salesforce(System):
         """Return each event of a callout (JSON) or an outbound message (SOAP), after the check of the shared secret."""
         given = headers.get("x-syncflow-secret", "")
         if not any([same_secret(given, secret) for secret in secrets_of(self.options.webhook_secret)]):
-            raise BadSignature(f"{self.name}: the shared secret does not fit")
+            raise BadSignature(f"{self.name}: the shared secret is wrong")
         return outbound_messages.unpack(body, self.options.organization_id)
 
     def events(self, body: bytes) -> list[Event]:
@@ -183,7 +183,7 @@ class Salesforce(System):
             return self._attempt(action, login, writes)
         except Expired:
             # The login itself succeeded, so a quick retry locks no user: the session may just have ended.
-            raise SystemDown("the login is refused: a fresh session is not valid") from None
+            raise SystemDown("the login is refused: a new session is not valid") from None
 
     def _attempt(self, action: Callable[[Client], T], login: tuple[str, str], writes: bool) -> tuple[T, datetime]:
         from simple_salesforce.exceptions import SalesforceError  # noqa: PLC0415
@@ -199,7 +199,7 @@ class Salesforce(System):
                 meaning.with_reply(self._last_answer())
             raise meaning from None
         except ValueError:
-            unreadable = Retry("the answer is no readable JSON", maybe_done=writes)
+            unreadable = Retry("the answer is not readable JSON", maybe_done=writes)
             raise unreadable.with_reply(self._last_answer()) from None
         except requests.RequestException as error:
             raise network_error(error, writes=writes) from error

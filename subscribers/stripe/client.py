@@ -88,13 +88,13 @@ class Stripe(System):
         """Return the event's id if the signature matches one of the secrets, by Stripe's own check."""
         header = headers.get("stripe-signature", "")
         if not any([_signed(body, header, secret) for secret in secrets_of(self.options.webhook_secret)]):
-            raise BadSignature(f"{self.name}: the signature does not fit, or is too old")
+            raise BadSignature(f"{self.name}: the signature is wrong or too old")
         return str(_event(body)["id"])
 
     def events(self, body: bytes) -> list[Event]:
         """Return the record that an event is about; none for an event of any other kind."""
-        told = event_record(_event(body))
-        return [told] if told else []
+        event = event_record(_event(body))
+        return [event] if event else []
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Return the URL of the object's page in the dashboard."""
@@ -106,7 +106,7 @@ class Stripe(System):
     @staticmethod
     def _object(body: Any, response: requests.Response) -> tuple[dict[str, Any], requests.Response]:
         if not isinstance(body, dict) or "object" not in body:
-            raise Retry("the answer is no Stripe object", maybe_done=response.request.method != "GET")
+            raise Retry("the answer is not a Stripe object", maybe_done=response.request.method != "GET")
         return body, response
 
 

@@ -55,7 +55,7 @@ class StripeInvoice(StripeSubscriber):
     """Invoices as Stripe's invoices, their lines as invoice items. API reference: "Invoices", "Invoice Items".
 
     Our `open` finalizes an invoice, `void` voids it, `paid` marks it paid out of band; that a customer
-    paid in Stripe comes in. A final invoice cannot be edited, and neither can a customer or currency.
+    paid in Stripe is received. A final invoice cannot be edited, and neither can a customer or currency.
     """
 
     catalogue = "invoice"
@@ -145,7 +145,7 @@ class StripeInvoice(StripeSubscriber):
             return self._answer(*self._finish(body, response, item), item)
 
     def delete(self, item: Item) -> None:
-        """Delete a draft; void what is final, since Stripe lets nobody delete that."""
+        """Delete a draft; void a final invoice, because Stripe does not allow deleting it."""
         body, _ = self._read(item.linked_id)
         if body["status"] == "draft":
             for line in self._lines(body):  # otherwise they would wait for the customer's next invoice
@@ -155,7 +155,7 @@ class StripeInvoice(StripeSubscriber):
             super().delete(item)
         elif body["status"] == "paid":
             raise Reject(
-                "it is paid in Stripe, where nobody can delete or void it any more: refund it there", code="conflict"
+                "a paid invoice cannot be deleted or voided in Stripe: refund it in Stripe instead", code="conflict"
             )
         elif body["status"] != "void":
             self.client.pace()
@@ -225,7 +225,7 @@ class StripeInvoice(StripeSubscriber):
 
     def _remove(self, item_id: str) -> None:
         self.client.pace()
-        with suppress(Gone):  # somebody was faster
+        with suppress(Gone):  # deleted in Stripe in the meantime
             self.client.delete(f"/v1/invoiceitems/{quote(item_id, safe='')}")
 
     def _check_allowed(self, body: Body, changes: Mapping[str, Any]) -> None:
@@ -251,7 +251,7 @@ class StripeInvoice(StripeSubscriber):
     # --- reading -------------------------------------------------------------------------------------
 
     def _answer(self, body: Body, response: requests.Response, item: Item) -> External:
-        """What Stripe made of it. What it decided itself comes in with its event, as its own doing."""
+        """Return Stripe's invoice. Values that Stripe set itself arrive with its event, as Stripe's own edit."""
         found = self._as_external(body, response)
         own = {
             name

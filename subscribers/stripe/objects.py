@@ -75,9 +75,9 @@ class StripeSubscriber(Subscriber):
     def missing_permissions(self) -> list[str]:
         """Return the missing permissions of a restricted key: to write (tried on an unknown id) or to read events."""
         kind = self.path.rpartition("/")[2]
-        nobody, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
+        missing, unset = self._address("syncflow_check"), {"metadata": {RECORD_ID_KEY: ""}}
         rights: dict[str, Callable[[], object]] = {
-            f"write {kind}": lambda: self.client.post(nobody, unset),
+            f"write {kind}": lambda: self.client.post(missing, unset),
             "read events, by which polls see updates": lambda: self.client.get("/v1/events", limit=1),
         }
         words = []
@@ -248,8 +248,8 @@ class StripeSubscriber(Subscriber):
             at = server_time(response) or datetime.now(UTC)
             now = now or int(at.timestamp())
             for event in body["data"]:  # Newest first.
-                if (told := event_record(event)) is not None:
-                    newest.setdefault(told.external.id, told.external)
+                if (received := event_record(event)) is not None:
+                    newest.setdefault(received.external.id, received.external)
             if not body["has_more"]:
                 return newest, now
             self.client.pace()

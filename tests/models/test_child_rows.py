@@ -305,7 +305,7 @@ def test_lines_changed_on_both_sides_wait_for_a_person_where_that_is_the_policy(
     ("line", "says"),
     [
         ({"amount": {"count": "lots"}}, "lines.data[0].amount.count"),
-        ({"text": "x", "product": "P9"}, "its product P9 is not known here yet"),
+        ({"text": "x", "product": "P9"}, "its product P9 is not linked yet"),
     ],
 )
 def test_lines_that_cannot_come_in_lose_nothing(

@@ -253,12 +253,12 @@ def test_rows_that_fail_are_told_and_the_others_applied(start: Any, folder: Fold
 @pytest.mark.parametrize(
     ("name", "content", "why", "taken"),
     [
-        ("a.xlsx", "PK", "is none of .csv", []),
+        ("a.xlsx", "PK", "is not one of .csv", []),
         ("a.csv", "", "has no header", []),
         ("a.csv", "number,name,name\n1,A,B\n", "has the column name twice", []),
         ("a.csv", 'number,name\n1,Ada\n2,"Grace\n3,Emmy\n', "cannot be read from line", ["Ada"]),
         ("a.csv", b"\xff\xfen\x00u\x00m\x00b\x00e\x00r\x00,\x00\n\x001\x00\x00\xd8", "is not written in utf-16", []),
-        ("a.jsonl", '{"number": 1, "name": "Ada"}\n{"number": NaN}\n[1]\n{"number"', "is no JSON", ["Ada"]),
+        ("a.jsonl", '{"number": 1, "name": "Ada"}\n{"number": NaN}\n[1]\n{"number"', "is not JSON", ["Ada"]),
     ],
 )
 def test_files_that_cannot_be_read(

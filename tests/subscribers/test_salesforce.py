@@ -525,7 +525,10 @@ def test_the_page_in_lightning(offline: Salesforce) -> None:
         ({"password": "hush-1"}, "SALESFORCE_USERNAME"),
         ({"consumer_secret": "hush-1"}, "SALESFORCE_CONSUMER_KEY"),
         ({"consumer_secret": "hush-1", "consumer_key": "k"}, "SALESFORCE_INSTANCE_URL"),
-        ({"username": "u", "password": "p", "objects": "Account Lead"}, "SALESFORCE_OBJECTS: Lead is none of Account"),
+        (
+            {"username": "u", "password": "p", "objects": "Account Lead"},
+            "SALESFORCE_OBJECTS: Lead is not one of Account",
+        ),
         ({"username": "u", "password": "p", "objects": "Account Contact"}, "SALESFORCE_OBJECTS: customers are kept as"),
         ({"username": "u", "password": "p", "objects": "Account,Invoice__c"}, "SALESFORCE_OBJECTS: Invoice__c needs"),
         ({"username": "u", "password": "p", "organization_id": "acme"}, "SALESFORCE_ORGANIZATION_ID"),
