@@ -95,15 +95,23 @@ class InboundApplier:
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
             return self._skip(connection, incoming, link, "the record does not exist in the database any more")
-        if not incoming.newest:
-            if overwritten:
-                return NeedsFetch("a write of ours may have overwritten this edit")
-            if link.last_seen_at is not None and external.at is not None and external.at < link.last_seen_at:
-                message = "it is older than the state that was applied"
-                return write_delivery(self.context, connection, incoming, link, "skipped", message)
-            if link.unconfirmed_write is not None or not _is_newer(external.at, link):
-                return NeedsFetch("it may be older than the last write")
+        if overwritten and not incoming.newest:
+            return NeedsFetch("a write of ours may have overwritten this edit")
+        if (weighed := self._weigh(connection, incoming, link)) is not None:
+            return weighed
         return self.merger.merge(connection, incoming, link, record, overwritten)
+
+    def _weigh(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch | None:
+        """Skip an event that is older than what was applied, or have the record fetched; None: it is newer."""
+        at = incoming.external.at
+        if incoming.newest:
+            return None
+        if at is not None and link.last_seen_at is not None and at < link.last_seen_at:
+            message = "it is older than the state that was applied"
+            return write_delivery(self.context, connection, incoming, link, "skipped", message)
+        if link.unconfirmed_write is not None or not _is_newer(at, link):
+            return NeedsFetch("it may be older than the last write")
+        return None
 
     def _echo(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
         if _is_repeated(incoming, link):
@@ -119,8 +127,14 @@ class InboundApplier:
             state.write(connection, link.id, {"last_seen_at": incoming.external.at})
         return write_delivery(self.context, connection, incoming, link, "skipped", message)
 
-    def _apply_deletion(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+    def _apply_deletion(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch:
         subscriber, now = incoming.subscriber, self.context.clock()
+        weighed = self._weigh(connection, incoming, link)
+        # A poll lists a merged record before the one it was merged into. If it had to wait for a fetch, that one would
+        # be created as another record.
+        is_sure = isinstance(weighed, NeedsFetch) and incoming.polled and incoming.external.merged_into
+        if weighed is not None and not is_sure:
+            return weighed
         merged_into = incoming.external.merged_into
         if merged_into and matching.link_by_external_id(connection, subscriber, merged_into) is None:
             return self._follow_merge(connection, incoming, link, merged_into)
@@ -136,6 +150,8 @@ class InboundApplier:
             values |= close_conflicts(connection, link, "gone", now)
             remove_here(connection, subscriber, link.record_id)
             message = f"deleted in the system; on_gone = {subscriber.on_gone}"
+        if incoming.external.at is not None:
+            values["last_seen_at"] = incoming.external.at
         state.write(connection, link.id, values)
         return write_delivery(self.context, connection, incoming, link, "applied", message, owed=recreate)
 

@@ -109,7 +109,7 @@ def test_a_remote_deletion_survives_a_call_with_an_expired_lease(nested_hub: Tes
         crm.on_call = lambda kind, what: None
         nested_hub.clock.tick(61)
         nested_hub.conductor.inward.inbox.apply_event(
-            nested_hub.conductor.subscribers["crm.customer"], replace(gone, deleted=True)
+            nested_hub.conductor.subscribers["crm.customer"], replace(gone, deleted=True, at=crm.clock())
         )
 
     crm.on_call = slow
