@@ -4,7 +4,7 @@
 |------------------|-----------------------------------------------------------------------|
 | `setup`          | migrate, make-migration, capture, create-admin                        |
 | `processes`      | relay, worker, scheduler, web, standalone                             |
-| `operations`     | status, poll, retry                                                   |
+| `operations`     | status, poll, push, retry                                             |
 | `tasks`          | backfill, reconcile, check                                            |
 | `new_subscriber` | new-subscriber                                                        |
 | `demo`           | demo; `demo_settings` lets other commands use the settings of its hub |

@@ -142,7 +142,7 @@ class Delivery(Base):
     external_id: Mapped[str | None] = mapped_column(sa.String(255))
     #: `out` or `in`.
     direction: Mapped[str] = mapped_column(sa.String(3))
-    #: create, update, delete, archive, unlink, match or none.
+    #: create, update, delete, archive, unlink, match, merge (in: some fields applied, others kept) or none.
     operation: Mapped[str] = mapped_column(sa.String(16))
     #: delivered, unchanged, skipped, failed, dead, waiting (out); applied, echo, kept, skipped, dead (in).
     outcome: Mapped[str] = mapped_column(sa.String(16))

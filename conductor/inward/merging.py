@@ -71,7 +71,10 @@ class RecordMerger:
             values |= state.owed(self.context.clock(), state.Via.CALLER)
         state.write(connection, link.id, values)
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
-        return write_delivery(self.context, connection, incoming, link, outcome, _describe(result), owed=owed)
+        operation = "merge" if result.take and result.keep else "update"
+        return write_delivery(
+            self.context, connection, incoming, link, outcome, _describe(result), operation=operation, owed=owed
+        )
 
     def link_created(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> LinkRow:
         """Link the internal record that was just created from this external one."""

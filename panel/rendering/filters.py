@@ -76,6 +76,7 @@ _WORDS = {
     "create": gettext_noop("create"),
     "delete": gettext_noop("delete"),
     "match": gettext_noop("match"),
+    "merge": gettext_noop("merge"),
     "unlink": gettext_noop("unlink"),
     "update": gettext_noop("update"),
     "created": gettext_noop("created"),

@@ -31,6 +31,7 @@ _OPERATIONS = {
     ("out", "delivered", "create"): gettext_noop("Created in {system}"),
     ("in", "applied", "create"): gettext_noop("Created in the database from {system}"),
     ("in", "applied", "delete"): gettext_noop("Deleted in {system}"),
+    ("in", "applied", "merge"): gettext_noop("Merged with values from {system}"),
 }
 #: Operation of a change in the database -> the text, and the text if a system made it.
 _CHANGES = {
@@ -64,8 +65,6 @@ def describe_event(event: TimelineEvent) -> tuple[str, str]:
     words, tone = (_OUT if kind == "out" else _IN).get(
         row.outcome, (f"{row.outcome.capitalize()}: {{system}}", "quiet")
     )
-    if kind == "in" and row.outcome == "applied" and "ours kept" in (row.reason or ""):
-        words = gettext_noop("Merged with values from {system}")
     return gettext(_OPERATIONS.get((kind, row.outcome, row.operation), words), system=system), tone
 
 
