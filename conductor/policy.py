@@ -40,11 +40,15 @@ class Policy:
             audit_days=settings.audit_days,
         )
 
-    def backoff(self, attempt: int) -> float:
-        """Return the pause after the failure of this attempt: it doubles, with jitter, so that records that failed
-        together are not retried together."""
+    def backoff(self, attempt: int, asked: float | None = None) -> float:
+        """Return the seconds between the failure of this attempt (from 1) and the next one.
+
+        They double from `retry_min` to `retry_max`, with 25 % jitter inside these limits, so that records that failed
+        together are not retried together. `asked` is the shortest pause that the system asked for.
+        """
         pause = min(self.retry_min * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS), self.retry_max)
-        return pause * random.uniform(0.75, 1.25)
+        jittered = random.uniform(max(0.75 * pause, self.retry_min), min(1.25 * pause, self.retry_max))
+        return max(jittered, asked or 0.0)
 
     def probe(self, failures: int) -> float:
         """Return the pause before the next probe of a system that failed this many times in a row."""

@@ -124,9 +124,20 @@ class InboxProcessor:
         """Fetch a linked record and apply it, as if an event had reported it.
 
         Raises:
-          LinkLeased, HeldByDeleteGuard, SyncError: it cannot be applied now.
+          LinkLeased: the record is being delivered.
+          SyncError: it cannot be applied, for a reason of this record.
         """
-        return self._fetch_and_apply(subscriber, External(external_id))
+        try:
+            return self._fetch_and_apply(subscriber, External(external_id))
+        except HeldByDeleteGuard:
+            self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
+            return Postponed("held by the mass-delete guard", self.context.policy.stale)
+        except Stopping:
+            return Postponed("this process stops", 0.0)
+        except SyncError as error:
+            if not error.pauses_system:
+                raise
+            return self._went_down(subscriber.system, error)
 
     # --- one row --------------------------------------------------------------------------------------
 
@@ -185,14 +196,15 @@ class InboxProcessor:
     def _fail(self, row: InboxRow, error: SyncError) -> None:
         """Postpone a row that failed, as the error's policy says, or make it a dead letter."""
         if error.pauses_system:
-            self.context.database.run_in_transaction(self.breaker.went_down, row.system, error)
-            self._postpone(row, str(error), error.after or self.context.policy.probe_min, attempts=row.attempts)
+            down = self._went_down(row.system, error)
+            self._postpone(row, down.reason, down.after_seconds, attempts=row.attempts)
             return
         attempts = row.attempts + 1
         # An event may arrive before its record can be read, so `Gone` is tried again here.
         may_succeed = error.unlinks or not error.is_terminal
         if may_succeed and attempts < self.context.policy.max_attempts:
-            self._postpone(row, str(error), error.after or self.context.policy.backoff(attempts), attempts=attempts)
+            pause = self.context.policy.backoff(attempts, error.after)
+            self._postpone(row, str(error), pause, attempts=attempts)
             return
         with self.context.database.write() as connection:
             connection.execute(
@@ -203,6 +215,10 @@ class InboxProcessor:
             letter = self.letters.of_inbox(connection, row.id)
             name = row.subscriber or row.system
             self.letters.write(connection, name, error, inbox_id=row.id, letter_id=letter)
+
+    def _went_down(self, system: str, error: SyncError) -> Postponed:
+        self.context.database.run_in_transaction(self.breaker.went_down, system, error)
+        return Postponed(str(error), error.after or self.context.policy.probe_min)
 
     # --- one record -----------------------------------------------------------------------------------
 

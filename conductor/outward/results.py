@@ -237,7 +237,7 @@ class ResultWriter:
             attempts = policy.max_attempts - 1
         if not error.is_terminal and attempts < policy.max_attempts:
             plan.finish("failed", str(error))
-            pause = max(policy.backoff(attempts), error.after or 0.0)
+            pause = policy.backoff(attempts, error.after)
             return known | state.postponed(attempts, unless_newer(plan, self.context.later(pause)))
         return known | self._buried(connection, subscriber, plan, error, attempts)
 

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from conductor.inward.incoming import HeldByDeleteGuard, Postponed
+from conductor.inward.incoming import Postponed
 from conductor.links import leases, state
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import our_side
@@ -30,7 +30,7 @@ from models.catalogues import Record
 from models.ledger import Link
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
-from subscribers.errors import SyncError, SystemDown
+from subscribers.errors import SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat, same
 from subscribers.records import External
@@ -147,13 +147,8 @@ class Reconcile(TaskKind):
         if not drift.ours_only:
             try:
                 refetched = self.services.inbox.refetch(subscriber, link.external_id)
-            except HeldByDeleteGuard:
-                self.context.database.run_in_transaction(self.services.inbox.guard.pause, subscriber.system, "from")
-                raise SystemUnavailable("held by the mass-delete guard", self.context.policy.stale) from None
             except LinkLeased:
                 return  # the delivery that runs repairs it
-            except SystemDown as error:
-                raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
             except sa.exc.OperationalError:
                 raise
             except Exception as error:  # of this record; the others continue

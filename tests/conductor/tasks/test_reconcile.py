@@ -9,11 +9,12 @@ import sqlalchemy as sa
 
 from conductor.tasks.reconcile import MISSING_HERE, MISSING_THERE
 from models.catalogues import Customer
-from models.ledger import Change, Link
+from models.ledger import Change, Link, System
 from models.session import Database
 from subscribers.errors import Retry, SystemDown
 from subscribers.mapping.fields import Field
 from tests.support.fakes import TestHub
+from tests.support.records import rows
 
 CUSTOMER = Customer.__table__
 
@@ -137,6 +138,24 @@ def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted
     crm.fail(Retry("a lock"))
     task = work(hub, one)
     assert (task.done, task.message) == (5, "no drift; 1 could not be read")
+
+
+def test_a_system_that_fails_during_a_repair_counts_as_down(hub: TestHub) -> None:
+    drift_apart(hub)
+    crm = hub.systems["crm"]
+
+    def fail_second_fetch(kind: str, what: str) -> None:
+        if crm.calls.count(("fetch", "crm_1")) == 2:
+            crm.fail(SystemDown("503", after=30))
+
+    crm.on_call = fail_second_fetch
+    one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True)
+    hub.conductor.tasks.run_some()
+    crm.on_call = lambda kind, what: None
+    assert (hub.conductor.tasks.get(one).message, hub.conductor.tasks.get(one).done) == ("503", 0)
+    assert rows(hub, System, System.name == "crm")[0].down_since is not None
+    hub.clock.tick(60)
+    assert work(hub, one).failed == 4 and names(hub)[0] == "Theirs"
 
 
 def test_deletions_there_in_great_number_are_not_repaired_without_asking(hub: TestHub) -> None:
