@@ -13,6 +13,7 @@ from models.schema import migrate
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
 from tests.support import services
+from tests.support.database_pool import DatabasePool
 
 pytest.register_assert_rewrite("tests.subscribers.contract")
 
@@ -103,11 +104,11 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def migrated_postgres(postgres_server: str) -> Iterator[str]:
-    """Yield the name of a migrated PostgreSQL database to copy."""
-    with services.fresh_database(postgres_server) as url:
-        migrate(url)
-        yield url.rpartition("/")[2]
+def postgres_pool(postgres_server: str) -> Iterator[DatabasePool]:
+    """Yield the migrated PostgreSQL databases that the tests of this process use in turn."""
+    pool = DatabasePool(postgres_server)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.services)])
@@ -118,8 +119,8 @@ def migrated_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
         yield f"sqlite:///{path}"
         return
-    server, template = (request.getfixturevalue(name) for name in ("postgres_server", "migrated_postgres"))
-    with services.fresh_database(server, template, wait=False) as url:
+    pool: DatabasePool = request.getfixturevalue("postgres_pool")
+    with pool.lend() as url:
         yield url
 
 

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from tests.support import services
+from tests.support.database_pool import DatabasePool
 
 
 def test_a_database_url_is_fresh_and_works(database_url: str) -> None:
@@ -63,3 +64,34 @@ def test_a_missing_service_is_an_error_where_it_was_promised(monkeypatch: pytest
     monkeypatch.setenv(variable, "1")
     with pytest.raises(RuntimeError, match="no such thing"):
         services.missing("no such thing")
+
+
+def test_a_database_that_is_lent_again_is_as_the_migrations_leave_it(postgres_pool: DatabasePool) -> None:
+    with postgres_pool.lend() as url, psycopg.connect(_plain(url), autocommit=True) as connection:
+        connection.execute("INSERT INTO customer (name) VALUES ('Ada')")
+        assert connection.execute("SELECT count(*) FROM change").fetchone() == (1,)
+    with postgres_pool.lend() as again, psycopg.connect(_plain(again), autocommit=True) as connection:
+        assert again == url
+        assert connection.execute("SELECT count(*) FROM customer").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM change").fetchone() == (0,)
+        assert connection.execute("INSERT INTO customer (name) VALUES ('Ada') RETURNING id").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE extra (id int)",
+        "ALTER TABLE customer DISABLE TRIGGER ALL",
+        "ALTER TABLE customer ALTER COLUMN notes TYPE varchar",
+        "CREATE SCHEMA other",
+    ],
+)
+def test_a_database_with_another_schema_is_not_lent_again(postgres_pool: DatabasePool, statement: str) -> None:
+    with postgres_pool.lend() as url, psycopg.connect(_plain(url), autocommit=True) as connection:
+        connection.execute(statement)
+    with postgres_pool.lend() as again:
+        assert again != url
+
+
+def _plain(url: str) -> str:
+    return url.replace("postgresql+psycopg:", "postgresql:")

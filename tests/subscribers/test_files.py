@@ -279,7 +279,7 @@ def test_what_only_a_person_can_decide_is_a_dead_letter(start: Any, folder: Fold
     hub.conductor.sweep(everything=True)
     hub.run()
     with hub.conductor.database.read() as connection:
-        assert "several records here" in connection.execute(sa.select(DeadLetter.message)).scalar_one()
+        assert "several records in the database" in connection.execute(sa.select(DeadLetter.message)).scalar_one()
 
 
 # --- export ---------------------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> No
         hub.conductor.tasks.run_some()
         hub.conductor.sweep()
         hub.run()
-    assert hub.conductor.tasks.get(one).message == "0 sent, 2 were there already", "a change was under way"
+    assert hub.conductor.tasks.get(one).message == "0 sent, 2 existed already", "a change was under way"
     assert [path.name for path in (folder.top / "in").glob("*.csv")] == ["b.csv"], "it waits for the poll"
     poll(hub)
     assert customers(hub) == ["Ada", "Grace", "Emmy"]

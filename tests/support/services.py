@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -88,9 +88,14 @@ def fresh_database(server_url: str, template: str = "template1", *, wait: bool =
     try:
         yield urlsplit(server_url)._replace(scheme="postgresql+psycopg", path=f"/{name}").geturl()
     finally:
-        dropped = _dropper.submit(_connect_and_drop, server_url, name)
+        dropped = drop_later(server_url, name)
         if wait:
             dropped.result()
+
+
+def drop_later(server_url: str, name: str) -> Future[None]:
+    """Drop a database in the background; the process does not end before."""
+    return _dropper.submit(_connect_and_drop, server_url, name)
 
 
 def _connect_and_drop(server_url: str, name: str) -> None:
