@@ -83,7 +83,7 @@ class InboundApplier:
     # --- linked records -------------------------------------------------------------------------------
 
     def _apply_known(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch:
-        subscriber, external = incoming.subscriber, incoming.external
+        subscriber = incoming.subscriber
         if not (incoming.flat or incoming.newest):
             return NeedsFetch("the event carries no fields")
         if incoming.newest and link.lease_owner != incoming.token:
