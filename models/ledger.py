@@ -106,6 +106,8 @@ class Link(Base):
 
     #: The idempotency key of a create whose outcome is unknown.
     create_token: Mapped[str | None] = mapped_column(sa.String(64))
+    #: The create was done, but its answer had no id: it is never sent again.
+    created_without_id: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     #: Field -> value of a create or update that was sent; None again when its outcome is known.
     unconfirmed_write: Mapped[dict[str, Any] | None]
     #: The sibling fields (`fields`) that our last writes sent back unchanged within nested objects. An external edit

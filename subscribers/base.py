@@ -15,6 +15,8 @@ from subscribers.calls import one_by_one
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import Field
 from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.paths import MISSING, pick
+from subscribers.mapping.values import Flat, is_empty
 from subscribers.records import External, ExternalField, Item, Page, fields_of
 from subscribers.rules import Rules, check
 from subscribers.system import System
@@ -44,6 +46,9 @@ class Subscriber:
     archive_data: ClassVar[Mapping[str, Any]] = {}
     #: The number of records in one call of `bulk_*`; 1 for a system without bulk calls.
     bulk_size: ClassVar[int] = 1
+    #: Whether a record is read once after a write: `auto`, where the answer does not show what the system made of our
+    #: values; `always`; or `never`, for a system that stores values as they are sent.
+    read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
     #: Seconds between two polls for changes; None for a system that is not polled.
     poll_seconds: ClassVar[int | None] = None
 
@@ -138,6 +143,27 @@ class Subscriber:
         """Return the external record with our id, or another unique value; called before a create is retried."""
         return None
 
+    def find_matching(self, item: Item) -> list[External]:
+        """Return the external records with the item's match values; called where the system holds it already."""
+        return []
+
+    @property
+    def can_identify(self) -> bool:
+        """Whether `find` or `find_matching` can find a record that was created, and whose id is unknown."""
+        kind = type(self)
+        return kind.find is not Subscriber.find or kind.find_matching is not Subscriber.find_matching
+
+    def match_values(self, data: Mapping[str, Any]) -> Flat:
+        """Return the match values in nested external data, by path; nothing where one of them is empty."""
+        paths = [path for path in map(self.mapper.path_of, self.match_on) if path is not None]
+        values = {path: pick(data, path) for path in paths}
+        return {} if any(value is MISSING or is_empty(value) for value in values.values()) else values
+
+    def is_match(self, data: Mapping[str, Any], wanted: Flat) -> bool:
+        """Whether an external record has these match values, apart from case and surrounding blanks."""
+        values = self.match_values(data)
+        return bool(values) and all(_folded(values[path]) == _folded(value) for path, value in wanted.items())
+
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Yield pages of records that changed since a position (None: from the beginning), oldest first.
 
@@ -180,6 +206,10 @@ class Subscriber:
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
         """Delete these records and return an outcome for each, in order."""
         return one_by_one(self.delete, items, self.client.pace)
+
+
+def _folded(value: Any) -> Any:
+    return str(value).strip().casefold()
 
 
 def normalize_incoming(subscriber: Subscriber, external: External) -> External:

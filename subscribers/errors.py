@@ -127,6 +127,25 @@ class Reject(SyncError):
         self.fields = {clean(name): clean(text) for name, text in (fields or {}).items()}
 
 
+#: The code of a create that was done, while nothing says which record it made.
+CREATED_WITHOUT_ID = "created_without_id"
+
+
+class Unidentified(Retry):
+    """The system created the record, and its answer does not say which: it is searched for, and never created again."""
+
+    code = CREATED_WITHOUT_ID
+
+    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+        super().__init__(message, maybe_done=True, request_id=request_id)
+
+
+class Unidentifiable(Unidentified):
+    """The system created the record, and there is nothing to find it by: no mark of ours and no match fields."""
+
+    is_terminal = True
+
+
 class SystemDown(SyncError):
     """The system, not the record: a refused connection, 429, 503, a login that fails."""
 

@@ -8,6 +8,7 @@ keys of the same names in the file SYNCFLOW_SYSTEMS. Override a method for what 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,7 +22,8 @@ from requests.auth import AuthBase
 
 from settings import SettingsError
 from subscribers.base import Subscriber
-from subscribers.errors import BadSignature, BadWebhook, Retry
+from subscribers.errors import BadSignature, BadWebhook, Reject, Retry, SyncError, Unidentified
+from subscribers.http.answers import id_in, is_refusal, location_of, readable
 from subscribers.http.auth import ClientCredentials, HeaderAuth
 from subscribers.http.client import Http, Token, Url, iso_time, server_time
 from subscribers.http.failures import describe_error
@@ -136,10 +138,14 @@ class RestSystem(System):
             auth=self.login(),
             secret_headers=[self.auth_header if self.auth == "header" else "Authorization"],
             ca_bundle=options.ca_bundle or None,
-            describe=lambda response: describe_error(response, lambda body: search_json(self.errors_field, body)),
+            describe=self.describe,
         )
         #: Resource -> subscriber, which knows the place of a record's id.
         self.subscribers: dict[str, RestSubscriber] = {}
+
+    def describe(self, response: requests.Response) -> tuple[str, dict[str, str]]:
+        """Return (message, field -> message) of an error response."""
+        return describe_error(response, lambda body: search_json(self.errors_field, body))
 
     def login(self) -> AuthBase:
         """Return the authentication of every call."""
@@ -258,6 +264,10 @@ class RestSubscriber(Subscriber):
     record_id_field: ClassVar[str] = ""
     find_parameter: ClassVar[str] = ""
     find_value: ClassVar[RecordPath] = "{id}"
+    #: The parameters that filter a list by the match values: parameter -> value with `{field}` for the value of an
+    #: external field. Without them each match field is a parameter with its value.
+    match_parameters: ClassVar[Mapping[str, str]] = {}
+    read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
     #: The header for the idempotency key of a create; empty: none is sent.
     idempotency_header: ClassVar[str] = "Idempotency-Key"
 
@@ -299,23 +309,24 @@ class RestSubscriber(Subscriber):
         """Return the record with our id; None if there is none, or no field for the id."""
         if not self.record_id_field:
             return None
-        limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
         asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", item.record_id)}
-        step = _Step(self.list_path or self.path, {**limit, **asked})
-        for _ in range(_MAX_FIND_PAGES):
-            body, response = self.client.http.json("GET", step.url, params=step.parameters)
-            records = self._records(body, response)
-            for data in records:
-                # A system that ignores the parameter returns all records.
-                if str(data.get(self.record_id_field)) == item.record_id and not self._deleted(data):
-                    return self.external(data, at=self.time(search_json(self.updated_field, data)))
-            following = self._following(step, body, response, len(records), moved=True)
-            if following is None:
-                return None
-            step = following
-        raise Retry(
-            f"asked for one record, {self.path} lists {_MAX_FIND_PAGES} pages without it: is find_parameter right?"
-        )
+        return next((one for one in self._search(asked, "find_parameter") if one.record_id == item.record_id), None)
+
+    def find_matching(self, item: Item) -> list[External]:
+        """Return the records with the same match values: the list is filtered by `match_parameters`."""
+        wanted = self.match_values(item.data)
+        if not wanted:
+            return []
+        asked = {
+            parameter: re.sub(r"\{([^{}]+)\}", lambda named: str(wanted.get(named[1], named[0])), value)
+            for parameter, value in (self.match_parameters or {path: f"{{{path}}}" for path in wanted}).items()
+        }
+        return [one for one in self._search(asked, "match_parameters") if self.is_match(one.data, wanted)]
+
+    @property
+    def can_identify(self) -> bool:
+        """Whether a record whose create had no answer can be found: by our id, or by its match values."""
+        return bool(self.record_id_field or self.match_on)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Yield pages of the records that changed since a position, `{"since": a time as the system writes it}`."""
@@ -368,24 +379,64 @@ class RestSubscriber(Subscriber):
     # --- requests and pages -----------------------------------------------------------------------------
 
     def _address(self, template: str, external_id: str) -> str:
-        return (template or self.record_path or f"{self.path}/{{id}}").replace("{id}", quote(external_id, safe=""))
+        return self._record_template(template).replace("{id}", quote(external_id, safe=""))
+
+    def _record_template(self, template: str) -> str:
+        return template or self.record_path or f"{self.path}/{{id}}"
+
+    def _search(self, asked: Mapping[str, str], option: str) -> Iterator[External]:
+        """Yield the living records that a filtered list has; a system that ignores the filter lists all of them."""
+        limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
+        step = _Step(self.list_path or self.path, {**limit, **asked})
+        for _ in range(_MAX_FIND_PAGES):
+            body, response = self.client.http.json("GET", step.url, params=step.parameters)
+            records = self._records(body, response)
+            for data in records:
+                if not self._deleted(data):
+                    yield self.external(data, at=self.time(search_json(self.updated_field, data)))
+            following = self._following(step, body, response, len(records), moved=True)
+            if following is None:
+                return
+            step = following
+        raise Retry(f"asked for one record, {self.path} lists {_MAX_FIND_PAGES} pages without it: is {option} right?")
 
     def _write(self, method: str, path: str, data: Mapping[str, Any], item: Item, **options: Any) -> External:
         data = {**data, self.record_id_field: item.record_id} if self.record_id_field else dict(data)
         body = {self.body_field: data} if self.body_field else data
         response = self.client.http.call(method, path, json=body, **options)
-        if response.status_code == 204 and item.external_id is not None:
-            request_id = self.client.http.request_id(response)
-            return External(item.external_id, {}, at=server_time(response), request_id=request_id)
+        answer = readable(response)
+        if self._record_in(answer) is not None:
+            return self._answered(answer, response)
+        request_id = self.client.http.request_id(response)
+        if is_refusal(answer):
+            message, fields = self.client.describe(response)
+            raise Reject(f"{response.status_code}, but refused: {message}", fields=fields, request_id=request_id)
+        external_id = item.external_id or id_in(location_of(response) or "", self._record_template(self.read_path))
+        if external_id is not None:
+            return External(external_id, {}, at=server_time(response), request_id=request_id)
+        return self._created_at(response)
+
+    def _created_at(self, response: requests.Response) -> External:
+        """Return the record that a create made, from the address in its answer. Raises `Unidentified`."""
+        address = location_of(response)
+        message = f"created, but the answer has no {self.id_field!r}"
+        message += f", only Location {address}" if address else ""
         try:
-            return self._answered(response.json(), response)
-        except ValueError:
-            # The response may be cut off, so the outcome is unknown.
-            raise Retry(f"{method} was answered without readable JSON", maybe_done=True) from None
+            if (step := self._at(address, response)) is not None:
+                return self._answered(*self.client.http.json("GET", step.url))
+        except SyncError as error:
+            message += f" ({error})"
+        raise Unidentified(message, request_id=self.client.http.request_id(response))
+
+    def _record_in(self, body: Any) -> Mapping[str, Any] | None:
+        """Return the record in an answer for one record; None if it has none with an id."""
+        record = search_json(self.record_field, body)
+        found = isinstance(record, dict) and search_json(self.id_field, record) is not None
+        return record if found else None
 
     def _answered(self, body: Any, response: requests.Response) -> External:
-        record = search_json(self.record_field, body)
-        if not isinstance(record, dict) or search_json(self.id_field, record) is None:
+        record = self._record_in(body)
+        if record is None:
             raise Retry(f"the answer is not a record with {self.id_field!r}", maybe_done=True)
         external = self.external(record, at=self.time(search_json(self.updated_field, record)) or server_time(response))
         return replace(external, request_id=self.client.http.request_id(response))

@@ -35,6 +35,13 @@ REMEDIES = {
     "conflict": Remedy(
         SYSTEM, gettext_noop("The record's state in the system forbids this change. Correct it there, then retry.")
     ),
+    "created_without_id": Remedy(
+        SYSTEM,
+        gettext_noop(
+            "The system has created the record, but did not say its id. Set the field for our id or match_on, then "
+            "retry. It is not created again."
+        ),
+    ),
     "duplicate": Remedy(
         SYSTEM,
         gettext_noop("The system has another record with this value. Merge or correct the two there, then retry."),

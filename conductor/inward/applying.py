@@ -71,6 +71,7 @@ class InboundApplier:
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and matching.link_without_record(connection, incoming) is not None:
             return None
+        record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
             return None
@@ -172,6 +173,7 @@ class InboundApplier:
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and (link := matching.link_without_record(connection, incoming)) is not None:
             return self._owe_deletion(connection, incoming, link)
+        record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
             return self._link_and_merge(connection, incoming, record_id)

@@ -10,10 +10,10 @@ import sqlalchemy as sa
 from conductor.inward.incoming import Incoming
 from conductor.links.row import LinkRow, link_row
 from models.catalogues import Record
-from models.ledger import Link
+from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
-from subscribers.errors import Reject
-from subscribers.mapping.values import is_empty
+from subscribers.errors import CREATED_WITHOUT_ID, Reject
+from subscribers.mapping.values import is_empty, same
 
 
 def link_by_external_id(connection: sa.Connection, subscriber: Subscriber, external_id: str) -> LinkRow | None:
@@ -64,6 +64,19 @@ def claimed_record(connection: sa.Connection, incoming: Incoming) -> str | None:
     except (ValueError, OverflowError, sa.exc.DBAPIError):
         return None  # not one of our ids
     return record_id if exists else None
+
+
+def created_record(connection: sa.Connection, incoming: Incoming) -> str | None:
+    """Return the record whose create had no id in its answer, and sent the values that this external record has."""
+    name = incoming.subscriber.name()
+    waiting = sa.select(Link.record_id, Link.unconfirmed_write).join(DeadLetter, DeadLetter.link_id == Link.id)
+    letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.code == CREATED_WITHOUT_ID)
+    found = [
+        row.record_id
+        for row in connection.execute(waiting.where(*letters, Link.external_id.is_(None)))
+        if all(same(value, incoming.flat.get(path)) for path, value in (row.unconfirmed_write or {"": 0}).items())
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def link_without_record(connection: sa.Connection, incoming: Incoming) -> LinkRow | None:

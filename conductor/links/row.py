@@ -35,6 +35,7 @@ class LinkRow(NamedTuple):
     unlinked_at: datetime | None
     deleted_remotely: bool
     create_token: str | None
+    created_without_id: bool
     unconfirmed_write: Flat | None
     write_windows: Windows | None
     attempts: int

@@ -11,7 +11,7 @@ from conductor.links.relations import WaitsFor
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Plan
 from conductor.redaction import redact, reply_text
 from subscribers.base import Subscriber
-from subscribers.errors import SyncError
+from subscribers.errors import CREATED_WITHOUT_ID, SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import same
 
@@ -82,6 +82,7 @@ def _written_values(plan: Plan, mapper: Mapper | None, now: datetime, wrote: dat
         "synced_at": now,
         "unlinked_at": None,
         "deleted_remotely": False,
+        "created_without_id": False,
         "open_conflicts": len(plan.claim.conflicted),
     }
     if plan.outcome == "delivered":
@@ -99,7 +100,7 @@ def _agreed_base(plan: Plan, mapper: Mapper | None) -> state.Values:
     link = plan.claim.link
     not_ours = {**plan.claim.conflicted, **plan.claim.remote_sibling_edits}
     sent = plan.sent if plan.operation != "match" else set()
-    reply = mapper.flatten(plan.external.data) if mapper is not None and plan.external is not None else {}
+    reply = plan.reply(mapper) if mapper is not None else {}
     known = (link.remote_values or {}) if link.is_linked else {}
     remote_values = {p: v for p, v in known.items() if p not in sent or p in not_ours}
     remote_values |= {
@@ -116,6 +117,8 @@ def failed_values(plan: Plan, error: SyncError) -> state.Values:
     claim = plan.claim
     may_have_happened = plan.duration is not None and error.maybe_done
     values: state.Values = {}
+    if error.code == CREATED_WITHOUT_ID:
+        values["created_without_id"] = True
     if not claim.link.is_linked and not (may_have_happened and plan.operation == "create"):
         values["create_token"] = earlier_create_token(plan)
     if claim.written_ahead and not may_have_happened:

@@ -108,6 +108,8 @@ class Plan:
     called: bool = False
     #: Milliseconds of the call that writes it.
     duration: float | None = None
+    #: What `reply` was computed from, and the result.
+    _reply: tuple[External, Flat] | None = field(default=None, init=False, repr=False)
     #: What `sent` was computed from, and the result.
     _sent: tuple[tuple[Any, ...], set[str]] | None = field(default=None, init=False, repr=False)
 
@@ -150,6 +152,14 @@ class Plan:
     def was_answered(self) -> bool:
         """Whether the system answered the call, if only with an error."""
         return self.duration is not None and not (self.error is not None and self.error.unanswered)
+
+    def reply(self, mapper: Mapper) -> Flat:
+        """Return the mapped fields of the system's answer, flat."""
+        if self.external is None:
+            return {}
+        if self._reply is None or self._reply[0] is not self.external:
+            self._reply = self.external, mapper.flatten(self.external.data)
+        return self._reply[1]
 
     def finish(self, outcome: str, reason: str | None = None) -> None:
         """Set the outcome."""

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.links import in_doubt, leases, overwrites
+from conductor.outward import answers
 from conductor.outward.planning import (
     RECONCILABLE_COLUMNS,
     DeliveryBatch,
@@ -28,7 +29,7 @@ from conductor.outward.planning import (
 from conductor.systems.concurrency import ConcurrencyLimiter
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
-from subscribers.errors import Reject, Retry, SyncError, SystemDown
+from subscribers.errors import Reject, SyncError, SystemDown, Unidentified
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import nest
 from subscribers.mapping.values import same
@@ -95,10 +96,25 @@ class Sender:
                 outcomes = call_safely(call.method, call.items)
             seconds = time.perf_counter() - began
             self._seconds[subscriber.name()] = seconds / len(call.plans)
-            _take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
+            answers.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
+            self._complete_answers(subscriber, call.plans, batch)
             if (down := next((p.error for p in call.plans if p.error is not None and p.is_down), None)) is not None:
                 _fail_remaining(plans, down)
                 return
+
+    def _complete_answers(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
+        """Find records that were created without an id, and read what an answer does not show."""
+        for plan in plans:
+            if isinstance(plan.error, Unidentified) and self._renew_leases([plan], batch.token):
+                answers.identify_created(subscriber, plan)
+        if (mapper := batch.mapper) is None:
+            return
+        unseen = [plan for plan in plans if answers.is_unseen(subscriber, plan, mapper)]
+        if unseen and self._renew_leases(unseen, batch.token):
+            if subscriber.bulk_size > 1:
+                subscriber.client.pace()
+            with renewed_by(lambda: self._renew_leases(unseen, batch.token)):
+                answers.read_back(subscriber, unseen, mapper)
 
     def _renew_leases(self, plans: list[Plan], token: str) -> bool:
         """Renew the leases once half of their time is over; return False if another process took one over."""
@@ -205,32 +221,6 @@ def _calls(subscriber: Subscriber, plans: list[Plan]) -> Iterator[_Call]:
             yield _Call(cast("Callable[[list[Item]], list[Any]]", method), chosen[start : start + size])
 
 
-def _take_outcomes(subscriber: Subscriber, plans: list[Plan], outcomes: Any, milliseconds: float) -> None:
-    """Give each plan its outcome of a call; an error of the call is the outcome of all."""
-    if not isinstance(outcomes, SyncError) and len(outcomes) != len(plans):
-        outcomes = Retry(f"{len(outcomes)} outcomes for {len(plans)} records", maybe_done=True)
-    if isinstance(outcomes, SyncError):
-        outcomes = [outcomes] * len(plans)
-    for plan, outcome in zip(plans, outcomes, strict=True):
-        plan.called, plan.duration = True, milliseconds
-        if outcome is None and plan.operation == "create":
-            plan.fail(Retry("create returned no id", maybe_done=True))
-        elif isinstance(outcome, SyncError):
-            plan.fail(outcome)
-        else:
-            plan.external = outcome and _normalize_answer(subscriber, outcome)
-            plan.finish("delivered")
-
-
-def _normalize_answer(subscriber: Subscriber, external: External) -> External:
-    """Return the answer to a write as our fields. If `after_receive` fails, its id is used and its data are not."""
-    made = call_safely(normalize_incoming, subscriber, external)
-    if isinstance(made, SyncError):
-        logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
-        return replace(external, data={})
-    return cast("External", made)
-
-
 def _mark_lease_lost(plans: list[Plan]) -> None:
     for plan in plans:
         if plan.is_open:
@@ -272,6 +262,11 @@ def _find_unconfirmed_create(subscriber: Subscriber, plan: Plan, mapper: Mapper)
     if isinstance(found, SyncError):
         plan.fail(found)
         return
+    if found is None and plan.claim.link.created_without_id:
+        found = answers.find_created(subscriber, plan.item)
+        if isinstance(found, SyncError):
+            plan.fail(found)
+            return
     if found is None:
         if plan.operation == "delete":
             plan.finish("unchanged", "the record is deleted, and the system does not have it")

@@ -349,6 +349,7 @@ def upgrade() -> None:
         sa.Column("unlinked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deleted_remotely", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("create_token", sa.String(length=64), nullable=True),
+        sa.Column("created_without_id", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column(
             "unconfirmed_write",
             sa.JSON(none_as_null=True).with_variant(

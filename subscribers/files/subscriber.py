@@ -57,6 +57,7 @@ class FileSubscriber(Subscriber):
 
     system_class = FileSystem
     bulk_size = 1000
+    read_back = "never"  # an export holds what was written
 
     #: The folder's name below the system's.
     path: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]

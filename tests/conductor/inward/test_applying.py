@@ -75,6 +75,8 @@ def test_an_old_event_of_an_unknown_record_applies_its_current_state(database: D
 
 def test_a_write_without_a_remote_time_makes_no_event_newer(database: Database) -> None:
     class Silent(FakeSubscriber):
+        read_back = "never"
+
         def update(self, item: Item) -> None:
             super().update(item)
 

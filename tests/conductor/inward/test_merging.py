@@ -77,6 +77,7 @@ def test_an_unchanged_remote_value_is_no_edit_even_where_the_system_wins(databas
 
 def test_an_outward_field_of_a_normalizing_system_comes_to_rest(database: Database) -> None:
     class SilentTidy(FakeSubscriber):
+        read_back = "never"
         field_to_data = {"name": Field("name", direction="out")}
 
         def create(self, item: Item) -> External:

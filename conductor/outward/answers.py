@@ -1,0 +1,205 @@
+"""Answers: what a system made of a write, from its answer or, where that does not show it, from reading it once.
+
+A system may store another form of a value than was sent (lower case, rounded, shortened). Unless that form is known,
+the next poll shows it as an edit. And a create whose answer has no id must not be sent again: its record is found, or
+the dead letter says that it cannot be.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, cast
+
+import orjson
+
+from conductor.outward.planning import Plan
+from subscribers.base import Subscriber, normalize_incoming
+from subscribers.calls import call_safely
+from subscribers.errors import Retry, SyncError, Unidentifiable, Unidentified
+from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.values import is_empty, same
+from subscribers.records import External, Item
+
+logger = logging.getLogger(__name__)
+
+#: Clocks of HTTP answers tick in seconds, and the answer comes after the write: a later state was edited since.
+_TICK = timedelta(seconds=1)
+
+
+def take_outcomes(subscriber: Subscriber, plans: list[Plan], outcomes: Any, milliseconds: float) -> None:
+    """Give each plan its outcome of a call; an error of the call is the outcome of all."""
+    if isinstance(outcomes, SyncError):
+        outcomes = [outcomes] * len(plans)
+    for plan, outcome in zip(plans, _in_order(plans, list(outcomes)), strict=True):
+        plan.called, plan.duration = True, milliseconds
+        if outcome is None and plan.operation == "create":
+            plan.fail(Unidentified("create returned no id"))
+        elif isinstance(outcome, SyncError):
+            plan.fail(outcome)
+        else:
+            plan.external = outcome and _normalize(subscriber, outcome)
+            plan.finish("delivered")
+
+
+def _in_order(plans: list[Plan], outcomes: list[Any]) -> list[Any]:
+    """Return an outcome for each plan; in a list that is too short or in another order, each goes to whom it names.
+
+    A record that no outcome names is looked up before it is sent again.
+    """
+    of_record = {plan.claim.record_id: plan for plan in plans}
+    of_external = {plan.item.external_id: plan for plan in plans if plan.item is not None and plan.item.external_id}
+    named = [
+        (of_external.get(one.id) or of_record.get(one.record_id or "")) if isinstance(one, External) else None
+        for one in outcomes
+    ]
+    is_complete = len(outcomes) == len(plans)
+    if is_complete and all(plan is None or plan is own for plan, own in zip(named, plans, strict=True)):
+        return outcomes
+    found = {plan.claim.record_id: one for plan, one in zip(named, outcomes, strict=True) if plan is not None}
+    unnamed = Retry(f"none of the {len(outcomes)} outcomes for {len(plans)} records names this one", maybe_done=True)
+    return [found.get(plan.claim.record_id, unnamed) for plan in plans]
+
+
+def _normalize(subscriber: Subscriber, external: External) -> External:
+    """Return the answer to a write as our fields. If `after_receive` fails, its id is used and its data are not."""
+    made = call_safely(normalize_incoming, subscriber, external)
+    if isinstance(made, SyncError):
+        logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
+        return replace(external, data={})
+    return cast("External", made)
+
+
+# --- a create whose answer has no id ----------------------------------------------------------------------
+
+
+def find_created(subscriber: Subscriber, item: Item) -> External | SyncError:
+    """Return the record that a create has made: by our id, or by its match values."""
+    if not subscriber.can_identify:
+        return Unidentifiable(
+            f"{subscriber.system} has created it, and there is nothing to find its id by: "
+            "set a field for our id (record_id_field) or match_on, then retry"
+        )
+    found = call_safely(_find_created, subscriber, item)
+    if found is None:
+        return Unidentified(f"{subscriber.system} has created it, and it is not found there yet")
+    return cast("External | SyncError", found)
+
+
+def _find_created(subscriber: Subscriber, item: Item) -> External | None:
+    subscriber.client.pace()
+    found = subscriber.find(item)
+    if found is None:
+        # One that carries the id of another record is not this one.
+        matching = [one for one in subscriber.find_matching(item) if one.record_id in (None, item.record_id)]
+        found = matching[0] if len(matching) == 1 else None
+    return None if found is None else normalize_incoming(subscriber, found)
+
+
+def identify_created(subscriber: Subscriber, plan: Plan) -> None:
+    """Find the record of a create whose answer had no id; the plan fails where that is not possible."""
+    assert plan.item is not None
+    found = find_created(subscriber, plan.item)
+    if isinstance(found, External):
+        plan.error, plan.external = None, found
+        plan.finish("delivered", "the answer had no id; the record was found")
+    elif isinstance(found, Unidentified) and plan.error is not None:
+        plan.fail(type(found)(f"{plan.error}; {found}", request_id=plan.error.request_id).with_reply(plan.error.reply))
+
+
+# --- a write whose answer does not show what was stored ---------------------------------------------------
+
+
+def is_unseen(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
+    """Whether the record has to be read: the answer does not show what the system made of our values."""
+    wrote = plan.outcome == "delivered" and plan.operation in ("create", "update")
+    if not wrote or subscriber.read_back == "never" or type(subscriber).fetch is Subscriber.fetch:
+        return False
+    shown = plan.reply(mapper)
+    is_missing = any(path not in shown and not is_empty(plan.flat[path]) for path in plan.ours)
+    return subscriber.read_back == "always" or is_missing or _shows_former(plan, mapper)
+
+
+def read_back(subscriber: Subscriber, plans: list[Plan], mapper: Mapper) -> None:
+    """Read the records of these plans, and take what the system made of our values.
+
+    A record that cannot be read now keeps its answer: an edit or another form of it shows at the next poll.
+    """
+    ids = [plan.external.id if plan.external is not None else _linked_id(plan) for plan in plans]
+    found = call_safely(subscriber.bulk_fetch, ids)
+    if isinstance(found, SyncError) or len(found) != len(plans):
+        found = [found] * len(plans)
+    for plan, external_id, one in zip(plans, ids, found, strict=True):
+        normal = call_safely(normalize_incoming, subscriber, one) if isinstance(one, External) else one
+        if isinstance(normal, External) and normal.id == external_id:
+            _take_stored(plan, normal, mapper)
+        else:
+            logger.info("%s %s could not be read after it was written: %s", subscriber.name(), external_id, normal)
+
+
+def _linked_id(plan: Plan) -> str:
+    assert plan.item is not None
+    return plan.item.linked_id
+
+
+def _take_stored(plan: Plan, stored: External, mapper: Mapper) -> None:
+    answer = plan.external
+    answered_at = answer.at if answer is not None else None
+    if answered_at is not None and stored.at is not None and stored.at >= answered_at + _TICK:
+        return  # edited since: its event shows the edit
+    plan.external = replace(
+        stored,
+        at=stored.at or answered_at,
+        request_id=(answer.request_id if answer is not None else None) or stored.request_id,
+    )
+    if plan.operation == "update" and plan.differing and all(_is_former(plan, path, mapper) for path in plan.differing):
+        fields = ", ".join(plan.differing)
+        plan.outcome, plan.external = None, None
+        plan.fail(Retry(f"the write was accepted, but the record still has the former {fields}", maybe_done=True))
+
+
+def _shows_former(plan: Plan, mapper: Mapper) -> bool:
+    return plan.operation == "update" and any(_is_former(plan, path, mapper) for path in plan.differing)
+
+
+def _is_former(plan: Plan, path: str, mapper: Mapper) -> bool:
+    """Whether the system shows the value from before the write, which is no form of ours."""
+    base, shown = plan.claim.link.base or {}, plan.reply(mapper)
+    if path not in base or path not in shown or same(shown[path], plan.flat[path]):
+        return False
+    former = (plan.claim.link.remote_values or {}).get(path, base[path])
+    return same(shown[path], former) and not may_be_form(plan.flat[path], shown[path])
+
+
+def may_be_form(sent: Any, stored: Any) -> bool:
+    """Whether a system may have made `stored` of `sent`: by case, blanks, length, digits, precision or order."""
+    if isinstance(sent, list) and isinstance(stored, list):
+        return sorted(map(_json, sent)) == sorted(map(_json, stored))
+    one, other = _number(sent), _number(stored)
+    if one is not None and other is not None:
+        return abs(one - other) < 1
+    if isinstance(sent, str) and isinstance(stored, str):
+        ours, theirs = _letters(sent), _letters(stored)
+        return ours == theirs or bool(theirs and ours.startswith(theirs))
+    return False
+
+
+def _number(value: Any) -> Decimal | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() else None
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
+
+
+def _json(value: Any) -> bytes:
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)

@@ -1,0 +1,169 @@
+"""A REST system that answers, stores and refuses in ways that real ones do, and a hub over it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from conductor import Conductor, Policy
+from models.base import utcnow
+from models.session import Database
+from subscribers.rest import RestOptions, RestSubscriber, RestSystem
+from tests.support.fakes import RecordingPublisher, TestHub
+from tests.support.records import CUSTOMER
+
+Record = dict[str, Any]
+
+
+class AwkwardRest:
+    """Contacts below /contacts, one call after another.
+
+    `creates` and `updates` make the answer of a call from the record; `stores` changes a record before it is stored;
+    `unique` are fields without duplicates; `filters`: the list can be filtered by a field's value.
+    """
+
+    def __init__(self, httpserver: HTTPServer) -> None:
+        self.url = httpserver.url_for("")
+        self.store: dict[str, Record] = {}
+        self.calls: list[tuple[str, str]] = []
+        self.creates: Callable[[Record], Response] = lambda record: answer(record, 201)
+        self.updates: Callable[[Record], Response] = answer
+        self.stores: Callable[[Record], Record] = lambda record: record
+        self.refuses: Callable[[str, Record], Response | None] = lambda id, record: None
+        self.reads: Callable[[Record], Record] = lambda record: record
+        self.unique: Iterable[str] = ()
+        #: What is told about the record that holds a unique value already.
+        self.taken: Callable[[Record], Response] = lambda record: answer({"message": "exists already"}, 409)
+        self.filters = True
+        self._ids = 0
+        self._now = utcnow()
+        httpserver.expect_request("/contacts").respond_with_handler(self._list_or_create)
+        httpserver.expect_request(re.compile(r"^/contacts/[^/]+$")).respond_with_handler(self._one)
+
+    def now(self) -> str:
+        """Return a time later than all before."""
+        self._now = max(self._now + timedelta(microseconds=1), utcnow())
+        return self._now.isoformat()
+
+    def add(self, **values: Any) -> str:
+        """Create a record as a user of the system does, and return its id."""
+        self._ids += 1
+        record = {**values, "id": str(self._ids), "updated_at": self.now()}
+        self.store[record["id"]] = record
+        return str(record["id"])
+
+    def edit(self, id: str, **values: Any) -> None:
+        """Edit a record as a user of the system does."""
+        self.store[id] |= {**values, "updated_at": self.now()}
+
+    def methods(self) -> list[str]:
+        """Return the methods of the calls so far, without those for a list."""
+        return [method for method, path in self.calls if (method, path) != ("GET", "/contacts")]
+
+    def writes(self) -> list[str]:
+        """Return the methods of the calls that write."""
+        return [method for method, _ in self.calls if method != "GET"]
+
+    def _list_or_create(self, request: Request) -> Response:
+        self.calls.append((request.method, request.path))
+        if request.method == "POST":
+            return self._create(request.get_json())
+        filters = {k: v for k, v in request.args.items() if k not in ("limit", "updated_since")}
+        found = [
+            self.reads(record)
+            for record in sorted(self.store.values(), key=lambda one: one["updated_at"])
+            if record["updated_at"] >= request.args.get("updated_since", "")
+            and (not self.filters or all(str(record.get(name)) == value for name, value in filters.items()))
+        ]
+        return answer({"items": found, "next": None})
+
+    def _create(self, data: Record) -> Response:
+        if (refused := self.refuses("", data) or self._refuse_taken("", data)) is not None:
+            return refused
+        record = self.store[self.add(**self.stores(data))]
+        return self.creates(record)
+
+    def _one(self, request: Request) -> Response:
+        self.calls.append((request.method, request.path))
+        id = request.path.rpartition("/")[2]
+        if id not in self.store:
+            return answer({"message": "no such record"}, 404)
+        if request.method == "DELETE":
+            del self.store[id]
+            return Response(status=204)
+        if request.method != "GET":
+            changed = {**self.store[id], **request.get_json()}
+            if (refused := self.refuses(id, changed) or self._refuse_taken(id, changed)) is not None:
+                return refused
+            self.edit(id, **self.stores(request.get_json()))
+            return self.updates(self.store[id])
+        return answer(self.reads(self.store[id]))
+
+    def _refuse_taken(self, id: str, record: Record) -> Response | None:
+        for other in self.store.values():
+            if other["id"] != id and any(record.get(n) and other.get(n) == record.get(n) for n in self.unique):
+                return self.taken(other)
+        return None
+
+
+def answer(body: Any, status: int = 200, **headers: str) -> Response:
+    """Return a JSON answer."""
+    return Response(json.dumps(body), status, headers, content_type="application/json")
+
+
+class Contact(RestSubscriber):
+    """Customers in the awkward system."""
+
+    system, catalogue, path = "awkward", "customer", "/contacts"
+    idempotency_header = ""
+    field_to_data = {"name": "name", "email": "email", "phone": "phone", "notes": "note"}
+
+
+class RestHub(TestHub):
+    """A hub over one REST subscriber, driven step by step; its clock is ahead by what it waited."""
+
+    def __init__(
+        self, database: Database, system: AwkwardRest, *kinds: type[RestSubscriber], policy: Policy | None = None
+    ) -> None:
+        self.ahead = timedelta()
+        self.publisher = RecordingPublisher()
+        client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr("of-no-value")))
+        subscribers = {kind.name(): kind(client) for kind in kinds or (Contact,)}
+        chosen = policy or Policy(lease=60, stale=30, max_attempts=3, retry_min=2)
+        self.conductor = Conductor(database, subscribers, self.publisher, chosen, lambda: utcnow() + self.ahead)
+        self.conductor.prepare()
+
+    def wait(self, seconds: float = 1000) -> None:
+        """Let retries become due, and process them."""
+        self.ahead += timedelta(seconds=seconds)
+        self.conductor.sweep()
+        self.run()
+
+    def poll(self) -> None:
+        self.conductor.poll("awkward.customer")
+        self.run()
+
+    def reconcile(self) -> None:
+        """Compare all records with the system and repair what differs."""
+        task = self.conductor.tasks.start("reconcile", "ann", subscriber="awkward.customer", repair=True)
+        while self.conductor.tasks.get(task).state == "running":
+            self.conductor.tasks.run_some()
+            self.wait(2)
+
+    def remove(self, record_id: str) -> None:
+        """Delete a customer."""
+        with self.conductor.database.write() as connection:
+            connection.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id == int(record_id)))
+
+
+def kind(**options: Any) -> type[RestSubscriber]:
+    """Return a subscriber with these options."""
+    return type("Contact", (Contact,), options)
