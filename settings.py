@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     queue_type: str = Field("classic", pattern="^(classic|quorum)$")
     """The type of RabbitMQ's queues: `classic`, or `quorum` on a cluster."""
 
+    broker_timeout_seconds: float = Field(5.0, gt=0)
+    """How long RabbitMQ may take to answer a request before it counts as not responding."""
+
     rabbitmq_management_url: str = ""
     """The address of RabbitMQ's management plugin, such as `http://host:15672`. The panel links to it and reads the
     queues' figures there, with the login in this address or else that of `BROKER_URL`."""

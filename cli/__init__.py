@@ -37,7 +37,7 @@ class Command:
 
 COMMANDS = {
     "status": Command(
-        "report whether everything is in sync; the exit status is 1 if a system is down or failing",
+        "report whether everything is in sync; the exit status is 1 if a system is down or failing, or RabbitMQ is",
         operations.status,
         uses_running_demo=True,
     ),
@@ -77,7 +77,7 @@ COMMANDS = {
         uses_running_demo=True,
     ),
     "check": Command(
-        "check the login, permissions and mapped fields of a system",
+        "check RabbitMQ, and the login, permissions and mapped fields of a system",
         tasks.check,
         tasks.check_arguments,
         uses_running_demo=True,

@@ -8,12 +8,13 @@ import sys
 
 import sqlalchemy as sa
 
+from broker import BrokerUnreachable
 from conductor import DeadLetterFilter
 from models.ledger import System
 from models.session import Database
 from subscribers.errors import SyncError
 from subscribers.unknown_settings import unknown_settings
-from workers.runtime import build
+from workers.runtime import Runtime, build
 
 
 def operator() -> str:
@@ -22,14 +23,20 @@ def operator() -> str:
 
 
 def status(_arguments: argparse.Namespace) -> int:
-    """Print one line for each system and subscriber; the exit status is 1 if a system is down or failing."""
+    """Print one line for each system and subscriber, and for a broker that takes no messages.
+
+    The exit status is 1 if a system is down or failing, or the broker takes no messages.
+    """
     runtime = build()
     for words in unknown_settings():
         print(words, file=sys.stderr)
     overview = runtime.conductor.reports.overview()
     systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
+    broker = broker_error(runtime)
     runtime.close()
+    if broker is not None:
+        print(f"{'rabbitmq':<14} {broker.state:<8} {broker}")
     if not systems and not unconfigured:
         print("No external system is configured. See .env.example, or run ./syncflow demo")
     for system in systems:
@@ -42,7 +49,16 @@ def status(_arguments: argparse.Namespace) -> int:
         print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} incoming events")
     for name in unconfigured:
         print(f"{name:<14} off      the database has links to it, but it is not configured here")
-    return 1 if any(system.state in ("down", "failing") for system in systems) else 0
+    return 1 if broker is not None or any(system.state in ("down", "failing") for system in systems) else 0
+
+
+def broker_error(runtime: Runtime) -> BrokerUnreachable | None:
+    """Return why the broker takes no messages; None if it works."""
+    try:
+        runtime.broker.check()
+    except BrokerUnreachable as error:
+        return error
+    return None
 
 
 def _unconfigured(database: Database, known: set[str]) -> list[str]:

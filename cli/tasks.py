@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from tqdm import tqdm
 
-from cli.operations import operator
+from cli.operations import broker_error, operator
 from models.ledger import Process
 from workers.runtime import HEARTBEAT_SECONDS, Runtime, build
 
@@ -122,6 +122,9 @@ def check(arguments: argparse.Namespace) -> int:
     runtime = build()
     wrong = 0
     try:
+        if (broker := broker_error(runtime)) is not None:
+            print(f"rabbitmq\n  wrong {broker}")
+            wrong += 1
         systems = [arguments.system] if arguments.system else sorted(runtime.conductor.systems)
         if not systems:
             print("No external system is configured. See .env.example, or run ./syncflow demo")

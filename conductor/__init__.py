@@ -16,7 +16,7 @@ from conductor.mappings.preview import Effect, Preview
 from conductor.mappings.store import MappingConflict, MappingRefused
 from conductor.outward.routing import RELAY_BATCH
 from conductor.policy import Policy
-from conductor.publisher import Publisher, QueueReport, QueueState
+from conductor.publisher import Publisher, QueueReport, QueueState, QueuesUnavailable
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
 from conductor.redaction import MASK, safe_headers
 from conductor.reports import dead_letter_groups, pages, record_search, timeline
@@ -62,6 +62,7 @@ __all__ = [
     "Publisher",
     "QueueReport",
     "QueueState",
+    "QueuesUnavailable",
     "ReplayWindow",
     "Series",
     "SubscriberStatus",

@@ -33,7 +33,13 @@ class QueueReport:
     at: datetime | None = None
     queues: dict[str, QueueState] = field(default_factory=dict)
     error: str | None = None
+    #: The broker's state: ok, blocked (it accepts no messages), refused, unreachable or unknown.
+    state: str = "ok"
     note: str | None = None
+
+
+class QueuesUnavailable(Exception):
+    """The broker takes no messages, and nothing repeats this one."""
 
 
 class Publisher(Protocol):
@@ -48,8 +54,15 @@ class Publisher(Protocol):
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
         """Publish inbox rows of a system to be processed."""
 
+    def inbox_soon(self, system: str, inbox_ids: Sequence[int]) -> None:
+        """Publish inbox rows without waiting for the broker."""
+
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
-        """Publish a poll of this subscriber, `delay` seconds from now."""
+        """Publish a poll of this subscriber, `delay` seconds from now.
+
+        Raises:
+          QueuesUnavailable: it could not be published.
+        """
 
     def inbox_depth(self, system: str) -> int | None:
         """Return how many messages wait in the queue of a system's webhooks and polls; None if that is unknown."""

@@ -42,6 +42,9 @@ _BY_KEY = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_merge
 #: Attempts of a transaction that fails because of a deadlock or a serialization conflict.
 _TRANSACTION_ATTEMPTS = 5
 
+#: SQLSTATE read_only_sql_transaction: a standby, or a server that an operator made read-only.
+_READ_ONLY = "25006"
+
 _RETRYABLE_STATES = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_detected
 
 
@@ -152,6 +155,11 @@ def _dumps(value: Any) -> str:
 
 #: How JSON columns are written and read.
 _JSON: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads}
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Return whether a statement failed because the server accepts no writes."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY
 
 
 class Listener:

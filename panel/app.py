@@ -27,7 +27,7 @@ from settings import Settings
 
 #: Endpoints without a login. All others require one.
 PUBLIC = {
-    "static", "webhooks.receive", "health.healthz", "metrics.metrics", "security.login",
+    "static", "webhooks.receive", "health.healthz", "health.readyz", "metrics.metrics", "security.login",
     # The second step of a login, and OpenID Connect: each checks its own state.
     "security.two_factor_token_validation", "security.mf_recovery", "oidc.begin", "oidc.back",
 }  # fmt: skip
@@ -96,6 +96,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     app = Flask("panel", root_path=str(Path(__file__).parent))
     app.extensions["syncflow"] = conductor
     app.extensions["syncflow_overview"] = OverviewCache(conductor.reports.overview_version, conductor.reports.overview)
+    app.extensions["syncflow_readiness"] = health.Readiness(conductor.database)
     app.config.update(
         MAX_CONTENT_LENGTH=_LARGEST_FORM,
         MAX_FORM_MEMORY_SIZE=_LARGEST_FORM,

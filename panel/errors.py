@@ -14,6 +14,7 @@ from flask_wtf.csrf import CSRFError  # type: ignore[import-untyped]
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
+from conductor import QueuesUnavailable
 from i18n import gettext, gettext_noop
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ _WORDS = {
 }
 
 #: Endpoints whose callers are programs.
-_FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "metrics.metrics"}
+_FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "health.readyz", "metrics.metrics"}
 
 DATABASE_AWAY = gettext_noop("The database is not responding")
 
@@ -45,6 +46,7 @@ def init(app: Flask) -> None:
     app.register_error_handler(sa.exc.OperationalError, _database_away)
     app.register_error_handler(sa.exc.InterfaceError, _database_away)
     app.register_error_handler(sa.exc.TimeoutError, _database_away)
+    app.register_error_handler(QueuesUnavailable, _queues_away)
     app.register_error_handler(Exception, _unexpected)
 
 
@@ -82,6 +84,11 @@ def _database_away(error: Exception) -> tuple[Response | str, int]:
         "If this is a new installation, run ./syncflow migrate."
     )
     return answer(503, gettext(DATABASE_AWAY), words, error_id)
+
+
+def _queues_away(error: QueuesUnavailable) -> tuple[Response | str, int]:
+    title, words = gettext("RabbitMQ takes no messages"), gettext("Nothing was started. Try again later.")
+    return answer(503, title, f"{error}. {words}")
 
 
 def _unexpected(error: Exception) -> tuple[Response | str, int]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import requests
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 #: A report is read again when it is older than this.
 _MAX_AGE_SECONDS = 4.0
 
-#: How long the broker may take to answer, and how long a page waits for the first report.
+#: How long the management plugin may take to answer, and how long a page waits for the first report.
 _TIMEOUT_SECONDS = 3.0
 _FIRST_REPORT_SECONDS = 0.5
 
@@ -114,20 +114,30 @@ class Queues:
                 reading.start()
         if self._report is None and reading is not None:
             reading.join(_FIRST_REPORT_SECONDS)
-        return self._report or QueueReport(self._source, error="RabbitMQ has not answered yet")
+        return self._report or QueueReport(self._source, error="RabbitMQ has not answered yet", state="unknown")
 
     def _read(self) -> None:
         try:
             report = self._inspect()
         except BrokerUnreachable as error:
-            report = QueueReport(self._source, utcnow(), error=str(error))
+            report = QueueReport(self._source, utcnow(), error=str(error), state=error.state)
         except Exception as error:
             logger.exception("cannot read the queues")
-            report = QueueReport(self._source, utcnow(), error=f"cannot read the queues: {type(error).__name__}")
+            report = QueueReport(
+                self._source, utcnow(), error=f"cannot read the queues: {type(error).__name__}", state="unknown"
+            )
         with self._lock:
             self._report, self._read_at, self._reading = report, self.clock(), None
 
     def _inspect(self) -> QueueReport:
+        report = self._count()
+        try:
+            self.broker.probe()
+        except BrokerUnreachable as error:
+            return replace(report, error=str(error), state=error.state)
+        return report
+
+    def _count(self) -> QueueReport:
         note = None
         if self.management is not None:
             try:
@@ -138,7 +148,7 @@ class Queues:
             else:
                 queues = {name: state for name, state in found.items() if name in self.names}
                 return QueueReport("management", utcnow(), queues)
-        counts = self.broker.inspect_queues(self.names, _TIMEOUT_SECONDS)
+        counts = self.broker.inspect_queues(self.names)
         queues = {name: QueueState(name, ready, None, consumers) for name, (ready, consumers) in counts.items()}
         source = "memory" if isinstance(self.broker, LocalFanout) else "broker"
         return QueueReport(source, utcnow(), queues, note=note)

@@ -45,7 +45,7 @@ class TickScheduler(Scheduler):  # type: ignore[misc]
         """Send the tick."""
         try:
             super().send_actors(actors, now)
-        except (BrokerUnreachable, dramatiq.ConnectionClosed) as error:
+        except BrokerUnreachable as error:
             logger.warning("missed a tick, the next one starts all due jobs: %s", error)
 
     def run(self) -> None:

@@ -65,19 +65,12 @@ class Webhooks:
             stored = [store_event(self.context, connection, {**shared, **_event_values(*event)}) for event in events]
         new = [inbox_id for inbox_id in stored if inbox_id is not None]
         if new:
-            self._publish(system, new)
+            self.context.publisher.inbox_soon(system, new)  # not in this request: its sender waits
         return bool(new)
 
     def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
         """Return the (body, content type) that answers a stored webhook; None where a 2xx is enough."""
         return self.context.systems[system].acknowledgement(body)
-
-    def _publish(self, system: str, ids: list[int]) -> None:
-        try:
-            self.context.publisher.inbox(system, ids)
-        except Exception:
-            # The events are stored, so the sender must not get an error.
-            logger.warning("inbox rows of %s could not be published; the sweep will do it", system, exc_info=True)
 
     def _keep_refused(self, client: Client, body: bytes, headers: Mapping[str, str], error: Exception) -> None:
         """Count a refused webhook and keep a trace of it.

@@ -1,6 +1,203 @@
 """Brokers, databases and processes that failed: docs/explanation/field-faults.md, group C."""
 
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dramatiq
+import pika
+import pytest
+import sqlalchemy as sa
+from flask.testing import FlaskClient
+
+from broker import BrokerBlocked, BrokerUnreachable, OrjsonEncoder, RabbitmqFanout
+from cli import main
+from models.ledger import Inbox
+from models.session import Database
+from panel.app import create_app
+from settings import Settings, get_settings
+from simulators.certificates import ensure_certificates
+from tests.support.private_rabbitmq import Node, private_rabbitmq
+from tests.support.runtimes import Hub, add, until
+from workers.worker import wait_for_broker
+
+#: A fleet runs on PostgreSQL.
+fleet = pytest.mark.parametrize("migrated_url", ["postgresql"], indirect=True)
+
+#: Seconds that RabbitMQ may take to answer, short so that a test does not wait long.
+BROKER_SECONDS = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _encoder() -> Iterator[None]:
+    before = dramatiq.get_encoder()
+    dramatiq.set_encoder(OrjsonEncoder())
+    yield
+    dramatiq.set_encoder(before)
+
+
+@pytest.fixture(scope="module")
+def node(rabbitmq_server: str) -> Iterator[Node]:
+    """Yield a private RabbitMQ node that the tests of this file share."""
+    with private_rabbitmq("field") as running:
+        yield running
+
+
+@pytest.fixture
+def vhost(node: Node) -> Iterator[str]:
+    with node.vhost() as name:
+        yield name
+
+
+@pytest.fixture
+def connect(node: Node, vhost: str) -> Iterator[Callable[..., RabbitmqFanout]]:
+    """Yield a function that makes brokers on the vhost, with the queues of one subscriber."""
+    with ExitStack() as stack:
+
+        def make(url: str = "", queue_type: str = "classic", seconds: float = BROKER_SECONDS) -> RabbitmqFanout:
+            broker = RabbitmqFanout(url or node.url(vhost), queue_type, seconds)
+            broker.bind("crm.customer", "customer")
+            stack.callback(broker.close)
+            return broker
+
+        yield make
+
+
+@contextmanager
+def panel_of(hub: Hub) -> Iterator[FlaskClient]:
+    """Yield a client of the web application, as a probe or a system uses it."""
+    yield create_app(hub.conductor, Settings(_env_file=None, secret_key="k" * 32)).test_client()
+
+
+def bounded(work: Callable[[], Any], seconds: float) -> None:
+    """Check that this work raises BrokerUnreachable within so many seconds."""
+    began = time.monotonic()
+    with pytest.raises(BrokerUnreachable):
+        work()
+    assert time.monotonic() - began < seconds
+
+
 # C31: the broker blocks publishers
+
+
+@fleet
+def test_c31_a_webhook_is_answered_while_an_alarm_blocks_publishers(
+    node: Node, connect: Callable[..., RabbitmqFanout], database: Database
+) -> None:
+    hub = Hub(database, "crm", broker=connect())
+    hub.broker.ensure()
+    with hub.working(), hub.relaying(), panel_of(hub) as client:
+        with node.alarm("memory", "disk"):
+            for number in range(5):
+                assert (
+                    client.post("/webhooks/crm", data=f"e{number} c{number}", headers={"X-Fake": "signed"}).status_code
+                    == 202
+                )
+            until(lambda: client.get("/healthz").get_json()["broker"] == "blocked")
+            assert client.get("/healthz").status_code == 200
+            assert (client.get("/readyz").status_code, client.get("/readyz").get_json()["status"]) == (200, "ready")
+            report = hub.conductor.reports.queues()
+            assert (
+                report.error is not None and "low on disk & memory" in report.error and "crm.customer" in report.queues
+            )
+            add(hub.database, "Ada")
+            bounded(lambda: [hub.broker.publish_change("customer", ["1"]) for _ in range(3)], 5)
+            with pytest.raises(BrokerBlocked, match="accepts no messages: low on disk & memory"):
+                hub.broker.publish_change("customer", ["1"])
+        until(lambda: hub.held("crm") == ["Ada"])
+        waiting = sa.select(sa.func.count()).select_from(Inbox).where(Inbox.state == "waiting")
+        until(lambda: database_value(database, waiting) == 0)
+        until(lambda: client.get("/healthz").get_json()["broker"] == "ok")
+
+
+def database_value(database: Database, statement: Any) -> Any:
+    with database.read() as connection:
+        return connection.execute(statement).scalar_one()
+
+
+def test_c31_every_call_ends_while_the_broker_is_frozen(node: Node, connect: Callable[..., RabbitmqFanout]) -> None:
+    used, fresh = connect(), connect()
+    used.ensure()
+    used.publish_change("customer", ["1"])
+    used.seconds = fresh.seconds = used.connection.seconds = 0.2
+    used.address.socket_timeout = used.address.stack_timeout = 0.2
+    fresh.address.socket_timeout = fresh.address.stack_timeout = 0.2
+    with node.frozen():
+        for broker in (used, fresh):
+            message: dramatiq.Message[Any] = dramatiq.Message("crm.customer", "crm.customer", (), {}, {})
+            for work in (
+                lambda b=broker: b.publish_change("customer", ["2"]),
+                lambda b=broker, m=message: b.enqueue(m),
+                lambda b=broker: b.depth("crm.customer"),
+                broker.ensure,
+                broker.probe,
+                broker.check,
+                lambda b=broker: b.inspect_queues(["crm.customer"]),
+                lambda b=broker: b.consume("crm.customer"),
+            ):
+                bounded(work, 2)
+    later = connect()
+    later.publish_change("customer", ["3"])
+    assert later.depth("crm.customer") >= 2
+
+
+@fleet
+def test_c31_a_worker_stops_within_its_grace_time_while_the_broker_is_frozen(
+    node: Node, connect: Callable[..., RabbitmqFanout], database: Database
+) -> None:
+    hub = Hub(database, "crm", "shop", broker=connect())
+    hub.broker.ensure()
+    with ExitStack() as stack, hub.working() as pool:
+        add(hub.database, "Ada")
+        with hub.relaying():
+            until(lambda: hub.held("crm") == hub.held("shop") == ["Ada"])
+            stack.enter_context(node.frozen())
+            add(hub.database, "Bob")
+        began = time.monotonic()
+        pool.stop()
+        hub.broker.close()
+        assert time.monotonic() - began < 10
+
+
+def test_c31_a_full_queue_that_rejects_holds_up_no_other(
+    node: Node, vhost: str, connect: Callable[..., RabbitmqFanout], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = connect()
+    broker.bind("shop.customer", "customer")
+    broker.ensure()
+    node.put(
+        f"policies/{vhost}/full", pattern="^crm.customer$", definition={"max-length": 1, "overflow": "reject-publish"}
+    )
+    message: dramatiq.Message[Any] = dramatiq.Message("crm.customer", "crm.customer", (), {}, {})
+
+    def refused() -> bool:
+        broker.publish_change("customer", ["1"])  # raises nothing: the sweep repeats what was refused
+        broker.enqueue(message)
+        return "has reached the length limit" in caplog.text
+
+    until(refused)
+    before = broker.depth("shop.customer")
+    broker.publish_change("customer", ["2"])
+    assert broker.depth("shop.customer") == before + 1
+
+
+def test_c31_a_channel_that_was_closed_is_opened_again(node: Node, connect: Callable[..., RabbitmqFanout]) -> None:
+    broker = connect()
+    broker.ensure()
+    with pytest.raises(pika.exceptions.ChannelClosedByBroker):
+        broker.channel.queue_declare("no.such.queue", passive=True)
+    broker.publish_change("customer", ["1"])
+    assert broker.depth("crm.customer") == 1
+
 
 # C32: a database that became read-only
 
@@ -9,5 +206,155 @@
 # C34: a pooler in transaction mode
 
 # C35: a broker that refuses, in its own words
+
+
+def words_of(work: Callable[[], Any]) -> str:
+    """Return the error of this work."""
+    with pytest.raises(BrokerUnreachable) as caught:
+        work()
+    assert "guest:guest" not in str(caught.value) and "wrong-password" not in str(caught.value)
+    return f"{caught.value.state}: {caught.value}"
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_c35_a_queue_of_another_type(
+    node: Node, vhost: str, connect: Callable[..., RabbitmqFanout], queue_type: str
+) -> None:
+    connect(queue_type=queue_type).ensure()
+    other = connect(queue_type="quorum" if queue_type == "classic" else "classic")
+    for work in (other.ensure, other.check):
+        words = words_of(work)
+        assert words.startswith(f"refused: RabbitMQ at {node.host} refuses: PRECONDITION_FAILED - inequivalent arg")
+        assert "'crm.customer" in words and "set QUEUE_TYPE" in words
+
+
+def test_c35_an_exchange_of_another_type(node: Node, vhost: str, connect: Callable[..., RabbitmqFanout]) -> None:
+    node.put(f"exchanges/{vhost}/syncflow.changes", type="fanout", durable=True)
+    words = words_of(connect().ensure)
+    assert "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'syncflow.changes'" in words
+
+
+@pytest.mark.parametrize("missing", ["configure", "write", "read"])
+def test_c35_a_user_without_a_permission(
+    node: Node, vhost: str, connect: Callable[..., RabbitmqFanout], missing: str
+) -> None:
+    connect().ensure()
+    node.put("users/poor", password="poor", tags="")
+    node.put(f"permissions/{vhost}/poor", **{"configure": ".*", "write": ".*", "read": ".*", missing: "^$"})
+    broker = connect(node.url(vhost, login="poor:poor"))
+    words = words_of(broker.check)
+    assert (
+        words.startswith(f"refused: RabbitMQ at {node.host} refuses: ACCESS_REFUSED - ") and "set_permissions" in words
+    )
+    if missing == "write":
+        assert "ACCESS_REFUSED" in words_of(lambda: broker.publish_change("customer", ["1"]))
+    if missing == "read":
+        assert "ACCESS_REFUSED" in words_of(lambda: broker.consume("crm.customer"))
+
+
+def test_c35_a_wrong_password_and_a_missing_vhost(node: Node, connect: Callable[..., RabbitmqFanout]) -> None:
+    for url, words in (
+        (node.url(login="guest:wrong-password"), "refuses the login: ACCESS_REFUSED - Login was refused"),
+        (node.url("nowhere"), "refuses: NOT_ALLOWED - vhost nowhere not found"),
+    ):
+        broker = connect(url)
+        for work in (broker.ensure, broker.check, broker.probe, lambda b=broker: b.publish_change("customer", ["1"])):
+            assert words in words_of(work)
+
+
+def serve(answer: bytes | None, certificate: tuple[Path, Path] | None = None) -> int:
+    """Serve connections that answer these bytes and close, or nothing at all for None; return the port."""
+    server = socket.create_server(("127.0.0.1", 0))
+    kept: list[socket.socket] = []
+
+    def run() -> None:
+        while True:
+            connection, _ = server.accept()
+            kept.append(connection)
+            if certificate is not None:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(*certificate)
+                try:
+                    connection = context.wrap_socket(connection, server_side=True)
+                except OSError:
+                    continue
+            if answer is not None:
+                connection.recv(100)
+                connection.sendall(answer)
+                connection.close()
+
+    threading.Thread(target=run, daemon=True).start()
+    return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    made = ensure_certificates(tmp_path_factory.mktemp("certificates"))
+    return made.server, made.server_key
+
+
+@pytest.mark.parametrize(
+    ("scheme", "server", "words"),
+    [
+        ("amqp", "http", "refused: .* the port is not that of RabbitMQ, or needs TLS"),
+        ("amqp", "silent", "unreachable: .* it accepts connections, but does not respond"),
+        ("amqp", "closed", "unreachable: .* the connection is refused"),
+        ("amqp", "tls", "refused: .* the port is not that of RabbitMQ, or needs TLS .amqps://"),
+        ("amqps", "rabbitmq", "refused: .* the port does not use TLS: write amqp://"),
+        ("amqps", "http", "refused: .* the port does not use TLS"),
+        ("amqps", "tls", "refused: the certificate of .* is not accepted: .*; see"),
+    ],
+)
+def test_c35_a_port_that_is_not_the_one_of_rabbitmq(
+    node: Node,
+    connect: Callable[..., RabbitmqFanout],
+    certificate: tuple[Path, Path],
+    scheme: str,
+    server: str,
+    words: str,
+) -> None:
+    ports: dict[str, Callable[[], int]] = {
+        "http": lambda: serve(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        "silent": lambda: serve(None),
+        "closed": lambda: 1,
+        "tls": lambda: serve(b"", certificate),
+        "rabbitmq": lambda: int(node.host.partition(":")[2]),
+    }
+    broker = connect(f"{scheme}://guest:guest@127.0.0.1:{ports[server]()}/")
+    assert re.match(words, words_of(broker.ensure))
+
+
+def test_c35_status_and_check_say_what_rabbitmq_said(
+    node: Node,
+    migrated_sqlite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = shutil.copy(migrated_sqlite, tmp_path / "syncflow.db")
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{path}")
+    monkeypatch.setenv("BROKER_URL", node.url("nowhere"))
+    monkeypatch.setattr(dramatiq.broker, "global_broker", dramatiq.broker.global_broker)  # restored at the end
+    get_settings.cache_clear()
+    for command, line in (("status", "rabbitmq       refused  RabbitMQ at"), ("check", "  wrong RabbitMQ at")):
+        assert main([command]) == 1
+        said = capsys.readouterr().out
+        assert line in said and "vhost nowhere not found; check the virtual host in BROKER_URL" in said
+    get_settings.cache_clear()
+
+
+@fleet
+def test_c35_a_waiting_process_logs_the_reason(
+    node: Node, connect: Callable[..., RabbitmqFanout], database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub(database, "crm", broker=connect(node.url("nowhere")))
+    stop = threading.Event()
+    thread = threading.Thread(target=wait_for_broker, args=(hub.runtime, stop))
+    thread.start()
+    until(lambda: "NOT_ALLOWED - vhost nowhere not found; check the virtual host" in caplog.text)
+    stop.set()
+    thread.join()
+
 
 # C36: a parent that is killed

@@ -56,6 +56,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/change"): ("/change", {}, VIEW),
     ("POST", "/change"): ("/change", {"password": "wrong"}, VIEW),
     ("GET", "/healthz"): ("/healthz", {}, (200, 200, 200, 200)),
+    ("GET", "/readyz"): ("/readyz", {}, (200, 200, 200, 200)),
     ("GET", "/metrics"): ("/metrics", {}, (401, 200, 200, 200)),
     ("POST", "/webhooks/<system>"): ("/webhooks/nobody", {}, GONE),
     ("POST", "/webhooks/<system>/<secret>"): ("/webhooks/nobody/secret", {}, GONE),

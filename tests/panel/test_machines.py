@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from models.ledger import Inbox
+from models.ledger import Inbox, Process
 from panel.app import create_app
 from settings import Settings
 from tests.support.panel import Panel, open_panel, signature
@@ -57,10 +57,18 @@ def test_a_webhook_needs_no_session_and_sets_no_cookie(panel: Panel) -> None:
     assert "Set-Cookie" not in answer.headers
 
 
-def test_healthz_says_nothing_but_ok(panel: Panel) -> None:
+def test_healthz_says_that_the_process_lives_and_nothing_secret(panel: Panel) -> None:
     answer = panel.app.test_client().get("/healthz")
-    assert answer.get_json() == {"status": "ok"}
+    assert answer.get_json() == {"status": "ok", "broker": "ok"}
     assert "Set-Cookie" not in answer.headers
+
+
+def test_readyz_needs_no_login_and_leaves_nothing_behind(panel: Panel) -> None:
+    before = panel.rows(sa.select(Process.name))
+    answer = panel.app.test_client().get("/readyz")
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "broker": "ok"})
+    assert "Set-Cookie" not in answer.headers
+    assert panel.rows(sa.select(Process.name)) == before
 
 
 def test_metrics_count_what_the_ledger_says(sqlite_url: str) -> None:

@@ -207,6 +207,9 @@ class RecordingPublisher:
     def inbox(self, system: str, inbox_ids: Sequence[int]) -> None:
         self.published.append(("inbox", list(inbox_ids)))
 
+    def inbox_soon(self, system: str, inbox_ids: Sequence[int]) -> None:
+        self.inbox(system, inbox_ids)
+
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
         self.published.append((f"poll {subscriber}", []))
 

@@ -79,6 +79,9 @@ class Queue:
         for inbox_id in inbox_ids:
             self._put("inbox", [inbox_id])
 
+    def inbox_soon(self, system: str, inbox_ids: Sequence[int]) -> None:
+        self.inbox(system, inbox_ids)
+
     def poll(self, subscriber: str, delay: float = 0.0) -> None:
         self._put(f"poll {subscriber}", [])
 
