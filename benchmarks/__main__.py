@@ -11,7 +11,7 @@ from benchmarks.scale import Scale
 
 #: The benchmarks, in the order of a run; each is a module of this package with `run(rounds, scale) -> Result`.
 BENCHES: tuple[str, ...] = (
-    "steps",
+    "breakdown",
     "fanout",
     "latency",
     "calls",
@@ -20,7 +20,7 @@ BENCHES: tuple[str, ...] = (
     "inward",
     "memory",
     "panel",
-    "growth",
+    "volume",
 )
 
 
@@ -28,13 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the named benchmarks, or all; return 1 if one could not be run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of: {', '.join(BENCHES)}; all without a name")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds; medians are told (default 3)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="interleaved rounds; the figures are their medians (default 3)"
+    )
     less = parser.add_mutually_exclusive_group()
-    less.add_argument("--full", action="store_true", help="all of them with the counts of one that is named")
-    less.add_argument("--quick", action="store_true", help="small counts: to see that it runs, not how fast")
+    less.add_argument("--full", action="store_true", help="run all with the full counts, as one named benchmark does")
+    less.add_argument("--quick", action="store_true", help="small counts, to check that it runs, not how fast")
     chosen = parser.parse_args(arguments)
     if unknown := sorted(set(chosen.names) - set(BENCHES)):
-        parser.error(f"no benchmark is called {', '.join(unknown)}; there are: {', '.join(BENCHES)}")
+        parser.error(f"there is no benchmark {', '.join(unknown)}; known are: {', '.join(BENCHES)}")
     scale = Scale.QUICK if chosen.quick else Scale.FULL if chosen.names or chosen.full else Scale.SHORT
     rounds = 1 if chosen.quick else chosen.rounds
     for name in chosen.names or BENCHES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,9 +29,9 @@ PROCESSES = ("relay", "worker", "worker")
 #: The hub's patience, shortened: how long it waits between two calls is not counted here.
 PATIENCE = {"SWEEP_SECONDS": "0.5", "PROBE_MIN_SECONDS": "0.5", "PROBE_MAX_SECONDS": "1"}
 
-#: Seconds between two looks at the ledger, and until waiting is given up.
-_PAUSE = 0.05
-_PATIENCE = 300.0
+#: Seconds between two reads of the ledger, and until waiting times out.
+_PAUSE_SECONDS = 0.05
+_TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Counted:
-    """One of the demo's systems. `requests` are the methods and statuses of what it got since `forget`."""
+    """One of the demo's systems. `requests` returns the methods and statuses of the calls since `forget`."""
 
     name: str
     options: dict[str, Any]
@@ -54,7 +55,7 @@ class Counted:
     come_back: Callable[[], None]
 
     def environment(self) -> dict[str, str]:
-        """What the hub is told of it."""
+        """The settings with which the hub connects to it."""
         return {f"{self.name.upper()}_{option.upper()}": str(value) for option, value in self.options.items()}
 
     def calls(self) -> Calls:
@@ -80,9 +81,9 @@ def run(rounds: int, scale: Scale) -> Result:
     seen: dict[tuple[str, str], list[Calls]] = {}
     with Workbench() as bench, ExitStack() as stack:
         systems = [stack.enter_context(_salesforce()), stack.enter_context(_stripe())]
-        told = dict(pair for one in systems for pair in one.environment().items())
+        values = dict(pair for one in systems for pair in one.environment().items())
         for _ in range(rounds):
-            with bench.hub(systems=(), processes=PROCESSES, environment=PATIENCE | told) as hub:
+            with bench.hub(systems=(), processes=PROCESSES, environment=PATIENCE | values) as hub:
                 for case in _cases(hub, systems, records, often, edits):
                     cases[case.key] = case
                     _settle(hub)
@@ -131,7 +132,7 @@ def _cases(hub: Hub, systems: Sequence[Counted], records: int, often: int, edits
             one.go_down()
         edit(Customer.id == 1, notes="The first edit")
         for one in systems:
-            hub.wait_until(lambda one=one: one.calls().refused > 0, f"{one.name} was not called", _PATIENCE, _PAUSE)  # type: ignore[misc]
+            hub.wait_until(partial(_was_refused, one), f"{one.name} was not called", _TIMEOUT_SECONDS, _PAUSE_SECONDS)
         for turn in range(edits):
             for number in range(1, often + 1):
                 edit(Customer.id == number, notes=f"Edit {turn} of {number}")
@@ -146,6 +147,10 @@ def _cases(hub: Hub, systems: Sequence[Counted], records: int, often: int, edits
     yield Case("edited_while_down", what, edit_while_down, {"salesforce": 1, "stripe": often})
 
 
+def _was_refused(system: Counted) -> bool:
+    return system.calls().refused > 0
+
+
 def _settle(hub: Hub) -> None:
     """Wait until nothing is owed any more."""
     waiting = sa.select(sa.func.count()).select_from(Change).where(Change.relayed_at.is_(None))
@@ -155,7 +160,7 @@ def _settle(hub: Hub) -> None:
         with hub.database.read() as connection:
             return not (connection.execute(waiting).scalar_one() or connection.execute(owed).scalar_one())
 
-    hub.wait_until(settled, "some changes are still owed", _PATIENCE, _PAUSE)
+    hub.wait_until(settled, "some changes are still owed", _TIMEOUT_SECONDS, _PAUSE_SECONDS)
 
 
 # --- the systems ------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def run(rounds: int, scale: Scale) -> Result:
         for kind in ("sqlite", "postgresql"):
             with bench.database(kind) as url, _filled(url, rows) as database:
                 for name, (what, work) in zip(names, kinds.items(), strict=True):
-                    taken = interleaved(_contenders(database, rows, work), rounds)
+                    taken = interleaved(_candidates(database, rows, work), rounds)
                     without, with_them = (median(taken[which]) * 1000 for which in (WITHOUT, WITH))
                     ratio = with_them / without
                     table.append((kind, what, without, with_them, f"{ratio:.2f}"))
@@ -54,7 +54,7 @@ def run(rounds: int, scale: Scale) -> Result:
     return Result("capture", columns, table, figures, settings, [goal])
 
 
-def _contenders(database: Database, rows: int, work: Callable[[Database], None]) -> dict[str, Callable[[], float]]:
+def _candidates(database: Database, rows: int, work: Callable[[Database], None]) -> dict[str, Callable[[], float]]:
     def timed(captured: bool) -> float:
         _prepare(database, rows, captured)
         start = time.perf_counter()

@@ -6,7 +6,7 @@ import itertools
 import sys
 from collections.abc import Callable
 
-from benchmarks.contenders import HUB, HUB_BULK, STANDALONE, STANDALONE_BULK, VARIANTS, WRITERS, Entry, peers
+from benchmarks.candidates import HUB, HUB_BULK, STANDALONE, STANDALONE_BULK, VARIANTS, WRITERS, Entry, peers
 from benchmarks.hub import Workbench
 from benchmarks.report import Goal, Result, interleaved, median, postgres_settings
 from benchmarks.scale import Scale
@@ -15,16 +15,16 @@ from benchmarks.scale import Scale
 BURSTS = (1, 10, 1_000, 20_000)
 SHORT_BURSTS = (1, 10, 1_000, 5_000)
 QUICK_BURSTS = (1, 10, 100)
-#: This many once, in the last round, to whoever does more than so many deliveries per second: else it takes minutes.
-LARGE = 100_000
-LARGE_FROM = 4_000
+#: Changes of a burst that runs once, in the last round, for candidates with more than this many deliveries per second.
+LARGE_BURST = 100_000
+LARGE_BURST_MIN_RATE = 4_000
 #: Changes that are committed (published and confirmed) one by one; fewer for slow peers.
 STREAM = 2_000
 SHORT_STREAM = 300
 QUICK_STREAM = 20
 SLOW_STREAM = 300
 
-#: Contender -> the ratio aimed at, and what it is called.
+#: Candidate -> the target ratio.
 RATIOS = {
     "raw pika": 1.0,
     "raw pika, acks in batches": 1.0,
@@ -32,7 +32,7 @@ RATIOS = {
     "Dramatiq": 12.0,
 }
 
-#: Deliveries per second aimed at on SQLite.
+#: Target of deliveries per second on SQLite.
 SQLITE_AIM = 6_000
 
 _NOTES = (
@@ -40,8 +40,8 @@ _NOTES = (
     "programs, published and confirmed one by one. Deliveries are changes times three. The hub: one relay, two "
     "workers; `bulk systems` take 200 records a call, the others one. The peers: raw pika three consumers, an ack "
     "each or one for fifty; Celery prefork 2; Dramatiq 2 processes of 8 threads; FastStream 2 workers; nameko 2 "
-    "processes. The slow ones get no more than 1,000 changes at once: beyond that their rate stays. "
-    f"{LARGE:,} changes are tried once, by those that do more than {LARGE_FROM:,}/s at {BURSTS[-1]:,}.",
+    "processes. The slow ones get at most 1,000 changes in a burst: beyond that their rate stays the same. "
+    f"{LARGE_BURST:,} changes once, for candidates with more than {LARGE_BURST_MIN_RATE:,}/s at {BURSTS[-1]:,}.",
 )
 
 
@@ -54,10 +54,10 @@ def run(rounds: int, scale: Scale) -> Result:
         [HUB, STANDALONE, *others[1:]],
     )
     with Workbench() as bench:
-        contenders = {entry.name: _measure(bench, entry, rounds, scale) for entry in entries}
-        seen = interleaved(contenders, rounds)
+        candidates = {entry.name: _measure(bench, entry, rounds, scale) for entry in entries}
+        seen = interleaved(candidates, rounds)
         settings = postgres_settings(bench.postgres_server) | {"rounds": rounds, "subscribers": 3}
-    bursts = scale.of((*BURSTS, LARGE), SHORT_BURSTS, QUICK_BURSTS)
+    bursts = scale.of((*BURSTS, LARGE_BURST), SHORT_BURSTS, QUICK_BURSTS)
     columns = [*(f"{changes:,}" for changes in bursts), "stream"]
     figures = {
         name: {c: median(rates) for c in columns if (rates := [one[c] for one in found if c in one])}
@@ -75,19 +75,19 @@ def run(rounds: int, scale: Scale) -> Result:
 
 
 def _measure(bench: Workbench, entry: Entry, rounds: int, scale: Scale) -> Callable[[], dict[str, float]]:
-    """One round of one contender: column -> deliveries per second."""
+    """One round of one candidate: column -> deliveries per second."""
     turn = itertools.count(1)
     bursts, stream = scale.of(BURSTS, SHORT_BURSTS, QUICK_BURSTS), scale.of(STREAM, SHORT_STREAM, QUICK_STREAM)
     if not entry.quick:
         bursts, stream = bursts[:-1], min(stream, SLOW_STREAM)
 
     def measured() -> dict[str, float]:
-        with entry.start(bench) as contender:
-            found = {f"{changes:,}": contender.burst(changes) for changes in bursts}
-            found["stream"] = contender.stream(stream)
+        with entry.start(bench) as candidate:
+            found = {f"{changes:,}": candidate.burst(changes) for changes in bursts}
+            found["stream"] = candidate.stream(stream)
             last = next(turn) == rounds and scale is Scale.FULL
-            if last and found.get(f"{BURSTS[-1]:,}", 0.0) > LARGE_FROM:
-                found[f"{LARGE:,}"] = contender.burst(LARGE)
+            if last and found.get(f"{BURSTS[-1]:,}", 0.0) > LARGE_BURST_MIN_RATE:
+                found[f"{LARGE_BURST:,}"] = candidate.burst(LARGE_BURST)
         print(entry.name, {changes: round(rate) for changes, rate in found.items()}, file=sys.stderr)
         return found
 

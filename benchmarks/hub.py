@@ -1,6 +1,6 @@
 """The hub as run in production, with systems that only count: its processes, its database, its queues.
 
-A benchmark starts it with `Workbench.hub`, writes to its database like any program, and reads the sink.
+A benchmark starts it with `Workbench.hub`, writes to its database like any program, and reads the receiver.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import pika
 import sqlalchemy as sa
 
 from benchmarks import catalogue
-from benchmarks.sink import Counts, Sink, Stalled
-from benchmarks.systems import SinkOf
+from benchmarks.receiver import Counts, Receiver, Stalled
+from benchmarks.systems import ReceiverSystem
 from models.ledger import Process
 from models.schema import migrate
 from models.session import Database
@@ -34,14 +34,14 @@ from tests.support import services
 from workers.publisher import INBOX, LATER, TICK_QUEUE
 
 #: Three systems that accept one record per call, as most do, and three that accept many.
-SINGLE = (SinkOf("one"), SinkOf("two"), SinkOf("three"))
-BULK = tuple(SinkOf(system.name, bulk=200) for system in SINGLE)
+SINGLE = (ReceiverSystem("one"), ReceiverSystem("two"), ReceiverSystem("three"))
+BULK = tuple(ReceiverSystem(system.name, bulk=200) for system in SINGLE)
 
 #: The processes that deliver, on two cores: a relay and two workers. Panel and scheduler are not involved.
 FLEET = ("relay", "worker", "worker")
 
 #: The most seconds the processes may take to start.
-_START = 60.0
+_START_SECONDS = 60.0
 
 
 @dataclass
@@ -49,8 +49,8 @@ class Hub:
     """A running hub."""
 
     database: Database
-    sink: Sink
-    systems: Sequence[SinkOf]
+    receiver: Receiver
+    systems: Sequence[ReceiverSystem]
     folder: Path
     processes: list[tuple[str, subprocess.Popen[bytes]]] = field(default_factory=list)
     #: The id of the newest record.
@@ -67,13 +67,13 @@ class Hub:
         return ids, *catalogue.commit_new(self.database, ids)
 
     def wait(self, records: int) -> Counts:
-        """Wait until each system has received `records` records since the last `sink.reset()`.
+        """Wait until each system has received `records` records since the last `receiver.reset()`.
 
         Raises:
           Stalled: no more records arrive.
           RuntimeError: a process of the hub has exited.
         """
-        return self.sink.wait(records * len(self.systems), alive=self.check)
+        return self.receiver.wait(records * len(self.systems), alive=self.check)
 
     def wait_until(self, condition: Callable[[], bool], what: str, patience: float, pause: float) -> None:
         """Check the condition every `pause` seconds until it is true, for at most `patience` seconds.
@@ -97,7 +97,7 @@ class Hub:
 
 
 class Workbench:
-    """The databases, queues, sinks and hubs of a benchmark. Use it in a `with` block, which removes them at its end.
+    """The databases, queues, receivers and hubs of a benchmark. A `with` block removes them at its end.
 
     PostgreSQL and RabbitMQ are those of the tests (`make services`). The queues are in a separate vhost if this user
     may create one (or in that of BENCH_BROKER_URL).
@@ -155,20 +155,20 @@ class Workbench:
             file.unlink()
 
     @contextlib.contextmanager
-    def sink(self, subscribers: int = 3, ids: int = 200_000) -> Iterator[Sink]:
-        """Yield a sink, which also keeps the times of records with ids up to `ids`."""
-        sink = Sink.create(self.folder / f"{secrets.token_hex(4)}.sink", subscribers, ids)
+    def receiver(self, subscribers: int = 3, ids: int = 200_000) -> Iterator[Receiver]:
+        """Yield a receiver, which also keeps the times of records with ids up to `ids`."""
+        receiver = Receiver.create(self.folder / f"{secrets.token_hex(4)}.receiver", subscribers, ids)
         try:
-            yield sink
+            yield receiver
         finally:
-            sink.close()
-            sink.path.unlink()
+            receiver.close()
+            receiver.path.unlink()
 
     @contextlib.contextmanager
     def hub(
         self,
         kind: str = "postgresql",
-        systems: Sequence[SinkOf] = SINGLE,
+        systems: Sequence[ReceiverSystem] = SINGLE,
         *,
         processes: Sequence[str] | None = None,
         ids: int = 200_000,
@@ -181,18 +181,21 @@ class Workbench:
         The hub is ready: a first record, with id 1, has reached all systems and is no longer counted.
         """
         standalone = kind == "sqlite"
-        with contextlib.nullcontext(on) if on else self.database(kind) as url, self.sink(len(systems), ids) as sink:
+        with (
+            contextlib.nullcontext(on) if on else self.database(kind) as url,
+            self.receiver(len(systems), ids) as receiver,
+        ):
             broker = "memory://" if standalone else self.broker_url
-            told = _environment(url, broker, systems, sink, self.folder) | dict(environment or {})
+            values = _environment(url, broker, systems, receiver, self.folder) | dict(environment or {})
             database = Database(url)
-            hub = Hub(database, sink, systems, self.folder)
+            hub = Hub(database, receiver, systems, self.folder)
             try:
                 for process in processes or (("standalone",) if standalone else FLEET):
-                    hub.processes.append((process, self._start(process, told)))
+                    hub.processes.append((process, self._start(process, values)))
                 _await_processes(hub)
                 hub.commit_new(1)
                 hub.wait(1)
-                sink.reset()
+                receiver.reset()
                 yield hub
             finally:
                 for _, running in hub.processes:
@@ -223,9 +226,11 @@ def _prepare(url: str) -> None:
     migrate(url)
 
 
-def _environment(url: str, broker: str, systems: Sequence[SinkOf], sink: Sink, folder: Path) -> dict[str, str]:
+def _environment(
+    url: str, broker: str, systems: Sequence[ReceiverSystem], receiver: Receiver, folder: Path
+) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR")}
-    told = {
+    values = {
         "DATABASE_URL": url,
         "BROKER_URL": broker,
         "SECRET_KEY": secrets.token_hex(32),
@@ -235,13 +240,13 @@ def _environment(url: str, broker: str, systems: Sequence[SinkOf], sink: Sink, f
         "BENCH_SYSTEMS": ",".join(system.name for system in systems),
     }
     for number, system in enumerate(systems):
-        told |= system.environment(sink.path, number)
-    return kept | told
+        values |= system.environment(receiver.path, number)
+    return kept | values
 
 
 def _await_processes(hub: Hub) -> None:
     """Wait until each process has reported that it is alive."""
-    deadline = time.monotonic() + _START
+    deadline = time.monotonic() + _START_SECONDS
     alive = sa.select(sa.func.count()).select_from(Process)
     while True:
         hub.check()
@@ -253,7 +258,7 @@ def _await_processes(hub: Hub) -> None:
         time.sleep(0.02)
 
 
-def _delete_queues(url: str, systems: Sequence[SinkOf]) -> None:
+def _delete_queues(url: str, systems: Sequence[ReceiverSystem]) -> None:
     names = [TICK_QUEUE]
     for system in systems:
         queue = f"{system.name}.{catalogue.TABLE.name}"

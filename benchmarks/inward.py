@@ -21,10 +21,10 @@ from pydantic import SecretStr
 
 from benchmarks import catalogue
 from benchmarks.hub import Hub, Workbench
+from benchmarks.receiver import Stalled
 from benchmarks.records import MAPPING, make, mapped
 from benchmarks.report import Goal, Result, median, percentile, postgres_settings
 from benchmarks.scale import Scale
-from benchmarks.sink import Stalled
 from broker import LocalFanout
 from conductor import Conductor
 from models.catalogues import Customer
@@ -37,33 +37,33 @@ from subscribers.system import Options, System
 from tests.chaos.fleet import free_port
 from workers.publisher import DramatiqPublisher
 
-#: Webhooks of one round at leisure and beside deliveries, and of a burst; pages of a poll.
+#: Webhooks of one round, idle and during deliveries; webhooks of a burst; pages of a poll.
 COUNTS = (2_000, 10_000, 20)
 SHORT_COUNTS = (400, 2_000, 10)
 QUICK_COUNTS = (40, 60, 2)
 
-#: Records on a page of a poll, as Stripe has it.
-PAGE = 100
+#: Records on a page of a poll, as with Stripe.
+PAGE_RECORDS = 100
 
 #: Connections that the sender keeps open; each sends one request after the other.
 CONNECTIONS = 8
 
-#: One webhook of a burst in so many is sent twice, as systems do that had no answer in time.
-TWICE = 20
+#: Every 20th webhook of a burst is sent twice, as systems do after a timeout.
+DUPLICATE_EVERY = 20
 
-#: Records a commit, and how many may be under way, while deliveries run.
-_LOT = 500
-_UNDER_WAY = 3_000
+#: Records in a commit, and the limit of pending deliveries, while deliveries run.
+_BATCH_RECORDS = 500
+_PENDING_DELIVERIES = 3_000
 
 PROCESSES = ("relay", "worker", "worker", "web")
 HOST = "127.0.0.1"
 SECRET = "whsec_bench"
 
-#: When everything begins, by the clock of the systems.
+#: The start of all events, by the clock of the systems.
 START = datetime.now(UTC) - timedelta(days=1)
 
-#: Seconds until waiting is given up.
-_PATIENCE = 600.0
+#: Seconds until waiting times out.
+_TIMEOUT_SECONDS = 600.0
 
 
 def run(rounds: int, scale: Scale) -> Result:
@@ -92,7 +92,7 @@ def run(rounds: int, scale: Scale) -> Result:
         [
             *((WORDS[name], one["accepted_per_s"], one["p50_ms"], one["p99_ms"], one["applied_per_s"])
               for name, one in medians.items()),
-            *((f"pages of {PAGE} polled records, {name}", rate, "", "", rate * PAGE)
+            *((f"pages of {PAGE_RECORDS} polled records, {name}", rate, "", "", rate * PAGE_RECORDS)
               for name, rate in pages_per_s.items()),
         ],
         {**medians, "pages_per_s": pages_per_s},
@@ -117,14 +117,14 @@ WORDS = {
 
 
 class Sender:
-    """Somebody who sends signed events of Stripe: each time, other customers' names have changed there."""
+    """Sends signed Stripe events; each call changes the names of other customers."""
 
     def __init__(self, hub: Hub, port: int) -> None:
         self.hub, self.port = hub, port
         self.turns = self.sent = 0
 
     def acquaint(self, customers: int) -> None:
-        """Link so many customers, as a poll would: an event of one that is not known has to be fetched."""
+        """Link this number of customers, as a poll would; an event of an unlinked customer needs a fetch."""
         client = Stripe("stripe", StripeOptions(api_key=SecretStr("sk_test_bench")))
         subscriber = _StripePages(client)
         subscriber.pages = [
@@ -137,14 +137,14 @@ class Sender:
             raise RuntimeError("the customers could not be linked")
 
     def send(self, count: int) -> dict[str, float]:
-        """Send so many events: how many were accepted a second, and milliseconds until each was answered."""
+        """Send this number of events; return the accepted events per second, and the milliseconds until each answer."""
         return self._send(self._events(count))
 
     def burst(self, count: int) -> dict[str, float]:
         """The same, some of them twice; and how many of the events had no effect, or more than one."""
         events = self._events(count)
         effects = self._effects()
-        found = self._send(events, repeated=events[::TWICE])
+        found = self._send(events, repeated=events[::DUPLICATE_EVERY])
         arrived = self._count(
             sa.select(sa.func.count()).select_from(Customer).where(Customer.name.endswith(f" {self.turns}"))
         )
@@ -194,7 +194,7 @@ class Sender:
         return self._count(sa.select(sa.func.count()).select_from(Inbox).where(Inbox.state == "done"))
 
     def _await_applied(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while (done := self._done()) < self.sent:
             self.hub.check()
             if time.monotonic() > deadline:
@@ -207,8 +207,8 @@ class Sender:
 
 
 def _customer(number: int, turn: int = 0) -> dict[str, Any]:
-    told = mapped(make(number)) | {"name": f"Customer Number {number} {turn}"}
-    return {"id": f"cus_{number:014d}", "object": "customer", "metadata": {}, "livemode": False} | told
+    values = mapped(make(number)) | {"name": f"Customer Number {number} {turn}"}
+    return {"id": f"cus_{number:014d}", "object": "customer", "metadata": {}, "livemode": False} | values
 
 
 def _event(number: int, turn: int) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def _time(turn: int) -> datetime:
 
 
 def _lots(numbers: Sequence[int]) -> list[Sequence[int]]:
-    return [numbers[start : start + PAGE] for start in range(0, len(numbers), PAGE)]
+    return [numbers[start : start + PAGE_RECORDS] for start in range(0, len(numbers), PAGE_RECORDS)]
 
 
 def _signature(body: bytes) -> str:
@@ -240,14 +240,14 @@ def _signature(body: bytes) -> str:
 def web_hub(bench: Workbench, processes: Sequence[str]) -> Iterator[tuple[Hub, Sender]]:
     """A hub with a web process, to which Stripe may send."""
     port = free_port()
-    told = {
+    values = {
         "PORT": str(port),
         "STRIPE_API_KEY": "sk_test_bench",
-        "STRIPE_API_BASE": f"http://{HOST}:{free_port()}",  # nobody is there: nothing may have to be fetched
+        "STRIPE_API_BASE": f"http://{HOST}:{free_port()}",  # no server listens here: no fetch is expected
         "STRIPE_WEBHOOK_SECRET": SECRET,
     }
-    with bench.hub(processes=processes, environment=told) as hub:
-        deadline = time.monotonic() + _PATIENCE
+    with bench.hub(processes=processes, environment=values) as hub:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
         while True:
             try:
                 with urllib.request.urlopen(f"http://{HOST}:{port}/healthz", timeout=10) as answer:
@@ -265,14 +265,14 @@ def web_hub(bench: Workbench, processes: Sequence[str]) -> Iterator[tuple[Hub, S
 def _deliveries(hub: Hub) -> Iterator[None]:
     """Meanwhile records change and go to three systems, as fast as they can."""
     stop, written = threading.Event(), 0
-    hub.sink.reset()
+    hub.receiver.reset()
 
     def write() -> None:
         nonlocal written
         while not stop.is_set():
-            if written * len(hub.systems) - hub.sink.read().records < _UNDER_WAY:
-                hub.commit_new(_LOT)
-                written += _LOT
+            if written * len(hub.systems) - hub.receiver.read().records < _PENDING_DELIVERIES:
+                hub.commit_new(_BATCH_RECORDS)
+                written += _BATCH_RECORDS
             else:
                 stop.wait(0.01)
 
@@ -323,7 +323,7 @@ def _polls(bench: Workbench, kind: str, count: int) -> dict[str, float]:
         for turn, (what, changes) in enumerate(turns.items()):
             subscriber.pages = [
                 Page([External(f"p-{n}", mapped(make(n)) | changes, at=_time(turn)) for n in lot], {})
-                for lot in _lots(range(count * PAGE))
+                for lot in _lots(range(count * PAGE_RECORDS))
             ]
             began = time.monotonic()
             conductor.poll(subscriber.name())

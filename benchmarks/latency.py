@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.contenders import HUB, STANDALONE, VARIANTS, Entry, peers
+from benchmarks.candidates import HUB, STANDALONE, VARIANTS, Entry, peers
 from benchmarks.hub import Workbench
 from benchmarks.report import Goal, Result, interleaved, median, percentile, postgres_settings
 from benchmarks.scale import Scale
@@ -68,10 +68,10 @@ def _measure(bench: Workbench, entry: Entry, scale: Scale) -> Callable[[], Found
     seconds = scale.of(SECONDS, SHORT_SECONDS, QUICK_SECONDS)[entry not in (HUB, STANDALONE)]
 
     def measured() -> Found:
-        with entry.start(bench) as contender:
+        with entry.start(bench) as candidate:
             return {
-                "idle": contender.latencies(idle, IDLE_PAUSE_MS),
-                "load": contender.latencies(round(seconds * 1000 / LOAD_PAUSE_MS), LOAD_PAUSE_MS),
+                "idle": candidate.latencies(idle, IDLE_PAUSE_MS),
+                "load": candidate.latencies(round(seconds * 1000 / LOAD_PAUSE_MS), LOAD_PAUSE_MS),
             }
 
     return measured

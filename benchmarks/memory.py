@@ -1,4 +1,4 @@
-"""Memory of each process: at rest, at work, and with a large backlog that it must not hold."""
+"""Memory of each process: idle, under load, and with a large backlog that it must not keep in memory."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from benchmarks.hub import Hub, Workbench
 from benchmarks.inward import Sender, web_hub
 from benchmarks.report import Goal, Result, postgres_settings
 from benchmarks.scale import Scale
-from benchmarks.systems import SinkOf
+from benchmarks.systems import ReceiverSystem
 from models.ledger import Change
 
-#: Records that go to three systems, webhooks that come in, and changes that a system is owed which takes its time.
+#: Records for three systems, received webhooks, and pending changes of a slow system.
 COUNTS = (20_000, 1_000, 500_000)
 SHORT_COUNTS = (20_000, 500, 100_000)
 QUICK_COUNTS = (200, 20, 1_000)
 
 #: Records a commit of the backlog.
-_LOT = 5_000
+_BATCH_RECORDS = 5_000
 
 FLEET = ("relay", "worker", "scheduler", "web")
-#: A call takes so long that hardly any of the backlog goes.
-SLOW = SinkOf("slow", delay_ms=2_000.0)
+#: Calls of the slow system take this long, so that the backlog hardly shrinks.
+SLOW = ReceiverSystem("slow", delay_ms=2_000.0)
 
 #: Process -> megabytes it may take.
 AIMS = {"relay": 80, "worker": 120, "standalone": 200}
 #: How much a backlog may add to what a process takes at work, to be called flat.
-FLAT = 1.1
+AIM_RATIO = 1.1
 
-#: Seconds between two samples, of rest before the first, and until waiting is given up.
-_PAUSE = 0.2
-_REST = 3.0
-_PATIENCE = 1800.0
+#: Seconds between two samples, of rest before the first, and until waiting times out.
+_PAUSE_SECONDS = 0.2
+_REST_SECONDS = 3.0
+_TIMEOUT_SECONDS = 1800.0
 
 IDLE = "idle"
 LOAD = "under load"
@@ -95,7 +95,9 @@ def _result(seen: dict[str, dict[str, Taken]], settings: dict[str, Any]) -> Resu
         most = max(one.pss for one in seen[process].values())
         goals.append(Goal(f"{process}, most of all", f"<= {aim} MB", f"{most:.0f} MB", most <= aim))
         ratio = seen[process][OWED].pss / seen[process][LOAD].pss
-        goals.append(Goal(f"{process}, backlog against load", f"<= {FLAT} x", f"{ratio:.2f} x", ratio <= FLAT))
+        goals.append(
+            Goal(f"{process}, backlog against load", f"<= {AIM_RATIO} x", f"{ratio:.2f} x", ratio <= AIM_RATIO)
+        )
     return Result(
         "memory",
         ("PSS (RSS), MB", *states),
@@ -113,11 +115,11 @@ def _result(seen: dict[str, dict[str, Taken]], settings: dict[str, Any]) -> Resu
     )
 
 
-# --- what they do -------------------------------------------------------------------------------------
+# --- the load -------------------------------------------------------------------------------------
 
 
 def _at_rest(hub: Hub) -> dict[str, Taken]:
-    time.sleep(_REST)  # what started with the process has its say: first sweep, first heartbeat
+    time.sleep(_REST_SECONDS)  # what started with the process has its say: first sweep, first heartbeat
     return _sample(hub)
 
 
@@ -129,7 +131,7 @@ def _deliver(hub: Hub, records: int, sender: Sender | None = None, webhooks: int
 
 
 def _owed(hub: Hub, backlog: int) -> dict[str, Taken]:
-    """The most that the processes take while so many changes pile up, and when all of them are routed."""
+    """Return the peak memory of the processes while the backlog grows, and after all of it is routed."""
     waiting = sa.select(sa.func.count()).select_from(Change).where(Change.relayed_at.is_(None))
 
     def routed() -> bool:
@@ -137,14 +139,14 @@ def _owed(hub: Hub, backlog: int) -> dict[str, Taken]:
             return not connection.execute(waiting).scalar_one()
 
     with _watched(hub) as most:
-        for start in range(0, backlog, _LOT):
-            hub.commit_new(min(_LOT, backlog - start))
-        hub.wait_until(routed, "the relay does not come to an end", _PATIENCE, _PAUSE)
-        time.sleep(_REST)
+        for start in range(0, backlog, _BATCH_RECORDS):
+            hub.commit_new(min(_BATCH_RECORDS, backlog - start))
+        hub.wait_until(routed, "the relay does not come to an end", _TIMEOUT_SECONDS, _PAUSE_SECONDS)
+        time.sleep(_REST_SECONDS)
     return most
 
 
-# --- looking --------------------------------------------------------------------------------------------
+# --- sampling --------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -154,7 +156,7 @@ def _watched(hub: Hub) -> Iterator[dict[str, Taken]]:
     stop = threading.Event()
 
     def look() -> None:
-        while not stop.wait(_PAUSE):
+        while not stop.wait(_PAUSE_SECONDS):
             for process, taken in _sample(hub).items():
                 most[process] = taken.most(most.get(process, taken))
 

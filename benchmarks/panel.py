@@ -36,19 +36,19 @@ from settings import Settings
 
 AIM_MS = 100
 #: Seconds between two questions of an open page, as the panel's pages are served.
-INTERVAL = 5
+INTERVAL_SECONDS = 5
 #: What one open page may cost of a core.
 AIM_SHARE = 0.01
 
 #: Requests of one page in each round.
-_EACH = 3
+_REQUESTS_PER_ROUND = 3
 _POLLS = 100
 _OVERVIEW = "/"
 _CHART = "/throughput.json?range=6h"
 _PERSON = "bench@example.com"
 _PASSWORD = "a long enough password"
 
-#: Its first row is one of millions that no index serves: it comes when the rows after it are read. No page waits so.
+#: No index serves this page's first row among millions, so the rows after it are read. No real page does this.
 _WHOLE_HISTORY = "deliveries, download a rare outcome"
 
 #: Of the login, files, and what machines send: no pages.
@@ -76,7 +76,7 @@ class Site:
 
 
 def run(rounds: int, scale: Scale) -> Result:
-    """Ask for each page of both databases in turn; then keep one overview open over each."""
+    """Request each page on both databases in turn; then poll one overview on each."""
     size, is_quick = scale.of(FULL, SHORT, QUICK), scale is Scale.QUICK
     with ExitStack() as stack:
         databases = {kind: stack.enter_context(seeded(kind, size, keep=not is_quick)) for kind in KINDS}
@@ -85,12 +85,12 @@ def run(rounds: int, scale: Scale) -> Result:
         sites = {kind: _site(database) for kind, database in databases.items()}
         pages = {kind: _pages(database, size) for kind, database in databases.items()}
         _check_none_is_missing(sites["sqlite"].app, pages["sqlite"].values())
-        contenders = {
+        candidates = {
             (name, kind): _asking(site, pages[kind][name]) for name in pages["sqlite"] for kind, site in sites.items()
         }
-        for ask in contenders.values():
+        for ask in candidates.values():
             ask()  # compiles the templates
-        seen = interleaved(contenders, 1 if is_quick else rounds * _EACH)
+        seen = interleaved(candidates, 1 if is_quick else rounds * _REQUESTS_PER_ROUND)
         polls = {kind: _poll(site, 5 if is_quick else _POLLS) for kind, site in sites.items()}
     return _result(size, seen, polls)
 
@@ -222,7 +222,7 @@ def _pages(database: Database, size: Size) -> dict[str, str]:
         "record, busy, deep": f"/record/customer/{HOT}?before={size.changes // 2}-{middle}",
         "record, edit": f"/record/customer/{HOT}/edit",
         "audit": "/audit/",
-        "audit of a person": "/audit/?who=ada@example.com",
+        "audit of a user": "/audit/?who=ada@example.com",
         "audit of a target": "/audit/?what=customer+77",
         "audit of a day": f"/audit/?{days}",
         "audit, download": "/audit/export.csv",
@@ -252,11 +252,11 @@ def _asking(site: Site, path: str) -> Callable[[], float]:
 
 
 def _poll(site: Site, times: int) -> dict[str, float]:
-    """One open overview: CPU milliseconds of each question, while nothing happens and while much does.
+    """Return the CPU milliseconds of each poll of one open overview, on a quiet and on a busy hub.
 
-    As static/chart.js does it, its chart is asked for as well whenever the page was another; and deliveries are counted
-    as often as the relay does. Of this process and of PostgreSQL's for it, so that it is told apart from waiting on a
-    busy machine.
+    As in static/chart.js, the chart is requested as well whenever the page has changed; and deliveries are counted as
+    often as the relay does. The CPU time is that of this process and its PostgreSQL process, so that waiting on a busy
+    machine does not count.
     """
     cost: dict[str, float] = {}
     for state in ("quiet", "busy"):
@@ -269,7 +269,7 @@ def _poll(site: Site, times: int) -> dict[str, float]:
                     row = {"subscriber": "shop.customer", "record_id": HOT, "direction": "out", "operation": "update"}
                     connection.execute(sa.insert(Delivery).values(**row, outcome="delivered"))
                 site.conductor.throughput.count()
-            site.ahead += INTERVAL
+            site.ahead += INTERVAL_SECONDS
             others, ours = _server_seconds(site.conductor.database), time.process_time()
             for path, tag in tags.items():
                 answer = site.client.get(path, headers={"HX-Request": "true", "If-None-Match": tag})
@@ -309,8 +309,8 @@ def _result(size: Size, seen: dict[tuple[str, str], list[float]], polls: dict[st
     goals = [Goal("every page on PostgreSQL", f"< {AIM_MS} ms", f"{worst:.0f} ms ({slowest})", worst < AIM_MS)]
     for kind, costs in polls.items():
         for state, cost in costs.items():
-            share = cost / 1000 / INTERVAL
-            said = f"{share:.2%} ({cost:.1f} ms every {INTERVAL} s)"
+            share = cost / 1000 / INTERVAL_SECONDS
+            said = f"{share:.2%} ({cost:.1f} ms every {INTERVAL_SECONDS} s)"
             what = f"an open overview, {kind}, {state}: share of a core"
             goals.append(Goal(what, f"< {AIM_SHARE:.0%}", said, share < AIM_SHARE))
     return Result(

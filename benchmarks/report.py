@@ -49,11 +49,11 @@ class Result:
     notes: Sequence[str] = ()
 
 
-def interleaved(contenders: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
-    """Run each contender once per round, so that a disturbance of the machine affects all of them."""
-    seen: dict[K, list[T]] = {name: [] for name in contenders}
+def interleaved(candidates: Mapping[K, Callable[[], T]], rounds: int) -> dict[K, list[T]]:
+    """Run each candidate once per round, so that a disturbance of the machine affects all of them."""
+    seen: dict[K, list[T]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, run in contenders.items():
+        for name, run in candidates.items():
             seen[name].append(run())
     return seen
 
@@ -120,14 +120,14 @@ def show(result: Result, where: dict[str, Any]) -> None:
         )
     for note in result.notes:
         print(f"\n{note}")
-    told = {
+    values = {
         "bench": result.name,
         "figures": result.figures,
         "settings": result.settings,
         "goals": [vars(goal) for goal in result.goals],
         "machine": where,
     }
-    print("\n" + orjson.dumps(told, default=str).decode(), flush=True)
+    print("\n" + orjson.dumps(values, default=str).decode(), flush=True)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -43,11 +43,11 @@ from models.session import Database
 #: To be raised with every change of what the rows are: ledgers of an older one are filled anew.
 VERSION = 1
 
-_DAY = 24 * 3600
+_DAY_SECONDS = 24 * 3600
 _DIALECT: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 #: Days the history reaches back; less than a hub keeps by default, so that nothing of it is due to be removed.
-DAYS = 80
+HISTORY_DAYS = 80
 
 #: Twenty links in a row belong to these subscribers: so many each.
 SHARES = {"shop.customer": 14, "crm.customer": 5, "desk.customer": 1}
@@ -69,7 +69,7 @@ _CITIES = "London Vienna Lyon Porto Ghent Turin Graz Basel Malmo Delft Cork Berg
 
 #: How the errors of dead letters read, and how many of a hundred read so.
 _ERRORS = [
-    (60, "Reject", "email: is no address we accept"),
+    (60, "Reject", "email: is not an accepted address"),
     (25, "Reject", "address.city: no such city"),
     (10, "Retry", "504 Gateway Timeout"),
     (4, "Retry", "KeyError: 'country'"),
@@ -87,7 +87,7 @@ class Size:
     changes: int
     inbox: int
     audit: int
-    #: Closed ones are history, open ones wait for a person.
+    #: Closed ones are history; open ones wait for an operator.
     closed_letters: int
     open_letters: int
     closed_conflicts: int
@@ -149,7 +149,7 @@ def fill(database: Database, size: Size) -> None:
     """Fill the tables of a freshly migrated database, make its indexes, and let it gather its statistics."""
     with database.engine.connect() as connection:
         if database.is_sqlite:
-            # Nobody else is there, and what is half made is thrown away: no journal is needed.
+            # No other process uses it, and an incomplete database is thrown away: no journal is needed.
             raw: Any = connection.connection.driver_connection
             for pragma in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-500000"):
                 raw.execute(f"PRAGMA {pragma}")
@@ -222,8 +222,8 @@ class _Filler:
             "city": self._one_of(_CITIES, "i"),
             "country": "'AT'",
             "active": "TRUE",
-            "created_at": self._ago(f"{DAYS * _DAY}"),
-            "updated_at": self._ago(f"{DAYS * _DAY}"),
+            "created_at": self._ago(f"{HISTORY_DAYS * _DAY_SECONDS}"),
+            "updated_at": self._ago(f"{HISTORY_DAYS * _DAY_SECONDS}"),
         })  # fmt: skip
         search.install(self.connection)
 
@@ -240,7 +240,7 @@ class _Filler:
             "external_id": f"{_prefix()} || {_text(record)}",
             "owed_change": f"i + 1 + CASE WHEN {owed} OR {failing} THEN 1 ELSE 0 END",
             "synced_change": "i + 1",
-            "owed_since": f"CASE WHEN {owed} OR {failing} THEN {self._ago(f'{_DAY} - i * 0.01')} END",
+            "owed_since": f"CASE WHEN {owed} OR {failing} THEN {self._ago(f'{_DAY_SECONDS} - i * 0.01')} END",
             "announced_at": self._at("i", count),
             "synced_at": self._at("i", count),
             "base": self._json(_payload(record)),
@@ -248,7 +248,7 @@ class _Filler:
             "last_write_at": self._at("i", count),
             "deleted_remotely": "FALSE",
             "attempts": f"CASE WHEN {failing} THEN 2 ELSE 0 END",
-            "retry_at": f"CASE WHEN {failing} THEN {self._ago(f'-{3650 * _DAY}')} END",
+            "retry_at": f"CASE WHEN {failing} THEN {self._ago(f'-{3650 * _DAY_SECONDS}')} END",
             "unsubscription_id": f"CASE WHEN {kept} THEN 1 END",
             "open_conflicts": "0",
         })  # fmt: skip
@@ -276,7 +276,7 @@ class _Filler:
             f"WHEN i = {count // 3} THEN 'waiting' ELSE 'delivered' END "
             f"WHEN {turn} % 10 = 8 THEN 'applied' ELSE 'echo' END"
         )
-        told = f"({outcome}) IN ('delivered', 'applied', 'failed')"
+        values = f"({outcome}) IN ('delivered', 'applied', 'failed')"
         reply = f'\'{{"id":"cus_\' || {_text("i")} || \'","object":"customer"}}\''
         self._rows(Delivery, count, {
             "subscriber": _subscriber(),
@@ -288,8 +288,8 @@ class _Filler:
             "reason": f"CASE WHEN {turn} % 100 = 2 THEN '504 Gateway Timeout' WHEN {turn} % 50 = 3 "
             "THEN 'unsubscription #1 (frozen) covers it' END",
             "error": f"CASE WHEN {turn} % 100 = 2 THEN 'Retry' END",
-            "payload": f"CASE WHEN {told} THEN {self._json(_payload('i'))} END",
-            "reply": f"CASE WHEN {told} AND {out} THEN {reply} END",
+            "payload": f"CASE WHEN {values} THEN {self._json(_payload('i'))} END",
+            "reply": f"CASE WHEN {values} AND {out} THEN {reply} END",
             "inbox_id": f"CASE WHEN NOT ({out}) AND i % 2 = 1 THEN 1 + i % {self.size.inbox} END",
             "attempt": "1",
             "request_id": f"'req_' || {_text('i')}",
@@ -311,7 +311,7 @@ class _Filler:
             "received_at": self._at("i", count),
             "state": f"CASE WHEN {waiting} THEN 'waiting' WHEN {dead} THEN 'dead' ELSE 'done' END",
             "attempts": "1",
-            "retry_at": f"CASE WHEN {waiting} THEN {self._ago(f'-{3650 * _DAY}')} END",
+            "retry_at": f"CASE WHEN {waiting} THEN {self._ago(f'-{3650 * _DAY_SECONDS}')} END",
             "finished_at": self._at("i", count),
             "result": f"CASE WHEN NOT ({waiting}) THEN 'customer ' || {_text('i')} || ': applied' END",
         })  # fmt: skip
@@ -320,7 +320,7 @@ class _Filler:
         return f"(i >= {count // 2} AND i < {count // 2 + self._from_inbox()})"
 
     def _from_inbox(self) -> int:
-        """Open letters that are about what came in; the others are about what goes out."""
+        """Open dead letters of the inward direction; the others are outward."""
         return self.size.open_letters // 20
 
     def _letters(self) -> None:
@@ -341,16 +341,17 @@ class _Filler:
             "error": error,
             "fingerprint": _of_a_hundred([(share, f"kind{place:012d}") for place, (share, *_) in enumerate(_ERRORS)]),
             "message": message,
-            "fields": self._json("'{\"email\":\"is no address we accept\"}'"),
+            "fields": self._json("'{\"email\":\"is not an accepted address\"}'"),
             "payload": self._json(_payload("i")),
             "traceback": "CASE WHEN i % 100 >= 95 AND i % 100 < 99 THEN 'Traceback (most recent call last): ...' END",
             "at": self._at("i", total),
             "closed_at": f"CASE WHEN NOT ({is_open}) THEN {self._at('i', total)} END",
             "resolution": f"CASE WHEN NOT ({is_open}) THEN 'delivered' END",
         })  # fmt: skip
+        yesterday = self._ago(str(_DAY_SECONDS))
         self._run(
             "UPDATE link SET attempts = 1, owed_change = owed_change + 1, "
-            f"owed_since = {self._ago(str(_DAY))}, dead_at = {self._ago(str(_DAY))}, retry_at = NULL, dead_letter_id = "
+            f"owed_since = {yesterday}, dead_at = {yesterday}, retry_at = NULL, dead_letter_id = "
             "(SELECT id FROM dead_letter WHERE link_id = link.id AND closed_at IS NULL) "
             "WHERE id IN (SELECT link_id FROM dead_letter WHERE closed_at IS NULL AND link_id IS NOT NULL)"
         )
@@ -390,7 +391,7 @@ class _Filler:
     def _others(self) -> None:
         self._rows(Unsubscription, 40, {
             "target": "CASE WHEN i = 0 THEN 'desk.customer' ELSE 'desk' END", "listed_only": "TRUE",
-            "reason": "'frozen'", "created_at": self._ago(str(_DAY)), "created_by": "'operator@example.com'",
+            "reason": "'frozen'", "created_at": self._ago(str(_DAY_SECONDS)), "created_by": "'operator@example.com'",
         })  # fmt: skip
         self._rows(UnsubscriptionRecord, self.size.kept_back, {
             "unsubscription_id": "1", "record_id": _text("i + 1"),
@@ -411,7 +412,7 @@ class _Filler:
         paused = "CASE WHEN i = 1 THEN {} END".format
         self._rows(System, len(SHARES), {
             "name": self._one_of([name.partition(".")[0] for name in SHARES], "i"),
-            "paused_at": paused(self._ago(str(_DAY))), "paused_by": paused("'operator@example.com'"),
+            "paused_at": paused(self._ago(str(_DAY_SECONDS))), "paused_by": paused("'operator@example.com'"),
             "pause_reason": paused("'a migration there'"), "webhooks_rejected": "100",
         })  # fmt: skip
 
@@ -421,7 +422,7 @@ class _Filler:
         """What the charts are drawn from, in place of what there was."""
         self._run("DELETE FROM throughput")
         start = 0
-        for seconds, count in ((60, 2 * _DAY // 60), (3600, DAYS * 24)):
+        for seconds, count in ((60, 2 * _DAY_SECONDS // 60), (3600, HISTORY_DAYS * 24)):
             for name in SHARES:
                 at = f"{self.now // seconds * seconds} - i * {seconds}"
                 self._rows(Throughput, count, {
@@ -471,7 +472,7 @@ class _Filler:
 
     def _at(self, i: str, count: int) -> str:
         """The instant of one of `count` rows that came evenly, the last one just now."""
-        return self._ago(f"{DAYS * _DAY}.0 * ({count} - {i}) / {count}")
+        return self._ago(f"{HISTORY_DAYS * _DAY_SECONDS}.0 * ({count} - {i}) / {count}")
 
     def _ago(self, seconds: str) -> str:
         return self._instant(f"{self.now} - ({seconds})")

@@ -1,6 +1,6 @@
 """External systems that only count, as the hub sees them: a class and a subscriber each.
 
-The environment of the hub's processes defines them: `BENCH_SYSTEMS=one,two` names the systems, and `ONE_SINK`,
+The environment of the hub's processes defines them: `BENCH_SYSTEMS=one,two` names the systems, and `ONE_RECEIVER`,
 `ONE_NUMBER`, `ONE_BULK`, `ONE_DELAY_MS` (and the limits of every system, such as `ONE_CONCURRENCY`) are the options
 of the first.
 """
@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.catalogue import TABLE
+from benchmarks.receiver import Receiver
 from benchmarks.records import MAPPING
-from benchmarks.sink import Sink
 from subscribers.base import Subscriber
 from subscribers.errors import SyncError
 from subscribers.records import External, Item
@@ -25,7 +25,7 @@ from subscribers.system import Options, System
 
 
 @dataclass(frozen=True)
-class SinkOf:
+class ReceiverSystem:
     """The behaviour of a system: records per call, milliseconds per call, and concurrent calls it allows."""
 
     name: str
@@ -34,15 +34,15 @@ class SinkOf:
     concurrency: int | None = None
 
     def environment(self, path: Path, number: int) -> dict[str, str]:
-        """Return the options of this system as environment variables; `number` is its number in the sink."""
-        options = {"SINK": path, "NUMBER": number, "BULK": self.bulk, "DELAY_MS": self.delay_ms}
+        """Return the options of this system as environment variables; `number` is its number in the receiver."""
+        options = {"RECEIVER": path, "NUMBER": number, "BULK": self.bulk, "DELAY_MS": self.delay_ms}
         if self.concurrency is not None:
             options["CONCURRENCY"] = self.concurrency
         return {f"{self.name.upper()}_{option}": str(value) for option, value in options.items()}
 
 
 class _Options(Options):
-    sink: Path
+    receiver: Path
     number: int
     bulk: int = 1
     delay_ms: float = 0.0
@@ -53,11 +53,11 @@ class _Counting(System):
 
     def __init__(self, name: str, options: _Options) -> None:
         super().__init__(name, options)
-        self.sink = Sink(options.sink)
+        self.receiver = Receiver(options.receiver)
 
     def call(self, ids: Sequence[str]) -> datetime:
         """Make one call with these records; return the time at which the system has them."""
-        self.sink.note(self.options.number, [int(record) for record in ids])
+        self.receiver.note(self.options.number, [int(record) for record in ids])
         if self.options.delay_ms:
             time.sleep(self.options.delay_ms / 1000)  # simulated processing time
         return datetime.now(UTC)

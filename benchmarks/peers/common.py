@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
+from benchmarks.receiver import Receiver
 from benchmarks.records import Record, make, mapped
-from benchmarks.sink import Sink
 
 SUBSCRIBERS = ("one", "two", "three")
 
@@ -33,14 +33,14 @@ LEDGER = """
 
 
 @cache
-def _sink() -> Sink:
-    return Sink(os.environ["BENCH_SINK"], threads="eventlet" not in sys.modules)
+def _receiver() -> Receiver:
+    return Receiver(os.environ["BENCH_RECEIVER"], threads="eventlet" not in sys.modules)
 
 
 def deliver(subscriber: str, record: Record) -> dict[str, Any]:
     """Map the record, send it, and return the data sent."""
     data = mapped(record)
-    _sink().note(SUBSCRIBERS.index(subscriber), [record["id"]])
+    _receiver().note(SUBSCRIBERS.index(subscriber), [record["id"]])
     return data
 
 

@@ -25,7 +25,7 @@ _WINDOW = 1_000
 _PREFETCH = 250
 
 #: Seconds after which an incomplete batch is acknowledged.
-_LONGEST_UNACKNOWLEDGED = 0.01
+_LONGEST_UNACKNOWLEDGED_SECONDS = 0.01
 
 _PERSISTENT = pika.BasicProperties(delivery_mode=2, content_type="application/json")
 
@@ -65,7 +65,7 @@ def consume(subscriber: str, acknowledge_at_once: int) -> None:
 
     def acknowledge_now_and_then() -> None:
         acknowledge()
-        connection.call_later(_LONGEST_UNACKNOWLEDGED, acknowledge_now_and_then)
+        connection.call_later(_LONGEST_UNACKNOWLEDGED_SECONDS, acknowledge_now_and_then)
 
     if acknowledge_at_once > 1:
         acknowledge_now_and_then()

@@ -13,14 +13,14 @@ import orjson
 import pytest
 
 from benchmarks.__main__ import BENCHES
+from benchmarks.receiver import Receiver
 from benchmarks.report import percentile
-from benchmarks.sink import Sink
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 #: Benchmarks that start few processes; the others use the same harness with more processes.
-SHORT = ("steps", "fanout", "capture", "panel")
+SHORT = ("breakdown", "fanout", "capture", "panel")
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -38,26 +38,26 @@ def test_every_benchmark_has_its_module() -> None:
     assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in BENCHES)
 
 
-def test_a_sink_adds_up_what_threads_and_processes_note(tmp_path: Path) -> None:
-    sink = Sink.create(tmp_path / "sink", subscribers=2, ids=10)
-    threads = [threading.Thread(target=sink.note, args=(number % 2, [number + 1, 10])) for number in range(4)]
+def test_a_receiver_sums_the_counts_of_threads_and_processes(tmp_path: Path) -> None:
+    receiver = Receiver.create(tmp_path / "receiver", subscribers=2, ids=10)
+    threads = [threading.Thread(target=receiver.note, args=(number % 2, [number + 1, 10])) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if (child := os.fork()) == 0:
-        sink.note(0, [9])
+        receiver.note(0, [9])
         os._exit(0)
     os.waitpid(child, 0)
-    everything = sink.wait(7)
+    everything = receiver.wait(7)
     assert (everything.calls, everything.records, everything.repeats) == (5, 9, 2)
-    assert sink.read(0).records == 5
-    assert [record for record, at in enumerate(sink.times(0)) if at] == [1, 3, 9, 10]
-    assert everything.first_ns <= everything.last_ns == max(*sink.times(0), *sink.times(1))
-    sink.reset()
-    assert sink.read().records == 0
-    assert not any(sink.times(0))
-    sink.close()
+    assert receiver.read(0).records == 5
+    assert [record for record, at in enumerate(receiver.times(0)) if at] == [1, 3, 9, 10]
+    assert everything.first_ns <= everything.last_ns == max(*receiver.times(0), *receiver.times(1))
+    receiver.reset()
+    assert receiver.read().records == 0
+    assert not any(receiver.times(0))
+    receiver.close()
 
 
 def test_a_percentile_is_one_of_the_values() -> None:

@@ -1,4 +1,4 @@
-"""Fan-out, latency and capture on a ledger with a long history, compared with an empty one; see `benchmarks.growth`.
+"""Fan-out, latency and capture on a ledger with a long history, compared with an empty one; see `benchmarks.volume`.
 
 The hub runs as its own processes; its three systems, and the table of their records, come into the large ledger for the
 time of a round.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from benchmarks import catalogue
-from benchmarks.contenders import HubContender
+from benchmarks.candidates import HubCandidate
 from benchmarks.hub import Workbench
 from benchmarks.ledgers import left_as_it_was
 from benchmarks.report import Goal, interleaved, median, percentile
@@ -65,12 +65,12 @@ class Again:
 def again(bench: Workbench, large: dict[str, Database], rounds: int, scale: Scale) -> Again:
     """Measure on these large ledgers, by kind of database, and in turn on new ones."""
     counts = scale.of(COUNTS, SHORT_COUNTS, QUICK_COUNTS)
-    contenders = {
+    candidates = {
         (kind, where): _measure(bench, kind, database if where == _LARGE else None, *counts)
         for kind, database in large.items()
         for where in (_EMPTY, _LARGE)
     }
-    seen = interleaved(contenders, rounds)
+    seen = interleaved(candidates, rounds)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for kind in large:
         for what in (FAN_OUT, P50, P99, UPDATE):
@@ -86,10 +86,10 @@ def _measure(
     def measured() -> dict[str, float]:
         with bench.database(kind) if large is None else _lent(large) as url:
             with bench.hub(kind, on=url) as hub:
-                contender = HubContender(hub)
-                rate = contender.burst(changes)
-                found = contender.latencies(latencies, PAUSE_MS)
-            # Nobody takes up what is captured now.
+                candidate = HubCandidate(hub)
+                rate = candidate.burst(changes)
+                found = candidate.latencies(latencies, PAUSE_MS)
+            # No relay runs, so that only the capture is measured.
             database = Database(url)
             catalogue.commit_new(database, range(hub.newest + 1, rows + 1))
             began = time.perf_counter()

@@ -1,11 +1,11 @@
-"""`make bench-growth`: does work cost more because the ledger is large?
+"""`make bench-volume`: does work cost more because the ledger is large?
 
-The same work on a ledger that begins empty, on one with a million links and ten million deliveries, and on one where as
-much is open as on that but nearly nothing is past, in turn: a sweep that finds nothing, a newly computed overview, and
-bringing customers to a system that answers at once, all in this process: written to the database (which captures),
-routed, delivered; first new customers, then edits of them, and the same once more. On the large ledger those that are
-edited lie scattered over all there are. Then fan-out, latency and capture as their own benchmarks measure them, see
-`benchmarks.grown`.
+The same work runs in turn on an empty ledger, on one with a million links and ten million deliveries, and on one with
+as many open rows but almost no history. The work is a sweep that finds nothing, a newly computed overview, and
+delivering customers to a system that answers immediately, all in this process: written to the database (which
+captures), routed, delivered; first new customers, then edits of them, and the edits once more. On the large ledger
+the edited customers are spread over the whole table. `benchmarks.volume_processes` repeats fan-out, latency and
+capture on these ledgers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from functools import partial
 
 import sqlalchemy as sa
 
-from benchmarks.grown import AIM_RATIO, Again, again
 from benchmarks.hub import Workbench
 from benchmarks.ledgers import KINDS, Shop, conduct, empty, left_as_it_was, seeded
 from benchmarks.report import Goal, Result, interleaved, median, postgres_settings
 from benchmarks.scale import Scale
 from benchmarks.seeding import FULL, QUICK, SHORT, Size
+from benchmarks.volume_processes import AIM_RATIO, Again, again
 from conductor import Conductor
 from models.catalogues import Customer
 from models.ledger import Link
@@ -32,12 +32,12 @@ from models.session import Database
 
 AIM_SWEEP_MS = 50
 
-#: Customers brought over in one run and then edited; changes of one transaction; sweeps and overviews in a row.
+#: Customers delivered in one run and then edited; changes of one transaction; repetitions of sweep and overview.
 _RECORDS = 4000
 _SHORT_RECORDS = 1000
 _QUICK_RECORDS = 200
-_AT_ONCE = 20
-_LOOKS = 10
+_TRANSACTION_RECORDS = 20
+_REPETITIONS = 10
 
 _LEDGERS = ("empty", "open", "large")
 
@@ -66,15 +66,15 @@ def run(rounds: int, scale: Scale) -> Result:
             stack.enter_context(left_as_it_was(large))
             ledgers[kind, "large"] = _ledger(large)
             ledgers[kind, "large"].known = _scattered(large)
-        contenders = {at: partial(_measure, ledger, records) for at, ledger in ledgers.items()}
-        interleaved(contenders, 1)  # what a process does once
-        seen = interleaved(contenders, rounds)
+        candidates = {at: partial(_measure, ledger, records) for at, ledger in ledgers.items()}
+        interleaved(candidates, 1)  # what a process does once
+        seen = interleaved(candidates, rounds)
         with Workbench() as bench:
             filled = {kind: ledgers[kind, "large"].database for kind in KINDS}
-            grown = again(bench, filled, rounds, scale)
+            fleet = again(bench, filled, rounds, scale)
             settings: dict[str, object] = {**postgres_settings(bench.postgres_server)}
     settings |= {"links": size.links, "deliveries": size.deliveries, "records": records}
-    return _result(seen, grown, settings | {"rounds": len(next(iter(seen.values())))})
+    return _result(seen, fleet, settings | {"rounds": len(next(iter(seen.values())))})
 
 
 def _without_past(size: Size) -> Size:
@@ -102,8 +102,8 @@ def _scattered(database: Database) -> list[int]:
 
 
 def _measure(ledger: Ledger, records: int) -> dict[str, float]:
-    """All of the work once: milliseconds, of a look or per thousand records."""
-    told = {
+    """Do all of the work once; return milliseconds, of one query or per thousand records."""
+    values = {
         "a sweep that finds nothing, ms": _look(ledger.everyone.sweep),
         "a newly computed overview, ms": _look(ledger.everyone.reports.overview),
         "the overview's version, ms": _look(ledger.everyone.reports.overview_version),
@@ -118,40 +118,40 @@ def _measure(ledger: Ledger, records: int) -> dict[str, float]:
         city = f"York {time.monotonic_ns()}"
         connection.execute(sa.update(Customer).where(Customer.id.in_(ids)).values(city=city))
 
-    told |= _bring(ledger, "created", create, range(records))
+    values |= _deliver(ledger, "created", create, range(records))
     chosen, ledger.known = ledger.known[:records], ledger.known[records:]
-    told |= _bring(ledger, "edited", edit, chosen or made)
+    values |= _deliver(ledger, "edited", edit, chosen or made)
     # What is far apart may have to be read from the disk first. Now it has been.
-    told |= _bring(ledger, "edited again", edit, chosen or made)
-    return told
+    values |= _deliver(ledger, "edited again", edit, chosen or made)
+    return values
 
 
 def _look(work: Callable[[], object]) -> float:
     took = []
-    for _ in range(_LOOKS):
+    for _ in range(_REPETITIONS):
         began = time.perf_counter()
         work()
         took.append((time.perf_counter() - began) * 1000)
     return median(took)
 
 
-def _bring(
+def _deliver(
     ledger: Ledger, what: str, write: Callable[[sa.Connection, Sequence[int]], None], numbers: Sequence[int]
 ) -> dict[str, float]:
     """Write, route and deliver these: milliseconds per thousand."""
-    told: dict[str, float] = {}
+    values: dict[str, float] = {}
 
     @contextmanager
     def clocked(part: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        told[f"{what}, {part}, ms per thousand"] = (time.perf_counter() - began) * 1_000_000 / len(numbers)
+        values[f"{what}, {part}, ms per thousand"] = (time.perf_counter() - began) * 1_000_000 / len(numbers)
 
     ledger.news.clear()
     with clocked("captured"):
-        for start in range(0, len(numbers), _AT_ONCE):
+        for start in range(0, len(numbers), _TRANSACTION_RECORDS):
             with ledger.database.write() as connection:
-                write(connection, numbers[start : start + _AT_ONCE])
+                write(connection, numbers[start : start + _TRANSACTION_RECORDS])
     with clocked("routed"):
         while ledger.single.relay():
             pass
@@ -166,11 +166,11 @@ def _bring(
         owed = sa.select(sa.func.count(Link.id)).where(*ours, Link.owed_change > Link.synced_change)
         if left := connection.execute(owed).scalar_one():
             raise AssertionError(f"{left} of {len(announced)} records were not delivered")
-    told[f"{what}, all of it, ms per thousand"] = sum(told.values())
-    return told
+    values[f"{what}, all of it, ms per thousand"] = sum(values.values())
+    return values
 
 
-def _result(seen: dict[tuple[str, str], list[dict[str, float]]], grown: Again, settings: dict[str, object]) -> Result:
+def _result(seen: dict[tuple[str, str], list[dict[str, float]]], fleet: Again, settings: dict[str, object]) -> Result:
     names = list(next(iter(seen.values()))[0])
     figures = {
         kind: {
@@ -185,9 +185,9 @@ def _result(seen: dict[tuple[str, str], list[dict[str, float]]], grown: Again, s
             found = figures[kind][name]
             found["ratio"] = round(found["large"] / found["empty"], 2)
             rows.append((name, kind, *(round(value, 2) for value in found.values())))
-    for what in grown.figures[KINDS[0]]:
+    for what in fleet.figures[KINDS[0]]:
         for kind in KINDS:
-            found = grown.figures[kind][what]
+            found = fleet.figures[kind][what]
             rows.append((what, kind, round(found["empty"], 2), "", round(found["large"], 2), found["ratio"]))
             figures[kind][what] = found
     for kind in KINDS:
@@ -204,10 +204,10 @@ def _result(seen: dict[tuple[str, str], list[dict[str, float]]], grown: Again, s
         goals.append(Goal(f"{names[1].rpartition(',')[0]}, {kind}: large to as much open", f"<= {AIM_RATIO}",
                           f"{ratio:.2f}", ratio <= AIM_RATIO))  # fmt: skip
     return Result(
-        "growth",
+        "volume",
         ("work", "database", *_LEDGERS, "large to empty"),
         rows,
         figures,
         settings,
-        [*goals, *grown.goals],
+        [*goals, *fleet.goals],
     )

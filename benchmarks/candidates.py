@@ -1,4 +1,4 @@
-"""The contenders measured side by side: the hub and its alternatives, behind one interface."""
+"""The candidates measured side by side: the hub and its alternatives, behind one interface."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from pika.exceptions import ChannelClosedByBroker
 from benchmarks import catalogue
 from benchmarks.hub import BULK, SINGLE, Hub, Workbench
 from benchmarks.peers.common import LEDGER, SUBSCRIBERS
-from benchmarks.sink import Counts, Sink
-from benchmarks.systems import SinkOf
+from benchmarks.receiver import Counts, Receiver
+from benchmarks.systems import ReceiverSystem
 from settings import ROOT, VAR
 from tests.chaos.fleet import end
 
@@ -33,14 +33,14 @@ from tests.chaos.fleet import end
 WRITERS = 4
 
 #: The most seconds a peer may take to start.
-_START = 60.0
+_START_SECONDS = 60.0
 
 _VENV = VAR / "bench" / "venv"
 _NAMED = "benchmarks/peers/requirements.txt"
 _REQUIREMENTS = ROOT / _NAMED
 
 
-class Contender(Protocol):
+class Candidate(Protocol):
     """A running system that delivers each change to three subscribers."""
 
     def burst(self, changes: int) -> float:
@@ -55,17 +55,17 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender to start, and its name. `quick`: it can handle bursts of 20,000 changes and more."""
+    """A candidate to start, and its name. `quick`: it can handle bursts of 20,000 changes and more."""
 
     name: str
-    start: Callable[[Workbench], contextlib.AbstractContextManager[Contender]]
+    start: Callable[[Workbench], contextlib.AbstractContextManager[Candidate]]
     quick: bool = True
 
 
 # --- the hub ------------------------------------------------------------------------------------------
 
 
-class HubContender:
+class HubCandidate:
     """A running hub."""
 
     def __init__(self, hub: Hub) -> None:
@@ -73,14 +73,14 @@ class HubContender:
 
     def burst(self, changes: int) -> float:
         _, began, _ = self.hub.commit_new(changes)
-        return _rate(self.hub.wait(changes), began, self.hub.sink)
+        return _rate(self.hub.wait(changes), began, self.hub.receiver)
 
     def stream(self, changes: int) -> float:
         ids = self.hub.new_ids(changes)
         began = time.monotonic_ns()
         with ThreadPoolExecutor(WRITERS) as writers:
             list(writers.map(lambda number: catalogue.commit_new(self.hub.database, [number]), ids))
-        return _rate(self.hub.wait(changes), began, self.hub.sink)
+        return _rate(self.hub.wait(changes), began, self.hub.receiver)
 
     def latencies(self, changes: int, pause_ms: float) -> list[float]:
         committed = {}
@@ -90,31 +90,31 @@ class HubContender:
             time.sleep(max(at - time.monotonic(), 0.0))
             _, committed[number] = catalogue.commit_new(self.hub.database, [number])
         self.hub.wait(changes)
-        return _latencies(self.hub.sink, committed)
+        return _latencies(self.hub.receiver, committed)
 
 
-def _rate(counts: Counts, began_ns: int, sink: Sink) -> float:
+def _rate(counts: Counts, began_ns: int, receiver: Receiver) -> float:
     rate = (counts.records - counts.repeats) / ((counts.last_ns - began_ns) / 1e9)
-    sink.reset()
+    receiver.reset()
     return rate
 
 
-def _latencies(sink: Sink, began: dict[int, int]) -> list[float]:
+def _latencies(receiver: Receiver, began: dict[int, int]) -> list[float]:
     found = []
-    for subscriber in range(sink.subscribers):
-        times = sink.times(subscriber)
+    for subscriber in range(receiver.subscribers):
+        times = receiver.times(subscriber)
         found += [(times[number] - at) / 1e6 for number, at in began.items()]
-    sink.reset()
+    receiver.reset()
     return found
 
 
-def hub(name: str, kind: str, systems: Sequence[SinkOf] = SINGLE) -> Entry:
+def hub(name: str, kind: str, systems: Sequence[ReceiverSystem] = SINGLE) -> Entry:
     """Return an entry for the hub on `postgresql` with RabbitMQ, or standalone on `sqlite`."""
 
     @contextmanager
-    def start(bench: Workbench) -> Iterator[Contender]:
+    def start(bench: Workbench) -> Iterator[Candidate]:
         with bench.hub(kind, systems) as running:
-            yield HubContender(running)
+            yield HubCandidate(running)
 
     return Entry(name, start)
 
@@ -182,28 +182,28 @@ PEERS = (
 VARIANTS = ("raw pika, acks in batches", "Celery with a ledger")
 
 
-class _PeerContender:
-    def __init__(self, publisher: subprocess.Popen[bytes], sink: Sink, check: Callable[[], None]) -> None:
+class _PeerCandidate:
+    def __init__(self, publisher: subprocess.Popen[bytes], receiver: Receiver, check: Callable[[], None]) -> None:
         self.publisher = publisher
-        self.sink = sink
+        self.receiver = receiver
         self.check = check
         self._newest = 0
 
     def burst(self, changes: int) -> float:
         _, began = self._publish(changes)
-        return _rate(self._wait(changes), began[0], self.sink)
+        return _rate(self._wait(changes), began[0], self.receiver)
 
     def stream(self, changes: int) -> float:
         _, began = self._publish(changes, each=True)
-        return _rate(self._wait(changes), began[0], self.sink)
+        return _rate(self._wait(changes), began[0], self.receiver)
 
     def latencies(self, changes: int, pause_ms: float) -> list[float]:
         ids, began = self._publish(changes, pause_ms, each=True)
         self._wait(changes)
-        return _latencies(self.sink, dict(zip(ids, began, strict=True)))
+        return _latencies(self.receiver, dict(zip(ids, began, strict=True)))
 
     def _wait(self, changes: int) -> Counts:
-        return self.sink.wait(changes * len(SUBSCRIBERS), alive=self.check)
+        return self.receiver.wait(changes * len(SUBSCRIBERS), alive=self.check)
 
     def _publish(self, changes: int, pause_ms: float = 0.0, *, each: bool = False) -> tuple[range, list[int]]:
         ids = range(self._newest + 1, self._newest + changes + 1)
@@ -228,7 +228,7 @@ class _PeerContender:
         self._answer()
         self._publish(1)
         self._wait(1)
-        self.sink.reset()
+        self.receiver.reset()
 
 
 @dataclass
@@ -265,21 +265,21 @@ class _Processes:
 
 
 @contextmanager
-def _running(peer: Peer, python: str, bench: Workbench) -> Iterator[Contender]:
+def _running(peer: Peer, python: str, bench: Workbench) -> Iterator[Candidate]:
     prefix = f"bench{secrets.token_hex(4)}"
     queues = [name.replace("{}", prefix) for name in peer.queues]
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(bench.sink(len(SUBSCRIBERS)))
+        receiver = stack.enter_context(bench.receiver(len(SUBSCRIBERS)))
         kept = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR")}
-        told = {
+        values = {
             "BROKER_URL": bench.broker_url,
             "BENCH_PREFIX": prefix,
-            "BENCH_SINK": str(sink.path),
+            "BENCH_RECEIVER": str(receiver.path),
             "PYTHONPATH": str(ROOT),
         }
         if peer.ledger:
-            told["BENCH_LEDGER"] = stack.enter_context(_ledger(bench))
-        processes = _Processes(bench.folder, kept | told)
+            values["BENCH_LEDGER"] = stack.enter_context(_ledger(bench))
+        processes = _Processes(bench.folder, kept | values)
         stack.callback(_delete, bench.broker_url, queues, [name.replace("{}", prefix) for name in peer.exchanges])
         stack.callback(processes.stop)
         for command in peer.commands:
@@ -287,9 +287,9 @@ def _running(peer: Peer, python: str, bench: Workbench) -> Iterator[Contender]:
             processes.start([python, "-m", *words])
         publisher = processes.start([python, "-m", f"benchmarks.peers.{peer.module}", "publish"], talks=True)
         _await_consumers(bench.broker_url, queues, peer.consumers, processes.check)
-        contender = _PeerContender(publisher, sink, processes.check)
-        contender.warm_up()
-        yield contender
+        candidate = _PeerCandidate(publisher, receiver, processes.check)
+        candidate.warm_up()
+        yield candidate
 
 
 @contextmanager
@@ -303,14 +303,14 @@ def _ledger(bench: Workbench) -> Iterator[str]:
 
 def _await_consumers(url: str, queues: Sequence[str], wanted: int, check: Callable[[], None]) -> None:
     """Wait until each of these queues (except Dramatiq's for dead and delayed messages) has its consumers."""
-    deadline = time.monotonic() + _START
+    deadline = time.monotonic() + _START_SECONDS
     waiting = [queue for queue in queues if not queue.endswith((".DQ", ".XQ"))]
     with pika.BlockingConnection(pika.URLParameters(url)) as connection:
         channel = connection.channel()
         while waiting:
             check()
             if time.monotonic() > deadline:
-                raise RuntimeError(f"nobody consumes {', '.join(waiting)}")
+                raise RuntimeError(f"no consumers for {', '.join(waiting)}")
             try:
                 if channel.queue_declare(waiting[0], passive=True).method.consumer_count >= wanted:
                     waiting.pop(0)
@@ -346,7 +346,7 @@ def peers(*, quick: bool = False) -> tuple[list[Entry], list[str]]:
     return found, why
 
 
-def _starter(peer: Peer, python: str) -> Callable[[Workbench], contextlib.AbstractContextManager[Contender]]:
+def _starter(peer: Peer, python: str) -> Callable[[Workbench], contextlib.AbstractContextManager[Candidate]]:
     return lambda bench: _running(peer, python, bench)
 
 

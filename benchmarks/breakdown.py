@@ -1,8 +1,8 @@
-"""`make bench-steps`: where a delivery's time goes, step by step.
+"""`make bench-breakdown`: where a delivery's time goes, step by step.
 
-Changes of the benchmarks' record are routed and delivered to three systems that answer at once, 200 records a call, by
-one thread of this process without a broker. Told per delivery, also the processor time of this process and of the
-database's server.
+One thread of this process routes and delivers changes of the benchmarks' record to three systems that answer
+immediately, 200 records in a call, without a broker. The figures per delivery include the CPU time of this process
+and of the database server.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _OURS = "processor time of the hub"
 _SERVERS = "processor time of PostgreSQL"
 
 
-class _Sink(Subscriber):
+class _Receiver(Subscriber):
     catalogue = catalogue.TABLE.name
     field_to_data = MAPPING
     bulk_size = 200
@@ -64,25 +64,25 @@ class _Sink(Subscriber):
         return [None for _ in items]
 
 
-_SINKS = [type(f"Sink{number}", (_Sink,), {"system": f"sink{number}"}) for number in range(3)]
+_RECEIVERS = [type(f"Receiver{number}", (_Receiver,), {"system": f"receiver{number}"}) for number in range(3)]
 
 
 def run(rounds: int, scale: Scale) -> Result:
     """Measure both databases in turn."""
     changes = scale.of(_CHANGES, _SHORT_CHANGES, _QUICK_CHANGES)
     with Workbench() as bench:
-        contenders = {kind: partial(_measure, bench, kind, changes) for kind in ("postgresql", "sqlite")}
-        seen = interleaved(contenders, rounds)
+        candidates = {kind: partial(_measure, bench, kind, changes) for kind in ("postgresql", "sqlite")}
+        seen = interleaved(candidates, rounds)
     figures = {
         kind: {f"{step}, us": median([one[step] for one in found]) for step in found[0]} for kind, found in seen.items()
     }
     names = list(figures["postgresql"])
     return Result(
-        "steps",
+        "breakdown",
         ("microseconds a delivery", *figures),
         [(name.removesuffix(", us"), *(figures[kind][name] for kind in figures)) for name in names],
         figures,
-        {"changes": changes, "subscribers": len(_SINKS), "edits of each": _EDITS},
+        {"changes": changes, "subscribers": len(_RECEIVERS), "edits of each": _EDITS},
     )
 
 
@@ -92,7 +92,7 @@ def _measure(bench: Workbench, kind: str, changes: int) -> dict[str, float]:
     with bench.database(kind) as url, ExitStack() as clocked:
         database = Database(url)
         heard, spent = Heard(), defaultdict[str, float](float)
-        connected = {sink.name(): sink(System(sink.system, Options())) for sink in _SINKS}  # type: ignore[attr-defined]
+        connected = {receiver.name(): receiver(System(receiver.system, Options())) for receiver in _RECEIVERS}  # type: ignore[attr-defined]
         conductor = Conductor(database, connected, heard, Policy())
         conductor.prepare()
         for step, (part, method) in _STEPS.items():
@@ -100,22 +100,22 @@ def _measure(bench: Workbench, kind: str, changes: int) -> dict[str, float]:
             clocked.callback(setattr, owner, method, getattr(owner, method))
             setattr(owner, method, _clocked(getattr(owner, method), spent, step))
         catalogue.commit_new(database, range(1, changes + 1))
-        _bring(conductor, heard)
+        _deliver(conductor, heard)
         spent.clear()
         for edit in range(_EDITS):
             catalogue.commit_edits(database, range(1, changes + 1), name=f"Name {edit}")
             began, ours, servers = time.perf_counter(), time.process_time(), _server_seconds(database)
-            _bring(conductor, heard)
+            _deliver(conductor, heard)
             spent[_SERVERS] += _server_seconds(database) - servers
             spent[_OURS] += time.process_time() - ours
             spent[_ALL] += time.perf_counter() - began
         _check(database)
         database.close()
-    deliveries = changes * len(_SINKS) * _EDITS
+    deliveries = changes * len(_RECEIVERS) * _EDITS
     return {step: round(spent[step] / deliveries * 1e6, 1) for step in (*_STEPS, _ALL, _OURS, _SERVERS)}
 
 
-def _bring(conductor: Conductor, heard: Heard) -> None:
+def _deliver(conductor: Conductor, heard: Heard) -> None:
     while conductor.relay():
         pass
     for _catalogue, records in heard.news:

@@ -1,7 +1,7 @@
-"""Where benchmarks send to: counters that several processes write and one reads, without a server in between.
+"""The target of the benchmarks' deliveries: counters in shared memory, written by several processes and read by one.
 
-A sink is a file that all of them map into memory. Each thread writes numbers of its own, so that there are neither
-locks nor system calls on the way; the reader adds them up. Times are `time.monotonic_ns()`, which on Linux is one clock
+A receiver is a file that all processes map into memory. Each thread writes its own numbers, without locks or system
+calls; the reader adds them up. Times are `time.monotonic_ns()`, which on Linux is one clock
 for all processes. This file uses nothing but the standard library: the peers run it in an environment of their own.
 """
 
@@ -29,18 +29,18 @@ _REPEATS = 3
 _FIRST = 4
 _LAST = 5
 
-#: Threads times subscribers that may write to one sink.
+#: Threads times subscribers that may write to one receiver.
 _SLOTS = 1024
 
-#: Seconds between two looks of whoever waits. What is measured are the times in the sink, not when it is read.
-_PAUSE = 0.005
+#: Seconds between two reads while waiting. The times in the receiver are measured, not the times of the reads.
+_PAUSE_SECONDS = 0.005
 
-#: Seconds without any news after which waiting is given up.
-_PATIENCE = 60.0
+#: Seconds without progress after which waiting times out.
+_TIMEOUT_SECONDS = 60.0
 
 
 class Stalled(Exception):
-    """What was waited for does not come."""
+    """The expected records did not arrive."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Counts:
     last_ns: int
 
 
-class Sink:
-    """Counters per subscriber (numbered from 0) and, per record (ids from 1), the time when it came last."""
+class Receiver:
+    """Counters per subscriber (numbered from 0) and, per record (ids from 1), the time of its last delivery."""
 
     def __init__(self, path: Path | str, *, threads: bool = True) -> None:
-        """Open a sink that `create` made. Without `threads` all of this process counts as one, as green threads do."""
+        """Open a receiver that `create` made. Without `threads` the process counts as one, as with green threads."""
         self.path = Path(path)
         self._file = self.path.open("r+b")
         self._map = mmap.mmap(self._file.fileno(), 0)
@@ -70,8 +70,8 @@ class Sink:
         os.register_at_fork(after_in_child=self._forked)
 
     @classmethod
-    def create(cls, path: Path | str, subscribers: int, ids: int) -> Sink:
-        """A new sink for so many subscribers; the time of a record is kept for ids up to `ids`."""
+    def create(cls, path: Path | str, subscribers: int, ids: int) -> Receiver:
+        """Create a receiver for this number of subscribers; it keeps the times of records with ids up to `ids`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         head = [0, subscribers, ids, *[0] * (_HEAD - 3)]
@@ -142,14 +142,14 @@ class Sink:
         return Counts(calls, records, repeats, first, last)
 
     def times(self, subscriber: int) -> list[int]:
-        """When each record came last, by its id, in nanoseconds of the monotonic clock; 0 for never."""
+        """Return each record's time of last delivery, by its id: monotonic nanoseconds, 0 for never."""
         start = self._times + subscriber * (self.ids + 1)
         return self._numbers[start : start + self.ids + 1].tolist()
 
     def wait(
         self, records: int, subscriber: int | None = None, *, alive: Callable[[], object] = lambda: None
     ) -> Counts:
-        """Wait until so many records came that were not there before; repeats do not count. `alive` may raise.
+        """Wait until this many new records have arrived; repeats do not count. `alive` may raise.
 
         Raises:
           Stalled: for a minute nothing came.
@@ -158,14 +158,14 @@ class Sink:
         while (counts := self.read(subscriber)).records - counts.repeats < records:
             if counts.records != before:
                 before, moved = counts.records, time.monotonic()
-            elif time.monotonic() - moved > _PATIENCE:
+            elif time.monotonic() - moved > _TIMEOUT_SECONDS:
                 raise Stalled(f"{counts.records - counts.repeats:,} of {records:,} records came, then nothing more")
             alive()
-            time.sleep(_PAUSE)
+            time.sleep(_PAUSE_SECONDS)
         return counts
 
     def reset(self) -> None:
-        """Forget what came so far; only while nobody writes."""
+        """Reset all counters; only while no process writes."""
         for number in range(self._numbers[_USED]):
             at = _HEAD + number * _SLOT
             for place in (_CALLS, _RECORDS, _REPEATS, _FIRST, _LAST):
