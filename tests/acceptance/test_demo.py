@@ -40,7 +40,7 @@ def test_the_printed_login_works(demo: Demo) -> None:
     assert "Log out" in page.text
 
 
-def test_commands_beside_it_find_its_settings(demo: Demo) -> None:
+def test_commands_use_the_settings_of_a_running_demo(demo: Demo) -> None:
     demo.sql.settled()
     said = demo.command("status")
     assert "stripe.customer" in said and "salesforce.customer" in said and "owed 0" in said

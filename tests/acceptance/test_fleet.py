@@ -137,7 +137,7 @@ def test_the_same_webhook_twice_is_applied_once(fleet: Fleet) -> None:
     assert len(fleet.sql(history, id=str(record))) == 1
 
 
-def test_a_record_stripe_refuses_waits_for_a_person_and_its_neighbour_does_not(fleet: Fleet) -> None:
+def test_a_record_that_stripe_refuses_becomes_a_dead_letter_and_does_not_block_others(fleet: Fleet) -> None:
     fleet.stripe.order(kind="fail", status=400, method="POST", path="/v1/customers")
     both = "INSERT INTO customer (name) VALUES ('Refused'), ('Neighbour') RETURNING id"
     records = [row["id"] for row in fleet.sql(both)]
@@ -157,7 +157,7 @@ def test_a_record_stripe_refuses_waits_for_a_person_and_its_neighbour_does_not(f
     assert fleet.sql.one("SELECT count(*) FROM dead_letter WHERE closed_at IS NULL") == 0
 
 
-def test_a_system_that_is_down_is_waited_for(fleet: Fleet) -> None:
+def test_deliveries_wait_while_a_system_is_down(fleet: Fleet) -> None:
     record = fleet.sql.add("Rosalind Franklin")
     in_both(fleet, record, name="Rosalind Franklin")
     fleet.sql.settled()
@@ -198,7 +198,7 @@ def test_a_worker_killed_in_the_middle_of_a_delivery(fleet: Fleet) -> None:
     assert fleet.sql.one(linked, id=str(record)) == fleet.stripe.customer(record)["id"]
 
 
-def test_lost_database_connections_are_made_anew(fleet: Fleet) -> None:
+def test_lost_database_connections_are_reopened(fleet: Fleet) -> None:
     fleet.sql.settled()
     fleet.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
               " WHERE datname = current_database() AND pid <> pg_backend_pid()")  # fmt: skip
@@ -224,7 +224,7 @@ def test_the_scheduler_polls_by_itself(fleet: Fleet) -> None:
     assert fleet.salesforce.writes(since=writes_before) == []
 
 
-def test_every_process_ends_when_asked(fleet: Fleet) -> None:
+def test_every_process_stops_on_request(fleet: Fleet) -> None:
     record = fleet.sql.add("Maryam Mirzakhani")
     in_both(fleet, record, name="Maryam Mirzakhani")
     kinds = ("scheduler", "relay", "worker", "web")

@@ -124,7 +124,7 @@ def test_no_command_and_an_unknown_one(run: Run) -> None:
 
 
 @pytest.mark.skipif(not (ROOT / ".venv").exists(), reason="these tests run outside .venv")
-def test_the_script_goes_on_with_its_own_packages(tmp_path: Path, sqlite_url: str) -> None:
+def test_the_script_continues_with_its_own_packages(tmp_path: Path, sqlite_url: str) -> None:
     """Called from any directory with a Python that lacks its packages, the script continues in .venv."""
     done = subprocess.run(
         [sys.base_prefix + "/bin/python3", "-I", str(ROOT / "syncflow"), "migrate"],
@@ -138,7 +138,7 @@ def test_the_script_goes_on_with_its_own_packages(tmp_path: Path, sqlite_url: st
     assert (done.returncode, done.stdout, done.stderr) == (0, "The database is up to date.\n", "")
 
 
-def test_a_process_says_what_is_wrong_and_ends_with_its_status() -> None:
+def test_a_process_reports_an_error_and_exits_with_its_status() -> None:
     for name in ("migrate", "status"):
         done = process(name, DATABASE_URL="postgresql://u:p@h:s3cret/d")
         assert (done.returncode, done.stdout) == (2, "")
@@ -192,7 +192,7 @@ def test_capture_is_installed_and_removed(run: Run, sqlite_url: str) -> None:
     database.close()
 
 
-def test_capture_before_migrate_says_what_to_do(run: Run) -> None:
+def test_capture_before_migrate_asks_for_a_migration(run: Run) -> None:
     done = run("capture", "install")
     assert done.returncode == 2 and "./syncflow migrate" in done.stderr
 
@@ -206,7 +206,7 @@ def test_status_without_systems_says_how_to_get_one(run: Run, sqlite_url: str) -
     assert done.returncode == 0 and "No external system is configured" in done.stdout
 
 
-def test_status_says_what_waits_and_what_needs_a_person(run: Run, sqlite_url: str) -> None:
+def test_status_shows_pending_records_and_dead_letters(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     database = Database(sqlite_url)
     done = run("status", **STRIPE)
@@ -223,7 +223,7 @@ def test_status_says_what_waits_and_what_needs_a_person(run: Run, sqlite_url: st
     database.close()
 
 
-def test_poll_of_nobody_we_know(run: Run, sqlite_url: str) -> None:
+def test_poll_of_an_unknown_system_is_refused(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("poll", "nosuch")
     assert done.returncode == 2 and "There is no system 'nosuch'; configured: none" in done.stderr
@@ -238,7 +238,7 @@ def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> Non
     assert done.returncode == 1 and f"stripe.customer: cannot connect to {nobody[7:]}\n" in done.stderr
 
 
-def test_retry_says_how_many(run: Run, sqlite_url: str) -> None:
+def test_retry_prints_the_number_of_dead_letters(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     database = Database(sqlite_url)
     with database.write() as c:
@@ -377,7 +377,9 @@ def customers(url: str, *names: str) -> None:
     database.close()
 
 
-def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+def test_backfill_links_existing_records_and_prints_its_result(
+    run: Run, sqlite_url: str, stripe: StripeSimulator
+) -> None:
     customers(sqlite_url, "ada", "grace")
     for name in ("ada", "grace"):
         stripe.add({"name": name, "email": f"{name}@x.example"})
@@ -396,7 +398,7 @@ def test_backfill_links_what_is_there_and_says_how_it_ended(run: Run, sqlite_url
     ]
 
 
-def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
+def test_an_interrupted_backfill_is_continued_by_the_same_command(
     run: Run, sqlite_url: str, stripe: StripeSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     customers(sqlite_url, "ada")
@@ -414,7 +416,7 @@ def test_interrupted_a_backfill_stops_and_the_same_command_goes_on(
     assert (done.returncode, done.stdout) == (0, "Started task #1\n")
 
 
-def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+def test_a_backfill_reports_records_that_fail(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
     migrate(sqlite_url)
     for arguments, words in (
         (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),
@@ -427,7 +429,7 @@ def test_what_cannot_be_brought_is_said(run: Run, sqlite_url: str, stripe: Strip
         assert done.returncode == 2 and words in done.stderr
 
 
-def test_check_says_what_is_missing(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+def test_check_reports_missing_permissions(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
     migrate(sqlite_url)
     stripe.add({"name": "Ada", "email": "ada@x.example"})
     done = run("check", "stripe", **settings(stripe))
@@ -504,7 +506,7 @@ def test_unknown_names_in_env_are_reported(run: Run, sqlite_url: str, tmp_path: 
     ]
 
 
-def test_a_file_of_systems_that_is_missing_says_where_it_was_looked_for(run: Run) -> None:
+def test_a_missing_systems_file_is_reported_with_its_folder(run: Run) -> None:
     done = run("status", SYNCFLOW_SYSTEMS="nothing.toml")
     assert done.returncode == 2
     assert done.stderr == (f"SYNCFLOW_SYSTEMS: there is no such file; a relative path starts at {ROOT}\n")

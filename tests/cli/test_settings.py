@@ -97,7 +97,7 @@ def test_every_setting_that_can_be_wrong_is_tried() -> None:
     assert {name.upper() for name in Settings.model_fields} - set(WRONG) == free_text
 
 
-def test_all_wrong_ones_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_settings_are_reported_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "x")
     lines = refused(monkeypatch, "QUEUE_TYPE", "x").split("\n")
     assert [line.split(":")[0] for line in lines] == ["PORT", "QUEUE_TYPE"]
@@ -153,7 +153,9 @@ def test_standalone_keeps_a_key_that_only_we_can_read(tmp_path: Path) -> None:
     assert len(key) == 64 and file.read_text() == key == get_settings().secret()
 
 
-def test_a_fleet_without_a_key_is_told_how_to_make_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_fleet_without_a_secret_key_is_refused_with_instructions(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("BROKER_URL", "amqp://u:p@host/")
     with pytest.raises(SettingsError, match=r"^SECRET_KEY: .*secrets\.token_hex\(32\)"):
         get_settings().secret()
@@ -167,7 +169,7 @@ def test_a_fleet_without_a_key_is_told_how_to_make_one(monkeypatch: pytest.Monke
 # --- the systems ------------------------------------------------------------------------------------------
 
 
-def test_a_system_nobody_configured_is_not_connected() -> None:
+def test_an_unconfigured_system_is_not_connected() -> None:
     assert connect() == {}
 
 

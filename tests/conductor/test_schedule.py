@@ -92,7 +92,7 @@ def test_intervals_below_a_minute_are_spread_over_it(database: Database) -> None
 
 
 @pytest.mark.parametrize("every", [7, 45, 60, 90, 300, 3600])
-def test_over_an_hour_every_slot_comes_once(database: Database, every: int) -> None:
+def test_every_slot_of_an_hour_runs_once(database: Database, every: int) -> None:
     clock = Clock()
     conductor = conduct(database, clock, poll_seconds=every)
     for minute in range(60):
@@ -116,7 +116,7 @@ def test_of_missed_ticks_one_is_made_up_for(database: Database) -> None:
     assert polls(conductor) == 0
 
 
-def test_a_paused_job_waits_and_is_taken_up_once(database: Database) -> None:
+def test_a_paused_job_waits_and_runs_once_after_its_resume(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
     set_job(database, paused_at=clock())
@@ -129,7 +129,7 @@ def test_a_paused_job_waits_and_is_taken_up_once(database: Database) -> None:
     assert polls(conductor) == 1
 
 
-def test_a_persons_interval_outlives_a_restart(database: Database) -> None:
+def test_an_interval_set_by_an_operator_survives_a_restart(database: Database) -> None:
     clock = Clock()
     conduct(database, clock)
     set_job(database, every_seconds=600)
@@ -223,7 +223,7 @@ def left(database: Database, table: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("old", range(7))
-def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int) -> None:
+def test_retention_removes_only_old_rows(database: Database, old: int) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
     ids = [1, 2, 5_000, 5_001, 40_000, 123_456]  # with gaps, as after rolled-back transactions
@@ -235,7 +235,7 @@ def test_tidy_removes_what_is_old_and_nothing_else(database: Database, old: int)
     assert conductor.schedule.retention.remove_old() == "0 old rows removed"
 
 
-def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
+def test_retention_keeps_open_rows(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
     fill(database, clock(), [1, 2], [200, 199], relayed_at=None, state="waiting")
@@ -244,7 +244,7 @@ def test_tidy_keeps_what_is_not_settled(database: Database) -> None:
     assert (left(database, Delivery), left(database, Change), left(database, Inbox)) == ([], [1, 2], [1, 2])
 
 
-def test_tidy_removes_what_was_closed_long_ago_and_old_audit_rows(database: Database) -> None:
+def test_retention_removes_old_closed_rows_and_audit_rows(database: Database) -> None:
     clock = Clock()
     conductor = conduct(database, clock)
     letter = {"subscriber": "s", "error": "Reject", "fingerprint": "f", "message": "m"}
@@ -286,7 +286,7 @@ def test_tidy_removes_processes_that_died_and_slots_that_passed(database: Databa
 # --- periodiq ---------------------------------------------------------------------------------------------
 
 
-def test_periodiqs_tick_sends_one_message_and_stops_when_asked(database: Database) -> None:
+def test_the_periodiq_tick_sends_one_message_and_stops_on_request(database: Database) -> None:
     broker = LocalFanout()
     conductor = conduct(database, Clock())
     for name in ("crm.customer", "crm.customer.later", "crm.inbox", "syncflow.tick"):

@@ -125,7 +125,7 @@ def test_another_program_is_captured(database: Database) -> None:
     assert changes(database) == [("customer", "1", kind) for kind in ("created", "updated", "deleted")]
 
 
-def test_what_another_program_wrote_has_a_time_the_ledger_can_read(database: Database) -> None:
+def test_changes_of_other_programs_have_a_readable_time(database: Database) -> None:
     outside(database, "INSERT INTO customer (name) VALUES ('Ada')")
     with database.read() as connection:
         captured = connection.execute(sa.select(Change.at)).scalar_one()
@@ -314,7 +314,7 @@ def test_a_cascade_is_captured(invoices: Database) -> None:
     assert {record for _, record, _ in changes(invoices)} == {"1"}
 
 
-def test_child_rows_without_a_parent_can_be_written_and_are_nobodys_change(database: Database) -> None:
+def test_child_rows_without_a_parent_are_written_without_a_change(database: Database) -> None:
     metadata = sa.MetaData()
     box = sa.Table("box", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.Text))
     thing = sa.Table(
@@ -377,7 +377,7 @@ def test_the_writer_names_its_origin_and_its_list(database: Database, writer: An
     assert origins(database) == [("stripe", "crm,shop.customer"), (None, None)]
 
 
-def test_what_was_pending_before_the_block_has_not_its_origin(database: Database) -> None:
+def test_changes_before_the_block_do_not_get_its_origin(database: Database) -> None:
     with by_session(database) as session:
         insert(session, "before")
         with sync_context(session, origin="stripe"):
@@ -415,7 +415,7 @@ def test_a_block_that_raises_leaves_nothing_behind(database: Database, writer: A
     assert origins(database)[-1] == (None, None)
 
 
-def test_a_block_whose_statement_fails_says_why_and_leaves_nothing_behind(database: Database, writer: Any) -> None:
+def test_a_failed_statement_raises_and_rolls_its_block_back(database: Database, writer: Any) -> None:
     with writer(database) as target:
         with pytest.raises(sa.exc.IntegrityError), target.begin_nested(), sync_context(target, origin="stripe"):
             target.execute(sa.text("INSERT INTO customer (name) VALUES (NULL)"))
@@ -537,7 +537,7 @@ def waited(listener: Any, timeout: float) -> float:
     return time.monotonic() - began
 
 
-def test_the_listener_wakes_when_somebody_commits(database: Database) -> None:
+def test_the_listener_wakes_after_a_commit(database: Database) -> None:
     with listening(database) as listener, database.engine.connect() as connection:
         insert(connection, "Ada")
         threading.Timer(0.1, connection.commit).start()
@@ -546,7 +546,7 @@ def test_the_listener_wakes_when_somebody_commits(database: Database) -> None:
             time.sleep(0.001)
 
 
-def test_the_listener_misses_nothing_that_was_committed_while_nobody_waited(database: Database) -> None:
+def test_the_listener_reports_commits_made_between_two_waits(database: Database) -> None:
     with listening(database) as listener:
         for name in ("Ada", "Bob", "Eve"):
             add(database, name)
@@ -563,7 +563,7 @@ def test_the_listener_hears_another_program(database: Database) -> None:
         assert waited(listener, 30) < 10
 
 
-def test_what_is_no_change_and_what_is_rolled_back_wakes_nobody(postgres: Database) -> None:
+def test_unchanged_and_rolled_back_rows_do_not_wake_the_listener(postgres: Database) -> None:
     add(postgres, "Ada")
     with listening(postgres) as listener:
         run(postgres, "UPDATE customer SET name = name")
@@ -572,7 +572,7 @@ def test_what_is_no_change_and_what_is_rolled_back_wakes_nobody(postgres: Databa
         assert waited(listener, 0.05) >= 0.05
 
 
-def test_a_listener_whose_connection_is_cut_says_so_as_a_database_error(postgres: Database) -> None:
+def test_a_listener_with_a_cut_connection_raises_a_database_error(postgres: Database) -> None:
     listener = postgres.listener()
     ours = "query LIKE 'LISTEN%' AND datname = current_database()"
     run(postgres, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}")

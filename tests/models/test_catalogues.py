@@ -69,7 +69,7 @@ def test_an_unknown_column_is_an_error_and_writes_nothing(connection: sa.Connect
     assert changes(connection) == []
 
 
-def test_an_id_that_is_none_is_said_to_be_none(connection: sa.Connection) -> None:
+def test_an_invalid_id_is_reported_as_unknown(connection: sa.Connection) -> None:
     with pytest.raises(ValueError):
         CUSTOMER.key_of("abc")
 
@@ -97,7 +97,7 @@ def test_child_rows_travel_with_their_record(connection: sa.Connection, invoice:
     assert INVOICE.columns[-1] == "lines" and "created_at" not in INVOICE.columns
 
 
-def test_a_list_of_child_rows_replaces_the_rows_there_were(connection: sa.Connection, invoice: str) -> None:
+def test_a_list_of_child_rows_replaces_the_previous_rows(connection: sa.Connection, invoice: str) -> None:
     INVOICE.update(connection, invoice, {"status": "open"})
     assert len(INVOICE.read(connection, [invoice])[invoice]["lines"]) == 2  # not mentioned, not touched
     INVOICE.update(connection, invoice, {"lines": [line(description="all in one", unit_price=1200)]})

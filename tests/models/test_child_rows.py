@@ -91,7 +91,7 @@ def test_half_a_row_is_not_sent() -> None:
         ("tea", {""}),
     ],
 )
-def test_what_is_wrong_is_said_by_row_and_field(given: Any, fields: set[str]) -> None:
+def test_errors_name_their_row_and_field(given: Any, fields: set[str]) -> None:
     with pytest.raises(Reject) as caught:
         MAPPER.inward(MAPPER.flatten({"lines": {"data": given}}), KEYS)
     assert set(caught.value.fields) == {f"lines.data{field}" for field in fields}
@@ -245,7 +245,7 @@ def _edit(hub: TestHub, name: str, lines: list[dict[str, Any]]) -> None:
     hub.run()
 
 
-def test_a_lines_product_goes_first(hub: TestHub) -> None:
+def test_the_product_of_a_line_is_delivered_first(hub: TestHub) -> None:
     calls = [what for what in hub.systems["crm"].calls if what[0] == "create"]
     assert len(calls) == 2
     goods, bill = (list(hub.systems["crm"].store.items())[i] for i in (0, 1))
@@ -264,7 +264,9 @@ def test_a_changed_line_is_a_changed_invoice(hub: TestHub, database: Database, i
     assert [kind for kind, _ in hub.systems["crm"].calls[before:]] == ["update"]
 
 
-def test_lines_edited_there_come_in_and_go_to_the_others_alone(hub: TestHub, database: Database, invoice: int) -> None:
+def test_lines_edited_in_a_system_are_applied_and_delivered_to_the_others_only(
+    hub: TestHub, database: Database, invoice: int
+) -> None:
     lines = _bill(hub, "crm")["lines"]["data"]
     edited = [{"text": "bow", "amount": {"count": 4, "each": "1.00"}, "id": "li_9"}, *lines[:2]]
     written = hub.systems["crm"].writes()
@@ -281,9 +283,7 @@ def test_lines_edited_there_come_in_and_go_to_the_others_alone(hub: TestHub, dat
         assert c.execute(sa.select(sa.func.max(Change.id))).scalar() == newest
 
 
-def test_lines_changed_on_both_sides_wait_for_a_person_where_that_is_the_policy(
-    database: Database, invoice: int
-) -> None:
+def test_lines_changed_on_both_sides_become_a_conflict_if_the_policy_is_ask(database: Database, invoice: int) -> None:
     asks = {"number": "number", "lines": rows("lines", {"description": "text", "quantity": "count"}, conflict="ask")}
     hub = TestHub(database, "crm", kinds=(Bill,), field_to_data=asks)
     hub.run()

@@ -48,7 +48,7 @@ def revisions() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
-def test_files_begin_with_their_revision_and_stand_in_its_order() -> None:
+def test_migration_files_are_named_and_ordered_by_their_revision() -> None:
     """`is_current` relies on this order, so that processes find the newest revision without Alembic."""
     folder = Path(str(alembic_config("sqlite://").get_main_option("script_location"))) / "versions"
     names = sorted(path.name for path in folder.glob("*.py"))

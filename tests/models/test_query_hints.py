@@ -72,7 +72,7 @@ def plans(database: Database, kinds: tuple[str, ...] = ("SELECT",)) -> Iterator[
             found.append("\n".join(str(row[-1]) for row in rows))
 
 
-def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
+def test_pending_links_are_listed_by_an_index(ledger: Database) -> None:
     owed = [Link.owed_change > Link.synced_change, Link.dead_at.is_(None)]
     with plans(ledger) as found, ledger.read() as connection:
         listing = pages.newest(connection, Link, owed, within=(Link.subscriber, SHOP))
@@ -80,7 +80,7 @@ def test_what_is_owed_is_listed_by_its_index(ledger: Database) -> None:
     assert all("ix_link_owed" in plan for plan in found), found
 
 
-def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database) -> None:
+def test_a_task_and_a_sweep_find_pending_links_by_an_index(ledger: Database) -> None:
     hub = TestHub(ledger, "shop")
     with plans(ledger) as found, ledger.read() as connection:
         assert below_backlog_limit(hub.conductor.context, connection, [SHOP])
@@ -90,7 +90,7 @@ def test_a_task_and_a_sweep_look_for_what_is_owed_by_its_index(ledger: Database)
     assert all("ix_link_owed" in plan for plan in of_links), found
 
 
-def test_the_overview_walks_through_nothing_that_is_settled(ledger: Database) -> None:
+def test_the_overview_reads_no_synced_links(ledger: Database) -> None:
     hub = TestHub(ledger, "shop")
     seen = hub.conductor.reports.overview_version()
     with plans(ledger) as found:
@@ -118,7 +118,7 @@ def fill(panel: Panel, table: Any, rows: list[dict[str, Any]]) -> None:
             connection.execute(sa.text("ANALYZE"))
 
 
-def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: Panel) -> None:
+def test_the_record_of_a_subscriber_is_found_by_its_own_index(panel: Panel) -> None:
     fill(panel, Delivery, [{"subscriber": SHOP, "record_id": str(n), "direction": "out", "operation": "update",
                              "outcome": "delivered", "at": utcnow()} for n in range(MANY)])  # fmt: skip
     client = panel.client("admin")
@@ -130,7 +130,7 @@ def test_a_record_of_one_subscriber_is_told_by_its_own_index(panel: Panel) -> No
     assert len(of_deliveries) > 2 and not any("ix_delivery_subscriber" in plan for plan in of_deliveries), found
 
 
-def test_a_system_is_resumed_without_reading_what_ever_came_from_it(ledger: Database) -> None:
+def test_resuming_a_system_does_not_read_its_whole_inbox(ledger: Database) -> None:
     hub = TestHub(ledger, "shop")
     with plans(ledger, ("UPDATE inbox",)) as found:
         hub.conductor.systems.resume("shop", "ann")
@@ -160,7 +160,7 @@ def test_a_catalogues_changes_are_downloaded_a_stretch_at_a_time(panel: Panel) -
     assert stretches and not any("ix_change_record" in plan for plan in stretches), found
 
 
-def test_a_delivery_goes_by_key_also_while_its_tables_are_young(migrated_url: str) -> None:
+def test_a_delivery_reads_by_key_even_on_new_tables(migrated_url: str) -> None:
     """A plan stays: one that reads a whole table, because it is small, made each delivery take longer than the last."""
     database = Database(migrated_url, by_key=True)
     hub = TestHub(database, "shop")
@@ -208,7 +208,7 @@ def test_unindexed_means_the_same(database: Database, condition: Any, count: int
         assert connection.execute(found).scalar_one() == count
 
 
-def test_where_a_time_lies_in_a_history_with_gaps(database: Database) -> None:
+def test_a_time_is_found_in_a_history_with_gaps(database: Database) -> None:
     dice, start = random.Random(7), utcnow()
     ids = sorted(dice.sample(range(1, 5000), 300))
     times = {number: start + timedelta(seconds=number // 3) for number in ids}

@@ -57,7 +57,7 @@ def found(database: Database, text: str) -> list[str]:
         ('ada" OR name:*', []),
     ],
 )
-def test_any_words_beginning_in_any_case(people: Database, text: str, names: list[str]) -> None:
+def test_words_are_found_by_their_beginning_in_any_case(people: Database, text: str, names: list[str]) -> None:
     assert found(people, text) == names
 
 

@@ -266,7 +266,7 @@ def test_wrong_passwords_slow_down_and_leave_a_trail(panel: Panel) -> None:
     assert [row.who for row in failed] == ["admin@example.com"] * 5
 
 
-def test_an_unknown_person_is_answered_as_a_known_one(sqlite_panel: Panel) -> None:
+def test_a_login_with_an_unknown_email_gets_the_same_answer(sqlite_panel: Panel) -> None:
     known = log_in(sqlite_panel.client(), "admin@example.com", "not the password at all")
     unknown = log_in(sqlite_panel.client(), "nobody@example.com", "not the password at all")
     assert known.status_code == unknown.status_code == 200
@@ -281,14 +281,14 @@ def test_the_session_cookie(sqlite_url: str) -> None:
     assert "Strict-Transport-Security" in answer.headers
 
 
-def test_pages_forbid_what_is_not_ours(sqlite_panel: Panel) -> None:
+def test_pages_forbid_foreign_content(sqlite_panel: Panel) -> None:
     for path in ("/", "/login", "/no-such-page", "/healthz"):
         policy = sqlite_panel.client("viewer").get(path).headers["Content-Security-Policy"]
         assert "unsafe" not in policy
         assert policy.startswith("default-src 'none'")
 
 
-def test_a_disabled_person_is_out_at_once(panel: Panel) -> None:
+def test_a_disabled_user_is_logged_out_immediately(panel: Panel) -> None:
     viewer, admin = panel.client("viewer"), panel.client("admin")
     number = panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
     assert viewer.get("/").status_code == 200
@@ -328,7 +328,7 @@ def test_creating_people_needs_no_web_process(panel: Panel) -> None:
             accounts.create_user(panel.database, email, password, role)
 
 
-def test_a_fresh_app_can_be_made_beside_another(sqlite_panel: Panel) -> None:
+def test_a_second_app_can_be_created_in_the_same_process(sqlite_panel: Panel) -> None:
     create_app(sqlite_panel.conductor, Settings(secret_key="s" * 32))
     assert sqlite_panel.client("viewer").get("/").status_code == 200
 

@@ -242,7 +242,7 @@ def test_holding_records_back_and_lifting_it(visit: Visit, panel: Panel, tmp_pat
     visit.is_told("Unsubscription #1 is lifted. 1 record will be delivered.")
 
 
-def test_settling_conflicts_field_by_field_and_all_alike(visit: Visit, panel: Panel) -> None:
+def test_conflicts_are_resolved_one_by_one_or_all_of_a_field(visit: Visit, panel: Panel) -> None:
     page = visit.page
     add_conflicts(panel)
     visit.go("/conflicts/")
@@ -288,7 +288,7 @@ def test_a_second_factor_from_the_account_page_to_the_next_login(visit: Visit, p
     page.wait_for_url(visit.base + "/")
 
 
-def test_a_new_user_is_told_a_password_for_one_login(visit: Visit, panel: Panel) -> None:
+def test_a_new_user_gets_a_one_time_password(visit: Visit, panel: Panel) -> None:
     page = visit.page
     visit.go("/users/")
     page.get_by_text("New user").click()
@@ -322,7 +322,7 @@ def test_the_menu_on_a_phone(browser: Browser, panel: Panel) -> None:
     assert visit.complaints == []
 
 
-def test_a_page_updates_itself_and_leaves_alone_what_is_in_hand(visit: Visit, panel: Panel) -> None:
+def test_a_live_page_updates_but_keeps_open_input(visit: Visit, panel: Panel) -> None:
     visit.go("/systems/")
     shop, page = visit.page.locator("#shop"), visit.page
     shop.get_by_text("Options").click()
@@ -368,7 +368,7 @@ def test_the_buttons_of_a_dead_letter_go_once_it_is_closed(visit: Visit, panel: 
     expect(page.get_by_label("Refresh interval")).to_be_visible()
 
 
-def test_the_line_about_a_task_updates_itself_beside_what_is_being_edited(visit: Visit, panel: Panel) -> None:
+def test_the_task_line_updates_while_a_form_is_being_edited(visit: Visit, panel: Panel) -> None:
     number = panel.conductor.tasks.start("resend", "ann", subscriber="shop.customer")
     visit.go("/mappings/shop.customer")
     visit.page.get_by_label("External field of row 1").fill("half a na")

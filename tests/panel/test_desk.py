@@ -96,7 +96,7 @@ def test_unsubscribing_some_records_and_lifting_it(panel: Panel) -> None:
     assert post(client, f"/unsubscriptions/{rule.id}/lift").status_code == 404
 
 
-def test_lifting_brings_over_what_was_kept_back(panel: Panel) -> None:
+def test_lifting_a_rule_delivers_the_held_back_changes(panel: Panel) -> None:
     post(panel.client("operator"), "/unsubscriptions/1/lift", deliver="yes")
     link = sa.select(Link.__table__).where(Link.subscriber == "crm.customer", Link.record_id == "2")
     row = panel.rows(link)[0]
@@ -116,7 +116,7 @@ def test_lifting_brings_over_what_was_kept_back(panel: Panel) -> None:
         ({"reason": ""}, "Enter a reason"),
     ],
 )
-def test_a_wrong_unsubscription_is_refused_and_what_was_typed_kept(
+def test_an_invalid_unsubscription_is_refused_and_its_input_kept(
     sqlite_panel: Panel, form: dict[str, str], words: str
 ) -> None:
     good = {"target": "shop", "operation": "", "scope": "all", "records": "", "reason": "kept words"}
@@ -152,7 +152,7 @@ def test_a_list_is_checked_before_and_who_is_unknown_is_pointed_out(panel: Panel
     assert _rule(panel)[1] == {"1", "3", "99"}
 
 
-def test_a_list_beside_all_records_is_not_passed_over(sqlite_panel: Panel) -> None:
+def test_a_list_together_with_all_records_is_refused(sqlite_panel: Panel) -> None:
     client = sqlite_panel.client("operator")
     answer = post(client, "/unsubscriptions/", **(LIST | {"scope": "all", "records": "1"}))
     assert answer.status_code == 422 and "chose all records" in answer.text
@@ -181,7 +181,7 @@ def test_why_a_record_is_held_back_and_by_whom(panel: Panel) -> None:
         assert client.get("/unsubscriptions/", query_string={"record": text}).status_code == 200
 
 
-def test_lifting_asks_first_with_what_was_missed(panel: Panel) -> None:
+def test_lifting_asks_for_confirmation_with_the_held_back_count(panel: Panel) -> None:
     client = panel.client("operator")
     listed = client.get("/unsubscriptions/").text
     assert "/unsubscriptions/1#lift" in listed and "/unsubscriptions/1/lift" not in listed
@@ -207,7 +207,7 @@ def _people(panel: Panel) -> dict[int, tuple[str | None, str | None]]:
     return {row.id: (row.email, row.city) for row in panel.rows(sa.select(Customer.id, Customer.email, Customer.city))}
 
 
-def test_a_record_is_settled_field_by_field(panel: Panel) -> None:
+def test_the_conflicts_of_a_record_are_resolved_by_field(panel: Panel) -> None:
     email, _two, _three, city = add_conflicts(panel)
     client = panel.client("operator")
     page = client.get("/conflicts/").text
@@ -235,7 +235,7 @@ def test_settling_needs_a_choice_that_is_one(sqlite_panel: Panel) -> None:
     assert not sqlite_panel.rows(sa.select(Conflict.id).where(Conflict.resolved_at.is_not(None)))
 
 
-def test_all_alike_are_settled_with_a_count_before_and_the_busy_stay_open(panel: Panel) -> None:
+def test_all_conflicts_of_a_field_are_resolved_except_those_of_busy_records(panel: Panel) -> None:
     _one, two, _three, city = add_conflicts(panel)
     client = panel.client("operator")
     form = {"subscriber": "shop.customer", "field": "email", "choice": "theirs"}

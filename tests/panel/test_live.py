@@ -92,7 +92,7 @@ def test_a_changed_overview_is_made_again(panel: Panel) -> None:
     assert "RabbitMQ does not answer" in update(client, "/", page.headers["ETag"]).text
 
 
-def test_an_open_page_is_no_sign_of_a_person(panel: Panel) -> None:
+def test_the_polls_of_an_open_page_do_not_extend_the_session(panel: Panel) -> None:
     client = panel.client("viewer")
     assert "Set-Cookie" in client.get("/").headers
     assert "Set-Cookie" not in update(client, "/").headers
@@ -165,7 +165,7 @@ def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
     assert 'href="http://rabbit.example:15672/#/queues/my%2Fhost/shop.customer"' in page
 
 
-def test_a_broker_that_is_away_is_told_and_breaks_nothing(panel: Panel) -> None:
+def test_an_unreachable_broker_is_shown_and_breaks_no_page(panel: Panel) -> None:
     client = panel.client("operator")
     panel.publisher.depths.update({"shop.customer": 7, "shop.inbox": 2})
     assert "Retries" not in client.get("/queues/").text
@@ -195,7 +195,7 @@ def test_a_task_is_stopped_and_resumed_and_shows_how_far_it_is(panel: Panel) -> 
     assert client.get("/tasks/77").status_code == 404
 
 
-def test_reconciling_tells_what_drifted_and_repairs_it(panel: Panel) -> None:
+def test_a_reconcile_shows_differences_and_repairs_them(panel: Panel) -> None:
     client = panel.client("operator")
     position = {"after": 9, "fields": {"email": 1}, "examples": [["1", "crm-1", "email", "a@b", "c@d"]], "unread": 0}
     change(panel, Task, Task.id == 1, state="done", done=4, failed=1, position=position)
@@ -238,7 +238,7 @@ def test_a_connection_is_tested_as_a_task(panel: Panel, monkeypatch: pytest.Monk
     assert post(client, "/systems/nobody/check").status_code == 404
 
 
-def test_a_task_that_nobody_works_at_says_so(panel: Panel) -> None:
+def test_a_task_without_a_scheduler_shows_a_warning(panel: Panel) -> None:
     client = panel.client("operator")
     change(panel, Process, Process.kind == "scheduler", last_seen_at=utcnow().replace(year=2025))
     where = post(client, "/systems/shop/check").headers["Location"]

@@ -55,7 +55,7 @@ def test_a_new_user_chooses_a_password_before_anything_else(panel: Panel) -> Non
     assert log_in(panel.client(), "new@example.com", given[1]).status_code == 200
 
 
-def test_a_reset_password_ends_all_sessions_and_is_told_once(panel: Panel) -> None:
+def test_a_password_reset_ends_all_sessions_and_shows_the_password_once(panel: Panel) -> None:
     viewer, admin = panel.client("viewer"), panel.client("admin")
     page = post(admin, f"/users/{_user(panel).id}/password").text
     given = re.search(r'id="password"[^>]*>([^<]+)<', page)
@@ -332,7 +332,7 @@ def test_an_account_is_joined_by_a_checked_address_only(o: Panel, provider: Prov
     assert "another account" in _words(client, answer)
 
 
-def test_who_comes_over_the_provider_need_not_change_a_password(o: Panel, provider: Provider) -> None:
+def test_a_user_of_the_login_provider_need_not_change_a_password(o: Panel, provider: Provider) -> None:
     provider.person = {"sub": "v", "email": "viewer@example.com", "email_verified": True}
     with o.database.write() as connection:
         connection.execute(sa.update(User).values(must_change_password=True))
@@ -343,7 +343,7 @@ def test_who_comes_over_the_provider_need_not_change_a_password(o: Panel, provid
     assert by_password.get("/links/").headers["Location"] == "/change"
 
 
-def test_a_disabled_person_does_not_come_in(o: Panel, provider: Provider) -> None:
+def test_a_disabled_user_cannot_log_in(o: Panel, provider: Provider) -> None:
     _come_in(o, provider)
     with o.database.write() as connection:
         connection.execute(sa.update(User).where(User.email == "ada@example.com").values(active=False))
@@ -361,7 +361,7 @@ def test_who_has_no_role_may_be_refused(sqlite_url: str, provider: Provider) -> 
 @pytest.mark.parametrize(
     "lie", [{"nonce": "another"}, {"iss": "https://evil.example"}, {"aud": "another"}, {"exp": 1000}]
 )
-def test_a_token_that_lies_is_refused(o: Panel, provider: Provider, lie: dict[str, Any]) -> None:
+def test_a_forged_token_is_refused(o: Panel, provider: Provider, lie: dict[str, Any]) -> None:
     provider.lies = lie
     client, answer = _come_in(o, provider)
     assert "could not be verified" in _words(client, answer)
@@ -379,7 +379,7 @@ def test_a_token_of_another_key_a_foreign_state_and_a_refusal(o: Panel, provider
     assert "rejected the login: access_denied" in _words(client, client.get("/login/oidc/return?error=access_denied"))
 
 
-def test_a_provider_that_is_away_is_told(sqlite_url: str) -> None:
+def test_an_unreachable_login_provider_is_reported(sqlite_url: str) -> None:
     gone = Provider()
     gone.issuer = "http://127.0.0.1:9"
     with _with_oidc(sqlite_url, gone) as made:
@@ -389,7 +389,7 @@ def test_a_provider_that_is_away_is_told(sqlite_url: str) -> None:
         assert log_in(client, "viewer@example.com").status_code == 302
 
 
-def test_the_way_back_leads_to_no_other_host(o: Panel, provider: Provider) -> None:
+def test_the_redirect_after_login_stays_on_this_host(o: Panel, provider: Provider) -> None:
     for target in ("https://evil.example/", "//evil.example/", "/\\evil.example"):
         _client, answer = _come_in(o, provider, f"/login/oidc/?next={target}")
         assert answer.headers["Location"] == "/"

@@ -38,7 +38,7 @@ def test_a_bad_signature_stores_nothing(panel: Panel) -> None:
     assert not panel.rows(sa.select(Inbox.id))
 
 
-def test_an_unreadable_body_is_refused_in_words(panel: Panel) -> None:
+def test_an_unreadable_body_is_refused_with_a_message(panel: Panel) -> None:
     status, said = _send(panel, b"not json")
     assert status == 400 and "cannot be read" in said["error"]
 
@@ -71,7 +71,7 @@ def test_readyz_needs_no_login_and_leaves_nothing_behind(panel: Panel) -> None:
     assert panel.rows(sa.select(Process.name)) == before
 
 
-def test_metrics_count_what_the_ledger_says(sqlite_url: str) -> None:
+def test_metrics_report_the_counts_of_the_ledger(sqlite_url: str) -> None:
     with open_panel(sqlite_url) as made:
         text = made.client("viewer").get("/metrics").text
     assert 'syncflow_dead_letters{subscriber="shop.customer"} 2.0' in text

@@ -45,7 +45,7 @@ def _rows(**changes: dict[str, Any] | None) -> list[dict[str, Any]]:
 # --- saving ------------------------------------------------------------------------------------------
 
 
-def test_a_saved_mapping_is_in_force_at_once_and_goes_back(panel: Panel) -> None:
+def test_a_saved_mapping_is_active_immediately_and_can_be_restored(panel: Panel) -> None:
     client = panel.client("admin")
     assert post(client, PAGE, **_form(("name", "title"))).status_code == 303
     assert [e.path for e in panel.conductor.mappings.latest("shop.customer")[0].fields.values()] == ["title"]
@@ -58,7 +58,7 @@ def test_a_saved_mapping_is_in_force_at_once_and_goes_back(panel: Panel) -> None
     assert "Not saved" in client.get(post(client, f"{PAGE}/default", version="1").headers["Location"]).text
 
 
-def test_what_is_wrong_is_said_at_its_row_and_cell(panel: Panel) -> None:
+def test_an_error_is_shown_at_its_row_and_cell(panel: Panel) -> None:
     pairs = [("name", "a"), ("nonsense", "b"), ("email", "not a path"), ("name", "a")]
     form = _form(*pairs) | {"0.transform": "no_such"}
     answer = post(panel.client("admin"), PAGE, **form)
@@ -121,7 +121,7 @@ def test_trying_shows_one_record_before_and_after_and_saves_nothing(panel: Panel
         assert post(panel.client("admin"), PAGE, **_form(*pairs, do="review", record=record)).status_code == 200
 
 
-def test_a_preview_says_what_else_matters(panel: Panel) -> None:
+def test_a_preview_lists_what_blocks_the_delivery(panel: Panel) -> None:
     preview = panel.conductor.previews.record(
         "crm.customer", panel.conductor.mappings.latest("crm.customer")[0].rows(), "2"
     )
@@ -167,7 +167,7 @@ def test_a_large_catalogue_is_sampled_and_the_bounds_hold(sqlite_panel: Panel) -
 # --- resending ---------------------------------------------------------------------------------------
 
 
-def test_saving_and_sending_brings_only_what_differs(panel: Panel) -> None:
+def test_save_and_resend_sends_only_differing_records(panel: Panel) -> None:
     with panel.database.write() as connection:
         connection.execute(sa.delete(Unsubscription))
     before = {row.record_id: row.owed_change for row in _links(panel)}

@@ -133,7 +133,7 @@ def test_a_search_for_nonsense_finds_nothing(panel: Panel) -> None:
         assert "/record/customer" not in client.get("/record/", query_string={"q": text}).text, text
 
 
-def test_what_is_not_there_is_a_calm_404(panel: Panel) -> None:
+def test_a_missing_row_answers_404(panel: Panel) -> None:
     client = panel.client("viewer")
     for page in ("links", "deliveries", "dead-letters", "inbox", "unsubscriptions"):
         for number in ("999", str(2**31), str(2**63), "9" * 30, "-1", "x", "²", "%00"):
@@ -143,7 +143,7 @@ def test_what_is_not_there_is_a_calm_404(panel: Panel) -> None:
             assert client.get(f"/mappings/crm.customer{path.format(version)}").status_code == 404, (path, version)
 
 
-def test_odd_numbers_in_a_form_are_refused(panel: Panel) -> None:
+def test_invalid_numbers_in_a_form_are_refused(panel: Panel) -> None:
     client = panel.client("admin")
     for number in (str(2**31), str(2**63), "9" * 20, "²", "-1"):
         assert post(client, f"/users/{number}/role", role="viewer").status_code == 404, number
@@ -164,7 +164,7 @@ def test_older_tasks_are_on_pages_too(panel: Panel) -> None:
     assert 'href="/tasks/1"' in client.get(older).text
 
 
-def test_odd_pages_of_a_history(panel: Panel) -> None:
+def test_invalid_page_parameters_of_a_history(panel: Panel) -> None:
     client = panel.client("viewer")
     for before in ("0", "-5", str(2**31), str(2**70), "²", "x", "", "1"):
         for page in (
@@ -181,7 +181,7 @@ def test_odd_pages_of_a_history(panel: Panel) -> None:
     assert client.get("/deliveries/?record=a%00b").status_code == 400
 
 
-def test_a_record_tells_its_story(panel: Panel) -> None:
+def test_a_record_page_shows_the_history(panel: Panel) -> None:
     page = panel.client("viewer").get("/record/customer/4").text
     for words in ("Nobody One", "Created in the database", "Nowhere is no city", "dead letter", "up to date"):
         assert words in page
@@ -210,7 +210,7 @@ def test_a_history_is_paged_by_key_and_shows_each_row_once(panel: Panel) -> None
     assert seen == sorted(everything, reverse=True)
 
 
-def test_a_rare_value_is_looked_for_in_a_stretch_only(sqlite_panel: Panel) -> None:
+def test_a_rare_value_is_searched_in_a_limited_range(sqlite_panel: Panel) -> None:
     with sqlite_panel.database.write() as connection:
         connection.execute(sa.update(Delivery).values(outcome="failed"))
     _many_deliveries(sqlite_panel, 1)
@@ -273,7 +273,7 @@ def test_masking() -> None:
     }
 
 
-def test_html_in_what_came_in_stays_text(panel: Panel) -> None:
+def test_html_in_received_values_stays_text(panel: Panel) -> None:
     nasty = "<script>alert(1)</script>"
     values = _letters(message=nasty, payload={nasty: nasty}, fields={nasty: nasty}, traceback=nasty)
     with panel.database.write() as connection:

@@ -172,7 +172,7 @@ def test_finding_by_any_word(panel: Panel) -> None:
 # --- editing and syncing ------------------------------------------------------------------------------
 
 
-def test_an_edit_flows_mends_the_letter_and_is_audited(panel: Panel) -> None:
+def test_an_edit_is_delivered_closes_the_dead_letter_and_is_audited(panel: Panel) -> None:
     client = panel.client("operator")
     form = client.get("/record/customer/4/edit").text
     assert "Shop: Nowhere is no city" in form
@@ -198,7 +198,7 @@ def test_a_wrong_or_outdated_edit_saves_nothing(panel: Panel) -> None:
     assert client.get("/record/customer/77/edit").status_code == 404
 
 
-def test_who_edits_what_somebody_else_saved_loses_nothing_that_was_typed(panel: Panel) -> None:
+def test_an_edit_of_a_record_changed_in_the_meantime_keeps_the_input(panel: Panel) -> None:
     client, path = panel.client("operator"), "/record/customer/1/edit"
     seen = {"was.city": "London", "was.notes": ""}
     post(client, path, **seen, **{"to.city": "Paris", "to.notes": ""})
@@ -225,7 +225,7 @@ def test_sync_now_is_as_if_the_record_had_changed(panel: Panel) -> None:
 # --- dead letters -------------------------------------------------------------------------------------
 
 
-def test_all_that_match_are_retried_as_a_task_that_says_how_many_succeed(panel: Panel) -> None:
+def test_all_matching_dead_letters_are_retried_by_a_task_with_counts(panel: Panel) -> None:
     change(panel, Customer, Customer.id == 4, notes="only that the trigger is not what mends it")
     panel.sync()
     client = panel.client("operator")

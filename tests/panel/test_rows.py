@@ -286,7 +286,7 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Pane
     visit.is_told("shop.customer was reset to the default mapping as version 4.")
 
 
-def test_row_4_two_people_edit_a_mapping_at_once(at: Open, panel: Panel) -> None:
+def test_row_4_two_users_edit_a_mapping_concurrently(at: Open, panel: Panel) -> None:
     ann, ben = at(390, "light"), at(1400, "dark")
     for visit in (ann, ben):
         visit.go("/mappings/shop.customer")

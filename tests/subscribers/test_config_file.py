@@ -123,11 +123,11 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
         ("field_to_data = {", "fields = {", "systems.crm.subscribers.invoice.field_to_data: is missing"),
     ],
 )
-def test_a_mistake_is_said_with_its_place(declare: Any, old: str, new: str, said: str) -> None:
+def test_an_error_names_its_place(declare: Any, old: str, new: str, said: str) -> None:
     assert any(line.startswith(said) for line in complaints(declare, FINE.replace(old, new)))
 
 
-def test_a_mistake_in_the_mapping_is_not_said_again_of_what_rests_on_it(declare: Any) -> None:
+def test_an_error_in_a_mapping_is_reported_once(declare: Any) -> None:
     (said,) = complaints(declare, FINE.replace('"lower"', '"shout"'))
     assert said.startswith("systems.crm.subscribers.customer.field_to_data.email: ")
 

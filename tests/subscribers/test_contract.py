@@ -228,6 +228,6 @@ def test_a_subscriber_that_breaks_it_is_found(
         test(contract, Bench(sqlite, broken, (), shop))
 
 
-def test_one_that_tells_a_secret_is_found(sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_with_a_secret_is_detected(sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
     with ShopSimulator() as shop, pytest.raises(AssertionError):
         TestShopCustomer().test_no_secret_is_told(Bench(sqlite, SaysTooMuch, (), shop), caplog)

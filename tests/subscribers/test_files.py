@@ -172,7 +172,7 @@ def test_another_encoding_has_to_be_named(start: Any, folder: Folder) -> None:
     assert customers(hub) == ["Zoë €"]
 
 
-def test_what_is_still_written_is_left_alone(start: Any, folder: Folder) -> None:
+def test_a_file_that_is_still_being_written_is_not_read(start: Any, folder: Folder) -> None:
     hub = start(quiet_seconds=60)
     for name in ("a.csv.part", ".a.csv", "a.tmp", "a.csv~", "a.csv"):
         folder.drop(name, CSV)
@@ -228,7 +228,7 @@ def test_a_file_in_the_way_does_not_hold_up_the_others(start: Any, folder: Folde
 # --- rows that fail -----------------------------------------------------------------------------------
 
 
-def test_rows_that_fail_are_told_and_the_others_applied(start: Any, folder: Folder) -> None:
+def test_failed_rows_are_reported_and_the_others_applied(start: Any, folder: Folder) -> None:
     hub = start()
     lines = ["number,name,mail,active", "1,Ada,a@x.example,yes", "2,Short", "3,Emmy,e@x.example,perhaps"]
     lines += [",Nobody,,", f"5,{'x' * 300},,", "6,Zo\xeb,,", "7,,n@x.example,", "8,Good,,"]
@@ -271,7 +271,7 @@ def test_files_that_cannot_be_read(
     assert customers(hub) == taken and folder.names("in") == []
 
 
-def test_what_only_a_person_can_decide_is_a_dead_letter(start: Any, folder: Folder) -> None:
+def test_an_ambiguous_row_is_a_dead_letter(start: Any, folder: Folder) -> None:
     hub = start()
     hub.add(name="One", email="same@x.example"), hub.add(name="Two", email="same@x.example")
     folder.drop("a.csv", "number,name,mail\n1,Which,same@x.example\n")
@@ -311,7 +311,7 @@ def test_an_archived_row_stays_whole(start: Any, folder: Folder) -> None:
     assert last == [{**first[0], "status": "closed"}]
 
 
-def test_an_expression_in_the_mapping_is_said(start: Any, folder: Folder) -> None:
+def test_an_expression_in_the_mapping_is_refused(start: Any, folder: Folder) -> None:
     hub = start(field_to_data={"name": Field("names[0]", direction="in")})
     folder.drop("a.jsonl", '{"number": 1, "names": ["Ada"]}')
     poll(hub)
@@ -392,7 +392,7 @@ def test_our_numbers_do_not_overwrite_theirs(start: Any, folder: Folder) -> None
         }
 
 
-def test_a_folder_that_is_not_there_is_a_system_that_is_down(start: Any, folder: Folder) -> None:
+def test_a_missing_folder_is_a_system_that_is_down(start: Any, folder: Folder) -> None:
     hub = start()
     folder.top.parent.rmdir()
     with pytest.raises(SystemDown, match="there is no folder"):
@@ -412,7 +412,7 @@ def drop_snapshot(folder: Folder, hub: RegisteredHub, numbers: range, extra: str
     poll(hub)
 
 
-def test_what_a_snapshot_leaves_out_is_deleted(start: Any, folder: Folder) -> None:
+def test_records_missing_in_a_snapshot_are_deleted(start: Any, folder: Folder) -> None:
     hub = start(snapshot=True)
     drop_snapshot(folder, hub, range(8))
     hub.add(name="Ours, not read there yet")
@@ -502,7 +502,7 @@ def test_a_folder_that_is_missing_is_found_before_the_first_record(start: Any, f
     assert finding.state == "wrong" and f"there is no folder {folder.top.parent}" in finding.message
 
 
-def test_looking_and_filling_read_no_file_away(start: Any, folder: Folder) -> None:
+def test_the_connection_check_and_backfill_consume_no_file(start: Any, folder: Folder) -> None:
     hub = start()
     poll(hub)
     folder.drop("a.csv", "number,name,mail\n7,Ada,ada@x.example\n")

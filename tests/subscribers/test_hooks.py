@@ -81,7 +81,7 @@ def test_what_is_sent_is_made_before_it_is_compared(database: Database) -> None:
     assert sent == [{"notes": "new", "source": {"from": "hub", "customer": int(key)}}]
 
 
-def test_an_edit_there_meets_what_was_sent_not_what_is_mapped(database: Database) -> None:
+def test_an_external_edit_is_merged_with_the_sent_values(database: Database) -> None:
     """A merge also applies before_send to our side; otherwise each remote edit would appear as two."""
     hub, key = _hub_with_customer(database)
     (external_id,) = hub.systems["crm"].store
@@ -119,7 +119,7 @@ def test_a_bug_before_sending_is_one_records_and_loses_nothing(database: Databas
     assert {one["name"] for one in hub.shown("crm")} == {"ANNA", "BERTA", "CARLA"}
 
 
-def test_a_bug_on_receiving_keeps_what_came_in(database: Database) -> None:
+def test_a_bug_in_after_receive_keeps_the_event(database: Database) -> None:
     hub, key = _hub_with_customer(database)
     (external_id,) = hub.systems["crm"].store
     hub.clock.tick()

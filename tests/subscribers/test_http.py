@@ -106,7 +106,7 @@ def test_a_write_is_not_redirected(httpserver: HTTPServer, http: Http) -> None:
     assert len(httpserver.log) == 1
 
 
-def test_nobody_listens() -> None:
+def test_a_refused_connection_is_a_system_that_is_down() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     error = failure(Http(f"http://127.0.0.1:{port}"))
@@ -188,7 +188,7 @@ def test_a_vendors_table_of_statuses_is_laid_over_the_usual_one(httpserver: HTTP
     assert type(failure(Http(httpserver.url_for("")))) is Reject
 
 
-def test_a_vendors_words_repeat_no_secret_either(httpserver: HTTPServer) -> None:
+def test_a_vendors_message_is_redacted(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/things").respond_with_data("", status=400)
     told = Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1")
     http = Http(
@@ -284,7 +284,7 @@ NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
         (200, {"X-RateLimit-Remaining": "5", "X-RateLimit-Reset": "9" * 15}, Rate(5)),
     ],
 )
-def test_what_an_answer_says_of_its_limit(status: int, headers: dict[str, str], rate: Rate | None) -> None:
+def test_the_rate_limit_is_read_from_an_answer(status: int, headers: dict[str, str], rate: Rate | None) -> None:
     assert rate_of(CaseInsensitiveDict(headers), status, NOW) == rate
 
 

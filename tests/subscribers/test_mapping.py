@@ -32,7 +32,7 @@ MAPPER = Mapper(CUSTOMER, FIELDS)
 ANNA = {"name": "Anna", "email": "anna@example.org", "city": "Rome", "country": "it", "phone": "1", "active": True}
 
 
-def test_outward_is_flat_and_leaves_out_what_only_comes_in() -> None:
+def test_outward_values_are_flat_and_omit_inward_fields() -> None:
     assert MAPPER.outward(ANNA) == {
         "Name": "Anna",
         "contact.email": "anna@example.org",
@@ -44,7 +44,7 @@ def test_outward_is_flat_and_leaves_out_what_only_comes_in() -> None:
     }
 
 
-def test_everything_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     with pytest.raises(Reject) as caught:
         MAPPER.outward({**ANNA, "name": "", "country": 7})
     assert set(caught.value.fields) == {"Name", "contact.address.country"}
@@ -124,7 +124,7 @@ def test_out_and_in_again_changes_nothing(record: dict[str, Any]) -> None:
         ([1], [1], True),
     ],
 )
-def test_same_is_what_a_person_would_call_the_same(one: Any, other: Any, equal: bool) -> None:
+def test_values_that_mean_the_same_are_equal(one: Any, other: Any, equal: bool) -> None:
     assert same(one, other) is equal
     assert same(other, one) is equal
 
@@ -149,7 +149,7 @@ def test_rows_of_a_mapping_come_back_as_they_were() -> None:
         ([{"column": "created_at", "path": "A"}], "no column 'created_at'"),
     ],
 )
-def test_what_is_wrong_with_a_mapping_is_said_by_row(rows: list[dict[str, Any]], says: str) -> None:
+def test_mapping_errors_are_reported_by_row(rows: list[dict[str, Any]], says: str) -> None:
     _, problems = check_rows(rows, CUSTOMER)
     assert any(says in problem for problem in problems)
 
@@ -212,7 +212,7 @@ def test_what_a_transform_loses_stays_where_they_hold_just_that() -> None:
     }
 
 
-def test_an_amount_in_the_currency_beside_it() -> None:
+def test_an_amount_uses_the_currency_of_its_record() -> None:
     mapper = Mapper(CATALOGUES["product"], {"price": Field("price", "minor_units:column=currency"), "currency": "unit"})
     assert mapper.outward({"price": 1250, "currency": "jpy"}) == {"price": "1250", "unit": "jpy"}
     assert mapper.inward({"price": "1250", "unit": "jpy"}) == {"price": 1250, "currency": "jpy"}

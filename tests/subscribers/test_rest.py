@@ -262,7 +262,7 @@ def test_where_the_order_is_unknown_only_the_last_page_moves_the_position(httpse
     assert [page.position for page in pages] == [{"since": oldest}, {"since": newest}]
 
 
-def test_the_name_of_a_call_and_the_limit_it_tells_of_are_kept(httpserver: HTTPServer) -> None:
+def test_the_request_id_and_rate_limit_of_a_call_are_kept(httpserver: HTTPServer) -> None:
     told = {"X-Request-Id": "req-9", "RateLimit-Remaining": "41"}
     contacts = ShopContact(connect(httpserver.url_for("")))
     httpserver.expect_request("/contacts", method="POST").respond_with_json({"id": "c 1"}, headers=told)
@@ -347,12 +347,12 @@ def test_a_webhook_with_either_secret_is_taken(offline: RestSystem, secret: str)
 
 
 @pytest.mark.parametrize("changes", [{"deleted": True}, {"type": "contact.deleted"}])
-def test_a_webhook_tells_of_deletions(offline: RestSystem, changes: dict[str, Any]) -> None:
+def test_a_webhook_reports_deletions(offline: RestSystem, changes: dict[str, Any]) -> None:
     (one,) = offline.events(body_of(**changes))
     assert one.external.deleted
 
 
-def test_what_nobody_follows_is_no_event(offline: RestSystem) -> None:
+def test_an_event_without_a_subscriber_is_ignored(offline: RestSystem) -> None:
     assert offline.events(body_of(resource="order")) == []
 
 
@@ -374,13 +374,13 @@ def test_without_a_secret_every_webhook_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", [b"nothing", b"[]", b"{}", body_of(id=None), body_of(id="")])
-def test_a_signed_webhook_that_cannot_be_read_is_said_to_be_so(offline: RestSystem, body: bytes) -> None:
+def test_an_unreadable_signed_webhook_is_reported(offline: RestSystem, body: bytes) -> None:
     with pytest.raises(BadWebhook):
         offline.verify(body, signature(body))
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"name": "no id"}])
-def test_a_webhook_without_a_record_is_said_to_be_so(offline: RestSystem, data: Any) -> None:
+def test_a_webhook_without_a_record_is_reported(offline: RestSystem, data: Any) -> None:
     with pytest.raises(BadWebhook):
         offline.events(body_of(data=data))
 

@@ -102,7 +102,7 @@ both = pytest.mark.parametrize("name", EMAIL)
 
 
 @both
-def test_what_changes_here_goes_there(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
+def test_internal_changes_are_delivered(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue(name)
     hub = declare(name, server)
     key = hub.add(name="Ada", email="Ada@X.example", phone="1")
@@ -124,7 +124,7 @@ def test_what_changes_here_goes_there(name: str, declare: Any, request: pytest.F
 
 
 @both
-def test_what_changes_there_comes_here(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
+def test_external_changes_are_applied(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue(name)
     hub = declare(name, server, "page_limit = 2")
     known = hub.add(name="Grace", email="grace@x.example")
@@ -152,7 +152,7 @@ def test_a_create_whose_answer_was_lost_is_found(name: str, declare: Any, reques
     assert subscriber.find(replace(sent, record_id="1")) is None
 
 
-def test_kintos_lists_tell_of_deletions(declare: Any, kinto: Server) -> None:
+def test_kinto_lists_report_deletions(declare: Any, kinto: Server) -> None:
     hub = declare("kinto", kinto)
     key = hub.add(name="Ada", email="ada@x.example")
     hub.run()
@@ -161,7 +161,7 @@ def test_kintos_lists_tell_of_deletions(declare: Any, kinto: Server) -> None:
     assert hub.customer(key).active is False
 
 
-def test_pocketbases_hooks_tell_at_once(declare: Any, pocketbase: Server, receiver: Receiver) -> None:
+def test_pocketbase_hooks_report_changes_immediately(declare: Any, pocketbase: Server, receiver: Receiver) -> None:
     hub = declare("pocketbase", pocketbase)
     key = hub.add(name="Ada", email="ada@x.example")
     hub.run()
@@ -175,7 +175,7 @@ def test_pocketbases_hooks_tell_at_once(declare: Any, pocketbase: Server, receiv
     assert hub.customer(key).active is False
 
 
-def test_pocketbases_words_stand_in_the_dead_letter(declare: Any, pocketbase: Server) -> None:
+def test_a_dead_letter_has_pocketbases_message(declare: Any, pocketbase: Server) -> None:
     hub = declare("pocketbase", pocketbase)
     hub.add(name="Nobody", email="nobody")
     hub.run()

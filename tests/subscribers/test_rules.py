@@ -29,7 +29,7 @@ def test_a_rule(rule: Any, fits: list[Any], does_not: list[Any]) -> None:
     assert all(isinstance(rule(value), str) for value in does_not), does_not
 
 
-def test_everything_wrong_is_said_at_once_and_by_field() -> None:
+def test_all_errors_are_reported_together_by_field() -> None:
     rules: dict[str, list[Rule]] = {
         "name": [required(), length(max=5)],
         "contact.email": [required(), email()],

@@ -268,7 +268,7 @@ def test_a_refused_value_names_its_field(
     assert isinstance(error, Reject) and list(error.fields) == [field]
 
 
-def test_what_salesforce_would_refuse_is_said_before(accounts: SalesforceAccount) -> None:
+def test_values_that_salesforce_would_refuse_are_rejected_before_the_call(accounts: SalesforceAccount) -> None:
     error = refused(lambda: accounts.validate({"Name": "", "Email__c": "x" * 81, "BillingCity": None}))
     assert isinstance(error, Reject) and set(error.fields) == {"Name", "Email__c"}
 
@@ -276,7 +276,7 @@ def test_what_salesforce_would_refuse_is_said_before(accounts: SalesforceAccount
 @pytest.mark.parametrize(
     ("status", "expected"), [(503, SystemDown), (500, Retry), (502, Retry), (404, SystemDown), (403, SystemDown)]
 )
-def test_a_page_instead_of_json_says_nothing_of_the_record(
+def test_an_html_answer_is_no_verdict_on_the_record(
     org: SalesforceSimulator, accounts: SalesforceAccount, status: int, expected: type[SyncError]
 ) -> None:
     org.fail(status=status, html=True, path="sobjects")
@@ -418,7 +418,7 @@ def test_a_poll_of_many_pages(certificates: Path) -> None:
             assert newest is not None and datetime.fromisoformat(page.position["modstamp"]) == newest
 
 
-def test_deletions_are_seen_at_once_and_again_from_the_list_of_the_deleted(
+def test_deletions_are_received_by_callout_and_by_the_deleted_list(
     org: SalesforceSimulator, accounts: SalesforceAccount
 ) -> None:
     id = org.add("Account", Name="Anna")
@@ -435,7 +435,7 @@ def test_deletions_are_seen_at_once_and_again_from_the_list_of_the_deleted(
     assert datetime.fromisoformat(last["deleted"]) > datetime.fromisoformat(after["deleted"])
 
 
-def test_deletions_are_asked_for_from_where_the_last_answer_ended(
+def test_deletions_are_requested_from_the_end_of_the_last_answer(
     org: SalesforceSimulator, accounts: SalesforceAccount
 ) -> None:
     _, position = read(accounts, None)
@@ -500,7 +500,7 @@ def test_without_a_secret_every_callout_is_refused(offline: Salesforce) -> None:
 
 
 @pytest.mark.parametrize("body", [b"nothing", b"[]", b"{}", callout(record={}), callout(sobject=1), callout(id="")])
-def test_a_callout_that_cannot_be_read_is_said_to_be_so(offline: Salesforce, body: bytes) -> None:
+def test_an_unreadable_callout_is_reported(offline: Salesforce, body: bytes) -> None:
     with pytest.raises(BadWebhook):
         offline.unpack(body, {"x-syncflow-secret": "new"})
 
@@ -536,7 +536,7 @@ def test_the_page_in_lightning(offline: Salesforce) -> None:
         ({"privatekey_file": "/no/such/file", "username": "u", "consumer_key": "k"}, "SALESFORCE_PRIVATEKEY_FILE"),
     ],
 )
-def test_a_login_that_is_not_complete_names_what_is_missing(
+def test_an_incomplete_login_names_the_missing_settings(
     given: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in given.items():

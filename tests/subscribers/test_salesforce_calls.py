@@ -132,7 +132,7 @@ def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, acco
     assert (there["Phone"], there["BillingCity"]) == (None, "Bonn"), "what did not change is left as it is"
 
 
-def test_what_a_broken_job_did_not_come_to_is_tried_again(
+def test_records_that_a_broken_job_did_not_process_are_retried(
     org: SalesforceSimulator, accounts: SalesforceAccount
 ) -> None:
     org.org.bulk_stops_after = 100
@@ -155,7 +155,7 @@ def test_a_job_that_is_cut_before_its_end(
         assert isinstance(one, SyncError) and one.maybe_done is maybe_done
 
 
-def test_a_question_about_a_job_is_asked_again(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
+def test_a_failed_job_status_request_is_retried(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
     org.fail(3, status=503, method="GET", path=JOB_SIZE)
     org.drop(method="GET", path="failedResults")
     assert all(isinstance(one, External) for one in accounts.bulk_create([item(n) for n in range(250)]))

@@ -87,7 +87,9 @@ def test_customers_may_be_contacts(sqlite_database: Database, org: SalesforceSim
     assert len(hub.writes()) == 1
 
 
-def test_a_name_that_does_not_fit_a_contact_is_said_before(sqlite_database: Database, org: SalesforceSimulator) -> None:
+def test_a_name_that_is_too_long_for_a_contact_is_rejected_before_the_call(
+    sqlite_database: Database, org: SalesforceSimulator
+) -> None:
     hub = SalesforceHub(sqlite_database, org, objects="Contact")
     hub.add("customer", name="x" * 81)
     hub.run()
@@ -117,7 +119,7 @@ def test_the_documented_mappings_are_the_shipped_ones(heading: str, subscriber: 
 # --- outgoing invoices ------------------------------------------------------------------------------
 
 
-def test_an_invoice_goes_out_with_its_lines_after_whom_it_points_to(hub: SalesforceHub) -> None:
+def test_an_invoice_is_delivered_with_its_lines_after_its_references(hub: SalesforceHub) -> None:
     lamp = int(hub.add("product", sku="A-1", name="Lamp"))
     invoice(hub, [{**LINES[0], "product_id": lamp}, LINES[1]])
     (there,) = hub.org.store.all("Invoice__c")
@@ -211,14 +213,14 @@ def test_an_org_without_the_object_unlinks_nothing(hub: SalesforceHub) -> None:
     assert link.unlinked_at is None and link.dead_at is not None
 
 
-def test_creating_what_is_there_already_takes_its_lines_over(hub: SalesforceHub) -> None:
+def test_creating_an_existing_invoice_adopts_its_lines(hub: SalesforceHub) -> None:
     there = hub.org.add("Invoice__c", Name="R-1", Syncflow_Id__c="1")
     hub.org.add("Invoice_Line__c", Invoice__c=there, Description__c="Of before")
     invoice(hub)
     assert lines_there(hub) == [("Setup", 1, 99.0), ("Hours", 3, 120.5)]
 
 
-def test_a_customer_deleted_there_does_not_unlink_the_invoice(hub: SalesforceHub) -> None:
+def test_a_customer_deleted_in_the_system_does_not_unlink_the_invoice(hub: SalesforceHub) -> None:
     one = invoice(hub)
     hub.org.remove("Account", hub.link("customer", "1").external_id)
     hub.edit("invoice", one, customer_id=int(hub.add("customer", name="Bob")))
@@ -236,7 +238,7 @@ def test_a_customer_deleted_there_does_not_unlink_the_invoice(hub: SalesforceHub
 # --- incoming invoices ------------------------------------------------------------------------------
 
 
-def test_lines_edited_added_and_deleted_there_come_in(hub: SalesforceHub) -> None:
+def test_lines_edited_added_and_deleted_in_the_system_are_applied(hub: SalesforceHub) -> None:
     one = invoice(hub)
     first, second = sorted(hub.org.store.all("Invoice_Line__c"), key=lambda row: row["Position__c"])
     parent = first["Invoice__c"]
@@ -255,7 +257,7 @@ def test_lines_edited_added_and_deleted_there_come_in(hub: SalesforceHub) -> Non
     assert hub.writes() == before, "nothing of it goes back"
 
 
-def test_an_invoice_made_there_comes_in_with_customer_and_lines(hub: SalesforceHub) -> None:
+def test_an_invoice_created_in_the_system_is_applied_with_customer_and_lines(hub: SalesforceHub) -> None:
     customer = hub.add("customer", name="Ada")
     hub.run()
     account = hub.link("customer", customer).external_id

@@ -75,7 +75,7 @@ def test_each_notification_of_a_message_is_an_event_of_its_own(hub: SalesforceHu
     assert len(hub.inbox()) == 3
 
 
-def test_a_message_of_the_org_brings_what_changed_there(hub: SalesforceHub) -> None:
+def test_an_outbound_message_applies_the_orgs_change(hub: SalesforceHub) -> None:
     customer = hub.add("customer", name="Ada")
     hub.run()
     app = create_app(hub.conductor, Settings(secret_key=SecretStr("k" * 32)))
@@ -102,7 +102,7 @@ def test_a_message_of_the_org_brings_what_changed_there(hub: SalesforceHub) -> N
     assert len(messages.sender.attempts) == 3 and len(hub.inbox()) == 2
 
 
-def test_a_message_that_is_not_acknowledged_comes_again(hub: SalesforceHub, http: FlaskClient) -> None:
+def test_an_unacknowledged_message_is_sent_again(hub: SalesforceHub, http: FlaskClient) -> None:
     answer = http.post("/webhooks/salesforce/wrong", data=message(*IDS))
     assert answer.status_code == 400 and hub.inbox() == []
     assert http.post(ADDRESS, data=message(*IDS)).status_code == 200
@@ -174,7 +174,7 @@ def two_customers(hub: SalesforceHub) -> list[str]:
     return [hub.link("customer", one).external_id for one in ("1", "2")]
 
 
-def test_a_customer_merged_into_an_account_nobody_knows_lives_on_in_it(hub: SalesforceHub) -> None:
+def test_a_customer_merged_into_an_unknown_account_is_linked_to_it(hub: SalesforceHub) -> None:
     hub.poll("customer")
     # All changes are in one second. The winning account is older, so a poll reads it first. It matches customer 1.
     hub.org.clock.freeze()
@@ -223,7 +223,7 @@ def test_a_message_about_a_merged_account_follows_it(hub: SalesforceHub, http: F
     assert (link.external_id, link.unlinked_at, hub.count("customer")) == (master, None, 2)
 
 
-def test_a_customer_merged_into_another_ones_account_is_gone_there(hub: SalesforceHub) -> None:
+def test_a_customer_merged_into_a_linked_account_is_unlinked(hub: SalesforceHub) -> None:
     first, second = two_customers(hub)
     hub.poll("customer")
     hub.org.clock.advance(100)

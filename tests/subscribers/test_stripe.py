@@ -136,7 +136,9 @@ def test_it_is_found_though_its_email_has_changed_since(stripe: StripeLike, cust
     assert found is not None and found.id == made.id
 
 
-def test_somebody_elses_customer_with_the_same_email_is_not_ours(stripe: StripeLike, customers: StripeCustomer) -> None:
+def test_another_records_customer_with_the_same_email_is_not_matched(
+    stripe: StripeLike, customers: StripeCustomer
+) -> None:
     stripe.create_customer(email="anna@example.org", metadata={"syncflow_id": "8"})
     assert customers.find(item(ANNA)) is None
 
@@ -151,9 +153,7 @@ def test_a_failure_that_stripe_repeats_for_the_key_is_not_repeated_for_ever(
     assert [one["id"] for one in stripe.customers()] == [made.id]
 
 
-def test_a_key_that_was_used_for_other_data_leads_to_a_look_first(
-    stripe: StripeLike, customers: StripeCustomer
-) -> None:
+def test_a_reused_idempotency_key_leads_to_a_lookup(stripe: StripeLike, customers: StripeCustomer) -> None:
     customers.create(item(ANNA))
     error = refused(lambda: customers.create(item({**ANNA, "name": "Anne"})))
     assert isinstance(error, Retry) and error.maybe_done
@@ -195,7 +195,7 @@ def test_error_table(
     assert error.request_id and str(status) in str(error)
 
 
-def test_a_limit_says_how_long(stripe: StripeLike, customers: StripeCustomer) -> None:
+def test_a_rate_limit_has_its_retry_time(stripe: StripeLike, customers: StripeCustomer) -> None:
     stripe.faults.fail(429, retry_after=3)
     error = refused(lambda: customers.create(item(ANNA)))
     assert isinstance(error, SystemDown) and error.after == 3
@@ -206,7 +206,7 @@ def test_a_refused_value_names_its_field(customers: StripeCustomer) -> None:
     assert isinstance(error, Reject) and "Invalid email" in error.fields["email"]
 
 
-def test_what_stripe_would_refuse_is_said_before(customers: StripeCustomer) -> None:
+def test_values_that_stripe_would_refuse_are_rejected_before_the_call(customers: StripeCustomer) -> None:
     error = refused(lambda: customers.validate({"phone": "1" * 21, "description": "x" * 5001}))
     assert isinstance(error, Reject) and set(error.fields) == {"phone", "description"}
     customers.validate({"phone": None})
@@ -257,7 +257,7 @@ def test_what_an_object_points_to_is_missing_but_the_object_is_not_gone(httpserv
         (429, "true", SystemDown, False),
     ],
 )
-def test_stripe_says_itself_whether_to_try_again(
+def test_stripes_should_retry_header_is_respected(
     httpserver: Any, status: int, again: str, expected: type[SyncError], maybe_done: bool
 ) -> None:
     error = {"type": "api_error" if status >= 500 else "invalid_request_error", "message": "no"}
@@ -392,7 +392,7 @@ def test_a_body_that_is_not_text_is_refused() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"nothing", b"{}", json.dumps(event(created="soon")).encode()])
-def test_a_signed_webhook_that_is_no_event_is_said_to_be_none(body: bytes) -> None:
+def test_a_signed_webhook_without_an_event_is_refused(body: bytes) -> None:
     with pytest.raises(BadWebhook):
         Stripe("stripe", options()).verify(body, signed(body))
 
@@ -423,7 +423,7 @@ def about(kind: str, **values: Any) -> dict[str, Any]:
         ("customer.discount.created", about("discount"), ("customer.discount", "discount_1", True, False)),
     ],
 )
-def test_which_record_an_event_tells_of(type: str, data: Any, told: Any) -> None:
+def test_the_record_of_an_event(type: str, data: Any, told: Any) -> None:
     """If an event may be incomplete, it is returned without data, so that the hub fetches the record."""
     found = Stripe("stripe", options()).events(json.dumps(event(type=type, data=data)).encode())
     if told is None:

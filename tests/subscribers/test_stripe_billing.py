@@ -67,7 +67,7 @@ def day_of(timestamp: int) -> date:
 # --- products ---------------------------------------------------------------------------------------------
 
 
-def test_a_product_goes_out_with_its_price_in_one_call(hub: StripeHub) -> None:
+def test_a_product_is_created_with_its_price_in_one_call(hub: StripeHub) -> None:
     id = lamp(hub)
     hub.settle()
     (product,) = hub.all("products")
@@ -94,7 +94,7 @@ def test_another_price_is_a_new_one_and_the_old_one_is_archived(hub: StripeHub) 
     assert hub.record("product", id)["price"] == 1400 and hub.letters() == []
 
 
-def test_a_key_that_stands_for_an_archived_price_is_not_believed(hub: StripeHub) -> None:
+def test_an_idempotency_key_of_an_archived_price_is_not_reused(hub: StripeHub) -> None:
     id = lamp(hub)
     hub.settle()
     hub.edit("product", id, price=1400)
@@ -111,7 +111,7 @@ def test_a_key_that_stands_for_an_archived_price_is_not_believed(hub: StripeHub)
     assert product["default_price"] == hub.all("prices")[2]["id"] and hub.letters() == []
 
 
-def test_a_product_and_its_price_come_in_and_change_there(hub: StripeHub) -> None:
+def test_a_product_and_its_price_are_applied_and_updated_in_stripe(hub: StripeHub) -> None:
     made = hub.stripe.by_hand(
         "POST", "/v1/products", name="Vase", default_price_data={"currency": "usd", "unit_amount": "900"}
     )
@@ -162,7 +162,7 @@ def test_a_product_with_prices_is_archived_one_without_is_deleted(hub: StripeHub
 # --- invoices ---------------------------------------------------------------------------------------------
 
 
-def test_an_invoice_goes_out_with_all_it_needs_and_is_paid_there(hub: StripeHub) -> None:
+def test_an_invoice_is_delivered_with_its_references_and_paid_in_stripe(hub: StripeHub) -> None:
     id = bill(hub, status="open")
     hub.settle()
     (invoice,) = hub.all("invoices")
@@ -218,7 +218,7 @@ def test_a_draft_is_edited_line_by_line(hub: StripeHub) -> None:
     assert all("syncflow_product" not in line["metadata"] for line in invoice["lines"]["data"])
 
 
-def test_a_line_that_goes_and_comes_back_is_another_item(hub: StripeHub) -> None:
+def test_a_removed_and_restored_line_is_a_new_item(hub: StripeHub) -> None:
     id = bill(hub, lines=False)
     hub.settle()
     for _ in range(2):
@@ -231,7 +231,7 @@ def test_a_line_that_goes_and_comes_back_is_another_item(hub: StripeHub) -> None
         assert hub.all("invoiceitems") == []
 
 
-def test_an_invoice_comes_in_grows_and_is_finalized_there(hub: StripeHub) -> None:
+def test_a_stripe_invoice_is_applied_gets_lines_and_is_finalized(hub: StripeHub) -> None:
     customer = hub.stripe.create_customer(name="Bob", email="bob@example.org")
     made = hub.stripe.by_hand("POST", "/v1/invoices", customer=customer["id"], currency="eur")
     common = {"customer": customer["id"], "invoice": made["id"], "currency": "eur"}
@@ -251,7 +251,7 @@ def test_an_invoice_comes_in_grows_and_is_finalized_there(hub: StripeHub) -> Non
 
 
 @pytest.mark.parametrize("there", ["open", "paid", "void"])
-def test_an_edit_of_a_final_invoice_is_refused_in_words_and_not_retried(hub: StripeHub, there: str) -> None:
+def test_an_edit_of_a_final_invoice_is_rejected_with_a_message(hub: StripeHub, there: str) -> None:
     id = bill(hub, status=there.replace("void", "open"))
     hub.settle()
     if there == "void":
@@ -296,7 +296,7 @@ def test_its_status_moves_as_far_as_stripes_rules_go(hub: StripeHub, before: str
     assert bool(hub.letters()) is (there != after)
 
 
-def test_an_invoice_about_nothing_is_paid_by_stripe_at_once(hub: StripeHub) -> None:
+def test_an_invoice_of_zero_is_paid_by_stripe_immediately(hub: StripeHub) -> None:
     id = bill(hub, lines=False, status="open")
     hub.settle()
     assert hub.record("invoice", id)["status"] == "paid" and hub.letters() == []
@@ -322,7 +322,7 @@ def test_a_deleted_final_invoice_is_voided_if_that_is_possible(
     assert len(hub.letters()) == letters
 
 
-def test_what_stripe_refuses_of_a_line_is_mended_without_a_second_invoice(hub: StripeHub) -> None:
+def test_a_refused_line_is_corrected_without_a_second_invoice(hub: StripeHub) -> None:
     hub.stripe.faults.fail(400, method="POST", path="/v1/invoiceitems")
     id = bill(hub, status="open")
     hub.settle()

@@ -55,7 +55,7 @@ def test_every_transform_is_tested() -> None:
 
 @pytest.mark.parametrize("name", LOSSLESS)
 @given(data=st.data())
-def test_there_and_back_again(name: str, data: st.DataObject) -> None:
+def test_a_transform_and_its_inverse_return_the_value(name: str, data: st.DataObject) -> None:
     value = data.draw(LOSSLESS[name])
     transform = find(name)
     assert transform.inverse(transform.forward(value)) == value
@@ -147,12 +147,12 @@ def test_a_time_without_an_offset_is_meant_as_the_zones_clocks_show_it() -> None
         ("minor_units:column=", "a currency such as EUR, or column="),
     ],
 )
-def test_a_transform_that_cannot_be_made_says_why(words: str, says: str) -> None:
+def test_an_invalid_transform_is_refused_with_a_reason(words: str, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         find(words)
 
 
-def test_a_currency_that_stands_beside_the_amount() -> None:
+def test_an_amount_with_a_currency_column() -> None:
     transform = find("minor_units:column=currency")
     assert transform.of({"currency": "jpy"}).forward(1250) == "1250"
     assert transform.of({"currency": "kwd"}).inverse("1.250") == 1250
@@ -181,10 +181,10 @@ def test_a_currency_that_stands_beside_the_amount() -> None:
         ("text_number", 1.5, "expected a whole number"),
     ],
 )
-def test_the_words_say_what_is_wrong(name: str, there: Any, says: str) -> None:
+def test_the_message_names_the_problem(name: str, there: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         find(name).inverse(there)
 
 
-def test_a_time_of_day_there_is_a_date_here() -> None:
+def test_an_external_time_becomes_an_internal_date() -> None:
     assert find("date").inverse("2026-11-30T10:00:00.000+0000") == date(2026, 11, 30)

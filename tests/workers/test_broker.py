@@ -320,7 +320,7 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_an_unreachable_broker_is_said_to_be_at_once(host: str) -> None:
+def test_an_unreachable_broker_is_reported_immediately(host: str) -> None:
     broker = RabbitmqFanout(f"amqp://guest:guest@{host}:{closed_port()}/%2F", "classic")
     broker.bind("crm.customer", "customer")
     began = time.monotonic()
@@ -335,7 +335,7 @@ def test_an_unreachable_broker_is_said_to_be_at_once(host: str) -> None:
     broker.close()
 
 
-def test_the_words_of_an_unreachable_broker_hold_no_password() -> None:
+def test_the_message_of_an_unreachable_broker_has_no_password() -> None:
     broker = RabbitmqFanout(f"amqp://guest:hunter2@127.0.0.1:{closed_port()}/%2F", "classic")
     broker.bind("crm.customer", "customer")
     with pytest.raises(BrokerUnreachable) as said:
@@ -419,7 +419,7 @@ def test_an_idle_connection_that_was_closed_costs_nothing(wire: Wire) -> None:
     broker.close()
 
 
-def test_a_worker_whose_connections_are_cut_goes_on(wire: Wire) -> None:
+def test_a_worker_with_cut_connections_reconnects(wire: Wire) -> None:
     broker = RabbitmqFanout(wire.url, "classic")
     bind(broker)
     with working(broker) as actors:
@@ -481,7 +481,7 @@ def test_make_broker_follows_the_settings() -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_the_address_is_said_in_one_line(rabbitmq_url: str, url: str, words: str) -> None:
+def test_a_wrong_broker_address_is_reported_in_one_line(rabbitmq_url: str, url: str, words: str) -> None:
     parts = urlsplit(rabbitmq_url)
     where = f"{parts.hostname}:{parts.port or 5672}"
     broker = RabbitmqFanout(url.format(where=where), "classic")

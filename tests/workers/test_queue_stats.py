@@ -63,7 +63,7 @@ def settled(queues: Queues) -> QueueReport:
     return report
 
 
-def test_the_management_is_asked_with_the_login_of_the_broker() -> None:
+def test_the_management_request_uses_the_brokers_login() -> None:
     with management() as (host, asked):
         settings = Settings(broker_url="amqp://me:p%40ss@h/my%2Fhost", rabbitmq_management_url=f"http://{host}/")
         queues = Queues(LocalFanout(), Management.from_settings(settings))
@@ -77,7 +77,7 @@ def test_the_management_is_asked_with_the_login_of_the_broker() -> None:
     assert asked == [("/api/queues/my%2Fhost", "me:p@ss")]
 
 
-def test_a_login_in_the_address_goes_before_and_is_shown_nowhere() -> None:
+def test_a_login_in_the_management_address_takes_precedence_and_is_never_shown() -> None:
     settings = Settings(broker_url="amqp://me:mine@h", rabbitmq_management_url="https://you:yours@h:15671/rabbit")
     assert settings.management_page == "https://h:15671/rabbit"
     assert Management.from_settings(settings) == Management("https://h:15671/rabbit", ("you", "yours"), "/")
@@ -96,7 +96,7 @@ def test_a_login_in_the_address_goes_before_and_is_shown_nowhere() -> None:
         (302, [], "answers 302"),
     ],
 )
-def test_what_the_management_says_wrong_is_told_without_its_login(status: int, body: Any, words: str) -> None:
+def test_a_management_error_is_reported_without_the_login(status: int, body: Any, words: str) -> None:
     with management(status, body) as (host, _asked), pytest.raises(BrokerUnreachable, match=words) as said:
         Management(f"http://{host}", ("me", "s3cret"), "/").read()
     assert "s3cret" not in str(said.value)
@@ -120,7 +120,7 @@ def test_without_the_management_the_queues_are_declared_passively(rabbitmq_url: 
     assert report.queues == {"crm.customer": QueueState("crm.customer", 1, None, 0)}
 
 
-def test_a_broker_that_is_away_is_told_and_asked_again() -> None:
+def test_an_unreachable_management_is_reported_and_retried() -> None:
     now = [0.0]
     broker = RabbitmqFanout("amqp://me:s3cret@127.0.0.1:1", "classic")
     queues = Queues(broker, clock=lambda: now[0])

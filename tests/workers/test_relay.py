@@ -128,7 +128,7 @@ def test_a_commit_wakes_it_long_before_the_next_sweep(database: Database, runnin
     assert waiting(database) == 0
 
 
-def test_what_was_committed_before_its_start_is_announced(database: Database, running: Running) -> None:
+def test_changes_committed_before_the_start_are_published(database: Database, running: Running) -> None:
     add(database, "Ada", "Bob")
     wire = running.start(database, Wire())
     until(lambda: sorted(wire.announced()[:2]) == ["1", "2"])
@@ -234,7 +234,7 @@ def cut(database: Database) -> None:
         connection.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity {others}"))
 
 
-def test_a_database_that_restarts_is_waited_for(
+def test_the_relay_waits_while_the_database_restarts(
     postgres_url: str, running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("workers.relay._ERROR_PAUSE_SECONDS", 0.05)
@@ -254,7 +254,7 @@ def test_a_database_that_restarts_is_waited_for(
         one.close()
 
 
-def test_it_is_woken_and_does_not_just_look_often(
+def test_the_relay_is_woken_instead_of_polling_often(
     database: Database, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.relay._STOP_CHECK_SECONDS", 8.0)

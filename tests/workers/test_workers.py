@@ -73,7 +73,7 @@ def held_up(system: FakeSystem) -> Iterator[threading.Event]:
         answer.set()
 
 
-def test_a_change_goes_all_the_way(make_hub: MakeHub) -> None:
+def test_a_change_is_delivered_from_the_database_to_the_system(make_hub: MakeHub) -> None:
     hub = make_hub("crm", "shop")
     with hub.working(), hub.relaying():
         add(hub.database, "Ada", "Bob")
@@ -85,7 +85,7 @@ def test_a_change_goes_all_the_way(make_hub: MakeHub) -> None:
     assert [len(system.writes()) for system in hub.systems.values()] == [4, 4]
 
 
-def test_what_comes_in_goes_to_the_others_only(make_hub: MakeHub) -> None:
+def test_a_received_change_is_delivered_only_to_the_other_systems(make_hub: MakeHub) -> None:
     hub = make_hub("crm", "shop")
     with hub.working(), hub.relaying():
         add(hub.database, "Ada")
@@ -121,7 +121,7 @@ def test_a_slow_system_does_not_hold_up_a_fast_one(make_hub: MakeHub) -> None:
         until(lambda: hub.held("slow") == hub.held("fast"))
 
 
-def test_stop_finishes_what_is_in_hand_and_hands_back_the_rest(make_hub: MakeHub) -> None:
+def test_stop_finishes_current_work_and_requeues_the_rest(make_hub: MakeHub) -> None:
     hub = make_hub("crm")
     crm = hub.systems["crm"]
     add(hub.database, *(f"n{number:02}" for number in range(60)))
@@ -192,7 +192,7 @@ def test_an_actor_whose_database_is_away_is_retried(make_hub: MakeHub) -> None:
         until(lambda: hub.outstanding() == 0)
 
 
-def test_the_tick_polls_what_is_due(make_hub: MakeHub) -> None:
+def test_the_tick_starts_due_polls(make_hub: MakeHub) -> None:
     hub = make_hub("crm", poll_seconds=3600)
     hub.systems["crm"].add(name="Ada")
     with hub.working(), hub.relaying():
@@ -225,7 +225,7 @@ def test_the_fleet_has_threads_of_its_own_for_each_system(make_hub: MakeHub) -> 
     assert sum(len(names) for names in queues) == len(set.union(*queues))
 
 
-def test_a_broker_that_is_not_there_yet_is_waited_for(
+def test_a_process_waits_for_a_broker_that_starts_later(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("workers.worker._BROKER_RETRY_SECONDS", 0.01)

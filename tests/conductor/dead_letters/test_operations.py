@@ -11,7 +11,7 @@ from tests.support.fakes import TestHub
 from tests.support.records import add, edit, link
 
 
-def test_discarding_a_dead_letter_settles_its_change(hub: TestHub) -> None:
+def test_discarding_a_dead_letter_marks_its_change_as_synced(hub: TestHub) -> None:
     one = add(hub)
     hub.systems["crm"].fail(Reject("no"))
     hub.run()

@@ -56,7 +56,7 @@ def test_the_flat_view_of_an_unknown_record_is_derived_once(hub: TestHub, flatte
     assert record(hub).name == "Bob" and len(flattened) == 1
 
 
-def test_a_fetched_record_has_its_event_beside_it(hub: TestHub) -> None:
+def test_a_fetched_record_keeps_its_event(hub: TestHub) -> None:
     subscriber = hub.conductor.subscribers["crm.customer"]
     event, fetched = External("crm_1", {"name": "Bea"}, at=hub.clock()), External("crm_1", {"name": "Bella"})
     incoming = Incoming(subscriber, fetched, subscriber.mapper, newest=True, event=event)
@@ -65,7 +65,7 @@ def test_a_fetched_record_has_its_event_beside_it(hub: TestHub) -> None:
     assert alone.flat is alone.event_flat and alone.event_at == event.at
 
 
-def test_an_event_that_proves_nothing_needs_a_fetch_and_says_why(hub: TestHub) -> None:
+def test_an_ambiguous_event_needs_a_fetch_with_a_reason(hub: TestHub) -> None:
     add(hub)
     hub.run()
     crm = hub.systems["crm"]

@@ -54,7 +54,7 @@ def changed(base: Flat, now: Flat) -> set[str]:
 
 
 @given(FULL, st.sets(st.sampled_from(FIELDS)), WINNERS)
-def test_an_echo_of_what_was_agreed_is_nothing(agreed: Flat, out: set[str], who: str) -> None:
+def test_an_echo_of_the_agreed_values_changes_nothing(agreed: Flat, out: set[str], who: str) -> None:
     result = together(agreed, agreed, agreed, out=out, who=who)
     assert is_echo(result) and not result.conflicts
 
@@ -123,7 +123,7 @@ def test_each_conflict_goes_the_way_of_its_field(agreed: Flat, theirs: Flat, our
 
 
 @given(FULL, FULL, FULL, st.sets(st.sampled_from(FIELDS), min_size=1), WINNERS)
-def test_a_field_that_only_goes_out_keeps_ours_and_is_put_right_there(
+def test_an_outward_field_keeps_our_value_and_is_restored_in_the_system(
     agreed: Flat, theirs: Flat, ours: Flat, out: set[str], who: str
 ) -> None:
     result = together(agreed, theirs, ours, out=out, who=who)
@@ -136,7 +136,7 @@ def test_a_field_that_only_goes_out_keeps_ours_and_is_put_right_there(
 
 
 @given(FLAT, FLAT, FLAT, FULL, st.sets(st.sampled_from(FIELDS)), st.sampled_from(["internal", "external"]))
-def test_once_what_is_owed_is_delivered_both_sides_agree(
+def test_after_the_pending_delivery_both_sides_agree(
     agreed: Flat, held: Flat, theirs: Flat, ours: Flat, out: set[str], who: str
 ) -> None:
     """After one merge and one delivery, each field in the event has the same value on both sides."""
@@ -153,7 +153,7 @@ def test_once_what_is_owed_is_delivered_both_sides_agree(
 
 
 @given(FULL, FULL, FULL)
-def test_what_they_did_not_mention_stays_as_it_is(agreed: Flat, theirs: Flat, ours: Flat) -> None:
+def test_fields_missing_in_the_event_stay_unchanged(agreed: Flat, theirs: Flat, ours: Flat) -> None:
     some = {path: theirs[path] for path in FIELDS[:2]}
     result = together(agreed, some, ours)
     base, held = rebase(result, agreed, {}, written(ours, result))

@@ -41,7 +41,7 @@ def test_owing_again_keeps_the_age_of_the_oldest_change(hub: TestHub, via: Via) 
     assert (_link(hub)["owed_change"], _link(hub)["owed_since"]) == (6, since)
 
 
-def test_lifting_an_unsubscription_keeps_how_long_a_record_has_waited(hub: TestHub) -> None:
+def test_lifting_an_unsubscription_keeps_the_waiting_time(hub: TestHub) -> None:
     since = hub.clock() - timedelta(hours=3)
     rule = hub.conductor.unsubscriptions.create("crm", None, None, None, "freeze", "me")
     _add_link(hub, owed_change=5, synced_change=4, owed_since=since, unsubscription_id=rule)

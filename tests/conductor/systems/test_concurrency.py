@@ -96,7 +96,7 @@ def test_a_slot_is_handed_on_within_a_process(hub: TestHub) -> None:
     assert owners(hub) == []
 
 
-def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(hub: TestHub) -> None:
+def test_after_a_while_the_slot_is_released_for_another_process(hub: TestHub) -> None:
     here, elsewhere = ConcurrencyLimiter(hub.conductor.context), ConcurrencyLimiter(hub.conductor.context)
     with here.slot("crm"), here.slot("crm") as second:
         before = owners(hub)
@@ -111,7 +111,7 @@ def test_after_a_while_it_goes_back_so_that_another_process_may_get_it(hub: Test
         assert elsewhere._take("crm", 1) == []
 
 
-def test_who_waits_is_told_to_stop_and_nothing_is_kept(hub: TestHub) -> None:
+def test_waiting_for_a_slot_ends_when_the_process_stops(hub: TestHub) -> None:
     limiter, told = ConcurrencyLimiter(hub.conductor.context), list[int]()
 
     def wait() -> None:
@@ -130,7 +130,7 @@ def test_who_waits_is_told_to_stop_and_nothing_is_kept(hub: TestHub) -> None:
     assert owners(hub) == []
 
 
-def test_a_database_that_fails_leaves_nobody_behind(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_failure_leaves_no_waiting_thread(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     limiter, failed = ConcurrencyLimiter(hub.conductor.context), list[BaseException]()
     asked = limiter._take
 

@@ -144,7 +144,7 @@ def at_work(kind: type[Subscriber], simulator: Simulator) -> Any:
     return kind(kind.system_class(kind.system, kind.system_class.Options(**simulator.options())))
 
 
-def test_salesforce_describes_its_fields_and_says_what_a_login_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_salesforce_describes_its_fields_and_reports_missing_permissions(monkeypatch: pytest.MonkeyPatch) -> None:
     with SalesforceSimulator() as org:
         accounts = at_work(SalesforceAccount, org)
         fields = accounts.describe()
@@ -172,7 +172,7 @@ def test_salesforce_shows_many_records_in_one_call() -> None:
         assert len(org.org.journal.calls(path="/query")) == 1
 
 
-def test_stripe_says_what_a_restricted_key_lacks() -> None:
+def test_stripe_reports_missing_permissions_of_a_restricted_key() -> None:
     with StripeSimulator() as stripe:
         customers = at_work(StripeCustomer, stripe)
         assert customers.missing_permissions() == [] and stripe.ids() == []

@@ -57,7 +57,7 @@ def bad_letters(hub: TestHub) -> list[tuple[str, str]]:
         return [(str(row.record_id), row.message) for row in c.execute(found)]
 
 
-def test_all_there_are_are_brought_once_in_pages(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backfill_delivers_every_record_once_in_pages(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
@@ -72,7 +72,7 @@ def test_all_there_are_are_brought_once_in_pages(hub: TestHub, monkeypatch: pyte
     assert len(hub.systems["crm"].writes()) == 6
 
 
-def test_what_is_there_already_is_linked_and_not_created_again(hub: TestHub) -> None:
+def test_existing_external_records_are_linked_and_not_created_again(hub: TestHub) -> None:
     crm = hub.systems["crm"]
     crm.add(name="Ada 1", email="ada1@x.org", phone="111")
     crm.add(name="Stranger", email="nobody@x.org")
@@ -94,7 +94,7 @@ def test_one_that_carries_our_id_is_linked_without_match_on(hub: TestHub) -> Non
     assert len(hub.systems["crm"].store) == 6 and "Old name" not in held(hub)
 
 
-def test_a_filter_keeps_to_its_records_on_both_sides(hub: TestHub) -> None:
+def test_a_filter_limits_the_records_of_both_sides(hub: TestHub) -> None:
     hub.systems["crm"].add(name="Not meant", email="ada0@x.org")
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer", where={"country": "DE"})
     work(hub)
@@ -125,15 +125,13 @@ def test_stopped_and_gone_on_with_by_another_process(
     assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create"] * 6
 
 
-def test_asked_for_twice_it_runs_once(hub: TestHub) -> None:
+def test_a_backfill_started_twice_runs_once(hub: TestHub) -> None:
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     assert hub.conductor.tasks.start("backfill", "bob", subscriber="crm.customer") == one
     assert hub.conductor.tasks.start("backfill", "bob", subscriber="crm.customer", where={"country": "DE"}) != one
 
 
-def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
-    hub: TestHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backfill_is_throttled_and_yields_to_live_changes(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.backfill.PAGE", 2)
     monkeypatch.setattr("conductor.tasks.throttle.BACKLOG_LIMIT", 2)
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
@@ -153,7 +151,7 @@ def test_it_feeds_only_while_few_are_owed_and_goes_after_live_changes(
     assert hub.conductor.tasks.get(one).succeeded == 6
 
 
-def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> None:
+def test_ambiguous_matches_become_dead_letters(hub: TestHub) -> None:
     with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id.in_([1, 2])).values(email="same@x.org"))
         c.execute(sa.update(Change).values(relayed_at=Change.at))
@@ -172,7 +170,7 @@ def test_records_that_cannot_be_told_apart_wait_for_a_person(hub: TestHub) -> No
     assert bad_letters(hub) == [] and len(crm.store) == 7
 
 
-def test_what_the_system_refuses_is_counted(hub: TestHub) -> None:
+def test_refused_records_are_counted(hub: TestHub) -> None:
     hub.systems["crm"].on_call = lambda kind, what: _refuse(kind, what, "4")
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
@@ -206,14 +204,14 @@ def test_a_list_that_cannot_be_read_now_is_read_later(
     assert len(hub.systems["crm"].store) == 6 and hub.conductor.tasks.get(one).state == "done"
 
 
-def test_a_paused_system_gets_nothing_and_the_task_says_why(hub: TestHub) -> None:
+def test_a_paused_system_gets_nothing_and_the_task_reports_it(hub: TestHub) -> None:
     hub.conductor.systems.pause("crm", "ann", "lunch")
     one = hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub, 5)
     assert hub.conductor.tasks.get(one).message == "crm is paused: lunch" and held(hub) == []
 
 
-def test_bad_input_is_refused_in_words(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused_with_a_message(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     def backfill(name: str, where: dict[str, str] | None = None) -> None:
         hub.conductor.tasks.start("backfill", "ann", subscriber=name, where=where)
 
@@ -305,7 +303,7 @@ def test_a_page_whose_effects_were_lost_is_read_again_also_where_pages_share_a_p
     assert held(hub) == [f"Ada {n}" for n in range(6)]
 
 
-def test_a_record_there_that_cannot_be_written_down_ends_no_backfill(hub: TestHub, database: Database) -> None:
+def test_an_external_record_that_cannot_be_stored_does_not_stop_a_backfill(hub: TestHub, database: Database) -> None:
     subscriber = hub.conductor.subscribers["crm.customer"]
     fields: dict[str, Field | str] = {"name": "name", "email": "email", "notes": Field("notes", direction="out")}
     subscriber.mapper = subscriber.default_mapper = Mapper(subscriber.records, fields)

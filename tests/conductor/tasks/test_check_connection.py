@@ -90,6 +90,6 @@ def test_it_can_be_stopped_and_another_process_asks_again(database: Database, si
     assert other.conductor.tasks.get(one).message == "everything works"
 
 
-def test_a_system_that_is_not_there(database: Database) -> None:
+def test_an_unknown_system_is_refused(database: Database) -> None:
     with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
         TestHub(database, "crm").conductor.tasks.start("check", "ann", system="crn")

@@ -72,7 +72,7 @@ def test_two_sides_that_agree_have_no_drift(hub: TestHub) -> None:
     assert task.message == "no drift" and hub.systems["crm"].calls[5:] == [("fetch", f"crm_{n}") for n in range(1, 6)]
 
 
-def test_what_drifted_is_told_per_field_and_left_alone(hub: TestHub) -> None:
+def test_differences_are_reported_by_field_and_not_changed(hub: TestHub) -> None:
     drift_apart(hub)
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer"))
     assert (task.done, task.succeeded, task.failed) == (5, 1, 4)
@@ -83,7 +83,7 @@ def test_what_drifted_is_told_per_field_and_left_alone(hub: TestHub) -> None:
     assert hub.systems["crm"].writes() == [] and names(hub) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
 
 
-def test_repaired_both_sides_agree(hub: TestHub) -> None:
+def test_after_a_repair_both_sides_agree(hub: TestHub) -> None:
     drift_apart(hub)
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True))
     assert task.failed == 4 and "being repaired" in task.message
@@ -98,7 +98,7 @@ def test_repaired_both_sides_agree(hub: TestHub) -> None:
     assert (again.message, again.total) == ("no drift", 3)
 
 
-def test_what_is_on_its_way_is_no_drift(hub: TestHub) -> None:
+def test_pending_changes_are_not_differences(hub: TestHub) -> None:
     with hub.conductor.database.write() as c:
         c.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == 2).values(name="New"))
     hub.conductor.relay()
@@ -117,7 +117,7 @@ def test_a_lease_that_ran_out_hides_no_drift(hub: TestHub) -> None:
     assert task.failed == 4
 
 
-def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: Database) -> None:
+def test_a_normalized_value_and_an_inward_field_are_not_differences(database: Database) -> None:
     hub = TestHub(database, "crm", field_to_data={"name": "name", "phone": Field("phone", direction="in")})
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER).values(name="Ada", phone="1"))
@@ -129,7 +129,7 @@ def test_a_form_of_theirs_and_a_field_that_only_comes_in_are_no_drift(database: 
     assert task.message == "1 record differs: phone 1"  # the hub has not received the system's phone yet
 
 
-def test_a_system_that_is_down_is_waited_for_and_an_unreadable_record_is_counted(hub: TestHub) -> None:
+def test_a_reconcile_waits_while_the_system_is_down_and_counts_unreadable_records(hub: TestHub) -> None:
     crm = hub.systems["crm"]
     crm.fail(SystemDown("503"))
     one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer")
@@ -158,7 +158,7 @@ def test_a_system_that_fails_during_a_repair_counts_as_down(hub: TestHub) -> Non
     assert work(hub, one).failed == 4 and names(hub)[0] == "Theirs"
 
 
-def test_deletions_there_in_great_number_are_not_repaired_without_asking(hub: TestHub) -> None:
+def test_many_external_deletions_are_not_repaired_without_confirmation(hub: TestHub) -> None:
     crm = hub.systems["crm"]
     crm.delete_limit = 2
     type(hub.conductor.subscribers["crm.customer"]).on_gone = "delete"
@@ -182,13 +182,13 @@ def test_many_pages_stopped_and_gone_on_with(hub: TestHub, monkeypatch: pytest.M
     assert len(task.position["examples"]) == 5
 
 
-def test_of_nobody_we_know(hub: TestHub) -> None:
+def test_an_unknown_subscriber_is_refused(hub: TestHub) -> None:
     with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
         hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.thing")
 
 
 @pytest.mark.parametrize("policy", ["archive", "ignore"])
-def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database: Database, policy: str) -> None:
+def test_a_deleted_record_that_the_system_keeps_by_policy_is_not_a_difference(database: Database, policy: str) -> None:
     hub = TestHub(database, "crm", on_delete=policy, archive_data={"notes": "archived"})
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER).values(name="Ada"))
@@ -203,7 +203,7 @@ def test_a_record_deleted_here_that_stays_there_as_it_shall_is_no_drift(database
 
 
 @pytest.mark.parametrize("repair", [False, True])
-def test_a_number_no_column_holds_is_told_like_any_other(hub: TestHub, repair: bool) -> None:
+def test_a_number_that_no_column_can_store_is_reported_as_a_difference(hub: TestHub, repair: bool) -> None:
     hub.systems["crm"].edit("crm_1", phone=10**30)
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=repair))
     assert (task.state, task.done, task.failed) == ("done", 5, 1)

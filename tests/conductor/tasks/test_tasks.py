@@ -72,7 +72,7 @@ def audited(hub: TestHub) -> list[tuple[str, str, str]]:
         return [(row.who, row.action, row.target) for row in rows]
 
 
-def test_a_task_is_done_step_by_step_and_says_how_far_it_is(hub: TestHub) -> None:
+def test_a_task_runs_in_steps_and_reports_its_progress(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
     one = tasks.begin("count", "ann", argument={"to": 5}, total=5)
@@ -97,7 +97,7 @@ def test_two_tasks_take_turns(hub: TestHub) -> None:
     assert [tasks.get(one).done, tasks.get(two).done] == [2, 2]
 
 
-def test_stopped_and_resumed_it_goes_on_where_it_was(hub: TestHub) -> None:
+def test_a_resumed_task_continues_where_it_stopped(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
     one = tasks.begin("count", "ann")
@@ -116,7 +116,7 @@ def test_stopped_and_resumed_it_goes_on_where_it_was(hub: TestHub) -> None:
     ]
 
 
-def test_asked_to_stop_during_a_step_it_stops_after_it(hub: TestHub) -> None:
+def test_a_task_stops_after_its_current_step(hub: TestHub) -> None:
     tasks = hub.conductor.tasks
 
     def step(task: Any) -> Step:
@@ -143,7 +143,7 @@ def test_after_a_death_the_step_is_done_again_once_its_lease_has_run_out(hub: Te
     assert tasks.get(one).state == "done" and written(hub) == 2
 
 
-def test_one_asked_to_stop_whose_process_died_is_stopped(hub: TestHub) -> None:
+def test_a_stopping_task_of_a_dead_process_is_stopped(hub: TestHub) -> None:
     counting(hub)
     tasks = hub.conductor.tasks
     one = tasks.begin("count", "ann")
@@ -208,7 +208,7 @@ def test_a_pause_is_kept_unless_it_is_to_stop(hub: TestHub) -> None:
     assert tasks.get(one).state == "stopped"
 
 
-def test_what_goes_wrong_is_said_and_can_be_tried_again(hub: TestHub) -> None:
+def test_a_failed_task_reports_its_error_and_can_be_resumed(hub: TestHub) -> None:
     tasks = hub.conductor.tasks
 
     def fail(task: Any) -> Step:
@@ -236,7 +236,7 @@ def test_an_effect_that_fails_takes_the_counts_back_with_it(hub: TestHub) -> Non
     assert (tasks.get(one).state, tasks.get(one).done, written(hub)) == ("failed", 0, 0)
 
 
-def test_bad_input_is_refused_in_words(hub: TestHub) -> None:
+def test_bad_input_is_refused_with_a_message(hub: TestHub) -> None:
     tasks = hub.conductor.tasks
     with pytest.raises(ValueError, match="no kind of task 'dance'"):
         tasks.start("dance", "ann")
@@ -256,7 +256,7 @@ def test_a_kind_of_another_version_is_left_alone(hub: TestHub) -> None:
     assert not hub.conductor.tasks.run_some()
 
 
-def test_the_loop_works_tasks_off_and_ends_when_asked(hub: TestHub) -> None:
+def test_the_loop_runs_tasks_and_stops_on_request(hub: TestHub) -> None:
     stop = threading.Event()
     step = counting(hub)
 
@@ -303,9 +303,7 @@ def work(hub: TestHub, steps: int = 30) -> None:
         hub.clock.tick(2)
 
 
-def test_all_dead_letters_are_tried_again_and_the_count_says_how_it_ended(
-    hub: TestHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_dead_letters_are_retried_and_their_outcomes_counted(hub: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("conductor.tasks.retry_dead_letters.RETRY_BATCH", 3)
     kill(hub, 10)
     one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter(error="Reject"))
@@ -350,7 +348,7 @@ def test_discarded_in_between_and_letters_about_events(hub: TestHub) -> None:
     assert (task.state, task.message) == ("done", "2 of 3 succeeded, 0 failed again, 1 discarded")
 
 
-def test_what_does_not_come_to_an_end_is_counted_as_under_way(hub: TestHub) -> None:
+def test_unfinished_retries_are_counted_as_in_progress(hub: TestHub) -> None:
     kill(hub, 1)
     one = hub.conductor.tasks.start("retry", "ann", letters=DeadLetterFilter())
     for _ in range(3):  # no sweep and no delivery
@@ -409,7 +407,7 @@ def test_discarding_can_be_stopped_and_outlives_the_process(hub: TestHub, monkey
     assert (tasks.get(one).state, tasks.get(one).done) == ("done", 5) and open_letters(hub) == 0
 
 
-def test_a_record_that_died_anew_meanwhile_keeps_what_it_is_owed(hub: TestHub) -> None:
+def test_a_record_that_failed_again_keeps_its_pending_change(hub: TestHub) -> None:
     kill(hub, 1)
     old = hub.conductor.database
     with old.read() as c:
