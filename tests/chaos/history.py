@@ -16,7 +16,7 @@ from tests.chaos.checker import Snapshot, Violation
 from tests.chaos.event_log import EventLog
 from tests.chaos.fleet import Fleet
 
-#: Violations told in full, and lines of each system's journal.
+#: Violations reported in full, and lines of each system's journal.
 TOLD, LINES = 6, 40
 
 #: Characters of a line.

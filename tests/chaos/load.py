@@ -96,7 +96,7 @@ class Load:
         return self._linked[system]
 
     def values(self, columns: tuple[str, ...], pick: random.Random) -> dict[str, str]:
-        """A value for each of these columns that nobody used before."""
+        """Return a value for each of these columns that was not used before."""
         number = self.event_log.unique()
         made = {
             "name": f"Zoë Ünïque {number}",
@@ -132,7 +132,7 @@ class Load:
 
 
 class Program:
-    """A person's own program, which knows nothing of Syncflow and writes plain SQL."""
+    """A program that knows nothing of Syncflow and writes plain SQL."""
 
     def __init__(self, load: Load, pick: random.Random) -> None:
         self.load, self.pick, self.event_log = load, pick, load.event_log

@@ -416,7 +416,9 @@ def test_an_interrupted_backfill_is_continued_by_the_same_command(
     assert (done.returncode, done.stdout) == (0, "Started task #1\n")
 
 
-def test_a_backfill_reports_records_that_fail(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
+def test_invalid_arguments_of_backfill_and_reconcile_are_refused(
+    run: Run, sqlite_url: str, stripe: StripeSimulator
+) -> None:
     migrate(sqlite_url)
     for arguments, words in (
         (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),

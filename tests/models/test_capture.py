@@ -415,7 +415,7 @@ def test_a_block_that_raises_leaves_nothing_behind(database: Database, writer: A
     assert origins(database)[-1] == (None, None)
 
 
-def test_a_failed_statement_raises_and_rolls_its_block_back(database: Database, writer: Any) -> None:
+def test_a_failed_statement_raises_and_leaves_no_origin(database: Database, writer: Any) -> None:
     with writer(database) as target:
         with pytest.raises(sa.exc.IntegrityError), target.begin_nested(), sync_context(target, origin="stripe"):
             target.execute(sa.text("INSERT INTO customer (name) VALUES (NULL)"))

@@ -1,4 +1,4 @@
-"""Catalogues: records with their child rows, keys of any type, and tables that were somebody else's first."""
+"""Catalogues: records with their child rows, keys of any type, and existing tables of other programs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_unknown_column_is_an_error_and_writes_nothing(connection: sa.Connect
     assert changes(connection) == []
 
 
-def test_an_invalid_id_is_reported_as_unknown(connection: sa.Connection) -> None:
+def test_an_invalid_key_raises_value_error(connection: sa.Connection) -> None:
     with pytest.raises(ValueError):
         CUSTOMER.key_of("abc")
 

@@ -226,7 +226,7 @@ def test_sync_now_is_as_if_the_record_had_changed(panel: Panel) -> None:
 
 
 def test_all_matching_dead_letters_are_retried_by_a_task_with_counts(panel: Panel) -> None:
-    change(panel, Customer, Customer.id == 4, notes="only that the trigger is not what mends it")
+    change(panel, Customer, Customer.id == 4, notes="so that the trigger does not fix it")
     panel.sync()
     client = panel.client("operator")
     group = panel.rows(sa.select(DeadLetter.fingerprint).where(DeadLetter.record_id == "4"))[0].fingerprint

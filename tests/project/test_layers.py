@@ -175,7 +175,7 @@ def broken(path: Path, place: str, text: str | None = None) -> list[str]:
     for name, line in imported(path, text):
         top = name.split(".")[0]
         if name == "something computed":
-            found.append(f"{here}:{line} computes what it imports, which nobody can check or grep")
+            found.append(f"{here}:{line} computes what it imports, which no tool can check or search")
         elif top in ours and not allowed(name, place, MAY_IMPORT[place]):
             found.append(f"{here}:{line} imports {name}; {place} may import {sorted(MAY_IMPORT[place]) or 'nothing'}")
         elif top in ONLY_IN and not {place, here} & ONLY_IN[top]:

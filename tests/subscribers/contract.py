@@ -446,7 +446,7 @@ class Contract:
 
     # --- secrets ----------------------------------------------------------------------------------------
 
-    def test_no_secret_is_told(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    def test_no_secret_is_logged_or_stored(self, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         ((record_id, external_id),) = self.given(bench)
         bench.simulator.fail(401)

@@ -230,4 +230,4 @@ def test_a_subscriber_that_breaks_it_is_found(
 
 def test_a_message_with_a_secret_is_detected(sqlite: Database, caplog: pytest.LogCaptureFixture) -> None:
     with ShopSimulator() as shop, pytest.raises(AssertionError):
-        TestShopCustomer().test_no_secret_is_told(Bench(sqlite, SaysTooMuch, (), shop), caplog)
+        TestShopCustomer().test_no_secret_is_logged_or_stored(Bench(sqlite, SaysTooMuch, (), shop), caplog)

@@ -192,7 +192,7 @@ def test_a_file_that_grows_while_it_is_read_is_read_again(start: Any, folder: Fo
         assert len(page.records) == 2
     assert [p.name for p in (folder.top / "in").iterdir()] == ["a.csv"]
     poll(hub)
-    assert len(customers(hub)) == 3, "also those whose page nobody applied"
+    assert len(customers(hub)) == 3, "also those of a page that was not applied"
 
 
 def test_a_process_that_dies_between_two_steps_loses_nothing(start: Any, folder: Folder) -> None:
@@ -245,9 +245,9 @@ def test_failed_rows_are_reported_and_the_others_applied(start: Any, folder: Fol
         ("8", "name: is empty, but name requires a value"),
     ]
     (path,) = (folder.top / "failed").glob("*.rejected.csv")
-    folder.drop("mended.csv", path.read_text().replace("perhaps", "no"))
+    folder.drop("corrected.csv", path.read_text().replace("perhaps", "no"))
     poll(hub)
-    assert "Emmy" in customers(hub), "mended in place and dropped again"
+    assert "Emmy" in customers(hub), "corrected and dropped again"
 
 
 @pytest.mark.parametrize(

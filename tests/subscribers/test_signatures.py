@@ -1,4 +1,4 @@
-"""Each way of signing a webhook, with somebody else's signer as the witness where there is one."""
+"""Each way of signing a webhook, checked against an independent implementation where there is one."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_an_amount_with_a_currency_column() -> None:
         ("text_number", 1.5, "expected a whole number"),
     ],
 )
-def test_the_message_names_the_problem(name: str, there: Any, says: str) -> None:
+def test_a_value_without_an_inverse_is_refused_with_a_reason(name: str, there: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         find(name).inverse(there)
 

@@ -221,7 +221,7 @@ def test_the_fleet_has_threads_of_its_own_for_each_system(make_hub: MakeHub) -> 
     assert queues[0] == {"syncflow.tick"}
     assert {"crm.customer", "crm.inbox"} <= queues[1] and {"shop.customer", "shop.inbox"} <= queues[2]
     declared = {name.removesuffix(".DQ") for name in hub.broker.get_declared_queues()}
-    assert set.union(*queues) == declared, "a queue that nobody works off"
+    assert set.union(*queues) == declared, "a queue without a consumer"
     assert sum(len(names) for names in queues) == len(set.union(*queues))
 
 

@@ -30,11 +30,11 @@ def test_discarding_a_dead_letter_keeps_a_later_edit(database: Database) -> None
     hub.systems["crm"].fail(Reject("no"))
     hub.run()
     hub.conductor.systems.pause("crm", "ann", "")
-    edit(hub, one, name="Mended")
+    edit(hub, one, name="Corrected")
     hub.run()
     discard_all(hub.conductor, "ann", "old news")
     hub.conductor.systems.resume("crm", "ann")
     hub.clock.tick()
     hub.conductor.sweep()
     hub.run()
-    assert hub.shown("crm")[0]["name"] == "Mended"
+    assert hub.shown("crm")[0]["name"] == "Corrected"

@@ -65,7 +65,7 @@ def test_the_rate_limit_a_system_reports_is_stored(database: Database) -> None:
     edit(Rate(49, 100, reset))
     assert told() == (50, 100, reset), "not with every batch"
     edit(Rate(0, 100, reset))
-    assert told() == (0, 100, reset), "but the end at once"
+    assert told() == (0, 100, reset), "but an exhausted limit is written immediately"
     hub.clock.tick(60)
     edit(Rate(10**12))
     assert told() == (2**31 - 1, None, None)

@@ -83,7 +83,7 @@ def test_existing_external_records_are_linked_and_not_created_again(hub: TestHub
     with hub.conductor.database.read() as c:
         (phone,) = c.execute(sa.select(CUSTOMER.c.phone).where(CUSTOMER.c.email == "ada1@x.org")).one()
         assert c.execute(sa.select(sa.func.count()).select_from(CUSTOMER)).scalar() == 6, "the stranger stays there"
-    assert phone == "111", "what was empty here came in"
+    assert phone == "111", "the empty column took the external value"
 
 
 def test_one_that_carries_our_id_is_linked_without_match_on(hub: TestHub) -> None:
@@ -118,7 +118,7 @@ def test_stopped_and_gone_on_with_by_another_process(
     other.conductor.context.clock = hub.clock
     other.conductor.subscribers["crm.customer"].client = hub.systems["crm"]
     assert other.conductor.tasks.start("backfill", "bob", subscriber="crm.customer") == one, (
-        "asked for in the same words, it goes on"
+        "the same arguments continue the task"
     )
     work(other)
     assert other.conductor.tasks.get(one).state == "done" and held(other) == [f"Ada {n}" for n in range(6)]
