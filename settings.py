@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     """The longest pause between two probes."""
 
     grace_seconds: float = Field(20.0, gt=0)
-    """How long a stopping process may take to finish the work in hand."""
+    """How long a stopping process may take to finish its current work."""
 
     history_days: int = Field(90, ge=1)
     """How many days finished history is kept: changes, deliveries, events, closed dead letters, resolved conflicts and

@@ -166,7 +166,7 @@ def _deliver(
         owed = sa.select(sa.func.count(Link.id)).where(*ours, Link.owed_change > Link.synced_change)
         if left := connection.execute(owed).scalar_one():
             raise AssertionError(f"{left} of {len(announced)} records were not delivered")
-    values[f"{what}, all of it, ms per thousand"] = sum(values.values())
+    values[f"{what}, total, ms per thousand"] = sum(values.values())
     return values
 
 

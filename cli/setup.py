@@ -77,7 +77,7 @@ def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def create_admin(arguments: argparse.Namespace) -> int:
-    """Create an admin. The password is no argument: other users of the machine can read command lines."""
+    """Create an admin. The password is not an argument: other users of the machine can read command lines."""
     from panel.auth.accounts import create_user  # noqa: PLC0415 - workers and the relay need no Flask
 
     settings = get_settings()

@@ -1,4 +1,4 @@
-"""Commands that run a task to its end: backfill, reconcile; and check, which comes before both."""
+"""Commands for tasks: backfill and reconcile; and check, which tests a connection before them."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _sqlite(catalogue: Catalogue, quote: Any) -> Iterator[str]:
             word = "updated" if child else operation
             record = f"{row}.{column}"
             written = _UUID.format(record) if is_uuid else record
-            if child:  # a row without a record is no change of one
+            if child:  # a row without a record changes none
                 where = f"{where} AND {record} IS NOT NULL" if where else f" WHERE {record} IS NOT NULL"
             return _SQLITE_VALUES.format(catalogue=catalogue.name, record=written, operation=word, where=where)
 

@@ -17,7 +17,7 @@ conductor decides when to call it, and what an outcome means. This layer imports
 | `http`             | the HTTP client that systems with a REST API share             |
 | `options`, `rest`  | any REST system, by configuration                              |
 | `config_file`      | REST and file systems declared in a TOML file                  |
-| `unknown_settings` | names in `.env` that are no settings                           |
+| `unknown_settings` | unknown names in `.env`                                        |
 | the other folders  | one system each                                                |
 
 A new system is one file and one import in this file: importing the module registers its

@@ -52,7 +52,7 @@ class SyncError(Exception):
     pauses_system: ClassVar[bool] = False
     #: The link ends here: its external record no longer exists.
     unlinks: ClassVar[bool] = False
-    #: There is nothing to send, which is no failure.
+    #: There is nothing to send, which is not a failure.
     skips: ClassVar[bool] = False
     #: The cause, for the remedy of a dead letter; an instance may name a more exact one.
     code: str = "failed"
@@ -90,7 +90,7 @@ class Retry(SyncError):
     """This record, later: a timeout, a 5xx on one record, a lock held in the system.
 
     `unanswered`: the system did not answer at all. The network may be the cause as well as the record, so this
-    ends in a dead letter only if the system answers other calls meanwhile.
+    ends in a dead letter only if the system answers other calls in the meantime.
     """
 
     code = "attempts_exhausted"

@@ -1,4 +1,4 @@
-"""Find names in `.env` that are no settings, such as mistyped ones."""
+"""Find unknown names in `.env`, such as mistyped ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OTHERS = {"SYNCFLOW_PASSWORD"}
 
 
 def unknown_settings() -> list[str]:
-    """Return a message for each name in `.env` that is no setting, with the closest setting if there is one.
+    """Return a message for each unknown name in `.env`, with the closest setting if there is one.
 
     Only `.env` is checked: most variables of the environment are for other programs.
     """

@@ -11,7 +11,7 @@ from conductor.links.leases import is_held
 from conductor.links.rules import Rule
 from models.ledger import Link
 
-#: The condition for links that are owed a change and are no dead letters.
+#: The condition for links with a pending change that are not dead letters.
 PENDING = (Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
 
 

@@ -71,7 +71,7 @@ class CheckConnection(TaskKind):
         if answer.done():
             findings, took = answer.result()
         elif took < LONGEST_CHECK_SECONDS:
-            message = f"asks {name}" + (f", no answer for {took:.0f} s yet" if took >= 2 else "")
+            message = f"calling {name}" + (f", no answer after {took:.0f} s" if took >= 2 else "")
             asking = {**position, "since": since}
             return Step(task.done, task.succeeded, task.failed, asking, message=message, pause=ANSWER_PAUSE_SECONDS)
         else:

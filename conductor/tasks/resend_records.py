@@ -25,7 +25,7 @@ PAGE = 500
 
 
 class ResendRecords(TaskKind):
-    """There is no argument but the subscriber."""
+    """The only argument is the subscriber."""
 
     kind = "resend"
     succeeded = gettext_noop("differ and are sent again")

@@ -5,7 +5,7 @@
     FOLDER/customers/failed/   files with failed rows, each with a second file of these rows and the reasons
     FOLDER/customers/out/      our exports: whole files, to be applied in the order of their names
 
-A row is identified by its key column. A repeated value is no change: only columns that differ from
+A row is identified by its key column. A repeated value is not a change: only columns that differ from
 the last row of the same key count. A file written before its author received our export therefore
 does not undo that export.
 """

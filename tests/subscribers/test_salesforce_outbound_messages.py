@@ -115,10 +115,10 @@ FILE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>'
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (message(*IDS, org="00D000000000009AAA"), "of another org"),
+        (message(*IDS, org="00D000000000009AAA"), "from another org"),
         (message(*IDS).replace("?>\n", f"?>{BOMB}").replace("https://x", "&b;"), "DTDForbidden"),
         (message(*IDS).replace("?>\n", f"?>{FILE}").replace("https://x", "&a;"), "DTDForbidden"),
-        (message(*IDS)[:-20], "no XML that is read here"),
+        (message(*IDS)[:-20], "not XML that Syncflow can read"),
         (message(), "has no Notification"),
         ("<html/>", "has no notifications"),
         (message(IDS[0]).replace(IDS[0], ""), "lacks its type or Id"),

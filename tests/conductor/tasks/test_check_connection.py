@@ -66,11 +66,11 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
     one = hub.conductor.tasks.start("check", "ann", system="crm")
     assert hub.conductor.tasks.start("check", "bob", system="crm") == one  # a running check is not started again
     tasks.run_some()
-    assert silence.asked.is_set() and tasks.get(one).message == "asks crm.customer"
+    assert silence.asked.is_set() and tasks.get(one).message == "calling crm.customer"
     assert not tasks.run_some()  # no further step yet, so other tasks can run
     hub.clock.tick(10)
     tasks.run_some()
-    assert tasks.get(one).message == "asks crm.customer, no answer for 10 s yet"
+    assert tasks.get(one).message == "calling crm.customer, no answer after 10 s"
     hub.clock.tick(50)
     tasks.run_some()
     task = tasks.get(one)
