@@ -20,22 +20,22 @@ from subscribers.rules import between, choices, length
 from subscribers.stripe.client import RECORD_ID_KEY
 from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
 
-#: Under this key an invoice's metadata says that a write of ours, of several calls, is not at its end.
-#: Until then its lines and status say nothing of what anybody wants.
+#: Key in an invoice's metadata while one of our writes, of several calls, is unfinished.
+#: Until it is finished, lines and status are intermediate values and are not merged.
 WRITING_KEY = "syncflow_writing"
-#: An item's place among the lines, and the product it is of: Stripe shows lines in an order of its own,
-#: and gives an item that is priced in place a product of its own.
+#: Keys in an item's metadata: its position among the lines, and its product. Stripe orders lines itself,
+#: and creates a product for an item with an inline price.
 PLACE_KEY = "syncflow_line"
 PRODUCT_KEY = "syncflow_product"
-#: Stripe takes no more items on one invoice.
+#: The most items that Stripe allows on one invoice.
 MOST_LINES = 250
 
-#: (place, the line that is there, the line that shall be there)
+#: (position, the present line, the wanted line)
 Edit = tuple[int, Body | None, Mapping[str, Any] | None]
 
-#: Stripe's status -> ours. What is written off may still be paid or voided.
+#: Stripe's status -> ours. An uncollectible invoice can still be paid or voided.
 _STATUS: Mapping[str, str] = {"uncollectible": "open"}
-#: (its status, the one we want) -> the call that brings it nearer. Of these only.
+#: (present status, wanted status) -> the next call. Other combinations are impossible.
 _MOVES: Mapping[tuple[str, str], str] = {
     ("draft", "open"): "finalize",
     ("draft", "paid"): "finalize",
@@ -44,8 +44,8 @@ _MOVES: Mapping[tuple[str, str], str] = {
     ("open", "void"): "void",
 }
 _MOVE_DATA: Mapping[str, Mapping[str, Any]] = {
-    "finalize": {"auto_advance": False},  # Stripe sends and collects nothing on its own
-    "pay": {"paid_out_of_band": True},  # it was paid elsewhere, or our record would not say so
+    "finalize": {"auto_advance": False},  # Stripe must not send or collect by itself
+    "pay": {"paid_out_of_band": True},  # our record is paid, so the payment was made elsewhere
     "void": {},
 }
 
@@ -54,8 +54,8 @@ _MOVE_DATA: Mapping[str, Mapping[str, Any]] = {
 class StripeInvoice(StripeSubscriber):
     """Invoices as Stripe's invoices, their lines as invoice items. API reference: "Invoices", "Invoice Items".
 
-    Our `open` finalizes an invoice, `void` voids it, `paid` marks it paid out of band; that a customer
-    paid in Stripe is received. A final invoice cannot be edited, and neither can a customer or currency.
+    Our `open` finalizes an invoice, `void` voids it, `paid` marks it paid out of band; a payment by a
+    customer in Stripe is applied inward. A final invoice cannot be edited, and neither can a customer or currency.
     """
 
     catalogue = "invoice"
@@ -72,7 +72,7 @@ class StripeInvoice(StripeSubscriber):
         "number": "number",
         "currency": "currency",
         "due_date": "due_date",
-        # That it was paid or voided there is a fact.
+        # A payment or a voiding in Stripe cannot be undone, so Stripe's value wins.
         "status": Field("status", conflict="external"),
         "lines": rows(
             "lines",
@@ -91,7 +91,7 @@ class StripeInvoice(StripeSubscriber):
     }
 
     def present(self, body: Body) -> Mapping[str, Any]:
-        """Its status in our words, its due date as a day (UTC), its lines in our order.
+        """Return its status as ours, its due date as a day (UTC), and its lines in our order.
 
         Its id is its number as long as it has none. While a write of ours is not at its end, status and
         lines are not shown.
@@ -113,10 +113,10 @@ class StripeInvoice(StripeSubscriber):
     # --- calls ---------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
-        """Create a draft, its items, and bring it to its status. One that was cut short goes on as an update."""
+        """Create a draft and its items, then set its status. An interrupted creation continues as an update."""
         status = item.data.get("status", "draft")
         if status == "void":
-            raise Skip("it is void, and was never in Stripe")
+            raise Skip("it is void and was never in Stripe")
         data: dict[str, Any] = {name: item.data.get(name) for name in ("customer", "number", "currency")}
         data |= {"collection_method": "send_invoice", "auto_advance": False, **self._due(item.data.get("due_date"))}
         data["pending_invoice_items_behavior"] = "exclude"
@@ -127,7 +127,7 @@ class StripeInvoice(StripeSubscriber):
             return self._answer(*self._finish(body, response, item), item)
 
     def update(self, item: Item) -> External:
-        """Bring the invoice to what the record is. Raises `Gone`; `Reject` where Stripe's rules forbid it."""
+        """Make the invoice equal to the record. Raises `Gone`; `Reject` where Stripe's rules forbid it."""
         body, response = self._read(item.linked_id)
         present = self._as_it_is(body)
         changes = {name: v for name, v in item.changes.items() if not (name in present and same(v, present[name]))}
@@ -164,7 +164,7 @@ class StripeInvoice(StripeSubscriber):
     # --- the steps -----------------------------------------------------------------------------------
 
     def _finish(self, body: Body, response: requests.Response, item: Item) -> tuple[Body, requests.Response]:
-        """Whatever is still to be done, in calls that may each be the last: lines, status, and the mark goes."""
+        """Send the remaining calls: lines, status, and last the removal of `WRITING_KEY`."""
         edited = False
         for edit in self._edits(body, item):
             self._edit(body, item, edit)
@@ -182,7 +182,7 @@ class StripeInvoice(StripeSubscriber):
         return self._read(body["id"])
 
     def _edits(self, body: Body, item: Item) -> list[Edit]:
-        """Wherever the lines of a draft differ from what they shall be."""
+        """Return the differences between the lines of a draft and the wanted lines."""
         if body["status"] != "draft" or not (_is_unfinished(body) or "lines" in item.changes):
             return []
         have, wanted = self._lines(body), item.data.get("lines") or []
@@ -242,7 +242,7 @@ class StripeInvoice(StripeSubscriber):
             raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
 
     def _due(self, day: Any) -> dict[str, Any]:
-        """The end of that day (UTC), or the usual time from now."""
+        """Return the end of that day (UTC), or the default period from now."""
         if not day:
             return {"days_until_due": self.client.options.days_until_due}
         end = datetime.combine(date.fromisoformat(str(day)), time(23, 59, 59), UTC)
@@ -262,7 +262,7 @@ class StripeInvoice(StripeSubscriber):
         return External(found.id, data, at=found.at, record_id=found.record_id, request_id=found.request_id)
 
     def _lines(self, body: Body) -> list[Body]:
-        """All its lines: ours in our order, then the others, oldest first."""
+        """Return all lines: ours in our order, then the others, oldest first."""
         lines = body["lines"]["data"]
         if body["lines"]["has_more"]:
             lines = list(self.client.walk(self._address(body["id"], "/lines")))
@@ -272,7 +272,7 @@ class StripeInvoice(StripeSubscriber):
 
 @contextmanager
 def _begun() -> Iterator[None]:
-    """An error between the calls of one write: what was done so far is there."""
+    """Mark errors between the calls of one write as `maybe_done`: earlier calls have taken effect."""
     try:
         yield
     except Gone as error:
@@ -287,7 +287,7 @@ def _is_unfinished(body: Body) -> bool:
 
 
 def _now(body: Body) -> str:
-    """Its status, in our words."""
+    """Return its status as ours."""
     return _STATUS.get(body["status"], body["status"])
 
 
@@ -298,7 +298,7 @@ def _target(body: Body, item: Item) -> str:
 def _check_reachable(now: str, target: str) -> None:
     if now == target or (now, target) in _MOVES:
         return
-    why = "a final invoice never becomes a draft again" if now == "open" else f"what is {now} there stays so"
+    why = "a final invoice never becomes a draft again" if now == "open" else f"a {now} invoice keeps its status"
     wrong = {"status": f"cannot become {target}: in Stripe it is {now}, and {why}"}
     raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
 
@@ -310,14 +310,14 @@ def _count_moves(now: str, target: str) -> int:
 
 
 def _count_calls(edit: Edit) -> int:
-    """A line of another product is another item: Stripe keeps an item's product."""
+    """Return the calls of an edit: a line with another product needs a new item, because an item keeps its product."""
     _, have, want = edit
     both = have is not None and want is not None
     return 2 if both and not same(_line(have).get("product"), want.get("product")) else 1  # type: ignore[arg-type, union-attr]
 
 
 def _line(line: Body) -> dict[str, Any]:
-    """A line as the mapping sees it. Its product is named where we know it for certain to be one of ours."""
+    """Return a line for the mapping, with its product only if it is certainly one of ours."""
     marks, price = line.get("metadata") or {}, line.get("price") or {}
     quantity = 1 if line.get("quantity") is None else line["quantity"]
     unit = price.get("unit_amount")
