@@ -20,14 +20,11 @@ from conductor.publisher import Publisher, QueueReport, QueueState, QueuesUnavai
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
 from conductor.redaction import MASK, safe_headers
 from conductor.reports import dead_letter_groups, pages, record_search, timeline
-from conductor.reports.overview import (
-    Incident,
-    Overview,
-    OverviewVersion,
-    SubscriberStatus,
-    SystemStatus,
-    Waiting,
-)
+from conductor.reports.incidents import Incident
+from conductor.reports.overview import Overview
+from conductor.reports.overview_counts import Waiting
+from conductor.reports.overview_version import OverviewVersion
+from conductor.reports.system_status import SubscriberStatus, SystemStatus
 from conductor.reports.throughput import SPANS, Series
 from conductor.reports.timeline import TimelineEvent
 from conductor.systems.delete_guard import GUARD, WINDOW_SECONDS

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.publisher import QueueReport
-from conductor.reports import overview, record_status
-from conductor.reports.overview import Overview, OverviewVersion
+from conductor.reports import overview, overview_version, record_status
+from conductor.reports.overview import Overview
+from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.record_status import RecordStatus
 from conductor.reports.throughput import ThroughputReport
 
@@ -25,17 +26,17 @@ class Reports:
     def overview_version(self) -> OverviewVersion:
         """Return a value that changes when the overview changes; much cheaper to read than the overview."""
         with self.context.database.read_autocommit() as connection:
-            return overview.overview_version(self.context, connection)
+            return overview_version.overview_version(self.context, connection)
 
     def overview(self, version: OverviewVersion | None = None) -> Overview:
         """Return the state of all systems, subscribers and processes; a given `version` is not read again."""
         with self.context.database.read_autocommit() as connection:
-            version = version or overview.overview_version(self.context, connection)
+            version = version or overview_version.overview_version(self.context, connection)
             return overview.overview(self.context, connection, version)
 
     def is_alive(self, process: Any) -> bool:
         """Return whether a process (a row of `process`) has sent a heartbeat recently."""
-        return overview.is_alive(self.context, process)
+        return overview_version.is_alive(self.context, process)
 
     def record_statuses(
         self, connection: sa.Connection, catalogue: str, record_id: str, *, exists: bool

@@ -38,7 +38,6 @@ _STATES = {
     "paused": (gettext_noop("paused"), "busy"),
     "stopping": (gettext_noop("stopping"), "busy"),
     "retrying": (gettext_noop("retrying"), "busy"),
-    "trying again": (gettext_noop("retrying"), "busy"),
     "waiting": (gettext_noop("waiting"), "busy"),
     "conflict": (gettext_noop("conflict"), "bad"),
     "dead": (gettext_noop("dead letter"), "bad"),

@@ -169,7 +169,7 @@ def test_deliveries_wait_while_a_system_is_down(fleet: Fleet) -> None:
     said = fleet.syncflow("status")
     assert said.returncode == 1
     stripe, _, salesforce = sorted(said.stdout.splitlines(), key=lambda line: "stripe" not in line)[:3]
-    assert stripe.split()[:2] == ["stripe", "down"] and "1 record waits" in stripe, said.stdout
+    assert stripe.split()[:2] == ["stripe", "down"] and "1 record is pending" in stripe, said.stdout
     assert "salesforce     ok" in said.stdout, salesforce
 
     fleet.start_stripe().wait_for(r"^(http\S+)")

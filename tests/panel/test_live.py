@@ -242,7 +242,7 @@ def test_a_task_without_a_scheduler_shows_a_warning(panel: Panel) -> None:
     client = panel.client("operator")
     change(panel, Process, Process.kind == "scheduler", last_seen_at=utcnow().replace(year=2025))
     where = post(client, "/systems/shop/check").headers["Location"]
-    assert "No scheduler is running: no system is polled and no task goes on." in client.get(where).text
+    assert "No scheduler is running: no system is polled, and tasks do not progress." in client.get(where).text
 
 
 def test_a_process_that_went_silent_is_trouble(panel: Panel) -> None:

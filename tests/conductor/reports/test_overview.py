@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from conductor import Conductor, OverviewVersion
-from conductor.reports.overview import ALIVE_SECONDS, overview, overview_version
+from conductor.reports.overview import overview
+from conductor.reports.overview_version import ALIVE_SECONDS, overview_version
 from conductor.reports.throughput import SPANS
 from conductor.throughput_counter import MINUTE, MINUTE_DAYS
 from models.ledger import (
@@ -103,7 +104,7 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
     assert overview.severity == "bad"
     assert overview.headline == (
         "Not everything is in sync: no relay is running, crm is down, the poll of shop.customer fails, "
-        "1 dead letter waits for a person and 1 conflict waits for a decision."
+        "1 dead letter needs an operator and 1 conflict needs a decision."
     )
     assert [(t.kind, t.since) for t in overview.troubles] == [
         ("process", now - timedelta(seconds=ALIVE_SECONDS)),

@@ -1,0 +1,116 @@
+"""The state of each system and subscriber, and a sentence that explains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from conductor.links.status import system_state
+from conductor.reports.overview_counts import SubscriberCounts
+from i18n import gettext, ngettext
+from models.counting import DISPLAY_LIMIT
+
+
+@dataclass(frozen=True)
+class SubscriberStatus:
+    """The counts of one subscriber; they stop at `DISPLAY_LIMIT`.
+
+    `state` is ok, waiting, retrying, failing, down or paused.
+    """
+
+    name: str
+    owed: int
+    oldest_owed_since: datetime | None
+    dead: int
+    #: Why its polls fail, if they do, and since when.
+    poll_error: str | None = None
+    poll_failing_since: datetime | None = None
+    #: Owed records whose last attempt failed and will be retried.
+    failing: int = 0
+    #: Fields that changed on both sides and need a decision.
+    conflicts: int = 0
+    oldest_dead: datetime | None = None
+    state: str = "ok"
+
+
+@dataclass(frozen=True)
+class SystemStatus:
+    """One system: `state` is ok, waiting, failing, down or paused; `summary` explains it in a sentence."""
+
+    name: str
+    state: str
+    summary: str
+    subscribers: list[SubscriberStatus] = field(default_factory=list)
+    since: datetime | None = None
+
+    @property
+    def owed(self) -> int:
+        """The records that all its subscribers are owed."""
+        return sum(s.owed for s in self.subscribers)
+
+
+def subscriber_status(found: SubscriberCounts, system: Any, poll: Any) -> SubscriberStatus:
+    """Make the status of a subscriber of its counts and the rows of its system and its cursor."""
+    fails = poll is not None and poll.failing_since is not None
+    status = SubscriberStatus(
+        found.name,
+        found.owed,
+        found.oldest_owed_since,
+        found.dead,
+        poll.result or gettext("no message") if fails else None,
+        poll.failing_since if fails else None,
+        found.failing,
+        found.conflicts,
+        found.oldest_dead,
+    )
+    return SubscriberStatus(**{**vars(status), "state": _subscriber_state(status, system)})
+
+
+def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
+    if (held := system_state(system)) is not None:
+        return held
+    if status.poll_error or status.dead:
+        return "failing"
+    if status.failing:
+        return "retrying"
+    return "waiting" if status.owed else "ok"
+
+
+def system_status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemStatus:
+    """Make the status of a system of its row and its subscribers."""
+    owed = sum(s.owed for s in subscribers)
+    dead = sum(s.dead for s in subscribers)
+    if (held := system_state(row)) == "paused":
+        why = f" ({row.pause_reason})" if row.pause_reason else ""
+        words = gettext("paused by {who}", who=row.paused_by) + f"{why}; {pending_text(owed)}"
+        return SystemStatus(name, "paused", words, subscribers, row.paused_at)
+    if held == "down":
+        return SystemStatus(name, "down", f"{row.down_reason}; {pending_text(owed)}", subscribers, row.down_since)
+    if failing := next((s for s in subscribers if s.poll_error), None):
+        words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
+        words += f"; {pending_text(owed)}" if owed else ""
+        return SystemStatus(name, "failing", words, subscribers, failing.poll_failing_since)
+    if dead:
+        words = counted(dead, "{count} dead letter needs an operator", "{count} dead letters need an operator")
+        words += f"; {pending_text(owed)}" if owed else ""
+        oldest = min((s.oldest_dead for s in subscribers if s.oldest_dead), default=None)
+        return SystemStatus(name, "failing", words, subscribers, oldest)
+    if owed:
+        oldest = min((s.oldest_owed_since for s in subscribers if s.oldest_owed_since), default=None)
+        return SystemStatus(name, "waiting", pending_text(owed), subscribers, oldest)
+    return SystemStatus(name, "ok", gettext("everything is in sync"), subscribers)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """Return the singular or plural text with `{count}` filled in; a count that stopped at the limit is 10,000+."""
+    return ngettext(one, many, count, count=f"{count:,}{'+' if count >= DISPLAY_LIMIT else ''}")
+
+
+def pending_text(owed: int) -> str:
+    """Return how many records are pending, for use in a sentence."""
+    return (
+        counted(owed, "{count} record is pending", "{count} records are pending")
+        if owed
+        else gettext("no record is pending")
+    )
