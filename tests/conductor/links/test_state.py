@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from conductor.links.state import Via
 from models.ledger import Link
 from models.session import Database
 from tests.support.fakes import TestHub
+from tests.support.records import add, edit
 
 
 @pytest.fixture
@@ -39,6 +41,55 @@ def test_owing_again_keeps_the_age_of_the_oldest_change(hub: TestHub, via: Via) 
     with hub.conductor.database.write() as connection:
         state.owe(connection, [Link.id == link_id], hub.clock(), via)
     assert (_link(hub)["owed_change"], _link(hub)["owed_since"]) == (6, since)
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda hub, rule: hub.conductor.unsubscriptions.lift(rule, "me", deliver=True),
+        lambda hub, rule: hub.conductor.unsubscriptions.lift(rule, "me"),
+        lambda hub, rule: (
+            hub.conductor.systems.pause("crm", "me", "moving"),
+            hub.conductor.systems.resume("crm", "me"),
+        ),
+        lambda hub, rule: hub.conductor.push("customer", "1"),
+        lambda hub, rule: run_task(hub, "backfill"),
+        lambda hub, rule: run_task(hub, "resend"),
+        lambda hub, rule: run_task(hub, "reconcile", repair=True),
+        lambda hub, rule: edit_and_relay(hub),
+        lambda hub, rule: hub.conductor.sweep(),
+    ],
+    ids=["lift and deliver", "lift", "pause and resume", "push", "backfill", "resend", "repair", "edit", "sweep"],
+)
+def test_no_operation_restarts_the_waiting_age_of_a_record(
+    hub: TestHub, operation: Callable[[TestHub, int], object]
+) -> None:
+    add(hub)
+    hub.run()
+    edit(hub, "1", name="Ada B")
+    rule = hub.conductor.unsubscriptions.create("crm", "delete", None, None, "freeze", "me")
+    hub.conductor.relay()
+    since = _link(hub)["owed_since"]
+    assert since is not None
+    with hub.conductor.database.write() as connection:
+        state.write(connection, _link(hub)["id"], {"unsubscription_id": rule})
+    hub.clock.tick(3 * 3600)
+    operation(hub, rule)
+    assert _link(hub)["owed_since"] == since
+    assert _link(hub)["owed_change"] > _link(hub)["synced_change"]
+
+
+def edit_and_relay(hub: TestHub) -> None:
+    edit(hub, "1", name="Bea")
+    hub.conductor.relay()
+
+
+def run_task(hub: TestHub, kind: str, **arguments: Any) -> None:
+    task = hub.conductor.tasks.start(kind, "me", subscriber="crm.customer", **arguments)
+    for _ in range(4):
+        hub.conductor.tasks.run_some()
+        hub.clock.tick(2)
+    assert hub.conductor.tasks.get(task).state != "failed"
 
 
 def test_lifting_an_unsubscription_keeps_the_waiting_time(hub: TestHub) -> None:
