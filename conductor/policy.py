@@ -13,15 +13,15 @@ _MAX_DOUBLINGS = 60
 
 @dataclass(frozen=True)
 class Policy:
-    """Durations are in seconds where the name has no other unit."""
+    """How long work is held, waits and is kept."""
 
-    lease: float = 60.0
-    stale: float = 30.0
+    lease_seconds: float = 60.0
+    stale_seconds: float = 30.0
     max_attempts: int = 8
-    retry_min: float = 2.0
-    retry_max: float = 3600.0
-    probe_min: float = 2.0
-    probe_max: float = 60.0
+    retry_min_seconds: float = 2.0
+    retry_max_seconds: float = 3600.0
+    probe_min_seconds: float = 2.0
+    probe_max_seconds: float = 60.0
     history_days: int = 90
     audit_days: int = 730
 
@@ -29,13 +29,13 @@ class Policy:
     def from_settings(cls, settings: Settings) -> Policy:
         """Return the policy that the environment configures."""
         return cls(
-            lease=settings.lease_seconds,
-            stale=settings.stale_seconds,
+            lease_seconds=settings.lease_seconds,
+            stale_seconds=settings.stale_seconds,
             max_attempts=settings.max_attempts,
-            retry_min=settings.retry_min_seconds,
-            retry_max=settings.retry_max_seconds,
-            probe_min=settings.probe_min_seconds,
-            probe_max=settings.probe_max_seconds,
+            retry_min_seconds=settings.retry_min_seconds,
+            retry_max_seconds=settings.retry_max_seconds,
+            probe_min_seconds=settings.probe_min_seconds,
+            probe_max_seconds=settings.probe_max_seconds,
             history_days=settings.history_days,
             audit_days=settings.audit_days,
         )
@@ -43,13 +43,13 @@ class Policy:
     def backoff(self, attempt: int, asked: float | None = None) -> float:
         """Return the seconds between the failure of this attempt (from 1) and the next one.
 
-        They double from `retry_min` to `retry_max`, with 25 % jitter inside these limits, so that records that failed
-        together are not retried together. `asked` is the shortest pause that the system asked for.
+        They double from `retry_min_seconds` to `retry_max_seconds`, with 25 % jitter inside these limits, so that
+        records that failed together are not retried together. `asked` is the shortest pause that the system asked for.
         """
-        pause = min(self.retry_min * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS), self.retry_max)
-        jittered = random.uniform(max(0.75 * pause, self.retry_min), min(1.25 * pause, self.retry_max))
+        pause = min(self.retry_min_seconds * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS), self.retry_max_seconds)
+        jittered = random.uniform(max(0.75 * pause, self.retry_min_seconds), min(1.25 * pause, self.retry_max_seconds))
         return max(jittered, asked or 0.0)
 
     def probe(self, failures: int) -> float:
         """Return the pause before the next probe of a system that failed this many times in a row."""
-        return min(self.probe_min * 2.0 ** min(max(failures - 1, 0), _MAX_DOUBLINGS), self.probe_max)
+        return min(self.probe_min_seconds * 2.0 ** min(max(failures - 1, 0), _MAX_DOUBLINGS), self.probe_max_seconds)

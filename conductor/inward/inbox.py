@@ -131,7 +131,7 @@ class InboxProcessor:
             return self._fetch_and_apply(subscriber, External(external_id))
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
-            return Postponed("held by the mass-delete guard", self.context.policy.stale)
+            return Postponed("held by the mass-delete guard", self.context.policy.stale_seconds)
         except Stopping:
             return Postponed("this process stops", 0.0)
         except SyncError as error:
@@ -218,7 +218,7 @@ class InboxProcessor:
 
     def _went_down(self, system: str, error: SyncError) -> Postponed:
         self.context.database.run_in_transaction(self.breaker.went_down, system, error)
-        return Postponed(str(error), error.after or self.context.policy.probe_min)
+        return Postponed(str(error), error.after or self.context.policy.probe_min_seconds)
 
     # --- one record -----------------------------------------------------------------------------------
 
@@ -262,7 +262,7 @@ class InboxProcessor:
 
     def _lease(self, subscriber: Subscriber, external_id: str, token: str) -> int | None:
         """Take the lease of the link to this record. Return the link's id, or None if there is no link."""
-        now, until = self.context.clock(), self.context.later(self.context.policy.lease)
+        now, until = self.context.clock(), self.context.later(self.context.policy.lease_seconds)
         return self.context.database.run_in_transaction(leases.take, subscriber.name(), external_id, token, now, until)
 
     def _apply(self, subscriber: Subscriber, make: Callable[[Mapper], Incoming]) -> Applied | NeedsFetch:

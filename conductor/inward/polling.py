@@ -157,7 +157,7 @@ class Polling:
 
     def _take_turn(self, connection: sa.Connection, name: str) -> Turn | None:
         now, token = self.context.clock(), new_token()
-        values = {"poller": token, "polling_until": self.context.later(self.context.policy.lease)}
+        values = {"poller": token, "polling_until": self.context.later(self.context.policy.lease_seconds)}
         is_free = sa.or_(Cursor.polling_until.is_(None), Cursor.polling_until <= now)
         insert = self.context.database.insert(Cursor).values(subscriber=name, **values)
         taken = insert.on_conflict_do_update(index_elements=["subscriber"], set_=values, where=is_free)
@@ -174,7 +174,7 @@ class Polling:
         Raises:
           TurnLost: another poll has taken the turn over.
         """
-        until = self.context.later(self.context.policy.lease)
+        until = self.context.later(self.context.policy.lease_seconds)
         cursor = sa.update(Cursor).where(Cursor.subscriber == turn.subscriber, Cursor.poller == turn.token)
         if not connection.execute(cursor.values(polling_until=until, **values)).rowcount:
             raise TurnLost

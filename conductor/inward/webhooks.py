@@ -59,7 +59,7 @@ class Webhooks:
             "kind": "webhook",
             "headers": safe_headers(lowered, secrets_in(client.options)),
             "received_at": self.context.clock(),
-            "retry_at": self.context.later(self.context.policy.stale),
+            "retry_at": self.context.later(self.context.policy.stale_seconds),
         }
         with self.context.database.write() as connection:
             stored = [store_event(self.context, connection, {**shared, **_event_values(*event)}) for event in events]

@@ -221,7 +221,7 @@ class Outward:
     def _lease(
         self, connection: sa.Connection, plans: list[Plan], token: str, ahead: set[int]
     ) -> dict[int, dict[str, Any]]:
-        until = self.context.later(self.context.policy.lease)
+        until = self.context.later(self.context.policy.lease_seconds)
         rows = []
         for plan in plans:
             link = plan.claim.link

@@ -105,7 +105,7 @@ class Recovery:
         statement = sa.select(System.__table__).where(System.name == subscriber.system)
         with self.context.database.read_autocommit() as connection:
             system = connection.execute(statement).one_or_none()
-        now, before = self.context.clock(), self.context.later(-self.context.policy.stale)
+        now, before = self.context.clock(), self.context.later(-self.context.policy.stale_seconds)
         if system is not None and system.paused_at is not None:
             return None
         if system is not None and system.down_since is not None:
@@ -157,7 +157,7 @@ class Recovery:
         statement = (
             sa.update(Inbox)
             .where(Inbox.id.in_(ids), Inbox.state == "waiting")
-            .values(retry_at=self.context.later(self.context.policy.stale))
+            .values(retry_at=self.context.later(self.context.policy.stale_seconds))
         )
         self.context.database.run_in_transaction(lambda c: c.execute(statement))
         for system, its in by_system.items():

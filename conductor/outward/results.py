@@ -196,7 +196,7 @@ class ResultWriter:
         and wakes no more: then it is published, and no time may delay it.
         """
         plan.finish("waiting", str(plan.error))
-        retry_at = self.context.later(self.context.policy.stale) if parent is not None else None
+        retry_at = self.context.later(self.context.policy.stale_seconds) if parent is not None else None
         return state.blocked(parent, unless_newer(plan, retry_at)) | {"create_token": earlier_create_token(plan)}
 
     def _settled(

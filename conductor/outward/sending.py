@@ -122,7 +122,7 @@ class Sender:
             return True
         self.concurrency.renew()
         ids = [plan.claim.link.id for plan in plans]
-        renewed = self.context.later(self.context.policy.lease)
+        renewed = self.context.later(self.context.policy.lease_seconds)
         is_ours = self.context.database.run_in_transaction(leases.renew, ids, token, renewed)
         for plan in plans:
             plan.claim.update_link(lease_until=renewed)
@@ -130,7 +130,7 @@ class Sender:
 
     def _is_short(self, plan: Plan) -> bool:
         until = plan.claim.link.lease_until
-        return until is None or until <= self.context.later(self.context.policy.lease / 2)
+        return until is None or until <= self.context.later(self.context.policy.lease_seconds / 2)
 
     # --- inspect ------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class SystemCaller:
         if not permit.open:
             raise SystemUnavailable(permit.reason, permit.after)
         if why := self.context.systems[system].defer_reason():
-            raise SystemUnavailable(why, self.context.policy.stale)
+            raise SystemUnavailable(why, self.context.policy.stale_seconds)
         try:
             with self.concurrency.slot(system):
                 self.context.systems[system].pace()
@@ -49,7 +49,7 @@ class SystemCaller:
             raise SystemUnavailable("this process stops", 0.0) from None
         except SystemDown as error:
             self.context.database.run_in_transaction(self.breaker.went_down, system, error)
-            raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min) from None
+            raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min_seconds) from None
         if permit.probing:
             self.context.database.run_in_transaction(self.breaker.succeeded, system)
         return result

@@ -80,13 +80,13 @@ class CircuitBreaker:
         """Do the same for a row with `BREAKER_COLUMNS`. Without `probe`, a system that is down is not probed."""
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
-            return Permit(open=False, reason=why, after=self.context.policy.stale)
+            return Permit(open=False, reason=why, after=self.context.policy.stale_seconds)
         if row.down_since is None:
             since = row.last_success_at
             return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS))
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
-        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min))
+        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
         if not probe or (row.probe_at is not None and row.probe_at > self.context.clock()):
             return waiting
         if not self._take_probe(name, row.failures):
@@ -108,7 +108,9 @@ class CircuitBreaker:
             .where(sa.or_(System.probe_at.is_(None), System.probe_at <= self.context.clock()))
             .values(
                 failures=failures + 1,
-                probe_at=self.context.later(self.context.policy.probe(failures + 1) + self.context.policy.probe_min),
+                probe_at=self.context.later(
+                    self.context.policy.probe(failures + 1) + self.context.policy.probe_min_seconds
+                ),
             )
         )
         with self.context.database.write() as connection:

@@ -82,7 +82,7 @@ class ConcurrencyLimiter:
     def renew(self) -> None:
         """Renew the lease of the slot that this thread holds, if it holds one."""
         if (held := getattr(self._mine, "slot", None)) is not None:
-            until = self.context.later(self.context.policy.lease)
+            until = self.context.later(self.context.policy.lease_seconds)
             with self.context.database.write() as connection:
                 connection.execute(sa.update(CallSlot).where(CallSlot.owner == held.token).values(until=until))
 
@@ -157,7 +157,7 @@ class ConcurrencyLimiter:
     def _take(self, name: str, count: int) -> list[str]:
         """Take up to `count` free slots; return their tokens."""
         limit = self.context.systems[name].concurrency
-        now, until = self.context.clock(), self.context.later(self.context.policy.lease)
+        now, until = self.context.clock(), self.context.later(self.context.policy.lease_seconds)
         values = {"of": name, "limit": limit, "count": count, "now": now, "token": new_token(), "until_": until}
         return self.context.database.execute_atomic(lambda connection: list(connection.scalars(_take_free(), values)))
 

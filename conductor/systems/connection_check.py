@@ -86,8 +86,8 @@ class ConnectionCheck:
             yield Finding("wrong", f"{what}: {fields}")
             return
         yield Finding("ok", "the login works, and records can be read")
-        missing_permissions = call_safely(subscriber.missing_permissions)
-        missing = [str(missing_permissions)] if isinstance(missing_permissions, SyncError) else missing_permissions
+        answer = call_safely(subscriber.missing_permissions)
+        missing = [str(answer)] if isinstance(answer, SyncError) else answer
         for message in missing:
             yield Finding("wrong", message)
         yield from self._webhooks(subscriber)

@@ -106,7 +106,7 @@ class Backfill(TaskKind):
         try:
             page = self.services.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
-            return _wait(task, position, str(error), error.after or self.context.policy.retry_min)
+            return _wait(task, position, str(error), error.after or self.context.policy.retry_min_seconds)
         read = position.get("read", 0) + (len(page.records) if page else 0)
         if page is None:
             return self._on(task, {"phase": _FEED, "found": position.get("found", 0)})

@@ -308,7 +308,7 @@ class TaskRunner:
         mine = (
             sa.update(Task)
             .where(Task.id == due.with_for_update(skip_locked=True).scalar_subquery())
-            .values(lease_owner=new_token(), lease_until=self.context.later(self.context.policy.lease))
+            .values(lease_owner=new_token(), lease_until=self.context.later(self.context.policy.lease_seconds))
             .returning(*Task.__table__.columns)
         )
         taken = self.context.database.run_in_transaction(lambda c: c.execute(mine).one_or_none())

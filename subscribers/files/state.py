@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS row (
 CREATE INDEX IF NOT EXISTS row_record ON row (record_id);
 """
 #: Seconds to wait for another process that writes.
-_PATIENCE = 30.0
+_LOCK_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FileState:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.path, timeout=_PATIENCE)) as connection:
+            with closing(sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT_SECONDS)) as connection:
                 connection.executescript(_TABLE)
                 with connection:
                     yield connection

@@ -14,14 +14,16 @@ from tests.support.records import add, edit, webhook
 @pytest.fixture
 def hub(database: Database) -> TestHub:
     """Return a hub with two systems, `crm` and `shop`, that follow customers."""
-    return TestHub(database, "crm", "shop", policy=Policy(lease=60, stale=30, max_attempts=3, retry_min=2))
+    return TestHub(
+        database, "crm", "shop", policy=Policy(lease_seconds=60, stale_seconds=30, max_attempts=3, retry_min_seconds=2)
+    )
 
 
 @pytest.fixture
 def nested_hub(database: Database) -> TestHub:
     """Return a hub with two systems that store a customer's address as one nested object."""
     fields = {"name": "name", "email": "email", "city": "address.city", "street": "address.line1"}
-    policy = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, probe_min=2)
+    policy = Policy(lease_seconds=60, stale_seconds=30, max_attempts=3, retry_min_seconds=2, probe_min_seconds=2)
     return TestHub(database, "crm", "shop", policy=policy, field_to_data=fields)
 
 

@@ -12,7 +12,7 @@ from subscribers.errors import Retry
 from tests.support.fakes import TestHub
 from tests.support.records import add, one_row, webhook
 
-POLICY = Policy(retry_min=2, retry_max=3600)
+POLICY = Policy(retry_min_seconds=2, retry_max_seconds=3600)
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 5, 12, 100_000])

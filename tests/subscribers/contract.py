@@ -40,7 +40,7 @@ from subscribers.system import System as SystemClass
 from tests.support.fakes import RecordingPublisher, TestHub
 
 #: Seconds by which the clock advances while work waits for its due time: longer than any pause.
-_PATIENCE = 2000
+_LATER_SECONDS = 2000
 
 
 class Bench(TestHub):
@@ -56,7 +56,7 @@ class Bench(TestHub):
         self.subscriber = at_work[subscriber.name()]
         self.later = timedelta()
         self.publisher = RecordingPublisher()
-        policy = Policy(max_attempts=5, lease=600)
+        policy = Policy(max_attempts=5, lease_seconds=600)
         self.conductor = Conductor(database, at_work, self.publisher, policy, self.now)
         self.conductor.prepare()
 
@@ -121,7 +121,7 @@ class Bench(TestHub):
                 continue
             if not self._waits():
                 return
-            self.later += timedelta(seconds=_PATIENCE)
+            self.later += timedelta(seconds=_LATER_SECONDS)
         raise AssertionError(f"it does not come to rest: {self._waits()} wait, {self.letters()}")
 
     def _waits(self) -> int:
@@ -132,7 +132,7 @@ class Bench(TestHub):
 
     def poll(self) -> None:
         """Poll the external system and process everything that follows."""
-        self.later += timedelta(seconds=_PATIENCE)
+        self.later += timedelta(seconds=_LATER_SECONDS)
         self.conductor.poll(self.subscriber.name())
         self.settle()
 

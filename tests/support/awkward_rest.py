@@ -137,7 +137,7 @@ class RestHub(TestHub):
         self.publisher = RecordingPublisher()
         client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr("of-no-value")))
         subscribers = {kind.name(): kind(client) for kind in kinds or (Contact,)}
-        chosen = policy or Policy(lease=60, stale=30, max_attempts=3, retry_min=2)
+        chosen = policy or Policy(lease_seconds=60, stale_seconds=30, max_attempts=3, retry_min_seconds=2)
         self.conductor = Conductor(database, subscribers, self.publisher, chosen, lambda: utcnow() + self.ahead)
         self.conductor.prepare()
 

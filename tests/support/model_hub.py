@@ -41,10 +41,18 @@ Step = tuple[Any, ...]
 CUSTOMER: Any = Customer.__table__
 
 #: Lease time in seconds, short so that histories outlast it.
-POLICY = Policy(lease=60, stale=30, max_attempts=3, retry_min=2, retry_max=10, probe_min=2, probe_max=20)
+POLICY = Policy(
+    lease_seconds=60,
+    stale_seconds=30,
+    max_attempts=3,
+    retry_min_seconds=2,
+    retry_max_seconds=10,
+    probe_min_seconds=2,
+    probe_max_seconds=20,
+)
 
 #: The longest that a call may take: a lease protects only under this assumption.
-LONGEST_CALL = POLICY.lease / 2 - 1
+LONGEST_CALL = POLICY.lease_seconds / 2 - 1
 
 #: Most records and external records of a history; few, so that its steps interact.
 MOST_RECORDS = 4

@@ -65,7 +65,7 @@ class Hub:
         senders = DramatiqPublisher(self.broker)
         senders.systems = {name: s.system for name, s in subscribers.items()}
         bind_queues(self.broker, subscribers)
-        self.conductor = Conductor(database, subscribers, senders, Policy(stale=2.0, lease=20.0))
+        self.conductor = Conductor(database, subscribers, senders, Policy(stale_seconds=2.0, lease_seconds=20.0))
         self.conductor.prepare()
         self.runtime = Runtime(self.settings, database, self.broker, self.conductor)
 

@@ -84,7 +84,9 @@ def test_a_paused_system_is_not_called_and_the_fetch_is_postponed(hub: TestHub) 
     hub.conductor.systems.pause("crm", "ann", "lunch")
     crm.calls.clear()
     refetched = hub.conductor.inward.inbox.refetch(subscriber, "crm_1")
-    assert refetched == Postponed("crm is paused: lunch", hub.conductor.context.policy.stale) and crm.calls == []
+    assert (
+        refetched == Postponed("crm is paused: lunch", hub.conductor.context.policy.stale_seconds) and crm.calls == []
+    )
 
 
 def test_a_merge_that_takes_nothing_reads_the_record_once(hub: TestHub) -> None:

@@ -71,7 +71,7 @@ def test_a_poll_that_takes_longer_than_its_interval_is_the_only_one(database: Da
         for page in read(position):
             seen.append(page)
             for _ in range(3):  # each call renews the lease for the following pages
-                hub.clock.tick(hub.conductor.context.policy.lease - 1)
+                hub.clock.tick(hub.conductor.context.policy.lease_seconds - 1)
                 still_working()
             assert hub.conductor.poll("crm.customer") == 0
             yield page
@@ -93,13 +93,13 @@ def test_a_poll_whose_claim_expired_applies_nothing_more(database: Database) -> 
     def slow(position: Any) -> Iterator[Any]:
         subscriber.changed_since = read  # type: ignore[method-assign]
         (page,) = read(position)
-        hub.clock.tick(hub.conductor.context.policy.lease + 1)
+        hub.clock.tick(hub.conductor.context.policy.lease_seconds + 1)
         hub.systems["crm"].edit("crm_1", notes="newest")
         assert hub.conductor.poll("crm.customer") == 1
         yield page
 
     subscriber.changed_since = slow  # type: ignore[method-assign]
-    newest = hub.clock.now + timedelta(seconds=hub.conductor.context.policy.lease + 1)
+    newest = hub.clock.now + timedelta(seconds=hub.conductor.context.policy.lease_seconds + 1)
     assert hub.conductor.poll("crm.customer") == 0
     assert rows(hub, Cursor)[0].position == {"since": newest.isoformat()}
     hub.run()
@@ -129,7 +129,7 @@ def test_a_poll_that_died_is_repeated(database: Database) -> None:
     del polling._end_turn
     hub.conductor.schedule.tick()
     assert hub.publisher.published == [] and hub.conductor.poll("crm.customer") == 0
-    hub.clock.tick(hub.conductor.context.policy.lease)
+    hub.clock.tick(hub.conductor.context.policy.lease_seconds)
     hub.conductor.schedule.tick()
     assert hub.publisher.published == [("poll crm.customer", [])]
     hub.conductor.poll("crm.customer")

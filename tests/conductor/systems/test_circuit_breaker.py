@@ -166,4 +166,4 @@ def test_calls_that_failed_together_are_one_failure(database: Database) -> None:
 
 
 def test_pauses_stay_within_their_limit() -> None:
-    assert Policy(probe_max=60).probe(100_000) == 60
+    assert Policy(probe_max_seconds=60).probe(100_000) == 60

@@ -24,7 +24,7 @@ CUSTOMER = Customer.__table__
 
 @pytest.fixture
 def hub(database: Database) -> TestHub:
-    return TestHub(database, "crm", policy=Policy(lease=60))
+    return TestHub(database, "crm", policy=Policy(lease_seconds=60))
 
 
 class Stub(TaskKind):
