@@ -34,7 +34,7 @@ def test_an_expired_unsubscription_and_a_pause_read_the_same_on_each_page(panel:
     assert badges(panel, "/links/?record=2&subscriber=crm.customer") == ["waiting"]
     assert badges(panel, f"/links/{link_id}")[0] == "waiting"
     for path in ("/links/?record=2&subscriber=crm.customer", f"/links/{link_id}", "/record/customer/2"):
-        assert "waiting, Crm is paused by me since" in panel.client("operator").get(path).text
+        assert "waiting: Crm has been paused by me since" in panel.client("operator").get(path).text
 
 
 def test_a_link_says_which_unsubscription_holds_it_back(panel: Panel) -> None:
