@@ -44,6 +44,9 @@ class Subscriber:
     rules: ClassVar[Rules] = {}
     #: Path -> value that archives an external record, for `on_delete = "archive"`.
     archive_data: ClassVar[Mapping[str, Any]] = {}
+    #: Whether the system may give the id of a deleted record to another one. A record that lives again under such an id
+    #: is linked only if it carries our id or agrees in `match_on`; otherwise an operator decides.
+    reuses_ids: ClassVar[bool] = False
     #: The number of records in one call of `bulk_*`; 1 for a system without bulk calls.
     bulk_size: ClassVar[int] = 1
     #: Whether a record is read once after a write: `auto`, where the answer does not show what the system made of our

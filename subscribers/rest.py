@@ -268,6 +268,7 @@ class RestSubscriber(Subscriber):
     #: external field. Without them each match field is a parameter with its value.
     match_parameters: ClassVar[Mapping[str, str]] = {}
     read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
+    reuses_ids: ClassVar[bool] = True
     #: The header for the idempotency key of a create; empty: none is sent.
     idempotency_header: ClassVar[str] = "Idempotency-Key"
 

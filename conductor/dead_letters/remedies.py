@@ -60,6 +60,13 @@ REMEDIES = {
             "The value is not on the system's list. Use one that is, add it there, or translate it in the mapping."
         ),
     ),
+    "reused_id": Remedy(
+        SYSTEM,
+        gettext_noop(
+            "If it is the same record, write our id there or make the match columns agree, then retry. "
+            "If it is another one, create it there under another id, and discard this."
+        ),
+    ),
     "permission_missing": Remedy(
         SYSTEM,
         gettext_noop(

@@ -19,7 +19,7 @@ from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, Need
 from conductor.inward.merging import RecordMerger, overwritten_edits, seen_values
 from conductor.links import in_doubt, leases, state
 from conductor.links.conflicts import close_conflicts
-from conductor.links.deletions import remove_here
+from conductor.links.deletions import remove_here, restore_here
 from conductor.links.relations import Relations
 from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
@@ -52,7 +52,7 @@ class InboundApplier:
             return self._apply_unknown(connection, incoming)
         leases.take_over(connection, link, incoming.token, self.context.clock())
         if link.unlinked_at is not None:
-            return self._skip(connection, incoming, link, "it was deleted or unlinked before")
+            return self._apply_unlinked(connection, incoming, link)
         if incoming.external.deleted:
             return self._apply_deletion(connection, incoming, link)
         return self._apply_known(connection, incoming, link)
@@ -66,8 +66,11 @@ class InboundApplier:
           LinkLeased, SyncError: as `apply` does.
         """
         subscriber, external = incoming.subscriber, incoming.external
-        if external.deleted or matching.link_by_external_id(connection, subscriber, external.id) is not None:
+        if external.deleted:
             return None
+        known = matching.link_by_external_id(connection, subscriber, external.id)
+        if known is not None:
+            return self._adopt_restored(connection, incoming, known, where)
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and matching.link_without_record(connection, incoming) is not None:
             return None
@@ -76,10 +79,23 @@ class InboundApplier:
         if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
             return None
         link = matching.link_by_record(connection, subscriber, record_id)
-        if link is not None and link.external_id is not None:
-            return None  # it belongs to another external record, or was deleted in the system
+        if link is not None and link.is_linked:
+            return None  # it belongs to another external record
         self._link_and_merge(connection, incoming, record_id)
         return record_id
+
+    def _adopt_restored(
+        self, connection: sa.Connection, incoming: Incoming, link: LinkRow, where: Sequence[Any]
+    ) -> str | None:
+        """Link a restored record again; one whose restoration is in doubt is left to the next poll or event."""
+        subscriber = incoming.subscriber
+        if link.is_linked or not _may_be_restored(subscriber, link) or not _is_newer(incoming.external.at, link):
+            return None
+        if not subscriber.records.keep(connection, [link.record_id], where):
+            return None
+        leases.take_over(connection, link, incoming.token, self.context.clock())
+        self._apply_restored(connection, incoming, link)
+        return link.record_id
 
     # --- linked records -------------------------------------------------------------------------------
 
@@ -108,22 +124,24 @@ class InboundApplier:
         if incoming.newest:
             return None
         if at is not None and link.last_seen_at is not None and at < link.last_seen_at:
-            message = "it is older than the state that was applied"
-            return write_delivery(self.context, connection, incoming, link, "skipped", message)
+            return Applied("skipped", "it is older than the state that was applied")
         if link.unconfirmed_write is not None or not _is_newer(at, link):
             return NeedsFetch("it may be older than the last write")
         return None
 
     def _echo(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        """Note the time of a state that changes nothing; the history gets no row for it."""
         if _is_repeated(incoming, link):
             return Applied("echo", "seen before")
         if seen := seen_values(incoming, link):
             state.write(connection, link.id, seen)
-        return write_delivery(self.context, connection, incoming, link, "echo", "both sides agreed on it already")
+        return Applied("echo", "both sides agreed on it already")
 
     def _skip(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, message: str) -> Applied:
         if _is_repeated(incoming, link):
             return Applied("skipped", "seen before")
+        if incoming.polled and incoming.external.at is None:
+            return Applied("skipped", message)  # each poll lists it again
         if incoming.external.at is not None:
             state.write(connection, link.id, {"last_seen_at": incoming.external.at})
         return write_delivery(self.context, connection, incoming, link, "skipped", message)
@@ -147,7 +165,7 @@ class InboundApplier:
             values = state.recreated() | state.owed(now, state.Via.CALLER)
             message = "deleted in the system; it will be created again"
         else:
-            values = state.unlinked(now, deleted_remotely=True)
+            values = state.unlinked(now, deleted_remotely=True, keep_base=subscriber.on_gone != "delete")
             values |= close_conflicts(connection, link, "gone", now)
             remove_here(connection, subscriber, link.record_id)
             message = f"deleted in the system; on_gone = {subscriber.on_gone}"
@@ -163,6 +181,63 @@ class InboundApplier:
         message = f"merged into {merged_into} in the system, and linked to that record"
         return write_delivery(self.context, connection, incoming, link, "applied", message)
 
+    # --- restored records -----------------------------------------------------------------------------
+
+    def _apply_unlinked(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch:
+        """Link a record again that lives again in the system; skip an event of one that stays deleted or unlinked."""
+        if incoming.external.deleted or not _may_be_restored(incoming.subscriber, link):
+            return self._skip(connection, incoming, link, "it was deleted or unlinked before")
+        if incoming.polled and not _is_newer(incoming.external.at, link):
+            return NeedsFetch("it was deleted before, and may be restored")
+        if (weighed := self._weigh(connection, incoming, link)) is not None:
+            return weighed
+        return self._apply_restored(connection, incoming, link)
+
+    def _apply_restored(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        """Link a living record under the id of a deleted one, or treat it as new if it is another record.
+
+        Raises:
+          Reject: the system may give the id of a deleted record to another one, and nothing tells which it is.
+        """
+        subscriber, external = incoming.subscriber, incoming.external
+        record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
+        is_other = external.record_id is not None and external.record_id != link.record_id
+        if record is None or is_other:
+            state.write(connection, link.id, {"external_id": None})
+            return self._link_or_create(connection, incoming)
+        if external.record_id is None and subscriber.reuses_ids and not self._matches(connection, incoming, link):
+            raise Reject(
+                f"{external.id} was deleted and lives again; {subscriber.system} may have given the id of record "
+                f"{link.record_id} to another record",
+                code="reused_id",
+            )
+        return self._relink(connection, incoming, link)
+
+    @staticmethod
+    def _matches(connection: sa.Connection, incoming: Incoming, link: LinkRow) -> bool:
+        """Whether the `match_on` columns say that it is the record of this link."""
+        return matching.candidates(connection, incoming, 2) == [link.record_id]
+
+    def _relink(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
+        """Link a restored record again and merge it: its base is what both sides held before the deletion."""
+        subscriber, record_id = incoming.subscriber, link.record_id
+        archived = restore_here(connection, subscriber, link)
+        record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
+        base, remote_values = dict(link.base or {}), dict(link.remote_values or {})
+        ours = self.merger.our_fields(connection, incoming, record)
+        for path in filter(None, map(incoming.mapper.path_of, archived)):
+            if path not in ours:
+                continue
+            # The deletion archived our record, so this is no edit of ours: the system's value counts.
+            base[path] = ours[path]
+            remote_values.pop(path, None)
+        # What was edited here since the deletion was not sent.
+        owed = state.owed(self.context.clock(), state.Via.CALLER)
+        state.write(connection, link.id, state.linked(incoming.external.id, base, remote_values) | owed)
+        link = matching.existing_link(connection, subscriber, record_id)
+        message = "restored in the system, and linked again"
+        return self.merger.merge(connection, incoming, link, record, overwritten={}, message=message)
+
     # --- unknown records ------------------------------------------------------------------------------
 
     def _apply_unknown(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
@@ -173,6 +248,10 @@ class InboundApplier:
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and (link := matching.link_without_record(connection, incoming)) is not None:
             return self._owe_deletion(connection, incoming, link)
+        return self._link_or_create(connection, incoming)
+
+    def _link_or_create(self, connection: sa.Connection, incoming: Incoming) -> Applied:
+        record_id = matching.claimed_record(connection, incoming)
         record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
@@ -211,7 +290,11 @@ class InboundApplier:
             leases.take_over(connection, link, incoming.token, self.context.clock())
             if link.is_linked:
                 message = f"it carries the id of record {record_id}, which is linked to {link.external_id}"
+                if incoming.polled:
+                    return Applied("skipped", message)  # each poll may list it again
                 return write_delivery(self.context, connection, incoming, link, "skipped", message)
+            if link.deleted_remotely and incoming.external.record_id == record_id:
+                return self._relink(connection, incoming, link)
             state.write(connection, link.id, self._relinked(incoming, link))
         link = matching.existing_link(connection, subscriber, record_id)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
@@ -229,9 +312,14 @@ class InboundApplier:
 def _is_echo(incoming: Incoming, link: LinkRow) -> bool:
     """Whether the record holds only what both sides agreed on."""
     base, remote_values = link.base or {}, link.remote_values or {}
-    return all(
-        path in base and same(value, remote_values.get(path, base[path])) for path, value in incoming.flat.items()
-    )
+    # Of a field in conflict since it was linked only the system's value is known.
+    known = {**base, **remote_values}
+    return all(path in known and same(value, known[path]) for path, value in incoming.flat.items())
+
+
+def _may_be_restored(subscriber: Subscriber, link: LinkRow) -> bool:
+    """Whether a living external record means that a deletion was undone, not that it was kept when ours was deleted."""
+    return link.deleted_remotely or subscriber.on_delete == "delete"
 
 
 def _is_repeated(incoming: Incoming, link: LinkRow) -> bool:

@@ -32,16 +32,23 @@ class RecordMerger:
         self.relations = relations
 
     def merge(
-        self, connection: sa.Connection, incoming: Incoming, link: LinkRow, record: Record, overwritten: Flat
+        self,
+        connection: sa.Connection,
+        incoming: Incoming,
+        link: LinkRow,
+        record: Record,
+        overwritten: Flat,
+        message: str = "",
     ) -> Applied:
         """Merge an external record into its internal one and update the link.
 
-        `overwritten` holds remote edits that a write of ours has overwritten: see `overwritten_edits`.
+        `overwritten` holds remote edits that a write of ours has overwritten: see `overwritten_edits`. `message` says
+        in the history why the record is merged.
         """
         base, remote_values = in_doubt.rebase_unconfirmed(
             link.unconfirmed_write, incoming.flat, link.base or {}, link.remote_values or {}
         )
-        ours = self._our_fields(connection, incoming, record)
+        ours = self.our_fields(connection, incoming, record)
         result = merge(
             base=base,
             remote_values=remote_values,
@@ -67,20 +74,23 @@ class RecordMerger:
         }
         if one_way := {path: value for path, value in result.keep.items() if not incoming.mapper.accepts_inward(path)}:
             values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
-        if owed := bool(result.keep or overwritten) or _has_unsent(ours_now, new_base):
+        if owed := bool(result.keep or overwritten) or _has_unsent(ours_now, {**new_base, **result.ask}):
             values |= state.owed(self.context.clock(), state.Via.CALLER)
         state.write(connection, link.id, values)
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         operation = "merge" if result.take and result.keep else "update"
+        if not (message or owed or overwritten) and _asks_only_again(result, remote_values):
+            return Applied(outcome, _describe(result))
+        message = "; ".join(filter(None, (message, _describe(result))))
         return write_delivery(
-            self.context, connection, incoming, link, outcome, _describe(result), operation=operation, owed=owed
+            self.context, connection, incoming, link, outcome, message, operation=operation, owed=owed
         )
 
     def link_created(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> LinkRow:
         """Link the internal record that was just created from this external one."""
         subscriber, mapper, flat = incoming.subscriber, incoming.mapper, incoming.flat
         record = subscriber.records.read(connection, [record_id])[record_id]
-        ours = self._our_fields(connection, incoming, record)
+        ours = self.our_fields(connection, incoming, record)
         # The system is owed fields that only go out and that it holds differently.
         keep = {path: v for path, v in flat.items() if not mapper.accepts_inward(path) and not same(v, ours.get(path))}
         take = {path: value for path, value in flat.items() if path not in keep}
@@ -105,7 +115,8 @@ class RecordMerger:
         values |= {"last_seen_at": external.at, "synced_at": self.context.clock()}
         state.link_to(connection, incoming.subscriber.name(), record_id, values)
 
-    def _our_fields(self, connection: sa.Connection, incoming: Incoming, record: Record) -> Flat:
+    def our_fields(self, connection: sa.Connection, incoming: Incoming, record: Record) -> Flat:
+        """Return the mapped fields of our record, in the system's form."""
         subscriber, mapper = incoming.subscriber, incoming.mapper
         related = self.relations.load(connection, subscriber, mapper, [record])
         return our_side(subscriber, mapper, record, related)[0]
@@ -118,7 +129,7 @@ class RecordMerger:
         values = mapper.inward(take, self.relations.keys(connection, subscriber, mapper, take), record)
         with sync_context(connection, origin=subscriber.system):
             subscriber.records.update(connection, record_id, values)
-        return self._our_fields(connection, incoming, subscriber.records.read(connection, [record_id])[record_id])
+        return self.our_fields(connection, incoming, subscriber.records.read(connection, [record_id])[record_id])
 
     @staticmethod
     def _winner(connection: sa.Connection, incoming: Incoming, link: LinkRow, path: str) -> Winner:
@@ -195,6 +206,13 @@ def _is_as_we_wrote(at: datetime | None, link: LinkRow) -> bool:
 def _has_unsent(ours: Flat, base: Flat) -> bool:
     """Whether a field has a value here that the system does not mention, so it was never sent."""
     return any(path not in base and not is_empty(value) for path, value in ours.items())
+
+
+def _asks_only_again(result: Merge, remote_values: Flat) -> bool:
+    """Whether a merge only found the conflicts again that already wait for an operator."""
+    if result.take or result.keep or result.settled or result.form or not result.ask:
+        return False
+    return all(path in remote_values and same(value, remote_values[path]) for path, value in result.ask.items())
 
 
 def _describe(result: Merge) -> str:

@@ -1,9 +1,10 @@
-"""Deletions in a system, applied to the internal record."""
+"""Deletions in a system, and restorations after them, applied to the internal record."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
+from conductor.links.row import LinkRow
 from models.capture import sync_context
 from subscribers.base import Subscriber
 
@@ -16,3 +17,20 @@ def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: st
             catalogue.delete(connection, record_id)
         elif subscriber.on_gone == "archive":
             catalogue.update(connection, record_id, catalogue.archive)
+
+
+def restore_here(connection: sa.Connection, subscriber: Subscriber, link: LinkRow) -> set[str]:
+    """Undo the archiving of a record whose external one is restored; return the archived columns.
+
+    A yes-or-no column is set back here. The former value of any other one is known only by the system, if at all.
+    """
+    catalogue = subscriber.records
+    if not (link.deleted_remotely and subscriber.on_gone == "archive"):
+        return set()
+    record = catalogue.read(connection, [link.record_id])[link.record_id]
+    archived = {name: value for name, value in catalogue.archive.items() if record.get(name) == value}
+    flags = {name: not value for name, value in archived.items() if isinstance(value, bool)}
+    if flags:
+        with sync_context(connection, origin=subscriber.system):
+            catalogue.update(connection, link.record_id, flags)
+    return set(archived)

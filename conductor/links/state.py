@@ -93,13 +93,17 @@ def linked(external_id: str, base: Flat, remote_values: Flat | None = None) -> V
     }
 
 
-def unlinked(now: datetime, *, deleted_remotely: bool) -> Values:
-    """The values of a link whose external record is deleted or detached; its id is kept to recognise late events."""
+def unlinked(now: datetime, *, deleted_remotely: bool, keep_base: bool = False) -> Values:
+    """The values of a link whose external record is deleted or detached; its id is kept to recognise late events.
+
+    `keep_base` is for a record that remains here: if the external one is restored, what was edited here since then is
+    known by its base.
+    """
+    forgotten = {} if keep_base else {"base": None, "remote_values": None}
     return {
         "unlinked_at": now,
         "deleted_remotely": deleted_remotely,
-        "base": None,
-        "remote_values": None,
+        **forgotten,
         "unconfirmed_write": None,
         "write_windows": None,
     }

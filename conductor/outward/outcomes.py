@@ -72,7 +72,8 @@ def _agreed_values(plan: Plan, mapper: Mapper | None, now: datetime) -> state.Va
         # It stays linked. If the record is created again, everything is sent.
         return {"synced_at": now, "base": None, "remote_values": None, "last_write_at": wrote}
     if plan.operation not in ("create", "update", "match"):
-        return {"synced_at": now}
+        forgotten = {"base": None, "remote_values": None} if plan.claim.record is None else {}
+        return {"synced_at": now, **forgotten}
     return _written_values(plan, mapper, now, wrote)
 
 

@@ -281,7 +281,8 @@ class ResultWriter:
         plan.finish("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
         link, now = plan.claim.link, self.context.clock()
-        values = state.settled(link, plan.owed_now, now) | state.unlinked(now, deleted_remotely=True)
+        ended = state.unlinked(now, deleted_remotely=True, keep_base=policy != "delete")
+        values = state.settled(link, plan.owed_now, now) | ended
         return values | close_conflicts(connection, link, "gone", now)
 
 

@@ -48,6 +48,8 @@ EXAMPLES = 50
 
 #: Used instead of a field's name if the whole record is missing on one side.
 MISSING_THERE, MISSING_HERE = "(missing there)", "(deleted here)"
+#: The same for a record that was deleted in the system and lives there again.
+RESTORED_THERE = "(restored there)"
 
 
 @dataclass
@@ -84,17 +86,17 @@ class Reconcile(TaskKind):
 
     def step(self, task: TaskRow) -> Step:
         """Compare the next links."""
-        return counted(self._step(task), task, lambda: self._count(task.subscriber))
+        return counted(self._step(task), task, lambda: self._count(self.subscriber_of(task)))
 
-    def _count(self, name: str | None) -> int:
+    def _count(self, subscriber: Subscriber) -> int:
         with self.context.database.read() as connection:
-            return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_linked(name))).scalar_one())
+            return int(connection.execute(sa.select(sa.func.count(Link.id)).where(*_compared(subscriber))).scalar_one())
 
     def _step(self, task: TaskRow) -> Step:
         subscriber = self.subscriber_of(task)
         position = task.position or {"after": 0, "fields": {}, "examples": [], "unread": 0}
         with self.context.database.read() as connection:
-            page = sa.select(Link.__table__).where(*_linked(subscriber.name()), Link.id > position["after"])
+            page = sa.select(Link.__table__).where(*_compared(subscriber), Link.id > position["after"])
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
         if not links:
             message = _words(position, task.failed, repaired=task.argument["repair"])
@@ -202,8 +204,12 @@ def _kept(value: Any) -> Any:
     return value
 
 
-def _linked(name: str | None) -> tuple[Any, ...]:
-    return (Link.subscriber == name, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
+def _compared(subscriber: Subscriber) -> tuple[Any, ...]:
+    """The conditions for the links of a reconcile: also those of records that were deleted there and remain here."""
+    is_linked: Any = Link.unlinked_at.is_(None)
+    if subscriber.on_gone in ("unlink", "archive"):
+        is_linked = sa.or_(is_linked, Link.deleted_remotely)
+    return (Link.subscriber == subscriber.name(), Link.external_id.is_not(None), is_linked)
 
 
 def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]:
@@ -232,6 +238,10 @@ def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -
 
 def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Record | None, ours: Flat) -> Drift:
     drift = Drift(link.record_id, link.external_id)
+    if link.unlinked_at is not None:
+        if not isinstance(external, SyncError) and not external.deleted:
+            drift.fields[RESTORED_THERE] = (None, link.external_id)
+        return drift
     if isinstance(external, SyncError):
         drift.fields[MISSING_THERE] = (link.record_id, None)
         return drift

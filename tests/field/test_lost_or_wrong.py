@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from models.catalogues import Customer
+from models.ledger import DeadLetter
 from models.session import Database
 from subscribers.records import External
 from tests.support.fakes import TestHub
-from tests.support.records import add, link, record
+from tests.support.records import add, edit, link, record, rows, settle, webhook
 
 # A1: an edit there that was not seen before ours went out
 
@@ -77,6 +80,133 @@ def test_a02_a_late_update_does_not_undo_a_deletion(database: Database) -> None:
 
 
 # A3: restored under the same id
+
+
+def _deleted_there(database: Database, **attributes: Any) -> tuple[TestHub, str, dict[str, Any]]:
+    """Return a hub whose only customer, linked as `crm_1`, was deleted in the system, and its data there."""
+    hub = TestHub(database, "crm", **attributes)
+    one, crm = add(hub, email="ada@x.example"), hub.systems["crm"]
+    hub.run()
+    hub.clock.tick()
+    kept = dict(crm.store["crm_1"])
+    crm.remove("crm_1")
+    webhook(hub, "crm", "e1", "crm_1")
+    hub.run()
+    hub.clock.tick()
+    return hub, one, kept
+
+
+def _restore(hub: TestHub, data: dict[str, Any], how: str) -> None:
+    crm = hub.systems["crm"]
+    crm.store["crm_1"] = data
+    crm.changed["crm_1"] = hub.clock()
+    crm.deleted.clear()
+    if how == "webhook":
+        webhook(hub, "crm", "e2", "crm_1")
+    elif how == "poll":
+        hub.conductor.poll("crm.customer")
+    else:
+        argument = {"repair": True} if how == "reconcile" else {}
+        hub.conductor.tasks.start(how, "ann", subscriber="crm.customer", **argument)
+        for _ in range(9):
+            hub.conductor.tasks.run_some()
+            settle(hub)
+    settle(hub)
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll", "backfill", "reconcile"])
+@pytest.mark.parametrize("on_gone", ["unlink", "archive"])
+def test_a03_a_restored_record_is_linked_again(database: Database, on_gone: str, how: str) -> None:
+    hub, one, kept = _deleted_there(database, on_gone=on_gone)
+    edit(hub, one, phone="+39 06 1")
+    hub.run()
+    _restore(hub, {**kept, "name": "Bea"}, how)
+    ours = record(hub, one)
+    assert (ours.name, ours.phone, ours.active) == ("Bea", "+39 06 1", True)
+    assert link(hub, "crm").unlinked_at is None and not link(hub, "crm").deleted_remotely
+    (there,) = hub.shown("crm")
+    assert (there["name"], there["phone"]) == ("Bea", "+39 06 1")
+    edit(hub, one, notes="after")
+    hub.run()
+    assert hub.shown("crm")[0]["notes"] == "after"
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll"])
+def test_a03_a_restored_record_comes_back_where_its_deletion_deleted_ours(database: Database, how: str) -> None:
+    hub, one, kept = _deleted_there(database, on_gone="delete")
+    assert record(hub, one) is None
+    _restore(hub, kept, how)
+    (ours,) = rows(hub, Customer)
+    assert ours.email == "ada@x.example" and ours.id != int(one)
+    assert len(hub.shown("crm")) == 1, "the restored record is not deleted again"
+
+
+def test_a03_a_record_created_again_is_not_linked_to_the_restored_one(database: Database) -> None:
+    hub, _, kept = _deleted_there(database, on_gone="recreate")
+    _restore(hub, kept, "webhook")
+    assert link(hub, "crm").external_id == "crm_2" and len(rows(hub, Customer)) == 1
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll"])
+def test_a03_a_deletion_of_ours_that_is_undone_there_comes_back(database: Database, how: str) -> None:
+    hub = TestHub(database, "crm")
+    one, crm = add(hub), hub.systems["crm"]
+    hub.run()
+    kept = dict(crm.store["crm_1"])
+    with hub.conductor.database.write() as connection:
+        hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+    hub.run()
+    assert not crm.store
+    hub.clock.tick()
+    _restore(hub, kept, how)
+    assert [row.name for row in rows(hub, Customer)] == ["Ada"] and len(crm.store) == 1
+
+
+@pytest.mark.parametrize("on_delete", ["unlink", "ignore"])
+def test_a03_a_record_that_our_deletion_left_there_does_not_come_back(database: Database, on_delete: str) -> None:
+    hub = TestHub(database, "crm", on_delete=on_delete)
+    one, crm = add(hub), hub.systems["crm"]
+    hub.run()
+    with hub.conductor.database.write() as connection:
+        hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+    hub.run()
+    hub.clock.tick()
+    crm.edit("crm_1", name="Bea")
+    hub.conductor.poll("crm.customer")
+    settle(hub)
+    assert rows(hub, Customer) == [] and len(crm.store) == 1
+
+
+def test_a03_a_restored_record_with_our_id_and_another_of_its_own_is_linked_again(database: Database) -> None:
+    hub, one, kept = _deleted_there(database)
+    crm = hub.systems["crm"]
+    crm.add(**{**kept, "name": "Bea"})
+    webhook(hub, "crm", "e2", "crm_2")
+    settle(hub)
+    assert link(hub, "crm").external_id == "crm_2" and record(hub, one).name == "Bea"
+    assert len(rows(hub, Customer)) == 1
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll"])
+@pytest.mark.parametrize(
+    ("there", "outcome"),
+    [
+        ({"hub_id": None}, "asked"),
+        ({"hub_id": None, "email": "ada@x.example"}, "linked"),
+        ({"hub_id": "1"}, "linked"),
+        ({"hub_id": "999"}, "new"),
+    ],
+)
+def test_a03_an_id_given_to_another_record_is_told_apart(
+    database: Database, there: dict[str, Any], outcome: str, how: str
+) -> None:
+    hub, one, _ = _deleted_there(database, reuses_ids=True, match_on=("email",))
+    _restore(hub, {"name": "Bea", **there}, how)
+    letters = [row.code for row in rows(hub, DeadLetter)]
+    assert letters == (["reused_id"] if outcome == "asked" else [])
+    assert record(hub, one).name == ("Bea" if outcome == "linked" else "Ada")
+    assert len(rows(hub, Customer)) == (2 if outcome == "new" else 1)
+
 
 # A4: parts of a nested object that are not mapped
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -11,15 +12,15 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from models.base import utcnow
-from models.ledger import DeadLetter, Link
+from models.ledger import Change, DeadLetter, Delivery, Link
 from models.session import Database
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import Field
-from subscribers.records import External
+from subscribers.records import External, Page
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import retry_all
 from tests.support.fakes import FakeSubscriber, TestHub
-from tests.support.records import add, edit, one_row, record, rows
+from tests.support.records import add, edit, one_row, record, rows, settle, webhook
 
 
 @pytest.fixture
@@ -281,5 +282,70 @@ def test_b22_whether_a_record_is_read_after_a_write_can_be_set(
 # B28: a create that meets an existing record
 
 # B29: a full poll of unchanged records
+
+
+class _Untimed(FakeSubscriber):
+    """A system that lists all its records in each poll, without the time of their last change."""
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        listed = [replace(self.client.external(key), at=None) for key in self.client.store]
+        yield Page(listed, {"since": self.client.clock().isoformat()})
+
+
+@pytest.mark.parametrize("kind", [FakeSubscriber, _Untimed])
+def test_b29_what_is_as_it_was_writes_no_history(database: Database, kind: type[FakeSubscriber]) -> None:
+    hub = TestHub(database, "crm", kinds=(kind,), match_on=("email",))
+    crm = hub.systems["crm"]
+    add(hub, email="ada@x.example")
+    crm.add(name="Bea", email="bea@x.example")
+    hub.run()
+    hub.conductor.poll("crm.customer")
+    webhook(hub, "crm", "e1", "crm_1")
+    settle(hub)
+    before = [row for table in (Delivery, Change, DeadLetter) for row in rows(hub, table)]
+    links = rows(hub, Link)
+    for number in range(3):
+        hub.clock.tick()
+        hub.conductor.poll("crm.customer")
+        hub.conductor.replay.one(1, "ann")
+        webhook(hub, "crm", f"again {number}", "crm_1")
+        settle(hub)
+    for task, argument in (("reconcile", {"repair": True}), ("backfill", {})):
+        hub.conductor.tasks.start(task, "ann", subscriber="crm.customer", **argument)
+        while hub.conductor.tasks.list(unfinished=True):
+            hub.conductor.tasks.run_some()
+            settle(hub)
+    assert [row for table in (Delivery, Change, DeadLetter) for row in rows(hub, table)] == before
+    assert rows(hub, Link) == links and crm.writes() == [("create", "1")]
+
+
+def test_b29_a_kept_record_listed_in_each_poll_writes_no_history(database: Database) -> None:
+    hub = TestHub(database, "crm", kinds=(_Untimed,), on_delete="unlink")
+    one = add(hub)
+    hub.run()
+    with hub.conductor.database.write() as connection:
+        hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+    hub.run()
+    before = rows(hub, Delivery)
+    for _ in range(3):
+        hub.conductor.poll("crm.customer")
+        settle(hub)
+    assert rows(hub, Delivery) == before
+
+
+def test_b29_a_conflict_that_waits_writes_no_history(database: Database) -> None:
+    fields = {"name": "name", "email": "email", "notes": Field("notes", conflict="ask")}
+    hub = TestHub(database, "crm", kinds=(_Untimed,), match_on=("email",), field_to_data=fields)
+    add(hub, email="ada@x.example", notes="ours")
+    hub.publisher.published.clear()
+    hub.systems["crm"].add(name="Ada", email="ada@x.example", notes="theirs")
+    hub.conductor.poll("crm.customer")
+    settle(hub)
+    before = rows(hub, Delivery)
+    for _ in range(3):
+        hub.conductor.poll("crm.customer")
+        settle(hub)
+    assert rows(hub, Delivery) == before
+
 
 # B30: duplicate rules that only warn

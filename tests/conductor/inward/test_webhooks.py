@@ -28,7 +28,7 @@ def test_a_remote_edit_reaches_the_database_and_the_other_systems_only(hub: Test
     # An echo of our own write causes no further change.
     webhook(hub, "shop", "e1", "shop_1")
     hub.run()
-    assert outcomes(hub, direction="in")[-1] == ("in", "update", "echo")
+    assert outcomes(hub, direction="in")[-1] == ("in", "update", "applied")
     assert len(rows(hub, Change)) == 2
 
 

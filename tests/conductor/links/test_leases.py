@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -103,14 +102,14 @@ def test_a_remote_deletion_survives_a_call_with_an_expired_lease(nested_hub: Tes
     nested_hub.run()
     crm = nested_hub.systems["crm"]
     edit(nested_hub, one, name="Bea")
-    gone = crm.external("crm_1")
 
     def slow(kind: str, what: str) -> None:
         crm.on_call = lambda kind, what: None
         nested_hub.clock.tick(61)
-        nested_hub.conductor.inward.inbox.apply_event(
-            nested_hub.conductor.subscribers["crm.customer"], replace(gone, deleted=True, at=crm.clock())
-        )
+        kept = crm.store["crm_1"]
+        gone = crm.remove("crm_1")
+        nested_hub.conductor.inward.inbox.apply_event(nested_hub.conductor.subscribers["crm.customer"], gone)
+        crm.store["crm_1"] = kept  # the call was under way
 
     crm.on_call = slow
     nested_hub.run()
