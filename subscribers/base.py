@@ -7,6 +7,7 @@ calls them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -47,6 +48,9 @@ class Subscriber:
     #: Whether the system may give the id of a deleted record to another one. A record that lives again under such an id
     #: is linked only if it carries our id or agrees in `match_on`; otherwise an operator decides.
     reuses_ids: ClassVar[bool] = False
+    #: What it means if a complete record, as from `fetch` or a list, lacks a mapped field: `kept`: nothing, our value
+    #: stays; `empty`: the field is empty there, as in systems that leave empty fields out.
+    absent: ClassVar[Literal["kept", "empty"]] = "kept"
     #: The number of records in one call of `bulk_*`; 1 for a system without bulk calls.
     bulk_size: ClassVar[int] = 1
     #: Whether a record is read once after a write: `auto`, where the answer does not show what the system made of our
@@ -215,8 +219,10 @@ def _folded(value: Any) -> Any:
     return str(value).strip().casefold()
 
 
-def normalize_incoming(subscriber: Subscriber, external: External) -> External:
+def normalize_incoming(subscriber: Subscriber, external: External, *, complete: bool = False) -> External:
     """Return an external record after the subscriber's `after_receive`, which runs only on records with data.
+
+    `complete`: it is a whole record, as from `fetch` or a list, in which `absent` says what a missing field means.
 
     Raises:
       TypeError: `after_receive` returned something else than an `External`.
@@ -226,4 +232,6 @@ def normalize_incoming(subscriber: Subscriber, external: External) -> External:
     normalized = subscriber.after_receive(external)
     if not isinstance(normalized, External):
         raise TypeError(f"after_receive of {subscriber.name()} returned a {type(normalized).__name__}, not an External")
+    if complete and subscriber.absent == "empty" and not normalized.deleted:
+        return replace(normalized, data=subscriber.mapper.completed(normalized.data))
     return normalized

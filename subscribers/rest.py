@@ -269,6 +269,7 @@ class RestSubscriber(Subscriber):
     match_parameters: ClassVar[Mapping[str, str]] = {}
     read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
     reuses_ids: ClassVar[bool] = True
+    absent: ClassVar[Literal["kept", "empty"]] = "kept"
     #: The header for the idempotency key of a create; empty: none is sent.
     idempotency_header: ClassVar[str] = "Idempotency-Key"
 

@@ -256,7 +256,7 @@ class InboxProcessor:
         try:
             with self.concurrency.slot(subscriber.system):
                 subscriber.client.pace()
-                return normalize_incoming(subscriber, subscriber.fetch(event.id))
+                return normalize_incoming(subscriber, subscriber.fetch(event.id), complete=True)
         except Gone as gone:
             return replace(event, deleted=True, data={}, merged_into=gone.merged_into or event.merged_into)
 

@@ -138,7 +138,8 @@ class Polling:
     ) -> tuple[str, str] | None:
         """Apply a polled record; one that cannot be applied now goes to the inbox, so that the cursor may move on."""
         try:
-            incoming = Incoming(subscriber, normalize_incoming(subscriber, external), mapper, polled=page.current)
+            normalized = normalize_incoming(subscriber, external, complete=page.current)
+            incoming = Incoming(subscriber, normalized, mapper, polled=page.current)
             with connection.begin_nested():  # a record that fails must not take its page down
                 applied = self.applying.apply(connection, incoming)
         except (HeldByDeleteGuard, sa.exc.OperationalError):

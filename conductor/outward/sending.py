@@ -241,7 +241,7 @@ def _fetch(subscriber: Subscriber, plan: Plan, item: Item) -> External | None:
     """Return what the system holds of a linked record, or fail the plan."""
     plan.called = True
     subscriber.client.pace()
-    found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id)))
+    found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id), complete=True))
     if isinstance(found, SyncError):
         plan.fail(found)
         return None

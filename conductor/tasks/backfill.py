@@ -139,7 +139,7 @@ class Backfill(TaskKind):
         where = conditions(subscriber.records, task.argument["where"])
         found = []
         for external in externals:
-            made = call_safely(normalize_incoming, subscriber, external)
+            made = call_safely(lambda one: normalize_incoming(subscriber, one, complete=True), external)
             if isinstance(made, SyncError):
                 self._report_ambiguous(connection, subscriber, Incoming(subscriber, external, mapper), made, where)
                 continue

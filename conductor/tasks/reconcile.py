@@ -218,7 +218,11 @@ def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]
     for one in found:
         if isinstance(one, SyncError) and one.pauses_system:
             raise one
-    return [one if isinstance(one, SyncError) else call_safely(normalize_incoming, subscriber, one) for one in found]
+    return [one if isinstance(one, SyncError) else call_safely(_whole, subscriber, one) for one in found]
+
+
+def _whole(subscriber: Subscriber, external: External) -> External:
+    return normalize_incoming(subscriber, external, complete=True)
 
 
 def _moves(before: Any, link: Any, now: datetime) -> bool:

@@ -19,7 +19,7 @@ from models.catalogues import Catalogue, Children, Record, children_by_name, rec
 from subscribers.errors import Reject
 from subscribers.mapping.coercion import as_key, coerce
 from subscribers.mapping.fields import Field, as_fields, entry_row
-from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
+from subscribers.mapping.paths import MISSING, fill, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import Transform, find
 from subscribers.mapping.values import FieldErrors, Flat, Links, is_empty, plain, same
 
@@ -157,6 +157,22 @@ class Mapper:
                 value = [nest(inner.flatten(row)) for row in value or []]
             found[entry.path] = plain(value)
         return found
+
+    def completed(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a record in which each mapped field that is missing is None, also in child rows.
+
+        Fields that are only sent stay missing: a system need not return what it was sent.
+        """
+        complete = dict(data)
+        for column, entry in self.fields.items():
+            if entry.direction == "out":
+                continue
+            value = pick(complete, entry.path)
+            if value is MISSING:
+                complete = fill(complete, entry.path)
+            elif (inner := self._inner.get(column)) is not None and is_plain(entry.path) and _is_rows(value):
+                complete = nest({entry.path: [inner.completed(row) for row in value]}, onto=complete)
+        return complete
 
     def accepts_inward(self, path: str) -> bool:
         """Return whether a change of this external field is applied to the internal record."""

@@ -96,6 +96,18 @@ def _at(data: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def fill(data: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return a copy of nested data in which a field that is missing at this path is None."""
+    if not is_plain(path):
+        return {**dict.fromkeys(sorted(_roots(_expression(path).parsed))), **data}
+    filled = dict(data)
+    for part in parts(path):
+        top, _, rest = part.partition(".")
+        inner = filled.get(top)
+        filled[top] = fill(inner, rest) if rest and isinstance(inner, Mapping) else inner
+    return filled
+
+
 def nest(flat: Mapping[str, Any], onto: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return flat entries as nested data: {"address.city": "Rome"} -> {"address": {"city": "Rome"}}.
 

@@ -218,6 +218,52 @@ def test_a03_an_id_given_to_another_record_is_told_apart(
 
 # A8: a system that leaves empty fields out
 
+
+def _emptied_there(database: Database, **attributes: Any) -> tuple[TestHub, str]:
+    hub = TestHub(database, "crm", **attributes)
+    one, crm = add(hub, email="ada@x.example", phone="1", city="Rome"), hub.systems["crm"]
+    hub.run()
+    hub.clock.tick()
+    del crm.store["crm_1"]["phone"], crm.store["crm_1"]["address"]
+    crm.changed["crm_1"] = hub.clock()
+    return hub, one
+
+
+@pytest.mark.parametrize("how", ["poll", "fetch", "reconcile"])
+def test_a08_a_field_left_out_of_a_whole_record_is_empty_where_declared(database: Database, how: str) -> None:
+    hub, one = _emptied_there(database, absent="empty")
+    if how == "poll":
+        hub.conductor.poll("crm.customer")
+    elif how == "fetch":
+        thin = External("crm_1", at=hub.clock())
+        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], thin)
+    else:
+        found = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True)
+        while hub.conductor.tasks.list(unfinished=True):
+            hub.conductor.tasks.run_some()
+            settle(hub)
+        assert "phone 1" in hub.conductor.tasks.get(found).message
+    settle(hub)
+    ours = record(hub, one)
+    assert (ours.phone, ours.city, ours.email) == (None, None, "ada@x.example")
+    assert hub.systems["crm"].writes() == [("create", one)], "nothing is sent back"
+
+
+def test_a08_a_partial_event_empties_nothing(database: Database) -> None:
+    hub, one = _emptied_there(database, absent="empty")
+    partial = External("crm_1", {"name": "Bea"}, at=hub.clock())
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], partial)
+    ours = record(hub, one)
+    assert (ours.name, ours.phone, ours.city) == ("Bea", "1", "Rome")
+
+
+def test_a08_a_field_left_out_is_kept_by_default(database: Database) -> None:
+    hub, one = _emptied_there(database)
+    hub.conductor.poll("crm.customer")
+    settle(hub)
+    assert record(hub, one).phone == "1"
+
+
 # A9: unique values freed and taken again
 
 # A10: REPLACE INTO displaces another row

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.catalogues import CATALOGUES
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.mapping.fields import Field
+from subscribers.mapping.fields import Field, rows
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import MISSING, nest, pick, tops
 from subscribers.mapping.validation import check_rows
@@ -244,3 +244,22 @@ def test_what_is_wrong_with_a_row_of_the_more_artful_kind(row: dict[str, Any], s
 def test_a_class_whose_mapping_is_wrong_is_refused_where_it_is_written() -> None:
     with pytest.raises(ValueError, match="Wrong: field_to_data: row 1: customer has no column 'nmae'"):
         register(type("Wrong", (Subscriber,), {"system": "x", "catalogue": "customer", "field_to_data": {"nmae": "n"}}))
+
+
+def test_a_completed_record_has_every_field_that_comes_in() -> None:
+    fields: dict[str, Field | str] = {
+        "name": "name",
+        "email": Field("mail", direction="out"),
+        "city": "address.city",
+        "notes": "tags[0]",
+    }
+    mapper = Mapper(CATALOGUES["customer"], fields)
+    assert mapper.completed({"address": {"zip": "1"}}) == {
+        "name": None,
+        "address": {"zip": "1", "city": None},
+        "tags": None,
+    }
+    assert mapper.flatten(mapper.completed({})) == {"name": None, "address.city": None, "tags[0]": None}
+    lines = Mapper(CATALOGUES["invoice"], {"lines": rows("items", {"description": "text", "quantity": "count"})})
+    assert lines.completed({"items": [{"count": 2}]}) == {"items": [{"count": 2, "text": None}]}
+    assert lines.flatten(lines.completed({})) == {"items": []}
