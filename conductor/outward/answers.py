@@ -96,7 +96,7 @@ def _find_created(subscriber: Subscriber, item: Item) -> External | None:
         # One that carries the id of another record is not this one.
         matching = [one for one in subscriber.find_matching(item) if one.record_id in (None, item.record_id)]
         found = matching[0] if len(matching) == 1 else None
-    return None if found is None else normalize_incoming(subscriber, found)
+    return None if found is None else normalize_incoming(subscriber, found, complete=True)
 
 
 def identify_created(subscriber: Subscriber, plan: Plan) -> None:
