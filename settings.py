@@ -42,6 +42,13 @@ class Settings(BaseSettings):
     database_url: str = Field(f"sqlite:///{VAR / 'syncflow.sqlite3'}", validate_default=True)
     """The database: `sqlite:///path` or `postgresql://user@host/database`."""
 
+    database_direct_url: str = ""
+    """Where `DATABASE_URL` leads to a connection pooler such as PgBouncer: the address of PostgreSQL itself. The relay
+    waits there for changes."""
+
+    database_timeout_seconds: float = Field(20.0, gt=0)
+    """How long a statement on PostgreSQL may take. A connection without an answer for as long is replaced."""
+
     broker_url: str = "memory://"
     """`memory://` runs everything as threads of one process. `amqp://user:password@host:port/vhost` uses RabbitMQ."""
 
@@ -150,6 +157,19 @@ class Settings(BaseSettings):
         if url.database in (None, "", ":memory:"):
             raise ValueError("must name a file: an SQLite database in memory would lose pending work at a restart")
         return value
+
+    @field_validator("database_direct_url")
+    @classmethod
+    def _database_direct_url(cls, value: str) -> str:
+        try:
+            url = make_url(value) if value else None
+        except (ArgumentError, ValueError):
+            raise ValueError("is not a database URL; use postgresql://user@host/database") from None
+        if url is None:
+            return value
+        if url.get_backend_name() != "postgresql":
+            raise ValueError("is for PostgreSQL only; use postgresql://user@host/database")
+        return url.set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
     @field_validator("broker_url")
     @classmethod

@@ -45,7 +45,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
     for message in unknown_settings():
         logger.warning(message)
     stop = threading.Event()
-    stop_on_signals(stop)
+    stop_on_signals(stop, runtime.database)
     prepare_for_work()
     return runtime, stop, Heartbeat(runtime.database, kind).start()
 
@@ -92,6 +92,7 @@ def _tick(runtime: Runtime, stop: threading.Event) -> None:
 
     def stop_scheduler(_number: int, _frame: FrameType | None) -> None:
         stop.set()
+        runtime.database.hurry()
         ticker.wake()
 
     signal.signal(signal.SIGTERM, stop_scheduler)

@@ -5,45 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import random
-import select
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import orjson
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import NullPool, QueuePool
+
+from models.postgresql import CHANNEL, Limit, PostgresListener, PostgreSQL, is_read_only
+
+__all__ = ["CHANNEL", "Database", "Listener", "is_read_only"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: The PostgreSQL channel that the capture triggers notify of changes.
-CHANNEL = "syncflow_change"
-
 #: Seconds SQLite waits for another writer before it gives up.
 _SQLITE_BUSY_SECONDS = 30
 
-#: How long a pooled connection to PostgreSQL is assumed to be open after its last use.
-_TRUSTED_SECONDS = 1.0
-
-#: PostgreSQL plans a prepared statement once per connection. For a small table the plan may be a full scan, which
-#: stays in use when the table has grown. Processes that only read by key plan as if the tables were large ("Query
-#: Planning": Planner Method Configuration).
-_BY_KEY = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off"
-
 #: Attempts of a transaction that fails because of a deadlock or a serialization conflict.
 _TRANSACTION_ATTEMPTS = 5
-
-#: SQLSTATE read_only_sql_transaction: a standby, or a server that an operator made read-only.
-_READ_ONLY = "25006"
 
 _RETRYABLE_STATES = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlock_detected
 
@@ -51,25 +39,37 @@ _RETRYABLE_STATES = {"40001", "40P01"}  # SQLSTATE serialization_failure, deadlo
 class Database:
     """An SQLite file or a PostgreSQL database; this class hides their differences.
 
-    `by_key` is for a process that reads rows by key and never scans whole tables.
+    `by_key` is for a process that reads rows by key and never scans whole tables. On PostgreSQL a statement may take
+    `seconds`; None is no limit. `direct_url` leads to the server itself where `url` leads to a connection pooler.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 20, by_key: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 20,
+        by_key: bool = False,
+        seconds: float | None = None,
+        direct_url: str = "",
+    ) -> None:
         self.url = sa.engine.make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.direct_url = direct_url
+        self._limit = Limit(math.inf if seconds is None else seconds)
+        self._postgresql: PostgreSQL | None = None
         if self.is_sqlite:
             self.engine = _sqlite_engine(self.url)
         else:
-            self.engine = sa.create_engine(
+            self._postgresql = PostgreSQL(
                 self.url,
+                limit=self._limit,
+                by_key=by_key,
                 pool_size=pool_size,
                 max_overflow=10,
                 pool_use_lifo=True,  # keeps to few connections, which have prepared statements
-                hide_parameters=True,
                 **_JSON,
             )
-            _prepare(self.engine, f"SET TIME ZONE 'UTC'; {_BY_KEY}" if by_key else "SET TIME ZONE 'UTC'")
-            _ping_idle_connections(self.engine)
+            self.engine = self._postgresql.engine
         self._writing = self.engine.execution_options(syncflow_write=True)
         # SQLite has one writer. Threads of this process wait for a lock, because SQLite's own wait polls at intervals
         # of up to a tenth of a second.
@@ -142,7 +142,21 @@ class Database:
 
     def listener(self) -> Listener:
         """Return a listener, which waits for commits."""
-        return _SqliteListener(self) if self.is_sqlite else _PostgresListener(self)
+        if self.is_sqlite:
+            return _SqliteListener(self)
+        if not self.direct_url:
+            return PostgresListener(self.engine)
+        url = sa.engine.make_url(self.direct_url)
+        return PostgresListener(PostgreSQL(url, limit=self._limit, by_key=False, poolclass=NullPool).engine)
+
+    @property
+    def needs_direct_url(self) -> bool:
+        """Whether the connections lead through a pooler, which loses notifications, and no direct URL is known."""
+        return self._postgresql is not None and bool(self._postgresql.is_pooled) and not self.direct_url
+
+    def hurry(self) -> None:
+        """Give up statements that are not answered soon: the process stops."""
+        self._limit.hurry()
 
     def close(self) -> None:
         """Close all pooled connections."""
@@ -157,46 +171,17 @@ def _dumps(value: Any) -> str:
 _JSON: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.loads}
 
 
-def is_read_only(error: BaseException) -> bool:
-    """Return whether a statement failed because the server accepts no writes."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) == _READ_ONLY
-
-
-class Listener:
+class Listener(Protocol):
     """Waits for commits. It may return without one, but never later than the timeout."""
 
     def wait(self, timeout: float) -> None:
         """Return after a commit, or after `timeout` seconds."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Close the connection."""
-        raise NotImplementedError
 
 
-class _PostgresListener(Listener):
-    def __init__(self, database: Database) -> None:
-        self._connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._connection.execute(sa.text(f"LISTEN {CHANNEL}"))
-        self._raw: Any = self._connection.connection.driver_connection
-
-    def wait(self, timeout: float) -> None:
-        try:
-            select.select([self._raw.fileno()], [], [], timeout)
-            # Consume all notifications, so that a burst wakes us once.
-            for _ in self._raw.notifies(timeout=0):
-                continue
-        except psycopg.Error as error:
-            # Raised as SQLAlchemy's error: callers do not know the driver.
-            raise sa.exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
-
-    def close(self) -> None:
-        # The connection still listens, so it must not return to the pool.
-        self._connection.invalidate()
-        self._connection.close()
-
-
-class _SqliteListener(Listener):
+class _SqliteListener:
     #: `PRAGMA data_version` reads one integer in shared memory, which is cheap.
     INTERVAL_SECONDS = 0.005
 
@@ -220,35 +205,6 @@ class _SqliteListener(Listener):
 
     def close(self) -> None:
         self._connection.close()
-
-
-def _prepare(engine: sa.Engine, settings: str) -> None:
-    """Run these settings on each new connection."""
-
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.execute(settings)
-        connection.commit()
-
-
-def _ping_idle_connections(engine: sa.Engine) -> None:
-    """Ping a pooled connection before its use if it was idle for _TRUSTED_SECONDS.
-
-    `pool_pre_ping` pings each time, which would be a third of the round trips of a small transaction.
-    """
-
-    @sa.event.listens_for(engine, "checkin")
-    def _checkin(_connection: Any, record: Any) -> None:
-        record.info["idle_since"] = time.monotonic()
-
-    @sa.event.listens_for(engine, "checkout")
-    def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info.get("idle_since", math.inf) < _TRUSTED_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
-            raise sa.exc.DisconnectionError from error  # the pool reconnects
 
 
 def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:

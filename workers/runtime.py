@@ -69,8 +69,19 @@ def build(settings: Settings | None = None, *, by_key: bool = False) -> Runtime:
       OperationalError: the database does not answer.
     """
     settings = settings or get_settings()
-    database = Database(settings.database_url, by_key=by_key)
-    if not is_current(database):
+    database = Database(
+        settings.database_url,
+        by_key=by_key,
+        seconds=settings.database_timeout_seconds,
+        direct_url=settings.database_direct_url,
+    )
+    current = is_current(database)
+    if database.needs_direct_url:
+        raise SettingsError(
+            "DATABASE_URL: it leads to a connection pooler such as PgBouncer, so set DATABASE_DIRECT_URL to the "
+            "address of PostgreSQL itself, where the relay can LISTEN"
+        )
+    if not current:
         raise SettingsError("DATABASE_URL: the tables of this database are not up to date; run ./syncflow migrate")
     if settings.syncflow_systems:
         register_file(settings.syncflow_systems)
@@ -183,12 +194,13 @@ def prepare_for_work() -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
-def stop_on_signals(stop: threading.Event) -> None:
-    """Set `stop` on SIGTERM and SIGINT."""
+def stop_on_signals(stop: threading.Event, database: Database) -> None:
+    """Set `stop` on SIGTERM and SIGINT, and wait no longer for a database that does not answer."""
 
     def handle(number: int, _frame: FrameType | None) -> None:
         logger.info("stopping (%s)", signal.Signals(number).name)
         stop.set()
+        database.hurry()
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)

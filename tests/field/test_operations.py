@@ -15,6 +15,7 @@ from typing import Any
 
 import dramatiq
 import pika
+import psycopg
 import pytest
 import sqlalchemy as sa
 from flask.testing import FlaskClient
@@ -22,12 +23,19 @@ from flask.testing import FlaskClient
 from broker import BrokerBlocked, BrokerUnreachable, OrjsonEncoder, RabbitmqFanout
 from cli import main
 from models.ledger import Inbox
+from models.ledger import Process as Started
+from models.schema import is_current, migrate
 from models.session import Database
 from panel.app import create_app
-from settings import Settings, get_settings
+from settings import Settings, SettingsError, get_settings
 from simulators.certificates import ensure_certificates
+from tests.acceptance.processes import Process, ended_at_the_end, environment
+from tests.support import services
+from tests.support.private_postgresql import pgbouncer, private_postgresql, standby_of
 from tests.support.private_rabbitmq import Node, private_rabbitmq
 from tests.support.runtimes import Hub, add, until
+from tests.support.wire import Wire
+from workers.runtime import build
 from workers.worker import wait_for_broker
 
 #: A fleet runs on PostgreSQL.
@@ -201,9 +209,220 @@ def test_c31_a_channel_that_was_closed_is_opened_again(node: Node, connect: Call
 
 # C32: a database that became read-only
 
+
+def on(port: int, url: str) -> str:
+    """Return a database URL with another port."""
+    return sa.engine.make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[int]:
+    """Yield the port of a private PostgreSQL server."""
+    with private_postgresql("field") as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def standby(primary: int) -> Iterator[int]:
+    """Yield the port of a streaming standby of `primary`."""
+    with standby_of(primary) as port:
+        yield port
+
+
+@contextmanager
+def wired(port: int) -> Iterator[Wire]:
+    wire = Wire("127.0.0.1", port)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+def accept(client: FlaskClient, name: str) -> int:
+    """Send a webhook and return the status of the answer."""
+    return client.post("/webhooks/crm", data=f"{name} {name}", headers={"X-Fake": "signed"}).status_code
+
+
+def test_c32_connections_to_a_standby_are_dropped_after_a_failover(primary: int, standby: int) -> None:
+    server = f"postgresql://postgres@127.0.0.1:{primary}/postgres"
+    with services.fresh_database(server) as url, wired(primary) as wire:
+        migrate(url)
+        database = Database(on(wire.port, url))
+        hub = Hub(database, "crm")
+        with hub.working(), hub.relaying(), panel_of(hub) as client:
+            add(database, "Ada")
+            until(lambda: hub.held("crm") == ["Ada"])
+            wire.target = "127.0.0.1", standby  # a virtual address that still leads to the old primary
+            wire.cut()
+            until(lambda: client.get("/readyz").get_json()["status"] == "the database is read-only")
+            assert client.get("/readyz").status_code == accept(client, "e1") == 503
+            assert client.get("/healthz").status_code == 200
+            wire.target = "127.0.0.1", primary  # the connections to the standby stay open
+            until(lambda: client.get("/readyz").status_code == 200)
+            assert [accept(client, f"new{number}") for number in range(5)] == [202] * 5
+            add(database, "Bob")
+            until(lambda: hub.held("crm") == ["Ada", "Bob"])
+        database.close()
+
+
+def test_c32_target_session_attrs_finds_the_server_that_accepts_writes(primary: int, standby: int) -> None:
+    server = f"postgresql://postgres@127.0.0.1:{primary}/postgres"
+    hosts = f"host=127.0.0.1:{standby}&host=127.0.0.1:{primary}"
+    url = f"postgresql://postgres@/postgres?{hosts}&target_session_attrs=read-write"
+    for address, recovering in ((url, False), (on(standby, server), True)):
+        database = Database(Settings(_env_file=None, database_url=address).database_url)
+        assert database_value(database, sa.text("SELECT pg_is_in_recovery()")) is recovering
+        database.close()
+
+
+@fleet
+def test_c32_connections_that_the_server_ends_are_replaced(database: Database, postgres_server: str) -> None:
+    hub = Hub(database, "crm")
+    with hub.working(), hub.relaying(), panel_of(hub) as client:
+        assert accept(client, "e1") == 202
+        with psycopg.connect(postgres_server, autocommit=True) as admin:
+            others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+            admin.execute(others, (database.url.database,))
+        statuses = [accept(client, f"after{number}") for number in range(4)]
+        assert set(statuses) <= {202, 503} and statuses[1:] == [202] * 3  # one connection shows it for all
+        add(database, "Ada")
+        until(lambda: "Ada" in hub.held("crm"))
+
+
+@fleet
+def test_c32_a_database_that_is_read_only_by_its_settings(database: Database, postgres_server: str) -> None:
+    hub = Hub(database, "crm")
+    with panel_of(hub) as client:
+        assert accept(client, "e1") == 202
+        with psycopg.connect(postgres_server, autocommit=True) as admin:
+            for value, status in (("on", 503), ("off", 202)):
+                admin.execute(f'ALTER DATABASE "{database.url.database}" SET default_transaction_read_only = {value}')
+                if value == "on":
+                    database.engine.dispose()
+                assert accept(client, f"e-{value}") == status
+                assert client.get("/readyz").status_code == (200 if status == 202 else 503)
+
+
 # C33: connections that answer nothing
 
+
+@pytest.fixture
+def behind_wire(migrated_url: str) -> Iterator[tuple[str, Wire]]:
+    """Yield the URL of the database behind a wire, and the wire."""
+    with wired(sa.engine.make_url(migrated_url).port or 5432) as wire:
+        yield on(wire.port, migrated_url), wire
+
+
+@fleet
+def test_c33_black_holed_connections_are_given_up_and_replaced(behind_wire: tuple[str, Wire]) -> None:
+    url, wire = behind_wire
+    database = Database(url, seconds=1.0)
+    hub = Hub(database, "crm")
+    with hub.working(), hub.relaying(), panel_of(hub) as client:
+        add(database, "Ada")
+        until(lambda: hub.held("crm") == ["Ada"])
+        wire.freeze()
+        began = time.monotonic()
+        assert accept(client, "e1") == 503
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - began < 30
+        wire.cut()
+        wire.thaw()
+        until(lambda: accept(client, "e2") in (200, 202))
+        add(database, "Bob")
+        until(lambda: {"Ada", "Bob"} <= set(hub.held("crm")))
+    database.close()
+
+
+@fleet
+def test_c33_a_statement_that_takes_too_long_is_ended_by_the_server(database: Database) -> None:
+    limited = Database(database.url.render_as_string(hide_password=False), seconds=0.3)
+    with pytest.raises(sa.exc.OperationalError, match="statement timeout"), limited.read() as connection:
+        connection.execute(sa.text("SELECT pg_sleep(10)"))
+    assert database_value(limited, sa.text("SELECT 1")) == 1
+    limited.close()
+
+
+@fleet
+def test_c33_every_connection_has_keepalives_unless_its_url_says_otherwise(migrated_url: str) -> None:
+    for url, idle in ((migrated_url, "10"), (f"{migrated_url}?keepalives_idle=77", "77")):
+        database = Database(url)
+        with database.read() as connection:
+            raw: Any = connection.connection.driver_connection
+            given = raw.info.get_parameters()
+            assert (given["keepalives_idle"], given["tcp_user_timeout"], given["connect_timeout"]) == (
+                idle,
+                "20000",
+                "5",
+            )
+        database.close()
+
+
+@fleet
+def test_c33_sigterm_is_heard_while_the_database_answers_nothing(
+    behind_wire: tuple[str, Wire], rabbitmq_vhost: Callable[[], str], tmp_path: Path
+) -> None:
+    url, wire = behind_wire
+    settings = environment(
+        DATABASE_URL=url, BROKER_URL=rabbitmq_vhost(), SYNCFLOW_VAR=str(tmp_path), SECRET_KEY="k" * 32
+    )
+    with ended_at_the_end(settings):
+        relay = Process("relay", ["./syncflow", "relay"], settings, tmp_path)
+        database = Database(url)
+        started = sa.select(sa.func.count()).select_from(Started)
+        until(lambda: relay.runs and database_value(database, started) == 1)
+        database.close()
+        wire.freeze()
+        assert relay.stop() == 0  # within its grace time of 20 s
+
+
 # C34: a pooler in transaction mode
+
+
+@fleet
+@pytest.mark.parametrize("pool_mode", ["transaction", "session"])
+def test_c34_a_hub_behind_pgbouncer_leaves_no_session_state(
+    migrated_url: str, postgres_server: str, pool_mode: str
+) -> None:
+    with pgbouncer(postgres_server, pool_mode) as port:
+        url = on(port, migrated_url)
+        database = Database(url, by_key=True, seconds=20.0, direct_url=migrated_url)
+        hub = Hub(database, "crm", "shop")
+        with hub.working(), hub.relaying(sweep_seconds=60):
+            for number in range(12):  # more often than psycopg needs to prepare a statement
+                add(database, f"n{number:02}")
+                until(lambda n=number: len(hub.held("crm")) == len(hub.held("shop")) == n + 1)  # type: ignore[misc]
+        assert not database.needs_direct_url
+        with psycopg.connect(url.replace("+psycopg", ""), prepare_threshold=None) as other:
+            assert other.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+            for name, value in (("enable_seqscan", "on"), ("statement_timeout", "0"), ("jit", "on")):
+                assert other.execute(f"SHOW {name}").fetchone() == (value,)
+        database.close()
+
+
+@fleet
+def test_c34_a_pooler_without_a_direct_url_is_refused_in_one_sentence(
+    migrated_url: str, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pgbouncer(postgres_server) as port:
+        settings = Settings(_env_file=None, database_url=on(port, migrated_url))
+        with pytest.raises(
+            SettingsError, match=r"^DATABASE_URL: it leads to a connection pooler such as PgBouncer, so set"
+        ):
+            build(settings)
+        direct = Database(migrated_url)
+        assert database_value(direct, sa.text("SELECT 1")) == 1 and not direct.needs_direct_url
+        direct.close()
+
+
+def test_c34_migrate_works_through_pgbouncer(postgres_server: str, postgres_url: str) -> None:
+    with pgbouncer(postgres_server) as port:
+        migrate(on(port, postgres_url))
+        database = Database(postgres_url)
+        assert is_current(database)
+        database.close()
+
 
 # C35: a broker that refuses, in its own words
 

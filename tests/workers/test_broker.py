@@ -29,6 +29,7 @@ from broker import (
     make_broker,
 )
 from settings import Settings
+from tests.support.wire import Wire
 
 #: Seconds any condition below may take on a busy machine.
 PATIENCE = 20.0
@@ -343,68 +344,22 @@ def test_the_message_of_an_unreachable_broker_has_no_password() -> None:
     assert "hunter2" not in str(said.value)
 
 
-class Wire:
-    """A TCP proxy between client and RabbitMQ that can be cut."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.target = (parts.hostname or "127.0.0.1", parts.port or 5672)
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.url = parts._replace(
-            netloc=f"{parts.username}:{parts.password}@127.0.0.1:{self.server.getsockname()[1]}"
-        ).geturl()
-        self.ends: list[socket.socket] = []
-        self.threads = [threading.Thread(target=self._accept)]
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self.server.accept()
-            except OSError:
-                return
-            server = socket.create_connection(self.target)
-            self.ends += [client, server]
-            for one, other in ((client, server), (server, client)):
-                thread = threading.Thread(target=self._carry, args=(one, other))
-                self.threads.append(thread)
-                thread.start()
-
-    def _carry(self, one: socket.socket, other: socket.socket) -> None:
-        try:
-            while data := one.recv(65536):
-                other.sendall(data)
-        except OSError:
-            return
-
-    def cut(self) -> None:
-        """Close all current connections."""
-        ends, self.ends = self.ends, []
-        for end in ends:
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue
-            finally:
-                end.close()
-
-    def close(self) -> None:
-        self.server.shutdown(socket.SHUT_RDWR)
-        self.server.close()
-        self.cut()
-        for thread in self.threads:
-            thread.join()
-
-
 @pytest.fixture
 def wire(vhost: str) -> Iterator[Wire]:
-    wire = Wire(vhost)
+    parts = urlsplit(vhost)
+    wire = Wire(parts.hostname or "127.0.0.1", parts.port or 5672)
     yield wire
     wire.close()
 
 
-def test_an_idle_connection_that_was_closed_costs_nothing(wire: Wire) -> None:
-    broker = RabbitmqFanout(wire.url, "classic")
+def through(wire: Wire, url: str) -> str:
+    """Return the URL of the broker behind a wire."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{wire.port}").geturl()
+
+
+def test_an_idle_connection_that_was_closed_costs_nothing(wire: Wire, vhost: str) -> None:
+    broker = RabbitmqFanout(through(wire, vhost), "classic")
     bind(broker)
     for number in range(1, 3):
         wire.cut()
@@ -419,8 +374,8 @@ def test_an_idle_connection_that_was_closed_costs_nothing(wire: Wire) -> None:
     broker.close()
 
 
-def test_a_worker_with_cut_connections_reconnects(wire: Wire) -> None:
-    broker = RabbitmqFanout(wire.url, "classic")
+def test_a_worker_with_cut_connections_reconnects(wire: Wire, vhost: str) -> None:
+    broker = RabbitmqFanout(through(wire, vhost), "classic")
     bind(broker)
     with working(broker) as actors:
         broker.publish_change("customer", ["1"])

@@ -1,0 +1,122 @@
+"""PostgreSQL servers of one's own: a primary with a standby, and PgBouncer in front of the tests' server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import psycopg
+
+from settings import ROOT
+from tests.acceptance.processes import free_port
+from tests.support import services
+from tests.support.runtimes import until
+
+_BINARIES = Path("/usr/lib/postgresql")
+
+
+def _owner() -> str | None:
+    """Return the user to run servers as: PostgreSQL and PgBouncer refuse to run as root."""
+    return "postgres" if os.geteuid() == 0 else None
+
+
+@contextmanager
+def private_postgresql(name: str) -> Iterator[int]:
+    """Yield the port of a private cluster. It is started, and stopped at the end, unless it runs already."""
+    command = [sys.executable, str(ROOT / "scripts" / "services"), "postgresql"]
+    running = subprocess.run([*command, "status", "--name", name], capture_output=True, check=False).returncode == 0
+    started = subprocess.run([*command, "start", "--name", name], capture_output=True, text=True, check=False)
+    if started.returncode:
+        services.missing(f"no private PostgreSQL: {started.stderr.strip()}")
+    try:
+        yield int(urlsplit(started.stdout.split()[-1]).port or 0)
+    finally:
+        if not running:
+            subprocess.run([*command, "stop", "--name", name], capture_output=True, check=True)
+
+
+@contextmanager
+def standby_of(port: int) -> Iterator[int]:
+    """Yield the port of a streaming standby of the server at `port`."""
+    binaries = max(_BINARIES.glob("*/bin"), key=lambda path: float(path.parent.name))
+    with _folder() as folder:
+        data, log = folder / "data", (folder / "log").open("ab")
+        copy: list[str | Path] = [
+            binaries / "pg_basebackup",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+            "-U",
+            "postgres",
+            "-D",
+            data,
+        ]
+        subprocess.run([*copy, "-R", "-c", "fast"], user=_owner(), cwd="/", check=True, stdout=log, stderr=log)
+        mine = free_port()
+        # A standby accepts no fewer connections than its primary.
+        options = [f"--port={mine}", "--listen_addresses=127.0.0.1", "--unix_socket_directories=", "--fsync=off"]
+        options.append("--max_connections=200")
+        server: list[str | Path] = [binaries / "postgres", "-D", data, *options]
+        with _running(server, log), log:
+            until(lambda: _answers(mine))
+            yield mine
+
+
+@contextmanager
+def pgbouncer(server_url: str, pool_mode: str = "transaction") -> Iterator[int]:
+    """Yield the port of PgBouncer, with two connections to all databases of a server."""
+    binary = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if binary is None:
+        services.missing("no PgBouncer for the tests; install it (Debian: apt-get install pgbouncer)")
+    server = urlsplit(server_url)
+    with _folder() as folder:
+        port = free_port()
+        users, settings = folder / "users", folder / "pgbouncer.ini"
+        users.write_text(f'"{server.username}" "{server.password or ""}"\n')
+        settings.write_text(
+            f"[databases]\n* = host={server.hostname} port={server.port or 5432}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = trust\nauth_file = {users}\npool_mode = {pool_mode}\ndefault_pool_size = 10\n"
+        )
+        with (folder / "log").open("ab") as log, _running([binary, settings], log):
+            until(lambda: _answers(port, server.username or "postgres"))
+            yield port
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield a folder that the servers' user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="syncflow-", dir="/var/tmp"))
+    if owner := _owner():
+        shutil.chown(folder, owner)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _running(command: list[str | Path], log: IO[bytes]) -> Iterator[None]:
+    server = subprocess.Popen(command, user=_owner(), cwd="/", stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def _answers(port: int, user: str = "postgres") -> bool:
+    try:
+        psycopg.connect(f"postgresql://{user}@127.0.0.1:{port}/postgres", connect_timeout=5).close()
+    except psycopg.Error:
+        return False
+    return True
