@@ -68,8 +68,10 @@ def _unconfigured(database: Database, known: set[str]) -> list[str]:
 
 
 def poll_arguments(parser: argparse.ArgumentParser) -> None:
-    """`poll SYSTEM`."""
+    """`poll SYSTEM [--from-start]`."""
     parser.add_argument("system", help="a system, such as stripe, or one subscriber, such as stripe.customer")
+    again = "forget the cursor and read everything again; what is known already changes nothing"
+    parser.add_argument("--from-start", action="store_true", help=again)
 
 
 def poll(arguments: argparse.Namespace) -> int:
@@ -83,9 +85,10 @@ def poll(arguments: argparse.Namespace) -> int:
     failed = False
     for name in names:
         try:
-            count = runtime.conductor.systems.poll_now(name, operator(), runtime.conductor.poll)
+            systems, poll = runtime.conductor.systems, runtime.conductor.poll
+            count = systems.poll_now(name, operator(), poll, from_start=arguments.from_start)
             print(f"{name}: {count} record{'' if count == 1 else 's'}")
-        except SyncError as error:
+        except (SyncError, ValueError) as error:
             failed = True
             print(f"{name}: {error}", file=sys.stderr)
     runtime.close()

@@ -365,6 +365,8 @@ class System(Base):
     rate_limit: Mapped[int | None]
     rate_reset_at: Mapped[datetime | None]
     rate_seen_at: Mapped[datetime | None]
+    #: Seconds by which the system's clock is ahead of ours, by its last response.
+    clock_offset: Mapped[int | None]
     #: For a system with a rate limit: when the next call of any process may begin.
     next_call_at: Mapped[datetime | None]
     #: The mass-delete guard: deletes to and from the system, start of the window, and end of an operator's approval.

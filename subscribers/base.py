@@ -56,6 +56,8 @@ class Subscriber:
     #: Whether a record is read once after a write: `auto`, where the answer does not show what the system made of our
     #: values; `always`; or `never`, for a system that stores values as they are sent.
     read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
+    #: Whether a poll can start again from the beginning.
+    starts_over: ClassVar[bool] = True
     #: Seconds between two polls for changes; None for a system that is not polled.
     poll_seconds: ClassVar[int | None] = None
 

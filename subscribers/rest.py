@@ -12,7 +12,7 @@ import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -36,6 +36,8 @@ from subscribers.system import System
 
 #: Pages of a list that are searched for one record.
 _MAX_FIND_PAGES = 10
+#: Readings of a list by counted pages that changes each time.
+_MOST_READINGS = 5
 
 
 class RestOptions(SystemOptions):
@@ -333,6 +335,32 @@ class RestSubscriber(Subscriber):
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Yield pages of the records that changed since a position, `{"since": a time as the system writes it}`."""
         since: str | None = (position or {}).get("since")
+        if self.pagination not in ("page", "offset") or (self.oldest_first and self.since_parameter):
+            yield from self._read_list(since)
+        elif position is not None and not self.since_parameter:
+            yield from self._read_list(since)  # the next poll reads the whole list again
+        else:
+            yield from self._read_moving_list(since)
+
+    def _read_moving_list(self, since: str | None) -> Iterator[Page]:
+        """Read a list by counted pages until no record is new.
+
+        If a record is deleted meanwhile, all after it move up, and one of them to a page that was read already.
+        """
+        known: set[str] = set()
+        for _ in range(_MOST_READINGS):
+            pages = fresh = 0
+            for page in self._read_list(since):
+                new = [one for one in page.records if one.id not in known]
+                known.update(one.id for one in new)
+                pages, fresh, reached = pages + 1, fresh + len(new), page.position
+                yield Page(new, {"since": since} if since else {})
+            if pages == 1 or not fresh:
+                break
+        yield Page([], reached)
+
+    def _read_list(self, since: str | None) -> Iterator[Page]:
+        start = settled = since
         step = self._first(since)
         newest, before = since, None
         while True:
@@ -342,10 +370,11 @@ class RestSubscriber(Subscriber):
                 raise Retry(f"the list returned the same page again: is pagination = {self.pagination!r} right?")
             stamps = [search_json(self.updated_field, one) for one in records]
             newest = self._newest([newest, *stamps])
+            settled = self._newest([settled, *self._settled(stamps, response)])
             following = self._following(step, body, response, len(records), newest != since)
             if following is not None and self.oldest_first:
                 self._check_order(stamps)
-            reached = newest if self.oldest_first or following is None else since
+            reached = settled if self.oldest_first or following is None else start
             pairs = zip(records, stamps, strict=True)
             externals = [self.external(one, at=self.time(stamp), deleted=self._deleted(one)) for one, stamp in pairs]
             yield Page(externals, {"since": reached} if reached else {})
@@ -466,6 +495,14 @@ class RestSubscriber(Subscriber):
     def _newest(self, stamps: list[Any]) -> str | None:
         times = {when: str(stamp) for stamp in stamps if (when := self.time(stamp)) is not None}
         return times[max(times)] if times else None
+
+    def _settled(self, stamps: list[Any], response: requests.Response) -> list[Any]:
+        """Return the times before the overlap with the next poll.
+
+        A record may be listed later than its time says, and no poll may start from a time in the future.
+        """
+        end = (server_time(response) or datetime.now(UTC)) - timedelta(seconds=self.client.overlap_seconds)
+        return [stamp for stamp in stamps if (when := self.time(stamp)) is not None and when <= end]
 
     def _first(self, since: str | None) -> _Step:
         parameters: dict[str, Any] = dict(self.list_parameters)

@@ -31,6 +31,12 @@ class Options(BaseModel):
         description="Deletions to or from the system within 10 minutes. One more pauses the system until an operator"
         " confirms them. Without it the limit is 50.",
     )
+    overlap_seconds: int | None = Field_(
+        None,
+        ge=0,
+        description="Each poll reads the changes of the last seconds again, since a system may list a change late."
+        " Without it these are 300.",
+    )
 
 
 class System:
@@ -44,6 +50,8 @@ class System:
     requests_per_second: float | None = None
     concurrency: int | None = None
     delete_limit: int | None = 50
+    #: Seconds before the present whose changes each poll reads again; those that are known already cost nothing more.
+    overlap_seconds: int = 300
 
     #: The HTTP client, `http.client.Http`, of a system that uses it.
     http: Any = None
@@ -51,7 +59,7 @@ class System:
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
-        for limit in ("requests_per_second", "concurrency", "delete_limit"):
+        for limit in ("requests_per_second", "concurrency", "delete_limit", "overlap_seconds"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)
 
@@ -60,6 +68,12 @@ class System:
         """The rate limit as the last response reported it; None if the system does not report one."""
         rate: Rate | None = self.http.rate if self.http is not None else None
         return rate
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds by which the system's clock is ahead of ours, by its last response; None if it has not told."""
+        offset: float | None = getattr(self.http, "clock_offset", None)
+        return offset
 
     def pace(self) -> None:
         """Wait until the rate limit allows a call. The conductor replaces this for a system with a limit."""

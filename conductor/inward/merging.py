@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
@@ -20,7 +20,7 @@ from conductor.links.relations import Relations, our_side
 from conductor.links.row import LinkRow
 from models.capture import sync_context
 from models.catalogues import Record
-from models.ledger import Change, Link
+from models.ledger import Change, Link, System
 from subscribers.mapping.values import Flat, is_empty, same
 
 
@@ -132,7 +132,15 @@ class RecordMerger:
         return self.our_fields(connection, incoming, subscriber.records.read(connection, [record_id])[record_id])
 
     @staticmethod
-    def _winner(connection: sa.Connection, incoming: Incoming, link: LinkRow, path: str) -> Winner:
+    def _by_our_clock(connection: sa.Connection, incoming: Incoming) -> datetime | None:
+        """Return the time of their edit by our clock: the system's own may be wrong."""
+        at, client = incoming.external.at, incoming.subscriber.client
+        offset = client.clock_offset
+        if offset is None:  # this process has not called the system yet
+            offset = connection.execute(sa.select(System.clock_offset).where(System.name == client.name)).scalar()
+        return at - timedelta(seconds=offset) if at is not None and offset else at
+
+    def _winner(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, path: str) -> Winner:
         policy = incoming.mapper.entry(path).conflict
         if policy != "newest":
             return policy
@@ -142,7 +150,7 @@ class RecordMerger:
             .where(Change.catalogue == subscriber.catalogue, Change.record_id == link.record_id)
             .where(sa.or_(Change.origin.is_(None), Change.origin != subscriber.system))
         ).scalar()
-        theirs_at = incoming.external.at
+        theirs_at = self._by_our_clock(connection, incoming)
         # Without two times to compare, the edit in the database wins.
         return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
 

@@ -19,6 +19,8 @@ from subscribers.http.rate_limit_headers import Rate
 
 logger = logging.getLogger(__name__)
 
+#: A system's clock offset is recorded again when it has changed by more than this many seconds.
+_CLOCK_CHANGE_SECONDS = 2.0
 #: Seconds between two writes of the last success or of the rate limit. Only the panel shows them.
 _NOTE_EVERY_SECONDS = 5.0
 
@@ -62,6 +64,8 @@ class CircuitBreaker:
         self.context = context
         #: The rate limit that this process recorded last for each system, and when.
         self._last_noted: dict[str, tuple[Rate, datetime]] = {}
+        #: The clock offset that this process recorded last for each system.
+        self._noted_offsets: dict[str, float] = {}
 
     def ensure_rows(self) -> None:
         """Make sure that each connected system has its row."""
@@ -155,6 +159,7 @@ class CircuitBreaker:
     def succeeded(self, connection: sa.Connection, name: str) -> None:
         """Record a call that worked: the system is up."""
         self._note_rate(connection, name)
+        self._note_clock(connection, name)
         now = self.context.clock()
         was_down = System.down_since.is_not(None)
         noted = sa.or_(
@@ -187,6 +192,15 @@ class CircuitBreaker:
 
     def _rate(self, name: str) -> Rate | None:
         return self.context.systems[name].rate if name in self.context.systems else None
+
+    def _note_clock(self, connection: sa.Connection, name: str) -> None:
+        """Record how far the system's clock is ahead of ours, where that has changed."""
+        offset = self.context.systems[name].clock_offset if name in self.context.systems else None
+        known = self._noted_offsets.get(name)
+        if offset is None or (known is not None and abs(offset - known) <= _CLOCK_CHANGE_SECONDS):
+            return
+        self._noted_offsets[name] = offset
+        connection.execute(sa.update(System).where(System.name == name).values(clock_offset=round(offset)))
 
     def _note_rate(self, connection: sa.Connection, name: str) -> None:
         """Record the rate limit that the system reported, for the panel; immediately if no calls are left."""

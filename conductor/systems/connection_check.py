@@ -91,6 +91,10 @@ class ConnectionCheck:
         for message in missing:
             yield Finding("wrong", message)
         yield from self._webhooks(subscriber)
+        if offset := subscriber.client.clock_offset:
+            where = "ahead of" if offset > 0 else "behind"
+            message = f"the system's clock is {abs(offset):.0f} s {where} ours; times are compared with that difference"
+            yield Finding("note", message)
         if fields is None:
             yield Finding(
                 "note", "the fields cannot be checked: the system has no record yet and does not describe them"

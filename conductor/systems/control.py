@@ -73,18 +73,29 @@ class SystemControl(Mapping[str, System]):
             connection.execute(sa.update(Inbox).where(*waiting).values(retry_at=now))
             self.context.audit(connection, by, "system.resume", system, allow_deletes=allow_deletes)
 
-    def poll_now(self, subscriber: str, by: str, poll: Callable[[str], int] | None = None) -> int | None:
+    def poll_now(
+        self, subscriber: str, by: str, poll: Callable[[str], int] | None = None, *, from_start: bool = False
+    ) -> int | None:
         """Poll a subscriber now, even while its system is down.
 
         A worker polls it, unless `poll` does so in this process; then return the number of records read.
+        `from_start`: forget the cursor, and read everything again.
 
         Raises:
           KeyError: there is no such subscriber.
+          ValueError: its polls cannot start over.
           SyncError: the poll in this process failed.
         """
-        system = self.context.subscribers[subscriber].system
+        found = self.context.subscribers[subscriber]
+        system = found.system
+        if from_start and not found.starts_over:
+            raise ValueError(gettext("{name} reads each file once: put it into its folder again", name=subscriber))
         with self.context.database.write() as connection:
-            self.context.audit(connection, by, "subscriber.poll", subscriber)
+            if from_start:
+                # A poll that runs loses its turn with its next page, and so cannot write its position.
+                forgotten = sa.update(ledger.Cursor).where(ledger.Cursor.subscriber == subscriber)
+                connection.execute(forgotten.values(position=None, poller=None, polling_until=None))
+            self.context.audit(connection, by, "subscriber.poll", subscriber, from_start=from_start)
         self.breaker.probe_now(system)
         if poll is not None:
             return poll(subscriber)

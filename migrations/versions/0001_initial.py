@@ -546,6 +546,7 @@ def upgrade() -> None:
         sa.Column("rate_limit", sa.Integer(), nullable=True),
         sa.Column("rate_reset_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("rate_seen_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("clock_offset", sa.Integer(), nullable=True),
         sa.Column("next_call_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deletes", sa.Integer(), server_default="0", nullable=False),
         sa.Column("deletes_since", sa.DateTime(timezone=True), nullable=True),

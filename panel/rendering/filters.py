@@ -120,7 +120,7 @@ def init(app: Flask, admin: Admin) -> None:
     """Register the filters and globals of all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     for template_filter in (
-        ago, as_text, clock, elapsed, every, label, lower_first, number, pretty, remedy_label, tone, when
+        ago, as_text, clock, duration, elapsed, every, label, lower_first, number, pretty, remedy_label, tone, when
     ):  # fmt: skip
         app.jinja_env.filters[template_filter.__name__] = template_filter
     app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)

@@ -104,7 +104,11 @@ class Systems(PanelView):
     def poll(self, subscriber: str) -> Response:
         if subscriber not in self.conductor.subscribers:
             abort(404)
-        self.conductor.systems.poll_now(subscriber, self.current_email)
+        try:
+            from_start = form_field("from_start") == "yes"
+            self.conductor.systems.poll_now(subscriber, self.current_email, from_start=from_start)
+        except ValueError as error:
+            return redirect_error(gettext("Not started: {error}.", error=error), url_for("systems.index"))
         return redirect_success(
             gettext("{subscriber} will be polled shortly.", subscriber=subscriber), url_for("systems.index")
         )

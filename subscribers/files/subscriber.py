@@ -57,6 +57,7 @@ class FileSubscriber(Subscriber):
 
     system_class = FileSystem
     bulk_size = 1000
+    starts_over = False  # each file is read once
     read_back = "never"  # an export holds what was written
 
     #: The folder's name below the system's.

@@ -26,6 +26,9 @@ from subscribers.http.failures import (
 )
 from subscribers.http.rate_limit_headers import Rate, rate_of
 
+#: A difference between two clocks of at most this many seconds counts as none.
+_CLOCK_PRECISION_SECONDS = 2.0
+
 #: Seconds to connect, and seconds without a byte of the answer.
 TIMEOUT = (5.0, 30.0)
 
@@ -113,6 +116,8 @@ class Http:
         self._statuses = {**STATUSES, **(statuses or {})}
         #: The rate limit in the last response that reported one.
         self.rate: Rate | None = None
+        #: Seconds by which the system's clock is ahead of ours, by the last response with a date.
+        self.clock_offset: float | None = None
         self._auth = auth
         self._secret_headers = tuple(secret_headers)
         # On a redirect to another host `requests` removes this secret header, but no other.
@@ -138,6 +143,7 @@ class Http:
         url = path if path.startswith(("http://", "https://")) else self.base_url + path
         writes = method not in ("GET", "HEAD")
         response = self._send(method, url, writes, options)
+        self.clock_offset = clock_offset(response, self.clock_offset)
         self.rate = rate_of(response.headers, response.status_code) or self.rate
         if response.status_code >= 300:
             raise self._error(response, writes=writes)
@@ -215,6 +221,18 @@ def same_secret(given: str, expected: str) -> bool:
 def server_time(response: requests.Response) -> datetime | None:
     """Return the time of the response by the system's clock, in whole seconds."""
     return http_date(response.headers.get("Date", ""))
+
+
+def clock_offset(response: requests.Response, before: float | None = None) -> float | None:
+    """Return the seconds by which the clock of the response's system is ahead of ours; `before` if it has no date.
+
+    The date has whole seconds and is older by the time of the response's way, so up to two seconds count as none.
+    """
+    at = server_time(response)
+    if at is None:
+        return before
+    seconds = (at - datetime.now(UTC)).total_seconds() + 0.5
+    return 0.0 if abs(seconds) <= _CLOCK_PRECISION_SECONDS else float(round(seconds))
 
 
 def iso_time(value: object) -> datetime | None:

@@ -20,7 +20,6 @@ from subscribers.salesforce import describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.subscriber import (
     COLLECTION_SIZE,
-    OVERLAP_SECONDS,
     SalesforceSubscriber,
     earlier,
     format_time,
@@ -86,7 +85,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         since = iso_time(position.get("rows"))
         if since is None:
             _, now = self.client.call(lambda org: org.query(f"SELECT Id FROM {self.row_sobject} LIMIT 1"))
-            position["rows"] = format_time(earlier(now, OVERLAP_SECONDS))
+            position["rows"] = format_time(earlier(now, self.client.overlap_seconds))
         else:
             yield from self._with_changed_rows(position, since)
         yield from super().changed_since(position)
@@ -138,7 +137,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         changed = [*found["records"], *self._more(found)]
         ids = list(dict.fromkeys(row[self.row_parent] for row in changed if row[self.row_parent]))
         newest = changed[-1]["SystemModstamp"] if changed else position["rows"]
-        reached = not_before(position["rows"], newest, now)
+        reached = not_before(position["rows"], newest, earlier(now, self.client.overlap_seconds))
         for start in range(0, len(ids), PARENTS_PER_QUERY):
             select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
             records = list(self._all(soql(select, ids[start : start + PARENTS_PER_QUERY])))

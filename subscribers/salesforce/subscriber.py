@@ -18,9 +18,6 @@ from subscribers.salesforce import bulk, describe
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce, soql
 
-#: Records may become visible later than their SystemModstamp indicates; those changed within this many
-#: seconds are read again.
-OVERLAP_SECONDS = 60
 #: Salesforce reports deletions of the last 15 days only.
 DELETED_HISTORY = timedelta(days=14, hours=23)
 #: Seconds between two requests for deletions; the query for changes returns those still in the recycle bin.
@@ -133,7 +130,8 @@ class SalesforceSubscriber(Subscriber):
         while True:
             records = found["records"]
             if records:
-                position["modstamp"] = not_before(since, records[-1]["SystemModstamp"], now)
+                settled = earlier(now, self.client.overlap_seconds)
+                position["modstamp"] = not_before(since, records[-1]["SystemModstamp"], settled)
             yield Page(self._externals(records), dict(position))
             if found["done"]:
                 break
@@ -297,9 +295,8 @@ def earlier(at: datetime, seconds: float) -> datetime:
     return at - timedelta(seconds=seconds)
 
 
-def not_before(since: str | None, newest: str, now: datetime) -> str:
-    """Return the newest time read, limited so that records that become visible late are not missed."""
-    settled = earlier(now, OVERLAP_SECONDS)
+def not_before(since: str | None, newest: str, settled: datetime) -> str:
+    """Return the newest time read, at most `settled`, so that records that become visible late are not missed."""
     reached = newest if (iso_time(newest) or settled) <= settled else format_time(settled)
     behind = iso_time(since)
     return since if since and behind and behind > (iso_time(reached) or settled) else reached

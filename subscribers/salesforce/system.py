@@ -15,7 +15,7 @@ from urllib.parse import quote
 import requests
 
 from subscribers.errors import LONGEST_REPLY, BadSignature, Retry, SyncError, SystemDown
-from subscribers.http.client import iso_time, new_session, same_secret, secrets_of, server_time
+from subscribers.http.client import clock_offset, iso_time, new_session, same_secret, secrets_of, server_time
 from subscribers.http.failures import network_error
 from subscribers.http.rate_limit_headers import Rate
 from subscribers.records import Event, External
@@ -77,6 +77,7 @@ class Salesforce(System):
         self._login_lock = threading.Lock()
         self._login: tuple[str, str] | None = None
         self._local = threading.local()
+        self._clock_offset: float | None = None
         #: None until the first reply.
         self.usage: Usage | None = None
 
@@ -93,6 +94,11 @@ class Salesforce(System):
     def rate(self) -> Rate | None:
         """The daily calls, for operators."""
         return Rate(self.usage.left, self.usage.limit) if self.usage is not None else None
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds by which the org's clock is ahead of ours."""
+        return self._clock_offset
 
     @property
     def request_id(self) -> str | None:
@@ -225,6 +231,7 @@ class Salesforce(System):
 
     def _remember(self, response: requests.Response, **_: Any) -> None:
         self._local.response = response
+        self._clock_offset = clock_offset(response, self._clock_offset)
         if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
             self.usage = Usage(int(found[1]), int(found[2]), time.monotonic())
 

@@ -23,8 +23,6 @@ from subscribers.stripe.failures import KeySpent
 FIND_AMONG = 1000
 #: Events are read in windows of this many seconds, oldest first, so that a long outage fits in memory.
 WINDOW_SECONDS = 3600
-#: Events become visible in any order; those of this many seconds before the present are read again.
-OVERLAP_SECONDS = 60
 #: Stripe keeps events for 30 days. If the position is older than this many seconds, a day less, all objects are
 #: read again.
 EVENTS_KEPT_SECONDS = 29 * 86_400
@@ -212,7 +210,7 @@ class StripeSubscriber(Subscriber):
             after = {"starting_after": position["after"]} if "after" in position else {}
             body, response = self._page(**after)
             at = server_time(response) or datetime.now(UTC)
-            since = position.get("since", int(at.timestamp()) - OVERLAP_SECONDS)
+            since = position.get("since", int(at.timestamp()) - self.client.overlap_seconds)
             position = {"since": since}
             if body["has_more"]:
                 position["after"] = body["data"][-1]["id"]
@@ -224,7 +222,7 @@ class StripeSubscriber(Subscriber):
         while True:
             end = since + WINDOW_SECONDS
             newest_by_id, now = self._read_window(since, end)
-            settled = max(since, min(end, now - OVERLAP_SECONDS))
+            settled = max(since, min(end, now - self.client.overlap_seconds))
             records = sorted(newest_by_id.values(), key=_seconds)
             for start in range(0, len(records), client.PAGE_SIZE):
                 chunk = records[start : start + client.PAGE_SIZE]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
 
+from models.base import utcnow
 from models.catalogues import Customer
-from models.ledger import DeadLetter
+from models.ledger import Change, Cursor, DeadLetter, System
 from models.session import Database
 from subscribers.records import External
+from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.fakes import TestHub
-from tests.support.records import add, edit, link, record, rows, settle, webhook
+from tests.support.records import add, edit, link, one_row, record, rows, settle, webhook
 
 # A1: an edit there that was not seen before ours went out
 
@@ -274,11 +280,126 @@ def test_a08_a_field_left_out_is_kept_by_default(database: Database) -> None:
 
 # A13: records listed late, or dated in the future
 
+
+def _poll_names(hub: RestHub) -> list[str]:
+    hub.poll()
+    hub.conductor.sweep()
+    hub.run()
+    return sorted(row.name for row in rows(hub, Customer))
+
+
+def test_a13_a_record_that_is_listed_late_is_read(database: Database, httpserver: HTTPServer) -> None:
+    system = AwkwardRest(httpserver)
+    hub = RestHub(database, system)
+    system.add(name="Ada")
+    assert _poll_names(hub) == ["Ada"]
+    late = system.add(name="Bea")
+    system.store[late]["updated_at"] = (utcnow() - timedelta(minutes=2)).isoformat()
+    assert _poll_names(hub) == ["Ada", "Bea"]
+
+
+def test_a13_a_record_dated_in_the_future_does_not_move_the_cursor(database: Database, httpserver: HTTPServer) -> None:
+    system = AwkwardRest(httpserver)
+    hub = RestHub(database, system)
+    future = system.add(name="Ada")
+    system.store[future]["updated_at"] = "2099-01-01T00:00:00+00:00"
+    assert _poll_names(hub) == ["Ada"]
+    system.add(name="Bea")
+    assert _poll_names(hub) == ["Ada", "Bea"]
+
+
+@pytest.mark.parametrize("since", ["updated_since", ""])
+def test_a13_a_record_that_moves_up_while_a_list_is_read_is_not_missed(
+    database: Database, httpserver: HTTPServer, since: str
+) -> None:
+    names = [f"Ada {number}" for number in range(6)]
+    stamp = "2026-11-22T12:00:00Z"
+    listed = [{"id": str(number), "name": name, "updated_at": stamp} for number, name in enumerate(names)]
+
+    def page(request: Request) -> Response:
+        number = int(request.args.get("page", 1))
+        if number == 2 and len(listed) == 6:
+            del listed[0]
+        return answer({"items": listed[2 * number - 2 : 2 * number]})
+
+    chosen = {"pagination": "page", "page_limit": 2, "oldest_first": False, "since_parameter": since}
+    system = AwkwardRest(httpserver)
+    httpserver.clear()
+    httpserver.expect_request("/contacts").respond_with_handler(page)
+    hub = RestHub(database, system, kind(**chosen))
+    assert _poll_names(hub) == names
+
+
+def test_a13_a_poll_from_the_start_reads_everything_again(database: Database, httpserver: HTTPServer) -> None:
+    system = AwkwardRest(httpserver)
+    hub = RestHub(database, system)
+    system.add(name="Ada")
+    old = system.add(name="Bea")
+    kept = system.store.pop(old)
+    with hub.conductor.database.write() as connection:
+        position = {"since": utcnow().isoformat()}
+        connection.execute(sa.insert(Cursor).values(subscriber="awkward.customer", position=position))
+    assert _poll_names(hub) == []
+    system.store[old] = kept
+    hub.conductor.systems.poll_now("awkward.customer", "ann", hub.conductor.poll, from_start=True)
+    assert _poll_names(hub) == ["Ada", "Bea"]
+
+
 # A14: currencies whose minor units differ by vendor
 
 # A15: column types without a JSON form
 
 # A16: a system whose clock is wrong
+
+
+@pytest.fixture
+def ahead(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> AwkwardRest:
+    """Return a system whose clock may be wrong, also in the header `Date`."""
+    system = AwkwardRest(httpserver)
+    handler = httpserver.server.RequestHandlerClass  # type: ignore[union-attr]
+    monkeypatch.setattr(handler, "date_time_string", lambda handler, timestamp=None: system.date())
+    return system
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+@pytest.mark.parametrize("later", ["ours", "theirs"])
+@pytest.mark.parametrize("how", ["poll", "event in another process"])
+def test_a16_the_newest_edit_wins_whatever_the_systems_clock_says(
+    database: Database, ahead: AwkwardRest, minutes: int, later: str, how: str
+) -> None:
+    system = ahead
+    system.ahead = timedelta(minutes=minutes)
+    hub = RestHub(database, system)
+    one = add(hub, email="ada@x.example")
+    hub.run()
+    hub.poll()  # tells the clock
+    edit(hub, one, name="ours")
+    between = timedelta(minutes=3 if later == "ours" else -3)
+    with hub.conductor.database.write() as connection:
+        connection.execute(sa.update(Change).values(at=utcnow() + between))
+    system.edit("1", name="theirs")
+    if how == "poll":
+        hub.conductor.poll("awkward.customer")
+    else:
+        hub.client.http.clock_offset = None
+        data = dict(system.store["1"])
+        told = External("1", data, at=datetime.fromisoformat(data["updated_at"]))
+        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["awkward.customer"], told)
+    hub.run()
+    assert record(hub, one).name == later == system.store["1"]["name"]
+    assert abs(one_row(hub, System).clock_offset - minutes * 60) <= 2
+
+
+def test_a16_a_wrong_clock_is_reported_by_the_connection_test(database: Database, ahead: AwkwardRest) -> None:
+    system = ahead
+    system.add(name="Ada")
+    hub = RestHub(database, system)
+    for minutes, words in ((-10, "600 s behind ours"), (10, "600 s ahead of ours"), (0, "")):
+        system.ahead = timedelta(minutes=minutes)
+        findings = hub.conductor.connection_check.check("awkward")["awkward.customer"]
+        told = [one.message for one in findings if "clock" in one.message]
+        assert len(told) == bool(words) and all(words in one for one in told)
+
 
 # A17: match values written differently
 

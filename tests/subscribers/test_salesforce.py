@@ -410,7 +410,7 @@ def test_a_poll_of_many_pages(certificates: Path) -> None:
         ids = []
         for number in range(5):
             ids.append(org.add("Account", Name=f"N{number}"))
-            org.clock.advance(100)
+            org.clock.advance(400)
         pages = list(accounts.changed_since(None))
         assert [[one.id for one in page.records] for page in pages] == [ids[:2], ids[2:4], ids[4:]]
         for page in pages:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -45,13 +46,15 @@ class AwkwardRest:
         self.filters = True
         self._ids = 0
         self._now = utcnow()
+        #: How far its clock is ahead.
+        self.ahead = timedelta()
         httpserver.expect_request("/contacts").respond_with_handler(self._list_or_create)
         httpserver.expect_request(re.compile(r"^/contacts/[^/]+$")).respond_with_handler(self._one)
 
     def now(self) -> str:
         """Return a time later than all before."""
         self._now = max(self._now + timedelta(microseconds=1), utcnow())
-        return self._now.isoformat()
+        return (self._now + self.ahead).isoformat()
 
     def add(self, **values: Any) -> str:
         """Create a record as a user of the system does, and return its id."""
@@ -71,6 +74,10 @@ class AwkwardRest:
     def writes(self) -> list[str]:
         """Return the methods of the calls that write."""
         return [method for method, _ in self.calls if method != "GET"]
+
+    def date(self) -> str:
+        """Return the time by its clock, as in the header `Date`."""
+        return format_datetime(utcnow() + self.ahead, usegmt=True)
 
     def _list_or_create(self, request: Request) -> Response:
         self.calls.append((request.method, request.path))
@@ -135,7 +142,7 @@ class RestHub(TestHub):
     ) -> None:
         self.ahead = timedelta()
         self.publisher = RecordingPublisher()
-        client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr("of-no-value")))
+        self.client = client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr("of-no-value")))
         subscribers = {kind.name(): kind(client) for kind in kinds or (Contact,)}
         chosen = policy or Policy(lease_seconds=60, stale_seconds=30, max_attempts=3, retry_min_seconds=2)
         self.conductor = Conductor(database, subscribers, self.publisher, chosen, lambda: utcnow() + self.ahead)
