@@ -36,6 +36,7 @@ from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.connection_check import ConnectionCheck
 from conductor.systems.control import SystemControl
 from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.outages import OutageDetector
 from conductor.systems.rate_limits import RateLimiter
 from conductor.tasks.kinds import make_task_runner
 from conductor.tasks.services import Services
@@ -69,19 +70,27 @@ class Conductor:
         self.rate_limits = RateLimiter(self.context)
         self.concurrency = ConcurrencyLimiter(self.context)
         self.guard = DeleteGuard(self.context)
+        self.outages = OutageDetector(self.context)
         self.routing = Routing(self.context)
         self.recovery = Recovery(self.context)
         self.outward = Outward(
             self.context,
             self.breaker,
             BatchLoader(self.context, self.breaker, self.mappings, self.relations),
-            Sender(self.context, self.concurrency),
+            Sender(self.context, self.concurrency, self.outages),
             ResultWriter(self.context, self.breaker, self.letters, self.relations),
             self.concurrency,
             self.guard,
         )
         self.inward = Inward(
-            self.context, self.breaker, self.mappings, self.letters, self.relations, self.guard, self.concurrency
+            self.context,
+            self.breaker,
+            self.mappings,
+            self.letters,
+            self.relations,
+            self.guard,
+            self.concurrency,
+            self.outages,
         )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)
@@ -91,7 +100,7 @@ class Conductor:
         self.throughput = ThroughputCounter(self.context)
         self.schedule = JobScheduler(self.context, Retention(self.context, self.throughput))
         self.reports = Reports(self.context)
-        self.caller = SystemCaller(self.context, self.breaker, self.concurrency)
+        self.caller = SystemCaller(self.context, self.breaker, self.concurrency, self.outages)
         self.connection_check = ConnectionCheck(self.context, self.mappings)
         self.replay = InboxReplay(self.context)
         self.tasks = make_task_runner(

@@ -357,6 +357,8 @@ class System(Base):
     #: While down: when one record may be tried as a probe, and how many probes have failed.
     probe_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
+    #: Records that failed without an answer: `streak` since the last one that was processed, `suspects` before it.
+    failing: Mapped[dict[str, Any] | None]
     #: When it last recovered or was resumed: work that was published before is published again.
     up_since: Mapped[datetime | None]
     last_success_at: Mapped[datetime | None]

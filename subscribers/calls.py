@@ -9,15 +9,20 @@ from typing import Any
 
 from subscribers.errors import Retry, SyncError, SystemDown
 
+#: So many different records failing in a row without an answer are an outage, not records that cannot be processed.
+OUTAGE_CALLS = 3
+
 
 def one_by_one(call: Callable[[Any], Any], items: Sequence[Any], pace: Callable[[], None] = lambda: None) -> list[Any]:
-    """Return the outcome of `call` for each item; after `SystemDown` the remaining items are not tried."""
+    """Return the outcome of `call` for each item; during an outage the remaining items are not tried."""
     outcomes: list[Any] = []
+    unanswered = 0
     for item in items:
         pace()
         outcome = call_safely(call, item)
         outcomes.append(outcome)
-        if isinstance(outcome, SyncError) and outcome.pauses_system:
+        unanswered = unanswered + 1 if isinstance(outcome, SyncError) and outcome.may_be_outage else 0
+        if isinstance(outcome, SyncError) and (outcome.pauses_system or unanswered == OUTAGE_CALLS):
             untried = SystemDown(str(outcome), after=outcome.after)
             outcomes += [untried] * (len(items) - len(outcomes))
             break

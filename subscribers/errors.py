@@ -62,6 +62,7 @@ class SyncError(Exception):
     merged_into: str | None = None
     reply: str | None = None
     unanswered: bool = False
+    server_failed: bool = False
 
     def __init__(
         self,
@@ -79,6 +80,11 @@ class SyncError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def may_be_outage(self) -> bool:
+        """Whether the call failed in a way that says nothing about the record."""
+        return self.unanswered or self.server_failed
+
     def with_reply(self, reply: str | None) -> Self:
         """Return this error with the beginning of the system's answer; an answer it already has stays."""
         if reply and self.reply is None:
@@ -89,8 +95,8 @@ class SyncError(Exception):
 class Retry(SyncError):
     """This record, later: a timeout, a 5xx on one record, a lock held in the system.
 
-    `unanswered`: the system did not answer at all. The network may be the cause as well as the record, so this
-    ends in a dead letter only if the system answers other calls in the meantime.
+    `unanswered`: the system did not answer at all. `server_failed`: it answered 500, 502 or 504, or something else
+    than its API does. Neither says anything about the record: if calls for others fail as well, the system is down.
     """
 
     code = "attempts_exhausted"
@@ -102,11 +108,13 @@ class Retry(SyncError):
         after: float | None = None,
         maybe_done: bool = False,
         unanswered: bool = False,
+        server_failed: bool = False,
         request_id: str | None = None,
         code: str | None = None,
     ) -> None:
         super().__init__(message, after=after, maybe_done=maybe_done, request_id=request_id, code=code)
         self.unanswered = unanswered
+        self.server_failed = server_failed
 
 
 class Reject(SyncError):

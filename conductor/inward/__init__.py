@@ -17,6 +17,7 @@ from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.outages import OutageDetector
 
 
 class Inward:
@@ -31,8 +32,9 @@ class Inward:
         relations: Relations,
         guard: DeleteGuard,
         concurrency: ConcurrencyLimiter,
+        outages: OutageDetector,
     ) -> None:
         self.webhooks = Webhooks(context)
         self.applying = InboundApplier(context, relations, guard)
-        self.polling = Polling(context, breaker, mappings, self.applying, guard, concurrency)
-        self.inbox = InboxProcessor(context, breaker, mappings, letters, self.applying, guard, concurrency)
+        self.polling = Polling(context, breaker, mappings, self.applying, guard, concurrency, outages)
+        self.inbox = InboxProcessor(context, breaker, mappings, letters, self.applying, guard, concurrency, outages)

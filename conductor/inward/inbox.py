@@ -23,6 +23,7 @@ from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.outages import OutageDetector
 from models.ledger import Inbox
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
@@ -70,6 +71,7 @@ class InboxProcessor:
         applying: InboundApplier,
         guard: DeleteGuard,
         concurrency: ConcurrencyLimiter,
+        outages: OutageDetector,
     ) -> None:
         self.context = context
         self.breaker = breaker
@@ -78,6 +80,7 @@ class InboxProcessor:
         self.applying = applying
         self.guard = guard
         self.concurrency = concurrency
+        self.outages = outages
 
     def process(self, inbox_id: int) -> None:
         """Apply one inbox row and record the result. A row that is not waiting is left alone."""
@@ -259,6 +262,8 @@ class InboxProcessor:
                 return normalize_incoming(subscriber, subscriber.fetch(event.id), complete=True)
         except Gone as gone:
             return replace(event, deleted=True, data={}, merged_into=gone.merged_into or event.merged_into)
+        except SyncError as error:
+            raise self.outages.explain(subscriber, error, event.id) from error
 
     def _lease(self, subscriber: Subscriber, external_id: str, token: str) -> int | None:
         """Take the lease of the link to this record. Return the link's id, or None if there is no link."""

@@ -20,6 +20,7 @@ from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.outages import OutageDetector
 from models.ledger import Cursor
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import renewed_by
@@ -57,6 +58,7 @@ class Polling:
         applying: InboundApplier,
         guard: DeleteGuard,
         concurrency: ConcurrencyLimiter,
+        outages: OutageDetector,
     ) -> None:
         self.context = context
         self.breaker = breaker
@@ -64,6 +66,7 @@ class Polling:
         self.applying = applying
         self.guard = guard
         self.concurrency = concurrency
+        self.outages = outages
 
     def poll(self, name: str) -> int:
         """Read and apply what changed since the cursor. Return the number of records read.
@@ -115,9 +118,10 @@ class Polling:
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
             return count
-        except SyncError as error:
+        except SyncError as failure:
+            error = self.outages.explain(subscriber, failure)
             self.context.database.run_in_transaction(self._mark_failed, subscriber, error)
-            raise
+            raise error from failure
         result = f"{count} records" if count else "nothing new"
         self.context.database.run_in_transaction(self._mark_succeeded, subscriber, result)
         return count

@@ -76,6 +76,8 @@ class DeliveryBatch:
     mapper: Mapper | None = None
     rules: list[Rule] = field(default_factory=list)
     related: Related = field(default_factory=Related)
+    #: The system answered a call, though perhaps not about one of these records.
+    is_answered: bool = False
 
     @property
     def record_ids(self) -> list[str]:
@@ -151,7 +153,7 @@ class Plan:
     @property
     def was_answered(self) -> bool:
         """Whether the system answered the call, if only with an error."""
-        return self.duration is not None and not (self.error is not None and self.error.unanswered)
+        return self.duration is not None and not (self.error is not None and self.error.may_be_outage)
 
     def reply(self, mapper: Mapper) -> Flat:
         """Return the mapped fields of the system's answer, flat."""

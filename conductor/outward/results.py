@@ -116,7 +116,7 @@ class ResultWriter:
         now, secrets, follow_up = self.context.clock(), self._secrets(subscriber), FollowUp()
         # Copies: a transaction that loses a race starts again with the plans as they were.
         plans = [replace(plan) for plan in plans]
-        self._note_health(connection, subscriber, plans)
+        self._note_health(connection, subscriber, plans, batch)
         _ignore_lifted_rules(connection, plans)
         owed = _lock(connection, plans, batch.token)
         rows: defaultdict[tuple[str, ...], list[state.Values]] = defaultdict(list)
@@ -139,11 +139,13 @@ class ResultWriter:
         follow_up.publish += self._wake(connection, subscriber, plans)
         return follow_up
 
-    def _note_health(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
+    def _note_health(
+        self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch
+    ) -> None:
         down = next((p.error for p in plans if p.error is not None and p.is_down), None)
         if down is not None:
             self.breaker.went_down(connection, subscriber.system, down)
-        elif any(p.was_answered for p in plans):
+        elif batch.is_answered or any(p.was_answered for p in plans):
             self.breaker.succeeded(connection, subscriber.system)
 
     def _wake(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> list[tuple[str, str]]:

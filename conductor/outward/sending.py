@@ -27,6 +27,7 @@ from conductor.outward.planning import (
     differing_fields,
 )
 from conductor.systems.concurrency import ConcurrencyLimiter
+from conductor.systems.outages import OutageDetector, OutageWatch, as_down
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
 from subscribers.errors import Reject, SyncError, SystemDown, Unidentified
@@ -67,9 +68,10 @@ def must_inspect(plan: Plan) -> bool:
 class Sender:
     """Sends the plans of a batch; every failure becomes the outcome of its record."""
 
-    def __init__(self, context: Context, concurrency: ConcurrencyLimiter) -> None:
+    def __init__(self, context: Context, concurrency: ConcurrencyLimiter, outages: OutageDetector) -> None:
         self.context = context
         self.concurrency = concurrency
+        self.outages = outages
         #: Subscriber -> how long its last call took, a record.
         self._seconds: dict[str, float] = {}
 
@@ -79,7 +81,8 @@ class Sender:
 
     def send(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
         """Send what has no outcome yet."""
-        if not self._inspect_batch(subscriber, plans, batch):
+        watch = self.outages.watch(subscriber, is_failing=batch.permit.failing)
+        if not self._inspect_batch(subscriber, plans, batch, watch):
             return
         self._write_ahead(
             [p for p in plans if p.is_open and p.operation in CONFIRMED_OPERATIONS and not p.claim.written_ahead],
@@ -98,8 +101,7 @@ class Sender:
             self._seconds[subscriber.name()] = seconds / len(call.plans)
             answers.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
             self._complete_answers(subscriber, call.plans, batch)
-            if (down := next((p.error for p in call.plans if p.error is not None and p.is_down), None)) is not None:
-                _fail_remaining(plans, down)
+            if self._is_outage(plans, call.plans, watch, batch):
                 return
 
     def _complete_answers(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
@@ -115,6 +117,23 @@ class Sender:
                 subscriber.client.pace()
             with renewed_by(lambda: self._renew_leases(unseen, batch.token)):
                 answers.read_back(subscriber, unseen, mapper)
+
+    def _is_outage(
+        self, plans: list[Plan], called: list[Plan], watch: OutageWatch, batch: DeliveryBatch, *, reads: bool = False
+    ) -> bool:
+        """Return whether the outcomes of a call mean that the system is down; then the other plans wait as well."""
+        if any(plan.error is not None and plan.error.may_be_outage for plan in called):
+            self._renew_leases(plans, batch.token)  # a call that hangs takes long, and another one may follow
+        why = watch.judge([(plan.claim.record_id, plan.error) for plan in called], reads=reads)
+        batch.is_answered = watch.answers
+        down = next((plan.error for plan in called if plan.is_down), None)
+        if why is None and down is None:
+            return False
+        for plan in plans:
+            if plan.error is not None and plan.error.may_be_outage and plan.claim.record_id in watch.failed:
+                plan.error = as_down(plan.error, why or str(down))
+        _fail_remaining(plans, next(plan.error for plan in called if plan.error is not None and plan.is_down))
+        return True
 
     def _renew_leases(self, plans: list[Plan], token: str) -> bool:
         """Renew the leases once half of their time is over; return False if another process took one over."""
@@ -134,7 +153,9 @@ class Sender:
 
     # --- inspect ------------------------------------------------------------------------------------
 
-    def _inspect_batch(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> bool:
+    def _inspect_batch(
+        self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, watch: OutageWatch
+    ) -> bool:
         """Inspect the records for which that is necessary; return False if nothing may be sent any more."""
         for plan in plans:
             if plan.is_open and plan.operation != "none" and batch.mapper is not None and must_inspect(plan):
@@ -143,11 +164,10 @@ class Sender:
                     _mark_lease_lost(plans)
                     return False
                 self._inspect(subscriber, plan, batch.mapper)
+                if plan.called and self._is_outage(plans, [plan], watch, batch, reads=True):
+                    return False
                 if plan.claim.found:
                     apply_unsubscriptions(plan, batch.rules)  # it was planned as a create
-            if plan.error is not None and plan.is_down:
-                _fail_remaining(plans, plan.error)
-                return False
         return True
 
     def _inspect(self, subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:

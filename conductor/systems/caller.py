@@ -8,7 +8,9 @@ from typing import TypeVar
 from conductor.context import Context
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
-from subscribers.errors import SystemDown
+from conductor.systems.outages import OutageDetector
+from subscribers.base import Subscriber
+from subscribers.errors import SyncError, SystemDown
 
 T = TypeVar("T")
 
@@ -24,18 +26,22 @@ class SystemUnavailable(Exception):
 class SystemCaller:
     """Makes single calls."""
 
-    def __init__(self, context: Context, breaker: CircuitBreaker, concurrency: ConcurrencyLimiter) -> None:
+    def __init__(
+        self, context: Context, breaker: CircuitBreaker, concurrency: ConcurrencyLimiter, outages: OutageDetector
+    ) -> None:
         self.context = context
         self.breaker = breaker
         self.concurrency = concurrency
+        self.outages = outages
 
-    def call(self, system: str, call: Callable[[], T]) -> T:
-        """Make a call and return its result.
+    def call(self, subscriber: Subscriber, call: Callable[[], T]) -> T:
+        """Make a call of a subscriber and return its result.
 
         Raises:
           SystemUnavailable: the system is paused or down, or this call found it down.
           SyncError: the call failed for another reason.
         """
+        system = subscriber.system
         permit = self.breaker.permit(system)
         if not permit.open:
             raise SystemUnavailable(permit.reason, permit.after)
@@ -44,7 +50,7 @@ class SystemCaller:
         try:
             with self.concurrency.slot(system):
                 self.context.systems[system].pace()
-                result = call()
+                result = self._call(subscriber, call)
         except Stopping:
             raise SystemUnavailable("this process stops", 0.0) from None
         except SystemDown as error:
@@ -53,3 +59,9 @@ class SystemCaller:
         if permit.probing:
             self.context.database.run_in_transaction(self.breaker.succeeded, system)
         return result
+
+    def _call(self, subscriber: Subscriber, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except SyncError as error:
+            raise self.outages.explain(subscriber, error) from error

@@ -39,6 +39,7 @@ BREAKER_COLUMNS = (
     System.probe_at,
     System.failures,
     System.last_success_at,
+    System.failing,
 )
 
 
@@ -55,6 +56,8 @@ class Permit:
     after: float = 0.0
     #: A success was recorded a moment ago, so another one is not recorded.
     noted: bool = False
+    #: Records have failed without an answer since the system last processed one, see `outages`.
+    failing: bool = False
 
 
 class CircuitBreaker:
@@ -85,9 +88,11 @@ class CircuitBreaker:
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
             return Permit(open=False, reason=why, after=self.context.policy.stale_seconds)
+        is_failing = bool(row.failing and row.failing["streak"])
         if row.down_since is None:
             since = row.last_success_at
-            return Permit(open=True, noted=since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS))
+            noted = since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS)
+            return Permit(open=True, noted=noted, failing=is_failing)
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
         waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
@@ -95,7 +100,8 @@ class CircuitBreaker:
             return waiting
         if not self._take_probe(name, row.failures):
             return waiting
-        return Permit(open=True, probing=True, alone=row.failures % _PROBES_PER_SINGLE_RECORD == 0)
+        alone = row.failures % _PROBES_PER_SINGLE_RECORD == 0
+        return Permit(open=True, probing=True, alone=alone, failing=is_failing)
 
     def is_paused(self, name: str) -> bool:
         """Return whether an operator or the mass-delete guard has paused this system."""

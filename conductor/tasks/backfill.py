@@ -104,7 +104,7 @@ class Backfill(TaskKind):
 
     def _link_existing(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         try:
-            page = self.services.caller.call(subscriber.system, lambda: self._next_page(task, subscriber, position))
+            page = self.services.caller.call(subscriber, lambda: self._next_page(task, subscriber, position))
         except Retry as error:
             return _wait(task, position, str(error), error.after or self.context.policy.retry_min_seconds)
         read = position.get("read", 0) + (len(page.records) if page else 0)

@@ -123,7 +123,10 @@ class Reconcile(TaskKind):
     def _compare(self, subscriber: Subscriber, links: Sequence[Any]) -> list[tuple[Any, Drift | None]]:
         """Return each link with its differences, or None if its record could not be read."""
         ids = [link.external_id for link in links]
-        found = self.services.caller.call(subscriber.system, lambda: _fetch(subscriber, ids))
+        try:
+            found = self.services.caller.call(subscriber, lambda: _fetch(subscriber, ids))
+        except SyncError as error:
+            found = [error] * len(ids)
         with self.context.database.read() as connection:
             mapper = self.services.mappings.current(connection, subscriber.name())[0]
             # Read the links again: a delivery may have run during the call.
@@ -213,10 +216,13 @@ def _compared(subscriber: Subscriber) -> tuple[Any, ...]:
 
 
 def _fetch(subscriber: Subscriber, ids: list[str]) -> list[External | SyncError]:
-    """Return one outcome for each id; raise SystemDown."""
+    """Return one outcome for each id; raise the error of a call that failed for all of them."""
     found = [call_safely(subscriber.fetch, ids[0])] if len(ids) == 1 else subscriber.bulk_fetch(ids)
-    for one in found:
-        if isinstance(one, SyncError) and one.pauses_system:
+    errors = [one for one in found if isinstance(one, SyncError)]
+    if len(errors) == len(found) and all(one.may_be_outage for one in errors):
+        raise errors[0]
+    for one in errors:
+        if one.pauses_system:
             raise one
     return [one if isinstance(one, SyncError) else call_safely(_whole, subscriber, one) for one in found]
 

@@ -540,6 +540,13 @@ def upgrade() -> None:
         sa.Column("down_reason", sa.Text(), nullable=True),
         sa.Column("probe_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
+        sa.Column(
+            "failing",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
         sa.Column("up_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_success_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("rate_remaining", sa.Integer(), nullable=True),

@@ -147,6 +147,13 @@ class Http:
         self.rate = rate_of(response.headers, response.status_code) or self.rate
         if response.status_code >= 300:
             raise self._error(response, writes=writes)
+        if response.content[:100].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise Retry(
+                f"{method} was answered {response.status_code} with a page instead of JSON",
+                maybe_done=writes,
+                server_failed=True,
+                request_id=self.request_id(response),
+            ).with_reply(response.text[:LONGEST_REPLY])
         return response
 
     def _send(self, method: str, url: str, writes: bool, options: dict[str, Any]) -> requests.Response:
@@ -174,6 +181,7 @@ class Http:
             raise Retry(
                 f"{method} answered {response.status_code} without readable JSON",
                 maybe_done=method not in ("GET", "HEAD"),
+                server_failed=True,
                 request_id=self.request_id(response),
             ) from None
 

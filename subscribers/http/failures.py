@@ -53,7 +53,14 @@ def status_error(
         text = f"the login is refused ({text})" if status in (401, 403) else text
         return kind(text, after=after, request_id=request_id)
     if issubclass(kind, Retry):
-        return kind(text, after=after, maybe_done=writes and status >= 500, request_id=request_id)
+        failed = status >= 500
+        return kind(
+            text,
+            after=after,
+            maybe_done=writes and failed,
+            server_failed=failed or status == 408,
+            request_id=request_id,
+        )
     if issubclass(kind, Reject):
         return kind(text, fields=fields, request_id=request_id, code=code)
     return kind(text, request_id=request_id)

@@ -135,7 +135,9 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
             return ask()
         except SyncError as error:
             if time.monotonic() + pause > deadline:
-                lost = Retry(f"the outcome of the job is unknown: {error}", maybe_done=True)
+                lost = Retry(
+                    f"the outcome of the job is unknown: {error}", maybe_done=True, server_failed=error.may_be_outage
+                )
                 raise lost.with_reply(error.reply) from error
         time.sleep(pause)
         still_working()

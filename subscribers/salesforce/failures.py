@@ -160,4 +160,4 @@ def refusal(error: SalesforceError, response: requests.Response | None, writes: 
     if error.status == 503 or error.status < 500:
         # A page instead of JSON comes from a proxy in front of Salesforce and is not about the record.
         return SystemDown(f"{error.status} without Salesforce's JSON", after=after)
-    return Retry(f"{error.status} without Salesforce's JSON", after=after, maybe_done=writes)
+    return Retry(f"{error.status} without Salesforce's JSON", after=after, maybe_done=writes, server_failed=True)

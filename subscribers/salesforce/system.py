@@ -205,7 +205,7 @@ class Salesforce(System):
                 meaning.with_reply(self._last_answer())
             raise meaning from None
         except ValueError:
-            unreadable = Retry("the answer is not readable JSON", maybe_done=writes)
+            unreadable = Retry("the answer is not readable JSON", maybe_done=writes, server_failed=True)
             raise unreadable.with_reply(self._last_answer()) from None
         except requests.RequestException as error:
             raise network_error(error, writes=writes) from error

@@ -70,7 +70,7 @@ def classify(response: requests.Response, writes: bool) -> SyncError | None:
         return SystemDown(f"the API key is refused ({text})", request_id=request_id)
     replayed = status >= 500 and ("Idempotent-Replayed" in response.headers or again == "false")
     if replayed and writes:
-        return KeySpent(text, maybe_done=True, after=after, request_id=request_id)
+        return KeySpent(text, maybe_done=True, server_failed=True, after=after, request_id=request_id)
     found = _BY_CODE.get(code)
     if found is SystemDown:
         return SystemDown(text, after=after, request_id=request_id)

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
+from conductor import Conductor, Policy
 from models.base import utcnow
-from models.ledger import Change, DeadLetter, Delivery, Link
+from models.ledger import Change, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
-from subscribers.errors import SyncError
+from subscribers.errors import Retry, SyncError, SystemDown
 from subscribers.mapping.fields import Field
 from subscribers.records import External, Page
+from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import retry_all
-from tests.support.fakes import FakeSubscriber, TestHub
-from tests.support.records import add, edit, one_row, record, rows, settle, webhook
+from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
+from tests.support.records import add, edit, link, one_row, record, rows, settle, webhook
 
 
 @pytest.fixture
@@ -35,6 +39,218 @@ def open_letters(hub: TestHub) -> list[Any]:
 
 
 # B19: an outage answered with 502
+
+#: What a system answers during an outage, or that it does not.
+OUTAGES = {
+    "500": Response("oops", 500),
+    "502": Response("<html>Bad Gateway</html>", 502, content_type="text/html"),
+    "504": Response("", 504),
+    "a page instead of JSON": Response("<html>Back soon</html>", 200, content_type="text/html"),
+}
+
+
+class _Failing:
+    """Makes every call to a fake system fail, except those in which `passes`."""
+
+    def __init__(self, hub: TestHub, error: Retry, passes: Callable[[str, str], bool] = lambda kind, what: False):
+        self.calls = 0
+        self.system, self.error, self.passes = hub.systems["crm"], error, passes
+
+    def __enter__(self) -> _Failing:
+        self.system.on_call = self._call
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.system.on_call = lambda kind, what: None
+
+    def _call(self, kind: str, what: str) -> None:
+        self.calls += 1
+        if not self.passes(kind, what):
+            raise self.error
+
+
+def _bad_gateway() -> Retry:
+    return Retry("502: Bad Gateway", maybe_done=True, server_failed=True)
+
+
+def _cut() -> Retry:
+    return Retry("no answer in time", maybe_done=True, unanswered=True)
+
+
+def _turns(hub: TestHub, count: int, seconds: float = 30.0) -> None:
+    for _ in range(count):
+        hub.run()
+        hub.clock.tick(seconds)
+        hub.conductor.sweep()
+    hub.run()
+
+
+@pytest.mark.parametrize("error", [_bad_gateway(), _cut()], ids=["502", "hung"])
+@pytest.mark.parametrize("kind", [FakeSubscriber, LowercasingSubscriber], ids=["single", "bulk"])
+@pytest.mark.parametrize("linked", [0, 1], ids=["nothing linked", "linked"])
+def test_b19_an_outage_uses_no_attempts_and_a_probe_finds_its_end(
+    database: Database, error: Retry, kind: type[FakeSubscriber], linked: int
+) -> None:
+    hub = TestHub(database, "crm", kinds=(kind,), policy=Policy(max_attempts=3, retry_min_seconds=2))
+    for number in range(linked):
+        add(hub, name=f"before {number}", email=f"before{number}@x.org")
+    hub.run()
+    added = [add(hub, name=f"n{number}", email=f"n{number}@x.org") for number in range(100)]
+    with _Failing(hub, error) as outage:
+        _turns(hub, 20)
+        (system,) = rows(hub, System, System.name == "crm")
+        assert system.down_since is not None and str(error) in system.down_reason
+        assert outage.calls < 150, "each probe is a few calls"
+    assert rows(hub, DeadLetter) == []
+    assert all(link(hub, "crm", one).attempts <= 1 for one in added)
+    _turns(hub, 5, 120)
+    assert len(hub.shown("crm")) == 100 + linked
+    assert rows(hub, System, System.name == "crm")[0].down_since is None
+
+
+def test_b19_records_of_one_batch_use_no_attempt_when_their_system_fails(database: Database) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3))
+    added = [add(hub, name=f"n{number}") for number in range(20)]
+    with _Failing(hub, _bad_gateway()) as outage:
+        hub.run()
+    assert outage.calls == 3
+    assert {link(hub, "crm", one).attempts for one in added} == {0}
+
+
+@pytest.mark.parametrize("others", [0, 5])
+def test_b19_one_record_that_alone_answers_500_becomes_a_dead_letter(database: Database, others: int) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3, retry_min_seconds=2))
+    for number in range(others):
+        add(hub, name=f"good {number}")
+    bad = add(hub, name="bad")
+    with _Failing(hub, _bad_gateway(), passes=lambda kind, what: what != bad):
+        _turns(hub, 6)
+    (letter,) = rows(hub, DeadLetter)
+    assert letter.record_id == bad and "502" in letter.message
+    assert rows(hub, System, System.name == "crm")[0].down_since is None
+    assert len(hub.shown("crm")) == others
+
+
+def test_b19_several_records_that_each_answer_500_become_dead_letters(database: Database) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3, retry_min_seconds=2))
+    good = [add(hub, name=f"good {number}") for number in range(5)]
+    bad = {add(hub, name=f"bad {number}") for number in range(4)}
+    with _Failing(hub, _bad_gateway(), passes=lambda kind, what: what not in bad):
+        for number in range(12):
+            _turns(hub, 1, 60)
+            edit(hub, good[0], notes=f"{number}")  # the system processes other records
+            hub.clock.tick(60)
+        _turns(hub, 12, 120)
+    assert {letter.record_id for letter in rows(hub, DeadLetter)} == bad
+    assert len(hub.shown("crm")) == 5
+
+
+def test_b19_a_system_that_can_be_read_but_not_written_is_down(database: Database) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3, retry_min_seconds=2))
+    ids = [add(hub, name=f"n{number}") for number in range(10)]
+    hub.run()
+    with _Failing(hub, _bad_gateway(), passes=lambda kind, what: kind in ("fetch", "find")):
+        for number, one in enumerate(ids):  # one by one, as they are edited
+            edit(hub, one, notes=f"{number}")
+            hub.run()
+        assert rows(hub, System, System.name == "crm")[0].down_since is not None
+        _turns(hub, 20)
+        hub.conductor.poll("crm.customer")
+        _turns(hub, 5)
+    assert rows(hub, DeadLetter) == []
+    _turns(hub, 4, 120)
+    assert sorted(one["notes"] for one in hub.shown("crm")) == [str(number) for number in range(10)]
+
+
+@pytest.mark.parametrize("error", [_bad_gateway(), _cut()], ids=["502", "hung"])
+def test_b19_events_wait_while_their_records_cannot_be_fetched(database: Database, error: Retry) -> None:
+    hub = TestHub(database, "crm", policy=Policy(max_attempts=3, retry_min_seconds=2))
+    for number in range(5):
+        add(hub, name=f"n{number}")
+    hub.run()
+    for number in range(1, 6):
+        hub.systems["crm"].edit(f"crm_{number}", phone=f"+{number}")
+    with _Failing(hub, error) as outage:
+        for number in range(1, 6):  # events of the same second as our write: their records are fetched
+            webhook(hub, "crm", f"e{number}", f"crm_{number}")
+        _turns(hub, 20)
+        assert outage.calls < 60
+        assert rows(hub, System, System.name == "crm")[0].down_since is not None
+    assert rows(hub, DeadLetter) == [] and {row.attempts for row in rows(hub, Inbox)} == {0}
+    _turns(hub, 4, 120)
+    assert {row.state for row in rows(hub, Inbox)} == {"done"}
+    assert record(hub, "5").phone == "+5"
+
+
+@pytest.mark.parametrize("task", ["backfill", "reconcile"])
+def test_b19_tasks_wait_for_the_end_of_an_outage(database: Database, task: str) -> None:
+    class Listed(FakeSubscriber):
+        def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+            self.client.call("list", "", lambda: None)
+            yield from super().changed_since(position)
+
+    hub = TestHub(database, "crm", kinds=(Listed,), policy=Policy(max_attempts=3))
+    for number in range(5):
+        add(hub, name=f"n{number}")
+    hub.run()
+    tasks = hub.conductor.tasks
+    task_id = tasks.kinds[task].start("ann", subscriber="crm.customer")
+    with _Failing(hub, _bad_gateway()):
+        for _ in range(5):
+            tasks.run_some()
+            hub.clock.tick(5)
+        assert rows(hub, System, System.name == "crm")[0].down_since is not None
+    for _ in range(10):
+        hub.clock.tick(120)
+        tasks.run_some()
+    done = tasks.get(task_id)
+    assert done.state == "done" and "not be read" not in (done.message or "")
+
+
+def test_b19_a_poll_that_fails_with_everything_else_opens_the_breaker(database: Database) -> None:
+    class Listed(FakeSubscriber):
+        def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+            self.client.call("list", "", lambda: None)
+            yield from super().changed_since(position)
+
+    hub = TestHub(database, "crm", kinds=(Listed,))
+    add(hub)
+    hub.run()
+    with _Failing(hub, _bad_gateway()), pytest.raises(SystemDown):
+        hub.conductor.poll("crm.customer")
+    assert rows(hub, System, System.name == "crm")[0].down_since is not None
+    hub.clock.tick(120)
+    assert hub.conductor.poll("crm.customer") == 1
+    assert rows(hub, System, System.name == "crm")[0].down_since is None
+    # A list that fails alone is no outage.
+    with _Failing(hub, _bad_gateway(), passes=lambda kind, what: kind != "list"), pytest.raises(Retry):
+        hub.conductor.poll("crm.customer")
+    assert rows(hub, System, System.name == "crm")[0].down_since is None
+
+
+@pytest.mark.parametrize("outage", OUTAGES)
+def test_b19_every_answer_of_a_failing_server_counts(
+    database: Database, httpserver: HTTPServer, outage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Contacts(RestSubscriber):
+        system = "shop"
+        catalogue = "customer"
+        path = "/contacts"
+        field_to_data = {"name": "name"}
+
+    httpserver.expect_request(re.compile(".*")).respond_with_response(OUTAGES[outage])
+    client = RestSystem("shop", RestOptions(url=httpserver.url_for(""), token=SecretStr("x")))
+    hub = TestHub(database, policy=Policy(max_attempts=3))
+    hub.conductor = Conductor(database, {"shop.customer": Contacts(client)}, hub.publisher, None, hub.clock)
+    hub.conductor.breaker.ensure_rows()
+    for number in range(20):
+        add(hub, name=f"n{number}")
+    _turns(hub, 4)
+    assert rows(hub, DeadLetter) == []
+    assert {one.attempts for one in rows(hub, Link)} == {0}
+    assert rows(hub, System, System.name == "shop")[0].down_since is not None
+    assert len(httpserver.log) < 20
+
 
 # B20: a fetch that answers with another id
 
