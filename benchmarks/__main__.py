@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 
 from benchmarks.report import Result, machine, show
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     less.add_argument("--full", action="store_true", help="run all with the full counts, as one named benchmark does")
     less.add_argument("--quick", action="store_true", help="small counts, to check that it runs, not how fast")
     chosen = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(143))  # leaves all `with` blocks, which end what they started
     if unknown := sorted(set(chosen.names) - set(BENCHES)):
         parser.error(f"there is no benchmark {', '.join(unknown)}; known are: {', '.join(BENCHES)}")
     scale = Scale.QUICK if chosen.quick else Scale.FULL if chosen.names or chosen.full else Scale.SHORT

@@ -21,6 +21,7 @@ import pika
 import psycopg
 from pika.exceptions import ChannelClosedByBroker
 
+import children
 from benchmarks import catalogue
 from benchmarks.hub import BULK, SINGLE, Hub, Workbench
 from benchmarks.peers.common import LEDGER, SUBSCRIBERS
@@ -242,9 +243,8 @@ class _Processes:
     def start(self, command: Sequence[str], *, talks: bool = False) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE if talks else None
         with (self.folder / "peer.log").open("ab") as log:
-            process = subprocess.Popen(
+            process = children.start(
                 command, cwd=ROOT, env=self.environment, stdin=pipe, stdout=pipe or log, stderr=log,
-                start_new_session=True,
             )  # fmt: skip
         self.running.append(process)
         return process

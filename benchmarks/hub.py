@@ -22,6 +22,7 @@ from typing import Self
 import pika
 import sqlalchemy as sa
 
+import children
 from benchmarks import catalogue
 from benchmarks.receiver import Counts, Receiver, Stalled
 from benchmarks.systems import ReceiverSystem
@@ -208,9 +209,9 @@ class Workbench:
 
     def _start(self, kind: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{kind}.log").open("ab") as log:
-            return subprocess.Popen(
+            return children.start(
                 [sys.executable, "-m", "benchmarks.process", kind],
-                cwd=ROOT, env=dict(environment), stdout=log, stderr=log, start_new_session=True,
+                cwd=ROOT, env=dict(environment), stdout=log, stderr=log,
             )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,7 @@ import requests
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+import children
 from cli import demo_settings
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer
@@ -44,6 +45,9 @@ POLL_SECONDS = 5
 #: How long the hub may take to answer after its start, and a process to stop before it is killed.
 START_SECONDS = 60
 STOP_SECONDS = 30
+
+#: The processes of a hub with RabbitMQ, as in the Procfile.
+FLEET = ("web", "relay", "worker", "scheduler")
 
 #: Customers: name, email, phone, street, city, postal code and country.
 SAMPLES = [
@@ -96,13 +100,12 @@ def run(chosen: argparse.Namespace) -> int:
     _refuse_second_hub(settings.database_url)
     kept = _kept_secrets()
     systems: list[subprocess.Popen[str]] = []
-    stop = _stop_on_signals()
+    stop = _stop_event()
     try:
         environment = _start_systems(systems, kept, f"http://127.0.0.1:{settings.port}")
         os.environ.update(environment)
         password = _prepare()
-        command = ["standalone"] if settings.standalone else None
-        hub = _start_hub(command)
+        hub = _start_hub(["standalone"] if settings.standalone else FLEET)
         where = {"DATABASE_URL": settings.database_url, "BROKER_URL": settings.broker_url}
         try:
             with demo_settings.published(environment | where):
@@ -110,7 +113,7 @@ def run(chosen: argparse.Namespace) -> int:
                     _print_welcome(settings.port, environment, password)
                 return _wait(hub, stop)
         finally:
-            _stop([hub])
+            _stop(hub)
     finally:
         _stop(systems)
 
@@ -195,13 +198,14 @@ def _start_system(
     """Start one simulator, on another port if this one is taken; return its address, which it prints first."""
     # The second attempt is for a port that another process took after the check.
     for chosen in (port if _is_free("127.0.0.1", port) else 0, 0):
-        process = subprocess.Popen(
-            [sys.executable, "-m", *module, "--port", str(chosen)],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C must reach only us: the hub stops before its systems
+        process: subprocess.Popen[str] = (
+            children.start(  # in its own session: Ctrl-C must reach only us, the hub stops before its systems
+                [sys.executable, "-m", *module, "--port", str(chosen)],
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         )
         systems.append(process)
         assert process.stdout is not None
@@ -278,21 +282,28 @@ def _first_admin(database: Database) -> str | None:
     return password
 
 
-def _start_hub(command: list[str] | None) -> subprocess.Popen[Any]:
-    """Start the hub: `command` in one process, or with RabbitMQ the processes of the Procfile."""
-    if command:
-        full = [sys.executable, str(ROOT / "syncflow"), *command]
-    else:
-        # Without --env honcho would load .env over the environment; the hub's settings do the opposite.
-        full = [sys.executable, "-m", "honcho", "--env", os.devnull, "start"]
-    # honcho has a default port of its own.
-    environment = {**os.environ, "PORT": str(get_settings().port)}
-    return subprocess.Popen(full, cwd=ROOT, env=environment, start_new_session=True)
+def _start_hub(kinds: Sequence[str]) -> list[subprocess.Popen[str]]:
+    """Start the processes of the hub; with several, each line of output begins with the kind of its process."""
+    alone = len(kinds) == 1
+    started = []
+    for kind in kinds:
+        output = {} if alone else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = children.start([sys.executable, str(ROOT / "syncflow"), kind], cwd=ROOT, **output)
+        started.append(process)
+        if not alone:
+            threading.Thread(target=_print_output, args=(kind, process), daemon=True).start()
+    return started
 
 
-def _wait_until_healthy(hub: subprocess.Popen[Any], port: int, stop: threading.Event) -> bool:
+def _print_output(kind: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(f"{kind:<10}| {line}", end="", flush=True)
+
+
+def _wait_until_healthy(hub: list[subprocess.Popen[str]], port: int, stop: threading.Event) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    while hub.poll() is None and not stop.is_set() and time.monotonic() < deadline:
+    while _run(hub) and not stop.is_set() and time.monotonic() < deadline:
         try:
             if requests.get(f"http://127.0.0.1:{port}/healthz", timeout=2).ok:
                 return True
@@ -346,22 +357,34 @@ def _shell_line(database_url: str, statement: str) -> str:
     return f"python3 -c '{code}' {path} \"{statement}\""
 
 
-def _stop_on_signals() -> threading.Event:
-    """Return an event set by Ctrl-C, SIGTERM or a closed terminal, so that no process is left behind."""
+def _stop_event() -> threading.Event:
+    """Return an event set by Ctrl-C, SIGTERM, a closed terminal, or the end of what started us."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # started with nohup
             signal.signal(number, lambda *_: stop.set())
+    threading.Thread(target=_watch_parent, args=(stop, children.is_orphaned()), daemon=True).start()
     return stop
 
 
-def _wait(hub: subprocess.Popen[Any], stop: threading.Event) -> int:
-    while hub.poll() is None and not stop.is_set():
+def _watch_parent(stop: threading.Event, is_orphaned: Callable[[], bool]) -> None:
+    while not stop.wait(0.2):
+        if is_orphaned():
+            stop.set()
+
+
+def _run(hub: list[subprocess.Popen[str]]) -> bool:
+    return all(process.poll() is None for process in hub)
+
+
+def _wait(hub: list[subprocess.Popen[str]], stop: threading.Event) -> int:
+    """Wait until a process of the hub ends or `stop` is set; return the exit status."""
+    while _run(hub) and not stop.is_set():
         stop.wait(0.2)
     if stop.is_set():
         print("\n  Stopping ...", flush=True)
         return 0
-    return hub.returncode or 1
+    return next((process.returncode for process in hub if process.returncode), 1)
 
 
 def _stop(processes: list[subprocess.Popen[Any]]) -> None:

@@ -20,6 +20,7 @@ import pika.exceptions
 import requests
 import sqlalchemy as sa
 
+import children
 from settings import ROOT
 from tests.support import services
 
@@ -88,14 +89,13 @@ class Process:
         self.name = name
         self.output = folder / f"{name.replace(' ', '-')}-{len(started)}.log"
         with self.output.open("wb") as output:
-            self.popen = subprocess.Popen(
+            self.popen = children.start(
                 command,
                 cwd=ROOT,
                 env=dict(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         started.append(self)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from typing import Self
 
 import psycopg
 
+import children
 from settings import ROOT, VAR
 from tests.chaos.proxy import HOST, Proxy
 
@@ -81,6 +83,9 @@ class Service:
         done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
         if done.returncode:
             raise RuntimeError(f"{self.kind} {action}: {done.stdout}{done.stderr}")
+        if action == "start":
+            state = VAR / "services" / self.kind / self.name / "state.json"
+            children.watch(os.getpgid(json.loads(state.read_text())["pid"]))
         return done.stdout.strip()
 
     def remove(self) -> None:
@@ -217,9 +222,9 @@ class Fleet:
     def _start_system(self, name: str, arguments: Sequence[str], more: Mapping[str, str], port: int) -> str:
         """Start a demo system, which prints its address first."""
         log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
-        process = subprocess.Popen(
+        process: subprocess.Popen[bytes] = children.start(
             [sys.executable, "-m", f"simulators.{name}", "--port", str(port), *arguments],
-            cwd=ROOT, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            cwd=ROOT, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=log,
         )  # fmt: skip
         self._stack.callback(end, process)
         assert process.stdout is not None
@@ -247,9 +252,7 @@ class Fleet:
 
     def _launch(self, managed: Managed) -> None:
         with managed.log.open("ab") as log:
-            managed.process = subprocess.Popen(
-                managed.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+            managed.process = children.start(managed.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
         managed.expected = False
         managed.starts += 1
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +31,9 @@ from models.ledger import Process as Started
 from models.schema import is_current, migrate
 from models.session import Database
 from panel.app import create_app
-from settings import Settings, SettingsError, get_settings
+from settings import ROOT, Settings, SettingsError, get_settings
 from simulators.certificates import ensure_certificates
-from tests.acceptance.processes import Process, ended_at_the_end, environment
+from tests.acceptance.processes import Process, ended_at_the_end, environment, family, free_port
 from tests.support import services
 from tests.support.private_postgresql import pgbouncer, private_postgresql, standby_of
 from tests.support.private_rabbitmq import Node, private_rabbitmq
@@ -577,3 +581,64 @@ def test_c35_a_waiting_process_logs_the_reason(
 
 
 # C36: a parent that is killed
+
+
+#: Starts a shell that starts another process and ignores SIGTERM, as a chain of processes does; prints all ids.
+CHAIN = """
+import subprocess, sys, time
+sys.path.insert(0, {root!r})
+import children
+child = children.start(["sh", "-c", "sleep 600 & echo $!; echo $$; wait"], stdout=subprocess.PIPE, text=True)
+print(child.stdout.readline().strip(), child.stdout.readline().strip(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_c36_children_and_their_children_end_with_their_parent(how: signal.Signals) -> None:
+    command = [sys.executable, "-c", CHAIN.format(root=str(ROOT))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        chain = [int(number) for number in parent.stdout.readline().split()]
+        assert len(chain) == 2 and all(map(lives, chain))
+        parent.send_signal(how)
+    until(lambda: not any(map(lives, chain)))
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process runs; one that nothing has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("which", "how"), [("make", signal.SIGKILL), ("make", signal.SIGTERM), ("what started make", signal.SIGKILL)]
+)
+def test_c36_a_program_started_by_make_ends_with_it(tmp_path: Path, which: str, how: signal.Signals) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import sys, time, os; sys.path.insert(0, {str(ROOT)!r}); import children\n"
+        "is_orphaned = children.is_orphaned()\n"
+        "print(os.getpid(), os.getppid(), flush=True)\n"
+        "while not is_orphaned(): time.sleep(0.05)\n"
+    )
+    (tmp_path / "Makefile").write_text(f"run:\n\t@exec {sys.executable} {program}\n")
+    shell = ["sh", "-c", "make run; true"]
+    with subprocess.Popen(shell, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
+        assert started.stdout is not None
+        pid, make = map(int, started.stdout.readline().split())
+        os.kill(make if which == "make" else started.pid, how)
+        until(lambda: not lives(pid))
+
+
+@pytest.mark.acceptance
+def test_c36_nothing_of_make_run_is_left(tmp_path: Path) -> None:
+    settings = environment(PORT=str(free_port()), SYNCFLOW_VAR=str(tmp_path / "var"))
+    with ended_at_the_end(settings):
+        # `-o setup`: what it installs is there already. The demo is stopped while it starts: most children run by then.
+        make = Process("make", ["make", "-o", "setup", "run"], settings, tmp_path)
+        until(lambda: len(family(settings["SYNCFLOW_VAR"])) >= 5)  # make, demo, guard, two systems
+        os.kill(make.popen.pid, signal.SIGKILL)
+        until(lambda: not [pid for pid in family(settings["SYNCFLOW_VAR"]) if lives(pid)])

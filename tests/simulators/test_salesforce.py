@@ -40,6 +40,7 @@ from simple_salesforce.exceptions import (
 )
 from simple_salesforce.format import format_soql
 
+import children
 from simulators.certificates import ensure_certificates
 from simulators.salesforce import Credentials, SalesforceSimulator
 from simulators.salesforce.database import _like
@@ -851,7 +852,7 @@ def test_the_process_keeps_its_data_and_ends_cleanly(tmp_path: Path, certs: Path
     ]
     seen: list[list[str]] = []
     for number, ending in enumerate((signal.SIGTERM, signal.SIGINT)):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        with children.start(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             with requests.Session() as http:

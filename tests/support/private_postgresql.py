@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+import children
 from settings import ROOT
 from tests.acceptance.processes import free_port
 from tests.support import services
@@ -106,7 +107,7 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def _running(command: list[str | Path], log: IO[bytes]) -> Iterator[None]:
-    server = subprocess.Popen(command, user=_owner(), cwd="/", stdout=log, stderr=log)
+    server = children.start(command, user=_owner(), cwd="/", stdout=log, stderr=log)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any
 
 import requests
 
+import children
 from tests.acceptance.processes import free_port
 
 SCRIPTS = Path(sys.executable).parent
@@ -137,7 +138,7 @@ def _program(name: str) -> str:
 @contextmanager
 def _running(command: list[str], health: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, **environment})
+        process = children.start(command, stdout=out, stderr=out, env={**os.environ, **environment})
     try:
         _await(process, health, log)
         yield
