@@ -181,7 +181,12 @@ def _country(form: str) -> Transform:
 # --- money and numbers -------------------------------------------------------------------------------
 
 
-def _exponent(currency: Value) -> int:
+def minor_digits(currency: str) -> int:
+    """Return the decimals of a currency (ISO 4217).
+
+    Raises:
+      ValueError: it is no currency, or has no minor units.
+    """
     from iso4217 import Currency  # noqa: PLC0415
 
     try:
@@ -193,14 +198,21 @@ def _exponent(currency: Value) -> int:
     return int(exponent)
 
 
-def _minor_units(arguments: str, write: Callable[[Decimal], Value] = lambda amount: f"{amount:f}") -> Transform:
+def by_currency(arguments: str, make: Callable[[str], Transform]) -> Transform:
+    """Return the transform that `make` returns for a currency: the one in the arguments, or that of a column."""
     word, equals, column = arguments.partition("=")
-    if equals:
-        if word != "column" or not column:
-            raise ValueError("requires a currency such as EUR, or column= and the column with the currency")
-        return Transform(_unbound, _unbound, column, lambda currency: _minor_units(_text(currency), write))
-    exponent = _exponent(arguments) if arguments else 2
+    if not equals:
+        return make(arguments)
+    if word != "column" or not column:
+        raise ValueError("requires a currency such as EUR, or column= and the column with the currency")
+    return Transform(_unbound, _unbound, column, lambda currency: make(_text(currency)))
 
+
+def _minor_units(arguments: str, write: Callable[[Decimal], Value] = lambda amount: f"{amount:f}") -> Transform:
+    return by_currency(arguments, lambda currency: _decimal_amount(minor_digits(currency) if currency else 2, write))
+
+
+def _decimal_amount(exponent: int, write: Callable[[Decimal], Value]) -> Transform:
     def forward(minor: Value) -> Value:
         if isinstance(minor, bool) or not isinstance(minor, int):
             raise ValueError("expected a whole number of minor units")

@@ -3,7 +3,8 @@
 | file       | what it holds                                                          |
 |------------|------------------------------------------------------------------------|
 | `client`   | `Stripe`: the account's settings, calls, webhooks                      |
-| `failures` | Stripe's errors -> class of error                                      |
+| `currencies` | Stripe's minor units, and the transform of amounts                   |
+| `codes`, `failures` | Stripe's error codes, and what follows from an answer         |
 | `objects`  | `StripeSubscriber`: the base class for all kinds of objects            |
 | the others | one file per catalogue                                                 |
 
@@ -11,6 +12,7 @@ API reference: "Errors", "Idempotent requests", "Events", and the page of each o
 Stripe events in your webhook endpoint".
 """
 
+from subscribers.stripe import currencies  # noqa: F401 - adds a transform
 from subscribers.stripe.client import RECORD_ID_KEY, Stripe, StripeOptions, form
 from subscribers.stripe.customer import StripeCustomer
 from subscribers.stripe.invoice import StripeInvoice

@@ -80,7 +80,7 @@ class StripeInvoice(StripeSubscriber):
                 "product_id": link_to("product", "product"),
                 "description": "description",
                 "quantity": "quantity",
-                "unit_price": "unit_amount",
+                "unit_price": Field("unit_amount", transform="stripe_amount:column=currency"),
             },
         ),
     }
@@ -109,6 +109,10 @@ class StripeInvoice(StripeSubscriber):
             "due_date": _day(body.get("due_date")),
             "lines": [_line(line) for line in self._lines(body)],
         }
+
+    def replaces(self, name: str) -> bool:
+        """Return False for the lines as well: `update` writes each line."""
+        return name != "lines" and super().replaces(name)
 
     # --- calls ---------------------------------------------------------------------------------------
 

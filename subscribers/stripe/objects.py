@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -12,12 +14,12 @@ from urllib.parse import quote
 import requests
 
 from subscribers.base import Subscriber
-from subscribers.errors import Gone, Retry, SystemDown
+from subscribers.errors import Gone, Reject, Retry, SystemDown
 from subscribers.http.client import server_time
 from subscribers.records import External, Item, Page
 from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, event_record, external
-from subscribers.stripe.failures import KeySpent
+from subscribers.stripe.codes import KeySpent
 
 #: The number of newest objects that are searched for one with our id.
 FIND_AMONG = 1000
@@ -51,6 +53,14 @@ class StripeSubscriber(Subscriber):
     def present(self, body: Body) -> Mapping[str, Any]:
         """Return the object in the shape that its mapping expects."""
         return body
+
+    def replaces(self, name: str) -> bool:
+        """Return False for metadata, which Stripe merges by key; other hashes are replaced."""
+        return name != "metadata"
+
+    def merge(self, theirs: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge without the empty values of Stripe: a replaced hash has none of them anyway."""
+        return super().merge(without_empty(theirs), changes)
 
     # --- calls ---------------------------------------------------------------------------------------
 
@@ -105,13 +115,18 @@ class StripeSubscriber(Subscriber):
         Position: `{"since": seconds of the epoch}`, and during the first read also `after`, the id of the
         last object read.
         """
-        position = dict(position or {})
-        if "after" not in position and position.get("since", 0) < time.time() - EVENTS_KEPT_SECONDS:
-            position = {}  # Stripe no longer has all events since then.
+        position, gap = dict(position or {}), ""
+        if position.get("since", math.inf) < time.time() - EVENTS_KEPT_SECONDS:
+            # Stripe no longer has all events since then.
+            since = datetime.fromtimestamp(position["since"], UTC)
+            position, gap = (
+                {},
+                f"deletions since {since:%Y-%m-%d %H:%M} UTC may be missing: Stripe keeps events 30 days",
+            )
         if "since" not in position or "after" in position:
             for page in self._all_pages(position):
                 position = page.position
-                yield page
+                yield replace(page, gap=gap)
         yield from self._changed_pages(int(position["since"]))
 
     # --- one object ----------------------------------------------------------------------------------
@@ -208,7 +223,14 @@ class StripeSubscriber(Subscriber):
         """Yield all objects, newest first. The events since the start report changes made in the meantime."""
         while True:
             after = {"starting_after": position["after"]} if "after" in position else {}
-            body, response = self._page(**after)
+            try:
+                body, response = self._page(**after)
+            except (Gone, Reject):
+                if not after:
+                    raise
+                # The last object read was deleted since, so the list cannot be continued after it.
+                position.pop("after")
+                continue
             at = server_time(response) or datetime.now(UTC)
             since = position.get("since", int(at.timestamp()) - self.client.overlap_seconds)
             position = {"since": since}

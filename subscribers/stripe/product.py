@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from subscribers.errors import Gone
+from subscribers.mapping.fields import Field
 from subscribers.records import External, Item
 from subscribers.registry import register
 from subscribers.rules import between
@@ -37,7 +38,7 @@ class StripeProduct(StripeSubscriber):
         "name": "name",
         "description": "description",
         "active": "active",
-        "price": "default_price.unit_amount",
+        "price": Field("default_price.unit_amount", transform="stripe_amount:column=currency"),
         "currency": "default_price.currency",
     }
     rules = {"default_price.unit_amount": [between(min=0)]}
@@ -48,6 +49,10 @@ class StripeProduct(StripeSubscriber):
         if not _is_flat(body.get("default_price")) or shown["metadata"].get(REPLACED_KEY):
             shown.pop("default_price", None)
         return shown
+
+    def replaces(self, name: str) -> bool:
+        """Return False for the default price as well: `update` replaces it by another price."""
+        return name != "default_price" and super().replaces(name)
 
     def create(self, item: Item) -> External:
         """Create the product, and its price in the same call."""

@@ -26,6 +26,8 @@ LOSSLESS: dict[str, st.SearchStrategy[Any]] = {
     "minor_units:KWD": st.integers(-(10**15), 10**15),
     "amount": st.integers(-(10**13), 10**13),
     "amount:KWD": st.integers(-(10**13), 10**13),
+    "stripe_amount:EUR": st.integers(-(10**13), 10**13),
+    "stripe_amount:ISK": st.integers(-(10**13), 10**13),
     "date": st.dates(),
     "datetime:Europe/Berlin": TIMES,
     "datetime:UTC": TIMES,
