@@ -52,6 +52,8 @@ class SyncError(Exception):
     pauses_system: ClassVar[bool] = False
     #: The link ends here: its external record no longer exists.
     unlinks: ClassVar[bool] = False
+    #: Fewer records in one call may succeed.
+    splits_batch: ClassVar[bool] = False
     #: There is nothing to send, which is not a failure.
     skips: ClassVar[bool] = False
     #: The cause, for the remedy of a dead letter; an instance may name a more exact one.
@@ -115,6 +117,16 @@ class Retry(SyncError):
         super().__init__(message, after=after, maybe_done=maybe_done, request_id=request_id, code=code)
         self.unanswered = unanswered
         self.server_failed = server_failed
+
+
+class BatchTooLarge(Retry):
+    """The call had too many records, as for the limits of one transaction: the conductor sends fewer in one call.
+
+    For a call with one record this is a `Retry`.
+    """
+
+    splits_batch = True
+    code = "batch_too_large"
 
 
 class Reject(SyncError):

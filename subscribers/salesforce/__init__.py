@@ -5,7 +5,7 @@
 | `options`           | the settings; `login`: the three ways to log in                        |
 | `system`            | the org: its session and daily API calls                               |
 | `outbound_messages` | the webhooks: callouts and outbound messages                           |
-| `failures`          | errorCode -> class of error                                            |
+| `codes`, `failures` | errorCode -> class of error                                            |
 | `subscriber`        | any object: collections of 200 per call, polls; `bulk`: Bulk API 2.0   |
 | `line_items`        | objects with child rows; `objects`: the included objects               |
 | `describe`          | the fields of an object, and the login's permissions                   |

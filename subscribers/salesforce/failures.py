@@ -1,18 +1,20 @@
 """errorCode -> class of error. The code decides, not the status: a 403 may be a temporary limit, or a permission
 that an administrator has to grant.
 
-SOAP API developer guide, "StatusCode" and "ExceptionCode"; REST API guide, "Status Codes and Error Responses".
+The table of codes is in `codes`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import requests
 
-from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.errors import BatchTooLarge, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.http.failures import retry_after, status_error
+from subscribers.salesforce.codes import CODES, TABLE, Unclear
 
 if TYPE_CHECKING:
     from simple_salesforce.exceptions import SalesforceError
@@ -28,84 +30,15 @@ class Expired(Exception):
     """The session is no longer valid."""
 
 
-class Unclear(Retry):
-    """The call may have taken effect."""
-
-
-#: The only table of codes. For any other code the status decides: see `by_code`.
-TABLE: Mapping[str, type[SyncError]] = {
-    # The org refuses all calls of this login for now.
-    "REQUEST_LIMIT_EXCEEDED": SystemDown,
-    "SERVER_UNAVAILABLE": SystemDown,
-    "API_CURRENTLY_DISABLED": SystemDown,
-    "API_DISABLED_FOR_ORG": SystemDown,
-    "FUNCTIONALITY_NOT_ENABLED": SystemDown,
-    "INSUFFICIENT_ACCESS": SystemDown,
-    "INVALID_SESSION_ID": SystemDown,  # for a whole call the session is renewed first, see `refusal`
-    "ORG_LOCKED": SystemDown,
-    "PASSWORD_LOCKOUT": SystemDown,
-    "STORAGE_LIMIT_EXCEEDED": SystemDown,
-    # Only this record failed; retry it later.
-    "UNABLE_TO_LOCK_ROW": Retry,
-    "INVALID_QUERY_LOCATOR": Retry,
-    "QUERY_TIMEOUT": Retry,
-    "REQUEST_RUNNING_TOO_LONG": Retry,
-    "PRECONDITION_FAILED": Retry,
-    "ALL_OR_NONE_OPERATION_ROLLED_BACK": Retry,
-    "PROCESSING_HALTED": Retry,
-    # An internal error of the org during the call.
-    "UNKNOWN_EXCEPTION": Unclear,
-    "INTERNAL_ERROR": Unclear,
-    "GACK": Unclear,
-    # The record no longer exists.
-    "ENTITY_IS_DELETED": Gone,
-    "NOT_FOUND": Gone,
-    # The data is invalid, or this login lacks a permission for it.
-    "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY": Reject,
-    "DELETE_FAILED": Reject,
-    "DUPLICATES_DETECTED": Reject,
-    "DUPLICATE_EXTERNAL_ID": Reject,
-    "DUPLICATE_VALUE": Reject,
-    "FIELD_CUSTOM_VALIDATION_EXCEPTION": Reject,
-    "FIELD_FILTER_VALIDATION_EXCEPTION": Reject,
-    "FIELD_INTEGRITY_EXCEPTION": Reject,
-    "INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY": Reject,
-    "INSUFFICIENT_ACCESS_OR_READONLY": Reject,
-    "INVALID_CROSS_REFERENCE_KEY": Reject,  # unless it is the record's own id, see `by_code`
-    "INVALID_EMAIL_ADDRESS": Reject,
-    "INVALID_FIELD": Reject,
-    "INVALID_FIELD_FOR_INSERT_UPDATE": Reject,
-    "INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST": Reject,
-    "INVALID_TYPE": Reject,
-    "JSON_PARSER_ERROR": Reject,
-    "MALFORMED_ID": Reject,
-    "NUMBER_OUTSIDE_VALID_RANGE": Reject,
-    "REQUIRED_FIELD_MISSING": Reject,
-    "STRING_TOO_LONG": Reject,
-}
-
-#: Salesforce's code -> code of the error, which names the remedy of a dead letter.
-CODES: Mapping[str, str] = {
-    "CANNOT_EXECUTE_FLOW_TRIGGER": "validation_rule",
-    "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY": "permission_missing",
-    "DUPLICATES_DETECTED": "duplicate",
-    "DUPLICATE_EXTERNAL_ID": "duplicate",
-    "DUPLICATE_VALUE": "duplicate",
-    "FIELD_CUSTOM_VALIDATION_EXCEPTION": "validation_rule",
-    "FIELD_FILTER_VALIDATION_EXCEPTION": "validation_rule",
-    "INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY": "permission_missing",
-    "INSUFFICIENT_ACCESS_OR_READONLY": "permission_missing",
-    "INVALID_CROSS_REFERENCE_KEY": "reference_missing",
-    "INVALID_EMAIL_ADDRESS": "invalid_email",
-    "INVALID_FIELD": "unknown_field",
-    "INVALID_FIELD_FOR_INSERT_UPDATE": "permission_missing",
-    "INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST": "not_in_list",
-    "INVALID_TYPE": "unknown_field",
-    "MALFORMED_ID": "reference_missing",
-    "NUMBER_OUTSIDE_VALID_RANGE": "invalid_value",
-    "REQUIRED_FIELD_MISSING": "required_field_missing",
-    "STRING_TOO_LONG": "too_long",
-}
+#: What Salesforce says of a limit of one transaction, which its triggers and flows reach with many records: "System.
+#: LimitException: Apex CPU time limit exceeded", "Too many SOQL queries: 101", "Apex heap size too large".
+_TRANSACTION_LIMIT = re.compile(
+    r"LimitException|CPU time limit|Too many (SOQL|SOSL|DML|query|queueable|future|callouts)|heap size too large"
+    r"|Maximum (CPU|stack|trigger) |too many rows",
+    re.IGNORECASE,
+)
+#: Codes under which an error of a trigger or flow is reported.
+_OF_AUTOMATION = frozenset({"CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", "CANNOT_EXECUTE_FLOW_TRIGGER", "APEX_ERROR"})
 
 
 def by_code(
@@ -129,12 +62,17 @@ def by_code(
         kind = Gone
     if code == "REQUEST_LIMIT_EXCEEDED":
         after = after or (BUSY_PAUSE_SECONDS if "concurrent" in text.lower() else LIMIT_PAUSE_SECONDS)
+    if code == "TOO_MANY_APEX_REQUESTS":
+        after = after or BUSY_PAUSE_SECONDS
+    if code in _OF_AUTOMATION | {"UNKNOWN_EXCEPTION"} and _TRANSACTION_LIMIT.search(text):
+        kind = BatchTooLarge
     if kind is Unclear:
-        return status_error(status or 500, text, after=after, writes=writes, request_id=request_id)
+        status = status if status is not None and status >= 429 else 500
+        return status_error(status, text, after=after, writes=writes, request_id=request_id)
     if kind is SystemDown:
         return SystemDown(text, after=after, request_id=request_id)
-    if kind is Retry:
-        return Retry(text, after=after, request_id=request_id)
+    if kind in (Retry, BatchTooLarge):
+        return kind(text, after=after, request_id=request_id)
     if kind is Gone:
         return Gone(text, request_id=request_id)
     return Reject(text, fields=fields, request_id=request_id, code=CODES.get(code))

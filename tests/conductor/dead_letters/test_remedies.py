@@ -14,11 +14,13 @@ from conductor.dead_letters.remedies import CODE, MAPPING, RECORD, REMEDIES, SYS
 from conductor.links.relations import WaitsFor
 from models.ledger import DeadLetter
 from models.session import Database
-from subscribers.errors import Gone, Reject, Retry
+from subscribers.errors import BatchTooLarge, Gone, Reject, Retry
 from subscribers.http import failures as http
 from subscribers.rules import check, choices, email, length, required
-from subscribers.salesforce import failures as salesforce
-from subscribers.stripe import failures as stripe
+from subscribers.salesforce import codes as salesforce
+from subscribers.salesforce.failures import by_code
+from subscribers.stripe import codes as stripe
+from subscribers.stripe.failures import classify
 from tests.support.fakes import TestHub
 from tests.support.records import add
 
@@ -40,7 +42,7 @@ def test_every_code_has_a_remedy() -> None:
     assert [pair for pair in found if pair[1] not in REMEDIES] == []
     for table in (http.CODES, salesforce.CODES, stripe.CODES):
         assert set(table.values()) <= set(REMEDIES)
-    assert {kind.code for kind in (Retry, Reject, Gone, WaitsFor)} <= set(REMEDIES)
+    assert {kind.code for kind in (Retry, Reject, Gone, WaitsFor, BatchTooLarge)} <= set(REMEDIES)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_every_code_has_a_remedy() -> None:
     ],
 )
 def test_salesforces_codes_have_remedies(code: str, where: str) -> None:
-    error = salesforce.by_code([{"errorCode": code, "message": "no"}], status=400)
+    error = by_code([{"errorCode": code, "message": "no"}], status=400)
     assert remedy(error.code).where == where
 
 
@@ -72,7 +74,7 @@ def test_stripes_codes_have_remedies(code: str, expected: str) -> None:
     response = requests.Response()
     response.status_code = 400
     response._content = f'{{"error": {{"type": "invalid_request_error", "code": "{code}", "message": "no"}}}}'.encode()
-    error = stripe.classify(response, writes=True)
+    error = classify(response, writes=True)
     assert error is not None and error.code == expected
 
 
