@@ -168,6 +168,10 @@ def _completed(org: Org, kind: str, job_id: str) -> Job:
     return job
 
 
+#: Rows of a file that the org writes in one transaction, with its triggers.
+_TRANSACTION_ROWS = 200
+
+
 def _ingest(org: Org, request: Request, job: Job) -> None:
     """Write the uploaded rows. This happens immediately, but the job reports it only on a later status request."""
     one = find_object(job.object)
@@ -180,16 +184,18 @@ def _ingest(org: Org, request: Request, job: Job) -> None:
     if org.bulk_stops_after is not None:
         rows, job.unprocessed = rows[: org.bulk_stops_after], rows[org.bulk_stops_after :]
     with org.store.transaction():
-        for values in rows:
-            _ingest_row(org, request, job, one, dict(zip(job.columns, values, strict=True)))
+        for number, values in enumerate(rows):
+            together = min(_TRANSACTION_ROWS, len(rows) - number // _TRANSACTION_ROWS * _TRANSACTION_ROWS)
+            _ingest_row(org, request, job, one, dict(zip(job.columns, values, strict=True)), together)
     if job.unprocessed:
         job.state, job.error = "Failed", "InternalServerError : the job was stopped"
 
 
-def _ingest_row(org: Org, request: Request, job: Job, one: SObject, row: dict[str, str]) -> None:
+def _ingest_row(org: Org, request: Request, job: Job, one: SObject, row: dict[str, str], together: int) -> None:
     record_id = row.get("Id", "")
     try:
         with org.store.transaction():
+            org.faults.check_triggers(together)
             org.faults.fail_item(request)
             record_id, created = _write_row(org, job, one, row)
     except SalesforceError as error:

@@ -136,7 +136,7 @@ def _write(org: Org, request: Request, asked: tuple[list[Item], bool], work: Cal
     results: list[Item] = []
     try:
         with org.store.transaction():
-            results.extend(_one(org, request, item, work) for item in items)
+            results.extend(_one(org, request, item, work, len(items)) for item in items)
             if all_or_none and not all(result["success"] for result in results):
                 raise _RolledBack
     except _RolledBack:
@@ -145,9 +145,10 @@ def _write(org: Org, request: Request, asked: tuple[list[Item], bool], work: Cal
     return reply(results)
 
 
-def _one(org: Org, request: Request, item: Item, work: Callable[[Item], Item]) -> Item:
+def _one(org: Org, request: Request, item: Item, work: Callable[[Item], Item], together: int) -> Item:
     try:
         with org.store.transaction():
+            org.faults.check_triggers(together)
             org.faults.fail_item(request)
             done = work(item)
     except SalesforceError as error:

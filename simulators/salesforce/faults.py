@@ -14,6 +14,9 @@ from .wire import Request, Response, to_json
 HTML_BODY = "<html><body><h1>Service Unavailable</h1>We are down for maintenance.</body></html>"
 
 Kind = Literal["fail", "fail_item", "drop", "delay", "lag", "reject_login"]
+
+#: What a trigger reports that reaches a limit of its transaction.
+CPU_LIMIT = "AccountTrigger: System.LimitException: Apex CPU time limit exceeded"
 When = Literal["before", "after", "inside"]
 
 
@@ -48,6 +51,9 @@ class Faults:
 
     def __init__(self) -> None:
         self._armed: list[Fault] = []
+        #: The most records that a trigger processes in one transaction; None for any number.
+        self.trigger_limit: int | None = None
+        self.trigger_error = SalesforceError("CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", CPU_LIMIT)
         self._lock = threading.Lock()
 
     def arm(self, fault: Fault) -> None:
@@ -72,6 +78,12 @@ class Faults:
     def clear(self) -> None:
         with self._lock:
             self._armed.clear()
+            self.trigger_limit = None
+
+    def check_triggers(self, records: int) -> None:
+        """Raise what a trigger reports that has to process too many records in one transaction."""
+        if self.trigger_limit is not None and records > self.trigger_limit:
+            raise self.trigger_error
 
     def take(self, kind: Kind, request: Request) -> Fault | None:
         """Return the oldest fault of this kind that matches the request, and count it as used; None without one."""

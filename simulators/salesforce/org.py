@@ -111,6 +111,7 @@ class Org:
     def reset(self) -> None:
         """Empty the org; sessions stay valid."""
         self.store.clear()
+        self.store.duplicate_rules.clear()
         self.faults.clear()
         self.journal.clear()
         self.cursors.clear()

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 
 from . import bulk, collections, control, describe, graphs, login, sobjects, ui
+from .duplicates import note_header
 from .errors import SalesforceError, SeveralMatch, not_found
 from .faults import failure
 from .org import Org
@@ -147,6 +148,7 @@ def _checked(org: Org, request: Request) -> Response:
         return _route(org, request, _OPEN)
     org.authorize(request.headers.get("authorization", ""))
     org.count_call()
+    note_header(request)
     return _route(org, request, _API)
 
 

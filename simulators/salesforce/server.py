@@ -23,7 +23,9 @@ from simulators.certificates import ensure_certificates
 
 from . import routes
 from .callouts import Callouts
-from .faults import Fault
+from .duplicates import DuplicateRule
+from .errors import SalesforceError
+from .faults import CPU_LIMIT, Fault
 from .messages import OutboundMessages
 from .org import Org
 from .schema import object_of_id
@@ -314,6 +316,17 @@ class SalesforceSimulator:
     def lag(self, seconds: float, count: int = 1, **more: Any) -> None:
         """Make the next `count` calls of updated or deleted cover `seconds` less than requested."""
         self.faults.arm(Fault("lag", count, seconds=seconds, **more))
+
+    def limit_triggers(
+        self, records: int, code: str = "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", message: str = ""
+    ) -> None:
+        """Let each record fail that is written together with so many others that a trigger reaches a limit."""
+        self.faults.trigger_limit = records
+        self.faults.trigger_error = SalesforceError(code, message or CPU_LIMIT)
+
+    def add_duplicate_rule(self, object_name: str, field: str, *, blocks: bool = False) -> None:
+        """Let a rule find records with the same value of a field; it warns, or blocks them."""
+        self.store.duplicate_rules.append(DuplicateRule(object_name, field, blocks))
 
     def reject_login(self, count: int = 1) -> None:
         """Reject the next `count` logins."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .database import Database
+from .duplicates import DuplicateRule
 from .errors import SalesforceError, SeveralMatch, entity_is_deleted, malformed_id, not_found, not_in_the_body
 from .identifiers import make_id, to_18
 from .schema import OBJECTS, Field, SObject, children_of, find_object
@@ -41,6 +42,7 @@ class Store:
         self.clock = clock or Clock()
         self.database = Database(path)
         self.transaction = self.database.transaction
+        self.duplicate_rules: list[DuplicateRule] = []
         #: Called after every commit with its changes, in order.
         self.on_change: Callable[[list[Change]], None] | None = None
         self.database.on_commit = lambda changes: self.on_change(changes) if self.on_change else None
@@ -108,6 +110,7 @@ class Store:
             _require(one, values, creating=True)
             record_id = make_id(one.prefix, self.database.next_number(one.prefix))
             self._refuse_duplicates(one, values, record_id)
+            self._check_rules(one, {**values, "Id": record_id}, by)
             now = to_wire(self.clock.now())
             values |= {"Id": record_id, "CreatedDate": now, "CreatedById": by, "IsDeleted": 0}
             values |= {"LastModifiedDate": now, "LastModifiedById": by, "SystemModstamp": now}
@@ -126,6 +129,7 @@ class Store:
             values = self._checked(one, data, creating=False)
             _require(one, values, creating=False)
             self._refuse_duplicates(one, values, before["Id"])
+            self._check_rules(one, {**values, "Id": before["Id"]}, by)
             _name(one, before | values, values)
             self._touch(one, before["Id"], values, by)
 
@@ -267,6 +271,10 @@ class Store:
             code = error.code if gone else "INVALID_CROSS_REFERENCE_KEY"
             message = error.message if gone else "invalid cross reference id"
             raise SalesforceError(code, message, fields=[] if gone else [field.name]) from None
+
+    def _check_rules(self, one: SObject, values: Mapping[str, Any], by: str) -> None:
+        for rule in self.duplicate_rules if by == API_USER else ():
+            rule.check(one.name, values, self.find)
 
     def _refuse_duplicates(self, one: SObject, values: Mapping[str, Any], record_id: str) -> None:
         for field in one.own_fields:

@@ -42,6 +42,7 @@ class SalesforceOptions(SystemOptions):
     _WEBHOOK_SECRET is the secret that callouts send in X-Syncflow-Secret and outbound messages in their
     address; several are separated by blanks. While it is empty, every webhook is refused. Outbound
     messages must come from the org _ORGANIZATION_ID.
+    _ALLOW_DUPLICATES saves records that a duplicate rule of the org only warns about.
     _API_RESERVE is the number of daily API calls left to other programs. From _BULK_THRESHOLD waiting
     records on, Bulk API 2.0 writes them.
     """
@@ -60,6 +61,7 @@ class SalesforceOptions(SystemOptions):
     webhook_secret: SecretStr = SecretStr("")
     organization_id: str = Field("", pattern=r"^(00D[A-Za-z0-9]{12}([A-Za-z0-9]{3})?)?$")
     api_version: str = Field("59.0", pattern=r"^\d\d\.0$")
+    allow_duplicates: bool = False
     api_reserve: int = Field(500, ge=0)
     bulk_threshold: int = Field(1000, ge=1)
 

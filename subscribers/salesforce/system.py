@@ -216,7 +216,9 @@ class Salesforce(System):
         if getattr(self._local, "login", None) != login:
             from simple_salesforce.api import Salesforce as Client  # noqa: PLC0415
 
-            session = new_session(self.options.ca_bundle or None)
+            # A program has to acknowledge the warning of a duplicate rule in advance.
+            headers = {"Sforce-Duplicate-Rule-Header": "allowSave=true"} if self.options.allow_duplicates else {}
+            session = new_session(self.options.ca_bundle or None, headers)
             # Its methods return the parsed body only; this keeps the headers, with the org's clock.
             session.hooks["response"].append(self._remember)
             self._local.client = Client(
