@@ -45,6 +45,8 @@ def status(_arguments: argparse.Namespace) -> int:
             print(f"{'':<23} fixed? ./syncflow poll {system.name} tries it immediately")
         for subscriber in system.subscribers:
             print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
+            if subscriber.gap:
+                print(f"{'':<4}{subscriber.gap}: ./syncflow reconcile {subscriber.name}")
     if waiting.changes or waiting.inbox:
         print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} incoming events")
     for name in unconfigured:

@@ -337,6 +337,9 @@ class Cursor(Base):
     #: When polls began to fail; none while they succeed.
     failing_since: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)
+    #: What the system could no longer report to a poll, and since when that is known; none after a reconcile.
+    gap: Mapped[str | None] = mapped_column(sa.Text)
+    gap_since: Mapped[datetime | None]
     #: The lease of the running poll: only one poll of a subscriber runs at a time.
     poller: Mapped[str | None] = mapped_column(sa.String(64))
     polling_until: Mapped[datetime | None]

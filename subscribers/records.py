@@ -42,7 +42,8 @@ class Item:
 
     `data` holds all mapped fields. `changes` holds those that differ from the last known external
     record, as whole top-level objects, so that partial updates of nested objects are well defined.
-    Both are nested. `key` is an idempotency key, the same for each attempt of the same create.
+    Both are nested. `key` is an idempotency key, the same for each attempt of the same create. `present`
+    is the external record as just fetched, if the nested objects in `changes` were merged onto it.
     """
 
     record_id: str
@@ -51,6 +52,7 @@ class Item:
     changes: dict[str, Any]
     external_id: str | None
     key: str
+    present: Mapping[str, Any] | None = None
 
     @property
     def linked_id(self) -> str:
@@ -64,12 +66,14 @@ class Item:
 class Page:
     """A page of a poll: records, and the position to continue from after they are stored.
 
-    `current`: the records are in their present state, not in that of past events.
+    `current`: the records are in their present state, not in that of past events. `gap`: what the system reports no
+    more, such as deletions of a time that is too long ago, as a sentence; only a reconcile finds it.
     """
 
     records: list[External]
     position: dict[str, Any]
     current: bool = True
+    gap: str = ""
 
 
 @dataclass(frozen=True)

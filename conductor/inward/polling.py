@@ -134,7 +134,11 @@ class Polling:
         """Apply a page and move the cursor. Return the links to publish."""
         mapper = self.mappings.current(connection, subscriber.name())[0]
         outcomes = [self._apply_or_store(connection, subscriber, mapper, page, external) for external in page.records]
-        self._write_turn(connection, turn, {"position": page.position})
+        values: dict[str, Any] = {"position": page.position}
+        if page.gap:
+            logger.warning("the poll of %s has a gap: %s", subscriber.name(), page.gap)
+            values |= {"gap": page.gap, "gap_since": self.context.clock()}
+        self._write_turn(connection, turn, values)
         return [owed for owed in outcomes if owed is not None]
 
     def _apply_or_store(

@@ -22,14 +22,14 @@ _NEEDED = {
 _ALL_IN_ONE = "standalone"
 
 #: The kinds of incidents, the most urgent first. Those that an operator chose or has to decide come last.
-URGENCY = ("process", "down", "poll", "dead", "paused", "conflict")
+URGENCY = ("process", "down", "poll", "gap", "dead", "paused", "conflict")
 
 
 @dataclass(frozen=True)
 class Incident:
     """A problem: what it is, since when, and what the hub does about it.
 
-    `kind` is paused, down, poll, dead, conflict or process; `name` is the system, subscriber or process.
+    `kind` is paused, down, poll, gap, dead, conflict or process; `name` is the system, subscriber or process.
     `next_at` is the time of the hub's next attempt; if there is none, an operator has to act.
     """
 
@@ -63,6 +63,9 @@ def system_incidents(status: SystemStatus, row: Any) -> list[Incident]:
             what = gettext("The poll of {name} fails: {error}.", name=s.name, error=s.poll_error)
             doing = gettext("The next poll continues from the same position; nothing is skipped.")
             found.append(Incident("poll", s.name, what, doing, s.poll_failing_since))
+        if s.gap:
+            doing = gettext("Polls continue. Reconcile {name} to find what is missing.", name=s.name)
+            found.append(Incident("gap", s.name, f"{s.name}: {s.gap}.", doing, s.gap_since))
         if s.dead:
             letters = counted(s.dead, "{count} dead letter needs an operator", "{count} dead letters need an operator")
             what = f"{s.name}: {letters}."

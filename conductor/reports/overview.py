@@ -84,6 +84,8 @@ class Overview:
             return ngettext("{names} is paused", "{names} are paused", count, names=all_names)
         if kind == "poll":
             return ngettext("the poll of {names} fails", "the polls of {names} fail", count, names=all_names)
+        if kind == "gap":
+            return gettext("deletions of {names} may be missing", names=all_names)
         if kind == "dead":
             return counted(
                 self.total("dead"), "{count} dead letter needs an operator", "{count} dead letters need an operator"

@@ -74,7 +74,7 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
         [tuple(row) for row in jobs],
         # Without the columns that change with every call.
         [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
-        [(row.subscriber, row.polled_at, row.failing_since) for row in polls],
+        [(row.subscriber, row.polled_at, row.failing_since, row.gap_since) for row in polls],
         [(row.name, is_alive(context, row)) for row in processes],
         int(context.clock().timestamp()) // _LONGEST_AGE_SECONDS,
     )

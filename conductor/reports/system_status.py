@@ -31,6 +31,9 @@ class SubscriberStatus:
     #: Fields that changed on both sides and need a decision.
     conflicts: int = 0
     oldest_dead: datetime | None = None
+    #: What its polls could not read, until a reconcile, and since when that is known.
+    gap: str | None = None
+    gap_since: datetime | None = None
     state: str = "ok"
 
 
@@ -63,6 +66,8 @@ def subscriber_status(found: SubscriberCounts, system: Any, poll: Any) -> Subscr
         found.failing,
         found.conflicts,
         found.oldest_dead,
+        poll.gap if poll is not None else None,
+        poll.gap_since if poll is not None else None,
     )
     return SubscriberStatus(**{**vars(status), "state": _subscriber_state(status, system)})
 
@@ -70,7 +75,7 @@ def subscriber_status(found: SubscriberCounts, system: Any, poll: Any) -> Subscr
 def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
     if (held := system_state(system)) is not None:
         return held
-    if status.poll_error or status.dead:
+    if status.poll_error or status.dead or status.gap:
         return "failing"
     if status.failing:
         return "retrying"
@@ -91,6 +96,9 @@ def system_status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> S
         words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
         words += f"; {pending_text(owed)}" if owed else ""
         return SystemStatus(name, "failing", words, subscribers, failing.poll_failing_since)
+    if gap := next((s for s in subscribers if s.gap), None):
+        words = f"{gap.name}: {gap.gap}; " + gettext("reconcile it")
+        return SystemStatus(name, "failing", words, subscribers, gap.gap_since)
     if dead:
         words = counted(dead, "{count} dead letter needs an operator", "{count} dead letters need an operator")
         words += f"; {pending_text(owed)}" if owed else ""

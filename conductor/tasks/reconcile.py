@@ -27,7 +27,7 @@ from conductor.tasks.runner import Step, TaskKind, TaskRow, counted
 from conductor.tasks.throttle import PAUSE_SECONDS
 from i18n import gettext, gettext_noop
 from models.catalogues import Record
-from models.ledger import Link
+from models.ledger import Cursor, Link
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
 from subscribers.errors import SyncError
@@ -100,7 +100,16 @@ class Reconcile(TaskKind):
             links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
         if not links:
             message = _words(position, task.failed, repaired=task.argument["repair"])
-            return Step(task.done, task.succeeded, task.failed, position, finished=True, message=message)
+            name, began_at = subscriber.name(), task.created_at
+            return Step(
+                task.done,
+                task.succeeded,
+                task.failed,
+                position,
+                finished=True,
+                message=message,
+                effect=lambda connection: _close_gap(connection, name, began_at),
+            )
         report = _Report(position)
         began = time.monotonic()
         looked = failed = 0
@@ -205,6 +214,12 @@ def _kept(value: Any) -> Any:
     except TypeError:
         return str(value)
     return value
+
+
+def _close_gap(connection: sa.Connection, name: str, started_at: datetime) -> None:
+    """Forget what a poll could not read before the reconcile was started: the reconcile has read it."""
+    known = (Cursor.subscriber == name, Cursor.gap_since <= started_at)
+    connection.execute(sa.update(Cursor).where(*known).values(gap=None, gap_since=None))
 
 
 def _compared(subscriber: Subscriber) -> tuple[Any, ...]:

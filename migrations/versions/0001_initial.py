@@ -127,6 +127,8 @@ def upgrade() -> None:
         sa.Column("polled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("result", sa.Text(), nullable=True),
+        sa.Column("gap", sa.Text(), nullable=True),
+        sa.Column("gap_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("poller", sa.String(length=64), nullable=True),
         sa.Column("polling_until", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cursor")),
