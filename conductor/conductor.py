@@ -102,7 +102,7 @@ class Conductor:
         self.reports = Reports(self.context)
         self.caller = SystemCaller(self.context, self.breaker, self.concurrency, self.outages)
         self.connection_check = ConnectionCheck(self.context, self.mappings)
-        self.replay = InboxReplay(self.context)
+        self.replay = InboxReplay(self.context, self.letters)
         self.tasks = make_task_runner(
             Services(
                 context=self.context,

@@ -29,6 +29,13 @@ REMEDIES = {
     "attempts_exhausted": Remedy(
         SYSTEM, gettext_noop("All attempts failed. Check that the system accepts this record now, then retry.")
     ),
+    "batch_too_large": Remedy(
+        SYSTEM,
+        gettext_noop(
+            "The system's own rules reach a limit even with this record alone. "
+            "Check its triggers and flows, then retry."
+        ),
+    ),
     "bug": Remedy(
         CODE, gettext_noop("The code raised an exception. Show the traceback to a developer; retry after the fix.")
     ),
@@ -41,6 +48,9 @@ REMEDIES = {
             "The system has created the record, but did not say its id. Set the field for our id or match_on, then "
             "retry. It is not created again."
         ),
+    ),
+    "event_invalid": Remedy(
+        SYSTEM, gettext_noop("The event can never be applied. Correct what sends it, then discard the event.")
     ),
     "duplicate": Remedy(
         SYSTEM,

@@ -24,10 +24,10 @@ from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from conductor.systems.outages import OutageDetector
-from models.ledger import Inbox
+from models.ledger import Inbox, System
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
-from subscribers.errors import Gone, Retry, SyncError
+from subscribers.errors import BadWebhook, Gone, Reject, Retry, SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.records import External
 
@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: The pause of an event whose record is being delivered; no event is tried again sooner.
 SHORTEST_PAUSE_SECONDS = 1.0
+
+#: A row that failed before leaves the probes of a system that is down to others, unless nothing else takes one for this
+#: long: the row may be the reason for the failure.
+SUSPECT_SECONDS = 120.0
 
 #: Characters of an unexpected error that are shown.
 _ERROR_CHARACTERS = 300
@@ -100,6 +104,8 @@ class InboxProcessor:
             return  # another process applies the row
         except leases.LinkLeased:
             self._postpone(row, "the record is being delivered", SHORTEST_PAUSE_SECONDS, attempts=row.attempts)
+        except BadWebhook as error:
+            self._fail(row, Reject(str(error), code="event_invalid"))
         except SyncError as error:
             self._fail(row, error)
         except Exception as error:
@@ -109,9 +115,11 @@ class InboxProcessor:
             self._fail(row, wrapped)
 
     def apply_event(
-        self, subscriber: Subscriber, external: External, inbox_id: int | None = None
+        self, subscriber: Subscriber, external: External, inbox_id: int | None = None, *, is_suspect: bool = False
     ) -> Applied | Postponed:
         """Apply the record of an event; fetch the record where the event does not prove its newest state.
+
+        `is_suspect`: the event failed before, so it probes a system that is down only if nothing else does.
 
         Raises:
           LinkLeased, HeldByDeleteGuard, SyncError: it cannot be applied now.
@@ -119,7 +127,7 @@ class InboxProcessor:
         external = normalize_incoming(subscriber, external)
         applied = self._apply(subscriber, lambda mapper: Incoming(subscriber, external, mapper, inbox_id=inbox_id))
         if isinstance(applied, NeedsFetch):
-            return self._fetch_and_apply(subscriber, external, inbox_id)
+            return self._fetch_and_apply(subscriber, external, inbox_id, is_suspect=is_suspect)
         publish_owed(self.context, [applied.owed])
         return applied
 
@@ -169,14 +177,14 @@ class InboxProcessor:
         for event in client.events(row.body.encode()):
             for subscriber in self.context.of_system(row.system):
                 if subscriber.resource == event.resource:
-                    yield self.apply_event(subscriber, event.external, row.id)
+                    yield self.apply_event(subscriber, event.external, row.id, is_suspect=row.attempts > 0)
 
     def _apply_polled(self, row: InboxRow, subscriber: Subscriber) -> Applied | Postponed:
         polled = _load(row.body)
         normalized = call_safely(normalize_incoming, subscriber, polled)
         # A record that cannot be normalized still names the record to fetch.
         event = replace(polled, data={}) if isinstance(normalized, SyncError) else normalized
-        return self._fetch_and_apply(subscriber, event, row.id)
+        return self._fetch_and_apply(subscriber, event, row.id, is_suspect=row.attempts > 0)
 
     def _mark_applied(self, row: InboxRow, result: str) -> None:
         with self.context.database.write() as connection:
@@ -198,14 +206,14 @@ class InboxProcessor:
 
     def _fail(self, row: InboxRow, error: SyncError) -> None:
         """Postpone a row that failed, as the error's policy says, or make it a dead letter."""
-        if error.pauses_system:
+        attempts = row.attempts + (not error.pauses_system or self._fails_alone(row.system, error))
+        may_end = attempts >= self.context.policy.max_attempts
+        if error.pauses_system and not may_end:
             down = self._went_down(row.system, error)
-            self._postpone(row, down.reason, down.after_seconds, attempts=row.attempts)
+            self._postpone(row, down.reason, down.after_seconds, attempts=attempts)
             return
-        attempts = row.attempts + 1
         # An event may arrive before its record can be read, so `Gone` is tried again here.
-        may_succeed = error.unlinks or not error.is_terminal
-        if may_succeed and attempts < self.context.policy.max_attempts:
+        if not may_end and (error.unlinks or not error.is_terminal):
             pause = self.context.policy.backoff(attempts, error.after)
             self._postpone(row, str(error), pause, attempts=attempts)
             return
@@ -223,13 +231,22 @@ class InboxProcessor:
         self.context.database.run_in_transaction(self.breaker.went_down, system, error)
         return Postponed(str(error), error.after or self.context.policy.probe_min_seconds)
 
+    def _fails_alone(self, system: str, error: SyncError) -> bool:
+        """Return whether the system seems to be down for this row and was up for others just before.
+
+        Such a failure uses up an attempt, so that the row ends. A system that says how long to wait is really busy.
+        """
+        with self.context.database.read_autocommit() as connection:
+            is_up = sa.select(System.down_since.is_(None)).where(System.name == system)
+            return error.after is None and bool(connection.execute(is_up).scalar())
+
     # --- one record -----------------------------------------------------------------------------------
 
     def _fetch_and_apply(
-        self, subscriber: Subscriber, event: External, inbox_id: int | None = None
+        self, subscriber: Subscriber, event: External, inbox_id: int | None = None, *, is_suspect: bool = False
     ) -> Applied | Postponed:
         """Fetch a record under its link's lease, so that no process delivers it meanwhile, and apply it."""
-        permit = self.breaker.permit(subscriber.system)
+        permit = self.breaker.permit(subscriber.system, overdue=SUSPECT_SECONDS if is_suspect else 0.0)
         if not permit.open:
             return Postponed(permit.reason, permit.after)
         token = new_token()

@@ -1,4 +1,4 @@
-"""Replaying stored events: one event immediately, or a batch for a task.
+"""Replaying stored events: one event immediately, or a batch for a task; and discarding one.
 
 Applying is safe to repeat: an event older than the known state is ignored, and one that agrees with it is an echo.
 """
@@ -13,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.dead_letters.operations import reason_of
+from conductor.dead_letters.store import DISCARDED, DeadLetterStore
 from conductor.inward.inbox import POLLED
 from i18n import gettext
 from models.history import first_since
@@ -33,10 +35,11 @@ class ReplayWindow:
 
 
 class InboxReplay:
-    """Makes stored events due again."""
+    """Makes stored events due again, or ends one that is not applied."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, letters: DeadLetterStore) -> None:
         self.context = context
+        self.letters = letters
 
     def one(self, inbox_id: int, by: str) -> None:
         """Apply one inbox row again.
@@ -54,6 +57,27 @@ class InboxReplay:
             if row is None:
                 raise ValueError(gettext("inbox #{number} is waiting already or does not exist", number=inbox_id))
             self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
+
+    def discard(self, inbox_id: int, by: str, reason: str) -> None:
+        """End an inbox row that is not applied, and close its dead letter.
+
+        Raises:
+          ValueError: the reason is empty, or there is no such row that waits or is dead.
+        """
+        result = f"{DISCARDED} {by}: {reason_of(reason)}"
+        with self.context.database.write() as connection:
+            row = connection.execute(
+                sa.update(Inbox)
+                .where(Inbox.id == inbox_id, Inbox.state != "done")
+                .values(state="done", finished_at=self.context.clock(), retry_at=None, result=result)
+                .returning(Inbox.system, Inbox.event_id)
+            ).one_or_none()
+            if row is None:
+                raise ValueError(gettext("inbox #{number} is applied already, or there is none", number=inbox_id))
+            letter = self.letters.of_inbox(connection, inbox_id)
+            self.letters.close(connection, [letter] if letter is not None else [], result)
+            details = {"event": row.event_id, "reason": reason.strip()}
+            self.context.audit(connection, by, "inbox.discard", f"#{inbox_id} {row.system}", **details)
 
     def batch(self, connection: sa.Connection, inbox_ids: Sequence[int]) -> None:
         """Apply these inbox rows again, in the caller's transaction."""

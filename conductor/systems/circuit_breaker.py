@@ -77,13 +77,16 @@ class CircuitBreaker:
                 statement = self.context.database.insert(System).values(name=name)
                 connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
 
-    def permit(self, name: str) -> Permit:
-        """Return whether the system may be called. An answer with `probing` reserves the only probe."""
+    def permit(self, name: str, *, overdue: float = 0.0) -> Permit:
+        """Return whether the system may be called. An answer with `probing` reserves the only probe.
+
+        `overdue`: a probe is taken only if nothing else took it for this many seconds.
+        """
         with self.context.database.read_autocommit() as connection:
             row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
-        return Permit(open=True) if row is None else self.permit_for(name, row)
+        return Permit(open=True) if row is None else self.permit_for(name, row, overdue=overdue)
 
-    def permit_for(self, name: str, row: Any, *, probe: bool = True) -> Permit:
+    def permit_for(self, name: str, row: Any, *, probe: bool = True, overdue: float = 0.0) -> Permit:
         """Do the same for a row with `BREAKER_COLUMNS`. Without `probe`, a system that is down is not probed."""
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
@@ -96,7 +99,7 @@ class CircuitBreaker:
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
         waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
-        if not probe or (row.probe_at is not None and row.probe_at > self.context.clock()):
+        if not probe or (row.probe_at is not None and row.probe_at > self.context.later(-overdue)):
             return waiting
         if not self._take_probe(name, row.failures):
             return waiting

@@ -12,7 +12,7 @@ from i18n import gettext_noop
 PERMISSIONS = {
     "view": gettext_noop("view all pages except users and audit"),
     "retry": gettext_noop("retry dead letters"),
-    "discard": gettext_noop("discard dead letters"),
+    "discard": gettext_noop("discard dead letters and events"),
     "edit": gettext_noop("edit records"),
     "replay": gettext_noop("replay received webhooks"),
     "export": gettext_noop("export lists as CSV"),

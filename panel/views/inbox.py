@@ -92,6 +92,14 @@ class InboxPage(PanelView):
             gettext("The event will be applied again. This page shows the result."), url_for(".one", number=number)
         )
 
+    @action("/<number:number>/discard", needs="discard")
+    def discard(self, number: int) -> Response:
+        try:
+            self.conductor.replay.discard(number, self.current_email, form_field("reason"))
+        except ValueError as error:
+            return redirect_error(gettext("Not discarded: {error}.", error=error), url_for(".one", number=number))
+        return redirect_success(gettext("The event is discarded."), url_for(".one", number=number))
+
     @action("/replay", needs="replay")
     def replay_window(self) -> Response:
         """Start a task that replays all events of a system in a period."""

@@ -89,18 +89,30 @@ class Stripe(System):
         header = headers.get("stripe-signature", "")
         if not any([_signed(body, header, secret) for secret in secrets_of(self.options.webhook_secret)]):
             raise BadSignature(f"{self.name}: the signature is wrong or too old")
-        return str(_event(body)["id"])
+        return str(self._own_event(body)["id"])
 
     def events(self, body: bytes) -> list[Event]:
         """Return the record that an event is about; none for an event of any other kind."""
-        event = event_record(_event(body))
+        event = event_record(self._own_event(body))
         return [event] if event else []
+
+    def _own_event(self, body: bytes) -> dict[str, Any]:
+        """Return an event of the key's mode: an object of the other mode cannot be read with this key."""
+        event = _event(body)
+        live, key_live = event.get("livemode"), _is_live(self.options.api_key.get_secret_value())
+        if isinstance(live, bool) and key_live is not None and live is not key_live:
+            modes = {True: "live mode", False: "test mode"}
+            raise BadWebhook(
+                f"event {event['id']} is of {modes[live]}, but STRIPE_API_KEY is of {modes[key_live]}: "
+                "send this endpoint the events of one mode only"
+            )
+        return event
 
     def page_url(self, resource: str, external_id: str) -> str | None:
         """Return the URL of the object's page in the dashboard."""
         if self.options.api_base != StripeOptions.model_fields["api_base"].default:
             return None
-        test = "test/" if "_test_" in self.options.api_key.get_secret_value()[:8] else ""
+        test = "test/" if _is_live(self.options.api_key.get_secret_value()) is False else ""
         return f"https://dashboard.stripe.com/{test}{resource}s/{quote(external_id, safe='')}"
 
     @staticmethod
@@ -161,6 +173,12 @@ def event_record(event: Mapping[str, Any]) -> Event | None:
     if resource in _THIN:
         whole = External(whole.id, at=at, deleted=whole.deleted, record_id=whole.record_id)
     return Event(resource, whole)
+
+
+def _is_live(key: str) -> bool | None:
+    """Return whether a key is of live mode; None if it does not say."""
+    mode = key.split("_")[1:2]
+    return {"live": True, "test": False}.get(mode[0]) if mode else None
 
 
 def _signed(body: bytes, header: str, secret: str) -> bool:

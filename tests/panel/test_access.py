@@ -137,6 +137,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/audit/export.csv"): ("/audit/export.csv", {}, ADMIN),
     ("GET", "/inbox/refused"): ("/inbox/refused", {}, VIEW),
     ("POST", "/inbox/<number:number>/replay"): ("/inbox/{settled}/replay", {}, OPERATE),
+    ("POST", "/inbox/<number:number>/discard"): ("/inbox/{waiting}/discard", {"reason": "a test"}, OPERATE),
     ("POST", "/inbox/replay"): (
         "/inbox/replay", {"system": "shop", "since": "2001-01-01T00:00", "until": "2099-01-01T00:00"}, OPERATE
     ),
@@ -155,20 +156,21 @@ def _path(panel: Panel, path: str) -> str:
     if "{fresh}" in path:
         fresh = str(panel.conductor.unsubscriptions.create("shop", "delete", None, None, "to be lifted", "a test"))
     viewer = panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id
-    settled = str(_settled_webhook(panel)) if "{settled}" in path else ""
+    settled = str(_webhook(panel, "done")) if "{settled}" in path else ""
     conflict = str(add_conflict(panel)) if "{conflict}" in path else ""
     task = (
         str(panel.conductor.tasks.start("reconcile", "a test", subscriber="crm.customer")) if "{task}" in path else ""
     )
     if path.endswith("/resume") and task:
         panel.conductor.tasks.stop(int(task), "a test")
-    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task, settled=settled)
+    waiting = str(_webhook(panel, "waiting")) if "{waiting}" in path else ""
+    return path.format(fresh=fresh, viewer=viewer, conflict=conflict, task=task, settled=settled, waiting=waiting)
 
 
-def _settled_webhook(panel: Panel) -> int:
+def _webhook(panel: Panel, state: str) -> int:
     number = panel.rows(sa.select(Inbox.id).limit(1))[0].id
     with panel.database.write() as connection:
-        connection.execute(sa.update(Inbox).where(Inbox.id == number).values(state="done"))
+        connection.execute(sa.update(Inbox).where(Inbox.id == number).values(state=state))
     return int(number)
 
 
