@@ -180,6 +180,20 @@ class Subscriber:
         """
         raise NotImplementedError
 
+    def replaces(self, name: str) -> bool:
+        """Whether `update` replaces this nested object as a whole, so that it must hold what is not mapped as well.
+
+        False for an object that the system merges itself, and for one that `update` writes in a way of its own.
+        """
+        return True
+
+    def merge(self, theirs: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `changes` with their nested objects merged onto those of the external record as just fetched."""
+        return {
+            name: self.mapper.onto(theirs.get(name), value, name) if self.replaces(name) else value
+            for name, value in changes.items()
+        }
+
     # --- called by `./syncflow check` -------------------------------------------------------------
 
     def describe(self) -> Mapping[str, ExternalField] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,13 +22,12 @@ from requests.auth import AuthBase
 
 from settings import SettingsError
 from subscribers.base import Subscriber
-from subscribers.errors import BadSignature, BadWebhook, Reject, Retry, SyncError, Unidentified
+from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, Unidentified
 from subscribers.http.answers import id_in, is_refusal, location_of, readable
 from subscribers.http.auth import ClientCredentials, HeaderAuth
 from subscribers.http.client import Http, Token, Url, iso_time, server_time
 from subscribers.http.failures import describe_error
 from subscribers.http.signatures import Scheme, Signature
-from subscribers.mapping.paths import nest
 from subscribers.options import COMMON_OPTIONS, JmesPath, check_options, own_options, search_json
 from subscribers.records import Event, External, Item, Page
 from subscribers.system import Options as SystemOptions
@@ -228,8 +227,10 @@ class RestSubscriber(Subscriber):
     read_path: ClassVar[RecordPath] = ""
     update_path: ClassVar[RecordPath] = ""
     delete_path: ClassVar[RecordPath] = ""
-    #: PATCH and POST send the changes, PUT all mapped fields.
+    #: PATCH and POST send the changes. PUT reads the record, changes it and writes all of it back.
     update_method: ClassVar[Literal["PATCH", "PUT", "POST"]] = "PATCH"
+    #: Top-level fields that the system refuses in a PUT.
+    read_only_fields: ClassVar[Sequence[str]] = ()
     #: The field of the body with the record; empty: the body is the record.
     body_field: ClassVar[str] = ""
     #: The place of the record in a response, and of the id in a record.
@@ -248,6 +249,8 @@ class RestSubscriber(Subscriber):
     since_parameter: ClassVar[str] = "updated_since"
     since_value: ClassVar[str] = "{since}"
     since_first: ClassVar[str] = ""
+    #: How many days the system reports changes for. After a longer pause everything is read.
+    changes_kept_days: ClassVar[Annotated[int, Field(ge=1)] | None] = None
     #: Whether lists are sorted by `updated_field`; else a poll that fails starts from the beginning.
     oldest_first: ClassVar[bool] = True
     #: The way to the next page: `next`: `next_field` has its URL; `cursor`: `next_field` has the value for
@@ -281,6 +284,8 @@ class RestSubscriber(Subscriber):
 
     def __init__(self, client: System) -> None:
         super().__init__(client)
+        #: Unmapped fields that the system refused in a PUT.
+        self._refused_fields: set[str] = set()
         self.client.subscribers[self.resource or self.path.strip("/")] = self
 
     # --- calls ------------------------------------------------------------------------------------
@@ -293,12 +298,27 @@ class RestSubscriber(Subscriber):
     def update(self, item: Item) -> External:
         """Update the record by PATCH, POST or PUT. Raises `Gone`.
 
-        A PUT replaces the record, so it sends mapped fields that did not change with their present external values.
+        A PUT replaces the record, so it sends the whole record as it is, with our changes.
         """
-        data = item.changes
-        if self.update_method == "PUT":
-            data = {**nest(self.mapper.flatten(self.fetch(item.linked_id).data)), **item.changes}
-        return self._write(self.update_method, self._address(self.update_path, item.linked_id), data, item)
+        address = self._address(self.update_path, item.linked_id)
+        if self.update_method != "PUT":
+            return self._write(self.update_method, address, item.changes, item)
+        present = item.present if item.present is not None else self.fetch(item.linked_id).data
+        data = {**present, **self.merge(present, item.changes)}
+        try:
+            return self._write("PUT", address, self._writable(data), item)
+        except Reject as error:
+            refused = error.fields.keys() & self._writable(data).keys() - item.changes.keys()
+            if not refused:
+                raise
+            # The system names fields that it shows and does not take, such as the time of the last change.
+            self._refused_fields |= refused
+        self.client.pace()
+        return self._write("PUT", address, self._writable(data), item)
+
+    def _writable(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = {*self.read_only_fields, *self._refused_fields}
+        return {name: value for name, value in data.items() if name not in left_out}
 
     def delete(self, item: Item) -> None:
         """Delete the record by DELETE. Raises `Gone` if it is deleted already."""
@@ -335,6 +355,20 @@ class RestSubscriber(Subscriber):
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Yield pages of the records that changed since a position, `{"since": a time as the system writes it}`."""
         since: str | None = (position or {}).get("since")
+        gap = self._expired(since) if since else ""
+        if not gap:
+            try:
+                yield from self._read(position, since)
+                return
+            except Gone:
+                if since is None:
+                    raise
+                gap = _gap(since)
+        for page in self._read(position, None):
+            yield replace(page, gap=gap)
+
+    def _read(self, position: dict[str, Any] | None, since: str | None) -> Iterator[Page]:
+        """Read the list from a time, or from the beginning, in the way that its pages need."""
         if self.pagination not in ("page", "offset") or (self.oldest_first and self.since_parameter):
             yield from self._read_list(since)
         elif position is not None and not self.since_parameter:
@@ -386,6 +420,13 @@ class RestSubscriber(Subscriber):
                 # to the end of the list, and the records after it would move to a page that was read already.
                 since, following, before = newest, self._first(newest), None
             step = following
+
+    def _expired(self, since: str) -> str:
+        """Return what may be missing if the system no longer reports all changes since a time; empty if it does."""
+        when = self.time(since)
+        if self.changes_kept_days is None or when is None:
+            return ""
+        return _gap(since) if when < datetime.now(UTC) - timedelta(days=self.changes_kept_days) else ""
 
     def external(self, data: Mapping[str, Any], *, at: datetime | None, deleted: bool = False) -> External:
         """Return a record of the system as an `External`."""
@@ -551,6 +592,10 @@ class _Step:
 
     def further(self, name: str, first: int, by: int) -> _Step:
         return self.with_(name, self.parameters.get(name, first) + by)
+
+
+def _gap(since: str) -> str:
+    return f"deletions since {since} may be missing: the system reports changes since then no more"
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

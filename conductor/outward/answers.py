@@ -76,6 +76,33 @@ def _normalize(subscriber: Subscriber, external: External) -> External:
 # --- a create whose answer has no id ----------------------------------------------------------------------
 
 
+def verify_gone(subscriber: Subscriber, plans: list[Plan]) -> None:
+    """Fetch the linked records that a call reported as gone, before that is believed.
+
+    Such an answer may also mean a record that this one refers to, or a wrong address.
+    """
+    doubted = [plan for plan in plans if plan.error is not None and plan.error.unlinks and plan.claim.link.is_linked]
+    if not doubted:
+        return
+    subscriber.client.pace()
+    ids = [plan.item.linked_id for plan in doubted if plan.item is not None]
+    found = call_safely(subscriber.bulk_fetch, ids)
+    for plan, one in zip(doubted, [found] * len(doubted) if isinstance(found, SyncError) else found, strict=True):
+        assert plan.error is not None
+        plan.fail(_seen_or_gone(subscriber, plan.error, one).with_reply(plan.error.reply))
+
+
+def _seen_or_gone(subscriber: Subscriber, gone: SyncError, found: External | SyncError) -> SyncError:
+    """Return the error of a record that was reported as gone, by what a fetch found."""
+    if isinstance(found, SyncError) and found.merged_into is not None:
+        message = f"it was merged there into {found.merged_into}, as a poll will tell"
+        return Retry(message, after=subscriber.poll_seconds, request_id=gone.request_id)
+    if isinstance(found, SyncError):
+        return gone if found.unlinks else found
+    message = f"it is reported as gone but can be read, so a record that it refers to may be missing: {gone}"
+    return Retry(message, request_id=gone.request_id, code="reference_missing")
+
+
 def find_created(subscriber: Subscriber, item: Item) -> External | SyncError:
     """Return the record that a create has made: by our id, or by its match values."""
     if not subscriber.can_identify:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class Claim:
     written_ahead: bool = False
     #: The outcome of an earlier create was unknown, and its record was found.
     found: bool = False
+    #: What the system holds, as just fetched.
+    seen: External | None = None
 
     @property
     def record_id(self) -> str:
@@ -108,6 +110,8 @@ class Plan:
     owed_now: int = 0
     #: The system was called for it, if only to inspect what it holds.
     called: bool = False
+    #: Whether an update replaces a nested object as a whole, by its name.
+    replaces: Callable[[str], bool] = field(default=lambda name: False, repr=False)
     #: Milliseconds of the call that writes it.
     duration: float | None = None
     #: What `reply` was computed from, and the result.
@@ -143,6 +147,14 @@ class Plan:
     def sibling_fields(self) -> set[str]:
         """The fields of an update that travel only because one field of their object differs."""
         return self.sent.difference(self.differing, self.claim.conflicted)
+
+    @property
+    def nested(self) -> list[str]:
+        """The nested objects that travel and are replaced as a whole, with whatever is in them."""
+        if self.item is None or self.operation not in ("update", "archive"):
+            return []
+        inner = {top for path in self.sent for top in tops_of(path) if top != path or isinstance(self.flat[path], list)}
+        return [top for top in self.item.changes if top in inner and self.replaces(top)]
 
     @property
     def ours(self) -> Flat:
@@ -183,7 +195,7 @@ def make_claim(link: LinkRow, version: str, record: Record | None, token: str, c
 
 def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) -> Plan:
     """Decide what one record needs."""
-    plan = Plan(claim)
+    plan = Plan(claim, replaces=subscriber.replaces)
     if batch.mapper is None:
         plan.fail(
             Reject(f"the mapping of {subscriber.name()} does not fit its table any more", code="mapping_outdated")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ import sqlalchemy as sa
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.links import in_doubt, leases, overwrites
 from conductor.outward import answers
+from conductor.outward.batch_sizes import BatchSizes, Call
 from conductor.outward.planning import (
     RECONCILABLE_COLUMNS,
     DeliveryBatch,
@@ -42,19 +44,6 @@ logger = logging.getLogger(__name__)
 CONFIRMED_OPERATIONS = ("create", "update")
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of a subscriber's method, for some records of the batch."""
-
-    method: Callable[[list[Item]], list[Any]]
-    plans: list[Plan]
-
-    @property
-    def items(self) -> list[Item]:
-        """The records as the method receives them."""
-        return [plan.item for plan in self.plans if plan.item is not None]
-
-
 def must_inspect(plan: Plan) -> bool:
     """Return whether the system has to be asked what it holds before this is sent."""
     claim = plan.claim
@@ -62,7 +51,8 @@ def must_inspect(plan: Plan) -> bool:
         return False
     if not claim.link.is_linked:
         return not claim.fresh_create_token
-    return plan.operation == "update" and (claim.link.unconfirmed_write is not None or bool(plan.sibling_fields))
+    is_doubted = plan.operation == "update" and (claim.link.unconfirmed_write is not None or bool(plan.sibling_fields))
+    return is_doubted or bool(plan.nested)
 
 
 class Sender:
@@ -74,6 +64,7 @@ class Sender:
         self.outages = outages
         #: Subscriber -> how long its last call took, a record.
         self._seconds: dict[str, float] = {}
+        self._sizes = BatchSizes()
 
     def seconds_per_record(self, subscriber: Subscriber) -> float | None:
         """Return how long the last call of this subscriber took a record; None before the first one."""
@@ -88,7 +79,9 @@ class Sender:
             [p for p in plans if p.is_open and p.operation in CONFIRMED_OPERATIONS and not p.claim.written_ahead],
             batch.token,
         )
-        for call in _calls(subscriber, plans):
+        calls = deque(_calls(subscriber, plans, self._sizes.limit(subscriber)))
+        while calls:
+            call = calls.popleft()
             if not self._renew_leases(call.plans, batch.token):
                 _mark_lease_lost(call.plans)
                 continue
@@ -100,6 +93,8 @@ class Sender:
             seconds = time.perf_counter() - began
             self._seconds[subscriber.name()] = seconds / len(call.plans)
             answers.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
+            calls.extendleft(reversed(self._sizes.smaller(subscriber, call)))
+            answers.verify_gone(subscriber, call.plans)
             self._complete_answers(subscriber, call.plans, batch)
             if self._is_outage(plans, call.plans, watch, batch):
                 return
@@ -178,6 +173,8 @@ class Sender:
             _verify_unconfirmed_update(subscriber, plan, mapper)
         if plan.is_open and plan.operation == "update":
             _keep_sibling_edits(subscriber, plan, mapper)
+        if plan.is_open and plan.nested:
+            _keep_unmapped_parts(subscriber, plan)
 
     # --- write ahead --------------------------------------------------------------------------------
 
@@ -227,8 +224,8 @@ def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str)
 # --- calls ----------------------------------------------------------------------------------------------
 
 
-def _calls(subscriber: Subscriber, plans: list[Plan]) -> Iterator[_Call]:
-    """Yield the calls that the open plans need: creates, updates, archives, deletes."""
+def _calls(subscriber: Subscriber, plans: list[Plan], most: int | None) -> Iterator[Call]:
+    """Yield the calls that the open plans need, of `most` records each: creates, updates, archives, deletes."""
     for operation, method in (
         ("create", subscriber.bulk_create),
         ("update", subscriber.bulk_update),
@@ -237,8 +234,7 @@ def _calls(subscriber: Subscriber, plans: list[Plan]) -> Iterator[_Call]:
     ):
         chosen = [plan for plan in plans if plan.is_open and plan.operation == operation]
         size = max(subscriber.batch_size(len(chosen)), 1)
-        for start in range(0, len(chosen), size):
-            yield _Call(cast("Callable[[list[Item]], list[Any]]", method), chosen[start : start + size])
+        yield from Call(cast("Callable[[list[Item]], list[Any]]", method), chosen).parts(min(size, most or size))
 
 
 def _mark_lease_lost(plans: list[Plan]) -> None:
@@ -261,10 +257,14 @@ def _fetch(subscriber: Subscriber, plan: Plan, item: Item) -> External | None:
     """Return what the system holds of a linked record, or fail the plan."""
     plan.called = True
     subscriber.client.pace()
-    found = call_safely(lambda: normalize_incoming(subscriber, subscriber.fetch(item.linked_id), complete=True))
+    seen = call_safely(subscriber.fetch, item.linked_id)
+    found = seen
+    if not isinstance(seen, SyncError):
+        found = call_safely(lambda: normalize_incoming(subscriber, seen, complete=True))
     if isinstance(found, SyncError):
         plan.fail(found)
         return None
+    plan.claim.seen = seen
     return cast("External", found)
 
 
@@ -362,3 +362,15 @@ def _keep_sibling_edits(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> N
         plan.flat = {**plan.flat, **claim.remote_sibling_edits}
         data = nest(claim.remote_sibling_edits, onto=deepcopy(item.data))
         plan.item = replace(item, data=data, changes={top: data[top] for top in item.changes})
+
+
+def _keep_unmapped_parts(subscriber: Subscriber, plan: Plan) -> None:
+    """Merge the nested objects to send onto those that the system holds: what is not mapped in them stays as it is."""
+    item = plan.item
+    assert item is not None
+    if plan.claim.seen is None and _fetch(subscriber, plan, item) is None:
+        return
+    assert plan.claim.seen is not None
+    theirs = plan.claim.seen.data
+    merged = subscriber.merge(theirs, {top: item.changes[top] for top in plan.nested})
+    plan.item = replace(item, data={**item.data, **merged}, changes={**item.changes, **merged}, present=theirs)

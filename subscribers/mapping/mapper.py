@@ -21,7 +21,7 @@ from subscribers.mapping.coercion import as_key, coerce
 from subscribers.mapping.fields import Field, as_fields, entry_row
 from subscribers.mapping.paths import MISSING, fill, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import Transform, find
-from subscribers.mapping.values import FieldErrors, Flat, Links, is_empty, plain, same
+from subscribers.mapping.values import FieldErrors, Flat, Links, is_empty, plain, same, without_empty
 
 
 class Mapper:
@@ -173,6 +173,23 @@ class Mapper:
             elif (inner := self._inner.get(column)) is not None and is_plain(entry.path) and _is_rows(value):
                 complete = nest({entry.path: [inner.completed(row) for row in value]}, onto=complete)
         return complete
+
+    def onto(self, theirs: Any, ours: Any, path: str = "") -> Any:
+        """Return our nested values merged onto the external ones at a path: what is not mapped stays as it is.
+
+        Child rows are merged with the objects that they are recognised as; a mapped value replaces the external one.
+        """
+        column = self._column_of.get(path)
+        if column in self._inner and _is_rows(theirs) and _is_rows(ours):
+            inner = self._inner[column]
+            wanted = [without_empty(inner.flatten(row)) for row in ours]
+            known = recognise(list(map(inner.flatten, theirs)), wanted, same)
+            pairs = zip(known, ours, strict=True)
+            return [inner.onto(theirs[index], row) if index >= 0 else row for index, row in pairs]
+        if column is not None or not (isinstance(theirs, Mapping) and isinstance(ours, Mapping)):
+            return ours
+        at = f"{path}." if path else ""
+        return {**theirs, **{name: self.onto(theirs.get(name), value, at + name) for name, value in ours.items()}}
 
     def accepts_inward(self, path: str) -> bool:
         """Return whether a change of this external field is applied to the internal record."""

@@ -41,6 +41,11 @@ def is_empty(value: Any) -> bool:
     return not value and (value is None or value in ("", []))
 
 
+def without_empty(values: Mapping[str, Any]) -> Flat:
+    """Return the values that are not empty: that two rows both lack a value does not make them alike."""
+    return {name: value for name, value in values.items() if not is_empty(value)}
+
+
 def plain(value: Any) -> Any:
     """Return a value as it is written to JSON, the same each time."""
     kind = type(value)

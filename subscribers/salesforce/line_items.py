@@ -1,20 +1,24 @@
 """Records with child rows, such as invoices and their lines: two objects in Salesforce, one record in the hub.
 
 A record and its rows are written completely or not at all (REST API developer guide, "Composite Graph"), so that
-a poll never reads a partial one. Each row is upserted by an External ID made from the record's id and its position.
+a poll never reads a partial one. A new row is upserted by an External ID made from the record's id and a number; a row
+that is there already is recognised by its values, and keeps its own fields wherever it moves.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+from models.catalogues import recognise
 from subscribers.errors import Gone, Reject, Retry, SyncError
 from subscribers.http.client import iso_time
 from subscribers.mapping.paths import tops
+from subscribers.mapping.values import same, without_empty
 from subscribers.records import External, ExternalField, Item, Page
 from subscribers.salesforce import describe
 from subscribers.salesforce.failures import by_code
@@ -184,37 +188,40 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         graphs = []
         for item in items:
             body = {**self.own(item.changes), self.external_id_field: item.record_id}
+            there = [row for row in present.get(item.linked_id, []) if not row["IsDeleted"]]
+            known = self._recognised(there, item.data[self.rows_path] or [])
+            surplus = [row["Id"] for index, row in enumerate(there) if index not in known]
             nodes = [
                 self._node("PATCH", f"{self.sobject}/{quote(item.linked_id, safe='')}", "record", body),
-                *self._row_nodes(item, item.linked_id),
-            ]
-            kept = {self._row_key(item, place) for place in range(1, len(nodes))}
-            surplus = [
-                row["Id"]
-                for row in present.get(item.linked_id, [])
-                if not row["IsDeleted"] and row[self.external_id_field] not in kept
-            ]
-            nodes += [
-                self._node("DELETE", f"{self.row_sobject}/{row_id}", f"gone{number}")
-                for number, row_id in enumerate(surplus)
+                *self._row_nodes(
+                    item, item.linked_id, [there[index] if index >= 0 else None for index in known], there
+                ),
+                *(
+                    self._node("DELETE", f"{self.row_sobject}/{row_id}", f"gone{number}")
+                    for number, row_id in enumerate(surplus)
+                ),
             ]
             graphs.append((item, nodes))
         return self._written(graphs)
 
-    def _row_nodes(self, item: Item, parent: str) -> list[Json]:
-        return [
-            self._node(
-                "PATCH",
-                f"{self.row_sobject}/{self.external_id_field}/{quote(self._row_key(item, place), safe='')}",
-                f"row{place}",
-                {**row, self.row_parent: parent, self.row_place: place},
-            )
-            for place, row in enumerate(item.data[self.rows_path] or [], start=1)
-        ]
+    def _recognised(self, there: Sequence[Json], wanted: Sequence[Json]) -> list[int]:
+        """Return for each wanted row the index of the same row in Salesforce, or -1: fields that are not mapped belong
+        to a row, whatever its place."""
+        return recognise(there, [without_empty(row) for row in wanted], same)
 
-    @staticmethod
-    def _row_key(item: Item, place: int) -> str:
-        return f"{item.record_id}-{place}"
+    def _row_nodes(
+        self, item: Item, parent: str, known: Sequence[Json | None] = (), there: Sequence[Json] = ()
+    ) -> list[Json]:
+        """Return the requests that write the rows; `known` are those in Salesforce that keep their External IDs."""
+        taken = {row[self.external_id_field] for row in there}
+        keys = (key for number in itertools.count(1) if (key := f"{item.record_id}-{number}") not in taken)
+        nodes = []
+        wanted = item.data[self.rows_path] or []
+        for place, (row, old) in enumerate(itertools.zip_longest(wanted, known[: len(wanted)]), start=1):
+            body = {**row, self.row_parent: parent, self.row_place: place}
+            key = f"{self.external_id_field}/{quote(next(keys), safe='')}" if old is None else old["Id"]
+            nodes.append(self._node("PATCH", f"{self.row_sobject}/{key}", f"row{place}", body))
+        return nodes
 
     def _node(self, method: str, address: str, name: str, body: Json | None = None) -> Json:
         url = f"/services/data/v{self.client.options.api_version}/sobjects/{address}"

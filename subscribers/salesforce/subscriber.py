@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import quote
 
 from subscribers.base import Subscriber
-from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.errors import BatchTooLarge, Gone, Reject, Retry, SyncError
 from subscribers.http.client import iso_time
 from subscribers.records import External, ExternalField, Item, Page
 from subscribers.salesforce import bulk, describe
@@ -50,7 +50,12 @@ class SalesforceSubscriber(Subscriber):
     # --- calls ------------------------------------------------------------------------------------
 
     def batch_size(self, waiting: int) -> int:
-        """Return the size of a collection; from SALESFORCE_BULK_THRESHOLD records on, of a job of Bulk API 2.0."""
+        """Return the size of a collection; from SALESFORCE_BULK_THRESHOLD records on, of a job of Bulk API 2.0.
+
+        A job cannot allow duplicates, so it is not used if SALESFORCE_ALLOW_DUPLICATES is set.
+        """
+        if self.client.options.allow_duplicates:
+            return COLLECTION_SIZE
         return JOB_SIZE if waiting > max(self.client.options.bulk_threshold, COLLECTION_SIZE) else COLLECTION_SIZE
 
     def bulk_create(self, items: Sequence[Item]) -> list[External | SyncError]:
@@ -102,12 +107,13 @@ class SalesforceSubscriber(Subscriber):
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
         """Return the records that are not in the recycle bin; one query per collection."""
-        found: dict[str, External] = {}
+        found: dict[str, External | SyncError] = {}
         select = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE Id IN {{}}"
         for start in range(0, len(external_ids), COLLECTION_SIZE):
             records = list(self._all(soql(select, list(external_ids[start : start + COLLECTION_SIZE]))))
-            found |= {one.id: one for one in self._externals(records) if not one.deleted}
-        return [found.get(one) or Gone(f"{self.sobject} {one} is deleted there") for one in external_ids]
+            for one in self._externals(records):
+                found[one.id] = self._gone(one.id, one.merged_into) if one.deleted else one
+        return [found.get(one) or self._gone(one) for one in external_ids]
 
     def describe(self) -> Mapping[str, ExternalField]:
         """Return the object's fields."""
@@ -138,6 +144,10 @@ class SalesforceSubscriber(Subscriber):
             found = self._next(found)
         yield from self._deleted(position, now)
 
+    def replaces(self, name: str) -> bool:
+        """Return False: Salesforce changes the given fields only, also those of a compound address."""
+        return False
+
     # --- helpers --------------------------------------------------------------------------------------
 
     @property
@@ -156,31 +166,18 @@ class SalesforceSubscriber(Subscriber):
         return dict(data)
 
     def explain_gone(self, item: Item, gone: SyncError) -> SyncError:
-        """Return the error for a missing record: Salesforce does not report whether it is this one or one it refers to.
+        """Return the error for a missing record; whether a linked one is gone, a fetch shows.
 
-        A record that was merged into another waits until a poll reports the merge, and is then linked to the other one.
+        An upsert by the External ID creates a missing record, so another record is missing, or none at all.
         """
-        points = any(self.mapper.references(item.record))
-        if item.external_id is None:
-            # An upsert by the External ID creates a missing record, so another record is missing, or none at all.
-            deleted = points and "ENTITY_IS_DELETED" in str(gone)
-            return (
-                Retry(f"a record that it points to is deleted there: {gone}")
-                if deleted
-                else Reject(str(gone), code="reference_missing")
-            )
-        try:
-            if points:
-                self.fetch(item.external_id)
-                return Retry(f"a record that it points to is deleted there: {gone}")
-            gone = self._with_merge_target(item.external_id, gone)
-        except Gone as error:
-            gone = error
-        except SyncError as error:
-            return error
-        if gone.merged_into is None:
+        if item.external_id is not None:
             return gone
-        return Retry(f"it was merged there into {gone.merged_into}, as a poll will tell", after=self.poll_seconds)
+        if any(self.mapper.references(item.record)) and "ENTITY_IS_DELETED" in str(gone):
+            return Retry(f"a record that it points to is deleted there: {gone}")
+        return Reject(str(gone), code="reference_missing")
+
+    def _gone(self, external_id: str, merged_into: str | None = None) -> Gone:
+        return Gone(f"{self.sobject} {external_id} is deleted there", merged_into=merged_into)
 
     def _with_merge_target(self, external_id: str, gone: SyncError) -> SyncError:
         """Return the error with the record into which the missing one was merged, if any."""
@@ -272,17 +269,47 @@ class SalesforceSubscriber(Subscriber):
 
     def _deleted(self, position: dict[str, Any], now: datetime) -> Iterator[Page]:
         """Yield a window of deletions. Only those that left the recycle bin need it, so requests are infrequent."""
-        start = max(iso_time(position["deleted"]) or now, now - DELETED_HISTORY).replace(second=0)
+        since = iso_time(position["deleted"]) or now
+        start = max(since, now - DELETED_HISTORY).replace(second=0)
         end = now.replace(second=0)  # Salesforce uses whole minutes only.
         if (end - start).total_seconds() < DELETED_INTERVAL_SECONDS:
             return
-        window = {"start": start.isoformat(), "end": end.isoformat()}
-        path = f"sobjects/{self.sobject}/deleted/"
-        found, _ = self.client.call(lambda org: org.restful(path, params=window))
+        try:
+            found = self._deleted_between(start, end)
+        except Reject as error:
+            if "INVALID_REPLICATION_DATE" not in str(error):
+                raise
+            # Salesforce reports nothing of this time, and will not later: continue from now.
+            yield Page([], {**position, "deleted": format_time(end)}, gap=_gap(since, now))
+            return
         gone = [
             External(one["id"], {}, at=iso_time(one["deletedDate"]), deleted=True) for one in found["deletedRecords"]
         ]
-        yield Page(gone, {**position, "deleted": found["latestDateCovered"]})
+        kept_since = max(now - DELETED_HISTORY, iso_time(found.get("earliestDateAvailable")) or start)
+        is_lost = since < kept_since - timedelta(minutes=1)
+        gap = _gap(since, kept_since) if is_lost else ""
+        yield Page(gone, {**position, "deleted": found["latestDateCovered"]}, gap=gap)
+
+    def _deleted_between(self, start: datetime, end: datetime) -> dict[str, Any]:
+        """Return the deletions of this time, or of its beginning if there are too many for one answer."""
+        path = f"sobjects/{self.sobject}/deleted/"
+        while True:
+            window = {"start": start.isoformat(), "end": end.isoformat()}
+            try:
+                found, _ = self.client.call(lambda org, window=window: org.restful(path, params=window))
+                return dict(found)
+            except BatchTooLarge:
+                half = (start + (end - start) / 2).replace(second=0, microsecond=0)
+                if half <= start:
+                    raise
+                end = half
+
+
+def _gap(since: datetime, until: datetime) -> str:
+    return (
+        f"deletions between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing, "
+        "because Salesforce reports them no more"
+    )
 
 
 def unknown_address(path: str, error: Gone) -> Reject:

@@ -232,7 +232,7 @@ def test_a_customer_deleted_in_the_system_does_not_unlink_the_invoice(hub: Sales
     hub.run()
     assert hub.link("invoice", one).unlinked_at is None
     (failed,) = hub.deliveries(outcome="failed", subscriber="salesforce.invoice")
-    assert "a record that it points to is deleted there" in failed.reason
+    assert "a record that it refers to may be missing" in failed.reason
 
 
 # --- incoming invoices ------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from subscribers.mapping.paths import nest
 from subscribers.records import External, Item
 from subscribers.registry import REGISTRY
 from subscribers.stripe import WINDOW_SECONDS, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
-from subscribers.stripe.failures import KeySpent
+from subscribers.stripe.codes import KeySpent
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 SECRETS = "whsec_new whsec_old"
@@ -245,6 +245,32 @@ def test_what_an_object_points_to_is_missing_but_the_object_is_not_gone(httpserv
     assert isinstance(
         refused(lambda: Stripe("stripe", options(httpserver.url_for(""))).get("/v1/invoices/in_1")), Reject
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "expected"),
+    [
+        ("No such customer: 'cus_1'", "id", Gone),
+        ("No such customer: 'cus_12'", "id", Gone),
+        ("No such customer: 'cus_9'", "customer", Reject),
+        ("No such price: 'price_1'", "default_price", Reject),
+    ],
+)
+def test_only_the_object_of_the_address_may_be_gone(
+    httpserver: Any, message: str, param: str, expected: type[SyncError]
+) -> None:
+    asked = "cus_12" if "cus_12" in message else "cus_1"
+    error = {"type": "invalid_request_error", "code": "resource_missing", "param": param, "message": message}
+    httpserver.expect_request(f"/v1/customers/{asked}").respond_with_json({"error": error}, status=404)
+    customers = StripeCustomer(Stripe("stripe", options(httpserver.url_for(""))))
+    assert type(refused(lambda: customers.fetch(asked))) is expected
+
+
+def test_an_id_that_begins_like_the_missing_one_is_not_gone(httpserver: Any) -> None:
+    error = {"type": "invalid_request_error", "code": "resource_missing", "message": "No such customer: 'cus_1'"}
+    httpserver.expect_request("/v1/customers/cus_12").respond_with_json({"error": error}, status=404)
+    customers = StripeCustomer(Stripe("stripe", options(httpserver.url_for(""))))
+    assert isinstance(refused(lambda: customers.fetch("cus_12")), Reject)
 
 
 @pytest.mark.parametrize(

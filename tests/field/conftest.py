@@ -1,0 +1,24 @@
+"""The systems that the tests of situations in the field share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from simulators.stripe import StripeLike
+
+
+@pytest.fixture(scope="package")
+def stripe_server() -> Iterator[StripeLike]:
+    with StripeLike() as stripe:
+        yield stripe
+
+
+@pytest.fixture
+def stripe(stripe_server: StripeLike) -> StripeLike:
+    """Return the Stripe-like system, empty."""
+    stripe_server.reset()
+    stripe_server.faults.clear()
+    stripe_server.journal.clear()
+    return stripe_server
