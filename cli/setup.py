@@ -8,6 +8,7 @@ import os
 import sys
 
 from models import capture
+from models.capture_checks import CaptureRefused
 from models.schema import NothingToMigrate, UnknownRevision, is_current, make_migration, migrate
 from models.session import Database
 from settings import ROOT, SettingsError, get_settings
@@ -26,7 +27,7 @@ def migrate_command(arguments: argparse.Namespace) -> int:
     """Upgrade or downgrade the database, and install the capture triggers again."""
     try:
         migrate(get_settings().database_url, arguments.to)
-    except UnknownRevision as error:
+    except (UnknownRevision, CaptureRefused) as error:
         print(error, file=sys.stderr)
         return 2
     print("The database is up to date." if arguments.to == "head" else f"The database is at revision {arguments.to}.")
@@ -63,6 +64,11 @@ def capture_command(arguments: argparse.Namespace) -> int:
         work = capture.install if arguments.action == "install" else capture.remove
         with database.write() as connection:
             names = work(connection)
+    except CaptureRefused as refused:
+        print("Nothing was changed, because some writes could not be captured:", file=sys.stderr)
+        for reason in refused.reasons:
+            print(f"  {reason}.", file=sys.stderr)
+        return 1
     finally:
         database.close()
     print(f"{len(names)} triggers {'installed' if arguments.action == 'install' else 'removed'}")

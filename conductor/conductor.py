@@ -43,6 +43,7 @@ from conductor.tasks.services import Services
 from conductor.throughput_counter import ThroughputCounter
 from conductor.unsubscriptions import Unsubscriptions
 from models.base import utcnow
+from models.catalogues import note_generated
 from models.session import Database
 from subscribers.base import Subscriber
 
@@ -124,6 +125,8 @@ class Conductor:
         self.schedule.ensure_rows()
         self.rate_limits.attach()
         self.concurrency.ensure_slots()
+        with self.database.read() as connection:
+            note_generated(connection)
 
     def stop(self) -> None:
         """Finish the calls in progress; all other work goes back to its queue."""

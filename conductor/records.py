@@ -13,9 +13,10 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.unsubscriptions import require_target
 from i18n import gettext
-from models.catalogues import CATALOGUES, Catalogue, Record
+from models.catalogues import CATALOGUES, Catalogue, Record, is_generated
 from models.ledger import Change, Link
 from subscribers.mapping.coercion import coerce
+from subscribers.mapping.column_values import python_type
 from subscribers.mapping.values import same
 
 #: Types of columns that one field of a form can hold.
@@ -47,7 +48,8 @@ def editable(catalogue: Catalogue) -> list[sa.Column[Any]]:
         if column.name in catalogue.columns
         and not column.primary_key
         and not column.foreign_keys
-        and issubclass(column.type.python_type, _EDITABLE)
+        and not is_generated(column)
+        and issubclass(python_type(column.type), _EDITABLE)
     ]
 
 
@@ -57,7 +59,7 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
     Raises:
       ValueError: it does not fit; the message gives the reason.
     """
-    kind = column.type.python_type
+    kind = python_type(column.type)
     if text == "":
         return coerce(column, None)
     if kind is bool:

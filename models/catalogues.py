@@ -19,6 +19,8 @@ from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from models.base import Base, BigId, utcnow
 from models.bulk import as_list, in_param, is_list
+from models.record_ids import key_value
+from models.record_ids import record_id as id_of
 
 Record = dict[str, Any]
 
@@ -121,6 +123,7 @@ class Children:
 
         A column that is not in `rows` keeps its value if the row is recognised by the others.
         """
+        rows = [{name: value for name, value in row.items() if not is_generated(self.table.c[name])} for row in rows]
         keys = list(self.table.primary_key)
         statement = sa.select(self.table).where(self.parent == parent).order_by(*keys)
         present = [dict(row) for row in connection.execute(statement).mappings()]
@@ -134,7 +137,8 @@ class Children:
         for index in set(range(len(present))) - {index for _, index in kept}:
             connection.execute(sa.delete(self.table).where(*self._is_it(present[index])))
         for index, new in list(zip(known, rows, strict=True))[len(kept) :]:
-            before = {name: present[index][name] for name in self.columns} if index >= 0 else {}
+            writable = [name for name in self.columns if not is_generated(self.table.c[name])]
+            before = {name: present[index][name] for name in writable} if index >= 0 else {}
             connection.execute(sa.insert(self.table).values({**before, **new, self.parent_key: parent}))
 
     def _is_it(self, row: Mapping[str, Any]) -> list[sa.ColumnElement[bool]]:
@@ -174,26 +178,26 @@ def recognise(
 
 def _read_by(
     connection: sa.Connection, table: sa.Table, column: sa.Column[Any], values: list[Any], lock: bool
-) -> list[Record]:
-    """Return all rows with one of these values in a column, ordered by key."""
+) -> list[tuple[str, Record]]:
+    """Return all rows with one of these values in a column, ordered by key, each with the id that the column holds."""
     dialect = connection.dialect.name
     if is_list(dialect, values):
         result = connection.execute(_reading(dialect, table, column, lock), {"values": as_list(dialect, values)})
     else:
-        result = connection.execute(_select(table, lock).where(column.in_(values)))
-    names = list(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
+        result = connection.execute(_select(dialect, table, column, lock).where(column.in_(values)))
+    names = list(result.keys())[:-1]
+    return [(row[-1], dict(zip(names, row, strict=False))) for row in result]
 
 
-def _select(table: sa.Table, lock: bool) -> sa.Select[Any]:
-    statement = sa.select(table).order_by(*table.primary_key)
+def _select(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
+    statement = sa.select(table, id_of(dialect, column)).order_by(*table.primary_key)
     return statement.with_for_update() if lock else statement
 
 
 @lru_cache
 def _reading(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
     """Return a cached statement: building it for each batch takes longer than running it."""
-    return _select(table, lock).where(in_param(dialect, column, "values"))
+    return _select(dialect, table, column, lock).where(in_param(dialect, column, "values"))
 
 
 @dataclass(frozen=True)
@@ -239,8 +243,13 @@ class Catalogue:
         Raises:
           ValueError: the text cannot be converted.
         """
-        python_type = self.key.type.python_type
-        return record_id if python_type is str else python_type(record_id)
+        return key_value(self.key.type, record_id)
+
+    def ids(self, connection: sa.Connection, *where: Any, limit: int | None = None) -> list[str]:
+        """Return the ids of the records that meet these conditions, ordered by key."""
+        own_id = id_of(connection.dialect.name, self.key)
+        statement = sa.select(own_id).select_from(self.table).where(*where).order_by(self.key).limit(limit)
+        return list(connection.execute(statement).scalars())
 
     def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
         """Return the records with these ids, by id; missing records are left out.
@@ -251,21 +260,22 @@ class Catalogue:
         """
         keys = [self.key_of(record_id) for record_id in record_ids]
         rows = _read_by(connection, self.table, self.key, keys, lock)
-        records = {str(row[self.key.name]): row for row in rows}
+        records = dict(rows)
         for child in self.children:
             for record in records.values():
                 record[child.name] = []
-            for row in _read_by(connection, child.table, child.parent, keys, lock):
-                if (owner := records.get(str(row[child.parent_key]))) is not None:
+            for parent, row in _read_by(connection, child.table, child.parent, keys, lock):
+                if (owner := records.get(parent)) is not None:
                     owner[child.name].append({name: row[name] for name in child.columns})
         return records
 
     def insert(self, connection: sa.Connection, values: Mapping[str, Any]) -> str:
         """Create a record, and return its id."""
         own, nested = self._split(values)
-        row = connection.execute(sa.insert(self.table).values(**own).returning(self.key)).one()
+        own_id = id_of(connection.dialect.name, self.key)
+        row = connection.execute(sa.insert(self.table).values(**own).returning(self.key, own_id)).one()
         self._write_children(connection, row[0], nested)
-        return str(row[0])
+        return str(row[1])
 
     def update(self, connection: sa.Connection, record_id: str, values: Mapping[str, Any]) -> None:
         """Set these columns of one record; a list of child rows replaces the present rows."""
@@ -284,15 +294,12 @@ class Catalogue:
 
     def find(self, connection: sa.Connection, values: Mapping[str, Any], limit: int = 2) -> list[str]:
         """Return the ids of records whose columns have all these values, ordered by key."""
-        conditions = [self.table.c[name] == value for name, value in values.items()]
-        statement = sa.select(self.key).where(*conditions).order_by(self.key).limit(limit)
-        return [str(row[0]) for row in connection.execute(statement)]
+        return self.ids(connection, *(self.table.c[name] == value for name, value in values.items()), limit=limit)
 
     def keep(self, connection: sa.Connection, record_ids: Iterable[str], where: Iterable[Any]) -> list[str]:
         """Return the ids among these whose records meet the conditions, ordered by key."""
         keys = [self.key_of(record_id) for record_id in record_ids]
-        statement = sa.select(self.key).where(self.key.in_(keys), *where).order_by(self.key)
-        return [str(row[0]) for row in connection.execute(statement)]
+        return self.ids(connection, self.key.in_(keys), *where)
 
     def _split(self, values: Mapping[str, Any]) -> tuple[Record, dict[str, list[Record]]]:
         nested = {child.name for child in self.children}
@@ -303,6 +310,36 @@ class Catalogue:
         for child in self.children:
             if child.name in nested:
                 child.write(connection, key, nested[child.name])
+
+
+#: The mark of a column that the database itself fills, in its `info`.
+_FILLED = "filled_by_database"
+
+_GENERATED = {
+    "postgresql": sa.text(
+        "SELECT attname FROM pg_attribute "
+        "WHERE attrelid = to_regclass(:name) AND (attgenerated <> '' OR attidentity = 'a')"
+    ),
+    "sqlite": sa.text("SELECT name FROM pragma_table_xinfo(:name) WHERE hidden IN (2, 3)"),
+}
+
+
+def note_generated(connection: sa.Connection) -> None:
+    """Mark the columns of all catalogues that the database generates, whether or not they are declared so."""
+    dialect = connection.dialect
+    own = [catalogue.table for catalogue in CATALOGUES.values()]
+    children = [child.table for catalogue in CATALOGUES.values() for child in catalogue.children]
+    for table in own + children:
+        name = dialect.identifier_preparer.format_table(table) if dialect.name == "postgresql" else table.name
+        for generated in connection.execute(_GENERATED[dialect.name], {"name": name}).scalars():
+            if generated in table.c:
+                table.c[generated].info[_FILLED] = True
+
+
+def is_generated(column: sa.Column[Any]) -> bool:
+    """Return whether no value can be written to a column: it is generated, or an identity GENERATED ALWAYS."""
+    is_identity = column.identity is not None and bool(column.identity.always)
+    return column.computed is not None or is_identity or _FILLED in column.info
 
 
 #: Every catalogue by name: the tables that are kept in sync.

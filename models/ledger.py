@@ -54,6 +54,18 @@ class SyncContext(Base):
     unsubscribe: Mapped[str | None] = mapped_column(sa.Text)
 
 
+class DisplacedRow(Base):
+    """SQLite only: rows that a write may displace by REPLACE, between its BEFORE and its AFTER trigger."""
+
+    __tablename__ = "displaced_row"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    catalogue: Mapped[str] = mapped_column(sa.String(64))
+    record_id: Mapped[str] = mapped_column(sa.String(64))
+    #: The key as the table holds it.
+    key: Mapped[str] = mapped_column(sa.Text)
+
+
 _OWED = "owed_change > synced_change AND dead_at IS NULL"
 
 

@@ -51,6 +51,10 @@ _READ_ONLY = "25006"
 _GOING_AWAY = {"57P01", "57P02", "57P03", "57P05", "25P03"}
 
 
+#: The driver reads times in no other style, whatever the database's own one is.
+_DATE_STYLE = "ISO, MDY"
+
+
 @dataclass
 class Limit:
     """How many seconds a statement may take; infinite without a limit."""
@@ -96,8 +100,8 @@ class PostgreSQL:
     """
 
     def __init__(self, url: sa.engine.URL, *, limit: Limit, by_key: bool, **options: Any) -> None:
-        # PgBouncer keeps this one setting for each client, if it is sent at the start of the connection.
-        os.environ["PGTZ"] = "UTC"
+        # PgBouncer keeps these settings for each client, if they are sent at the start of the connection.
+        os.environ |= {"PGTZ": "UTC", "PGDATESTYLE": _DATE_STYLE}
         self.limit = limit
         #: Whether the newest connection leads through a pooler; None before the first.
         self.is_pooled: bool | None = None
@@ -148,7 +152,7 @@ class PostgreSQL:
 
 
 def _settings(limit: Limit, *, by_key: bool) -> dict[str, str]:
-    found = {"timezone": "UTC"}
+    found = {"timezone": "UTC", "datestyle": _DATE_STYLE, "intervalstyle": "postgres"}
     if math.isfinite(limit.seconds):
         found["statement_timeout"] = str(round(limit.seconds * 1000))
     if by_key:

@@ -103,8 +103,7 @@ def exactly(
         if ids or not any(map(str.isalpha, text)):
             continue  # an indexed column has matched, or the text is a number and no name
         alike = find(connection, catalogue, text, _MAX_CANDIDATES) if alike is None else alike
-        page = sa.select(catalogue.key).where(catalogue.key.in_(alike), column == text)
-        ids += [str(key) for key in connection.execute(page.order_by(catalogue.key).limit(limit)).scalars()]
+        ids += catalogue.ids(connection, catalogue.key.in_(alike), column == text, limit=limit)
     return list(dict.fromkeys(ids))
 
 

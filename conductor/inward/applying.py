@@ -24,7 +24,7 @@ from conductor.links.relations import Relations
 from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
-from models.catalogues import Record
+from models.catalogues import Record, is_generated
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.mapping.values import same
@@ -342,6 +342,7 @@ def _check_required_columns(subscriber: Subscriber, values: Record) -> None:
         and column.default is None
         and column.server_default is None
         and not column.primary_key
+        and not is_generated(column)
     ]
     if missing:
         raise Reject(

@@ -315,6 +315,4 @@ def _places(connection: sa.Connection, subscriber: Subscriber) -> Iterator[dict[
 
 
 def _page(connection: sa.Connection, subscriber: Subscriber, where: list[Any], size: int) -> dict[str, Record]:
-    key = subscriber.records.key
-    found = connection.execute(sa.select(key).where(*where).order_by(key).limit(size)).scalars()
-    return subscriber.records.read(connection, [str(value) for value in found])
+    return subscriber.records.read(connection, subscriber.records.ids(connection, *where, limit=size))

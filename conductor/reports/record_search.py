@@ -11,7 +11,7 @@ from conductor.records import read_record
 from conductor.reports.pages import STRETCH
 from i18n import gettext
 from models import search
-from models.catalogues import CATALOGUES, Catalogue
+from models.catalogues import CATALOGUES, Catalogue, Record
 from models.ledger import Link
 
 #: The number of results that a search shows.
@@ -60,7 +60,7 @@ def find(connection: sa.Connection, text: str) -> Found:
 
 def _by_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     record = read_record(connection, catalogue, text)
-    return [_hit(catalogue, record, gettext("id"))] if record else []
+    return [_hit(catalogue, text, record, gettext("id"))] if record else []
 
 
 def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -73,7 +73,8 @@ def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) 
     return [
         _hit(
             catalogue,
-            records.get(row.record_id, {catalogue.key.name: row.record_id}),
+            row.record_id,
+            records.get(row.record_id, {}),
             gettext("id in {subscriber}", subscriber=row.subscriber),
         )
         for row in rows
@@ -85,19 +86,14 @@ def _by_exact_value(connection: sa.Connection, catalogue: Catalogue, text: str) 
     for name in catalogue.search_columns:
         column = catalogue.table.c[name]
         if search.has_index(column):
-            statement = sa.select(catalogue.table).where(column.in_({text, text.lower()})).limit(_MOST)
-            hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
+            hits += _hits(connection, catalogue, name, column.in_({text, text.lower()}))
     return hits
 
 
 def _by_words(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
     keys = search.find(connection, catalogue, text, _MOST)
-    statement = sa.select(catalogue.table).where(catalogue.key.in_(keys)).order_by(catalogue.key)
     columns = gettext(" and ").join(catalogue.search_columns)
-    return [
-        _hit(catalogue, row, gettext("words in {columns}", columns=columns))
-        for row in connection.execute(statement).mappings()
-    ]
+    return _hits(connection, catalogue, gettext("words in {columns}", columns=columns), catalogue.key.in_(keys))
 
 
 def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) -> list[Hit]:
@@ -106,8 +102,7 @@ def _by_beginning(connection: sa.Connection, catalogue: Catalogue, text: str) ->
     stretch = _newest_stretch(connection, catalogue)
     for name in catalogue.search_columns:
         starts = sa.func.lower(catalogue.table.c[name]).startswith(text.lower(), autoescape=True)
-        statement = sa.select(catalogue.table).where(starts, *stretch).order_by(catalogue.key).limit(_MOST)
-        hits += [_hit(catalogue, row, name) for row in connection.execute(statement).mappings()]
+        hits += _hits(connection, catalogue, name, starts, *stretch)
     return hits
 
 
@@ -119,6 +114,10 @@ def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any
     return [catalogue.key.in_(newest)]
 
 
-def _hit(catalogue: Catalogue, record: Any, found_by: str) -> Hit:
-    label = record.get(catalogue.label) or ""
-    return Hit(catalogue.name, str(record[catalogue.key.name]), str(label), found_by)
+def _hits(connection: sa.Connection, catalogue: Catalogue, found_by: str, *where: Any) -> list[Hit]:
+    records = catalogue.read(connection, catalogue.ids(connection, *where, limit=_MOST))
+    return [_hit(catalogue, record_id, record, found_by) for record_id, record in records.items()]
+
+
+def _hit(catalogue: Catalogue, record_id: str, record: Record, found_by: str) -> Hit:
+    return Hit(catalogue.name, record_id, str(record.get(catalogue.label) or ""), found_by)

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 from conductor.context import Context
 from conductor.mappings.store import MappingRefused, Mappings
+from models.catalogues import is_generated
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.errors import SyncError
+from subscribers.mapping.column_values import python_type
 from subscribers.mapping.fields import Field
 from subscribers.mapping.paths import is_plain, parts
 from subscribers.records import ExternalField, kind_of
@@ -156,6 +158,9 @@ def _field(
         message = f"{pair}: Syncflow sends {kind_of(sample) or 'a value'}, but the field is of type {external.kind}"
         return Finding("wrong", f"{message}; a transform may convert it")
     ours = subscriber.records.table.c.get(column)
+    if ours is not None and entry.direction != "out" and is_generated(ours):
+        words = f"{pair}: the database fills {column} itself, so a change there is not applied here"
+        return Finding("note", f"{words}; map it with direction out to say so")
     length = getattr(ours.type, "length", None) if ours is not None else None
     if external.length and length and length > external.length and entry.direction != "in":
         limits = f"{external.length} characters in the system, {length} in the database"
@@ -173,7 +178,7 @@ def _is_below_nothing(path: str, fields: Mapping[str, ExternalField]) -> bool:
 def _sample(subscriber: Subscriber) -> dict[str, Any]:
     """Return a sample record, to see how its values are converted."""
     table = subscriber.records.table
-    record = {column.name: _SAMPLES.get(column.type.python_type) for column in table.c}
+    record = {column.name: _SAMPLES.get(python_type(column.type)) for column in table.c}
     return record | {name: "eur" for name in ("currency",) if name in record}
 
 

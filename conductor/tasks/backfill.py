@@ -28,6 +28,7 @@ from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
 from subscribers.errors import Reject, Retry, SyncError
+from subscribers.mapping.column_values import python_type
 from subscribers.mapping.values import is_empty
 from subscribers.records import External, Page
 
@@ -198,8 +199,7 @@ class Backfill(TaskKind):
         with self.context.database.read() as connection:
             if not below_backlog_limit(self.context, connection, [name]):
                 return _wait(task, position, f"waits: {subscriber.system} has a backlog", PAUSE_SECONDS)
-            page = sa.select(catalogue.key).where(*where).order_by(catalogue.key).limit(PAGE)
-            ids = [str(key) for key in connection.execute(page).scalars()]
+            ids = catalogue.ids(connection, *where, limit=PAGE)
             known = self._known(connection, name, ids)
         if not ids:
             return self._on(task, {"phase": _WATCH, **_kept(position), "fed_at": self.context.clock().isoformat()})
@@ -284,7 +284,7 @@ def conditions(catalogue: Catalogue, where: Mapping[str, str]) -> list[Any]:
 
 
 def _value(column: sa.Column[Any], text: str) -> Any:
-    expected = column.type.python_type
+    expected = python_type(column.type)
     try:
         if expected is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]

@@ -525,6 +525,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("job", name=op.f("uq_schedule_job")),
     )
     op.create_table(
+        "displaced_row",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("catalogue", sa.String(length=64), nullable=False),
+        sa.Column("record_id", sa.String(length=64), nullable=False),
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_displaced_row")),
+    )
+    op.create_table(
         "sync_context",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("origin", sa.String(length=64), nullable=True),
@@ -772,6 +780,7 @@ def downgrade() -> None:
     op.drop_table("task")
     op.drop_table("system")
     op.drop_table("sync_context")
+    op.drop_table("displaced_row")
     op.drop_table("schedule")
     op.drop_table("role")
     op.drop_table("refused_webhook")

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from i18n import gettext
 from models.catalogues import Catalogue
+from models.record_ids import record_id, text_of
 
 #: Headings of the CSV column to read; without any of them it is the first column.
 _HEADINGS = ("id", "record_id", "record id", "email")
@@ -89,9 +90,7 @@ def _existing(connection: sa.Connection, catalogue: Catalogue, entries: list[str
     keys = [key for entry in entries if (key := key_of(catalogue, entry)) is not None]
     there: set[str] = set()
     for page in _pages(keys):
-        there |= {
-            str(key) for key in connection.execute(sa.select(catalogue.key).where(catalogue.key.in_(page))).scalars()
-        }
+        there.update(catalogue.ids(connection, catalogue.key.in_(page)))
     return there
 
 
@@ -102,7 +101,7 @@ def key_of(catalogue: Catalogue, entry: str) -> object | None:
     except (ValueError, ArithmeticError):
         return None
     # "007" is not the same as 7: the ledger compares ids as text.
-    return key if str(key) == entry and (not isinstance(key, int) or 0 < key < 2**63) else None
+    return key if text_of(catalogue.key.type, key) == entry and (not isinstance(key, int) or 0 < key < 2**63) else None
 
 
 def _by_email(connection: sa.Connection, catalogues: Sequence[Catalogue], emails: list[str]) -> dict[str, list[str]]:
@@ -112,9 +111,10 @@ def _by_email(connection: sa.Connection, catalogues: Sequence[Catalogue], emails
             continue
         column = catalogue.table.c["email"]
         for page in _pages(list(dict.fromkeys([*emails, *(email.lower() for email in emails)]))):
-            rows = sa.select(catalogue.key, column).where(column.in_(page)).order_by(catalogue.key)
-            for key, email in connection.execute(rows):
-                found.setdefault(email.lower(), []).append(str(key))
+            own_id = record_id(connection.dialect.name, catalogue.key)
+            rows = sa.select(own_id, column).where(column.in_(page)).order_by(catalogue.key)
+            for found_id, email in connection.execute(rows):
+                found.setdefault(email.lower(), []).append(found_id)
     return found
 
 

@@ -237,7 +237,7 @@ class Mappings(PanelView):
             try:
                 key = records.key_of(text)
                 fits = not isinstance(key, int) or 0 < key <= LARGEST_ID
-                if fits and records.read(connection, [text]):
+                if fits and text in records.read(connection, [text]):
                     return text
             except (ValueError, ArithmeticError):
                 pass
@@ -248,8 +248,7 @@ class Mappings(PanelView):
 
     def _any_record(self, subscriber: Subscriber) -> str | None:
         with self.conductor.database.read() as connection:
-            found = connection.execute(sa.select(subscriber.records.key).limit(1)).scalar()
-        return None if found is None else str(found)
+            return next(iter(subscriber.records.ids(connection, limit=1)), None)
 
     def _meanwhile(self, subscriber: Subscriber, draft: Draft, rows: list[Row]) -> tuple[str, int]:
         """Another user saved a version: merge both edits and show the result."""

@@ -33,6 +33,7 @@ from subscribers.files import formats
 from subscribers.files.formats import BadFile, Reading, Row
 from subscribers.files.state import FileState
 from subscribers.files.system import FileOptions, FileSystem, system_down
+from subscribers.mapping.column_values import python_type
 from subscribers.mapping.fields import Field as Entry
 from subscribers.mapping.paths import MISSING, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import find
@@ -414,7 +415,7 @@ class FileSubscriber(Subscriber):
         entry, column = self.mapper.entry(path), self._column(path)
         if column is None or entry.transform or entry.link or not isinstance(cell, str) or is_empty(cell):
             return cell
-        read = _READERS.get(column.type.python_type)
+        read = _READERS.get(python_type(column.type))
         try:
             return read(cell.strip()) if read else cell
         except (ValueError, KeyError):

@@ -15,9 +15,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from models.catalogues import Catalogue, Children, Record, children_by_name, recognise
+from models.catalogues import Catalogue, Children, Record, children_by_name, is_generated, recognise
+from models.record_ids import text_of
 from subscribers.errors import Reject
 from subscribers.mapping.coercion import as_key, coerce
+from subscribers.mapping.column_values import to_json
 from subscribers.mapping.fields import Field, as_fields, entry_row
 from subscribers.mapping.paths import MISSING, fill, is_plain, nest, parts, pick
 from subscribers.mapping.transforms import Transform, find
@@ -30,6 +32,7 @@ class Mapper:
     def __init__(self, catalogue: Catalogue | Children, fields: Mapping[str, Field | str]) -> None:
         self.catalogue = catalogue
         self.fields = as_fields(fields)
+        self._columns = {column.name: column for column in catalogue.table.c}
         self._column_of = {entry.path: column for column, entry in self.fields.items()}
         self._transforms = {
             column: find(entry.transform) for column, entry in self.fields.items() if entry.transform is not None
@@ -76,9 +79,12 @@ class Mapper:
             if is_empty(value):
                 continue
             if entry.link:
-                yield entry.link, str(value)
+                yield entry.link, self._id_of(column, value)
             elif (inner := self._inner.get(column)) is not None:
                 yield from itertools.chain.from_iterable(inner.references(row) for row in value or [])
+
+    def _id_of(self, column: str, key: Any) -> str:
+        return text_of(self.catalogue.table.c[column].type, key)
 
     def external_references(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         """Yield (catalogue, external id) of each record that these external fields refer to."""
@@ -107,7 +113,7 @@ class Mapper:
         for column, entry in self._sent:
             try:
                 if column in self._direct:
-                    value = record.get(column)
+                    value = self._stored(column, record)
                     value = entry.default if is_empty(value) else value
                 else:
                     value = self._value_out(column, record, links or {})
@@ -131,12 +137,19 @@ class Mapper:
         if is_empty(value):
             return entry.default
         if entry.link:
-            if (entry.link, str(value)) not in links:
+            if (entry.link, self._id_of(column, value)) not in links:
                 raise _Unknown
-            return links[entry.link, str(value)]
+            return links[entry.link, self._id_of(column, value)]
         if column in self._transforms:
+            for name in parts(column):
+                self._stored(name, record)  # refuses what is no value of the column's type
             return self._transforms[column].of(record).forward(value)
         return value
+
+    def _stored(self, name: str, record: Record) -> Any:
+        """Return the JSON form of the value that a record has in a column."""
+        value, column = record.get(name), self._columns.get(name)
+        return value if column is None else to_json(column, value)
 
     def _whole(self, row: Record, links: Links) -> Flat:
         """Return the external values of a child row. Raises `_Unknown` if a related record has no external id."""
@@ -193,7 +206,10 @@ class Mapper:
 
     def accepts_inward(self, path: str) -> bool:
         """Return whether a change of this external field is applied to the internal record."""
-        return path in self._column_of and self.entry(path).direction != "out"
+        if path not in self._column_of or self.entry(path).direction == "out":
+            return False
+        columns = (self._columns.get(name) for name in parts(self._column_of[path]))
+        return not any(column is not None and is_generated(column) for column in columns)
 
     def entry(self, path: str) -> Field:
         """Return the entry of an external field."""

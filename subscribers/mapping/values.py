@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 from collections.abc import Mapping
-from datetime import date, datetime
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from subscribers.errors import Reject, clean
 
@@ -16,6 +19,14 @@ Links = Mapping[tuple[str, str], str]
 
 #: Types whose values are compared and written to JSON unchanged; a fast path for most values.
 _SIMPLE = frozenset({str, int, float, bool, type(None)})
+
+_WRITTEN_AS_TEXT = (
+    UUID,
+    ipaddress.IPv4Address,
+    ipaddress.IPv6Address,
+    ipaddress.IPv4Network,
+    ipaddress.IPv6Network,
+)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -55,15 +66,33 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, str):
         return clean(value)
-    if isinstance(value, datetime | date):
+    if isinstance(value, datetime | date | time):
         return value.isoformat()
     if isinstance(value, Decimal):
+        return format(value, "f")
+    if isinstance(value, timedelta):
+        return duration_form(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if isinstance(value, _WRITTEN_AS_TEXT):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [plain(inner) for inner in value]
     return value
+
+
+def duration_form(value: timedelta) -> str:
+    """Return a duration as ISO 8601 with days and shorter units: `P1DT2H3M4.5S`."""
+    sign, left = ("-", -value) if value < timedelta(0) else ("", value)
+    minutes, seconds = divmod(left.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{left.microseconds:06}".rstrip("0").rstrip(".")
+    clock = f"{f'{hours}H' if hours else ''}{f'{minutes}M' if minutes else ''}"
+    clock += f"{seconds}{fraction}S" if seconds or fraction else ""
+    days = f"{left.days}D" if left.days else ""
+    return f"{sign}P{days}T{clock}" if clock else f"{sign}P{days or '0D'}"
 
 
 def describe_fields(messages: Mapping[str, str]) -> str:
