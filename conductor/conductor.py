@@ -74,15 +74,6 @@ class Conductor:
         self.outages = OutageDetector(self.context)
         self.routing = Routing(self.context)
         self.recovery = Recovery(self.context)
-        self.outward = Outward(
-            self.context,
-            self.breaker,
-            BatchLoader(self.context, self.breaker, self.mappings, self.relations),
-            Sender(self.context, self.concurrency, self.outages),
-            ResultWriter(self.context, self.breaker, self.letters, self.relations),
-            self.concurrency,
-            self.guard,
-        )
         self.inward = Inward(
             self.context,
             self.breaker,
@@ -92,6 +83,16 @@ class Conductor:
             self.guard,
             self.concurrency,
             self.outages,
+        )
+        self.outward = Outward(
+            self.context,
+            self.breaker,
+            BatchLoader(self.context, self.breaker, self.mappings, self.relations),
+            Sender(self.context, self.concurrency, self.outages),
+            ResultWriter(self.context, self.breaker, self.letters, self.relations),
+            self.concurrency,
+            self.guard,
+            self.inward.inbox.refetch,
         )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)

@@ -62,6 +62,8 @@ class SyncError(Exception):
     #: Defaults of what only some classes set.
     fields: Mapping[str, str] = MappingProxyType({})
     merged_into: str | None = None
+    #: The id of the record that the system has instead of the one it refused.
+    existing_id: str | None = None
     reply: str | None = None
     unanswered: bool = False
     server_failed: bool = False

@@ -169,6 +169,8 @@ class InboundApplier:
             values |= close_conflicts(connection, link, "gone", now)
             remove_here(connection, subscriber, link.record_id)
             message = f"deleted in the system; on_gone = {subscriber.on_gone}"
+        if link.dead_at is not None:
+            values |= state.revived()
         if incoming.external.at is not None:
             values["last_seen_at"] = incoming.external.at
         state.write(connection, link.id, values)

@@ -76,6 +76,10 @@ class RecordMerger:
             values["overridden_values"] = {**(link.overridden_values or {}), **one_way}
         if owed := bool(result.keep or overwritten) or _has_unsent(ours_now, {**new_base, **result.ask}):
             values |= state.owed(self.context.clock(), state.Via.CALLER)
+        if link.is_owed and (link.dead_at is not None or not link.base):
+            # What this record waited for, or died of, may be over.
+            owed = True
+            values |= state.owed(self.context.clock(), state.Via.CALLER) | state.revived()
         state.write(connection, link.id, values)
         outcome = "applied" if result.take else "kept" if result.keep or result.ask else "echo"
         operation = "merge" if result.take and result.keep else "update"

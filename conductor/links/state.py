@@ -68,6 +68,11 @@ def postponed(attempts: int, retry_at: datetime | None) -> Values:
     return {"attempts": attempts, "retry_at": retry_at}
 
 
+def revived() -> Values:
+    """The values of a link that is tried again as soon as it is published, with all its attempts."""
+    return {"dead_at": None, "attempts": 0, "retry_at": None}
+
+
 def blocked(parent: int | None, retry_at: datetime | None) -> Values:
     """The values of a link that waits for the link `parent`, until `retry_at` at the latest."""
     return {"blocked_by": parent, "retry_at": retry_at}

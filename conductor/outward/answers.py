@@ -174,7 +174,8 @@ def _linked_id(plan: Plan) -> str:
 
 def _take_stored(plan: Plan, stored: External, mapper: Mapper) -> None:
     answer = plan.external
-    answered_at = answer.at if answer is not None else None
+    # The time of an answer with data is that of the state in it, which may be an old one.
+    answered_at = answer.at if answer is not None and not answer.data else None
     if answered_at is not None and stored.at is not None and stored.at >= answered_at + _TICK:
         return  # edited since: its event shows the edit
     plan.external = replace(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -93,8 +93,11 @@ class Outward:
         results: ResultWriter,
         concurrency: ConcurrencyLimiter,
         guard: DeleteGuard,
+        merge: Callable[[Subscriber, str], object],
     ) -> None:
+        """`merge` fetches a linked external record and merges it into ours."""
         self.context = context
+        self.merge = merge
         self.breaker = breaker
         self.loader = loader
         self.sender = sender
@@ -267,7 +270,16 @@ class Outward:
             follow_up = follow_up.and_then(self._record_others(subscriber, plans, batch))
         for name, record_id in follow_up.publish:
             self.context.publisher.records(name, [record_id])
+        for external_id in follow_up.merge:
+            self._merge(subscriber, external_id)
         return follow_up.again
+
+    def _merge(self, subscriber: Subscriber, external_id: str) -> None:
+        """Merge a record that was found; if that fails, the next delivery of the record tries it again."""
+        try:
+            self.merge(subscriber, external_id)
+        except Exception as error:
+            logger.warning("%s %s was found and could not be merged yet: %s", subscriber.name(), external_id, error)
 
     def _record_others(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> FollowUp:
         try:

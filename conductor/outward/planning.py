@@ -103,6 +103,10 @@ class Plan:
     reason: str | None = None
     error: SyncError | None = None
     external: External | None = None
+    #: The record that the system has already, where it refused this one as a duplicate.
+    existing: External | None = None
+    #: Fields that were emptied there, so that another record can take their values.
+    freed: list[str] = field(default_factory=list)
     rule: Rule | None = None
     #: The rule was lifted before the outcome was recorded.
     lifted: bool = False
@@ -175,6 +179,16 @@ class Plan:
             self._reply = self.external, mapper.flatten(self.external.data)
         return self._reply[1]
 
+    @property
+    def to_merge(self) -> str | None:
+        """The external id of a record that was found, and is merged before anything is sent."""
+        link = self.claim.link
+        if self.outcome != "waiting":
+            return None
+        if self.existing is not None:
+            return self.existing.id
+        return link.external_id if link.is_linked and link.base == {} else None
+
     def finish(self, outcome: str, reason: str | None = None) -> None:
         """Set the outcome."""
         self.outcome, self.reason = outcome, reason
@@ -231,6 +245,9 @@ def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Ma
     if claim.link.unlinked_at is not None and stays_unlinked:
         when = f"{claim.link.unlinked_at:%Y-%m-%d %H:%M} UTC"
         plan.finish("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
+        return
+    if claim.link.is_linked and claim.link.base == {}:
+        plan.finish("waiting", f"it was found in {subscriber.system}, and both sides are merged first")
         return
     plan.operation = "update" if claim.link.is_linked else "create"
     Relations.check(mapper, claim.record, batch.related)

@@ -18,6 +18,7 @@ from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, WaitsFor
 from conductor.links.row import LinkRow
 from conductor.links.rules import lock_rules
+from conductor.outward.duplicates import Duplicates, is_duplicate
 from conductor.outward.outcomes import (
     delivery_row,
     earlier_create_token,
@@ -48,10 +49,12 @@ class FollowUp:
 
     again: list[str] = field(default_factory=list)
     publish: list[tuple[str, str]] = field(default_factory=list)
+    #: External ids of records that were found, and are merged first.
+    merge: list[str] = field(default_factory=list)
 
     def and_then(self, other: FollowUp) -> FollowUp:
         """Return this and what follows from more records."""
-        return FollowUp(self.again + other.again, self.publish + other.publish)
+        return FollowUp(self.again + other.again, self.publish + other.publish, self.merge + other.merge)
 
 
 class ResultWriter:
@@ -64,6 +67,7 @@ class ResultWriter:
         self.breaker = breaker
         self.letters = letters
         self.relations = relations
+        self.duplicates = Duplicates(context)
         #: System -> the secrets that no stored reply may quote.
         self._secrets_of: dict[str, tuple[str, ...]] = {}
 
@@ -130,6 +134,8 @@ class ResultWriter:
             rows[tuple(row)].append(row)
             if is_blocked:  # the check for a circle reads what the links before it wait for
                 state.write_many(connection, [row])
+            if plan.to_merge is not None:
+                follow_up.merge.append(plan.to_merge)
             if is_owed_again(plan) or plan.lifted:
                 follow_up.again.append(plan.claim.record_id)
         for alike in rows.values():
@@ -183,12 +189,20 @@ class ResultWriter:
             plan.error = None
             plan.finish("skipped", verdict.skip)
             unsubscription = verdict.unsubscription_id
+        if is_duplicate(plan):
+            decision = self.duplicates.judge(connection, subscriber, plan)
+            if decision.publish is not None:
+                follow_up.publish.append(decision.publish)
+            if decision.values is not None:
+                return decision.values
+            plan.error = decision.error or plan.error
         if plan.error is not None:
             values = self._failed(connection, subscriber, plan, plan.error)
             if values is not None:
                 return values
         if plan.outcome == "waiting":
-            return {"create_token": earlier_create_token(plan)}
+            later = {"retry_at": self.context.later(self.context.policy.stale_seconds)} if plan.to_merge else {}
+            return {"create_token": earlier_create_token(plan), **later}
         return self._settled(connection, plan, mapper, unsubscription)
 
     def _blocked(self, plan: Plan, parent: int | None) -> state.Values:

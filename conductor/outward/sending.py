@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.links import in_doubt, leases, overwrites
-from conductor.outward import answers
+from conductor.outward import answers, duplicates
 from conductor.outward.batch_sizes import BatchSizes, Call
 from conductor.outward.planning import (
     RECONCILABLE_COLUMNS,
@@ -100,10 +100,16 @@ class Sender:
                 return
 
     def _complete_answers(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
-        """Find records that were created without an id, and read what an answer does not show."""
+        """Find records that the system has made or had already, and read what an answer does not show."""
         for plan in plans:
             if isinstance(plan.error, Unidentified) and self._renew_leases([plan], batch.token):
                 answers.identify_created(subscriber, plan)
+            elif duplicates.is_duplicate(plan) and self._renew_leases([plan], batch.token):
+                duplicates.look_up(subscriber, plan)
+                if plan.operation == "update" and self.context.database.run_in_transaction(
+                    duplicates.is_exchange, subscriber, plan
+                ):
+                    duplicates.free(subscriber, plan)
         if (mapper := batch.mapper) is None:
             return
         unseen = [plan for plan in plans if answers.is_unseen(subscriber, plan, mapper)]
@@ -225,14 +231,19 @@ def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str)
 
 
 def _calls(subscriber: Subscriber, plans: list[Plan], most: int | None) -> Iterator[Call]:
-    """Yield the calls that the open plans need, of `most` records each: creates, updates, archives, deletes."""
+    """Yield the calls that the open plans need, of `most` records each.
+
+    Those that give unique values free come first, then those that take them.
+    """
     for operation, method in (
-        ("create", subscriber.bulk_create),
-        ("update", subscriber.bulk_update),
-        ("archive", subscriber.bulk_update),
         ("delete", subscriber.bulk_delete),
+        ("archive", subscriber.bulk_update),
+        ("update", subscriber.bulk_update),
+        ("create", subscriber.bulk_create),
     ):
         chosen = [plan for plan in plans if plan.is_open and plan.operation == operation]
+        if operation == "update":
+            chosen = duplicates.freeing_first(subscriber, chosen)
         size = max(subscriber.batch_size(len(chosen)), 1)
         yield from Call(cast("Callable[[list[Item]], list[Any]]", method), chosen).parts(min(size, most or size))
 

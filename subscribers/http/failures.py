@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -35,6 +36,10 @@ CODES: Mapping[int, str] = {
 }
 
 
+#: How systems say, with a status for wrong data, that they have such a record already.
+_DUPLICATE = re.compile(r"already|duplicate|not unique|must be unique|unique constraint", re.IGNORECASE)
+
+
 def status_error(
     status: int,
     message: str,
@@ -62,6 +67,7 @@ def status_error(
             request_id=request_id,
         )
     if issubclass(kind, Reject):
+        code = code or ("duplicate" if status in (400, 422) and _DUPLICATE.search(text) else None)
         return kind(text, fields=fields, request_id=request_id, code=code)
     return kind(text, request_id=request_id)
 

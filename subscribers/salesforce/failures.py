@@ -14,6 +14,7 @@ import requests
 
 from subscribers.errors import BatchTooLarge, Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.http.failures import retry_after, status_error
+from subscribers.options import search_json
 from subscribers.salesforce.codes import CODES, TABLE, Unclear
 
 if TYPE_CHECKING:
@@ -75,7 +76,18 @@ def by_code(
         return kind(text, after=after, request_id=request_id)
     if kind is Gone:
         return Gone(text, request_id=request_id)
-    return Reject(text, fields=fields, request_id=request_id, code=CODES.get(code))
+    rejected = Reject(text, fields=fields, request_id=request_id, code=CODES.get(code))
+    rejected.existing_id = _existing_id(errors) if rejected.code == "duplicate" else None
+    return rejected
+
+
+def _existing_id(errors: Errors) -> str | None:
+    """Return the id of the record that a refused one duplicates: in the message, or in the matches of its rule."""
+    named = re.search(r"\bid: ([a-zA-Z0-9]{15,18})\b", " ".join(str(one.get("message")) for one in errors))
+    if named:
+        return named[1]
+    matches = search_json("[].duplicateResult.matchResults[].matchRecords[].record.Id", [*errors]) or []
+    return str(matches[0]) if len(set(matches)) == 1 else None
 
 
 def _by_status(status: int | None) -> type[SyncError]:

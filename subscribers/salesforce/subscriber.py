@@ -13,6 +13,7 @@ from urllib.parse import quote
 from subscribers.base import Subscriber
 from subscribers.errors import BatchTooLarge, Gone, Reject, Retry, SyncError
 from subscribers.http.client import iso_time
+from subscribers.mapping.paths import is_plain
 from subscribers.records import External, ExternalField, Item, Page
 from subscribers.salesforce import bulk, describe
 from subscribers.salesforce.failures import by_code
@@ -104,6 +105,16 @@ class SalesforceSubscriber(Subscriber):
             return self._read(f"sobjects/{self.sobject}/{by_id}")
         except Gone:
             return None
+
+    def find_matching(self, item: Item) -> list[External]:
+        """Return up to two records with the same match values."""
+        wanted = self.match_values(item.data)
+        if not wanted or not all(map(is_plain, wanted)):
+            return []
+        where = " AND ".join(f"{path} = {{}}" for path in wanted)
+        query = f"SELECT {', '.join(self.fields())} FROM {self.sobject} WHERE {where} LIMIT 2"
+        records = list(self._all(soql(query, *wanted.values())))
+        return [one for one in self._externals(records) if not one.deleted]
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
         """Return the records that are not in the recycle bin; one query per collection."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pytest_httpserver import HTTPServer
 
 from simulators.stripe import StripeLike
+from tests.support.awkward_rest import AwkwardRest
 
 
 @pytest.fixture(scope="package")
@@ -22,3 +24,9 @@ def stripe(stripe_server: StripeLike) -> StripeLike:
     stripe_server.faults.clear()
     stripe_server.journal.clear()
     return stripe_server
+
+
+@pytest.fixture
+def system(httpserver: HTTPServer) -> AwkwardRest:
+    """Return a REST system whose ways a test chooses."""
+    return AwkwardRest(httpserver)

@@ -13,12 +13,13 @@ from werkzeug import Request, Response
 
 from models.base import utcnow
 from models.catalogues import Customer
-from models.ledger import Change, Cursor, DeadLetter, System
+from models.ledger import Change, Cursor, DeadLetter, Link, System
 from models.session import Database
 from subscribers.records import External
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
+from tests.support.dead_letters import open_letters
 from tests.support.fakes import TestHub
-from tests.support.records import add, edit, link, one_row, record, rows, settle, webhook
+from tests.support.records import CUSTOMER, add, edit, link, one_row, record, rows, settle, webhook
 
 # A1: an edit there that was not seen before ours went out
 
@@ -271,6 +272,135 @@ def test_a08_a_field_left_out_is_kept_by_default(database: Database) -> None:
 
 
 # A9: unique values freed and taken again
+
+
+def emails(system: AwkwardRest) -> dict[str, str]:
+    """Return the names in the system, by email."""
+    return {record["email"]: record["name"] for record in system.store.values()}
+
+
+@pytest.fixture(params=["mark", "match", "neither"])
+def unique(request: pytest.FixtureRequest, database: Database, system: AwkwardRest) -> RestHub:
+    """Return a hub over a system whose emails are unique, with three customers there."""
+    system.unique = ("email",)
+    options: dict[str, dict[str, Any]] = {"mark": {"record_id_field": "ref"}, "match": {"match_on": ("email",)}}
+    hub = RestHub(database, system, kind(**options.get(request.param, {})))
+    for name in "abc":
+        add(hub, name=name, email=f"{name}@x.example")
+    hub.run()
+    system.calls.clear()
+    return hub
+
+
+@pytest.mark.parametrize("how", ["one batch", "creates first", "creates routed first", "changed keys"])
+def test_a09_records_reloaded_under_new_ids_replace_those_there(unique: RestHub, system: AwkwardRest, how: str) -> None:
+    new = [{"id": 11 + n, "name": name.upper(), "email": f"{name}@x.example"} for n, name in enumerate("abc")]
+    with unique.conductor.database.write() as c:
+        if how == "changed keys":
+            c.execute(sa.update(CUSTOMER).values(id=CUSTOMER.c.id + 10, name=sa.func.upper(CUSTOMER.c.name)))
+        else:
+            c.execute(sa.delete(CUSTOMER))
+            c.execute(sa.insert(CUSTOMER), new)
+    if how == "creates first":
+        unique.conductor.relay()
+        unique.conductor.deliver("awkward.customer", ["11", "12", "13"])
+    if how == "creates routed first":
+        with unique.conductor.database.write() as c:
+            deleted = sa.and_(Change.operation == "delete", Change.relayed_at.is_(None))
+            c.execute(sa.update(Change).where(deleted).values(relayed_at=utcnow()))
+        unique.run()
+        with unique.conductor.database.write() as c:
+            c.execute(sa.update(Change).where(Change.record_id.in_(["1", "2", "3"])).values(relayed_at=None))
+    unique.run()
+    for _ in range(3):
+        unique.wait(10)
+    assert emails(system) == {"a@x.example": "A", "b@x.example": "B", "c@x.example": "C"}
+    assert open_letters(unique) == []
+    assert {link.record_id for link in rows(unique, Link, Link.unlinked_at.is_(None))} == {"11", "12", "13"}
+    if how == "one batch":
+        assert system.writes() == ["DELETE"] * 3 + ["POST"] * 3
+
+
+@pytest.mark.parametrize("order", ["one batch", "taker first"])
+def test_a09_a_unique_value_is_handed_from_one_record_to_another(
+    unique: RestHub, system: AwkwardRest, order: str
+) -> None:
+    edit(unique, "1", email="b@x.example")
+    edit(unique, "2", email="c@x.example")
+    edit(unique, "3", email="d@x.example")
+    if order == "taker first":
+        unique.conductor.relay()
+        for one in ("1", "2", "3"):
+            unique.conductor.deliver("awkward.customer", [one])
+    unique.run()
+    for _ in range(4):
+        unique.wait(10)
+    assert emails(system) == {"b@x.example": "a", "c@x.example": "b", "d@x.example": "c"}
+    assert open_letters(unique) == []
+
+
+def test_a09_a_new_record_takes_the_value_that_an_edit_gives_free(unique: RestHub, system: AwkwardRest) -> None:
+    new = add(unique, name="new", email="a@x.example")
+    edit(unique, "1", email="z@x.example")
+    unique.conductor.relay()
+    unique.conductor.deliver("awkward.customer", [new])
+    unique.run()
+    unique.wait(10)
+    assert emails(system)["a@x.example"] == "new" and emails(system)["z@x.example"] == "a"
+    assert open_letters(unique) == []
+
+
+@pytest.mark.parametrize("may_be_empty", [True, False])
+def test_a09_an_exchange_of_values_goes_through_an_empty_one_or_is_one_dead_letter(
+    database: Database, system: AwkwardRest, may_be_empty: bool
+) -> None:
+    system.unique = ("email",)
+    system.refuses = lambda id, data: (
+        None if may_be_empty or data.get("email") else answer({"message": "email is required"}, 422)
+    )
+    hub = RestHub(database, system, kind(match_on=("email",)))
+    for name in "ab":
+        add(hub, name=name, email=f"{name}@x.example")
+    hub.run()
+    with database.write() as c:
+        other = sa.case((CUSTOMER.c.id == 1, "b@x.example"), else_="a@x.example")
+        c.execute(sa.update(CUSTOMER).values(email=other))
+    hub.run()
+    for _ in range(5):
+        hub.wait(10)
+    if may_be_empty:
+        assert emails(system) == {"b@x.example": "a", "a@x.example": "b"} and open_letters(hub) == []
+        return
+    assert any("exchanges a unique value" in letter.message for letter in open_letters(hub))
+    assert emails(system) == {"a@x.example": "a", "b@x.example": "b"}
+
+
+@pytest.mark.parametrize("on_delete", ["unlink", "ignore"])
+def test_a09_a_record_that_is_kept_there_is_linked_to_the_new_one(
+    database: Database, system: AwkwardRest, on_delete: str
+) -> None:
+    system.unique = ("email",)
+    hub = RestHub(database, system, kind(match_on=("email",), on_delete=on_delete))
+    old = add(hub, name="old", email="a@x.example")
+    hub.run()
+    hub.remove(old)
+    new = add(hub, name="new", email="a@x.example")
+    hub.run()
+    for _ in range(3):
+        hub.wait(60)
+    assert emails(system) == {"a@x.example": "new"} and open_letters(hub) == []
+    assert one_row(hub, Link, Link.record_id == new).external_id == "1"
+
+
+def test_a09_a_value_that_another_record_keeps_is_a_dead_letter_that_names_it(
+    unique: RestHub, system: AwkwardRest
+) -> None:
+    edit(unique, "1", email="b@x.example")
+    unique.run()
+    unique.wait(10)
+    (letter,) = open_letters(unique)
+    assert letter.record_id == "1" and "exists already" in letter.message
+
 
 # A10: REPLACE INTO displaces another row
 

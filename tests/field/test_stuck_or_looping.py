@@ -17,26 +17,16 @@ from conductor import Conductor, Policy
 from models.base import utcnow
 from models.ledger import Change, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
-from subscribers.errors import Retry, SyncError, SystemDown
+from simulators.salesforce import SalesforceSimulator
+from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.mapping.fields import Field
-from subscribers.records import External, Page
+from subscribers.records import External, Item, Page
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
-from tests.support.dead_letters import retry_all
+from tests.support.dead_letters import open_letters, retry_all
 from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
 from tests.support.records import add, edit, link, one_row, record, rows, settle, webhook
-
-
-@pytest.fixture
-def system(httpserver: HTTPServer) -> AwkwardRest:
-    """Return a REST system whose ways a test chooses."""
-    return AwkwardRest(httpserver)
-
-
-def open_letters(hub: TestHub) -> list[Any]:
-    """Return the open dead letters."""
-    return [*rows(hub, DeadLetter, DeadLetter.closed_at.is_(None))]
-
+from tests.support.salesforce_hub import SalesforceHub
 
 # B19: an outage answered with 502
 
@@ -496,6 +486,146 @@ def test_b22_whether_a_record_is_read_after_a_write_can_be_set(
 # B27: a long chain of references
 
 # B28: a create that meets an existing record
+
+REFUSALS: dict[str, Callable[[dict[str, Any]], Response]] = {
+    "409": lambda other: answer({"message": "exists already"}, 409),
+    "409 without text": lambda other: Response(status=409),
+    "422": lambda other: answer({"errors": {"email": ["has already been taken"]}}, 422),
+    "400": lambda other: answer({"message": "duplicate key value violates unique constraint"}, 400),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_b28_a_create_that_is_refused_as_a_duplicate_is_linked_and_updated(
+    database: Database, system: AwkwardRest, refusal: str
+) -> None:
+    # The list cannot be filtered, and the email is written differently there.
+    system.unique, system.taken, system.filters = ("name",), REFUSALS[refusal], False
+    fields = {"name": "name", "email": "email", "phone": Field("phone", conflict="external"), "notes": "note"}
+    hub = RestHub(database, system, kind(field_to_data=fields, match_on=("email",)))
+    system.add(name="Ada", email="Ada@x.example", phone="theirs", note="only there")
+    one = add(hub, name="Ada", email="ada@x.example", phone="ours")
+    hub.run()
+    assert one_row(hub, Link).external_id == "1" and system.writes() == ["POST", "PATCH"]
+    assert {k: v for k, v in system.store["1"].items() if k in ("email", "phone", "note")} == {
+        "email": "ada@x.example",
+        "phone": "theirs",
+        "note": "only there",
+    }
+    assert (record(hub, one).phone, record(hub, one).notes) == ("theirs", "only there")
+    assert rows(hub, DeadLetter) == [] and len(system.store) == 1
+
+
+@pytest.mark.parametrize("others", ["none", "two", "of another hub record"])
+def test_b28_a_duplicate_that_cannot_be_told_is_a_dead_letter(
+    database: Database, system: AwkwardRest, others: str
+) -> None:
+    system.refuses = lambda id, data: answer({"message": "exists already"}, 409) if system.store else None
+    hub = RestHub(database, system, kind(match_on=("email",)))
+    if others == "of another hub record":
+        add(hub, email="a@x.example")
+        hub.run()
+    for _ in range({"none": 0, "two": 2}.get(others, 0)):
+        system.add(name="Ada", email="a@x.example")
+    system.add(name="Bea", email="b@x.example")
+    add(hub, email="a@x.example")
+    hub.run()
+    hub.wait()
+    (letter,) = open_letters(hub)
+    assert "exists already" in letter.message
+    assert ("customer 1 is linked" in letter.message) is (others == "of another hub record")
+
+
+def test_b28_a_merge_that_fails_is_tried_again_before_anything_is_sent(database: Database, system: AwkwardRest) -> None:
+    system.unique = ("email",)
+    fields = {"name": Field("name", conflict="external"), "email": "email"}
+    hub = RestHub(database, system, kind(field_to_data=fields, match_on=("email",)))
+    system.add(name="theirs", email="a@x.example")
+    merge, hub.conductor.outward.merge = hub.conductor.outward.merge, lambda *_: (_ for _ in ()).throw(Retry("later"))
+    one = add(hub, name="ours", email="a@x.example")
+    hub.run()
+    assert system.writes() == ["POST"] and one_row(hub, Link).external_id == "1"
+    hub.conductor.outward.merge = merge
+    hub.wait()
+    assert record(hub, one).name == system.store["1"]["name"] == "theirs" and open_letters(hub) == []
+
+
+def test_b28_a_poll_that_links_a_dead_record_has_it_delivered_and_its_letter_closed(
+    database: Database, system: AwkwardRest
+) -> None:
+    system.refuses = lambda id, data: None if id else answer({"message": "the name is forbidden"}, 422)
+    hub = RestHub(database, system, kind(match_on=("email",)))
+    add(hub, email="a@x.example", phone="ours")
+    hub.run()
+    assert len(open_letters(hub)) == 1
+    system.add(name="Ada", email="a@x.example")
+    hub.poll()
+    assert system.store["1"]["phone"] == "ours" and open_letters(hub) == []
+
+
+@pytest.mark.parametrize("end", ["same value there", "deleted there"])
+def test_b28_a_dead_letter_that_an_event_overtakes_is_closed(database: Database, end: str) -> None:
+    hub = TestHub(database, "crm")
+    one = add(hub)
+    hub.run()
+    hub.systems["crm"].fail(Reject("422: the name is forbidden"))
+    edit(hub, one, name="Bea")
+    hub.run()
+    assert len(open_letters(hub)) == 1
+    hub.clock.tick()
+    if end == "deleted there":
+        hub.systems["crm"].remove("crm_1")
+    else:
+        hub.systems["crm"].edit("crm_1", name="Bea")
+    webhook(hub, "crm", "e1", "crm_1")
+    hub.run()
+    hub.clock.tick(100)
+    hub.conductor.sweep()
+    hub.run()
+    assert open_letters(hub) == [] and rows(hub, Link, Link.dead_at.is_not(None)) == []
+
+
+def test_b28_records_of_a_bulk_call_are_linked_one_by_one(database: Database) -> None:
+    class Unique(FakeSubscriber):
+        bulk_size = 10
+        match_on = ("email",)
+
+        def create(self, item: Item) -> External:
+            if self.find_matching(item):
+                raise Reject("DUPLICATE_VALUE: duplicate value found", code="duplicate")
+            return super().create(item)
+
+        def find_matching(self, item: Item) -> list[External]:
+            wanted = self.match_values(item.data)
+            return [self.client.external(id) for id, data in self.client.store.items() if self.is_match(data, wanted)]
+
+    hub = TestHub(database, "crm", kinds=(Unique,))
+    hub.systems["crm"].add(name="", email="a@x.example")
+    for name in ("a", "b"):
+        add(hub, name=name, email=f"{name}@x.example")
+    hub.run()
+    assert [(data["name"], data["email"]) for data in hub.shown("crm")] == [
+        ("a", "a@x.example"),
+        ("b", "b@x.example"),
+    ]
+    assert open_letters(hub) == []
+
+
+@pytest.mark.parametrize("code", ["DUPLICATE_VALUE", "DUPLICATES_DETECTED"])
+@pytest.mark.parametrize("named", [True, False])
+def test_b28_a_duplicate_in_salesforce_is_linked_and_updated(
+    database: Database, org: SalesforceSimulator, code: str, named: bool
+) -> None:
+    hub = SalesforceHub(database, org)
+    there = org.add("Account", Name="Ada", Email__c="a@x.example")
+    message = "use one of these records" + (f"; duplicates value on record with id: {there}" if named else "")
+    org.fail_items(code=code, message=message, path="composite")
+    one = hub.add("customer", name="Ada", email="a@x.example", phone="1")
+    hub.run()
+    assert hub.link("customer", one).external_id == there
+    assert hub.conductor.subscribers["salesforce.customer"].fetch(there).data["Phone"] == "1"
+    assert open_letters(hub) == []
+
 
 # B29: a full poll of unchanged records
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from conductor import Conductor
 from models.ledger import DeadLetter
+from tests.support.fakes import TestHub
+from tests.support.records import rows
 
 
 def open_ids(conductor: Conductor) -> list[int]:
@@ -23,3 +27,8 @@ def retry_all(conductor: Conductor, by: str = "ann") -> int:
 def discard_all(conductor: Conductor, by: str = "ann", reason: str = "test data") -> int:
     """Discard every open dead letter and return how many there were."""
     return sum(conductor.dead_letters.discard(number, by, reason) for number in open_ids(conductor))
+
+
+def open_letters(hub: TestHub) -> list[Any]:
+    """Return the open dead letters."""
+    return [*rows(hub, DeadLetter, DeadLetter.closed_at.is_(None))]
