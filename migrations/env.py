@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from alembic import context
 
 import models.ledger
 import models.users  # noqa: F401 - its tables belong to the metadata
-from models import capture, search
+from models import capture, match_keys, search
 from models.base import Base, UtcDateTime
 from models.session import Database
 from settings import get_settings
@@ -24,14 +25,17 @@ def render(kind: str, item: object, _context: object) -> str | Literal[False]:
 
 
 def install(connection: sa.Connection) -> None:
-    """Create the capture triggers and the word indexes for the tables as they are now."""
+    """Create the capture triggers and the indexes for searches and matches on the tables as they are now."""
     if Base.metadata.tables["change"].name in sa.inspect(connection).get_table_names():
         capture.install(connection)
     search.install(connection)
+    match_keys.install(connection)
 
 
 def run() -> None:
     """Run the migrations in one transaction."""
+    # SQLite's indexes over match keys are none of the migrations' business.
+    warnings.filterwarnings("ignore", message="Skipped unsupported reflection of expression-based index match_of_")
     url = context.config.attributes.get("database_url") or get_settings().database_url
     database = Database(url)
     if database.is_sqlite:

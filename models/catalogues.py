@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -206,7 +206,8 @@ class Catalogue:
 
     `ignore` are bookkeeping columns, whose changes are not captured. `archive` holds the values that
     archive a record, for policies that archive instead of delete. `label` is the column that shows a
-    record in the panel. `search` are the columns of its search; by default `email` and the label.
+    record in the panel. `search` are the columns of its search; by default `email` and the label. `match_as` names the
+    columns whose values match however they are written, as email, phone or name: see `models.match_keys`.
     """
 
     name: str
@@ -216,10 +217,13 @@ class Catalogue:
     archive: Mapping[str, Any] = field(default_factory=dict)
     label: str = "name"
     search: tuple[str, ...] = ()
+    match_as: Mapping[str, Literal["email", "phone", "name"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.table.primary_key.columns) != 1:
             raise ValueError(f"catalogue {self.name}: the table {self.table.name} needs a primary key of one column")
+        if unknown := sorted(name for name in self.match_as if name not in self.table.c):
+            raise ValueError(f"catalogue {self.name}: match_as names {unknown[0]}, which is no column")
 
     @property
     def key(self) -> sa.Column[Any]:
@@ -342,6 +346,17 @@ def is_generated(column: sa.Column[Any]) -> bool:
     return column.computed is not None or is_identity or _FILLED in column.info
 
 
+_BLANKS = " \t\n\u00a0"
+
+#: Kind of a column in `match_as` -> the characters that its match keys do not contain.
+KEYS_WITHOUT: Mapping[str, str] = {"email": _BLANKS, "name": _BLANKS, "phone": f"{_BLANKS}-()./"}
+
+
+def without_separators(kind: str, text: str) -> str:
+    """Return a text without the characters that a match key of this kind does not contain."""
+    return text.translate(dict.fromkeys(map(ord, KEYS_WITHOUT[kind])))
+
+
 #: Every catalogue by name: the tables that are kept in sync.
 CATALOGUES: dict[str, Catalogue] = {}
 
@@ -352,7 +367,14 @@ def declare(catalogue: Catalogue) -> Catalogue:
     return catalogue
 
 
-declare(Catalogue("customer", Customer.__table__, archive={"active": False}))
+declare(
+    Catalogue(
+        "customer",
+        Customer.__table__,
+        archive={"active": False},
+        match_as={"email": "email", "phone": "phone", "name": "name"},
+    )
+)
 declare(Catalogue("product", Product.__table__, archive={"active": False}, search=("sku", "name")))
 declare(
     Catalogue(

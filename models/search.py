@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from models import match_keys
 from models.base import Base
 from models.catalogues import CATALOGUES, Catalogue
 
@@ -33,8 +34,8 @@ def is_searchable(catalogue: Catalogue) -> bool:
 
 
 def is_index(name: str) -> bool:
-    """Whether a table or an index of this name is a search index, which migrations ignore."""
-    return name.startswith(_PREFIX)
+    """Whether a table or an index of this name is one for searches, which migrations ignore."""
+    return name.startswith((_PREFIX, match_keys.PREFIX))
 
 
 def install(connection: sa.Connection, catalogues: Iterable[Catalogue] | None = None) -> None:

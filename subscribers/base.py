@@ -16,6 +16,7 @@ from subscribers.calls import one_by_one
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import Field
 from subscribers.mapping.mapper import Mapper
+from subscribers.mapping.match_forms import match_form
 from subscribers.mapping.paths import MISSING, pick
 from subscribers.mapping.values import Flat, is_empty
 from subscribers.records import External, ExternalField, Item, Page, fields_of
@@ -169,9 +170,14 @@ class Subscriber:
         return {} if any(value is MISSING or is_empty(value) for value in values.values()) else values
 
     def is_match(self, data: Mapping[str, Any], wanted: Flat) -> bool:
-        """Whether an external record has these match values, apart from case and surrounding blanks."""
+        """Whether an external record has these match values, however they are written."""
         values = self.match_values(data)
-        return bool(values) and all(_folded(values[path]) == _folded(value) for path, value in wanted.items())
+        return bool(values) and self.match_forms(values) == self.match_forms(wanted)
+
+    def match_forms(self, values: Flat) -> Flat:
+        """Return match values by path in the form in which they are compared; text without a kind as names are."""
+        kinds = {self.mapper.path_of(column): self.records.match_as.get(column, "name") for column in self.match_on}
+        return {path: match_form(kinds.get(path), value) for path, value in values.items()}
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Yield pages of records that changed since a position (None: from the beginning), oldest first.
@@ -229,10 +235,6 @@ class Subscriber:
     def bulk_delete(self, items: Sequence[Item]) -> list[SyncError | None]:
         """Delete these records and return an outcome for each, in order."""
         return one_by_one(self.delete, items, self.client.pace)
-
-
-def _folded(value: Any) -> Any:
-    return str(value).strip().casefold()
 
 
 def normalize_incoming(subscriber: Subscriber, external: External, *, complete: bool = False) -> External:

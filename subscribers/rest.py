@@ -28,6 +28,7 @@ from subscribers.http.auth import ClientCredentials, HeaderAuth
 from subscribers.http.client import Http, Token, Url, iso_time, server_time
 from subscribers.http.failures import describe_error
 from subscribers.http.signatures import Scheme, Signature
+from subscribers.mapping.values import Flat
 from subscribers.options import COMMON_OPTIONS, JmesPath, check_options, own_options, search_json
 from subscribers.records import Event, External, Item, Page
 from subscribers.system import Options as SystemOptions
@@ -341,11 +342,19 @@ class RestSubscriber(Subscriber):
         wanted = self.match_values(item.data)
         if not wanted:
             return []
-        asked = {
-            parameter: re.sub(r"\{([^{}]+)\}", lambda named: str(wanted.get(named[1], named[0])), value)
-            for parameter, value in (self.match_parameters or {path: f"{{{path}}}" for path in wanted}).items()
+        # The system may compare by characters, and may have stored the normal form.
+        ways = [wanted, self.match_forms(wanted)]
+        for values in ways if ways[0] != ways[1] else ways[:1]:
+            asked = self._match_query(values)
+            if found := [one for one in self._search(asked, "match_parameters") if self.is_match(one.data, wanted)]:
+                return found
+        return []
+
+    def _match_query(self, values: Flat) -> dict[str, str]:
+        return {
+            parameter: re.sub(r"\{([^{}]+)\}", lambda named: str(values.get(named[1], named[0])), value)
+            for parameter, value in (self.match_parameters or {path: f"{{{path}}}" for path in values}).items()
         }
-        return [one for one in self._search(asked, "match_parameters") if self.is_match(one.data, wanted)]
 
     @property
     def can_identify(self) -> bool:

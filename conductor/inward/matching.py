@@ -11,8 +11,10 @@ from conductor.inward.incoming import Incoming
 from conductor.links.row import LinkRow, link_row
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
+from models.match_keys import candidates as candidates_of
 from subscribers.base import Subscriber
 from subscribers.errors import CREATED_WITHOUT_ID, Reject
+from subscribers.mapping.match_forms import match_form, match_keys
 from subscribers.mapping.values import is_empty, same
 
 
@@ -48,8 +50,7 @@ def candidates(connection: sa.Connection, incoming: Incoming, limit: int, where:
         return [record_id]
     if link_without_record(connection, incoming) is not None:
         return []
-    values = _match_values(incoming)
-    found = incoming.subscriber.records.find(connection, values, limit) if values else []
+    found = _alike(connection, incoming)[:limit]
     return incoming.subscriber.records.keep(connection, found, where)
 
 
@@ -99,8 +100,7 @@ def matched_record(connection: sa.Connection, incoming: Incoming) -> str | None:
       Reject: several records agree.
     """
     subscriber = incoming.subscriber
-    values = _match_values(incoming)
-    found = subscriber.records.find(connection, values) if values else []
+    found = _alike(connection, incoming)
     if len(found) > 1:
         names = ", ".join(subscriber.match_on)
         message = f"several records in the database have the same {names} as {incoming.external.id}"
@@ -109,6 +109,23 @@ def matched_record(connection: sa.Connection, incoming: Incoming) -> str | None:
         return None
     link = link_by_record(connection, subscriber, found[0])
     return None if link is not None and link.is_linked else found[0]
+
+
+def _alike(connection: sa.Connection, incoming: Incoming) -> list[str]:
+    """Return the ids of the records that agree in all `match_on` columns, however their values are written."""
+    catalogue, values = incoming.subscriber.records, _match_values(incoming)
+    kinds = {name: kind for name, kind in catalogue.match_as.items() if name in values}
+    if not values:
+        return []
+    region = incoming.mapper.inward_value("country", incoming.flat)
+    exact = {name: value for name, value in values.items() if name not in kinds}
+    keys = {name: match_keys(kind, values[name], region) for name, kind in kinds.items()}
+    forms = {name: match_form(kind, values[name], region) for name, kind in kinds.items()}
+    return [
+        str(record[catalogue.key.name])
+        for record in candidates_of(connection, catalogue, exact, keys)
+        if all(match_form(kinds[n], record[n], record.get("country") or region) == form for n, form in forms.items())
+    ]
 
 
 def _match_values(incoming: Incoming) -> Record:

@@ -204,6 +204,16 @@ class Mapper:
         at = f"{path}." if path else ""
         return {**theirs, **{name: self.onto(theirs.get(name), value, at + name) for name, value in ours.items()}}
 
+    def inward_value(self, column: str, flat: Mapping[str, Any]) -> Any:
+        """Return the value of one column in these external fields; None if there is none, or it cannot be converted."""
+        path = self.path_of(column)
+        if path is None or is_empty(flat.get(path)):
+            return None
+        try:
+            return self.inward({path: flat[path]}).get(column)
+        except Reject:
+            return None
+
     def accepts_inward(self, path: str) -> bool:
         """Return whether a change of this external field is applied to the internal record."""
         if path not in self._column_of or self.entry(path).direction == "out":

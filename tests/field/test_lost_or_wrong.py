@@ -14,8 +14,11 @@ from werkzeug import Request, Response
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import Change, Cursor, DeadLetter, Link, System
+from models.match_keys import candidates
 from models.session import Database
-from subscribers.records import External
+from subscribers.mapping.fields import Field
+from subscribers.mapping.match_forms import match_keys
+from subscribers.records import External, Item
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import open_letters
 from tests.support.fakes import TestHub
@@ -532,5 +535,100 @@ def test_a16_a_wrong_clock_is_reported_by_the_connection_test(database: Database
 
 
 # A17: match values written differently
+
+_ALIKE = [
+    ("email", "Ada@X.example", "ada@x.example"),
+    ("email", "ada@x.example", " ADA@x.Example "),
+    ("phone", "+39 06 1234-5678", "(06) 12345678"),
+    ("phone", "0039 06 12345678", "+390612345678"),
+    ("phone", "06/12345678", "+39 06 12345678"),
+    ("name", "\u00c9lodie BR\u00dbL\u00c9", "e\u0301lodie  bru\u0302le\u0301"),
+    ("name", "ada  lovelace", "Ada Lovelace"),
+]
+
+
+@pytest.mark.parametrize("how", ["webhook", "poll", "backfill"])
+@pytest.mark.parametrize(("column", "ours", "theirs"), _ALIKE)
+def test_a17_values_written_differently_match(
+    database: Database, column: str, ours: str, theirs: str, how: str
+) -> None:
+    fields: dict[str, str | Field] = {"name": "name", "email": "email", "phone": "phone", "country": "country"}
+    hub = TestHub(database, "crm", match_on=(column,), field_to_data=fields)
+    one = add(hub, country="IT", **{column: ours})
+    hub.conductor.relay()
+    hub.publisher.published.clear()
+    hub.systems["crm"].add(**{"name": "Ada", "country": "IT", column: theirs})
+    if how == "backfill":
+        hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
+        hub.conductor.tasks.run_some()
+    elif how == "poll":
+        hub.conductor.poll("crm.customer")
+    else:
+        webhook(hub, "crm", "e1", "crm_1")
+        hub.conductor.receive(1)
+    settle(hub)
+    assert len(rows(hub, Customer)) == 1 and link(hub, "crm", one).external_id == "crm_1"
+    assert len(hub.systems["crm"].store) == 1
+
+
+def test_a17_values_that_differ_do_not_match(database: Database) -> None:
+    hub = TestHub(database, "crm", match_on=("email",))
+    add(hub, email="ada@x.example")
+    hub.systems["crm"].add(name="Ada", email="ad a@x.example")
+    hub.conductor.poll("crm.customer")
+    settle(hub)
+    assert len(rows(hub, Customer)) == 2
+
+
+def test_a17_a_value_changed_by_a_transform_matches(database: Database) -> None:
+    fields: dict[str, str | Field] = {"name": "name", "email": Field("email", transform="lower")}
+    hub = TestHub(database, "crm", match_on=("email",), field_to_data=fields)
+    add(hub, email="Ada@X.example")
+    hub.systems["crm"].add(name="Ada", email="ada@x.example")
+    hub.conductor.poll("crm.customer")
+    settle(hub)
+    assert [row.email for row in rows(hub, Customer)] == ["Ada@X.example"]
+
+
+def test_a17_two_records_of_ours_with_the_same_email_wait_for_an_operator(database: Database) -> None:
+    hub = TestHub(database, "crm", match_on=("email",))
+    for email in ("ada@x.example", "ADA@x.example"):
+        add(hub, email=email)
+    hub.publisher.published.clear()
+    hub.systems["crm"].add(name="Ada", email="Ada@x.example")
+    webhook(hub, "crm", "e1", "crm_1")
+    hub.conductor.receive(1)
+    assert [row.code for row in rows(hub, DeadLetter)] == ["ambiguous_match"]
+
+
+@pytest.mark.parametrize("column", ["email", "phone", "name"])
+def test_a17_a_match_reads_an_index(database: Database, column: str) -> None:
+    hub = TestHub(database, "crm")
+    catalogue = hub.conductor.subscribers["crm.customer"].records
+    plans: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "lower(" in statement and not statement.startswith("EXPLAIN"):
+            prefix = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+            plans.append(str(connection.exec_driver_sql(prefix + statement, parameters).all()))
+
+    with database.write() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        sa.event.listen(connection, "before_cursor_execute", explain)
+        candidates(connection, catalogue, {}, {column: match_keys(catalogue.match_as[column], "Ada")})
+    assert f"match_of_customer_{column}" in plans[0]
+
+
+@pytest.mark.parametrize("stored", ["Ada@X.example", "ada@x.example"])
+def test_a17_a_record_is_found_there_however_its_value_is_written(
+    database: Database, httpserver: HTTPServer, stored: str
+) -> None:
+    system = AwkwardRest(httpserver)
+    hub = RestHub(database, system, kind(match_on=("email",)))
+    system.add(name="Ada", email=stored)
+    item = Item("1", {}, {"name": "Ada", "email": "ADA@x.example" if stored[0] == "a" else stored}, {}, None, "key")
+    assert [one.id for one in hub.conductor.subscribers["awkward.customer"].find_matching(item)] == ["1"]
+
 
 # A18: two hubs on one account
