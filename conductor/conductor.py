@@ -93,6 +93,7 @@ class Conductor:
             self.concurrency,
             self.guard,
             self.inward.inbox.refetch,
+            self.inward.looking,
         )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)

@@ -346,6 +346,8 @@ class Cursor(Base):
     subscriber: Mapped[str] = mapped_column(sa.String(64), unique=True)
     position: Mapped[dict[str, Any] | None]
     polled_at: Mapped[datetime | None]
+    #: When the last complete poll began: what was changed in the system before has been seen.
+    seen_until: Mapped[datetime | None]
     #: When polls began to fail; none while they succeed.
     failing_since: Mapped[datetime | None]
     result: Mapped[str | None] = mapped_column(sa.Text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -61,6 +62,10 @@ class Subscriber:
     starts_over: ClassVar[bool] = True
     #: Seconds between two polls for changes; None for a system that is not polled.
     poll_seconds: ClassVar[int | None] = None
+    #: How edits made in the system are seen before ours overwrite them: by one `poll` for a whole batch, by a `fetch`
+    #: of its records, or `never`. `auto`: a fetch where one call reads many records, else a poll. A system that was
+    #: never polled is not polled for this either: its first poll reads everything.
+    look_first: ClassVar[Literal["auto", "poll", "fetch", "never"]] = "auto"
 
     def __init__(self, client: System) -> None:
         self.client: Any = client
@@ -148,6 +153,10 @@ class Subscriber:
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
         """Return an outcome for each id, in order. Override it if one call can read several records."""
         return one_by_one(self.fetch, external_ids, self.client.pace)
+
+    def changed_at(self, external_id: str, since: datetime | None) -> datetime | None:
+        """Return when a record was last changed, after `since`, where `fetch` does not say so; None: it is unknown."""
+        return None
 
     def find(self, item: Item) -> External | None:
         """Return the external record with our id, or another unique value; called before a create is retried."""

@@ -18,6 +18,7 @@ class External:
     `data` is nested as in the system's JSON. `at` is the time of the last change by the system's
     clock; in the response to a write of ours, the time of that write. `record_id` is our id, if the
     record has it. `merged_into` is the external id of the record that a deleted one was merged into.
+    `is_exact` is False where `at` is only the time of the answer, not of the last change.
     """
 
     id: str
@@ -27,6 +28,7 @@ class External:
     record_id: str | None = None
     request_id: str | None = None
     merged_into: str | None = None
+    is_exact: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))

@@ -519,8 +519,9 @@ class RestSubscriber(Subscriber):
         record = self._record_in(body)
         if record is None:
             raise Retry(f"the answer is not a record with {self.id_field!r}", maybe_done=True)
-        external = self.external(record, at=self.time(search_json(self.updated_field, record)) or server_time(response))
-        return replace(external, request_id=self.client.http.request_id(response))
+        at = self.time(search_json(self.updated_field, record))
+        external = self.external(record, at=at or server_time(response))
+        return replace(external, is_exact=at is not None, request_id=self.client.http.request_id(response))
 
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
         found = search_json(self.list_field, body)

@@ -56,6 +56,9 @@ REMEDIES = {
         SYSTEM,
         gettext_noop("The system has another record with this value. Merge or correct the two there, then retry."),
     ),
+    "edited_there": Remedy(
+        SYSTEM, gettext_noop("The record was edited in the system before our deletion. Retry to delete it anyway.")
+    ),
     "gone": Remedy(SYSTEM, gettext_noop("The system has deleted the record. Restore it and retry, or discard this.")),
     "invalid_email": Remedy(RECORD, gettext_noop("Correct the email address in the record.")),
     "invalid_value": Remedy(

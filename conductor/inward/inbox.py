@@ -131,15 +131,15 @@ class InboxProcessor:
         publish_owed(self.context, [applied.owed])
         return applied
 
-    def refetch(self, subscriber: Subscriber, external_id: str) -> Applied | Postponed:
-        """Fetch a linked record and apply it, as if an event had reported it.
+    def refetch(self, subscriber: Subscriber, external_id: str, at: datetime | None = None) -> Applied | Postponed:
+        """Fetch a linked record and apply it, as if an event had reported it, `at` this time of the system.
 
         Raises:
           LinkLeased: the record is being delivered.
           SyncError: it cannot be applied, for a reason of this record.
         """
         try:
-            return self._fetch_and_apply(subscriber, External(external_id))
+            return self._fetch_and_apply(subscriber, External(external_id, at=at))
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
             return Postponed("held by the mass-delete guard", self.context.policy.stale_seconds)
@@ -316,10 +316,10 @@ def store_event(
     return row_id
 
 
-def store_polled(context: Context, connection: sa.Connection, subscriber: Subscriber, external: External) -> None:
-    """Store a polled record that cannot be applied now."""
+def store_polled(context: Context, connection: sa.Connection, subscriber: Subscriber, external: External) -> int | None:
+    """Store a polled record that cannot be applied now; return the id of its row, or None if it waits already."""
     now = context.clock()
-    store_event(
+    return store_event(
         context,
         connection,
         {

@@ -41,6 +41,13 @@ class Incoming:
         return self.flat if self.event is None else self.mapper.flatten(self.event.data)
 
     @property
+    def edited_at(self) -> datetime | None:
+        """When the record was last edited there; None if only the time of the answer is known."""
+        if self.external.is_exact:
+            return self.external.at
+        return self.event.at if self.event is not None else None
+
+    @property
     def event_at(self) -> datetime | None:
         """The time of the event, by the system's clock."""
         return (self.event or self.external).at

@@ -21,6 +21,7 @@ from conductor.links.row import LinkRow
 from models.capture import sync_context
 from models.catalogues import Record
 from models.ledger import Change, Link, System
+from subscribers.base import Subscriber
 from subscribers.mapping.values import Flat, is_empty, same
 
 
@@ -138,7 +139,7 @@ class RecordMerger:
     @staticmethod
     def _by_our_clock(connection: sa.Connection, incoming: Incoming) -> datetime | None:
         """Return the time of their edit by our clock: the system's own may be wrong."""
-        at, client = incoming.external.at, incoming.subscriber.client
+        at, client = incoming.edited_at, incoming.subscriber.client
         offset = client.clock_offset
         if offset is None:  # this process has not called the system yet
             offset = connection.execute(sa.select(System.clock_offset).where(System.name == client.name)).scalar()
@@ -148,15 +149,18 @@ class RecordMerger:
         policy = incoming.mapper.entry(path).conflict
         if policy != "newest":
             return policy
-        subscriber = incoming.subscriber
-        ours_at = connection.execute(
-            sa.select(sa.func.max(Change.at))
-            .where(Change.catalogue == subscriber.catalogue, Change.record_id == link.record_id)
-            .where(sa.or_(Change.origin.is_(None), Change.origin != subscriber.system))
-        ).scalar()
+        ours_at = newest_edit(connection, incoming.subscriber, link.record_id)
         theirs_at = self._by_our_clock(connection, incoming)
         # Without two times to compare, the edit in the database wins.
         return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
+
+
+def newest_edit(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> datetime | None:
+    """Return when a record was last changed here, by anyone but the subscriber's system."""
+    changes = (Change.catalogue == subscriber.catalogue, Change.record_id == record_id)
+    others = sa.or_(Change.origin.is_(None), Change.origin != subscriber.system)
+    at: datetime | None = connection.execute(sa.select(sa.func.max(Change.at)).where(*changes, others)).scalar()
+    return at
 
 
 def overwritten_edits(incoming: Incoming, link: LinkRow) -> Flat:

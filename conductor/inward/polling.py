@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,6 +39,10 @@ class Turn:
     subscriber: str
     token: str
     position: dict[str, Any] | None
+    #: When it began, by our clock.
+    began: datetime
+    #: The inbox rows of records that could not be applied at once.
+    postponed: list[int] = field(default_factory=list)
 
 
 class TurnLost(Exception):
@@ -79,24 +84,32 @@ class Polling:
         if not permit.open:
             logger.info("%s is not polled: %s", name, permit.reason)
             return 0
-        count = self._poll_in_turn(subscriber)
+        count = self._poll_in_turn(subscriber)[0]
         if count is None and permit.probing:
             self.breaker.release_probe(subscriber.system)
         return count or 0
 
-    def _poll_in_turn(self, subscriber: Subscriber) -> int | None:
-        """Poll if no other process does. Return None if the system was not called."""
+    def look(self, subscriber: Subscriber) -> Turn | None:
+        """Poll because a batch is about to be written; return the turn, or None if the system was not called.
+
+        The caller has checked that the system may be called.
+        """
+        count, turn = self._poll_in_turn(subscriber)
+        return None if count is None else turn
+
+    def _poll_in_turn(self, subscriber: Subscriber) -> tuple[int | None, Turn | None]:
+        """Poll if no other process does. Return the number of records, None if the system was not called."""
         name = subscriber.name()
         if reason := subscriber.client.defer_reason():
             self.context.database.run_in_transaction(self._write_cursor, name, {"result": f"not polled: {reason}"})
-            return None
+            return None, None
         turn = self.context.database.run_in_transaction(self._take_turn, name)
         if turn is None:
             logger.info("%s is not polled: another process is polling it", name)
-            return None
+            return None, None
         try:
             with renewed_by(lambda: self._renew(turn)):
-                return self._read_pages(subscriber, turn)
+                return self._read_pages(subscriber, turn), turn
         finally:
             self.context.database.run_in_transaction(self._end_turn, turn)
 
@@ -123,7 +136,7 @@ class Polling:
             self.context.database.run_in_transaction(self._mark_failed, subscriber, error)
             raise error from failure
         result = f"{count} records" if count else "nothing new"
-        self.context.database.run_in_transaction(self._mark_succeeded, subscriber, result)
+        self.context.database.run_in_transaction(self._mark_succeeded, turn, subscriber, result)
         return count
 
     # --- one page -------------------------------------------------------------------------------------
@@ -133,7 +146,9 @@ class Polling:
     ) -> list[tuple[str, str]]:
         """Apply a page and move the cursor. Return the links to publish."""
         mapper = self.mappings.current(connection, subscriber.name())[0]
-        outcomes = [self._apply_or_store(connection, subscriber, mapper, page, external) for external in page.records]
+        outcomes = [
+            self._apply_or_store(connection, subscriber, mapper, page, external, turn) for external in page.records
+        ]
         values: dict[str, Any] = {"position": page.position}
         if page.gap:
             logger.warning("the poll of %s has a gap: %s", subscriber.name(), page.gap)
@@ -142,7 +157,13 @@ class Polling:
         return [owed for owed in outcomes if owed is not None]
 
     def _apply_or_store(
-        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, page: Page, external: External
+        self,
+        connection: sa.Connection,
+        subscriber: Subscriber,
+        mapper: Mapper,
+        page: Page,
+        external: External,
+        turn: Turn,
     ) -> tuple[str, str] | None:
         """Apply a polled record; one that cannot be applied now goes to the inbox, so that the cursor may move on."""
         try:
@@ -159,7 +180,8 @@ class Polling:
                 return applied.owed
             reason = applied.reason
         logger.debug("%s %s goes to the inbox: %s", subscriber.name(), external.id, reason)
-        store_polled(self.context, connection, subscriber, external)
+        inbox_id = store_polled(self.context, connection, subscriber, external)
+        turn.postponed.extend([inbox_id] if inbox_id is not None else [])
         return None
 
     # --- turn and cursor ------------------------------------------------------------------------------
@@ -171,7 +193,7 @@ class Polling:
         insert = self.context.database.insert(Cursor).values(subscriber=name, **values)
         taken = insert.on_conflict_do_update(index_elements=["subscriber"], set_=values, where=is_free)
         row = connection.execute(taken.returning(Cursor.position)).one_or_none()
-        return None if row is None else Turn(name, token, row.position)
+        return None if row is None else Turn(name, token, row.position, now)
 
     def _renew(self, turn: Turn) -> None:
         self.concurrency.renew()
@@ -193,8 +215,9 @@ class Polling:
         cursor = sa.update(Cursor).where(Cursor.subscriber == turn.subscriber, Cursor.poller == turn.token)
         connection.execute(cursor.values(poller=None, polling_until=None))
 
-    def _mark_succeeded(self, connection: sa.Connection, subscriber: Subscriber, result: str) -> None:
-        values = {"polled_at": self.context.clock(), "failing_since": None, "result": result}
+    def _mark_succeeded(self, connection: sa.Connection, turn: Turn, subscriber: Subscriber, result: str) -> None:
+        now = self.context.clock()
+        values = {"polled_at": now, "seen_until": turn.began, "failing_since": None, "result": result}
         self._write_cursor(connection, subscriber.name(), values)
         self.breaker.succeeded(connection, subscriber.system)
 

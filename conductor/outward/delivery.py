@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import leases
+from conductor.links.row import LinkRow
 from conductor.outward.loading import BatchLoader
-from conductor.outward.planning import DeliveryBatch, Plan, plan_delivery
+from conductor.outward.planning import DeliveryBatch, Plan, fail_unseen, plan_delivery, unseen_writes
 from conductor.outward.record_budget import RecordBudget, Yielded
 from conductor.outward.results import FollowUp, ResultWriter
 from conductor.outward.sending import CONFIRMED_OPERATIONS, Sender, must_inspect
@@ -33,7 +34,7 @@ from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Slot, Stopping
 from conductor.systems.delete_guard import DeleteGuard
 from subscribers.base import Subscriber
-from subscribers.errors import Reject
+from subscribers.errors import Reject, SyncError
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,22 @@ class _Turn:
         return time.monotonic() - began > _STALE_SECONDS
 
 
+class Looked(Protocol):
+    """What a look found: errors of records that may not be written now, by link."""
+
+    @property
+    def errors(self) -> Mapping[int, SyncError]: ...
+
+
+class Looker(Protocol):
+    """Sees edits made in a system before a batch overwrites them, and merges them. Provided by `conductor.inward`."""
+
+    def look(
+        self, subscriber: Subscriber, updates: Sequence[LinkRow], deletes: Sequence[LinkRow], *, probing: bool
+    ) -> Looked | None:
+        """Return what was found; None if the edits are known already."""
+
+
 class Outward:
     """Delivers what is owed."""
 
@@ -94,6 +111,7 @@ class Outward:
         concurrency: ConcurrencyLimiter,
         guard: DeleteGuard,
         merge: Callable[[Subscriber, str], object],
+        looker: Looker,
     ) -> None:
         """`merge` fetches a linked external record and merges it into ours."""
         self.context = context
@@ -104,6 +122,7 @@ class Outward:
         self.results = results
         self.concurrency = concurrency
         self.guard = guard
+        self.looker = looker
         self._budget = RecordBudget(RECORD_BUDGET, SMALLEST_BATCH_COST)
 
     def deliver(self, name: str, record_ids: Sequence[str]) -> None:
@@ -156,6 +175,20 @@ class Outward:
             self.breaker.release_probe(subscriber.system)
         return rest
 
+    def _look(
+        self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, seen: set[tuple[int, int]]
+    ) -> Looked | None:
+        """See what the system holds of the records that are about to be overwritten; None if that is not needed.
+
+        `seen`: the links and changes for which this was done before.
+        """
+        unseen = [plan for plan in plans if (plan.claim.link.id, plan.claim.link.owed_change) not in seen]
+        updates, deletes = unseen_writes(unseen, batch.mapper)
+        if not updates and not deletes:
+            return None
+        seen |= {(link.id, link.owed_change) for link in (*updates, *deletes)}
+        return self.looker.look(subscriber, updates, deletes, probing=batch.permit.probing)
+
     def _share(self, subscriber: Subscriber, rest: list[str]) -> None:
         """Publish the rest in two halves: with one call a record, idle workers call at the same time."""
         half = -(-len(rest) // 2)
@@ -164,12 +197,19 @@ class Outward:
 
     def _deliver_batch(self, subscriber: Subscriber, batch: DeliveryBatch, turn: _Turn) -> bool:
         """Deliver a batch, and again what changes meanwhile; return whether the system was called."""
-        called = False
+        called, seen = False, set[tuple[int, int]]()
         for _ in range(_ROUNDS):
             if not batch.claims:
                 return called
             again = batch.record_ids
             plans = [plan_delivery(subscriber, claim, batch) for claim in batch.claims]
+            if (looked := self._look(subscriber, plans, batch, seen)) is not None:
+                called, batch = True, self.loader.load(subscriber, again, probe=False)
+                if not batch.permit.open or not batch.claims:
+                    return called
+                again = batch.record_ids
+                plans = [plan_delivery(subscriber, claim, batch) for claim in batch.claims]
+                fail_unseen(plans, looked.errors)
             try:
                 is_outdated = any(plan.is_open for plan in plans) and turn.waited_long() and not batch.permit.probing
             except Stopping:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -220,6 +220,34 @@ def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) ->
         plan.fail(outcome)
     apply_unsubscriptions(plan, batch.rules)
     return plan
+
+
+def unseen_writes(plans: Iterable[Plan], mapper: Mapper | None) -> tuple[list[LinkRow], list[LinkRow]]:
+    """Return the links of updates, and of deletions, that may overwrite an edit made in the system.
+
+    A field whose conflicts ours always wins needs no look.
+    """
+    updates, deletes = [], []
+    for plan in plans:
+        link = plan.claim.link
+        if mapper is None or not plan.is_open or not link.is_linked or link.base is None:
+            continue
+        if plan.operation == "update" and any(_may_lose(mapper, path) for path in plan.differing):
+            updates.append(link)
+        elif plan.operation in ("delete", "archive") and any(_may_lose(mapper, path) for path in link.base):
+            deletes.append(link)
+    return updates, deletes
+
+
+def _may_lose(mapper: Mapper, path: str) -> bool:
+    return mapper.accepts_inward(path) and mapper.entry(path).conflict != "internal"
+
+
+def fail_unseen(plans: Iterable[Plan], errors: Mapping[int, SyncError]) -> None:
+    """End the plans of records that could not be looked at."""
+    for plan in plans:
+        if plan.is_open and (error := errors.get(plan.claim.link.id)) is not None:
+            plan.fail(error)
 
 
 def apply_unsubscriptions(plan: Plan, rules: list[Rule]) -> None:

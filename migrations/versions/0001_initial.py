@@ -125,6 +125,7 @@ def upgrade() -> None:
             nullable=True,
         ),
         sa.Column("polled_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("seen_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("result", sa.Text(), nullable=True),
         sa.Column("gap", sa.Text(), nullable=True),

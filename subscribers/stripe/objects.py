@@ -80,6 +80,14 @@ class StripeSubscriber(Subscriber):
         """Return the current object. Raises `Gone`; for some kinds Stripe itself answers 200 for a deleted one."""
         return self._as_external(*self._read(external_id))
 
+    def changed_at(self, external_id: str, since: datetime | None) -> datetime | None:
+        """Return the time of the object's newest event."""
+        start = (
+            int(time.time()) - WINDOW_SECONDS if since is None else int(since.timestamp()) - self.client.overlap_seconds
+        )
+        newest = self._read_window(max(start, int(time.time()) - EVENTS_KEPT_SECONDS), None)[0].get(external_id)
+        return newest.at if newest is not None else None
+
     def missing_permissions(self) -> list[str]:
         """Return the missing permissions of a restricted key: to write (tried on an unknown id) or to read events."""
         kind = self.path.rpartition("/")[2]
@@ -136,7 +144,8 @@ class StripeSubscriber(Subscriber):
 
     def _as_external(self, body: Body, response: requests.Response) -> External:
         request_id = self.client.http.request_id(response)
-        return external(self.present(body), at=server_time(response), request_id=request_id)
+        made = external(self.present(body), at=server_time(response), request_id=request_id)
+        return replace(made, is_exact=False)
 
     def _read(self, external_id: str) -> tuple[Body, requests.Response]:
         body, response = self.client.get(self._address(external_id), **self._expanding())
@@ -255,16 +264,15 @@ class StripeSubscriber(Subscriber):
                 return
             since = end
 
-    def _read_window(self, start: int, end: int) -> tuple[dict[str, External], int]:
+    def _read_window(self, start: int, end: int | None) -> tuple[dict[str, External], int]:
         """Return the newest event of each object in this window, and Stripe's clock at the first call."""
+        window = {"gte": start} if end is None else {"gte": start, "lt": end}
         types = [*(f"{self.resource}.{verb}" for verb in VERBS), *self.more_events]
         newest: dict[str, External] = {}
         now = 0
         after: dict[str, Any] = {}
         while True:
-            body, response = self.client.get(
-                "/v1/events", types=types, created={"gte": start, "lt": end}, limit=client.PAGE_SIZE, **after
-            )
+            body, response = self.client.get("/v1/events", types=types, created=window, limit=client.PAGE_SIZE, **after)
             at = server_time(response) or datetime.now(UTC)
             now = now or int(at.timestamp())
             for event in body["data"]:  # Newest first.

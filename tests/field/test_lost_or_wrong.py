@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,17 +15,250 @@ from werkzeug import Request, Response
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import Change, Cursor, DeadLetter, Link, System
+from models.ledger import Conflict as ConflictRow
 from models.match_keys import candidates
 from models.session import Database
-from subscribers.mapping.fields import Field
+from simulators.salesforce import SalesforceSimulator
+from simulators.stripe import StripeLike
+from subscribers.errors import Retry
+from subscribers.mapping.fields import Conflict, Field
 from subscribers.mapping.match_forms import match_keys
-from subscribers.records import External, Item
+from subscribers.records import External, Item, Page
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
-from tests.support.dead_letters import open_letters
-from tests.support.fakes import TestHub
+from tests.support.dead_letters import open_letters, retry_all
+from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
 from tests.support.records import CUSTOMER, add, edit, link, one_row, record, rows, settle, webhook
+from tests.support.salesforce_hub import SalesforceHub
+from tests.support.stripe_hub import StripeHub
 
 # A1: an edit there that was not seen before ours went out
+
+_WAYS = ["poll", "fetch"]
+
+
+def _edited_on_both_sides(
+    database: Database, way: str, policy: Conflict, *, ours_first: bool, kind: type[FakeSubscriber] = FakeSubscriber
+) -> TestHub:
+    """Return a hub that was stopped while name and phone of a customer were edited here, and its name there."""
+    fields = {"name": Field("name", conflict=policy), "phone": "phone", "email": "email"}
+    hub = TestHub(database, "crm", kinds=(kind,), field_to_data=fields, look_first=way)
+    one = add(hub, email="ada@x.org")
+    hub.run()
+    hub.clock.tick()
+    if way == "poll":
+        hub.conductor.poll("crm.customer")
+    for edits_here in (True, False) if ours_first else (False, True):
+        hub.clock.tick(3)
+        if edits_here:
+            _edit_at(hub, one, name="ours", phone="+1")
+        else:
+            hub.systems["crm"].edit("crm_1", name="theirs")
+    hub.clock.tick()
+    return hub
+
+
+def _edit_at(hub: TestHub, record_id: str, **values: Any) -> None:
+    """Edit a record, with the time of the hub's clock."""
+    edit(hub, record_id, **values)
+    with hub.conductor.database.write() as connection:
+        _set_times(hub, connection)
+
+
+def _set_times(hub: TestHub, connection: sa.Connection) -> None:
+    """Set the times of changes, which are the database's, to that of the hub's clock."""
+    connection.execute(sa.update(Change).where(Change.at > hub.clock()).values(at=hub.clock()))
+
+
+@pytest.mark.parametrize("kind", [FakeSubscriber, LowercasingSubscriber], ids=["single", "bulk"])
+@pytest.mark.parametrize("way", _WAYS)
+@pytest.mark.parametrize(
+    ("policy", "ours_first", "winner"),
+    [
+        ("newest", True, "theirs"),
+        ("newest", False, "ours"),
+        ("external", True, "theirs"),
+        ("external", False, "theirs"),
+        ("internal", True, "ours"),
+    ],
+)
+def test_a01_an_unseen_edit_is_seen_before_ours_overwrites_it(
+    database: Database, way: str, policy: Conflict, ours_first: bool, winner: str, kind: type[FakeSubscriber]
+) -> None:
+    hub = _edited_on_both_sides(database, way, policy, ours_first=ours_first, kind=kind)
+    hub.run()
+    assert record(hub).name == winner and hub.shown("crm")[0]["name"] == winner
+    assert record(hub).phone == "+1" and hub.shown("crm")[0]["phone"] == "+1", "the other edit is delivered"
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_a01_a_conflict_that_waits_for_an_operator_keeps_both_versions(database: Database, way: str) -> None:
+    hub = _edited_on_both_sides(database, way, "ask", ours_first=True)
+    hub.run()
+    conflict = one_row(hub, ConflictRow)
+    assert (conflict.path, conflict.base, conflict.ours, conflict.theirs) == ("name", "Ada", "ours", "theirs")
+    assert record(hub).name == "ours" and hub.shown("crm")[0]["name"] == "theirs"
+    assert hub.shown("crm")[0]["phone"] == "+1"
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_a01_an_edit_of_another_field_there_survives(database: Database, way: str) -> None:
+    hub = _edited_on_both_sides(database, way, "internal", ours_first=True)
+    hub.systems["crm"].edit("crm_1", email="ada@new.org")
+    hub.run()
+    assert record(hub).email == "ada@new.org" and hub.shown("crm")[0]["email"] == "ada@new.org"
+
+
+def test_a01_fields_that_ours_always_wins_need_no_look(database: Database) -> None:
+    fields = {"name": Field("name", conflict="internal"), "phone": "phone"}
+    hub = TestHub(database, "crm", field_to_data=fields, look_first="fetch")
+    one = add(hub)
+    hub.run()
+    edit(hub, one, name="ours")
+    hub.run()
+    assert [kind for kind, _ in hub.systems["crm"].calls] == ["create", "update"]
+    edit(hub, one, phone="+1")
+    hub.run()
+    assert [kind for kind, _ in hub.systems["crm"].calls][2:] == ["fetch", "update"]
+
+
+def test_a01_a_batch_needs_one_poll(database: Database) -> None:
+    class Counted(FakeSubscriber):
+        def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+            self.client.call("list", "", lambda: None)
+            yield from super().changed_since(position)
+
+    hub = TestHub(database, "crm", kinds=(Counted,))
+    ids = [add(hub, name=f"n{number}") for number in range(100)]
+    hub.run()
+    hub.clock.tick()
+    hub.conductor.poll("crm.customer")
+    hub.clock.tick()
+    hub.systems["crm"].calls.clear()
+    for number, one in enumerate(ids):
+        edit(hub, one, phone=f"+{number}")
+    hub.conductor.relay()
+    hub.clock.tick()
+    hub.run()
+    calls = [kind for kind, _ in hub.systems["crm"].calls]
+    assert calls.count("list") == 1 and calls.count("update") == 100 and len(calls) == 101
+
+
+@pytest.mark.parametrize("on_gone", ["unlink", "archive", "delete", "recreate"])
+@pytest.mark.parametrize("way", _WAYS)
+def test_a01_a_record_deleted_there_is_treated_as_on_gone_says(database: Database, way: str, on_gone: str) -> None:
+    hub = TestHub(database, "crm", on_gone=on_gone, look_first=way)
+    one = add(hub)
+    hub.run()
+    hub.clock.tick()
+    if way == "poll":
+        hub.conductor.poll("crm.customer")
+    hub.clock.tick()
+    edit(hub, one, phone="+1")
+    hub.clock.tick()
+    hub.systems["crm"].remove("crm_1")
+    hub.clock.tick()
+    hub.run()
+    again = on_gone in ("delete", "recreate")  # an edit that was not delivered outlives the deletion
+    assert [data["phone"] for data in hub.shown("crm")] == (["+1"] if again else [])
+    assert (record(hub, one) is None) is False
+    assert (link(hub, "crm").unlinked_at is None) is again
+
+
+@pytest.mark.parametrize("on_delete", ["delete", "archive"])
+@pytest.mark.parametrize("way", _WAYS)
+def test_a01_a_deletion_here_of_a_record_edited_there_asks(database: Database, way: str, on_delete: str) -> None:
+    hub = TestHub(database, "crm", on_delete=on_delete, archive_data={"notes": "archived"}, look_first=way)
+    one = add(hub)
+    hub.run()
+    hub.clock.tick()
+    if way == "poll":
+        hub.conductor.poll("crm.customer")
+    with hub.conductor.database.write() as connection:
+        hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+        _set_times(hub, connection)
+    hub.clock.tick()
+    hub.systems["crm"].edit("crm_1", name="theirs")
+    hub.run()
+    (letter,) = rows(hub, DeadLetter)
+    assert letter.code == "edited_there" and "name" in letter.message
+    assert hub.shown("crm")[0]["name"] == "theirs"
+    retry_all(hub.conductor, "ann")
+    hub.conductor.sweep()
+    hub.run()
+    assert hub.shown("crm") == [] if on_delete == "delete" else hub.shown("crm")[0]["notes"] == "archived"
+
+
+def test_a01_a_record_that_cannot_be_looked_at_is_not_overwritten(database: Database) -> None:
+    hub = TestHub(database, "crm", look_first="fetch")
+    one = add(hub)
+    hub.run()
+    edit(hub, one, name="ours")
+    hub.systems["crm"].fail(Retry("423: locked"))
+    hub.run()
+    assert hub.shown("crm")[0]["name"] == "Ada" and link(hub, "crm").attempts == 1
+    hub.clock.tick(60)
+    hub.conductor.sweep()
+    hub.run()
+    assert hub.shown("crm")[0]["name"] == "ours"
+
+
+def test_a01_an_edit_of_the_second_of_our_last_write_is_seen(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    one = add(hub)
+    hub.run()
+    hub.conductor.poll("crm.customer")
+    hub.systems["crm"].edit("crm_1", name="theirs")
+    edit(hub, one, phone="+1")
+    hub.run()
+    assert record(hub, one).name == "theirs"
+    assert hub.shown("crm")[0] == {**hub.shown("crm")[0], "name": "theirs", "phone": "+1"}
+
+
+@pytest.mark.parametrize(("policy", "winner"), [("newest", "theirs"), ("external", "theirs"), ("internal", "ours")])
+def test_a01_an_unseen_edit_in_stripe_is_seen(database: Database, policy: Conflict, winner: str) -> None:
+    with StripeLike() as stripe:
+        hub = StripeHub(database, stripe)
+        one = hub.add("customer", name="Ada", email="ada@x.org")
+        hub.settle()
+        hub.conductor.poll("stripe.customer")
+        hub.run()
+        subscriber = hub.conductor.subscribers["stripe.customer"]
+        subscriber.mapper.fields["name"] = Field("name", conflict=policy)
+        subscriber.default_mapper.fields["name"] = Field("name", conflict=policy)
+        with database.write() as connection:  # the edit here is older than the one there
+            connection.execute(sa.update(Customer).where(Customer.id == one).values(name="ours", phone="+1"))
+            connection.execute(sa.update(Change).values(at=utcnow() - timedelta(seconds=30)))
+        (there,) = hub.all("customers")
+        hub.client.post(f"/v1/customers/{there['id']}", {"name": "theirs"})
+        reads = len(stripe.journal.calls("GET"))
+        hub.run()
+        (there,) = hub.all("customers")
+        assert (there["name"], there["phone"]) == (winner, "+1")
+        assert hub.record("customer", one)["name"] == winner
+        assert len(stripe.journal.calls("GET")) - reads <= 3
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_a01_an_unseen_edit_in_salesforce_is_seen(database: Database, ours_first: bool) -> None:
+    with SalesforceSimulator() as org:
+        hub = SalesforceHub(database, org)
+        one = hub.add("customer", name="Ada", email="ada@x.org")
+        hub.run()
+        account = hub.link("customer", one).external_id
+        edited = org.clock.now() + timedelta(seconds=-30 if ours_first else 30)
+        hub.edit("customer", one, name="ours", phone="+1")
+        with database.write() as connection:
+            connection.execute(sa.update(Change).values(at=edited))
+        path, data = f"sobjects/Account/{account}", {"Name": "theirs"}
+        hub.client.call(lambda client: client.restful(path, method="PATCH", json=data), writes=True)
+        hub.run()
+        winner = "theirs" if ours_first else "ours"
+        held, _ = hub.client.call(lambda client: client.restful(path))
+        assert isinstance(held, dict)
+        assert (held["Name"], held["Phone"]) == (winner, "+1")
+        record_here = hub.record("customer", one)
+        assert record_here is not None and record_here["name"] == winner
+
 
 # A2: a deletion that arrives late
 
