@@ -420,7 +420,18 @@ def test_the_rows_of_another_application_are_brought_over_and_kept_the_same(
 
 def test_a_new_catalogue_is_captured_after_the_pages_steps(tmp_path: Path) -> None:
     page, hub = "docs/howto/add-a-catalogue.md", tmp_path / "hub"
-    copied = {"broker", "cli", "conductor", "migrations", "models", "panel", "subscribers", "workers", "syncflow"}
+    copied = {
+        "broker.py",
+        "messaging",
+        "cli",
+        "conductor",
+        "migrations",
+        "models",
+        "panel",
+        "subscribers",
+        "workers",
+        "syncflow",
+    }
     shutil.copytree(
         ROOT, hub, ignore=lambda folder, names: {n for n in names if Path(folder) == ROOT and not is_ours(n, copied)}
     )

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 
-PRODUCTION = ("broker", "cli", "conductor", "models", "panel", "subscribers", "workers")
+PRODUCTION = ("broker.py", "messaging", "cli", "conductor", "models", "panel", "subscribers", "workers")
 HOME = "conductor/links/"
 
 _WRITES = {"insert", "update", "delete", "insert_many", "update_many", "update_if", "upsert_many"}

@@ -1,18 +1,10 @@
-"""The Dramatiq broker: a topic exchange and a durable queue per subscriber, or the same within one process.
-
-| file         | what it holds                                                                    |
-|--------------|----------------------------------------------------------------------------------|
-| `messages`   | the published messages, their encoding, and how a consumer addresses them        |
-| `errors`     | why messages cannot be published, in RabbitMQ's own words, and what to do        |
-| `connection` | a connection to RabbitMQ in which each request has a time limit                  |
-| `rabbitmq`   | `RabbitmqFanout`: the exchange, the bindings and the consumers                   |
-| `local`      | `LocalFanout`: queues in memory, for one process                                 |
+"""The Dramatiq broker: RabbitMQ, or the same exchange and queues within one process.
 
 A change is published once to the exchange `syncflow.changes`, with the catalogue as routing key.
 RabbitMQ copies it to the queue of every subscriber of that catalogue. Dramatiq's envelope names one
 queue and one actor, so each consumer replaces them by its own: one published message becomes one
 actor call per subscriber. Dead letters are in the ledger; the `.XQ` queues hold only messages that
-cannot be parsed.
+cannot be parsed. The parts are in `messaging/`.
 """
 
 from __future__ import annotations
@@ -21,10 +13,10 @@ import logging
 
 import dramatiq
 
-from broker.errors import BrokerBlocked, BrokerRefused, BrokerUnreachable
-from broker.local import LocalFanout
-from broker.messages import EXCHANGE, OrjsonEncoder, fanout_message
-from broker.rabbitmq import RabbitmqFanout
+from messaging.errors import BrokerBlocked, BrokerRefused, BrokerUnreachable
+from messaging.local import LocalFanout
+from messaging.messages import EXCHANGE, OrjsonEncoder, fanout_message
+from messaging.rabbitmq import RabbitmqFanout
 from settings import Settings
 
 __all__ = [

@@ -16,9 +16,9 @@ from dramatiq.brokers.rabbitmq import RabbitmqBroker, _RabbitmqConsumer
 from dramatiq.errors import ConnectionClosed
 from dramatiq.logging import get_logger
 
-from broker.connection import BoundedConnection, connect
-from broker.errors import BrokerUnreachable, cause_of, explain, place
-from broker.messages import EXCHANGE, addressed_to, fanout_message, middleware
+from messaging.connection import BoundedConnection, connect
+from messaging.errors import BrokerUnreachable, cause_of, explain, place
+from messaging.messages import EXCHANGE, addressed_to, fanout_message, middleware
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dramatiq.broker import MessageProxy
 from dramatiq.brokers.stub import StubBroker, _StubConsumer
 from dramatiq.errors import QueueNotFound
 
-from broker.messages import addressed_to, fanout_message, middleware
+from messaging.messages import addressed_to, fanout_message, middleware
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pika
 import pika.exceptions
 from pika.connection import Parameters
 
-from broker.errors import BrokerBlocked, BrokerSilent, BrokerUnreachable, explain, place
+from messaging.errors import BrokerBlocked, BrokerSilent, BrokerUnreachable, explain, place
 
 
 class _Unanswered(pika.exceptions.AMQPConnectionError):
