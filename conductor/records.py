@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.unsubscriptions import require_target
 from i18n import gettext
-from models.catalogues import CATALOGUES, Catalogue, Record, is_generated
+from models.catalogues import CATALOGUES, Catalogue, Record, UnreadableRecord, is_generated
 from models.ledger import Change, Link
 from subscribers.mapping.coercion import coerce
 from subscribers.mapping.column_values import python_type
@@ -170,14 +170,20 @@ def _no_record(catalogue: str, record_id: str) -> str:
 
 
 def read_record(connection: sa.Connection, catalogue: Catalogue, record_id: str) -> Record | None:
-    """Return the record with this id; None if there is none, or no such id is possible."""
+    """Return the record with this id; None if there is none, or no such id is possible.
+
+    Of a record that cannot be read the columns are texts, as the database writes them.
+    """
     try:
         key = catalogue.key_of(record_id)
     except (ValueError, ArithmeticError):
         return None
     if isinstance(key, int) and not -(2**63) <= key < 2**63:
         return None
-    return catalogue.read(connection, [record_id]).get(record_id)
+    try:
+        return catalogue.read(connection, [record_id]).get(record_id)
+    except UnreadableRecord:
+        return catalogue.texts(connection, record_id)
 
 
 def as_typed(value: Any) -> str:

@@ -19,6 +19,7 @@ from models.ledger import (
     Delivery,
     Inbox,
     JobRun,
+    Link,
     Process,
     Schedule,
     Task,
@@ -31,6 +32,14 @@ _BATCH = 5000
 _ENDS = (DeadLetter.closed_at, Conflict.resolved_at)
 
 _HAS_LETTER = sa.exists().where(DeadLetter.inbox_id == Inbox.id, DeadLetter.closed_at.is_(None))
+#: A captured deletion is kept until it is delivered: without it the record would count as hidden.
+_RELAYED = sa.and_(
+    Change.relayed_at.is_not(None),
+    ~sa.and_(
+        Change.operation == "deleted",
+        sa.exists().where(Link.record_id == Change.record_id, Link.owed_change > Link.synced_change),
+    ),
+)
 _SETTLED = sa.or_(Inbox.state == "done", sa.and_(Inbox.state == "dead", ~_HAS_LETTER))
 
 
@@ -50,7 +59,7 @@ class Retention:
         always = sa.true()
         for table, at, before, settled in (
             (Delivery, Delivery.at, old, always),
-            (Change, Change.at, old, Change.relayed_at.is_not(None)),
+            (Change, Change.at, old, _RELAYED),
             (DeadLetter, DeadLetter.closed_at, old, always),
             (Conflict, Conflict.resolved_at, old, always),
             # After the dead letters: an event with an open dead letter can still be retried.

@@ -176,17 +176,72 @@ def recognise(
     return known
 
 
+class UnreadableRecord(ValueError):
+    """A value that the database holds cannot be read, such as the timestamp `infinity`. `value` is its text."""
+
+    def __init__(self, record_id: str, column: str, value: str) -> None:
+        super().__init__(f"{column} holds {value!r}, which cannot be read as a value of its type")
+        self.record_id = record_id
+        self.column = column
+        self.value = value
+
+
+#: Rows by the id that a column holds, and the ids whose rows cannot be read.
+_Rows = tuple[list[tuple[str, Record]], list[UnreadableRecord]]
+
+#: What the drivers and SQLAlchemy raise for such a value.
+_UNREADABLE = (ValueError, TypeError, ArithmeticError, NotImplementedError, sa.exc.DataError, sa.exc.OperationalError)
+
+
 def _read_by(
     connection: sa.Connection, table: sa.Table, column: sa.Column[Any], values: list[Any], lock: bool
+) -> _Rows:
+    """Return all rows with one of these values in a column, ordered by key.
+
+    One row that cannot be read would fail the whole result, so the values are then halved until it stands alone.
+    """
+    try:
+        return _read_all(connection, table, column, values, lock), []
+    except _UNREADABLE as error:
+        if isinstance(error, sa.exc.OperationalError) and "decode to UTF-8" not in str(error):
+            raise
+        if len(values) == 1:
+            return [], [_unreadable(connection, table, column, values[0], error)]
+    half = len(values) // 2
+    first, second = (_read_by(connection, table, column, part, lock) for part in (values[:half], values[half:]))
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _read_all(
+    connection: sa.Connection, table: sa.Table, column: sa.Column[Any], values: list[Any], lock: bool
 ) -> list[tuple[str, Record]]:
-    """Return all rows with one of these values in a column, ordered by key, each with the id that the column holds."""
     dialect = connection.dialect.name
     if is_list(dialect, values):
-        result = connection.execute(_reading(dialect, table, column, lock), {"values": as_list(dialect, values)})
+        statement, parameters = _reading(dialect, table, column, lock), {"values": as_list(dialect, values)}
     else:
-        result = connection.execute(_select(dialect, table, column, lock).where(column.in_(values)))
-    names = list(result.keys())[:-1]
-    return [(row[-1], dict(zip(names, row, strict=False))) for row in result]
+        statement, parameters = _select(dialect, table, column, lock).where(column.in_(values)), {}
+    with connection.execute(statement, parameters) as result:  # an open cursor would keep a lock on SQLite
+        names = list(result.keys())[:-1]
+        return [(row[-1], dict(zip(names, row, strict=False))) for row in result]
+
+
+def _unreadable(
+    connection: sa.Connection, table: sa.Table, column: sa.Column[Any], value: Any, error: Exception
+) -> UnreadableRecord:
+    """Find the column that cannot be read, where this one has the value."""
+    own_id = id_of(connection.dialect.name, column)
+    with connection.execute(sa.select(own_id).select_from(table).where(column == value).limit(1)) as result:
+        record_id = str(result.scalar())
+    for one in table.c:
+        try:
+            with connection.execute(sa.select(one).where(column == value)) as result:
+                result.all()
+        except _UNREADABLE:
+            text = sa.cast(one, sa.LargeBinary if connection.dialect.name == "sqlite" else sa.Text)
+            with connection.execute(sa.select(text).where(column == value)) as result:
+                found = [raw.decode(errors="replace") if isinstance(raw, bytes) else raw for raw in result.scalars()]
+            return UnreadableRecord(record_id, one.name, ", ".join(str(raw)[:100] for raw in found[:3]))
+    raise error
 
 
 def _select(dialect: str, table: sa.Table, column: sa.Column[Any], lock: bool) -> sa.Select[Any]:
@@ -256,22 +311,45 @@ class Catalogue:
         return list(connection.execute(statement).scalars())
 
     def read(self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False) -> dict[str, Record]:
-        """Return the records with these ids, by id; missing records are left out.
+        """Return the records with these ids, by id; missing records are left out. `lock` is that of `read_each`.
+
+        Raises:
+          UnreadableRecord: a value of one of them cannot be read.
+        """
+        records, unreadable = self.read_each(connection, record_ids, lock=lock)
+        for error in unreadable.values():
+            raise error
+        return records
+
+    def read_each(
+        self, connection: sa.Connection, record_ids: Iterable[str], *, lock: bool = False
+    ) -> tuple[dict[str, Record], dict[str, UnreadableRecord]]:
+        """Return the records with these ids, and those that cannot be read, by id; missing records are left out.
 
         With `lock` the rows and their child rows are locked until the transaction ends (PostgreSQL, where
         that keeps out new child rows as well if they refer to theirs by a foreign key; SQLite's write
         transaction excludes other writers anyway).
         """
         keys = [self.key_of(record_id) for record_id in record_ids]
-        rows = _read_by(connection, self.table, self.key, keys, lock)
+        rows, bad = _read_by(connection, self.table, self.key, keys, lock) if keys else ([], [])
         records = dict(rows)
         for child in self.children:
             for record in records.values():
                 record[child.name] = []
-            for parent, row in _read_by(connection, child.table, child.parent, keys, lock):
+            children, bad_children = _read_by(connection, child.table, child.parent, keys, lock) if keys else ([], [])
+            bad += bad_children
+            for parent, row in children:
                 if (owner := records.get(parent)) is not None:
                     owner[child.name].append({name: row[name] for name in child.columns})
-        return records
+        unreadable = {error.record_id: error for error in bad}
+        return {record_id: one for record_id, one in records.items() if record_id not in unreadable}, unreadable
+
+    def texts(self, connection: sa.Connection, record_id: str) -> Record:
+        """Return the columns of a record as texts, with no child rows: for one that cannot be read."""
+        columns = [sa.cast(column, sa.Text).label(column.name) for column in self.table.c]
+        statement = sa.select(*columns).where(self.key == self.key_of(record_id))
+        with connection.execute(statement) as result:
+            return dict(result.mappings().one()) | {child.name: [] for child in self.children}
 
     def insert(self, connection: sa.Connection, values: Mapping[str, Any]) -> str:
         """Create a record, and return its id."""

@@ -23,6 +23,13 @@ _RELATION = Remedy(
 )
 
 REMEDIES = {
+    "absent": Remedy(
+        RECORD,
+        gettext_noop(
+            "Make the record visible to the hub's database user, then retry. "
+            "If it is deleted, delete it in the system as well and discard this."
+        ),
+    ),
     "ambiguous_match": Remedy(
         SYSTEM, gettext_noop("Several records match this one. Keep one of them, or correct the others, then retry.")
     ),
@@ -112,6 +119,9 @@ REMEDIES = {
         gettext_noop(
             "The mapping names a field that the system does not have, or hides from this login. Correct it, then retry."
         ),
+    ),
+    "unreadable": Remedy(
+        RECORD, gettext_noop("A value in the database cannot be read or sent. Correct it in the record.")
     ),
     "unstorable": Remedy(
         RECORD, gettext_noop("A value cannot be stored in the database. Correct it in the record, then retry.")

@@ -18,13 +18,14 @@ from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.inward.merging import RecordMerger, overwritten_edits, seen_values
 from conductor.links import in_doubt, leases, state
+from conductor.links.absence import Absent, Unreadable, last_captured, require_deletion
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here, restore_here
 from conductor.links.relations import Relations
 from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
-from models.catalogues import Record, is_generated
+from models.catalogues import Record, UnreadableRecord, is_generated
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.mapping.values import same
@@ -47,6 +48,12 @@ class InboundApplier:
           HeldByDeleteGuard: it is a deletion, and there are too many of them.
           SyncError: the record cannot be applied; the message says why.
         """
+        try:
+            return self._apply(connection, incoming)
+        except UnreadableRecord as error:
+            raise Unreadable(error) from None
+
+    def _apply(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
         link = matching.link_by_external_id(connection, incoming.subscriber, incoming.external.id)
         if link is None:
             return self._apply_unknown(connection, incoming)
@@ -65,6 +72,12 @@ class InboundApplier:
         Raises:
           LinkLeased, SyncError: as `apply` does.
         """
+        try:
+            return self._adopt(connection, incoming, where)
+        except UnreadableRecord as error:
+            raise Unreadable(error) from None
+
+    def _adopt(self, connection: sa.Connection, incoming: Incoming, where: Sequence[Any]) -> str | None:
         subscriber, external = incoming.subscriber, incoming.external
         if external.deleted:
             return None
@@ -111,6 +124,7 @@ class InboundApplier:
             return self._echo(connection, incoming, link)
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
+            require_deletion(connection, subscriber.records, link.record_id)
             return self._skip(connection, incoming, link, "the record does not exist in the database any more")
         if overwritten and not incoming.newest:
             return NeedsFetch("a write of ours may have overwritten this edit")
@@ -254,6 +268,8 @@ class InboundApplier:
 
     def _link_or_create(self, connection: sa.Connection, incoming: Incoming) -> Applied:
         record_id = matching.claimed_record(connection, incoming)
+        if record_id is None:
+            _refuse_hidden(connection, incoming)
         record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
@@ -333,6 +349,13 @@ def _is_repeated(incoming: Incoming, link: LinkRow) -> bool:
 def _is_newer(at: datetime | None, link: LinkRow) -> bool:
     """Whether this time is later than all that the link knows. Systems count whole seconds: a tie proves nothing."""
     return at is not None and all(known is None or at > known for known in (link.last_seen_at, link.last_write_at))
+
+
+def _refuse_hidden(connection: sa.Connection, incoming: Incoming) -> None:
+    """Refuse an external record whose own record of ours was created and not deleted, but is not shown."""
+    records, ours = incoming.subscriber.records, incoming.external.record_id
+    if ours is not None and last_captured(connection, records, [ours]).get(ours) == "created":
+        raise Absent(records, ours)
 
 
 def _check_required_columns(subscriber: Subscriber, values: Record) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from conductor.inward.incoming import Incoming
 from conductor.links.row import LinkRow, link_row
-from models.catalogues import Record
+from models.catalogues import Record, UnreadableRecord
 from models.ledger import DeadLetter, Link
 from models.match_keys import candidates as candidates_of
 from subscribers.base import Subscriber
@@ -62,6 +62,8 @@ def claimed_record(connection: sa.Connection, incoming: Incoming) -> str | None:
     try:
         with connection.begin_nested():  # a failed look-up would abort the whole transaction on PostgreSQL
             exists = record_id in incoming.subscriber.records.read(connection, [record_id])
+    except UnreadableRecord:
+        raise
     except (ValueError, OverflowError, sa.exc.DBAPIError):
         return None  # not one of our ids
     return record_id if exists else None

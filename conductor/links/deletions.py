@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from conductor.links.absence import require_deletion
 from conductor.links.row import LinkRow
 from models.capture import sync_context
 from subscribers.base import Subscriber
 
 
 def remove_here(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> None:
-    """Delete, archive or keep the internal record, as `on_gone` says. The change counts as the system's own."""
+    """Delete, archive or keep the internal record, as `on_gone` says. The change counts as the system's own.
+
+    Raises:
+      Absent: the database does not show the record, and no deletion of it was captured.
+    """
     catalogue = subscriber.records
+    if subscriber.on_gone in ("delete", "archive") and record_id not in catalogue.keep(connection, [record_id], ()):
+        require_deletion(connection, catalogue, record_id)
     with sync_context(connection, origin=subscriber.system):
         if subscriber.on_gone == "delete":
             catalogue.delete(connection, record_id)

@@ -17,11 +17,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.absence import Unreadable
 from conductor.links.relations import Related, Relations, our_side
 from conductor.links.rules import in_force
 from conductor.mappings.store import MappingRefused, Mappings, mapper_of
 from i18n import gettext
-from models.catalogues import Record
+from models.catalogues import Record, UnreadableRecord
 from models.ledger import Link
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
@@ -117,6 +118,8 @@ class Previews:
             before = self._in_force(connection, subscriber)
             try:
                 record = subscriber.records.read(connection, [record_id]).get(record_id)
+            except UnreadableRecord as error:
+                return Preview(record_id, Unreadable(error), Unreadable(error))
             except (ValueError, ArithmeticError, sa.exc.DBAPIError):
                 return None
             if record is None:
@@ -315,4 +318,5 @@ def _places(connection: sa.Connection, subscriber: Subscriber) -> Iterator[dict[
 
 
 def _page(connection: sa.Connection, subscriber: Subscriber, where: list[Any], size: int) -> dict[str, Record]:
-    return subscriber.records.read(connection, subscriber.records.ids(connection, *where, limit=size))
+    ids = subscriber.records.ids(connection, *where, limit=size)
+    return subscriber.records.read_each(connection, ids)[0]  # what cannot be read has a dead letter of its own

@@ -10,11 +10,12 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from conductor.links import leases
+from conductor.links.absence import last_captured
 from conductor.links.relations import Relations
 from conductor.links.row import link_row
 from conductor.links.rules import in_force
 from conductor.mappings.store import Mappings
-from conductor.outward.planning import DeliveryBatch, make_claim
+from conductor.outward.planning import Claim, DeliveryBatch, make_claim
 from conductor.systems.circuit_breaker import BREAKER_COLUMNS, CircuitBreaker, Permit
 from models.base import UtcDateTime
 from models.bulk import as_list, in_param, version_of
@@ -55,7 +56,9 @@ class BatchLoader:
             return batch
         ids = [row.record_id for row in rows]
         # Read after the links, so that it includes whatever was committed before its change was routed.
-        records = subscriber.records.read(connection, ids)
+        records, unreadable = subscriber.records.read_each(connection, ids)
+        absent = [record_id for record_id in ids if record_id not in records and record_id not in unreadable]
+        captured = last_captured(connection, subscriber.records, absent)
         if rows[0].unsubscribed:
             batch.rules = in_force(connection, (subscriber.system, name), ids, now)
         conflicts = _open_conflicts(connection, [row.id for row in rows if row.open_conflicts])
@@ -65,11 +68,20 @@ class BatchLoader:
             )
             for row in rows
         ]
+        for claim in batch.claims:
+            claim.is_deleted = _is_deleted(claim, captured)
+            claim.unreadable = unreadable.get(claim.record_id)
         mapper = call_safely(lambda: self.mappings.current(connection, name, rows[0].mapping_version)[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
             batch.related = self.relations.load(connection, subscriber, mapper, records.values())
         return batch
+
+
+def _is_deleted(claim: Claim, captured: dict[str, str]) -> bool:
+    """Return whether an absent record was deleted; of one that is unlinked the history may be removed by now."""
+    last = captured.get(claim.record_id)
+    return last == "deleted" or (last is None and claim.link.unlinked_at is not None)
 
 
 @lru_cache

@@ -10,11 +10,12 @@ from typing import Any
 
 import orjson
 
+from conductor.links.absence import Absent, Unreadable
 from conductor.links.relations import Related, Relations, our_side
 from conductor.links.row import LinkRow
 from conductor.links.rules import Rule
 from conductor.systems.circuit_breaker import Permit
-from models.catalogues import Record
+from models.catalogues import Record, UnreadableRecord
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.errors import Reject, SyncError
@@ -55,6 +56,10 @@ class Claim:
     found: bool = False
     #: What the system holds, as just fetched.
     seen: External | None = None
+    #: Without a record: whether its deletion was captured.
+    is_deleted: bool = False
+    #: Without a record: what of it cannot be read.
+    unreadable: UnreadableRecord | None = None
 
     @property
     def record_id(self) -> str:
@@ -262,7 +267,11 @@ def apply_unsubscriptions(plan: Plan, rules: list[Rule]) -> None:
 
 def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Mapper) -> None:
     claim = plan.claim
+    if claim.unreadable is not None:
+        raise Unreadable(claim.unreadable)
     if claim.record is None:
+        if not claim.is_deleted:
+            raise Absent(subscriber.records, claim.record_id)
         _choose_removal(subscriber, plan)
         return
     if not subscriber.wants(claim.record):

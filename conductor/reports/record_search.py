@@ -69,7 +69,7 @@ def _by_external_id(connection: sa.Connection, catalogue: Catalogue, text: str) 
         .where(Link.external_id == text, Link.subscriber.like(f"%.{catalogue.name}"))
         .limit(_MOST)
     ).all()
-    records = catalogue.read(connection, [row.record_id for row in rows])
+    records, _ = catalogue.read_each(connection, [row.record_id for row in rows])
     return [
         _hit(
             catalogue,
@@ -115,7 +115,8 @@ def _newest_stretch(connection: sa.Connection, catalogue: Catalogue) -> list[Any
 
 
 def _hits(connection: sa.Connection, catalogue: Catalogue, found_by: str, *where: Any) -> list[Hit]:
-    records = catalogue.read(connection, catalogue.ids(connection, *where, limit=_MOST))
+    records, unreadable = catalogue.read_each(connection, catalogue.ids(connection, *where, limit=_MOST))
+    records |= {record_id: {} for record_id in unreadable}
     return [_hit(catalogue, record_id, record, found_by) for record_id, record in records.items()]
 
 

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from conductor.inward.incoming import Postponed
 from conductor.links import leases, state
+from conductor.links.absence import last_captured
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import our_side
 from conductor.links.state import Via
@@ -50,6 +51,9 @@ EXAMPLES = 50
 MISSING_THERE, MISSING_HERE = "(missing there)", "(deleted here)"
 #: The same for a record that was deleted in the system and lives there again.
 RESTORED_THERE = "(restored there)"
+
+#: The same for a record that the database does not show although no deletion was captured.
+ABSENT_HERE = "(not visible here)"
 
 
 @dataclass
@@ -141,7 +145,11 @@ class Reconcile(TaskKind):
             # Read the links again: a delivery may have run during the call.
             again = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
             fresh = {link.id: link for link in connection.execute(again)}
-            records = subscriber.records.read(connection, [link.record_id for link in links])
+            ids = [link.record_id for link in links]
+            records, unreadable = subscriber.records.read_each(connection, ids)
+            absent = [record_id for record_id in ids if record_id not in records]
+            captured = last_captured(connection, subscriber.records, absent)
+            deleted = {record_id for record_id, last in captured.items() if last == "deleted"}
             related = self.services.relations.load(connection, subscriber, mapper, records.values())
             flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
         drifts: list[tuple[Any, Drift | None]] = []
@@ -149,10 +157,12 @@ class Reconcile(TaskKind):
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
             drift: Drift | None = Drift(before.record_id, before.external_id)
-            if isinstance(external, SyncError) and not external.unlinks:
+            if (isinstance(external, SyncError) and not external.unlinks) or before.record_id in unreadable:
                 drift = None
             elif link is not None and not _moves(before, link, now) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
+                if MISSING_HERE in drift.fields and link.record_id not in deleted:
+                    drift.fields = {ABSENT_HERE: drift.fields[MISSING_HERE]}
             drifts.append((before, drift))
         return drifts
 

@@ -75,11 +75,14 @@ class ResendRecords(TaskKind):
 
     def _differing(self, connection: sa.Connection, subscriber: Subscriber, links: Any) -> list[int]:
         mapper = self.services.mappings.current(connection, subscriber.name())[0]
-        records = subscriber.records.read(connection, [link.record_id for link in links])
+        records, unreadable = subscriber.records.read_each(connection, [link.record_id for link in links])
         related = self.services.relations.load(connection, subscriber, mapper, records.values())
         found = []
         for link in links:
             record = records.get(link.record_id)
+            if link.record_id in unreadable:
+                found.append(link.id)
+                continue
             if record is None or call_safely(subscriber.wants, record) is not True:
                 continue
             ours: Any = call_safely(lambda record=record: our_side(subscriber, mapper, record, related, strict=True))

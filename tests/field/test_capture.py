@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -15,10 +16,14 @@ from sqlalchemy.dialects import postgresql
 from models import capture
 from models.capture_checks import CaptureRefused
 from models.catalogues import Catalogue, Children
+from models.ledger import DeadLetter
 from models.record_ids import text_of
 from models.schema import migrate
 from models.session import Database
+from tests.support.fakes import TestHub
 from tests.support.own_tables import captured, execute, owned, table
+from tests.support.records import add, one_row, record
+from tests.support.records import rows as rows_of
 
 
 @pytest.fixture
@@ -373,3 +378,92 @@ def test_a11_long_names_get_triggers_of_their_own(postgres: Database) -> None:
 
 
 # A12: a row that is absent without a captured deletion
+
+
+@contextmanager
+def hidden(database: Database, record_id: str) -> Iterator[None]:
+    """Make a customer's row absent without a captured deletion, for the length of a block."""
+    with database.write() as connection:
+        capture.remove(connection)
+        row = connection.exec_driver_sql(f"SELECT * FROM customer WHERE id = {record_id}").mappings().one()
+        names = list(map(str, row))
+        connection.exec_driver_sql(f"DELETE FROM customer WHERE id = {record_id}")
+        capture.install(connection)
+    yield
+    with database.write() as connection:
+        capture.remove(connection)
+        connection.execute(
+            sa.text(f"INSERT INTO customer ({', '.join(names)}) VALUES (:{', :'.join(names)})"), dict(row)
+        )
+        capture.install(connection)
+
+
+def test_a12_a_record_that_is_not_shown_is_no_deleted_one(database: Database) -> None:
+    hub = TestHub(database, "crm", on_gone="delete")
+    add(hub, name="Ada")
+    hub.run()
+    with hidden(database, "1"):
+        reconcile = hub.conductor.tasks.start("reconcile", "ada", subscriber="crm.customer", repair=True)
+        while hub.conductor.tasks.run_some():
+            pass
+        assert "(not visible here)" in hub.conductor.tasks.get(reconcile).message
+        hub.conductor.sweep()
+        hub.run()
+        letter = one_row(hub, DeadLetter)
+        assert letter.code == "absent" and "no deletion of it was captured" in letter.message
+        hub.clock.tick()
+        hub.systems["crm"].edit("crm_1", name="Bea")
+        hub.conductor.poll("crm.customer")
+        hub.conductor.sweep()
+        hub.run()
+        assert [data["name"] for data in hub.shown("crm")] == ["Bea"]
+        assert {one.code for one in rows_of(hub, DeadLetter, DeadLetter.closed_at.is_(None))} == {"absent"}
+    for number in [one.id for one in rows_of(hub, DeadLetter, DeadLetter.closed_at.is_(None))]:
+        hub.conductor.dead_letters.retry(number, "ada")
+    hub.conductor.sweep()
+    hub.run()
+    assert record(hub).name == "Bea" and not rows_of(hub, DeadLetter, DeadLetter.closed_at.is_(None))
+
+
+def test_a12_a_new_record_that_is_not_shown_is_a_dead_letter(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    add(hub, name="Ada")
+    with hidden(database, "1"):
+        hub.run()
+        assert one_row(hub, DeadLetter).code == "absent" and hub.shown("crm") == []
+
+
+def test_a12_row_level_security_that_hides_a_row_deletes_nothing(postgres: Database) -> None:
+    hub = TestHub(postgres, "crm")
+    add(hub, name="Ada")
+    hub.run()
+    role = f"hub_{uuid.uuid4().hex}"
+    execute(postgres, f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data, pg_write_all_data")
+    try:
+        execute(
+            postgres,
+            "ALTER TABLE customer ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY own ON customer USING (name <> 'Ada')",
+            f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+            "UPDATE customer SET city = 'Rome'",
+        )
+        limited = Database(postgres.url.set(username=role).render_as_string(hide_password=False))
+        hub.conductor.context.database, own = limited, hub.conductor.context.database
+        hub.run()
+        assert one_row(hub, DeadLetter).code == "absent" and len(hub.shown("crm")) == 1
+        hub.conductor.context.database = own
+        limited.close()
+    finally:
+        execute(postgres, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_a12_a_captured_deletion_still_deletes_also_after_its_history_is_removed(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    add(hub, name="Ada")
+    hub.run()
+    execute(database, "DELETE FROM customer")
+    hub.conductor.relay()
+    hub.clock.tick(400 * 24 * 3600)
+    hub.conductor.schedule.retention.remove_old()
+    hub.conductor.deliver("crm.customer", ["1"])
+    assert hub.shown("crm") == [] and not rows_of(hub, DeadLetter)
