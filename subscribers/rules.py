@@ -40,6 +40,11 @@ class required:  # noqa: N801 - reads as a word in a table of rules
         return "is required" if is_empty(value) else None
 
 
+def required_paths(rules: Rules) -> set[str]:
+    """Return the paths that may not be empty."""
+    return {path for path, own in rules.items() if any(isinstance(rule, required) for rule in own)}
+
+
 @dataclass(frozen=True)
 class length:  # noqa: N801
     """A text of `min` to `max` characters, or a list of `min` to `max` rows."""

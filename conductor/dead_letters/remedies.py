@@ -103,7 +103,11 @@ REMEDIES = {
         ),
     ),
     "relation_cycle": Remedy(
-        RECORD, gettext_noop("Two records wait for each other. Remove one of the references, then retry.")
+        RECORD,
+        gettext_noop(
+            "Records refer to one another, and all of these references are required. Change one of them, "
+            "or map it as not required, then retry."
+        ),
     ),
     "relation_dead": _RELATION,
     "relation_missing": _RELATION,

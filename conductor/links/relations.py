@@ -11,9 +11,11 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
+from conductor.links.circles import Circle, chain_from, find_circle
 from conductor.links.row import LinkRow, link_row
 from conductor.links.rules import lock_rules
 from i18n import gettext
+from models.bulk import in_values
 from models.catalogues import Record
 from models.ledger import DeadLetter, Link
 from subscribers.base import Subscriber
@@ -21,9 +23,7 @@ from subscribers.errors import Reject, Retry, SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import MISSING, nest, pick
 from subscribers.mapping.values import Flat, plain
-
-#: Links that are followed to find a circle.
-_LONGEST_CHAIN = 20
+from subscribers.rules import required_paths
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Verdict:
     unsubscription_id: int | None = None
     parent: int | None = None
     publish: tuple[str, str] | None = None
+    #: Why it waits, where that is not only its related record.
+    reason: str | None = None
 
 
 class Relations:
@@ -105,11 +107,18 @@ class Relations:
         return keys
 
     @staticmethod
-    def check(mapper: Mapper, record: Record, related: Related) -> None:
-        """Raise `WaitsFor` for the first related record that is not in the system."""
+    def check(subscriber: Subscriber, mapper: Mapper, link: LinkRow, record: Record, related: Related) -> Record:
+        """Return the record as it is sent: that of a link that goes first lacks its references to unknown records.
+
+        Raises:
+          WaitsFor: a related record is not in the system.
+        """
+        if link.goes_first:
+            record = mapper.without_references(record, related.ids, required_paths(subscriber.rules))
         for catalogue, record_id in mapper.references(record):
             if (catalogue, record_id) not in related.ids:
                 raise WaitsFor(catalogue, record_id)
+        return record
 
     def judge(self, connection: sa.Connection, subscriber: Subscriber, link: LinkRow, wait: WaitsFor) -> Verdict:
         """Decide about a record that waits, in the transaction that records the decision."""
@@ -124,13 +133,11 @@ class Relations:
         parent = _link_of(connection, name, wait.record_id) or self._owe(connection, name, wait)
         if parent is None:
             return Verdict(Reject(f"{what} does not exist", code="relation_missing"))
+        if parent.is_owed and (circle := find_circle(connection, self.context, link, parent)) is not None:
+            return self._break(connection, link, parent, circle)
         if parent.dead_at is not None:
-            letter = sa.select(DeadLetter.message).where(DeadLetter.id == parent.dead_letter_id)
-            why = connection.execute(letter).scalar() or "no reason is known"
-            return Verdict(Reject(f"{what} is a dead letter: {why}", code="relation_dead"), parent=parent.id)
+            return Verdict(Reject(_why_dead(connection, what, parent), code="relation_dead"), parent=parent.id)
         if parent.is_owed:
-            if self._is_cycle(connection, link.id, parent):
-                return Verdict(Reject(f"it and {what} wait for one another", code="relation_cycle"))
             return Verdict(parent=parent.id, publish=(name, wait.record_id))
         if parent.unsubscription_id is not None:
             if not lock_rules(connection, [parent.unsubscription_id]):
@@ -150,16 +157,17 @@ class Relations:
         state.owe_first(connection, name, wait.record_id, self.context.clock())
         return _link_of(connection, name, wait.record_id)
 
-    @staticmethod
-    def _is_cycle(connection: sa.Connection, link_id: int, parent: LinkRow) -> bool:
-        blocked_by = parent.blocked_by
-        for _ in range(_LONGEST_CHAIN):
-            if blocked_by is None:
-                return False
-            if blocked_by == link_id:
-                return True
-            blocked_by = connection.execute(sa.select(Link.blocked_by).where(Link.id == blocked_by)).scalar()
-        return True
+    def _break(self, connection: sa.Connection, link: LinkRow, parent: LinkRow, circle: Circle) -> Verdict:
+        """Have one record of a circle go first, with its reference empty."""
+        first = circle.first
+        if first is None:
+            message = f"{circle}, and every one of these references is required"
+            return Verdict(Reject(message, code="relation_cycle"), parent=parent.id)
+        publish = (first.subscriber, first.record_id)
+        if first.id == link.id:
+            return Verdict(parent=link.id, publish=publish, reason=f"{circle}: it goes first, without the reference")
+        state.go_first(connection, first.id, self.context.clock())
+        return Verdict(parent=parent.id, publish=publish, reason=f"{circle}: {first.label} goes first")
 
     def are_waited_for(self, subscriber: Subscriber) -> bool:
         """Return whether records of other catalogues point to the records of this subscriber."""
@@ -178,6 +186,22 @@ def _link_of(connection: sa.Connection, subscriber: str, record_id: str) -> Link
     statement = sa.select(Link.__table__).where(Link.subscriber == subscriber, Link.record_id == record_id)
     row = connection.execute(statement).one_or_none()
     return None if row is None else link_row(row)
+
+
+def _why_dead(connection: sa.Connection, what: str, parent: LinkRow) -> str:
+    """Return the message about a related record that is a dead letter, with the reason at the end of the chain."""
+    chain = chain_from(connection, parent.id)
+    ids = [one.dead_letter_id for one in chain if one.dead_letter_id is not None]
+    known = sa.select(DeadLetter.id, DeadLetter.code, DeadLetter.message).where(
+        in_values(connection, DeadLetter.id, ids)
+    )
+    letters = {row.id: row for row in connection.execute(known)}
+    for link in chain:
+        letter = letters.get(link.dead_letter_id)
+        if letter is not None and letter.code != "relation_dead":
+            through = "" if link.id == parent.id else f" waits for {link.label}, which"
+            return f"{what}{through} is a dead letter: {letter.message}"
+    return f"{what} is a dead letter"
 
 
 def our_side(

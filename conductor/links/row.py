@@ -54,6 +54,11 @@ class LinkRow(NamedTuple):
         return self.external_id is not None and self.unlinked_at is None
 
     @property
+    def goes_first(self) -> bool:
+        """Whether it waits for itself: it is sent without references to unknown records. See `circles`."""
+        return self.blocked_by == self.id
+
+    @property
     def is_owed(self) -> bool:
         """Whether the subscriber has not received the newest change."""
         return self.owed_change > self.synced_change

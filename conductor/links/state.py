@@ -234,6 +234,12 @@ def wake(
     return [(row.subscriber, row.record_id) for row in rows]
 
 
+def go_first(connection: sa.Connection, link_id: int, now: datetime) -> None:
+    """Have a link of a circle wait for itself only. The caller publishes it."""
+    values = {"blocked_by": link_id, "retry_at": None, "announced_at": now, "dead_at": None}
+    connection.execute(sa.update(Link).where(Link.id == link_id).values(**values))
+
+
 # --- statements: dead letters -----------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def system_state(system: Any) -> Literal["paused", "down"] | None:
 def _owed_state(link: Any, system: Any, now: datetime) -> State:
     if (held := system_state(system)) is not None:
         return held
-    if link.blocked_by is not None:
+    if link.blocked_by not in (None, link.id):
         return "blocked"
     if is_held(link, now):
         return "sending"

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
+from conductor.links.circles import waits_for
 from conductor.links.row import LinkRow, link_row
 from conductor.outward.outcomes import earlier_create_token, unless_newer
 from conductor.outward.planning import Plan
@@ -78,7 +79,7 @@ def _may_be(subscriber: Subscriber, plan: Plan, found: External) -> bool:
 def is_exchange(connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> bool:
     """Whether the record that has the value there waits for a value of this one."""
     holder = _link_to(connection, subscriber, plan.existing)
-    return holder is not None and _waits_for(connection, holder, plan.claim.link.id)
+    return holder is not None and waits_for(connection, holder, plan.claim.link.id)
 
 
 def free(subscriber: Subscriber, plan: Plan) -> None:
@@ -167,7 +168,7 @@ class Duplicates:
             return self._try_again(plan) or Decision(error=_refused(plan, why))
         if holder.dead_at is not None:
             return Decision(error=_refused(plan, f"{what} has the value there, and is a dead letter"))
-        if _waits_for(connection, holder, plan.claim.link.id) and not plan.freed:
+        if waits_for(connection, holder, plan.claim.link.id) and not plan.freed:
             message = f"it exchanges a unique value with {what}: give one of them a free value first, then its own"
             return Decision(error=_refused(plan, message))
         plan.error = None
@@ -227,14 +228,3 @@ def _is_captured(connection: sa.Connection, subscriber: Subscriber, record_id: s
     waiting = sa.select(Change.id).where(Change.relayed_at.is_(None))
     own = (Change.catalogue == subscriber.catalogue, Change.record_id == record_id)
     return connection.execute(waiting.where(*own).limit(1)).scalar() is not None
-
-
-def _waits_for(connection: sa.Connection, holder: LinkRow, link_id: int) -> bool:
-    """Whether the holder waits for this link, if only through others."""
-    seen, blocked_by = {holder.id}, holder.blocked_by
-    while blocked_by is not None and blocked_by not in seen:
-        if blocked_by == link_id:
-            return True
-        seen.add(blocked_by)
-        blocked_by = connection.execute(sa.select(Link.blocked_by).where(Link.id == blocked_by)).scalar()
-    return False

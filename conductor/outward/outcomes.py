@@ -21,7 +21,7 @@ def is_plain(plan: Plan) -> bool:
     link, claim = plan.claim.link, plan.claim
     ended = plan.error is None and plan.rule is None and plan.outcome in ("delivered", "unchanged", "skipped")
     conflicts = 0 if claim.record is None else len(claim.conflicted)
-    return ended and link.dead_letter_id is None and link.open_conflicts == conflicts
+    return ended and not plan.lacks_references and link.dead_letter_id is None and link.open_conflicts == conflicts
 
 
 def is_owed_again(plan: Plan) -> bool:

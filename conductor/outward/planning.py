@@ -117,6 +117,8 @@ class Plan:
     lifted: bool = False
     #: What the link is owed when the outcome is recorded: more than was claimed, if the record has changed since.
     owed_now: int = 0
+    #: References to records of a circle were left out; the next update sends them.
+    lacks_references: bool = False
     #: The system was called for it, if only to inspect what it holds.
     called: bool = False
     #: Whether an update replaces a nested object as a whole, by its name.
@@ -287,8 +289,9 @@ def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Ma
         plan.finish("waiting", f"it was found in {subscriber.system}, and both sides are merged first")
         return
     plan.operation = "update" if claim.link.is_linked else "create"
-    Relations.check(mapper, claim.record, batch.related)
-    plan.flat, data = our_side(subscriber, mapper, claim.record, batch.related, strict=True)
+    record = Relations.check(subscriber, mapper, claim.link, claim.record, batch.related)
+    plan.lacks_references = record != claim.record
+    plan.flat, data = our_side(subscriber, mapper, record, batch.related, strict=True)
     if claim.conflicted:
         _keep_conflicted_values(claim, plan.flat)
         data = nest(plan.flat, onto=data)

@@ -15,7 +15,7 @@ from conductor.dead_letters.store import DeadLetterStore
 from conductor.links import state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
-from conductor.links.relations import Relations, WaitsFor
+from conductor.links.relations import Relations, Verdict, WaitsFor
 from conductor.links.row import LinkRow
 from conductor.links.rules import lock_rules
 from conductor.outward.duplicates import Duplicates, is_duplicate
@@ -131,9 +131,10 @@ class ResultWriter:
                 continue
             plan.owed_now, is_blocked = owed[link.id], isinstance(plan.error, WaitsFor)
             row = state.freed(link.id, self._link_values(connection, subscriber, plan, batch.mapper, follow_up))
-            rows[tuple(row)].append(row)
-            if is_blocked:  # the check for a circle reads what the links before it wait for
+            if is_blocked:  # the check for a circle reads what the links before it wait for, and may change that
                 state.write_many(connection, [row])
+            else:
+                rows[tuple(row)].append(row)
             if plan.to_merge is not None:
                 follow_up.merge.append(plan.to_merge)
             if is_owed_again(plan) or plan.lifted:
@@ -185,7 +186,7 @@ class ResultWriter:
                 values = self._failed(connection, subscriber, plan, verdict.error)
                 return (values or {}) | {"blocked_by": verdict.parent}
             if not verdict.skip:
-                return self._blocked(plan, verdict.parent)
+                return self._blocked(plan, verdict)
             plan.error = None
             plan.finish("skipped", verdict.skip)
             unsubscription = verdict.unsubscription_id
@@ -205,21 +206,28 @@ class ResultWriter:
             return {"create_token": earlier_create_token(plan), **later}
         return self._settled(connection, plan, mapper, unsubscription)
 
-    def _blocked(self, plan: Plan, parent: int | None) -> state.Values:
+    def _blocked(self, plan: Plan, verdict: Verdict) -> state.Values:
         """Return the values of a link that waits for another one.
 
         The other one wakes it; the time is only a safety net. Without `parent` the other one was delivered meanwhile
-        and wakes no more: then it is published, and no time may delay it.
+        and wakes no more: then it is published, and no time may delay it. Nor one that goes first.
         """
-        plan.finish("waiting", str(plan.error))
-        retry_at = self.context.later(self.context.policy.stale_seconds) if parent is not None else None
-        return state.blocked(parent, unless_newer(plan, retry_at)) | {"create_token": earlier_create_token(plan)}
+        plan.finish("waiting", verdict.reason or str(plan.error))
+        is_woken = verdict.parent not in (None, plan.claim.link.id)
+        retry_at = self.context.later(self.context.policy.stale_seconds) if is_woken else None
+        return state.blocked(verdict.parent, unless_newer(plan, retry_at)) | {
+            "create_token": earlier_create_token(plan)
+        }
 
     def _settled(
         self, connection: sa.Connection, plan: Plan, mapper: Mapper | None, unsubscription: int | None
     ) -> state.Values:
         link, now = plan.claim.link, self.context.clock()
+        owes_references = plan.lacks_references and plan.outcome != "skipped"
+        plan.owed_now += owes_references
         values = settled_values(plan, mapper, unsubscription, now)
+        if owes_references:
+            values["owed_change"] = plan.owed_now
         if plan.claim.record is None:
             values |= close_conflicts(connection, link, "gone", now)
         elif values.get("open_conflicts", link.open_conflicts) != link.open_conflicts:

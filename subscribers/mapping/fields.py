@@ -39,7 +39,8 @@ def link_to(catalogue: str, path: str, *, required: bool = False, direction: Dir
     """Map a relation: the column holds the key of a record of `catalogue`, and `path` its external id.
 
     If the related record is not in the system yet, it is delivered first, and this one waits
-    without using up attempts.
+    without using up attempts. Of records that refer to one another, one whose reference is not
+    `required` is first sent with it empty.
     """
     return Field(path, link=catalogue, required=required, direction=direction)
 

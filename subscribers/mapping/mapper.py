@@ -12,7 +12,7 @@ by a plus: `{"name": Field("FirstName+LastName", "split_name")}`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from models.catalogues import Catalogue, Children, Record, children_by_name, is_generated, recognise
@@ -82,6 +82,22 @@ class Mapper:
                 yield entry.link, self._id_of(column, value)
             elif (inner := self._inner.get(column)) is not None:
                 yield from itertools.chain.from_iterable(inner.references(row) for row in value or [])
+
+    def without_references(self, record: Record, links: Links, required: Collection[str] = ()) -> Record:
+        """Return the record without its references to records that have no id in `links`, as far as they may be empty.
+
+        `required` names fields, besides those of the mapping, that may not be empty.
+        """
+        emptied: Record = {}
+        for column, entry in self._referring:
+            value = record.get(column)
+            if (inner := self._inner.get(column)) is not None:
+                needed = {path.removeprefix(f"{entry.path}.") for path in required}
+                emptied[column] = value and [inner.without_references(row, links, needed) for row in value]
+            elif not (is_empty(value) or entry.required or entry.path in required):
+                is_known = (entry.link, self._id_of(column, value)) in links
+                emptied[column] = value if is_known else None
+        return {**record, **emptied}
 
     def _id_of(self, column: str, key: Any) -> str:
         return text_of(self.catalogue.table.c[column].type, key)

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from conductor import Conductor, Policy
 from models.base import utcnow
+from models.catalogues import Catalogue
 from models.ledger import Change, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
-from subscribers.mapping.fields import Field
+from subscribers.mapping.fields import Field, link_to
 from subscribers.records import External, Item, Page
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import open_letters, retry_all
 from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
-from tests.support.records import add, edit, link, one_row, record, rows, settle, webhook
+from tests.support.own_tables import owned, table
+from tests.support.records import add, edit, link, lose_answer, one_row, record, retry_due, rows, settle, webhook
 from tests.support.salesforce_hub import SalesforceHub
+
+
+class Bulky(FakeSubscriber):
+    """A subscriber of a system that accepts many records in one call."""
+
+    bulk_size = 50
+
 
 # B19: an outage answered with 502
 
@@ -484,6 +494,283 @@ def test_b22_whether_a_record_is_read_after_a_write_can_be_set(
 # B26: a time range that is too old
 
 # B27: a long chain of references
+
+
+@dataclass
+class Staff:
+    """Employees, whose manager is an employee, and teams, whose lead is one; an employee may be in a team."""
+
+    database: Database
+    kind: type[FakeSubscriber] = FakeSubscriber
+    hub: TestHub = field(init=False)
+
+    def connect(self, *systems: str, **required: bool) -> TestHub:
+        """Return a hub over these systems; `required` names references that may not be empty."""
+        wants = {name: required.get(name, False) for name in ("manager", "team", "lead")}
+        manager = link_to("employee", "manager", required=wants["manager"])
+        team = link_to("team", "team", required=wants["team"])
+        lead = link_to("employee", "lead", required=wants["lead"])
+        employees = {"name": "name", "manager_id": manager, "team_id": team}
+        of_employees = type("Employees", (self.kind,), {"catalogue": "employee", "field_to_data": employees})
+        of_teams = type(
+            "Teams",
+            (self.kind,),
+            {"catalogue": "team", "resource": "group", "field_to_data": {"name": "name", "lead_id": lead}},
+        )
+        self.hub = TestHub(self.database, *(systems or ("crm",)), kinds=(of_employees, of_teams))
+        return self.hub
+
+    def reconnect(self, **required: bool) -> TestHub:
+        """Return a hub with another mapping over the same systems."""
+        former, hub = self.hub, self.connect(*self.hub.systems, **required)
+        hub.clock.now = former.clock.now
+        for name, system in hub.systems.items():
+            known = former.systems[name]
+            system.store, system.changed, system._ids = known.store, known.changed, known._ids
+        return hub
+
+    def employ(self, *people: dict[str, Any]) -> None:
+        with self.database.write() as connection:
+            connection.execute(sa.insert(EMPLOYEE), [{"manager_id": None, "team_id": None, **one} for one in people])
+
+    def form(self, *teams: dict[str, Any]) -> None:
+        with self.database.write() as connection:
+            connection.execute(sa.insert(TEAM), list(teams))
+
+    def edit(self, number: int, **values: Any) -> None:
+        with self.database.write() as connection:
+            connection.execute(sa.update(EMPLOYEE).where(EMPLOYEE.c.id == number).values(**values))
+
+    def managers(self) -> list[int | None]:
+        with self.database.read() as connection:
+            return list(connection.execute(sa.select(EMPLOYEE.c.manager_id).order_by(EMPLOYEE.c.id)).scalars())
+
+    def shown(self, path: str, system: str = "crm") -> dict[str, str | None]:
+        """Return name -> the name of the record that it refers to, as the system has them."""
+        store = self.hub.systems[system].store
+        names = {None: None} | {id: data["name"] for id, data in store.items()}
+        return {data["name"]: names[data.get(path)] for data in store.values() if path in data}
+
+
+EMPLOYEE = table(
+    "employee",
+    None,
+    sa.Column("name", sa.Text()),
+    sa.Column("manager_id", sa.Integer()),
+    sa.Column("team_id", sa.Integer()),
+)
+TEAM = table("team", None, sa.Column("name", sa.Text()), sa.Column("lead_id", sa.Integer()))
+
+
+@pytest.fixture(params=[FakeSubscriber, Bulky], ids=["single", "bulk"])
+def staff(request: pytest.FixtureRequest, database: Database) -> Iterator[Staff]:
+    with owned(database, Catalogue("employee", EMPLOYEE)), owned(database, Catalogue("team", TEAM)):
+        yield Staff(database, request.param)
+
+
+@pytest.fixture
+def one_by_one(database: Database) -> Iterator[Staff]:
+    with owned(database, Catalogue("employee", EMPLOYEE)), owned(database, Catalogue("team", TEAM)):
+        yield Staff(database)
+
+
+def _letters(hub: TestHub) -> dict[str, str]:
+    return {f"{row.subscriber.partition('.')[2]} {row.record_id}": row.message for row in open_letters(hub)}
+
+
+def _is_settled(hub: TestHub) -> bool:
+    return open_letters(hub) == [] and rows(hub, Link, Link.owed_change > Link.synced_change) == []
+
+
+def test_b27_a_chain_of_any_length_is_delivered_from_its_end(staff: Staff) -> None:
+    hub, length = staff.connect("crm", "shop"), 30
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n + 1} for n in range(1, length)))
+    staff.employ({"id": length, "name": f"e{length}"})
+    hub.conductor.relay()
+    hub.publisher.published.clear()
+    for number in range(1, length):  # in the worst order: each waits for one that has not been tried
+        for system in hub.systems:
+            hub.conductor.deliver(f"{system}.employee", [str(number)])
+    hub.run(rounds=2 * length)
+    expected = {f"e{n}": f"e{n + 1}" for n in range(1, length)} | {f"e{length}": None}
+    for system in ("crm", "shop"):
+        assert staff.shown("manager", system) == expected
+        assert [kind for kind, _ in hub.systems[system].writes()] == ["create"] * length
+    assert _is_settled(hub) and rows(hub, DeadLetter) == []
+    assert {row.attempts for row in rows(hub, Link)} == {0}
+
+
+def test_b27_a_chain_leads_through_several_catalogues(staff: Staff) -> None:
+    hub = staff.connect(lead=True)
+    staff.employ(*({"id": n, "name": f"e{n}", "team_id": n} for n in range(1, 15)), {"id": 15, "name": "e15"})
+    staff.form(*({"id": n, "name": f"t{n}", "lead_id": n + 1} for n in range(1, 15)))
+    hub.run(rounds=100)
+    assert staff.shown("team") == {f"e{n}": f"t{n}" for n in range(1, 15)} | {"e15": None}
+    assert staff.shown("lead") == {f"t{n}": f"e{n + 1}" for n in range(1, 15)}
+    assert _is_settled(hub) and rows(hub, DeadLetter) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 25])
+def test_b27_a_circle_is_broken_by_a_second_update(staff: Staff, size: int) -> None:
+    systems = ("crm", "shop") if size == 2 else ("crm",)
+    hub = staff.connect(*systems)
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % size + 1} for n in range(1, size + 1)))
+    staff.employ({"id": 90, "name": "outside", "manager_id": 1})  # waits for the circle, and is not in it
+    hub.run(rounds=100)
+    expected = {f"e{n}": f"e{n % size + 1}" for n in range(1, size + 1)} | {"outside": "e1"}
+    for system in systems:
+        assert staff.shown("manager", system) == expected
+        assert sorted(kind for kind, _ in hub.systems[system].writes()) == ["create"] * (size + 1) + ["update"]
+    assert _is_settled(hub) and rows(hub, DeadLetter) == []
+    assert staff.managers() == [n % size + 1 for n in range(1, size + 1)] + [1]
+
+
+@pytest.mark.parametrize("required", [{"lead": True}, {"team": True}], ids=["lead", "team"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_b27_the_record_with_an_optional_reference_goes_first(
+    staff: Staff, required: dict[str, bool], size: int
+) -> None:
+    hub = staff.connect(**required)
+    staff.employ(*({"id": n, "name": f"e{n}", "team_id": n} for n in range(1, size + 1)))
+    staff.form(*({"id": n, "name": f"t{n}", "lead_id": n % size + 1} for n in range(1, size + 1)))
+    hub.run(rounds=100)
+    assert staff.shown("team") == {f"e{n}": f"t{n}" for n in range(1, size + 1)}
+    assert staff.shown("lead") == {f"t{n}": f"e{n % size + 1}" for n in range(1, size + 1)}
+    (path,) = required
+    never_empty = {data["name"] for data in hub.systems["crm"].store.values() if path in data}
+    (updated,) = [what for kind, what in hub.systems["crm"].writes() if kind == "update"]
+    assert hub.systems["crm"].store[updated]["name"] not in never_empty
+    assert _is_settled(hub) and rows(hub, DeadLetter) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_b27_a_circle_of_required_references_is_a_dead_letter_with_the_reason(staff: Staff, size: int) -> None:
+    hub = staff.connect(manager=True)
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % size + 1} for n in range(1, size + 1)))
+    hub.run()
+    reasons = {1: "it refers to itself", 2: "it and employee {} wait for one another"}
+    reason = reasons.get(size, "it, employee {} and employee {} wait for one another")
+    for _ in range(3):
+        hub.clock.tick(1000)
+        hub.conductor.sweep()
+        hub.run()
+    assert _letters(hub) == {
+        f"employee {n}": reason.format(*((n + i) % size + 1 for i in range(size)))
+        + ", and every one of these references is required"
+        for n in range(1, size + 1)
+    }
+    assert len(rows(hub, DeadLetter)) == size and hub.systems["crm"].calls == []
+
+
+def test_b27_a_circle_is_delivered_once_a_reference_is_optional(one_by_one: Staff) -> None:
+    staff, hub = one_by_one, one_by_one.connect(manager=True)
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % 3 + 1} for n in (1, 2, 3)))
+    hub.run()
+    assert len(open_letters(hub)) == 3
+    hub = staff.reconnect()
+    hub.conductor.dead_letters.retry(open_letters(hub)[1].id, "ann")  # one is enough
+    retry_due(hub)
+    assert staff.shown("manager") == {"e1": "e2", "e2": "e3", "e3": "e1"}
+    assert _is_settled(hub)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_b27_a_circle_of_required_references_is_opened_by_an_edit(one_by_one: Staff, number: int) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    staff.employ({"id": 9, "name": "e9"})
+    hub.run()
+    hub = staff.reconnect(manager=True)
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % 3 + 1} for n in (1, 2, 3)))
+    hub.run()
+    assert len(open_letters(hub)) == 3
+    staff.edit(number, manager_id=9)
+    hub.run()
+    expected = {f"e{n}": f"e{n % 3 + 1}" for n in (1, 2, 3)} | {f"e{number}": "e9", "e9": None}
+    assert staff.shown("manager") == expected and _is_settled(hub)
+
+
+def test_b27_a_circle_made_by_edits_of_linked_records_is_sent_as_updates(staff: Staff) -> None:
+    hub = staff.connect(manager=False)
+    staff.employ(*({"id": n, "name": f"e{n}"} for n in (1, 2, 3)))
+    hub.run()
+    for number in (1, 2, 3):
+        staff.edit(number, manager_id=number % 3 + 1)
+    staff.employ({"id": 4, "name": "e4", "manager_id": 5}, {"id": 5, "name": "e5", "manager_id": 1})
+    staff.edit(1, manager_id=4)  # a linked one waits for two new ones, of which one refers to it
+    hub.run()
+    expected = {"e1": "e4", "e2": "e3", "e3": "e1", "e4": "e5", "e5": "e1"}
+    assert staff.shown("manager") == expected and rows(hub, DeadLetter) == []
+    kinds = [kind for kind, _ in hub.systems["crm"].writes()]
+    assert (kinds.count("create"), kinds.count("update")) == (5, 3) and _is_settled(hub)
+
+
+def test_b27_a_reference_that_was_edited_away_makes_no_circle(one_by_one: Staff) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": 3 - n} for n in (1, 2)))
+    hub.conductor.relay()
+    hub.conductor.deliver("crm.employee", ["1"])  # it waits for 2
+    staff.edit(1, manager_id=None)
+    hub.conductor.relay()
+    hub.conductor.deliver("crm.employee", ["2"])
+    hub.run()
+    assert staff.shown("manager") == {"e1": None, "e2": "e1"} and _is_settled(hub)
+    assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create", "create"]
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["answer lost", "request lost"])
+def test_b27_a_create_that_goes_first_is_not_repeated(one_by_one: Staff, after: bool) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    lose_answer(hub, after=after)
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": 3 - n} for n in (1, 2)))
+    hub.run()
+    retry_due(hub)
+    assert staff.shown("manager") == {"e1": "e2", "e2": "e1"}
+    assert staff.managers() == [2, 1] and _is_settled(hub)
+
+
+def test_b27_the_empty_reference_of_the_one_that_goes_first_is_no_edit(one_by_one: Staff) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": 3 - n} for n in (1, 2)))
+    system, created = hub.systems["crm"], []
+
+    def fails_later(kind: str, what: str) -> None:
+        created.extend([what] if kind == "create" else [])
+        if len(created) > 1 and kind != "fetch":
+            raise Retry("500: try again")
+
+    system.on_call = fails_later
+    hub.run()
+    (external_id,) = system.store
+    hub.clock.tick()
+    system.edit(external_id, name="theirs")
+    webhook(hub, "crm", "event_1", external_id)
+    for row in rows(hub, Inbox):
+        hub.conductor.receive(row.id)
+    system.on_call = lambda kind, what: None
+    hub.conductor.poll("crm.employee")
+    retry_due(hub)
+    assert sorted(staff.managers(), key=str) == [1, 2]
+    assert len(set(staff.shown("manager").values())) == 2 and "theirs" in staff.shown("manager")
+    assert _is_settled(hub)
+
+
+def test_b27_a_chain_behind_a_dead_letter_names_the_reason(one_by_one: Staff) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    hub.systems["crm"].fail(Reject("422: no such name"))
+    staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n - 1 or None} for n in range(1, 21)))
+    hub.run(rounds=100)
+    assert _letters(hub) == {
+        "employee 1": "422: no such name",
+        "employee 2": "its employee 1 is a dead letter: 422: no such name",
+        **{
+            f"employee {n}": f"its employee {n - 1} waits for employee 1, which is a dead letter: 422: no such name"
+            for n in range(3, 21)
+        },
+    }
+    staff.edit(1, name="Ada")
+    hub.run(rounds=100)
+    assert len(hub.systems["crm"].store) == 20 and _is_settled(hub)
+
 
 # B28: a create that meets an existing record
 

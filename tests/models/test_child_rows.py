@@ -321,3 +321,14 @@ def test_lines_that_cannot_come_in_lose_nothing(
     with database.read() as c:
         (letter,) = c.execute(sa.select(DeadLetter.__table__)).all()
     assert says in letter.message
+
+
+def test_references_that_may_be_empty_can_be_left_out_also_in_rows() -> None:
+    record = {"number": "R1", "lines": [TEA, POST]}
+    emptied = {"number": "R1", "lines": [{**TEA, "product_id": None}, POST]}
+    assert MAPPER.without_references(record, {}) == emptied
+    assert MAPPER.without_references(record, LINKS) == record
+    assert MAPPER.without_references(record, {}, {"lines.data.product"}) == record
+    needed = {**LINE, "product_id": link_to("product", "product", required=True)}
+    assert Mapper(INVOICE, {"lines": rows("lines", needed)}).without_references(record, {}) == record
+    assert MAPPER.without_references({"number": "R1"}, {}) == {"number": "R1", "lines": None}

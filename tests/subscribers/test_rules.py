@@ -7,7 +7,7 @@ import pytest
 
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.rules import Rule, between, check, choices, email, length, required
+from subscribers.rules import Rule, between, check, choices, email, length, required, required_paths
 from subscribers.system import System
 from tests.support.fakes import Clock, FakeSystem
 
@@ -70,3 +70,7 @@ def test_a_subscriber_with_rules_needs_no_validate() -> None:
     with pytest.raises(Reject) as caught:
         Strict(client).validate({"name": "Anna"})
     assert caught.value.fields == {"name": "is longer than 3 characters"}
+
+
+def test_the_paths_that_may_not_be_empty() -> None:
+    assert required_paths({"a": [required()], "b.c": [length(max=3), required()], "d": [email()]}) == {"a", "b.c"}
