@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from subscribers.records import External, Item
 from tests.model import model
 from tests.model.model_properties import check
 from tests.model.model_systems import Profile, Violation
@@ -96,12 +97,19 @@ def test_histories_that_hypothesis_chooses() -> None:
 
 
 def test_the_model_sees_a_lost_edit() -> None:
-    """The model detects a system that loses an update."""
+    """The model detects a system that confirms an update and loses it."""
     history = model.History({"crm": Profile()}, (("insert", 0, 0, 0), ("run", 7), ("edit", 0, 1, 3, 0), ("run", 7)))
     assert model.fails(history) is None
     hub = ModelHub(history.profiles, check)
     crm = hub.systems["crm"]
-    crm.updated = lambda item: crm.external(item.linked_id)  # type: ignore[method-assign]
+
+    def lose(item: Item) -> External:
+        before = dict(crm.store[item.linked_id])
+        confirmed = crm.edit(item.linked_id, **item.changes)
+        crm.store[item.linked_id] = before
+        return confirmed
+
+    crm.updated = lose  # type: ignore[method-assign]
     try:
         hub.run(history.steps)
     except Violation as violation:

@@ -697,6 +697,10 @@ class ModelHub:
         before = self._now()
         try:
             self.conductor.push("customer", record, unsubscribe=out)
+        except ValueError as error:
+            if record in self.records():
+                raise
+            self.note(f"refused: {error}")
         finally:  # it may have taken effect although the process died
             change = self._now()
             for system in out if change > before else []:
