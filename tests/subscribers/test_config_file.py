@@ -95,7 +95,7 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
         ('auth = "none"', 'auth = "digest"', "systems.crm.auth: Input should be 'bearer'"),
         ('auth = "none"', 'token = "s3cret"', "systems.crm.token: is a secret; set CRM_TOKEN in the environment"),
         ('auth = "none"', 'aut = "none"', "systems.crm.aut: is an unknown key; did you mean auth?"),
-        ('"https://crm.example"', '"crm.example"', "systems.crm.url: an address starting with http"),
+        ('"https://crm.example"', '"crm.example"', "systems.crm.url: must start with http"),
         ("delete_limit = 3", "delete_limit = -3", "systems.crm.delete_limit: Input should be greater than or equal"),
         ('auth = "none"', 'kind = "soap"', "systems.crm.kind: must be one of rest"),
         ("systems.crm", "systems.CRM", "systems.CRM: a name must start with a letter"),

@@ -180,7 +180,7 @@ class LosesTies(ShopContact):
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
         for page in super().changed_since(position):
-            behind = (datetime.fromisoformat(page.position["since"]) + timedelta(hours=1)).isoformat()
+            behind = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
             yield replace(page, position={"since": behind})
 
 

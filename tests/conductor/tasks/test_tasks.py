@@ -428,6 +428,6 @@ def test_a_record_that_failed_again_keeps_its_pending_change(hub: TestHub) -> No
 
 
 def test_discarding_many_needs_a_reason(hub: TestHub) -> None:
-    with pytest.raises(ValueError, match="say why"):
+    with pytest.raises(ValueError, match="enter a reason for discarding"):
         hub.conductor.tasks.start("discard", "ann", letters=DeadLetterFilter(), reason=" ")
     assert hub.conductor.tasks.list() == []
