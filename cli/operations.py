@@ -136,7 +136,11 @@ def retry(arguments: argparse.Namespace) -> int:
         count = sum(conductor.dead_letters.retry(number, by) for number in arguments.ids)
     else:
         letters = DeadLetterFilter(subscriber=arguments.subscriber, error=arguments.error)
-        count = conductor.tasks.get(conductor.tasks.start("retry", by, letters=letters)).total or 0
+        task = conductor.tasks.get(conductor.tasks.start("retry", by, letters=letters))
+        count = task.total or 0
+        # The first steps run here, so that it does not depend on a scheduler; the scheduler counts the outcomes.
+        while task.done < count and conductor.tasks.run_some():
+            task = conductor.tasks.get(task.id)
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
     return 0

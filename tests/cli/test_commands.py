@@ -238,7 +238,12 @@ def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> Non
     assert done.returncode == 1 and f"stripe.customer: cannot connect to {nobody[7:]}\n" in done.stderr
 
 
-def test_retry_prints_the_number_of_dead_letters(run: Run, sqlite_url: str) -> None:
+def _dead_links(database: Database) -> list[int]:
+    with database.read() as connection:
+        return list(connection.scalars(sa.select(Link.id).where(Link.dead_at.is_not(None)).order_by(Link.id)))
+
+
+def test_retry_takes_effect_without_a_scheduler(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     database = Database(sqlite_url)
     with database.write() as c:
@@ -251,12 +256,14 @@ def test_retry_prints_the_number_of_dead_letters(run: Run, sqlite_url: str) -> N
             c.execute(sa.insert(DeadLetter).values(**letter, id=number, record_id=str(number), link_id=key))
     assert run("retry", "--subscriber", "shop.customer").stdout == "Retrying 0 dead letters\n"
     assert run("retry", "--id", "1").stdout == "Retrying 1 dead letter\n"
+    assert _dead_links(database) == [2, 3]
     assert run("retry", "--error", "Retry").stdout == "Retrying 1 dead letter\n"
+    assert _dead_links(database) == [2]
+    # The first two letters are open until their records are delivered.
     assert run("retry").stdout == "Retrying 3 dead letters\n"
+    assert _dead_links(database) == []
     with database.read() as c:
-        dead = sa.select(Link.id).where(Link.dead_at.is_not(None)).order_by(Link.id)
-        assert len(c.scalars(dead).all()) == 2  # a retry by id takes effect immediately
-        assert c.scalars(sa.select(Task.total).order_by(Task.id)).all() == [0, 1, 3]  # the scheduler retries the others
+        assert c.scalars(sa.select(Task.total).order_by(Task.id)).all() == [0, 1, 3]
     database.close()
 
 
