@@ -139,6 +139,13 @@ class Subscriber:
         """Delete the linked external record; do nothing, or raise `Gone`, if it is deleted already."""
         raise NotImplementedError
 
+    def is_restored(self, external: External) -> bool:
+        """Whether a record that `delete` was called for, and that can still be read, was restored there.
+
+        Return False for the state in which `delete` leaves records that the system does not remove, such as archived.
+        """
+        return True
+
     def fetch(self, external_id: str) -> External:
         """Return the external record as it is now. Raises `Gone`."""
         raise NotImplementedError

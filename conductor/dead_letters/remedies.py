@@ -21,6 +21,9 @@ class Remedy:
 _RELATION = Remedy(
     RECORD, gettext_noop("It refers to a record that must be delivered first. Fix that record, then retry.")
 )
+_STATE = Remedy(
+    SYSTEM, gettext_noop("The record's state in the system forbids this change. Correct it there, then retry.")
+)
 
 REMEDIES = {
     "absent": Remedy(
@@ -46,9 +49,7 @@ REMEDIES = {
     "bug": Remedy(
         CODE, gettext_noop("The code raised an exception. Show the traceback to a developer; retry after the fix.")
     ),
-    "conflict": Remedy(
-        SYSTEM, gettext_noop("The record's state in the system forbids this change. Correct it there, then retry.")
-    ),
+    "conflict": _STATE,
     "created_without_id": Remedy(
         SYSTEM,
         gettext_noop(
@@ -137,6 +138,7 @@ REMEDIES = {
             "Correct the record, or have the rule changed there."
         ),
     ),
+    "wrong_state": _STATE,
     "waits_for_relation": _RELATION,
 }
 

@@ -102,7 +102,7 @@ class InboundApplier:
     ) -> str | None:
         """Link a restored record again; one whose restoration is in doubt is left to the next poll or event."""
         subscriber = incoming.subscriber
-        if link.is_linked or not _may_be_restored(subscriber, link) or not _is_newer(incoming.external.at, link):
+        if link.is_linked or not _may_be_restored(incoming, link) or not _is_newer(incoming.external.at, link):
             return None
         if not subscriber.records.keep(connection, [link.record_id], where):
             return None
@@ -201,7 +201,7 @@ class InboundApplier:
 
     def _apply_unlinked(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch:
         """Link a record again that lives again in the system; skip an event of one that stays deleted or unlinked."""
-        if incoming.external.deleted or not _may_be_restored(incoming.subscriber, link):
+        if incoming.external.deleted or not _may_be_restored(incoming, link):
             return self._skip(connection, incoming, link, "it was deleted or unlinked before")
         if incoming.polled and not _is_newer(incoming.external.at, link):
             return NeedsFetch("it was deleted before, and may be restored")
@@ -335,9 +335,10 @@ def _is_echo(incoming: Incoming, link: LinkRow) -> bool:
     return all(path in known and same(value, known[path]) for path, value in incoming.flat.items())
 
 
-def _may_be_restored(subscriber: Subscriber, link: LinkRow) -> bool:
+def _may_be_restored(incoming: Incoming, link: LinkRow) -> bool:
     """Whether a living external record means that a deletion was undone, not that it was kept when ours was deleted."""
-    return link.deleted_remotely or subscriber.on_delete == "delete"
+    subscriber = incoming.subscriber
+    return link.deleted_remotely or (subscriber.on_delete == "delete" and subscriber.is_restored(incoming.external))
 
 
 def _is_repeated(incoming: Incoming, link: LinkRow) -> bool:

@@ -43,7 +43,7 @@ payment_method_billing_details_address_missing
 """,
     "unknown_field": "parameter_unknown",
     "reference_missing": "no_account resource_missing",
-    "conflict": """
+    "wrong_state": """
 invoice_not_editable invoice_on_behalf_of_not_editable parameters_exclusive status_transition_invalid
 """,
     "invalid_value": """

@@ -62,6 +62,7 @@ class StripeInvoice(StripeSubscriber):
     resource = "invoice"
     path = "/v1/invoices"
     match_on = ("number",)
+    read_back = "never"  # what its answers leave out is Stripe's own edit, see `_answer`
     find_by = ("customer",)
     more_events: ClassVar[Sequence[str]] = (
         *(f"invoice.{what}" for what in ("finalized", "paid", "payment_failed", "voided", "marked_uncollectible")),
@@ -159,11 +160,15 @@ class StripeInvoice(StripeSubscriber):
             super().delete(item)
         elif body["status"] == "paid":
             raise Reject(
-                "a paid invoice cannot be deleted or voided in Stripe: refund it in Stripe instead", code="conflict"
+                "a paid invoice cannot be deleted or voided in Stripe: refund it in Stripe instead", code="wrong_state"
             )
         elif body["status"] != "void":
             self.client.pace()
             self.client.post(self._address(item.linked_id, "/void"), {})
+
+    def is_restored(self, external: External) -> bool:
+        """Return False for a void one: `delete` voids a final invoice, and Stripe cannot undo that."""
+        return external.data.get("status") != "void"
 
     # --- the steps -----------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class StripeInvoice(StripeSubscriber):
             wrong = {name: why for name in changes if name != "status"}
         wrong = {name: text for name, text in wrong.items() if name in changes}
         if wrong:
-            raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
+            raise Reject(describe_fields(wrong), fields=wrong, code="wrong_state")
 
     def _due(self, day: Any) -> dict[str, Any]:
         """Return the end of that day (UTC), or the default period from now."""
@@ -304,7 +309,7 @@ def _check_reachable(now: str, target: str) -> None:
         return
     why = "a final invoice never becomes a draft again" if now == "open" else f"a {now} invoice keeps its status"
     wrong = {"status": f"cannot become {target}: in Stripe it is {now}, and {why}"}
-    raise Reject(describe_fields(wrong), fields=wrong, code="conflict")
+    raise Reject(describe_fields(wrong), fields=wrong, code="wrong_state")
 
 
 def _count_moves(now: str, target: str) -> int:

@@ -90,6 +90,10 @@ class StripeProduct(StripeSubscriber):
             self.client.pace()
             super().delete(item)
 
+    def is_restored(self, external: External) -> bool:
+        """Return False for an archived one: `delete` leaves a product with prices like that."""
+        return external.data.get("active") is not False
+
     def _price(self, item: Item, wanted: Mapping[str, Any], old: Body | None) -> Body:
         """Return a price of the wanted amount to become the default: one from an earlier attempt, or a new one."""
         kept = {name: old[name] for name in ("nickname", "recurring", "tax_behavior") if old.get(name)} if old else {}
