@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from models.catalogues import CATALOGUES, Record
@@ -137,12 +138,20 @@ def test_a_bug_in_after_receive_keeps_the_event(database: Database) -> None:
     assert _here(database, key)["name"] == "CARLA"
 
 
-def test_a_bug_in_reading_the_answer_does_not_undo_the_write(database: Database) -> None:
+def test_a_bug_in_reading_the_answer_does_not_undo_the_write(
+    database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     hub, key = _hub_with_customer(database)
     subscriber = hub.conductor.subscribers["crm.customer"]
-    subscriber.after_receive = lambda external: None  # type: ignore[assignment,method-assign,return-value]
+    reads = subscriber.after_receive
+
+    def fail_on_oslo(external: External) -> External:
+        return reads(external) if external.data.get("address") != {"city": "Oslo"} else None  # type: ignore[return-value]
+
+    subscriber.after_receive = fail_on_oslo  # type: ignore[method-assign]
     _update(database, key, city="Oslo")
     hub.run()
+    assert "the answer cannot be used" in caplog.text
     assert hub.shown("crm")[0]["address"] == {"city": "Oslo"}
     with database.read() as c:
         link = c.execute(sa.select(Link.__table__)).one()

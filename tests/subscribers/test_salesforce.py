@@ -529,8 +529,14 @@ def test_the_page_in_lightning(offline: Salesforce) -> None:
             {"username": "u", "password": "p", "objects": "Account Lead"},
             "SALESFORCE_OBJECTS: Lead is not one of Account",
         ),
-        ({"username": "u", "password": "p", "objects": "Account Contact"}, "SALESFORCE_OBJECTS: customers are kept as"),
-        ({"username": "u", "password": "p", "objects": "Account,Invoice__c"}, "SALESFORCE_OBJECTS: Invoice__c needs"),
+        (
+            {"username": "u", "password": "p", "objects": "Account Contact"},
+            "SALESFORCE_OBJECTS: customers can be synced as",
+        ),
+        (
+            {"username": "u", "password": "p", "objects": "Account,Invoice__c"},
+            "SALESFORCE_OBJECTS: Invoice__c also needs",
+        ),
         ({"username": "u", "password": "p", "organization_id": "acme"}, "SALESFORCE_ORGANIZATION_ID"),
         ({"privatekey_file": "/no/such/file"}, "SALESFORCE_USERNAME, SALESFORCE_CONSUMER_KEY"),
         ({"privatekey_file": "/no/such/file", "username": "u", "consumer_key": "k"}, "SALESFORCE_PRIVATEKEY_FILE"),

@@ -196,7 +196,23 @@ def test_a_customer_merged_into_an_unknown_account_is_linked_to_it(hub: Salesfor
     assert hub.link("customer", "2").external_id == second
 
 
-def test_an_edit_of_a_merged_customer_waits_for_the_news(hub: SalesforceHub) -> None:
+def test_an_edit_of_a_merged_customer_follows_it(hub: SalesforceHub) -> None:
+    first, _ = two_customers(hub)
+    hub.poll("customer")
+    hub.org.clock.advance(100)
+    master = hub.org.add("Account", Name="Ada Ltd")
+    hub.org.store.merge("Account", master, [first])
+    hub.edit("customer", "1", phone="2")
+    hub.run()
+    there = hub.org.store.get("Account", master)
+    assert (there["Phone"], there["Name"], hub.count("customer")) == ("2", "Ada Ltd", 2)
+    assert hub.link("customer", "1").external_id == master
+
+
+def test_an_edit_of_a_customer_merged_after_the_look_waits_for_the_news(
+    hub: SalesforceHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.conductor.subscribers["salesforce.customer"], "look_first", "never")
     first, _ = two_customers(hub)
     hub.poll("customer")
     hub.org.clock.advance(100)
