@@ -261,7 +261,8 @@ def test_a_changed_line_is_a_changed_invoice(hub: TestHub, database: Database, i
         c.execute(sa.update(InvoiceLine).where(InvoiceLine.description == "tea").values(quantity=3))
     hub.run()
     assert _bill(hub, "crm")["lines"]["data"][0]["amount"]["count"] == 3
-    assert [kind for kind, _ in hub.systems["crm"].calls[before:]] == ["update"]
+    # `lines` is a nested object, so the invoice is fetched first to keep what is not mapped in it.
+    assert [kind for kind, _ in hub.systems["crm"].calls[before:]] == ["fetch", "update"]
 
 
 def test_lines_edited_in_a_system_are_applied_and_delivered_to_the_others_only(
