@@ -60,6 +60,7 @@ STEPS: dict[str, tuple[float, tuple[int, ...]]] = {
     "x_add": (1.5, (3, 32, 8)),
     "x_edit": (6, (3, 4, 4, 40)),
     "x_delete": (1, (3, 4)),
+    "x_restore": (1, (3, 4)),
     "hook": (6, (3, 3, 3)),
     "hook_old": (1.5, (3, 40)),
     "hook_lost": (1, (3, 8)),
@@ -110,6 +111,7 @@ def make_profile(rng: random.Random) -> Profile:
         eventful=rng.random() < 0.2,
         bulk=rng.choice((1, 1, 3)),
         answers=rng.random() < 0.8,
+        omits=rng.random() < 0.2,
     )
 
 

@@ -208,12 +208,13 @@ def _nothing_extra(hub: ModelHub, ledger: Ledger) -> list[str]:
                  and row.direction == "in"}  # fmt: skip
         # A record detached on purpose belongs to no internal record, even if its former record was created again.
         noted |= {row.external_id for row in ledger.deliveries if row.subscriber == name and row.operation == "unlink"}
+        aside = _aside(ledger, system)
         for external_id, data in system.store.items():
             link = ledger.by_external.get((name, external_id))
             if external_id in troubled or _letter(ledger, link):
                 continue
             if link is None:
-                if external_id not in noted:
+                if external_id not in noted and external_id not in aside:
                     wrong.append(f"(a) {name} {external_id} has no record here")
                 continue
             policy = system.profile.on_delete
@@ -229,6 +230,16 @@ def _nothing_extra(hub: ModelHub, ledger: Ledger) -> list[str]:
                 continue
             wrong.append(f"(a) {name} {external_id} is left over of record {link.record_id}")
     return wrong
+
+
+def _is_aside(ledger: Ledger, system: ModelSystem, external_id: str, record_id: str) -> bool:
+    """Return whether a user restored an external record of a record that is linked to another one by now."""
+    link = ledger.links.get((f"{system.name}.customer", record_id))
+    return external_id in system.restored and link is not None and link.external_id not in (None, external_id)
+
+
+def _aside(ledger: Ledger, system: ModelSystem) -> set[str]:
+    return {key for key, data in system.store.items() if _is_aside(ledger, system, key, data.get("hub_id", ""))}
 
 
 def _edited_since(system: ModelSystem, external_id: str) -> set[str]:
@@ -250,6 +261,8 @@ def _created_once(hub: ModelHub, ledger: Ledger) -> list[str]:
         system = hub.systems[name.split(".")[0]]
         if len(records) > 1:
             wrong.append(f"(b) {name} {external_id} became the records {records} here")
+        elif external_id in system.restored:
+            continue  # its record may have been deleted here long ago
         elif external_id in system.ours and system.ours[external_id][0] not in hub.tainted:
             wrong.append(f"(b) {name} {external_id}, created by us for {system.ours[external_id]}, became {records}")
     created = sum(row.operation == "created" for row in ledger.changes)
@@ -267,7 +280,8 @@ def _rests(hub: ModelHub, ledger: Ledger) -> None:
     everybody = sorted(hub.incarnations)
     # In full: after a cleanup of the history, systems report all their records and events again.
     with hub.database.plain_write() as connection:
-        connection.execute(sa.delete(Cursor))
+        if not any(_aside(ledger, system) for system in hub.systems.values()):
+            connection.execute(sa.delete(Cursor))
         connection.execute(sa.delete(Inbox).where(Inbox.state == "done"))
     hub.clock.tick(100)
     hub.poll_all(again=True)
@@ -299,8 +313,9 @@ def _survived(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = []
     known: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
     for row in ledger.deliveries:
-        if row.external_id is not None:
-            known[row.record_id].add((row.subscriber.split(".")[0], row.external_id))
+        name = row.subscriber.split(".")[0]
+        if row.external_id is not None and not _is_aside(ledger, hub.systems[name], row.external_id, row.record_id):
+            known[row.record_id].add((name, row.external_id))
     for record_id, record in ledger.records.items():
         if record_id in hub.tainted:
             continue

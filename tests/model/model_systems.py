@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.util import Finalize
@@ -70,6 +70,8 @@ class Profile:
     bulk: int = 1
     #: Its answer to an update contains the current record.
     answers: bool = True
+    #: It leaves empty fields out of its records and events.
+    omits: bool = False
 
 
 # --- the database -----------------------------------------------------------------------------------------
@@ -164,6 +166,9 @@ class ModelSystem(FakeSystem):
         #: External id -> (record id, incarnation) of the records that the hub created.
         self.ours: dict[str, tuple[str, int]] = {}
         self.by_people = 0
+        #: The deleted records that a user may restore.
+        self.trash: dict[str, dict[str, Any]] = {}
+        self.restored: set[str] = set()
         #: Number of events at the last poll at rest.
         self.polled = -1
 
@@ -223,7 +228,20 @@ class ModelSystem(FakeSystem):
         return self.tell(super().add(**self._normal(values)))
 
     def remove(self, external_id: str) -> External:
+        self.trash[external_id] = self.store[external_id]
         return self.tell(super().remove(external_id))
+
+    def restore(self, external_id: str) -> External:
+        """Restore a deleted record under its id, as from a recycle bin."""
+        self.store[external_id] = self.trash.pop(external_id)
+        self.changed[external_id] = self.clock()
+        del self.deleted[external_id]
+        self.restored.add(external_id)
+        return self.tell(self.external(external_id))
+
+    def external(self, external_id: str) -> External:
+        external = super().external(external_id)
+        return replace(external, data=_without_empty(external.data)) if self.profile.omits else external
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
         return body.decode()
@@ -247,7 +265,8 @@ class ModelSystem(FakeSystem):
         """Create a record; raise a violation if its internal record already has a live one."""
         self.check(item)
         owner = (item.record_id, self.hub.incarnations[item.record_id])
-        twins = [other for other, of in self.ours.items() if of == owner and other in self.store]
+        living = self.store.keys() - self.restored
+        twins = [other for other, of in self.ours.items() if of == owner and other in living]
         external = self.add(**item.data, hub_id=item.record_id)
         self.ours[external.id] = owner
         self.hub.note(f"{self.name}: created {external.id} for record {item.record_id}")
@@ -335,6 +354,11 @@ class ModelSubscriber(FakeSubscriber):
             yield Page([shown(key) for key, _ in page], {"since": page[-1][1].isoformat()})
 
 
+def _without_empty(data: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {key: value for key, value in data.items() if value is not None}
+    return {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in filled.items()}
+
+
 def _outcome(effect: Callable[[Item], Any], item: Item) -> Any:
     try:
         return effect(item)
@@ -356,5 +380,6 @@ def subscriber_class(name: str, profile: Profile) -> type[ModelSubscriber]:
         "on_delete": profile.on_delete,
         "archive_data": {"phone": "archived"},
         "bulk_size": profile.bulk,
+        "absent": "empty" if profile.omits else "kept",
     }
     return type(f"{name.title()}Customer", (ModelSubscriber,), attributes)

@@ -57,6 +57,26 @@ HISTORIES = [
         {"crm": Profile()},
         (("insert", 0, 0, 0), ("crash", 0, 11), ("unsubscribe", 0, 3, 0, 0), ("run", 0), ("edit", 0, 0, 1, 0)),
     ),
+    # A restored record of a record that has another one in the system by now is left alone.
+    model.History(
+        {"crm": Profile()},
+        (
+            *(("insert", 0, 0, 0), ("run", 0), ("delete", 0, 0), ("run", 0)),
+            *(("recreate", 0, 0, 0), ("x_restore", 0, 0)),
+        ),
+    ),
+    model.History(
+        {"crm": Profile(on_gone="recreate")},
+        (
+            *(("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("edit", 0, 0, 1, 0), ("run", 0)),
+            *(("x_restore", 0, 0), ("x_delete", 0, 1)),
+        ),
+    ),
+    # Restored after the hub has applied the deletion.
+    model.History(
+        {"crm": Profile()}, (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("settle",), ("x_restore", 0, 0))
+    ),
+    model.History({"crm": Profile(omits=True)}, (("insert", 0, 0, 0), ("run", 0), ("x_edit", 0, 0, 1, 6))),
 ]
 
 

@@ -437,6 +437,14 @@ class ModelHub:
         if external is not None:
             system.remove(external)
 
+    def do_x_restore(self, s: int, number: int) -> None:
+        """Restore a deleted record in the external system, as its user."""
+        system = self._system(s)
+        external = self._pick(number, system.trash)
+        if external is not None and len(system.store) < MOST_RECORDS:
+            system.restore(external)
+            self.wrote(system.name, external, self._stored(system, external))
+
     # --- webhooks and polls -----------------------------------------------------------------------------------
 
     def do_hook(self, s: int, number: int, again: int) -> None:
