@@ -174,6 +174,11 @@ class Subscriber:
         return []
 
     @property
+    def can_fetch(self) -> bool:
+        """Whether the subscriber implements `fetch`."""
+        return type(self).fetch is not Subscriber.fetch
+
+    @property
     def can_identify(self) -> bool:
         """Whether `find` or `find_matching` can find a record that was created, and whose id is unknown."""
         kind = type(self)

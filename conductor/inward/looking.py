@@ -193,7 +193,7 @@ class Looking:
 def look_of(subscriber: Subscriber) -> str:
     """Return how a subscriber looks before it writes: `poll`, `fetch` or `never`."""
     kind = type(subscriber)
-    if kind.fetch is Subscriber.fetch:
+    if not subscriber.can_fetch:
         return "never"
     if subscriber.look_first != "auto":
         return subscriber.look_first

@@ -79,10 +79,11 @@ def _normalize(subscriber: Subscriber, external: External) -> External:
 def verify_gone(subscriber: Subscriber, plans: list[Plan]) -> None:
     """Fetch the linked records that a call reported as gone, before that is believed.
 
-    Such an answer may also mean a record that this one refers to, or a wrong address.
+    Such an answer may also mean a record that this one refers to, or a wrong address. A subscriber without `fetch` is
+    believed.
     """
     doubted = [plan for plan in plans if plan.error is not None and plan.error.unlinks and plan.claim.link.is_linked]
-    if not doubted:
+    if not doubted or not subscriber.can_fetch:
         return
     subscriber.client.pace()
     ids = [plan.item.linked_id for plan in doubted if plan.item is not None]
@@ -143,7 +144,7 @@ def identify_created(subscriber: Subscriber, plan: Plan) -> None:
 def is_unseen(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
     """Whether the record has to be read: the answer does not show what the system made of our values."""
     wrote = plan.outcome == "delivered" and plan.operation in ("create", "update")
-    if not wrote or subscriber.read_back == "never" or type(subscriber).fetch is Subscriber.fetch:
+    if not wrote or subscriber.read_back == "never" or not subscriber.can_fetch:
         return False
     shown = plan.reply(mapper)
     is_missing = any(path not in shown and not is_empty(plan.flat[path]) for path in plan.ours)

@@ -216,7 +216,8 @@ def make_claim(link: LinkRow, version: str, record: Record | None, token: str, c
 
 def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) -> Plan:
     """Decide what one record needs."""
-    plan = Plan(claim, replaces=subscriber.replaces)
+    # Without `fetch`, the parts of an object that are not mapped are unknown, so that it is sent as it is mapped.
+    plan = Plan(claim, replaces=subscriber.replaces) if subscriber.can_fetch else Plan(claim)
     if batch.mapper is None:
         plan.fail(
             Reject(f"the mapping of {subscriber.name()} does not fit its table any more", code="mapping_outdated")

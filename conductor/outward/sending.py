@@ -358,7 +358,7 @@ def _keep_sibling_edits(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> N
     """
     claim, item, siblings = plan.claim, plan.item, plan.sibling_fields
     assert item is not None
-    if not siblings or (found := _fetch(subscriber, plan, item)) is None:
+    if not siblings or not subscriber.can_fetch or (found := _fetch(subscriber, plan, item)) is None:
         return
     link, theirs = claim.link, mapper.flatten(found.data)
     base, remote_values = link.base or {}, link.remote_values or {}

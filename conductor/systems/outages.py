@@ -43,6 +43,8 @@ class OutageDetector:
 
     def answers_another(self, subscriber: Subscriber, error: SyncError, *others: sa.ColumnElement[bool]) -> bool | None:
         """Return whether a call about another record, whose link meets `others`, is answered; None if there is none."""
+        if not subscriber.can_fetch:
+            return None
         linked = (Link.subscriber == subscriber.name(), Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         with self.context.database.read_autocommit() as connection:
             known = connection.execute(sa.select(Link.external_id).where(*linked, *others).limit(1)).scalar()

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from models.ledger import DeadLetter, Link
 from models.session import Database
+from subscribers.base import Subscriber
 from subscribers.errors import Retry
 from subscribers.mapping.fields import Field
 from subscribers.records import External, Item
@@ -98,3 +99,30 @@ def test_a_record_that_cannot_be_written_ahead_does_not_affect_its_batch(databas
     assert [data["name"] for data in hub.shown("crm")] == ["succeeded"]
     assert "cannot be stored" in rows(hub, DeadLetter, DeadLetter.record_id == bad)[0].message
     assert link(hub, "crm", bad).dead_at is not None and link(hub, "crm", bad).lease_owner is None
+
+
+class Unreadable(FakeSubscriber):
+    """A subscriber that implements no `fetch`."""
+
+    fetch = Subscriber.fetch
+    field_to_data = {"name": "name", "city": "address.city", "street": "address.line1"}
+
+
+def test_without_fetch_a_nested_object_is_sent_as_it_is_mapped(database: Database) -> None:
+    hub = TestHub(database, "crm", kinds=(Unreadable,))
+    one = add(hub, name="Ada", city="London", street="1 Main St")
+    hub.run()
+    edit(hub, one, city="Bath")
+    hub.run()
+    assert rows(hub, DeadLetter) == [] and link(hub, "crm", one).attempts == 0
+    assert [shown["address"] for shown in hub.shown("crm")] == [{"city": "Bath", "line1": "1 Main St"}]
+
+
+def test_without_fetch_a_record_reported_as_gone_is_unlinked(database: Database) -> None:
+    hub = TestHub(database, "crm", kinds=(Unreadable,))
+    one = add(hub, name="Ada")
+    hub.run()
+    hub.systems["crm"].store.clear()
+    edit(hub, one, name="Ada Lovelace")
+    hub.run()
+    assert rows(hub, DeadLetter) == [] and link(hub, "crm", one).unlinked_at is not None
