@@ -268,7 +268,7 @@ def test_row_4_a_mapping_from_preview_to_the_codes_default(at: Open, panel: Pane
     expect(page.locator(".payload tr.differs").filter(has_text="Alan Turing")).to_contain_text("ALAN TURING")
     assert faults_of(visit, "a mapping that is tried") == []
     visit.press("Save and resend changed records")
-    expect(page.get_by_role("status").filter(has_text="Send again what the mapping")).to_be_visible()
+    expect(page.get_by_role("status").filter(has_text="Resend records changed by the mapping")).to_be_visible()
     work_off(panel)
     assert panel.conductor.subscribers["shop.customer"].client.there["cus_3"]["name"] == "ALAN TURING"
     visit.go("/mappings/shop.customer")
