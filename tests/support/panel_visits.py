@@ -97,10 +97,14 @@ def in_theme(visit: Visit, theme: str) -> None:
     visit.page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
 
 
-def faults_of(visit: Visit, where: str) -> list[str]:
-    """Return what axe finds on the page after it has loaded (a click returns when its response begins)."""
+def faults_of(visit: Visit, where: str, *, only: str | None = None) -> list[str]:
+    """Return what axe finds on the page after it has loaded (a click returns when its response begins).
+
+    `only` names the one rule to check.
+    """
     visit.page.wait_for_load_state()
     if not visit.page.evaluate("'axe' in window"):  # the script is long: load it once per page
         visit.page.evaluate(_AXE)
-    found = visit.page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
+    options: dict[str, object] = {"resultTypes": ["violations"], **({"runOnly": [only]} if only else {})}
+    found = visit.page.evaluate("(options) => axe.run(options).then((found) => found.violations)", options)
     return [f"{where}: {fault['id']}: {node['html'][:160]}" for fault in found for node in fault["nodes"]]
