@@ -142,6 +142,7 @@ def _pages(database: Database, size: Size) -> dict[str, str]:
         "its chart, 24 hours": "/throughput.json?range=24h",
         "metrics": "/metrics",
         "healthz": "/healthz",
+        "readyz": "/readyz",
         "systems": "/systems/",
         "schedules": "/schedules/",
         "queues": "/queues/",

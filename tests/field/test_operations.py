@@ -583,6 +583,14 @@ def test_c35_a_waiting_process_logs_the_reason(
 # C36: a parent that is killed
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Have started programs end at SIGHUP, also if these tests run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 #: Starts a shell that starts another process and ignores SIGTERM, as a chain of processes does; prints all ids.
 CHAIN = """
 import subprocess, sys, time
@@ -594,6 +602,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_c36_children_and_their_children_end_with_their_parent(how: signal.Signals) -> None:
     command = [sys.executable, "-c", CHAIN.format(root=str(ROOT))]
@@ -613,6 +622,7 @@ def lives(pid: int) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize(
     ("which", "how"), [("make", signal.SIGKILL), ("make", signal.SIGTERM), ("what started make", signal.SIGKILL)]
 )
@@ -634,6 +644,7 @@ def test_c36_a_program_started_by_make_ends_with_it(tmp_path: Path, which: str, 
 
 
 @pytest.mark.acceptance
+@pytest.mark.usefixtures("hangup")
 def test_c36_nothing_of_make_run_is_left(tmp_path: Path) -> None:
     settings = environment(PORT=str(free_port()), SYNCFLOW_VAR=str(tmp_path / "var"))
     with ended_at_the_end(settings):
