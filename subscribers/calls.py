@@ -9,7 +9,7 @@ from typing import Any
 
 from subscribers.errors import Retry, SyncError, SystemDown
 
-#: So many different records failing in a row without an answer are an outage, not records that cannot be processed.
+#: Different records that must fail in a row, without an answer, before this counts as an outage of the system.
 OUTAGE_CALLS = 3
 
 

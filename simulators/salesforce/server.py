@@ -320,7 +320,7 @@ class SalesforceSimulator:
     def limit_triggers(
         self, records: int, code: str = "CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", message: str = ""
     ) -> None:
-        """Let each record fail that is written together with so many others that a trigger reaches a limit."""
+        """Fail every record of a batch that is large enough to exceed a trigger's limit."""
         self.faults.trigger_limit = records
         self.faults.trigger_error = SalesforceError(code, message or CPU_LIMIT)
 

@@ -91,7 +91,7 @@ def panel_of(hub: Hub) -> Iterator[FlaskClient]:
 
 
 def bounded(work: Callable[[], Any], seconds: float) -> None:
-    """Check that this work raises BrokerUnreachable within so many seconds."""
+    """Check that this work raises BrokerUnreachable within the given number of seconds."""
     began = time.monotonic()
     with pytest.raises(BrokerUnreachable):
         work()

@@ -41,7 +41,7 @@ class AwkwardRest:
         self.refuses: Callable[[str, Record], Response | None] = lambda id, record: None
         self.reads: Callable[[Record], Record] = lambda record: record
         self.unique: Iterable[str] = ()
-        #: What is told about the record that holds a unique value already.
+        #: What a 409 reports about the record that already has the unique value.
         self.taken: Callable[[Record], Response] = lambda record: answer({"message": "exists already"}, 409)
         self.filters = True
         self._ids = 0
