@@ -636,7 +636,11 @@ def test_c36_a_program_started_by_make_ends_with_it(tmp_path: Path, which: str, 
     )
     (tmp_path / "Makefile").write_text(f"run:\n\t@exec {sys.executable} {program}\n")
     shell = ["sh", "-c", "make run; true"]
-    with subprocess.Popen(shell, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
+    # The tests may run under make themselves; an inner make would then print the directories it enters.
+    outside = {name: value for name, value in os.environ.items() if name not in {"MAKELEVEL", "MAKEFLAGS", "MFLAGS"}}
+    with subprocess.Popen(
+        shell, cwd=tmp_path, env=outside, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as started:
         assert started.stdout is not None
         pid, make = map(int, started.stdout.readline().split())
         os.kill(make if which == "make" else started.pid, how)
