@@ -14,12 +14,13 @@ help: ## list the targets
 # --- use it ------------------------------------------------------------------
 
 .PHONY: run
-run: setup ## set up and start Syncflow with its demo systems (Ctrl-C stops it)
+run: ## set up and start Syncflow with its demo systems (Ctrl-C stops it)
+	@scripts/bootstrap requirements-demo.txt
 	@exec env PATH="$(CURDIR)/.venv/bin:$$PATH" ./syncflow demo $(ARGS)
 
 .PHONY: setup
-setup: ## create .venv with what Syncflow and its demo need to run
-	@scripts/bootstrap requirements-demo.txt
+setup: ## create .venv with what Syncflow needs to run
+	@scripts/bootstrap requirements.txt
 
 .PHONY: setup-dev
 setup-dev: ## create .venv with what the tests, checks and docs need as well

@@ -138,10 +138,11 @@ class Settings(BaseSettings):
     """The client's secret at the provider."""
 
     oidc_role_claim: str = ""
-    """The claim of the ID token with a user's role, one name or a list. Without it admins assign roles in the panel."""
+    """The claim of the ID token with a user's role, one name or a list. It decides the role at each login. Without it
+    admins assign roles in the panel."""
 
     oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
-    """The role of a new user without a role in the claim. `none` refuses such users."""
+    """The role of users whose claim names no known role, and without a claim that of new users. `none` refuses them."""
 
     @field_validator("database_url")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import secrets
@@ -88,6 +89,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Start the simulators and the hub, print what to try, and stop everything at the end."""
+    if importlib.util.find_spec("localstripe") is None:
+        raise SettingsError(
+            "The demo needs packages that a server does not: start it with `make run`, which installs them"
+        )
     if chosen.fresh:
         _forget()
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,14 @@ logger = logging.getLogger(__name__)
 blueprint = Blueprint("oidc", __name__, url_prefix="/login/oidc")
 
 _NAME = "oidc"
+#: The value of OIDC_DEFAULT_ROLE that refuses users without a role.
+_NO_ROLE = "none"
+
 _AWAY = gettext_noop("The login provider does not answer. Try again, or log in with your password.")
+
+_WITHOUT_ROLE = gettext_noop(
+    "You have no role in Syncflow. Ask an admin to give you one, or to create an account for you, then log in again."
+)
 
 
 class Refused(Exception):
@@ -79,6 +86,7 @@ def back() -> Response:
     try:
         user = _person(token["userinfo"], current_app.config["OIDC_SETTINGS"])
     except Refused as refusal:
+        _people().db.session.commit()  # keeps the roles that the refused user has lost
         return _failed(None, str(refusal))
     login_user(user, remember=False, authn_via=["oidc"])
     session["oidc_user"] = user.fs_uniquifier
@@ -115,6 +123,8 @@ def _next(path: str) -> str:
 def _person(claims: dict[str, Any], settings: Settings) -> User:
     """Return the account for the provider's claims; create it at the first login.
 
+    With OIDC_ROLE_CLAIM its role is the claim's, whatever it was before.
+
     Raises:
       Refused: the user may not log in.
     """
@@ -123,17 +133,30 @@ def _person(claims: dict[str, Any], settings: Settings) -> User:
     role = _role(claims, settings)
     user = people.find_user(oidc_subject=subject)
     if user is None:
-        user = _newcomer(claims, subject, role or settings.oidc_default_role)
+        user = _newcomer(claims, subject, role, settings.oidc_default_role)
     if not user.active:
         raise Refused(gettext("This account is disabled. An admin can enable it under Users."))
-    if role is not None and [old.name for old in user.roles] != [role]:
-        before = [old.name for old in user.roles]
-        user.roles = [accounts.find_role(people, role)]
-        accounts.add_audit("OpenID Connect", "user.role", user.email, before=before, after=role)
+    if role is not None:
+        _follow(user, role)
     return user
 
 
-def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
+def _follow(user: User, role: str) -> None:
+    """Give the user exactly the role of the claim.
+
+    Raises:
+      Refused: it is `none`. The user's sessions have ended.
+    """
+    before, after = [old.name for old in user.roles], [] if role == _NO_ROLE else [role]
+    if before != after:
+        user.roles = [accounts.find_role(_people(), name) for name in after]
+        accounts.end_sessions(user)
+        accounts.add_audit("OpenID Connect", "user.role", user.email, before=before, after=role)
+    if not after:
+        raise Refused(gettext(_WITHOUT_ROLE))
+
+
+def _newcomer(claims: dict[str, Any], subject: str, role: str | None, default: str) -> User:
     people = _people()
     # An address that the provider has not verified may belong to another user.
     if not claims.get("email") or claims.get("email_verified") is not True:
@@ -143,6 +166,8 @@ def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
     except ValueError:
         raise Refused(gettext("The login provider sent no valid email address.")) from None
     known = people.find_user(email=email, case_insensitive=True)
+    if role == _NO_ROLE or (known is None and default == _NO_ROLE and role is None):
+        raise Refused(gettext(_WITHOUT_ROLE))
     if known is not None:
         if known.oidc_subject is not None:
             raise Refused(
@@ -151,24 +176,22 @@ def _newcomer(claims: dict[str, Any], subject: str, role: str) -> User:
         known.oidc_subject = subject
         accounts.add_audit("OpenID Connect", "user.connect", email)
         return known
-    if role == "none":
-        raise Refused(
-            gettext("You have no role in Syncflow. Ask an admin to create an account for you, then log in again.")
-        )
     user: Any = people.create_user(
         email=email,
         password=None,
-        roles=[accounts.find_role(people, role)],
+        roles=[accounts.find_role(people, role or default)],
         confirmed_at=utcnow(),
         oidc_subject=subject,
     )
-    accounts.add_audit("OpenID Connect", "user.create", email, role=role)
+    accounts.add_audit("OpenID Connect", "user.create", email, role=role or default)
     found: User = user
     return found
 
 
 def _role(claims: dict[str, Any], settings: Settings) -> str | None:
-    """Return the highest role that the claim contains, or None."""
-    named = claims.get(settings.oidc_role_claim) if settings.oidc_role_claim else None
-    names = {named} if isinstance(named, str) else set(map(str, named)) if isinstance(named, list) else set()
-    return next((role for role in reversed(permissions.ROLES) if role in names), None)
+    """Return the highest role that the claim contains, else OIDC_DEFAULT_ROLE; None if no claim gives roles."""
+    if not settings.oidc_role_claim:
+        return None
+    named = claims.get(settings.oidc_role_claim)
+    names = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    return next((role for role in reversed(permissions.ROLES) if role in names), settings.oidc_default_role)

@@ -16,7 +16,7 @@ from passlib.totp import TOTP  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from models.ledger import AuditEntry
-from models.users import User
+from models.users import Role, User, roles_users
 from panel.auth import login_throttle
 from tests.support import oidc_provider
 from tests.support.oidc_provider import Provider
@@ -320,8 +320,63 @@ def test_the_role_follows_the_claim(o: Panel, provider: Provider) -> None:
     assert "user.role" in _actions(o, "OpenID Connect")
 
 
+#: What a provider may send in the claim for a user without a role here.
+NO_ROLE = [{}, {"groups": None}, {"groups": []}, {"groups": ["staff", "Admin"]}, {"groups": "staff"}, {"groups": ""},
+           {"groups": {"admin": True}}, {"groups": [["admin"]]}, {"groups": [{"name": "admin"}]}, {"groups": 7},
+           {"groups": "viewer admin"}, {"roles": ["admin"]}]  # fmt: skip
+
+
+def _roles(panel: Panel, email: str) -> list[str]:
+    of = sa.select(Role.name).join(roles_users).join(User).where(User.email == email)
+    return [row.name for row in panel.rows(of)]
+
+
+@pytest.mark.parametrize("claim", NO_ROLE, ids=str)
+def test_row_1_an_admin_without_a_group_gets_the_default_role(o: Panel, provider: Provider, claim: Any) -> None:
+    provider.person = {**ADA, "groups": ["admin"]}
+    admin, _answer = _come_in(o, provider)
+    assert admin.get("/users/").status_code == 200
+    provider.person = {**ADA, **claim}
+    client, _answer = _come_in(o, provider)
+    assert _roles(o, "ada@example.com") == ["viewer"]
+    assert client.get("/").status_code == 200 and client.get("/users/").status_code == 403
+    assert admin.get("/users/").status_code == 303, "the session of the admin has ended"
+
+
+@pytest.mark.parametrize("claim", NO_ROLE, ids=str)
+def test_row_1_without_a_default_role_who_has_no_group_is_refused(
+    sqlite_url: str, provider: Provider, claim: Any
+) -> None:
+    provider.person, provider.lies = {**ADA, "groups": ["admin"]}, {}
+    with _with_oidc(sqlite_url, provider, oidc_role_claim="groups", oidc_default_role="none") as made:
+        admin, _answer = _come_in(made, provider)
+        provider.person = {**ADA, **claim}
+        client, answer = _come_in(made, provider)
+        assert "no role" in _words(client, answer)
+        assert _roles(made, "ada@example.com") == []
+        assert admin.get("/users/").status_code == client.get("/users/").status_code == 303
+        provider.person = {**ADA, "groups": "operator"}
+        assert _come_in(made, provider)[0].get("/").status_code == 200
+        assert _roles(made, "ada@example.com") == ["operator"]
+
+
+def test_row_1_a_refused_user_is_not_joined_to_an_account(sqlite_url: str, provider: Provider) -> None:
+    provider.person, provider.lies = {**ADA, "email": "admin@example.com"}, {}
+    with _with_oidc(sqlite_url, provider, oidc_role_claim="groups", oidc_default_role="none") as made:
+        client, answer = _come_in(made, provider)
+        assert "no role" in _words(client, answer)
+        assert _user(made, "admin").oidc_subject is None and _roles(made, "admin@example.com") == ["admin"]
+
+
+def test_without_a_claim_admins_give_the_roles(sqlite_url: str, provider: Provider) -> None:
+    provider.person, provider.lies = {**ADA, "email": "admin@example.com", "groups": []}, {}
+    with _with_oidc(sqlite_url, provider, oidc_default_role="none") as made:
+        for _login in range(2):
+            assert _come_in(made, provider)[0].get("/users/").status_code == 200
+
+
 def test_an_account_is_joined_by_a_checked_address_only(o: Panel, provider: Provider) -> None:
-    provider.person = {"sub": "x", "email": "admin@example.com", "email_verified": False}
+    provider.person = {"sub": "x", "email": "admin@example.com", "email_verified": False, "groups": "admin"}
     client, answer = _come_in(o, provider)
     assert "has not verified" in _words(client, answer)
     provider.person["email_verified"] = True
