@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
-from conductor.links.circles import Circle, chain_from, find_circle
+from conductor.links.cycles import Cycle, chain_from, find_cycle
 from conductor.links.row import LinkRow, link_row
 from conductor.links.rules import lock_rules
 from i18n import gettext
@@ -133,8 +133,8 @@ class Relations:
         parent = _link_of(connection, name, wait.record_id) or self._owe(connection, name, wait)
         if parent is None:
             return Verdict(Reject(f"{what} does not exist", code="relation_missing"))
-        if parent.is_owed and (circle := find_circle(connection, self.context, link, parent)) is not None:
-            return self._break(connection, link, parent, circle)
+        if parent.is_owed and (cycle := find_cycle(connection, self.context, link, parent)) is not None:
+            return self._break(connection, link, parent, cycle)
         if parent.dead_at is not None:
             return Verdict(Reject(_why_dead(connection, what, parent), code="relation_dead"), parent=parent.id)
         if parent.is_owed:
@@ -157,17 +157,17 @@ class Relations:
         state.owe_first(connection, name, wait.record_id, self.context.clock())
         return _link_of(connection, name, wait.record_id)
 
-    def _break(self, connection: sa.Connection, link: LinkRow, parent: LinkRow, circle: Circle) -> Verdict:
-        """Have one record of a circle go first, with its reference empty."""
-        first = circle.first
+    def _break(self, connection: sa.Connection, link: LinkRow, parent: LinkRow, cycle: Cycle) -> Verdict:
+        """Have one record of a cycle go first, with its reference empty."""
+        first = cycle.first
         if first is None:
-            message = f"{circle}, and every one of these references is required"
+            message = f"{cycle}, and every one of these references is required"
             return Verdict(Reject(message, code="relation_cycle"), parent=parent.id)
         publish = (first.subscriber, first.record_id)
         if first.id == link.id:
-            return Verdict(parent=link.id, publish=publish, reason=f"{circle}: it goes first, without the reference")
+            return Verdict(parent=link.id, publish=publish, reason=f"{cycle}: it goes first, without the reference")
         state.go_first(connection, first.id, self.context.clock())
-        return Verdict(parent=parent.id, publish=publish, reason=f"{circle}: {first.label} goes first")
+        return Verdict(parent=parent.id, publish=publish, reason=f"{cycle}: {first.label} goes first")
 
     def are_waited_for(self, subscriber: Subscriber) -> bool:
         """Return whether records of other catalogues point to the records of this subscriber."""

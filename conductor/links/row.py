@@ -55,7 +55,7 @@ class LinkRow(NamedTuple):
 
     @property
     def goes_first(self) -> bool:
-        """Whether it waits for itself: it is sent without references to unknown records. See `circles`."""
+        """Whether it waits for itself: it is sent without references to unknown records. See `cycles`."""
         return self.blocked_by == self.id
 
     @property

@@ -235,7 +235,7 @@ def wake(
 
 
 def go_first(connection: sa.Connection, link_id: int, now: datetime) -> None:
-    """Have a link of a circle wait for itself only. The caller publishes it."""
+    """Have a link of a cycle wait for itself only. The caller publishes it."""
     values = {"blocked_by": link_id, "retry_at": None, "announced_at": now, "dead_at": None}
     connection.execute(sa.update(Link).where(Link.id == link_id).values(**values))
 

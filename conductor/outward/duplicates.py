@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
-from conductor.links.circles import waits_for
+from conductor.links.cycles import waits_for
 from conductor.links.row import LinkRow, link_row
 from conductor.outward.outcomes import earlier_create_token, unless_newer
 from conductor.outward.planning import Plan

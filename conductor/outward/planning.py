@@ -117,7 +117,7 @@ class Plan:
     lifted: bool = False
     #: What the link is owed when the outcome is recorded: more than was claimed, if the record has changed since.
     owed_now: int = 0
-    #: References to records of a circle were left out; the next update sends them.
+    #: References to records of a cycle were left out; the next update sends them.
     lacks_references: bool = False
     #: The system was called for it, if only to inspect what it holds.
     called: bool = False

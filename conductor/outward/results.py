@@ -131,7 +131,7 @@ class ResultWriter:
                 continue
             plan.owed_now, is_blocked = owed[link.id], isinstance(plan.error, WaitsFor)
             row = state.freed(link.id, self._link_values(connection, subscriber, plan, batch.mapper, follow_up))
-            if is_blocked:  # the check for a circle reads what the links before it wait for, and may change that
+            if is_blocked:  # the check for a cycle reads what the links before it wait for, and may change that
                 state.write_many(connection, [row])
             else:
                 rows[tuple(row)].append(row)

@@ -617,11 +617,11 @@ def test_b27_a_chain_leads_through_several_catalogues(staff: Staff) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 25])
-def test_b27_a_circle_is_broken_by_a_second_update(staff: Staff, size: int) -> None:
+def test_b27_a_cycle_is_broken_by_a_second_update(staff: Staff, size: int) -> None:
     systems = ("crm", "shop") if size == 2 else ("crm",)
     hub = staff.connect(*systems)
     staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % size + 1} for n in range(1, size + 1)))
-    staff.employ({"id": 90, "name": "outside", "manager_id": 1})  # waits for the circle, and is not in it
+    staff.employ({"id": 90, "name": "outside", "manager_id": 1})  # waits for the cycle, and is not in it
     hub.run(rounds=100)
     expected = {f"e{n}": f"e{n % size + 1}" for n in range(1, size + 1)} | {"outside": "e1"}
     for system in systems:
@@ -650,7 +650,7 @@ def test_b27_the_record_with_an_optional_reference_goes_first(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_b27_a_circle_of_required_references_is_a_dead_letter_with_the_reason(staff: Staff, size: int) -> None:
+def test_b27_a_cycle_of_required_references_is_a_dead_letter_with_the_reason(staff: Staff, size: int) -> None:
     hub = staff.connect(manager=True)
     staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % size + 1} for n in range(1, size + 1)))
     hub.run()
@@ -668,7 +668,7 @@ def test_b27_a_circle_of_required_references_is_a_dead_letter_with_the_reason(st
     assert len(rows(hub, DeadLetter)) == size and hub.systems["crm"].calls == []
 
 
-def test_b27_a_circle_is_delivered_once_a_reference_is_optional(one_by_one: Staff) -> None:
+def test_b27_a_cycle_is_delivered_once_a_reference_is_optional(one_by_one: Staff) -> None:
     staff, hub = one_by_one, one_by_one.connect(manager=True)
     staff.employ(*({"id": n, "name": f"e{n}", "manager_id": n % 3 + 1} for n in (1, 2, 3)))
     hub.run()
@@ -681,7 +681,7 @@ def test_b27_a_circle_is_delivered_once_a_reference_is_optional(one_by_one: Staf
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_b27_a_circle_of_required_references_is_opened_by_an_edit(one_by_one: Staff, number: int) -> None:
+def test_b27_a_cycle_of_required_references_is_opened_by_an_edit(one_by_one: Staff, number: int) -> None:
     staff, hub = one_by_one, one_by_one.connect()
     staff.employ({"id": 9, "name": "e9"})
     hub.run()
@@ -695,7 +695,7 @@ def test_b27_a_circle_of_required_references_is_opened_by_an_edit(one_by_one: St
     assert staff.shown("manager") == expected and _is_settled(hub)
 
 
-def test_b27_a_circle_made_by_edits_of_linked_records_is_sent_as_updates(staff: Staff) -> None:
+def test_b27_a_cycle_made_by_edits_of_linked_records_is_sent_as_updates(staff: Staff) -> None:
     hub = staff.connect(manager=False)
     staff.employ(*({"id": n, "name": f"e{n}"} for n in (1, 2, 3)))
     hub.run()
@@ -710,7 +710,7 @@ def test_b27_a_circle_made_by_edits_of_linked_records_is_sent_as_updates(staff: 
     assert (kinds.count("create"), kinds.count("update")) == (5, 3) and _is_settled(hub)
 
 
-def test_b27_a_reference_that_was_edited_away_makes_no_circle(one_by_one: Staff) -> None:
+def test_b27_a_reference_that_was_edited_away_makes_no_cycle(one_by_one: Staff) -> None:
     staff, hub = one_by_one, one_by_one.connect()
     staff.employ(*({"id": n, "name": f"e{n}", "manager_id": 3 - n} for n in (1, 2)))
     hub.conductor.relay()

@@ -93,10 +93,10 @@ def test_a_dead_parent_is_reported_and_its_dependents_follow_when_it_is_fixed(bi
 
 
 def test_records_that_block_one_another_are_reported(database: Database) -> None:
-    class Circle(FakeInvoice):
+    class Cycle(FakeInvoice):
         field_to_data = {"number": "number", "customer_id": Field("next", link="invoice", required=True)}
 
-    hub = TestHub(database, "crm", kinds=(Circle,))
+    hub = TestHub(database, "crm", kinds=(Cycle,))
     with database.write() as c:
         c.execute(sa.insert(CUSTOMER), [{"id": number, "name": "x"} for number in (1, 2)])
         c.execute(

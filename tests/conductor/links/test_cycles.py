@@ -1,11 +1,11 @@
-"""Circles of records that wait for one another: what is found and said. The field tests deliver them."""
+"""Cycles of records that wait for one another: what is found and said. The field tests deliver them."""
 
 from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
 
-from conductor.links.circles import Circle, Waiting, chain_from
+from conductor.links.cycles import Cycle, WaitingLink, chain_from
 from models.ledger import Link
 from models.session import Database
 
@@ -20,9 +20,9 @@ from models.session import Database
         (30, "it, employee 2, employee 3, employee 4, employee 5 and 25 more wait for one another"),
     ],
 )
-def test_a_message_names_the_records_of_a_circle(size: int, words: str) -> None:
-    members = [Waiting(n, "crm.employee", str(n), n % size + 1, None) for n in range(1, size + 1)]
-    assert str(Circle(members, None)) == words
+def test_a_message_names_the_records_of_a_cycle(size: int, words: str) -> None:
+    members = [WaitingLink(n, "crm.employee", str(n), n % size + 1, None) for n in range(1, size + 1)]
+    assert str(Cycle(members, None)) == words
 
 
 @pytest.mark.parametrize(

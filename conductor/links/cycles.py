@@ -1,4 +1,4 @@
-"""Circles: records that refer to one another, or a record to itself, so that each waits for the next.
+"""Cycles: records that refer to one another, or a record to itself, so that each waits for the next.
 
 One of them goes first, with the reference empty, and a second update sends the reference. The link of that record waits
 for itself until the first one is sent. Where every reference is required, nothing can go first.
@@ -19,12 +19,12 @@ from models.ledger import Link
 from subscribers.base import Subscriber
 from subscribers.rules import required_paths
 
-#: Records of a circle that a message names.
+#: Records of a cycle that a message names.
 _NAMED = 5
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingLink:
     """A link in a chain of links, each of which waits for the next."""
 
     id: int
@@ -40,11 +40,11 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Circle:
+class Cycle:
     """Links that wait for one another, in their order. `first` is the one that may go first; None: there is none."""
 
-    members: list[Waiting]
-    first: Waiting | None
+    members: list[WaitingLink]
+    first: WaitingLink | None
 
     def __str__(self) -> str:
         if len(self.members) == 1:
@@ -55,13 +55,13 @@ class Circle:
         return f"{' and '.join([', '.join(['it', *others[:-1]]), others[-1]])} wait for one another"
 
 
-def chain_from(connection: sa.Connection, link_id: int) -> list[Waiting]:
+def chain_from(connection: sa.Connection, link_id: int) -> list[WaitingLink]:
     """Return this link, the one that it waits for, and so on: to one that waits for none, or for one before it."""
     columns = (Link.id, Link.subscriber, Link.record_id, Link.blocked_by, Link.dead_letter_id)
     chain = sa.select(*columns).where(Link.id == link_id).cte("chain", recursive=True)
     chain = chain.union(sa.select(*columns).where(Link.id == chain.c.blocked_by))
-    found = {row.id: Waiting(*row) for row in connection.execute(sa.select(chain))}
-    ordered: list[Waiting] = []
+    found = {row.id: WaitingLink(*row) for row in connection.execute(sa.select(chain))}
+    ordered: list[WaitingLink] = []
     next_id: int | None = link_id
     while next_id is not None and (link := found.pop(next_id, None)) is not None:
         ordered.append(link)
@@ -74,8 +74,8 @@ def waits_for(connection: sa.Connection, holder: LinkRow, link_id: int) -> bool:
     return any(one.id == link_id for one in chain_from(connection, holder.id)[1:])
 
 
-def find_circle(connection: sa.Connection, context: Context, link: LinkRow, parent: LinkRow) -> Circle | None:
-    """Return the circle that a link closes by waiting for `parent`; None if there is none.
+def find_cycle(connection: sa.Connection, context: Context, link: LinkRow, parent: LinkRow) -> Cycle | None:
+    """Return the cycle that a link closes by waiting for `parent`; None if there is none.
 
     A link that has not been tried since its record was edited may wait for a record that it no longer refers to.
     """
@@ -85,12 +85,12 @@ def find_circle(connection: sa.Connection, context: Context, link: LinkRow, pare
     ids = [one.id for one in chain]
     if link.id not in ids:
         return None
-    own = Waiting(link.id, link.subscriber, link.record_id, parent.id, link.dead_letter_id)
+    own = WaitingLink(link.id, link.subscriber, link.record_id, parent.id, link.dead_letter_id)
     members = [own, *chain[: ids.index(link.id)]]
     if any(one.subscriber not in context.subscribers for one in members):
         return None
     records = _records_of(connection, context, members)
-    first: Waiting | None = None
+    first: WaitingLink | None = None
     for member, following in zip(members, members[1:] + members[:1], strict=True):
         record = records.get((member.subscriber, member.record_id))
         subscriber = context.subscribers[member.subscriber]
@@ -99,14 +99,14 @@ def find_circle(connection: sa.Connection, context: Context, link: LinkRow, pare
             return None
         if first is None and pair not in subscriber.mapper.references(_emptied(subscriber, record)):
             first = member
-    return Circle(members, first)
+    return Cycle(members, first)
 
 
 def _emptied(subscriber: Subscriber, record: Record) -> Record:
     return subscriber.mapper.without_references(record, {}, required_paths(subscriber.rules))
 
 
-def _records_of(connection: sa.Connection, context: Context, members: list[Waiting]) -> dict[tuple[str, str], Any]:
+def _records_of(connection: sa.Connection, context: Context, members: list[WaitingLink]) -> dict[tuple[str, str], Any]:
     wanted: defaultdict[str, list[str]] = defaultdict(list)
     for member in members:
         wanted[member.subscriber].append(member.record_id)
