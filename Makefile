@@ -60,7 +60,7 @@ fmt: setup-dev ## format the code and apply automatic fixes
 	@$(PY) -m ruff format .
 
 .PHONY: model
-model: setup-dev ## run random histories through the real conductor (SECONDS=300 SEED=7)
+model: setup-dev ## run random histories through the real conductor (SECONDS=300 or HISTORIES=20000, SEED=7)
 	@$(PY) -m tests.model.model $(ARGS)
 
 .PHONY: chaos

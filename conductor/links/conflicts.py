@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from conductor.links import state
 from conductor.links.merge import Merge
 from conductor.links.row import LinkRow
 from models.ledger import Conflict, Link
@@ -86,3 +87,21 @@ def close_conflicts(
         .values(resolved_at=now, choice=choice)
     )
     return {"open_conflicts": 0}
+
+
+def close_deleted(connection: sa.Connection, deleted: Collection[tuple[str, str]], now: datetime) -> None:
+    """Close the open conflicts of records that were deleted here, for subscribers that do not receive the deletion.
+
+    `deleted`: (subscriber, record id). No operator could decide these any more.
+    """
+    if not deleted:
+        return
+    subscribers, records = ({key[part] for key in deleted} for part in (0, 1))
+    found = sa.select(Link.id, Link.subscriber, Link.record_id).where(
+        Link.open_conflicts > 0, Link.subscriber.in_(subscribers), Link.record_id.in_(records)
+    )
+    for link in connection.execute(found.order_by(Link.id)).all():
+        if (link.subscriber, link.record_id) in deleted:
+            gone = {"resolved_at": now, "choice": "gone"}
+            connection.execute(sa.update(Conflict).where(Conflict.link_id == link.id, _IS_OPEN).values(**gone))
+            state.write(connection, link.id, {"open_conflicts": 0})

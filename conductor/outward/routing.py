@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.links import state
+from conductor.links import conflicts, state
 from conductor.links.rules import unsubscribed_names
 from models.ledger import Change, Delivery
 from subscribers.base import Subscriber
@@ -46,6 +46,7 @@ class CapturedChange:
     id: int
     catalogue: str
     record_id: str
+    operation: str
     origin: str | None
     unsubscribe: str | None
     at: datetime
@@ -95,6 +96,7 @@ class Routing:
         changes = _take(connection, limit, self.context.clock())
         owed: dict[tuple[str, str], _Owed] = {}
         skips: list[dict[str, Any]] = []
+        undelivered: set[tuple[str, str]] = set()
         records: defaultdict[str, dict[str, None]] = defaultdict(dict)
         for change in changes:
             for subscriber in self.context.of_catalogue(change.catalogue):
@@ -103,11 +105,15 @@ class Routing:
                     mark = owed.setdefault((subscriber.name(), change.record_id), _Owed(change.id, change.at))
                     mark.change = max(mark.change, change.id)
                     records[change.catalogue][change.record_id] = None
-                elif reason:
+                    continue
+                if change.operation == "deleted":
+                    undelivered.add((subscriber.name(), change.record_id))
+                if reason:
                     skips.append(self._skip(change, subscriber, reason))
         # In one order in every process, so that relays and workers do not deadlock.
         ordered = ((name, record, mark.change, mark.since) for (name, record), mark in sorted(owed.items()))
         state.owe_changes(connection, ordered, self.context.clock())
+        conflicts.close_deleted(connection, undelivered, self.context.clock())
         if skips:
             connection.execute(sa.insert(Delivery), skips)
         return RoutedChanges(len(changes), {catalogue: list(ids) for catalogue, ids in records.items()})

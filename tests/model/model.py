@@ -5,7 +5,8 @@ number of candidates, so that any part of a history is also a valid history. Thi
 history to be shrunk. `tests.support.model_hub` defines the steps, and `tests.model.model_properties` what
 must hold after the hub has settled.
 
-`make model` searches for failing histories for as long as requested (SECONDS, SEED).
+`make model` searches for failing histories for as long as requested, or among as many as requested (SECONDS or
+HISTORIES, SEED, PROCESSES).
 """
 
 from __future__ import annotations
@@ -73,11 +74,13 @@ STEPS: dict[str, tuple[float, tuple[int, ...]]] = {
     "wipe": (0.3, ()),
     "stop": (0.5, ()),
     "fail": (3, (3, 7, 2, 3)),
+    "outage": (0.7, (3, 6, 5)),
     "broker_away": (0.5, (3,)),
     "pause": (0.3, (3,)),
     "resume": (0.3, (3,)),
     "retry": (0.5, ()),
     "discard": (0.3, ()),
+    "decide": (0.5, (3, 2)),
     "unsubscribe": (0.7, (3, 5, 6, 2)),
     "lift": (0.5, (3,)),
     "mapping": (0.5, (3, 4)),
@@ -90,6 +93,8 @@ _COLUMN_AT = {"edit": 1, "edit_all": 0, "x_edit": 2}
 _VALUE_AT = {"edit": 2, "edit_all": 1, "x_edit": 3, "insert": 0, "x_add": 2}
 _UNTIDY = (7, 15, 23)
 _ALWAYS = {"insert", "run"}
+#: The steps of histories about edits on both sides, while the hub is stopped or between its polls.
+_CONFLICTS = {"edit", "x_edit", "hook", "poll", "relay", "work", "run", "fail", "outage", "decide", "settle"}
 _NEVER_MEANWHILE = {"settle"}
 
 
@@ -106,12 +111,16 @@ def make_profile(rng: random.Random) -> Profile:
         match_on=("email",) if rng.random() < 0.2 else (),
         on_gone=rng.choice(("unlink", "unlink", "delete", "archive", "recreate")),
         on_delete=rng.choice(("delete", "delete", "delete", "archive", "unlink", "ignore")),
-        conflict=rng.choice(("newest", "newest", "internal", "external")),
+        conflict=rng.choice(("newest", "newest", "internal", "external", "ask")),
         direction=rng.choice(("both", "both", "both", "out")),
         eventful=rng.random() < 0.2,
         bulk=rng.choice((1, 1, 3)),
         answers=rng.random() < 0.8,
         omits=rng.random() < 0.2,
+        repeats=rng.random() < 0.15,
+        nameless=rng.random() < 0.1,
+        reuses=rng.random() < 0.15,
+        look=rng.choice(("auto", "auto", "fetch")),
     )
 
 
@@ -123,14 +132,17 @@ def _without(kinds: list[str], weights: list[float], out: set[str]) -> tuple[lis
 def make_history(seed: int) -> History:
     """Return the history of this seed. Each omits some kinds of steps, so that it exercises the others more."""
     rng = random.Random(seed)
-    names = ("crm", "shop", "erp")[: rng.choice((1, 1, 1, 2, 2, 3))]
+    conflicts = rng.random() < 0.25
+    names = ("crm", "shop", "erp")[: 1 if conflicts else rng.choice((1, 1, 1, 2, 2, 3))]
     profiles = {name: make_profile(rng) for name in names}
     keep = rng.choice((0.35, 0.6, 0.9))
     kinds = [kind for kind in STEPS if kind in _ALWAYS or rng.random() < keep]
     weights = [STEPS[kind][0] for kind in kinds]
     # In some histories all steps use a few fields of one record, so that sides conflict.
     fields = rng.sample(range(4), rng.choice((1, 2, 4)))
-    if rng.random() < 0.4:
+    if conflicts:
+        kinds, weights = _without(kinds, weights, set(kinds) - _CONFLICTS)
+    elif rng.random() < 0.4:
         kinds, weights = _without(kinds, weights, {"insert", "x_add"})
     untidy = 0.35 if any(profile.normalises for profile in profiles.values()) else 0.0
     crashes, meanwhiles, ticks = (rng.choice((0, 0, 0.05, 0.15)) for _ in range(3))
@@ -178,8 +190,10 @@ def make_history(seed: int) -> History:
         return plain_step()
 
     start: list[Step] = [("insert", rng.randrange(8), rng.randrange(8), 0)]
-    if rng.random() < 0.7:
+    if conflicts or rng.random() < 0.7:
         start.append(("run", 7))
+    if conflicts or rng.random() < 0.5:
+        start += [("poll", number) for number in range(len(names))]  # from now on, edits are looked for
     return History(profiles, (*start, *(step() for _ in range(rng.choice((5, 8, 12, 20))))))
 
 
@@ -331,7 +345,9 @@ def search_parallel(
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Run random histories; print the first that fails, made small.")
-    parser.add_argument("--seconds", type=float, default=float(os.environ.get("SECONDS") or 60))
+    parser.add_argument("--seconds", type=float, default=os.environ.get("SECONDS") or None)
+    parser.add_argument("--histories", type=int, default=os.environ.get("HISTORIES") or None)
+    parser.add_argument("--processes", type=int, default=os.environ.get("PROCESSES") or None, help="one for each core")
     parser.add_argument(
         "--seed",
         type=int,
@@ -350,7 +366,9 @@ def main() -> int:
         words = fails(make_history(seed))
         found = Search(1, [(seed, words)] if words else [])
     else:
-        found = search_parallel(seed, seconds=options.seconds, most=options.most)
+        seconds = options.seconds if options.seconds or options.histories else 60.0
+        count, parts = options.histories, options.processes
+        found = search_parallel(seed, seconds=seconds, count=count, most=options.most, processes=parts)
     rate = found.histories / (time.monotonic() - began)
     print(f"{found.histories} histories, {rate:.0f} a second, {len(found.failing)} failing", flush=True)
     for number, words in found.failing:

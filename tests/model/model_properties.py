@@ -7,7 +7,9 @@ action explains the difference;
 (d) everything that could not be delivered has a dead letter with the reason;
 (e) if only one side wrote a field since the last agreement, the field has the last value of that side;
 (f) the ledger is in order;  (g) unsubscriptions were respected, and (h) no two workers wrote a record to one
-system at the same time (both are checked at the calls).
+system at the same time (both are checked at the calls);
+(i) a field edited on both sides has the value that its policy says, or an operator is asked;
+(j) an outage of a system used up no record's attempts.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
-from models.ledger import Change, Cursor, DeadLetter, Delivery, Inbox, Link, System
+from models.ledger import Change, Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, System
 from subscribers.errors import SyncError
 from subscribers.mapping.paths import pick
 from subscribers.mapping.values import same
-from tests.model.model_systems import FIELDS, ModelSystem
+from tests.model.model_systems import FIELDS, OUTAGE_WORDS, ModelSystem
 from tests.support.model_hub import EVERYTHING, ModelHub
 
 
@@ -39,6 +41,7 @@ class Ledger:
     deliveries: list[Any] = field(default_factory=list)
     changes: list[Any] = field(default_factory=list)
     systems: list[Any] = field(default_factory=list)
+    conflicts: list[Any] = field(default_factory=list)
 
 
 def check(hub: ModelHub) -> None:
@@ -46,6 +49,11 @@ def check(hub: ModelHub) -> None:
     hub.calm()
     hub.come_to_rest()
     ledger = _read(hub)
+    for words in (*_policies_kept(hub, ledger), *_waited(ledger)):
+        raise hub.violated(words)
+    if _decide(hub, ledger):
+        hub.come_to_rest()
+        ledger = _read(hub)
     for words in (
         *_in_order(hub, ledger),
         *_explained(hub, ledger),
@@ -70,7 +78,7 @@ def _read(hub: ModelHub) -> Ledger:
             ledger.links[link.subscriber, link.record_id] = link
             if link.external_id is not None:
                 ledger.by_external[link.subscriber, link.external_id] = link
-        ledger.letters, ledger.inbox = rows(DeadLetter), rows(Inbox)
+        ledger.letters, ledger.inbox, ledger.conflicts = rows(DeadLetter), rows(Inbox), rows(Conflict)
         ledger.deliveries, ledger.changes, ledger.systems = rows(Delivery), rows(Change), rows(System)
     return ledger
 
@@ -112,6 +120,9 @@ def _in_order(hub: ModelHub, ledger: Ledger) -> list[str]:
 
 def _explained(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong = [f"(d) letter {row.id} says nothing" for row in ledger.letters if not row.message.strip()]
+    wrong += [
+        f"(d) a bug: {row.message}" for row in ledger.letters if row.code == "bug" and "surprise" not in row.message
+    ]
     told = {row.inbox_id for row in ledger.letters}
     wrong += [f"(d) inbox {row.id} is dead without a letter" for row in ledger.inbox if row.state == "dead"
               and row.id not in told]  # fmt: skip
@@ -259,6 +270,8 @@ def _created_once(hub: ModelHub, ledger: Ledger) -> list[str]:
             here[row.subscriber, row.external_id].append(row.record_id)
     for (name, external_id), records in here.items():
         system = hub.systems[name.split(".")[0]]
+        if external_id in system.reused:
+            continue  # it was another record's before
         if len(records) > 1:
             wrong.append(f"(b) {name} {external_id} became the records {records} here")
         elif external_id in system.restored:
@@ -266,8 +279,9 @@ def _created_once(hub: ModelHub, ledger: Ledger) -> list[str]:
         elif external_id in system.ours and system.ours[external_id][0] not in hub.tainted:
             wrong.append(f"(b) {name} {external_id}, created by us for {system.ours[external_id]}, became {records}")
     created = sum(row.operation == "created" for row in ledger.changes)
-    if created != hub.inserted + len(here):
-        wrong.append(f"(b) {created} records came up here: {hub.inserted} inserted and {len(here)} from outside")
+    applied = sum(len(records) for records in here.values())
+    if created != hub.inserted + applied:
+        wrong.append(f"(b) {created} records came up here: {hub.inserted} inserted and {applied} from outside")
     return wrong
 
 
@@ -358,8 +372,48 @@ def _matches(hub: ModelHub, side: str, expected: Any, found: Any, column: str) -
     return side != "hub" and same(expected, hub.systems[side].normal(column, found))
 
 
+# --- (i), (j) ---------------------------------------------------------------------------------------------------
+
+
+def _policies_kept(hub: ModelHub, ledger: Ledger) -> list[str]:
+    if (
+        hub.all_tainted
+        or any(row.state == "dead" for row in ledger.inbox)
+        or any(s.restored for s in hub.systems.values())
+    ):
+        return []
+    open_ones = [row for row in ledger.conflicts if row.resolved_at is None]
+    asked = {(row.record_id, row.path.rpartition(".")[2]) for row in open_ones}
+    (name, *_) = hub.subscribers
+    left_out = {
+        record
+        for record in ledger.records
+        if record in hub.tainted
+        or _excused(hub, ledger, name, record)
+        or _letter(ledger, ledger.links.get((name, record)))
+    }
+    return hub.conflicts.violations(ledger.records, asked, left_out)
+
+
+def _decide(hub: ModelHub, ledger: Ledger) -> bool:
+    """Decide all open conflicts, as an operator; return whether there were any."""
+    waiting = [row for row in ledger.conflicts if row.resolved_at is None]
+    for row in waiting:
+        hub.do_decide(0, row.id)
+    return bool(waiting)
+
+
+def _waited(ledger: Ledger) -> list[str]:
+    return [
+        f"(j) {row.subscriber} {row.record_id} died of an outage: {row.message}"
+        for row in ledger.letters
+        if any(words in row.message for words in OUTAGE_WORDS)
+    ]
+
+
 def _agree(hub: ModelHub, ledger: Ledger) -> None:
     """Start a new agreement from the current state."""
+    hub.conflicts.begin()
     hub.base = ledger.records
     hub.written.clear()
     hub.tainted.clear()

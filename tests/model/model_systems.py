@@ -15,12 +15,14 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import requests
 import sqlalchemy as sa
 
 from models.base import Base
 from models.schema import migrate
 from models.session import Database
 from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.http.failures import network_error, status_error
 from subscribers.mapping.fields import Field
 from subscribers.records import Event, External, Item, Page
 from tests.support.fakes import FakeSubscriber, FakeSystem
@@ -68,10 +70,18 @@ class Profile:
     #: Its poll lists past events instead of current records.
     eventful: bool = False
     bulk: int = 1
-    #: Its answer to an update contains the current record.
+    #: Its answer to a write contains the record as it is now.
     answers: bool = True
+    #: Its answer to a write repeats what was sent, not what it stored.
+    repeats: bool = False
+    #: Its answer to a create does not even name the new record.
+    nameless: bool = False
     #: It leaves empty fields out of its records and events.
     omits: bool = False
+    #: It gives the id of a deleted record to the next new one.
+    reuses: bool = False
+    #: How edits made there are seen before ours overwrite them.
+    look: str = "auto"
 
 
 # --- the database -----------------------------------------------------------------------------------------
@@ -153,6 +163,32 @@ def shared_database() -> ModelDatabase:
 # --- the systems ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Outage:
+    """How a system fails all calls: the error of a call that writes or not, as the HTTP layer raises it."""
+
+    error: Callable[[bool], SyncError]
+    #: Writes take effect, and their answers are lost.
+    does: bool = False
+    #: Seconds until the hub gives up waiting for the answer.
+    seconds: float = 0.0
+
+
+#: What the errors of an outage say; no other error of the model says it.
+OUTAGE_WORDS = ("Bad Gateway", "no answer in time", "the connection was cut before the answer")
+
+OUTAGES = (
+    Outage(lambda writes: status_error(502, "Bad Gateway", writes=writes)),
+    Outage(lambda writes: status_error(502, "Bad Gateway", writes=writes), does=True),
+    Outage(lambda writes: network_error(requests.ReadTimeout(), writes=writes), seconds=10.0),
+    Outage(lambda writes: network_error(requests.ReadTimeout(), writes=writes), does=True, seconds=10.0),
+    Outage(lambda writes: network_error(requests.ConnectionError(), writes=writes)),
+    Outage(lambda writes: network_error(requests.ConnectionError(), writes=writes), does=True),
+)
+
+WRITES = ("create", "update", "delete")
+
+
 class ModelSystem(FakeSystem):
     """A fake system that normalises, fails, is interrupted, and reports each change."""
 
@@ -169,6 +205,13 @@ class ModelSystem(FakeSystem):
         #: The deleted records that a user may restore.
         self.trash: dict[str, dict[str, Any]] = {}
         self.restored: set[str] = set()
+        #: Ids that belong to another record than they did before.
+        self.reused: set[str] = set()
+        #: Records whose last write the hub has not read yet, although the answer did not show what was stored.
+        self.unread: set[str] = set()
+        #: Until when the system fails every call, and how: an index of `OUTAGES`.
+        self.out_until: datetime | None = None
+        self.outage = 0
         #: Number of events at the last poll at rest.
         self.polled = -1
 
@@ -183,11 +226,12 @@ class ModelSystem(FakeSystem):
         hub.calling.append(0.0)
         try:
             hub.boundary(f"{self.name} {kind} asked")
-            if not self.profile.answers:
-                hub.unanswered.add(self.name)
-            failure = self.failures.pop(0) if self.failures else None
             # Without the hub's id on the record, the hub cannot recover from a lost answer to a create.
             fragile = kind == "create" and not self.profile.marked
+            failure = self._failure(writes=kind in WRITES)
+            if failure is not None and kind == "update" and getattr(failure[0], "maybe_done", True):
+                for record in what.split(","):
+                    hub.conflicts.forget(record)  # what it holds then may be from before or after this write
             if failure is not None and (not failure[1] or fragile):
                 hub.note(f"{self.name}: fails with {failure[0]!r}")
                 raise failure[0]
@@ -203,6 +247,20 @@ class ModelSystem(FakeSystem):
             return result
         finally:
             hub.calling.pop()
+
+    def _failure(self, *, writes: bool) -> tuple[SyncError, bool] | None:
+        """Return how this call fails, and whether it takes effect all the same; None if it works."""
+        if not self.is_out:
+            return self.failures.pop(0) if self.failures else None
+        what = OUTAGES[self.outage % len(OUTAGES)]
+        if what.seconds:
+            self.hub.do_tick(what.seconds)
+        return what.error(writes), what.does and writes
+
+    @property
+    def is_out(self) -> bool:
+        """Whether the system fails every call now."""
+        return self.out_until is not None and self.clock() < self.out_until
 
     def normal(self, path: str, value: Any) -> Any:
         """Return a value as this system stores it."""
@@ -226,6 +284,19 @@ class ModelSystem(FakeSystem):
         if not self.profile.marked:
             values.pop("hub_id", None)
         return self.tell(super().add(**self._normal(values)))
+
+    def new_id(self) -> str:
+        free = sorted(key for key in self.deleted if self.hub.has_left(self.name, key)) if self.profile.reuses else []
+        if not free:
+            return super().new_id()
+        external_id = free[0]
+        self.hub.reused(self, external_id)
+        del self.deleted[external_id]
+        self.trash.pop(external_id, None)
+        self.restored.discard(external_id)
+        self.ours.pop(external_id, None)
+        self.reused.add(external_id)
+        return external_id
 
     def remove(self, external_id: str) -> External:
         self.trash[external_id] = self.store[external_id]
@@ -261,10 +332,10 @@ class ModelSystem(FakeSystem):
         if item.data.get("notes") == "stumble":
             raise Retry("500: stumbled")
 
-    def created(self, item: Item) -> External:
-        """Create a record; raise a violation if its internal record already has a live one."""
+    def created(self, item: Item) -> External | None:
+        """Create a record and return the answer; raise a violation if its internal record already has a live one."""
         self.check(item)
-        owner = (item.record_id, self.hub.incarnations[item.record_id])
+        owner = (item.record_id, self.hub.incarnations.setdefault(item.record_id, 1))
         living = self.store.keys() - self.restored
         twins = [other for other, of in self.ours.items() if of == owner and other in living]
         external = self.add(**item.data, hub_id=item.record_id)
@@ -272,7 +343,7 @@ class ModelSystem(FakeSystem):
         self.hub.note(f"{self.name}: created {external.id} for record {item.record_id}")
         if twins:
             raise self.hub.violated(f"(b) {self.name}: {external.id} created for {owner}, which has {twins} already")
-        return external
+        return None if self.profile.nameless and self.profile.marked else self._answer(external, item.data)
 
     def updated(self, item: Item) -> External | None:
         """Update a record."""
@@ -280,7 +351,15 @@ class ModelSystem(FakeSystem):
         if item.linked_id not in self.store:
             raise Gone("404: no such record")
         external = self.edit(item.linked_id, **item.changes)
-        return external if self.profile.answers else None
+        answer = self._answer(external, item.changes)
+        return answer if self.profile.answers else None
+
+    def _answer(self, external: External, sent: Mapping[str, Any]) -> External:
+        if self.profile.repeats or not self.profile.answers:
+            self.unread.add(external.id)
+        if not self.profile.answers:
+            return replace(external, data={})
+        return replace(external, data={**external.data, **sent}) if self.profile.repeats else external
 
     def removed(self, item: Item) -> None:
         """Delete a record."""
@@ -321,6 +400,11 @@ class ModelSubscriber(FakeSubscriber):
 
     def bulk_delete(self, items: Sequence[Item]) -> list[Any]:
         return super().bulk_delete(items) if self.bulk_size == 1 else self._each("delete", items, self.client.removed)
+
+    def fetch(self, external_id: str) -> External:
+        fetched = super().fetch(external_id)
+        self.client.unread.discard(external_id)
+        return fetched
 
     def find(self, item: Item) -> External | None:
         return super().find(item) if self.client.profile.marked else None
@@ -381,5 +465,8 @@ def subscriber_class(name: str, profile: Profile) -> type[ModelSubscriber]:
         "archive_data": {"phone": "archived"},
         "bulk_size": profile.bulk,
         "absent": "empty" if profile.omits else "kept",
+        "read_back": "always" if profile.repeats else "auto",
+        "reuses_ids": profile.reuses,
+        "look_first": profile.look,
     }
     return type(f"{name.title()}Customer", (ModelSubscriber,), attributes)

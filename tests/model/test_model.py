@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -116,6 +117,35 @@ def test_the_model_sees_a_lost_edit() -> None:
         assert "(a)" in str(violation) or "(e)" in str(violation)
     else:
         raise AssertionError("the model saw nothing")
+
+
+@pytest.mark.parametrize("conflict", ["external", "newest", "ask"])
+def test_the_model_sees_a_policy_that_is_not_kept(conflict: str) -> None:
+    """The hub overwrites an edit that no event has reported, because it does not look before it writes."""
+    both = (("edit", 0, 1, 2, 0), ("x_edit", 0, 0, 1, 1))
+    history = model.History(
+        {"crm": Profile(conflict=conflict)}, (("insert", 0, 0, 0), ("run", 7), ("poll", 0), *both, ("run", 7))
+    )
+    assert model.fails(history) is None
+    hub = ModelHub(history.profiles, check)
+    for conductor in hub.processes:
+        conductor.subscribers["crm.customer"].look_first = "never"  # type: ignore[misc]
+    with pytest.raises(Violation, match=r"\(i\)"):
+        hub.run(history.steps)
+
+
+def test_the_model_sees_an_outage_that_uses_up_attempts() -> None:
+    history = model.History(
+        {"crm": Profile()},
+        (*(("insert", n, n, 0) for n in range(3)), ("run", 7), ("edit", 0, 1, 3, 0), ("outage", 0, 0, 4), ("run", 7))
+        + (("tick", 61.0), ("sweep", 3), ("run", 7)) * 3,
+    )
+    assert model.fails(history) is None
+    hub = ModelHub(history.profiles, check)
+    for conductor in hub.processes:
+        conductor.outages.answers_another = lambda *_: None  # type: ignore[method-assign]
+    with pytest.raises(Violation, match=r"\(j\)"):
+        hub.run(history.steps)
 
 
 def test_a_failing_history_is_made_small() -> None:

@@ -72,10 +72,14 @@ class FakeSystem(System):
 
     def add(self, **values: Any) -> External:
         """Create a record in the system."""
-        external_id = f"{self.name}_{next(self._ids)}"
+        external_id = self.new_id()
         self.store[external_id] = values
         self.changed[external_id] = self.clock()
         return self.external(external_id)
+
+    def new_id(self) -> str:
+        """Return an id for a new record."""
+        return f"{self.name}_{next(self._ids)}"
 
     def remove(self, external_id: str) -> External:
         """Delete a record in the system."""

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,9 +19,10 @@ import sqlalchemy as sa
 from conductor import Conductor, Policy, QueueReport
 from models.capture import sync_context
 from models.catalogues import Customer
-from models.ledger import DeadLetter, Inbox, Link, Unsubscription
+from models.ledger import Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, Unsubscription
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.records import Item
+from tests.model.model_conflicts import Conflicts
 from tests.model.model_systems import (
     FIELDS,
     BrokerAway,
@@ -188,6 +189,7 @@ class ModelHub:
         #: (system, record id) that validly differed at the last agreement.
         self.unequal: set[tuple[str, str]] = set()
         self.discarded: set[str] = set()
+        self.conflicts = Conflicts(self)
         self.database.hub = self
 
     def _process(self) -> Conductor:
@@ -234,9 +236,11 @@ class ModelHub:
             if what is None:
                 self.note(f"crash at: {where}")
                 self.unanswered.update(self.systems)
+                self.conflicts.blur()
                 self.dead = True
                 raise Crash
             self.note(f"meanwhile, at: {where}")
+            self.conflicts.blur()
             self.depth += 1
             try:
                 self.do(what)
@@ -322,12 +326,14 @@ class ModelHub:
             with sync_context(connection, origin=origin, unsubscribe=unsubscribe):
                 work(connection)
             rows = connection.exec_driver_sql(f"SELECT id, record_id FROM change WHERE id > {before}").all()
+        if out := [*unsubscribe, *([origin] if origin else [])]:
+            for _, record in rows:
+                self.conflicts.forget(record)
         if origin is not None:
             # The stated origin need not be true.
             self.tainted.update(record for _, record in rows)
         for change, record in rows:
-            for out in [*unsubscribe, *([origin] if origin else [])]:
-                name = f"{out}.customer"
+            for name in (f"{system}.customer" for system in out):
                 self.left_out.add((change, name))
                 self.excuses.append(Excuse(name, record, EVERYTHING, change, "the writer left it out"))
 
@@ -361,6 +367,7 @@ class ModelHub:
         self.inserted += 1
         if self.incarnations[created[0]] > 1:
             self.tainted.add(created[0])
+            self.conflicts.forget(created[0])
         self.wrote("hub", created[0], {**dict.fromkeys((*FIELDS, "city")), **values})
 
     def do_recreate(self, number: int, a: int, context: int) -> None:
@@ -381,6 +388,8 @@ class ModelHub:
         self._write(context, lambda connection: connection.execute(statement))
         if new != before:
             self.wrote("hub", record, {name: new})
+            if context % 8 < 6:
+                self.conflicts.edited_here(record, name, before, new)
 
     def do_edit_all(self, column: int, v: int, context: int) -> None:
         """Edit all records of the database with one statement."""
@@ -391,6 +400,8 @@ class ModelHub:
         for record, before in records.items():
             if before[name] != new:
                 self.wrote("hub", record, {name: new})
+                if context % 8 < 6:
+                    self.conflicts.edited_here(record, name, before[name], new)
 
     def do_delete(self, number: int, context: int) -> None:
         """Delete a record from the database."""
@@ -399,6 +410,7 @@ class ModelHub:
             statement = sa.delete(CUSTOMER).where(CUSTOMER.c.id == int(record))
             self._write(context, lambda connection: connection.execute(statement))
             self.tainted.add(record)
+            self.conflicts.forget(record)
 
     # --- users of the external systems -------------------------------------------------------------------------
 
@@ -426,15 +438,64 @@ class ModelHub:
             return
         name = FIELDS[column % 4]
         before = system.store[external].get(name)
+        if self.depth and external in system.unread:
+            why = "edited between a write and the reading of what it stored"
+            update = frozenset({"update"})
+            record = system.ours[external][0] if external in system.ours else self.record_of(system, external)
+            self.excuses.append(Excuse(f"{system.name}.customer", record, update, self._now(), why))
         system.edit(external, **{name: value(name, v)})
         if system.store[external][name] != before:
             self.wrote(system.name, external, {name: system.store[external][name]})
+            record = self.record_of(system, external)
+            self.conflicts.edited_there(record, name, before, system.store[external][name])
+
+    def record_of(self, system: ModelSystem, external_id: str) -> str | None:
+        """Return the record that is linked to this external record."""
+        linked = (Link.subscriber == f"{system.name}.customer", Link.external_id == external_id)
+        with self.engine_read() as connection:
+            linked_one = sa.select(Link.record_id).where(*linked, Link.unlinked_at.is_(None))
+            record_id: str | None = connection.execute(linked_one).scalar()
+        return record_id
+
+    def agreed(self, name: str, record_id: str) -> dict[str, Any] | None:
+        """Return the values that both sides last agreed on; None if the record is not linked."""
+        linked = (Link.subscriber == name, Link.record_id == record_id, Link.unlinked_at.is_(None))
+        with self.engine_read() as connection:
+            base: dict[str, Any] | None = connection.execute(
+                sa.select(Link.base).where(*linked, Link.external_id.is_not(None))
+            ).scalar()
+        return base
+
+    def looks(self, name: str) -> bool:
+        """Whether edits made in the system are seen before ours overwrite them."""
+        if self.conductor.subscribers[name].look_first == "fetch":
+            return True
+        with self.engine_read() as connection:
+            polled = sa.select(Cursor.id).where(Cursor.subscriber == name, Cursor.position.is_not(None))
+            return connection.execute(polled).scalar() is not None
+
+    def has_left(self, system: str, external_id: str) -> bool:
+        """Whether the hub knows that no record lives under this id any more, or never knew one."""
+        name = f"{system}.customer"
+        linked = (Link.subscriber == name, Link.external_id == external_id, Link.unlinked_at.is_(None))
+        with self.engine_read() as connection:
+            return connection.execute(sa.select(Link.id).where(*linked)).scalar() is None
+
+    def reused(self, system: ModelSystem, external_id: str) -> None:
+        """Note that an id belongs to another record from now on: nothing is expected of those that had it."""
+        name = f"{system.name}.customer"
+        with self.engine_read() as connection:
+            had = sa.select(Delivery.record_id).where(Delivery.subscriber == name, Delivery.external_id == external_id)
+            self.tainted.update(connection.execute(had).scalars())
+        for column in (*FIELDS, "city"):
+            self.written.pop((system.name, external_id, column), None)
 
     def do_x_delete(self, s: int, number: int) -> None:
         """Delete a record in the external system, as its user."""
         system = self._system(s)
         external = self._pick(number, system.store)
         if external is not None:
+            self.conflicts.forget(self.record_of(system, external))
             system.remove(external)
 
     def do_x_restore(self, s: int, number: int) -> None:
@@ -444,6 +505,7 @@ class ModelHub:
         if external is not None and len(system.store) < MOST_RECORDS:
             system.restore(external)
             self.wrote(system.name, external, self._stored(system, external))
+            self.conflicts.forget_all()
 
     # --- webhooks and polls -----------------------------------------------------------------------------------
 
@@ -578,6 +640,11 @@ class ModelHub:
         system = self._system(s)
         system.failures += [(error, done)] * (1 + times % 3)  # type: ignore[list-item]
 
+    def do_outage(self, s: int, kind: int, minutes: int) -> None:
+        """Make a system fail every call for some minutes."""
+        system = self._system(s)
+        system.outage, system.out_until = kind, system.clock() + timedelta(minutes=1 + minutes)
+
     def do_broker_away(self, times: int) -> None:
         """Make the broker refuse the next messages."""
         self.queue.away = 1 + times % 3
@@ -628,6 +695,22 @@ class ModelHub:
                 else:
                     self.discarded.add(bodies[row.inbox_id])
                     self.all_tainted = True
+
+    def do_decide(self, number: int, side: int) -> None:
+        """Decide an open conflict, as an operator."""
+        with self.engine_read() as connection:
+            waiting = sa.select(Conflict.__table__).where(Conflict.resolved_at.is_(None)).order_by(Conflict.id)
+            rows = connection.execute(waiting).all()
+        if not rows:
+            return
+        row = rows[number % len(rows)]
+        self.conflicts.forget(row.record_id)
+        try:
+            self.conductor.conflicts.resolve(row.id, "theirs" if side % 2 else "ours", "ann")
+        except ValueError as error:  # their value does not fit, or the record is being delivered
+            self.note(f"not decided: {error}")
+            if self.quiet:
+                self.conductor.conflicts.resolve(row.id, "ours", "ann")
 
     def do_unsubscribe(self, s: int, operation: int, record: int, until: int) -> None:
         """Create an unsubscription, as an operator."""
@@ -703,6 +786,7 @@ class ModelHub:
         names = list(self.systems)
         out = [names[context // 4 % len(names)]] if context % 4 == 3 else []
         before = self._now()
+        self.conflicts.forget(record)
         try:
             self.conductor.push("customer", record, unsubscribe=out)
         except ValueError as error:
@@ -734,6 +818,7 @@ class ModelHub:
         for system in self.systems.values():
             system.polled = -1
             system.failures.clear()
+            system.out_until = None
             if system.name in self.paused:
                 self.conductor.systems.resume(system.name, "ann")
         self.paused.clear()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
+from models.capture import sync_context
 from models.ledger import Conflict
 from tests.support.fakes import TestHub
 from tests.support.records import (
@@ -43,3 +46,16 @@ def test_a_conflict_ends_when_its_record_is_deleted_remotely(conflicted: TestHub
     conflicted.run()
     (conflict,) = rows(conflicted, Conflict)
     assert (conflict.choice, link(conflicted, "crm").open_conflicts) == ("gone", 0)
+
+
+@pytest.mark.parametrize("context", [{"unsubscribe": ["crm"]}, {"origin": "crm"}])
+def test_a_conflict_ends_when_its_system_does_not_receive_the_deletion(
+    conflicted: TestHub, context: dict[str, Any]
+) -> None:
+    """It could not be decided any more, and stayed open for ever."""
+    with conflicted.conductor.database.write() as c, sync_context(c, **context):
+        c.execute(sa.delete(CUSTOMER))
+    conflicted.run()
+    (conflict,) = rows(conflicted, Conflict)
+    assert (conflict.choice, link(conflicted, "crm").open_conflicts) == ("gone", 0)
+    assert conflicted.shown("crm") and conflicted.shown("shop") == []
