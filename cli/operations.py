@@ -44,7 +44,9 @@ def status(_arguments: argparse.Namespace) -> int:
         if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
             print(f"{'':<23} fixed? ./syncflow poll {system.name} tries it immediately")
         for subscriber in system.subscribers:
-            print(f"  {subscriber.name:<24} owed {subscriber.owed}, dead {subscriber.dead}")
+            since = subscriber.oldest_owed_since
+            age = f", the oldest since {since:%Y-%m-%d %H:%M:%S} UTC" if since is not None else ""
+            print(f"  {subscriber.name:<24} owed {subscriber.owed}{age}, dead {subscriber.dead}")
             if subscriber.gap:
                 print(f"{'':<4}{subscriber.gap}: ./syncflow reconcile {subscriber.name}")
     if waiting.changes or waiting.inbox:

@@ -98,6 +98,8 @@ class Link(Base):
     synced_change: Mapped[int] = mapped_column(sa.BigInteger, default=0, server_default="0")
     #: When the oldest pending change was captured.
     owed_since: Mapped[datetime | None]
+    #: The same without the changes that a delivery has claimed: what `owed_since` becomes when they are delivered.
+    next_owed_since: Mapped[datetime | None]
     #: When the pending work was last published to the subscriber's queue.
     announced_at: Mapped[datetime | None]
     synced_at: Mapped[datetime | None]

@@ -25,6 +25,7 @@ class LinkRow(NamedTuple):
     owed_change: int
     synced_change: int
     owed_since: datetime | None
+    next_owed_since: datetime | None
     announced_at: datetime | None
     synced_at: datetime | None
     base: Flat | None

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
 from conductor.links.leases import RELEASED
+from conductor.links.row import LinkRow
 from models.bulk import Row, in_values, update_if, update_many, upsert_many
 from models.ledger import Delivery, Link
 from subscribers.mapping.values import Flat
@@ -43,20 +44,20 @@ class Via(Enum):
 
 def owed(now: datetime, via: Via) -> Values:
     """The values of a link that is owed one more change. Its age counts from the oldest change it is owed."""
-    values: Values = {"owed_change": Link.owed_change + 1, "owed_since": sa.func.coalesce(Link.owed_since, now)}
+    values: Values = {"owed_change": Link.owed_change + 1, **_aged(now)}
     if via is Via.DUE:
         return values | {"retry_at": now}
     return values | {"announced_at": now if via is Via.CALLER else None}
 
 
-def settled(link: Any, owed_now: int, now: datetime) -> Values:
+def settled(link: LinkRow, owed_since: datetime | None) -> Values:
     """The values of a link whose claimed change is delivered or skipped.
 
-    `owed_now` is greater than what was claimed where the record changed during the delivery.
+    `owed_since` is the age of what it is still owed, where the record changed during the delivery.
     """
     return {
         "synced_change": link.owed_change,
-        "owed_since": now if owed_now > link.owed_change else None,
+        "owed_since": owed_since,
         "attempts": 0,
         "retry_at": None,
         "blocked_by": None,
@@ -146,6 +147,7 @@ def owe_changes(connection: sa.Connection, changes: Iterable[tuple[str, str, int
         # under way must not settle a change that it has not read.
         "owed_change": f"{greatest}(excluded.owed_change, link.owed_change + 1)",
         "owed_since": "coalesce(link.owed_since, excluded.owed_since)",
+        "next_owed_since": "coalesce(link.next_owed_since, excluded.owed_since)",
         "announced_at": "excluded.announced_at",
         # The edit may have fixed what failed.
         "attempts": "0",
@@ -248,7 +250,7 @@ def bury_unsent(connection: sa.Connection, subscriber: str, record_id: str, now:
     insert = _insert(connection).values(
         subscriber=subscriber, record_id=record_id, owed_change=1, owed_since=now, dead_at=now
     )
-    values = {"owed_change": Link.owed_change + 1, "owed_since": now, "dead_at": now}
+    values = {"owed_change": Link.owed_change + 1, **_aged(now), "dead_at": now}
     upsert = insert.on_conflict_do_update(index_elements=_IDENTITY, set_=values)
     return int(connection.execute(upsert.returning(Link.id)).scalar_one())
 
@@ -309,6 +311,14 @@ def write_settled(connection: sa.Connection, rows: Sequence[Row], token: str, de
 def freed(link_id: int, values: Values) -> Values:
     """The row of a link for `write_many`: with these values, and its lease given back."""
     return {"id": link_id, **RELEASED, **values}
+
+
+def _aged(now: datetime) -> Values:
+    """The ages of a link that is owed one more change now."""
+    return {
+        "owed_since": sa.func.coalesce(Link.owed_since, now),
+        "next_owed_since": sa.func.coalesce(Link.next_owed_since, now),
+    }
 
 
 def _insert(connection: sa.Connection) -> Any:

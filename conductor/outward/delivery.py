@@ -274,6 +274,7 @@ class Outward:
                     "id": link.id,
                     "lease_owner": token,
                     "lease_until": until,
+                    "next_owed_since": None,
                     "create_token": link.create_token,
                     "unconfirmed_write": unconfirmed_write,
                 }

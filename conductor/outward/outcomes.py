@@ -44,7 +44,7 @@ def earlier_create_token(plan: Plan) -> str | None:
 def settled_values(plan: Plan, mapper: Mapper | None, unsubscription: int | None, now: datetime) -> state.Values:
     """Return the values of a link that is up to date, or for which nothing is to be sent."""
     link, is_skipped = plan.claim.link, plan.outcome == "skipped"
-    values = state.settled(link, plan.owed_now, now) | {
+    values = state.settled(link, plan.owed_since) | {
         "unsubscription_id": unsubscription,
         # A create that was never begun, or that is done, has no unknown outcome.
         "create_token": earlier_create_token(plan) if is_skipped else None,

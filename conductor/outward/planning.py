@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import orjson
@@ -117,6 +118,8 @@ class Plan:
     lifted: bool = False
     #: What the link is owed when the outcome is recorded: more than was claimed, if the record has changed since.
     owed_now: int = 0
+    #: Since when it is owed what was not claimed.
+    owed_since: datetime | None = None
     #: References to records of a cycle were left out; the next update sends them.
     lacks_references: bool = False
     #: The system was called for it, if only to inspect what it holds.

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -129,7 +130,7 @@ class ResultWriter:
             if link.id not in owed:
                 _finish_too_late(plan)
                 continue
-            plan.owed_now, is_blocked = owed[link.id], isinstance(plan.error, WaitsFor)
+            (plan.owed_now, plan.owed_since), is_blocked = owed[link.id], isinstance(plan.error, WaitsFor)
             row = state.freed(link.id, self._link_values(connection, subscriber, plan, batch.mapper, follow_up))
             if is_blocked:  # the check for a cycle reads what the links before it wait for, and may change that
                 state.write_many(connection, [row])
@@ -224,7 +225,8 @@ class ResultWriter:
     ) -> state.Values:
         link, now = plan.claim.link, self.context.clock()
         owes_references = plan.lacks_references and plan.outcome != "skipped"
-        plan.owed_now += owes_references
+        if owes_references:
+            plan.owed_now, plan.owed_since = plan.owed_now + 1, link.owed_since
         values = settled_values(plan, mapper, unsubscription, now)
         if owes_references:
             values["owed_change"] = plan.owed_now
@@ -306,19 +308,20 @@ class ResultWriter:
         self._close_letter(connection, plan)
         link, now = plan.claim.link, self.context.clock()
         ended = state.unlinked(now, deleted_remotely=True, keep_base=policy != "delete")
-        values = state.settled(link, plan.owed_now, now) | ended
+        values = state.settled(link, plan.owed_since) | ended
         return values | close_conflicts(connection, link, "gone", now)
 
 
-def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, int]:
-    """Lock the links that are still ours until the commit; return what each is owed now."""
+def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, tuple[int, datetime | None]]:
+    """Lock the links that are still ours until the commit; return what each is owed now, and since when beyond us."""
     if not plans:
         return {}
     ids = [plan.claim.link.id for plan in plans]
-    ours = sa.select(Link.id, Link.owed_change).where(in_values(connection, Link.id, ids), Link.lease_owner == token)
+    columns = (Link.id, Link.owed_change, Link.next_owed_since)
+    ours = sa.select(*columns).where(in_values(connection, Link.id, ids), Link.lease_owner == token)
     # In one order in every process, so that relays and workers do not deadlock.
     rows = connection.execute(ours.order_by(Link.record_id).with_for_update())
-    return {row.id: row.owed_change for row in rows}
+    return {row.id: (row.owed_change, row.next_owed_since) for row in rows}
 
 
 def _ignore_lifted_rules(connection: sa.Connection, plans: list[Plan]) -> None:

@@ -723,6 +723,23 @@ def test_b27_a_reference_that_was_edited_away_makes_no_cycle(one_by_one: Staff) 
     assert [kind for kind, _ in hub.systems["crm"].writes()] == ["create", "create"]
 
 
+def test_b27_a_reference_that_is_sent_later_waits_as_long_as_its_record(one_by_one: Staff) -> None:
+    staff, hub = one_by_one, one_by_one.connect()
+    staff.employ({"id": 1, "name": "e1", "manager_id": 1})
+    hub.conductor.relay()
+    (waits,) = rows(hub, Link)
+
+    def pause(_kind: str, _what: str) -> None:
+        hub.clock.tick(60)
+        hub.conductor.systems.pause("crm", "ann", "before the reference is sent")
+
+    hub.systems["crm"].on_call = pause
+    hub.run()
+    (link,) = rows(hub, Link)
+    assert staff.shown("manager") == {"e1": None} and link.owed_change > link.synced_change
+    assert link.owed_since == waits.owed_since
+
+
 @pytest.mark.parametrize("after", [True, False], ids=["answer lost", "request lost"])
 def test_b27_a_create_that_goes_first_is_not_repeated(one_by_one: Staff, after: bool) -> None:
     staff, hub = one_by_one, one_by_one.connect()

@@ -149,7 +149,6 @@ def open_panel(
     Base.metadata.create_all(database.engine)
     with database.write() as connection:
         capture.install(connection, [CATALOGUES["customer"]])
-    _create_users(database)
     shop_class, customer_class = shop
     crm, publisher = System("crm", Options()), RecordingPublisher()
     subscribers: dict[str, Subscriber] = {
@@ -158,19 +157,25 @@ def open_panel(
     }
     conductor = Conductor(database, subscribers, publisher)
     conductor.prepare()
-    chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
-    app = create_app(conductor, Settings(**chosen))
-    # The clock does not advance, so that no overview counts as expensive: every page is built again.
-    app.extensions["syncflow_overview"] = OverviewCache(
-        conductor.reports.overview_version, conductor.reports.overview, clock=lambda: 0.0
-    )
-    panel = Panel(database, conductor, publisher, app)
+    panel = panel_of(conductor, publisher, **settings)
     if seeded:
         seed(panel)
     try:
         yield panel
     finally:
         database.close()
+
+
+def panel_of(conductor: Conductor, publisher: RecordingPublisher, **settings: Any) -> Panel:
+    """Return the panel of a conductor, with a user of each role."""
+    _create_users(conductor.database)
+    chosen = {"secret_key": SecretStr("k" * 32), "totp_secret": SecretStr("t" * 32)} | settings
+    app = create_app(conductor, Settings(**chosen))
+    # The clock does not advance, so that no overview counts as expensive: every page is built again.
+    app.extensions["syncflow_overview"] = OverviewCache(
+        conductor.reports.overview_version, conductor.reports.overview, clock=lambda: 0.0
+    )
+    return Panel(conductor.database, conductor, publisher, app)
 
 
 #: Table -> rows that `create_user` wrote. They are copied, because hashing a password is slow.

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from models.base import Base
 from models.catalogues import Customer, Invoice
-from models.ledger import Delivery, Link
+from models.ledger import Change, Delivery, Link
 from subscribers.errors import Retry
 from tests.support.fakes import TestHub
 
@@ -38,6 +38,13 @@ def edit(hub: TestHub, record_id: str, **values: Any) -> None:
     """Update a customer."""
     with hub.conductor.database.write() as connection:
         connection.execute(sa.update(CUSTOMER).where(CUSTOMER.c.id == int(record_id)).values(**values))
+
+
+def edit_now(hub: TestHub, record_id: str, **values: Any) -> None:
+    """Update a customer at the time of the hub's clock: triggers use that of the database."""
+    edit(hub, record_id, **values)
+    with hub.conductor.database.write() as connection:
+        connection.execute(sa.update(Change).where(Change.relayed_at.is_(None)).values(at=hub.clock()))
 
 
 def record(hub: TestHub, record_id: str = "1") -> Any:
