@@ -276,11 +276,14 @@ class InboxProcessor:
         try:
             with self.concurrency.slot(subscriber.system):
                 subscriber.client.pace()
-                return normalize_incoming(subscriber, subscriber.fetch(event.id), complete=True)
-        except Gone as gone:
-            return replace(event, deleted=True, data={}, merged_into=gone.merged_into or event.merged_into)
+                found: External | SyncError = call_safely(_read, subscriber, event.id)
         except SyncError as error:
-            raise self.outages.explain(subscriber, error, event.id) from error
+            found = error
+        if isinstance(found, Gone):
+            return replace(event, deleted=True, data={}, merged_into=found.merged_into or event.merged_into)
+        if isinstance(found, SyncError):
+            raise self.outages.explain(subscriber, found, event.id)
+        return found
 
     def _lease(self, subscriber: Subscriber, external_id: str, token: str) -> int | None:
         """Take the lease of the link to this record. Return the link's id, or None if there is no link."""
@@ -343,6 +346,10 @@ def publish_owed(context: Context, owed: Iterable[tuple[str, str] | None]) -> No
             context.publisher.records(name, [record_id])
         except Exception:
             logger.warning("%s %s could not be published; the sweep will do it", name, record_id, exc_info=True)
+
+
+def _read(subscriber: Subscriber, external_id: str) -> External:
+    return normalize_incoming(subscriber, subscriber.fetch(external_id), complete=True)
 
 
 def _first_line(error: Exception) -> str:
