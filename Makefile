@@ -64,7 +64,7 @@ model: setup-dev ## run random histories through the real conductor (SECONDS=300
 	@$(PY) -m tests.model.model $(ARGS)
 
 .PHONY: chaos
-chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7)
+chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7 FAULTS=failover)
 	@$(PY) -m tests.chaos
 
 .PHONY: mutants

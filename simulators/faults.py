@@ -111,7 +111,10 @@ class Journal:
 
 @dataclass
 class Fault:
-    """One armed fault; it affects the next `times` calls (or webhooks) that match `method` and `path`."""
+    """One armed fault; it affects the next `times` calls (or webhooks) that match `method` and `path`.
+
+    The path of a webhook is the type of its event: `customer.deleted`.
+    """
 
     kind: str
     times: int = 1

@@ -510,18 +510,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="file that keeps the data; without it, nothing is kept")
     parser.add_argument("--webhook-url", help="where events are sent")
     parser.add_argument("--webhook-secret-env", default="STRIPE_WEBHOOK_SECRET", metavar="NAME")
+    parser.add_argument("--webhook-pause", type=float, metavar="SECONDS", help="the longest between two attempts")
     parser.add_argument("--search-lag", type=float, default=0.0, metavar="SECONDS")
     chosen = parser.parse_args(arguments)
     secret = secret_from(chosen.webhook_secret_env) if chosen.webhook_url else None
-    serve(
-        StripeLike(
-            chosen.port,
-            data=chosen.data,
-            webhook_url=chosen.webhook_url,
-            webhook_secret=secret,
-            search_lag=chosen.search_lag,
-        )
+    stripe = StripeLike(
+        chosen.port,
+        data=chosen.data,
+        webhook_url=chosen.webhook_url,
+        webhook_secret=secret,
+        search_lag=chosen.search_lag,
     )
+    if chosen.webhook_pause is not None:
+        stripe.webhooks.longest_pause = chosen.webhook_pause
+    serve(stripe)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class WebhookSender:
         taken: Callable[[requests.Response], bool] = lambda reply: 200 <= reply.status_code < 300,
     ) -> None:
         self.attempts: deque[Attempt] = deque(maxlen=1000)
+        #: The longest pause before another attempt, in seconds.
+        self.longest_pause = BACKOFF[-1]
         self._faults, self._find, self._sign, self._taken = faults, find, sign, taken
         self._letters: list[_Letter] = []
         self._held: list[_Letter] = []
@@ -90,12 +92,12 @@ class WebhookSender:
 
     def send(self, endpoint: str, event: str, body: bytes) -> None:
         """Queue `body` for delivery; an armed fault may drop, delay, duplicate or reorder it."""
-        if self._faults.take("webhook_drop"):
+        if self._faults.take("webhook_drop", path=event):
             logger.info("webhook %s to %s dropped on demand", event, endpoint)
             return
-        late = self._faults.take("webhook_delay")
-        copies = 2 if self._faults.take("webhook_duplicate") else 1
-        held = self._faults.take("webhook_reorder") is not None
+        late = self._faults.take("webhook_delay", path=event)
+        copies = 2 if self._faults.take("webhook_duplicate", path=event) else 1
+        held = self._faults.take("webhook_reorder", path=event) is not None
         with self._changed:
             due = time.monotonic() + (late.seconds if late else 0.0)
             for _ in range(copies):
@@ -183,7 +185,7 @@ class WebhookSender:
             host = urlsplit(endpoint.url).netloc
             logger.warning("webhook %s to %s given up: %s", letter.event, host, error or status)
             return False
-        letter.due = time.monotonic() + BACKOFF[letter.attempts - 1]
+        letter.due = time.monotonic() + min(BACKOFF[letter.attempts - 1], self.longest_pause)
         return True
 
 

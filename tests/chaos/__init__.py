@@ -2,6 +2,7 @@
 
     make chaos                  three minutes
     SECONDS=60 SEED=7 make chaos
+    FAULTS=failover make chaos  PostgreSQL has a standby, which takes over
 
 | file        | what it holds                                                         |
 |-------------|-----------------------------------------------------------------------|

@@ -1,4 +1,7 @@
-"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 on any violation."""
+"""`python -m tests.chaos`: SECONDS of load and faults (180), repeatable with SEED; exit status 1 on any violation.
+
+With `FAULTS=failover` PostgreSQL has a standby, which takes over in the middle of the run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from settings import VAR
 from tests.chaos.checker import Checker, Violation, take_snapshot
 from tests.chaos.event_log import EventLog
 from tests.chaos.faults import Faults
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import Fleet, at_once
 from tests.chaos.history import describe_violations
 from tests.chaos.load import Load
 from tests.chaos.recovery import Recovery, wait_until_quiet
@@ -37,7 +40,7 @@ def main() -> int:
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1_000_000))
     folder = VAR / "chaos" / f"{seed}-{os.getpid()}"
     say(f"chaos for {seconds:g} s, SEED={seed}; logs in {folder}")
-    with Fleet(folder, seed) as fleet:
+    with Fleet(folder, seed, has_standby="failover" in os.environ.get("FAULTS", "")) as fleet:
         result = run(fleet, seconds, seed)
     if result["ok"]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +52,7 @@ def main() -> int:
 def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
     """Run load and faults, wait until all is quiet, poll, wait again and compare; return the figures."""
     event_log, recovery = EventLog(), Recovery(fleet)
-    if words := wait_until_quiet(fleet):
+    if words := wait_until_quiet(fleet, still=0.0):
         raise RuntimeError(f"the fleet did not start: {words}")
     load, faults = Load(fleet, event_log, seed), Faults(fleet, seconds - HEAD_START, seed, recovery.ended)
     say("the fleet runs; load and faults begin")
@@ -106,8 +109,8 @@ def run(fleet: Fleet, seconds: float, seed: int) -> dict[str, object]:
 def settle(fleet: Fleet) -> str | None:
     """Wait until all is quiet, poll both systems again, and wait again; return None, or the work that did not end."""
     words = wait_until_quiet(fleet)
-    for system in fleet.urls:
-        polled = fleet.run(["poll", system])
+    polls = at_once(*(lambda system=system: fleet.run(["poll", system]) for system in fleet.urls))
+    for system, polled in zip(fleet.urls, polls, strict=True):
         if polled.returncode:
             words = words or f"the last poll of {system} failed: {polled.stderr.strip()[-300:]}"
     return words or wait_until_quiet(fleet)

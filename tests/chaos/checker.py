@@ -112,7 +112,8 @@ class Checker:
         if len(here) > 1:
             self._add("duplicated", f"{history.email} is here {len(here)} times", ids)
         if HUB in history.deleted:
-            self._gone(history, ids, there)
+            if not history.restored:  # either may have come last
+                self._gone(history, ids, there)
             return
         if not here:
             if history.created_by == HUB or history.created_by not in history.deleted:

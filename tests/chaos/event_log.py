@@ -39,6 +39,8 @@ class RecordHistory:
     edits: list[Edit] = field(default_factory=list)
     #: Side -> when the customer was deleted on it.
     deleted: dict[str, float] = field(default_factory=dict)
+    #: It was deleted on a side once, and restored there.
+    restored: bool = False
     #: Columns that were given values some system rejects.
     poisoned: set[str] = field(default_factory=set)
 
@@ -99,6 +101,13 @@ class EventLog:
         with self._lock:
             self.counts[f"{side} deletions"] += 1
             self.histories[email].deleted[side] = time.time()
+
+    def restored(self, side: str, email: str) -> None:
+        """Record that a customer that was deleted on a side was restored there."""
+        with self._lock:
+            self.counts[f"{side} restorations"] += 1
+            del self.histories[email].deleted[side]
+            self.histories[email].restored = True
 
     def poisoned(self, email: str, columns: Iterable[str]) -> None:
         """Record that these columns got values that a system rejects."""

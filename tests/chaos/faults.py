@@ -16,23 +16,51 @@ import requests
 
 from tests.chaos.fleet import COMMANDS, Fleet, Service
 from tests.chaos.proxy import Mode
+from tests.support.private_rabbitmq import Node
 
 logger = logging.getLogger(__name__)
 
 #: Mean seconds between two faults of a kind.
-EVERY = {"process": 3.0, "network": 5.0, "call": 1.2, "webhook": 0.8, "session": 12.0, "service": 40.0}
+EVERY = {
+    "process": 3.0,
+    "network": 5.0,
+    "call": 1.2,
+    "webhook": 0.8,
+    "session": 12.0,
+    "service": 40.0,
+    "late_deletion": 8.0,
+}
 
 #: The faults that every run includes, each with its time as a fraction of the run.
-SURELY = (
-    (0.15, "postgresql", "kill"),
-    (0.35, "rabbitmq", "wipe"),
-    (0.60, "postgresql", "stop"),
-    (0.80, "rabbitmq", "kill"),
+SURELY: tuple[tuple[float, str, tuple[Any, ...]], ...] = (
+    (0.05, "late_deletion", ()),
+    (0.10, "service", ("postgresql", "kill", 1.0)),
+    (0.15, "outage", ("stripe",)),
+    (0.25, "service", ("rabbitmq", "wipe", 1.0)),
+    (0.45, "alarm", ()),
+    (0.55, "outage", ("salesforce",)),
+    (0.60, "service", ("rabbitmq", "kill", 1.0)),
+    (0.85, "service", ("postgresql", "stop", 1.0)),
 )
+
+#: With `FAULTS=failover`: instead of all other faults of PostgreSQL.
+FAIL_OVER = 0.5
+
+#: How long a system answers 502 to everything: this fraction of the run, and at most so many seconds.
+OUTAGE, LONGEST_OUTAGE = 0.15, 60.0
+
+#: How long RabbitMQ's memory alarm lasts, in the same way.
+ALARM, LONGEST_ALARM = 0.1, 20.0
 
 #: Most faults that may wait for a system. One that is down gets only one call in three seconds,
 #: and with more faults it would never come up.
 ARMED = 2
+
+#: More calls than any outage lasts.
+MOST_CALLS = 10_000
+
+#: How late a late deletion is reported.
+LATE_SECONDS = 8.0
 
 WEBHOOK_FAULTS = ("webhook_drop", "webhook_duplicate", "webhook_reorder", "webhook_delay")
 
@@ -55,7 +83,8 @@ class Faults:
         self.kills = 0
         self.outages = 0
         self.counts: Counter[str] = Counter()
-        self.plan = plan(seconds, random.Random(seed))
+        self.seconds = seconds
+        self.plan = plan(seconds, random.Random(seed), failover=fleet.has_standby)
         self._pick = random.Random(seed + 7)
         self._stop = threading.Event()
         # scripts/services handles one command at a time: no server may stay down until the other one has started.
@@ -121,6 +150,28 @@ class Faults:
             service.do("start")
             self._note(f"{service.kind} {how}", began)
 
+    def _alarm(self) -> None:
+        self._aside(self._raise_alarm)
+
+    def _raise_alarm(self) -> None:
+        """Let RabbitMQ accept no messages, as when its memory is short."""
+        with self._services:
+            if self._stop.is_set():
+                return
+            began = time.time()
+            with Node(self.fleet.rabbitmq.name).alarm("memory"):
+                self._stop.wait(min(ALARM * self.seconds, LONGEST_ALARM))
+            self._note("rabbitmq memory alarm", began)
+
+    def _failover(self) -> None:
+        self._aside(self._fail_over)
+
+    def _fail_over(self) -> None:
+        with self._services:
+            began = time.time()
+            self.fleet.fail_over()
+            self._note("postgresql failover", began)
+
     # --- the network --------------------------------------------------------------------------------
 
     def _network(self, system: str, mode: Mode, seconds: float) -> None:
@@ -145,6 +196,24 @@ class Faults:
             return
         self._control(system, "POST", "faults", fault)
         self.counts[f"{system} {fault.get('status', fault['kind'])}"] += 1
+
+    def _outage(self, system: str) -> None:
+        self._aside(lambda: self._answer_nothing_else(system))
+
+    def _answer_nothing_else(self, system: str) -> None:
+        """Answer 502 to every call."""
+        began, times = time.time(), {"stripe": "times", "salesforce": "count"}[system]
+        self._control(system, "POST", "faults", {"kind": "fail", "status": 502, times: MOST_CALLS})
+        self._stop.wait(min(OUTAGE * self.seconds, LONGEST_OUTAGE))
+        self._control(system, "DELETE", "faults")
+        self._note(f"{system} 502", began)
+
+    def _late_deletion(self) -> None:
+        """Report the next deletion late and twice, when the record may have other news."""
+        for kind in ("webhook_delay", "webhook_duplicate"):
+            deletion = {"kind": kind, "path": "customer.deleted", "seconds": LATE_SECONDS}
+            self._control("stripe", "POST", "faults", deletion)
+        self.counts["late deletions"] += 1
 
     def _webhook(self, kind: str, seconds: float) -> None:
         self._control("stripe", "POST", "faults", {"kind": kind, "seconds": seconds})
@@ -184,14 +253,17 @@ class Faults:
 Step = tuple[float, str, tuple[Any, ...]]
 
 
-def plan(seconds: float, pick: random.Random) -> list[Step]:
+def plan(seconds: float, pick: random.Random, *, failover: bool = False) -> list[Step]:
     """Return (second, kind, arguments) of every fault, in order."""
-    steps: list[Step] = [(part * seconds, "service", (kind, how, 1.0)) for part, kind, how in SURELY]
+    steps: list[Step] = [(part * seconds, kind, arguments) for part, kind, arguments in SURELY]
     for kind, mean in EVERY.items():
         at = pick.expovariate(1 / mean)
         while at < seconds:
             steps.append((at, kind, _DRAW[kind](pick)))
             at += pick.expovariate(1 / mean)
+    if failover:
+        steps = [step for step in steps if step[2][:1] != ("postgresql",)]
+        steps.append((FAIL_OVER * seconds, "failover", ()))
     return sorted(steps, key=lambda step: step[0])
 
 
@@ -260,4 +332,5 @@ _DRAW: dict[str, Callable[[random.Random], tuple[Any, ...]]] = {
     "call": _call,
     "webhook": _webhook,
     "session": lambda pick: (),
+    "late_deletion": lambda pick: (),
 }

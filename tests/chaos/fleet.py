@@ -15,18 +15,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 import psycopg
 
 import children
 from settings import ROOT, VAR
 from tests.chaos.proxy import HOST, Proxy
+from tests.support.private_postgresql import standby_of
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: The processes of the hub: name -> command. Several relays and workers, as on several machines.
 COMMANDS = {
@@ -59,8 +63,8 @@ PATIENCE = {
 #: Below the range that Linux uses for outgoing connections (32768 and up).
 PORTS = (20_000, 30_000)
 
-#: Seconds between two polls of each system.
-POLL_SECONDS = 5
+#: The longest pause between two attempts to send a webhook, in seconds.
+WEBHOOK_PAUSE = "2"
 
 #: Seconds until a process is restarted after it was killed, and after it exited by itself.
 RESTART_AFTER = 1.0
@@ -89,8 +93,7 @@ class Service:
         return done.stdout.strip()
 
     def remove(self) -> None:
-        """Stop it and delete its data."""
-        self.do("stop")
+        """Kill it and delete its data."""
         self.do("wipe")
         shutil.rmtree(VAR / "services" / self.kind / self.name, ignore_errors=True)
 
@@ -124,6 +127,8 @@ class Fleet:
 
     folder: Path
     seed: int
+    #: With a standby that `fail_over` makes the primary.
+    has_standby: bool = False
     exits: list[Exit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,6 +137,9 @@ class Fleet:
         self.proxies: dict[str, Proxy] = {}
         self.urls: dict[str, str] = {}
         self.database_url = ""
+        #: The way to the database, if there is a standby.
+        self.database: Proxy | None = None
+        self._standby = 0
         self._stack = contextlib.ExitStack()
         self._managed: dict[str, Managed] = {}
         self._lock = threading.RLock()
@@ -152,13 +160,13 @@ class Fleet:
     # --- starting ---------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        for service in (self.postgresql, self.rabbitmq):
-            self._stack.callback(service.remove)
-        server = self.postgresql.do("start")
-        broker = self.rabbitmq.do("start")
+        services = (self.postgresql, self.rabbitmq)
+        self._stack.callback(at_once, *(service.remove for service in services))
+        server, broker = at_once(*(lambda service=service: service.do("start") for service in services))
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute("CREATE DATABASE syncflow")
-        self.database_url = server.rpartition("/")[0] + "/syncflow"
+        port = self._start_standby(server) if self.has_standby else self.postgresql.port
+        self.database_url = f"postgresql://postgres@{HOST}:{port}/syncflow"
         web = free_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR")},
@@ -173,18 +181,42 @@ class Fleet:
             "PYTHONUNBUFFERED": "1",
         }
         hooks = f"http://{HOST}:{web}/webhooks"
-        self._start_stripe(f"{hooks}/stripe")
-        self._start_salesforce(f"{hooks}/salesforce")
-        self.run(["migrate"])
+        at_once(
+            lambda: self._start_stripe(f"{hooks}/stripe"),
+            lambda: self._start_salesforce(f"{hooks}/salesforce"),
+            lambda: self.run(["migrate"]),
+        )
         self._stack.callback(self._stop_hub)
         for name, command in COMMANDS.items():
             self._managed[name] = Managed(name, self._command(command), self.folder / f"{name}.log")
             self._launch(self._managed[name])
         self._supervisor.start()
 
+    def _start_standby(self, server: str) -> int:
+        """Start a standby that confirms each commit; return the port that leads to the primary."""
+        self._standby = self._stack.enter_context(standby_of(self.postgresql.port))
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            connection.execute("SELECT pg_reload_conf()")
+        self.database = self._stack.enter_context(Proxy(free_port(), self.postgresql.port, self.seed))
+        return self.database.port
+
+    def fail_over(self) -> None:
+        """Kill the primary, and lead everybody to the standby, which is the primary from now on."""
+        assert self.database is not None
+        self.postgresql.do("kill")
+        with psycopg.connect(f"postgresql://postgres@{HOST}:{self._standby}/postgres", autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+        self.database.lead_to(self._standby)
+
     def _start_stripe(self, hook: str) -> None:
         secret = f"whsec_{secrets.token_hex(16)}"
-        url = self._start_system("stripe", ["--webhook-url", hook], {"STRIPE_WEBHOOK_SECRET": secret}, free_port())
+        url = self._start_system(
+            "stripe",
+            ["--webhook-url", hook, "--webhook-pause", WEBHOOK_PAUSE],
+            {"STRIPE_WEBHOOK_SECRET": secret},
+            free_port(),
+        )
         proxy = self._proxy("stripe", url)
         self.environment |= {
             "STRIPE_API_KEY": "sk_test_chaos",
@@ -242,7 +274,7 @@ class Fleet:
         """Run one command of the hub until it exits."""
         command = [sys.executable, str(ROOT / "syncflow"), *arguments]
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
+            command, cwd=ROOT, env=dict(self.environment), capture_output=True, text=True, timeout=timeout, check=False
         )
         if done.returncode:
             logger.warning("%s: exit status %d: %s", " ".join(arguments), done.returncode, done.stderr.strip()[-500:])
@@ -297,12 +329,22 @@ class Fleet:
         self._closing.set()
         if self._supervisor.ident is not None:
             self._supervisor.join(5)
-        running = [m.process for m in self._managed.values() if m.process is not None]
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
-        for process in running:
-            end(process)
+        for managed in self._managed.values():
+            if managed.process is not None:
+                kill(managed.process)
+
+
+def at_once(*works: Callable[[], T]) -> list[T]:
+    """Do all of these at the same time, and return their results."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [work.result() for work in [pool.submit(work) for work in works]]
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its children; nothing of it is needed any more."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

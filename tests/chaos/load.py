@@ -116,6 +116,8 @@ class Load:
         except Exception as error:
             logger.exception("the load is broken")
             self.failed.append(error)
+        finally:
+            worker.close()
 
     def _look(self) -> None:
         """What people would see in a list: who is there in their system by now."""
@@ -149,6 +151,11 @@ class Program:
         """One transaction."""
         actions, weights = zip(*self._table, strict=True)
         self.pick.choices(actions, weights)[0]()
+
+    def close(self) -> None:
+        """Leave the database: a server that stops waits for its clients."""
+        if self._connection is not None:
+            self._connection.close()
 
     # --- what it does -------------------------------------------------------------------------------
 
@@ -322,11 +329,19 @@ class People:
         self.http.trust_env = False
         certificates = load.fleet.folder / "certs" / "ca.pem"
         self.http.verify = str(certificates) if self.url.startswith("https") else True
+        #: What was deleted there: email and external id.
+        self._deleted: list[tuple[str, str]] = []
+
+    def close(self) -> None:
+        """Leave the system."""
+        self.http.close()
 
     def once(self) -> None:
-        """One edit, creation or deletion."""
-        what = self.pick.choices(("create", "edit", "delete"), (14, 80, 6))[0]
-        if what == "create":
+        """One edit, creation, deletion or restoration."""
+        what = self.pick.choices(("create", "edit", "delete", "restore"), (14, 76, 6, 4))[0]
+        if what == "restore":
+            self._restore()
+        elif what == "create":
             email = f"{self.system}{self.event_log.unique()}@chaos.example"
             values = self.load.values((*COLUMNS, "country"), self.pick)
             self.create({**values, "email": email})
@@ -346,6 +361,17 @@ class People:
     def _delete(self, email: str, id: str) -> None:
         if self.delete(id):
             self.event_log.deleted(self.system, email)
+            self._deleted.append((email, id))
+
+    def _restore(self) -> None:
+        """Restore a record, unless it was deleted by the program as well."""
+        alive = [one for one in self._deleted if HUB not in self.event_log.histories[one[0]].deleted]
+        if not alive:
+            return
+        email, id = self.pick.choice(alive)
+        if self.restore(id):
+            self._deleted.remove((email, id))
+            self.event_log.restored(self.system, email)
 
     def some_value(self, columns: tuple[str, ...]) -> dict[str, str]:
         """A new value for one column, or an empty one."""
@@ -370,6 +396,10 @@ class People:
     def delete(self, id: str) -> bool:
         """Delete; False if it was not there."""
         raise NotImplementedError
+
+    def restore(self, id: str) -> bool:
+        """Restore what was deleted; False if the system has nothing to restore it from."""
+        return False
 
 
 class StripePeople(People):
@@ -429,6 +459,9 @@ class SalesforcePeople(People):
 
     def delete(self, id: str) -> bool:
         return self._post("delete", {"object": "Account", "id": id}).ok
+
+    def restore(self, id: str) -> bool:
+        return self._post("restore", {"object": "Account", "id": id}).ok
 
     def _post(self, path: str, body: dict[str, Any]) -> requests.Response:
         return self.http.post(f"{self.url}/_control/{path}", json=body, timeout=30)

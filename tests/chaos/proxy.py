@@ -60,6 +60,11 @@ class Proxy:
         self._thread.join(5)
         self._loop.close()
 
+    def lead_to(self, target: int) -> None:
+        """Forward to another port from now on; open connections are reset."""
+        self.target = target
+        self._run(self._reset_all)
+
     def set(self, mode: Mode) -> None:
         """Change the mode; open connections are reset, except when the new mode is slow."""
         self._run(lambda: self._set(mode))

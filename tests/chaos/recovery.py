@@ -98,8 +98,8 @@ class Recovery:
                 self.seconds += [(now - one.ended, one.what) for one in done]
 
 
-def wait_until_quiet(fleet: Fleet, deadline: float = DEADLINE) -> str | None:
-    """Wait until nothing is outstanding and no new work arrives; return None, or the outstanding work."""
+def wait_until_quiet(fleet: Fleet, deadline: float = DEADLINE, still: float = STILL) -> str | None:
+    """Wait until nothing is outstanding, for `still` seconds; return None, or the outstanding work."""
     until = time.monotonic() + deadline
     still_since = None
     words = "the database does not answer"
@@ -113,7 +113,7 @@ def wait_until_quiet(fleet: Fleet, deadline: float = DEADLINE) -> str | None:
             words = f"{left.words}; {pending} webhooks to be sent"
             quiet = left.count == 0 and pending == 0 and fleet.running()
             still_since = (still_since or time.monotonic()) if quiet else None
-            if still_since and time.monotonic() - still_since >= STILL:
+            if still_since and time.monotonic() - still_since >= still:
                 return None
         time.sleep(0.25)
     return words

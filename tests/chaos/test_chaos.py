@@ -14,7 +14,7 @@ from settings import ROOT
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 #: Seconds of load and faults. Startup, settling and the comparison take additional time.
-SECONDS = 25
+SECONDS = 20
 
 
 def test_after_a_short_chaos_run_every_system_agrees() -> None:

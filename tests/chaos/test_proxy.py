@@ -83,3 +83,17 @@ def test_reset_breaks_an_answer_off(proxy: Proxy) -> None:
         for _ in range(20):
             client.sendall(b"x" * 1000)
             assert client.recv(65536)
+
+
+def test_it_leads_to_another_port(proxy: Proxy) -> None:
+    with socket.create_server((HOST, 0)) as other, socket.create_connection((HOST, proxy.port), 3) as client:
+        client.sendall(b"hello")
+        assert client.recv(5) == b"hello"
+        proxy.lead_to(other.getsockname()[1])
+        with pytest.raises(ConnectionResetError):
+            client.recv(5)
+        with socket.create_connection((HOST, proxy.port), 3) as again:
+            again.sendall(b"there")
+            connection, _ = other.accept()
+            with connection:
+                assert connection.recv(5) == b"there"
