@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))  # leaves all `with` blocks, which end what they started
     if unknown := sorted(set(chosen.names) - set(BENCHES)):
-        parser.error(f"there is no benchmark {', '.join(unknown)}; known are: {', '.join(BENCHES)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}; known benchmarks: {', '.join(BENCHES)}")
     scale = Scale.QUICK if chosen.quick else Scale.FULL if chosen.names or chosen.full else Scale.SHORT
     rounds = 1 if chosen.quick else chosen.rounds
     for name in chosen.names or BENCHES:

@@ -152,7 +152,7 @@ def _was_refused(system: Counted) -> bool:
 
 
 def _settle(hub: Hub) -> None:
-    """Wait until nothing is owed any more."""
+    """Wait until nothing is owed."""
     waiting = sa.select(sa.func.count()).select_from(Change).where(Change.relayed_at.is_(None))
     owed = sa.select(sa.func.count()).select_from(Link).where(Link.owed_change > Link.synced_change)
 

@@ -289,7 +289,7 @@ class _Filler:
             "THEN 'unsubscription #1 (frozen) covers it' END",
             "error": f"CASE WHEN {turn} % 100 = 2 THEN 'Retry' END",
             "payload": f"CASE WHEN {values} THEN {self._json(_payload('i'))} END",
-            "reply": f"CASE WHEN {values} AND {out} THEN {reply} END",
+            "response": f"CASE WHEN {values} AND {out} THEN {reply} END",
             "inbox_id": f"CASE WHEN NOT ({out}) AND i % 2 = 1 THEN 1 + i % {self.size.inbox} END",
             "attempt": "1",
             "request_id": f"'req_' || {_text('i')}",

@@ -4,7 +4,7 @@
 |------------------|-----------------------------------------------------------------------|
 | `setup`          | migrate, make-migration, capture, create-admin                        |
 | `processes`      | relay, worker, scheduler, web, standalone                             |
-| `operations`     | status, poll, push, retry                                             |
+| `operations`     | status, poll, sync, retry                                             |
 | `tasks`          | backfill, reconcile, check                                            |
 | `new_subscriber` | new-subscriber                                                        |
 | `demo`           | demo; `demo_settings` lets other commands use the settings of its hub |
@@ -60,8 +60,8 @@ COMMANDS = {
     "poll": Command(
         "poll a system for changes now", operations.poll, operations.poll_arguments, uses_running_demo=True
     ),
-    "push": Command(
-        "deliver a record to its systems now", operations.push, operations.push_arguments, uses_running_demo=True
+    "sync": Command(
+        "deliver a record to its systems now", operations.sync, operations.sync_arguments, uses_running_demo=True
     ),
     "retry": Command("retry dead letters", operations.retry, operations.retry_arguments, uses_running_demo=True),
     "backfill": Command(

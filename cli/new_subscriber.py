@@ -172,7 +172,9 @@ def write(root: Path, name: str, *, own: bool = False) -> list[Path]:
     system, _, catalogue = name.partition(".")
     if catalogue not in CATALOGUES:
         known = ", ".join(CATALOGUES)
-        raise ValueError(f"no catalogue {catalogue!r}; there are {known}, or see docs/howto/add-a-catalogue.md")
+        raise ValueError(
+            f"unknown catalogue {catalogue!r}; known catalogues: {known}; to add one, see docs/howto/add-a-catalogue.md"
+        )
     source, test = root / "subscribers" / f"{system}.py", root / "tests" / "subscribers" / f"test_{system}.py"
     taken = [path for path in (source, test, source.with_suffix("")) if path.exists()]
     if taken:

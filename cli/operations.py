@@ -1,4 +1,4 @@
-"""Commands that report on the hub or operate it: status, poll, push, retry."""
+"""Commands that report on the hub or operate it: status, poll, sync, retry."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def operator() -> str:
 
 
 def status(_arguments: argparse.Namespace) -> int:
-    """Print one line for each system and subscriber, and for a broker that takes no messages.
+    """Print one line for each system and subscriber, and for a broker that does not accept messages.
 
-    The exit status is 1 if a system is down or failing, or the broker takes no messages.
+    The exit status is 1 if a system is down or failing, or the broker does not accept messages.
     """
     runtime = build()
     for words in unknown_settings():
@@ -42,11 +42,11 @@ def status(_arguments: argparse.Namespace) -> int:
     for system in systems:
         print(f"{system.name:<14} {system.state:<8} {system.summary}")
         if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
-            print(f"{'':<23} fixed? ./syncflow poll {system.name} tries it immediately")
+            print(f"{'':<23} if this is fixed, run ./syncflow poll {system.name} to retry now")
         for subscriber in system.subscribers:
             since = subscriber.oldest_owed_since
             age = f", the oldest since {since:%Y-%m-%d %H:%M:%S} UTC" if since is not None else ""
-            print(f"  {subscriber.name:<24} owed {subscriber.owed}{age}, dead {subscriber.dead}")
+            print(f"  {subscriber.name:<24} pending {subscriber.owed}{age}, dead letters {subscriber.dead}")
             if subscriber.gap:
                 print(f"{'':<4}{subscriber.gap}: ./syncflow reconcile {subscriber.name}")
     if waiting.changes or waiting.inbox:
@@ -57,7 +57,7 @@ def status(_arguments: argparse.Namespace) -> int:
 
 
 def broker_error(runtime: Runtime) -> BrokerUnreachable | None:
-    """Return why the broker takes no messages; None if it works."""
+    """Return why the broker does not accept messages; None if it works."""
     try:
         runtime.broker.check()
     except BrokerUnreachable as error:
@@ -74,7 +74,7 @@ def _unconfigured(database: Database, known: set[str]) -> list[str]:
 def poll_arguments(parser: argparse.ArgumentParser) -> None:
     """`poll SYSTEM [--from-start]`."""
     parser.add_argument("system", help="a system, such as stripe, or one subscriber, such as stripe.customer")
-    again = "forget the cursor and read everything again; what is known already changes nothing"
+    again = "forget the cursor and read everything again; records that are known and unchanged stay as they are"
     parser.add_argument("--from-start", action="store_true", help=again)
 
 
@@ -84,7 +84,7 @@ def poll(arguments: argparse.Namespace) -> int:
     names = [n for n, s in runtime.conductor.subscribers.items() if arguments.system in (n, s.system)]
     if not names:
         known = ", ".join(sorted(runtime.conductor.systems)) or "none"
-        print(f"There is no system {arguments.system!r}; configured: {known}", file=sys.stderr)
+        print(f"unknown system {arguments.system!r}; known systems: {known}", file=sys.stderr)
         return 2
     failed = False
     for name in names:
@@ -99,27 +99,27 @@ def poll(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def push_arguments(parser: argparse.ArgumentParser) -> None:
-    """`push CATALOGUE ID [--unsubscribe NAME,NAME]`."""
+def sync_arguments(parser: argparse.ArgumentParser) -> None:
+    """`sync CATALOGUE ID [--unsubscribe NAME,NAME]`."""
     parser.add_argument("catalogue", help="e.g. customer")
     parser.add_argument("id", help="the record's key")
     unsubscribe = "systems or subscribers that do not get it, separated by commas"
     parser.add_argument("--unsubscribe", default="", metavar="NAME,NAME", help=unsubscribe)
 
 
-def push(arguments: argparse.Namespace) -> int:
+def sync(arguments: argparse.Namespace) -> int:
     """Have the relay and the workers deliver a record as if it had just changed."""
     runtime = build()
     names = [name.strip() for name in arguments.unsubscribe.split(",") if name.strip()]
     try:
-        runtime.conductor.push(arguments.catalogue, arguments.id, unsubscribe=names, by=operator())
+        runtime.conductor.sync(arguments.catalogue, arguments.id, unsubscribe=names, by=operator())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         runtime.close()
     exceptions = f", except to {', '.join(names)}" if names else ""
-    print(f"{arguments.catalogue} {arguments.id} is pushed{exceptions}")
+    print(f"{arguments.catalogue} {arguments.id}: sync started{exceptions}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The conductor, the MainClass: it keeps the list of subscribers and decides when their methods are called.
+"""The conductor: it knows all subscribers and decides when their methods are called.
 
 Actors, routes and commands call it and decide nothing themselves. The verbs of the engine are its methods; what an
 operator does and sees is offered by its services, which are attributes named like the folders and files of conductor/.
@@ -47,7 +47,7 @@ from models.catalogues import note_generated
 from models.session import Database
 from subscribers.base import Subscriber
 
-#: The name in the audit trail where a program pushed a record.
+#: The name in the audit trail where a program synced a record.
 API = "API"
 
 
@@ -166,9 +166,9 @@ class Conductor:
         """Bring these records of one subscriber up to date. See `Outward.deliver`."""
         self.outward.deliver(subscriber, record_ids)
 
-    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = (), by: str = API) -> int:
-        """Deliver a record to all its subscribers except these. See `Records.push`."""
-        return self.records.push(catalogue, record_id, unsubscribe, by)
+    def sync(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = (), by: str = API) -> int:
+        """Deliver a record to all its subscribers except these. See `Records.sync`."""
+        return self.records.sync(catalogue, record_id, unsubscribe, by)
 
     # --- inward -------------------------------------------------------------------------------------
 

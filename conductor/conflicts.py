@@ -88,6 +88,6 @@ class ConflictResolution:
     def _ours(self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, record_id: str) -> Flat:
         record = subscriber.records.read(connection, [record_id]).get(record_id)
         if record is None:
-            raise ValueError(gettext("the record does not exist any more"))
+            raise ValueError(gettext("the record no longer exists"))
         related = self.relations.load(connection, subscriber, mapper, [record])
         return our_side(subscriber, mapper, record, related)[0]

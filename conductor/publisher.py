@@ -39,7 +39,7 @@ class QueueReport:
 
 
 class QueuesUnavailable(Exception):
-    """The broker takes no messages, and nothing repeats this one."""
+    """The broker does not accept messages, and nothing repeats this one."""
 
 
 class Publisher(Protocol):

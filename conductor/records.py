@@ -1,4 +1,4 @@
-"""What an operator does with a record: edit it, push it to its subscribers.
+"""What an operator does with a record: edit it, sync it with its systems now.
 
 An edit has no origin, like any program's write: it is captured and delivered to every system.
 """
@@ -73,7 +73,7 @@ def read_value(column: sa.Column[Any], text: str) -> Any:
 
 
 class Records:
-    """Edits and pushes records; each action writes its audit row."""
+    """Edits and syncs records; each action writes its audit row."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -103,7 +103,7 @@ class Records:
                 )
         return len(values)
 
-    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str], by: str) -> int:
+    def sync(self, catalogue: str, record_id: str, unsubscribe: Iterable[str], by: str) -> int:
         """Have a record delivered to all its subscribers except these, as if it had just changed.
 
         Return the id of the change row, which takes the same way as a captured change.
@@ -126,7 +126,7 @@ class Records:
             )
             number = connection.execute(change.returning(Change.id)).scalar_one()
             details = {"unsubscribe": names} if names else {}
-            self.context.audit(connection, by, "record.push", f"{catalogue} {record_id}", **details)
+            self.context.audit(connection, by, "record.sync", f"{catalogue} {record_id}", **details)
         return int(number)
 
     @staticmethod

@@ -62,7 +62,7 @@ class JobScheduler:
     def describe(self, job: str) -> str:
         """Return what a job does, in one sentence."""
         if job == TIDY:
-            return gettext("Removes settled history older than {n} days", n=self.context.policy.history_days)
+            return gettext("Removes finished history older than {n} days", n=self.context.policy.history_days)
         return gettext("Reads from {subscriber} what changed there", subscriber=job.removeprefix(POLL))
 
     def next_run(self, row: Any) -> datetime | None:
@@ -147,7 +147,7 @@ class JobScheduler:
             polls = self.intervals().keys() & set(connection.scalars(running)) if names else set()
         for name in names:
             if POLL + name in polls:
-                logger.warning("the poll of %s died; it is polled again", name)
+                logger.warning("the process polling %s died; polling again", name)
                 self.context.publisher.poll(name)
 
     def _publish(self, due: Due) -> None:

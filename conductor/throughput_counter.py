@@ -120,7 +120,7 @@ class ThroughputCounter:
         return sa.extract("epoch", sa.func.date_trunc("minute", Delivery.at))
 
     def remove_old(self, connection: sa.Connection, history_days: int) -> int:
-        """Remove the rows that no chart shows any more; return their number."""
+        """Remove the rows that no chart shows from now on; return their number."""
         removed = 0
         for seconds, days in ((MINUTE, MINUTE_DAYS), (HOUR, history_days)):
             old = self.context.clock() - timedelta(days=days)

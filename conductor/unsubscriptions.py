@@ -1,4 +1,4 @@
-"""Unsubscriptions: an operator creates and lifts the rules that keep records from a system or subscriber."""
+"""Unsubscriptions: an operator creates and lifts the rules that hold back records from a system or subscriber."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_target(context: Context, name: str) -> None:
     targets = {*context.subscribers, *context.systems}
     if name not in targets:
         known = ", ".join(sorted(targets))
-        raise ValueError(gettext("no system or subscriber {name!r}; there are: {known}", name=name, known=known))
+        raise ValueError(gettext("unknown system or subscriber {name!r}; known: {known}", name=name, known=known))
 
 
 class Unsubscriptions:
@@ -81,7 +81,9 @@ class Unsubscriptions:
         require_target(self.context, target)
         if operation is not None and operation not in _OPERATIONS:
             raise ValueError(
-                gettext("no operation {operation!r}; there are create, update and delete", operation=operation)
+                gettext(
+                    "unknown operation {operation!r}; known operations: create, update, delete", operation=operation
+                )
             )
         if record_ids is not None and not record_ids:
             raise ValueError(gettext("the list of records is empty"))
@@ -91,13 +93,13 @@ class Unsubscriptions:
             raise ValueError(gettext("the end is in the past"))
 
     def missed(self, unsubscription_id: int) -> int:
-        """Return how many records a rule has kept back, up to `models.counting.DISPLAY_LIMIT`."""
+        """Return how many records a rule has held back, up to `models.counting.DISPLAY_LIMIT`."""
         with self.context.database.read() as connection:
             kept = sa.select(Link.unsubscription_id).where(Link.unsubscription_id == unsubscription_id)
             return connection.execute(capped_count(kept)).scalar_one()
 
     def lift(self, unsubscription_id: int, by: str, *, deliver: bool = False) -> int:
-        """Remove a rule; return how many of the records it kept back are delivered now.
+        """Remove a rule; return how many of the records it held back are delivered now.
 
         With `deliver` that is all of them; without it, each is delivered with its next change.
 

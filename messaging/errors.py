@@ -44,9 +44,9 @@ _WORDS = re.compile(r"\b([A-Z]+(?:_[A-Z]+)+ - [^\n]*?)['\"]*\)*,?\)*$")
 
 
 class BrokerUnreachable(ConnectionClosed):
-    """The broker takes no messages. Work that could not be published is still pending in the ledger."""
+    """The broker does not accept messages. Work that could not be published is still pending in the ledger."""
 
-    #: What to call the state of the broker.
+    #: The state of the broker in one word, as `/healthz` and the panel show it.
     state: ClassVar[str] = "unreachable"
     #: Whether to publish nothing for a moment, because each try would wait in vain.
     pauses: ClassVar[bool] = False
@@ -69,7 +69,7 @@ class BrokerBlocked(BrokerUnreachable):
 
 
 class BrokerRefused(BrokerUnreachable):
-    """The broker refuses the login, a permission or a queue; it does not end by waiting."""
+    """The broker refuses the login, a permission or a queue; waiting does not help."""
 
     state = "refused"
 

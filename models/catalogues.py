@@ -278,7 +278,7 @@ class Catalogue:
         if len(self.table.primary_key.columns) != 1:
             raise ValueError(f"catalogue {self.name}: the table {self.table.name} needs a primary key of one column")
         if unknown := sorted(name for name in self.match_as if name not in self.table.c):
-            raise ValueError(f"catalogue {self.name}: match_as names {unknown[0]}, which is no column")
+            raise ValueError(f"catalogue {self.name}: match_as names {unknown[0]}, which is not a column")
 
     @property
     def key(self) -> sa.Column[Any]:

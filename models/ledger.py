@@ -168,7 +168,7 @@ class Delivery(Base):
     #: External field -> value that was sent or received.
     payload: Mapped[dict[str, Any] | None]
     #: The system's response: JSON or text, redacted and shortened, see `conductor.redaction`.
-    reply: Mapped[str | None] = mapped_column(sa.Text)
+    response: Mapped[str | None] = mapped_column(sa.Text)
     #: The inbox row of an inward delivery; none for a record that a poll applied.
     inbox_id: Mapped[int | None] = mapped_column(BigId)
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
@@ -390,7 +390,7 @@ class System(Base):
     clock_offset: Mapped[int | None]
     #: For a system with a rate limit: when the next call of any process may begin.
     next_call_at: Mapped[datetime | None]
-    #: The mass-delete guard: deletes to and from the system, start of the window, and end of an operator's approval.
+    #: The delete guard: deletions to and from the system, start of the window, and end of an operator's approval.
     deletes: Mapped[int] = mapped_column(default=0, server_default="0")
     deletes_since: Mapped[datetime | None]
     deletes_allowed_until: Mapped[datetime | None]

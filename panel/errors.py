@@ -87,7 +87,7 @@ def _database_away(error: Exception) -> tuple[Response | str, int]:
 
 
 def _queues_away(error: QueuesUnavailable) -> tuple[Response | str, int]:
-    title, words = gettext("RabbitMQ takes no messages"), gettext("Nothing was started. Try again later.")
+    title, words = gettext("RabbitMQ does not accept messages"), gettext("Nothing was started. Try again later.")
     return answer(503, title, f"{error}. {words}")
 
 

@@ -124,7 +124,7 @@ class _Reader:
     ) -> type[Subscriber] | None:
         place = f"systems.{system}.subscribers.{catalogue}"
         if catalogue not in CATALOGUES:
-            self.problems.append(f"{place}: there is no such catalogue; known are {', '.join(CATALOGUES)}")
+            self.problems.append(f"{place}: unknown catalogue; known catalogues: {', '.join(CATALOGUES)}")
             return None
         fields = self._fields(f"{place}.field_to_data", CATALOGUES[catalogue], table.get("field_to_data"))
         given = {key: value for key, value in table.items() if key != "field_to_data"}

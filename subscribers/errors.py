@@ -25,7 +25,7 @@ _LONGEST_MESSAGE = 4000
 _LONGEST_REQUEST_ID = 128
 
 #: Characters of a failure's answer that are kept for the history.
-LONGEST_REPLY = 2000
+LONGEST_RESPONSE = 2000
 
 
 def clean(text: object) -> str:
@@ -41,7 +41,7 @@ class SyncError(Exception):
 
     `after`: seconds until the next call makes sense. `maybe_done`: the call may have taken effect although no proper
     answer arrived (a timeout, a cut connection), so the record is looked up before a create is tried again.
-    `request_id`: the system's own name of the call. `reply`: the beginning of its answer, kept for the history.
+    `request_id`: the system's own name of the call. `response`: the beginning of its response, kept for the history.
     """
 
     #: The delivery uses up one of the record's attempts.
@@ -64,7 +64,7 @@ class SyncError(Exception):
     merged_into: str | None = None
     #: The id of the record that the system has instead of the one it refused.
     existing_id: str | None = None
-    reply: str | None = None
+    response: str | None = None
     unanswered: bool = False
     server_failed: bool = False
 
@@ -89,10 +89,10 @@ class SyncError(Exception):
         """Whether the call failed in a way that says nothing about the record."""
         return self.unanswered or self.server_failed
 
-    def with_reply(self, reply: str | None) -> Self:
+    def with_response(self, response: str | None) -> Self:
         """Return this error with the beginning of the system's answer; an answer it already has stays."""
-        if reply and self.reply is None:
-            self.reply = clean(reply)[:LONGEST_REPLY]
+        if response and self.response is None:
+            self.response = clean(response)[:LONGEST_RESPONSE]
         return self
 
 

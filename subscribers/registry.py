@@ -25,7 +25,8 @@ def register(subscriber: type[Subscriber]) -> type[Subscriber]:
             raise ValueError(f"{subscriber.__name__}: set the class attribute {attribute!r}")
     if subscriber.catalogue not in CATALOGUES:
         raise ValueError(
-            f"{subscriber.__name__}: there is no catalogue {subscriber.catalogue!r}; known are {', '.join(CATALOGUES)}"
+            f"{subscriber.__name__}: unknown catalogue {subscriber.catalogue!r}; "
+            f"known catalogues: {', '.join(CATALOGUES)}"
         )
     if problems := _mapping_problems(subscriber):
         raise ValueError(f"{subscriber.__name__}: field_to_data: {'; '.join(problems)}")

@@ -605,7 +605,7 @@ class _Step:
 
 
 def _gap(since: str) -> str:
-    return f"deletions since {since} may be missing: the system reports changes since then no more"
+    return f"deletions since {since} may be missing: the system no longer reports changes since then"
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class System:
 
     @property
     def clock_offset(self) -> float | None:
-        """Seconds by which the system's clock is ahead of ours, by its last response; None if it has not told."""
+        """Seconds by which the system's clock is ahead of ours, by its last response; None if unknown."""
         offset: float | None = getattr(self.http, "clock_offset", None)
         return offset
 

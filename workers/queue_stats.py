@@ -45,7 +45,7 @@ class Management:
         """Return all queues of the virtual host (GET /api/queues/vhost, https://www.rabbitmq.com/docs/http-api-reference).
 
         Raises:
-          BrokerUnreachable: the plugin does not answer, or not with its queues.
+          BrokerUnreachable: the plugin does not answer, or returns no list of queues.
         """
         columns = "name,messages_ready,messages_unacknowledged,consumers"
         address = f"{self.url}/api/queues/{quote(self.vhost, safe='')}"

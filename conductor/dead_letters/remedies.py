@@ -29,8 +29,8 @@ REMEDIES = {
     "absent": Remedy(
         RECORD,
         gettext_noop(
-            "Make the record visible to the hub's database user, then retry. "
-            "If it is deleted, delete it in the system as well and discard this."
+            "Make the record visible to Syncflow's database user, then retry. "
+            "If it is deleted, delete it in the system as well and discard this dead letter."
         ),
     ),
     "ambiguous_match": Remedy(
@@ -58,16 +58,20 @@ REMEDIES = {
         ),
     ),
     "event_invalid": Remedy(
-        SYSTEM, gettext_noop("The event can never be applied. Correct what sends it, then discard the event.")
+        SYSTEM, gettext_noop("The event can never be applied. Fix its sender, then discard the event.")
     ),
     "duplicate": Remedy(
         SYSTEM,
-        gettext_noop("The system has another record with this value. Merge or correct the two there, then retry."),
+        gettext_noop(
+            "The system has another record with this value. Merge or correct the two records in the system, then retry."
+        ),
     ),
     "edited_there": Remedy(
         SYSTEM, gettext_noop("The record was edited in the system before our deletion. Retry to delete it anyway.")
     ),
-    "gone": Remedy(SYSTEM, gettext_noop("The system has deleted the record. Restore it and retry, or discard this.")),
+    "gone": Remedy(
+        SYSTEM, gettext_noop("The system has deleted the record. Restore it and retry, or discard this dead letter.")
+    ),
     "invalid_email": Remedy(RECORD, gettext_noop("Correct the email address in the record.")),
     "invalid_value": Remedy(
         RECORD, gettext_noop("A value does not fit its field. Correct it in the record, or convert it in the mapping.")
@@ -85,7 +89,7 @@ REMEDIES = {
         SYSTEM,
         gettext_noop(
             "If it is the same record, write our id there or make the match columns agree, then retry. "
-            "If it is another one, create it there under another id, and discard this."
+            "If it is another one, create it there under another id, and discard this dead letter."
         ),
     ),
     "permission_missing": Remedy(

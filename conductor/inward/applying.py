@@ -125,7 +125,7 @@ class InboundApplier:
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
             require_deletion(connection, subscriber.records, link.record_id)
-            return self._skip(connection, incoming, link, "the record does not exist in the database any more")
+            return self._skip(connection, incoming, link, "the record no longer exists in the database")
         if overwritten and not incoming.newest:
             return NeedsFetch("a write of ours may have overwritten this edit")
         if (weighed := self._weigh(connection, incoming, link)) is not None:
@@ -353,7 +353,7 @@ def _is_newer(at: datetime | None, link: LinkRow) -> bool:
 
 
 def _refuse_hidden(connection: sa.Connection, incoming: Incoming) -> None:
-    """Refuse an external record whose own record of ours was created and not deleted, but is not shown."""
+    """Refuse an external record whose linked record exists here but is not visible to us."""
     records, ours = incoming.subscriber.records, incoming.external.record_id
     if ours is not None and last_captured(connection, records, [ours]).get(ours) == "created":
         raise Absent(records, ours)

@@ -142,9 +142,9 @@ class InboxProcessor:
             return self._fetch_and_apply(subscriber, External(external_id, at=at))
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
-            return Postponed("held by the mass-delete guard", self.context.policy.stale_seconds)
+            return Postponed("held by the delete guard", self.context.policy.stale_seconds)
         except Stopping:
-            return Postponed("this process stops", 0.0)
+            return Postponed("the process is shutting down", 0.0)
         except SyncError as error:
             if not error.pauses_system:
                 raise

@@ -78,7 +78,7 @@ class Postponed:
 
 
 class HeldByDeleteGuard(Exception):
-    """The mass-delete guard holds a deletion until an operator allows it.
+    """The delete guard holds a deletion until an operator allows it.
 
     An exception, because the transaction has to roll back: no record of a held page is applied.
     """

@@ -63,7 +63,7 @@ class RecordMerger:
         if result.take:
             ours_now = self._update_record(connection, incoming, link.record_id, record, result.take)
         new_base, new_remote_values = rebase(result, base, remote_values, ours_now)
-        # The system does not hold an overwritten edit any more, so it is owed that value.
+        # The system no longer holds an overwritten edit, so it is owed that value.
         new_base |= {path: incoming.flat.get(path) for path in overwritten}
         new_remote_values = {path: value for path, value in new_remote_values.items() if path not in overwritten}
         values: state.Values = {

@@ -41,7 +41,7 @@ class Turn:
     position: dict[str, Any] | None
     #: When it began, by our clock.
     began: datetime
-    #: The inbox rows of records that could not be applied at once.
+    #: The inbox rows of records that could not be applied immediately.
     postponed: list[int] = field(default_factory=list)
 
 
@@ -126,7 +126,9 @@ class Polling:
         except Stopping:
             return None
         except TurnLost:
-            logger.warning("the poll of %s took too long over a page; another one continues", subscriber.name())
+            logger.warning(
+                "the poll of %s exceeded its lease on one page; another poll has taken over", subscriber.name()
+            )
             return count
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")

@@ -55,7 +55,7 @@ class InboxReplay:
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
-                raise ValueError(gettext("inbox #{number} is waiting already or does not exist", number=inbox_id))
+                raise ValueError(gettext("event #{number} is already waiting, or does not exist", number=inbox_id))
             self.context.audit(connection, by, "inbox.replay", f"#{inbox_id} {row.system}", event=row.event_id)
 
     def discard(self, inbox_id: int, by: str, reason: str) -> None:
@@ -73,7 +73,7 @@ class InboxReplay:
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
-                raise ValueError(gettext("inbox #{number} is applied already, or there is none", number=inbox_id))
+                raise ValueError(gettext("event #{number} was already applied, or does not exist", number=inbox_id))
             letter = self.letters.of_inbox(connection, inbox_id)
             self.letters.close(connection, [letter] if letter is not None else [], result)
             details = {"event": row.event_id, "reason": reason.strip()}

@@ -1,6 +1,6 @@
 """What it means that the database shows no record: only a captured deletion is one.
 
-A row may be hidden from the hub's database user, or a deletion may have passed the triggers. Neither may delete the
+A row may be hidden from the hub's database user, or a deletion may have bypassed the triggers. Neither may delete the
 record in a system.
 """
 
@@ -24,7 +24,7 @@ class Absent(Reject):
     def __init__(self, catalogue: Catalogue, record_id: str) -> None:
         super().__init__(
             f"{catalogue.table.name} shows no record {record_id}, but no deletion of it was captured: it is hidden "
-            "from the hub's database user, or it was deleted while the triggers were off"
+            "from Syncflow's database user, or it was deleted while the triggers were off"
         )
 
 

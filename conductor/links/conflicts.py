@@ -92,7 +92,7 @@ def close_conflicts(
 def close_deleted(connection: sa.Connection, deleted: Collection[tuple[str, str]], now: datetime) -> None:
     """Close the open conflicts of records that were deleted here, for subscribers that do not receive the deletion.
 
-    `deleted`: (subscriber, record id). No operator could decide these any more.
+    `deleted`: (subscriber, record id). No operator could decide these from then on.
     """
     if not deleted:
         return

@@ -49,7 +49,7 @@ class WaitsFor(SyncError):
 class Verdict:
     """The decision about a record that waits: `error` fails it, `skip` skips it, else it waits for the link `parent`.
 
-    Without `parent` it need not wait any more. `publish` is the link (subscriber, record) to publish now.
+    Without `parent` it no longer needs to wait. `publish` is the link (subscriber, record) to publish now.
     """
 
     error: SyncError | None = None
@@ -142,11 +142,11 @@ class Relations:
         if parent.unsubscription_id is not None:
             if not lock_rules(connection, [parent.unsubscription_id]):
                 return Verdict(publish=(subscriber.name(), link.record_id))  # it is being lifted
-            skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} covers it"
+            skip = f"{what} is not in {subscriber.system}: unsubscription #{parent.unsubscription_id} holds it back"
             return Verdict(skip=skip, unsubscription_id=parent.unsubscription_id)
         if parent.is_linked:
             return Verdict(publish=(subscriber.name(), link.record_id))  # it was delivered meanwhile
-        why = f"{what} is not in {subscriber.system}: unlinked, unwanted or deleted"
+        why = f"{what} is not in {subscriber.system}: unlinked, filtered out or deleted"
         return Verdict(Reject(why, code="relation_missing"), parent=parent.id)
 
     def _owe(self, connection: sa.Connection, name: str, wait: WaitsFor) -> LinkRow | None:

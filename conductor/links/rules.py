@@ -68,8 +68,8 @@ def _reason(row: sa.Row[Any]) -> str:
     until = gettext("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
     inside = ", ".join(part for part in (row.reason, until) if part)
     if inside:
-        return gettext("unsubscription #{number} ({inside}) covers it", number=row.id, inside=inside)
-    return gettext("unsubscription #{number} covers it", number=row.id)
+        return gettext("unsubscription #{number} ({inside}) holds it back", number=row.id, inside=inside)
+    return gettext("unsubscription #{number} holds it back", number=row.id)
 
 
 def unsubscribed_names(text: str | None) -> set[str]:

@@ -226,7 +226,7 @@ class _Tally:
                 self.refusal = self.refusal or f"{subscriber.records.name} {record_id}: {new}"
             return
         known = {} if isinstance(old, SyncError) else old
-        # A field that is not mapped any more keeps its value in the system: only new and differing values count.
+        # A field that is no longer mapped keeps its value in the system: only new and differing values count.
         differing = [path for path, value in new.items() if path not in known or not same(value, known[path])]
         if differing:
             self.changing += 1

@@ -39,7 +39,7 @@ class Mappings:
         A caller that has read the newest `version` already passes it, which saves the query.
 
         Raises:
-          MappingRefused: the saved mapping does not fit the code or the table any more.
+          MappingRefused: the saved mapping no longer fits the code or the table.
         """
         if version is None:
             version = self.version(connection, name)
@@ -52,7 +52,7 @@ class Mappings:
     def latest(self, name: str) -> tuple[Mapper, int]:
         """Return the newest mapping of a subscriber and its version, for an editor.
 
-        If the saved mapping does not fit any more, that is the code's own mapping, from which an operator can fix it.
+        If the saved mapping no longer fits, that is the code's own mapping, from which an operator can fix it.
         """
         with self.context.database.read() as connection:
             try:
@@ -92,7 +92,7 @@ class Mappings:
 
         Raises:
           MappingRefused: a row is invalid.
-          MappingConflict: `expected_version` is not the newest any more.
+          MappingConflict: `expected_version` is no longer the newest.
         """
         if rows is not None:
             mapper_of(self.context.subscribers[name], rows)
@@ -102,13 +102,13 @@ class Mappings:
                 if self.version(connection, name) != expected_version:
                     raise MappingConflict(
                         gettext(
-                            "{name}: version {version} is not the newest any more", name=name, version=expected_version
+                            "{name}: version {version} is no longer the newest", name=name, version=expected_version
                         )
                     )
                 self._insert(connection, name, rows, by, version)
         except sa.exc.IntegrityError:
             raise MappingConflict(
-                gettext("{name}: another operator saved version {version} first", name=name, version=version)
+                gettext("{name}: another user saved version {version} first", name=name, version=version)
             ) from None
         return version
 

@@ -90,13 +90,13 @@ def verify_gone(subscriber: Subscriber, plans: list[Plan]) -> None:
     found = call_safely(subscriber.bulk_fetch, ids)
     for plan, one in zip(doubted, [found] * len(doubted) if isinstance(found, SyncError) else found, strict=True):
         assert plan.error is not None
-        plan.fail(_seen_or_gone(subscriber, plan.error, one).with_reply(plan.error.reply))
+        plan.fail(_seen_or_gone(subscriber, plan.error, one).with_response(plan.error.response))
 
 
 def _seen_or_gone(subscriber: Subscriber, gone: SyncError, found: External | SyncError) -> SyncError:
     """Return the error of a record that was reported as gone, by what a fetch found."""
     if isinstance(found, SyncError) and found.merged_into is not None:
-        message = f"it was merged there into {found.merged_into}, as a poll will tell"
+        message = f"it was merged there into {found.merged_into}; the next poll will report it"
         return Retry(message, after=subscriber.poll_seconds, request_id=gone.request_id)
     if isinstance(found, SyncError):
         return gone if found.unlinks else found
@@ -135,7 +135,9 @@ def identify_created(subscriber: Subscriber, plan: Plan) -> None:
         plan.error, plan.external = None, found
         plan.finish("delivered", "the answer had no id; the record was found")
     elif isinstance(found, Unidentified) and plan.error is not None:
-        plan.fail(type(found)(f"{plan.error}; {found}", request_id=plan.error.request_id).with_reply(plan.error.reply))
+        plan.fail(
+            type(found)(f"{plan.error}; {found}", request_id=plan.error.request_id).with_response(plan.error.response)
+        )
 
 
 # --- a write whose answer does not show what was stored ---------------------------------------------------

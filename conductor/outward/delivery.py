@@ -282,7 +282,7 @@ class Outward:
         taken = leases.take_unchanged(connection, rows, [plan.claim.version for plan in plans])
         return {row["id"]: row for row in rows if row["id"] in taken}
 
-    # --- the mass-delete guard ----------------------------------------------------------------------
+    # --- the delete guard ----------------------------------------------------------------------
 
     def _hold_deletes(self, subscriber: Subscriber, plans: list[Plan]) -> list[Plan]:
         """Postpone deletions that the guard does not allow; return those that it has counted and allows."""
@@ -293,7 +293,7 @@ class Outward:
         ):
             return fresh
         for plan in deletes:
-            plan.finish("waiting", "held by the mass-delete guard")
+            plan.finish("waiting", "held by the delete guard")
         return []
 
     def _refund_deletes(self, subscriber: Subscriber, counted: list[Plan], at: datetime) -> None:

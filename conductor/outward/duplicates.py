@@ -1,7 +1,7 @@
 """Duplicates: a system refuses a record because another one there has a value that must be unique.
 
 That other record is looked up. If no record of ours is linked to it, it is ours: it is linked by its match values, and
-both sides are merged. If it belongs to a record of ours that is about to give the value free, this one waits for it.
+both sides are merged. If it belongs to a record of ours that is about to release the value, this one waits for it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def free(subscriber: Subscriber, plan: Plan) -> None:
 
 
 def freeing_first(subscriber: Subscriber, plans: list[Plan]) -> list[Plan]:
-    """Sort updates so that one that gives a match value free comes before the one that takes it."""
+    """Sort updates so that one that releases a match value comes before the one that takes it."""
     matched = [path for path in map(subscriber.mapper.path_of, subscriber.match_on) if path is not None]
     paths = matched or list(dict.fromkeys(path for plan in plans for path in plan.differing))
     frees = {
@@ -142,7 +142,7 @@ class Duplicates:
         return Decision(state.linked(existing.id, base={}) | state.postponed(0, retry_at))
 
     def _try_again(self, plan: Plan) -> Decision | None:
-        """Try once more: another process, or the rest of this batch, may have given the value free meanwhile."""
+        """Try once more: another process, or the rest of this batch, may have released the value meanwhile."""
         if plan.claim.link.attempts or self.context.policy.max_attempts == 1:
             return None
         plan.finish("failed", str(plan.error))
@@ -169,10 +169,10 @@ class Duplicates:
         if holder.dead_at is not None:
             return Decision(error=_refused(plan, f"{what} has the value there, and is a dead letter"))
         if waits_for(connection, holder, plan.claim.link.id) and not plan.freed:
-            message = f"it exchanges a unique value with {what}: give one of them a free value first, then its own"
+            message = f"it exchanges a unique value with {what}: give one of them an unused value first, then its own"
             return Decision(error=_refused(plan, message))
         plan.error = None
-        plan.finish("waiting", f"it waits until {what} gives its value free in {subscriber.system}")
+        plan.finish("waiting", f"waiting until {what} releases its value in {subscriber.system}")
         retry_at = unless_newer(plan, self.context.later(self.context.policy.retry_min_seconds))
         values = self._unsent(plan) | state.blocked(holder.id, retry_at)
         if plan.freed:
@@ -212,7 +212,7 @@ def _refused(plan: Plan, why: str) -> Reject:
     assert plan.error is not None
     error = Reject(f"{plan.error}; {why}", fields=plan.error.fields, code="duplicate")
     error.request_id = plan.error.request_id
-    return error.with_reply(plan.error.reply)
+    return error.with_response(plan.error.response)
 
 
 def _link_to(connection: sa.Connection, subscriber: Subscriber, external: External | None) -> LinkRow | None:

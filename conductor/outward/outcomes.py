@@ -130,10 +130,10 @@ def failed_values(plan: Plan, error: SyncError) -> state.Values:
 
 
 def delivery_row(subscriber: Subscriber, plan: Plan, now: datetime, secrets: tuple[str, ...]) -> dict[str, Any]:
-    """Return the history's row of a delivery; its reply quotes none of the `secrets`."""
+    """Return the history's row of a delivery; its response quotes none of the `secrets`."""
     link, external, error = plan.claim.link, plan.external, plan.error
     request_id = error.request_id if error else external.request_id if external else None
-    answer = error.reply if error else external.data if external else None
+    answer = error.response if error else external.data if external else None
     payload = {path: plan.flat[path] for path in sorted(plan.sent)}
     return {
         "subscriber": subscriber.name(),
@@ -145,7 +145,7 @@ def delivery_row(subscriber: Subscriber, plan: Plan, now: datetime, secrets: tup
         "reason": plan.reason,
         "error": type(error).__name__ if error else None,
         "payload": redact(payload) or None,
-        "reply": reply_text(answer, secrets) if answer else None,
+        "response": reply_text(answer, secrets) if answer else None,
         "attempt": link.attempts + 1,
         "request_id": request_id,
         "at": now,

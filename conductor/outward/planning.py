@@ -222,9 +222,7 @@ def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) ->
     # Without `fetch`, the parts of an object that are not mapped are unknown, so that it is sent as it is mapped.
     plan = Plan(claim, replaces=subscriber.replaces) if subscriber.can_fetch else Plan(claim)
     if batch.mapper is None:
-        plan.fail(
-            Reject(f"the mapping of {subscriber.name()} does not fit its table any more", code="mapping_outdated")
-        )
+        plan.fail(Reject(f"the mapping of {subscriber.name()} no longer fits its table", code="mapping_outdated"))
         return plan
     outcome = call_safely(_choose, subscriber, plan, batch, batch.mapper)
     if isinstance(outcome, SyncError):
@@ -281,16 +279,16 @@ def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Ma
         _choose_removal(subscriber, plan)
         return
     if not subscriber.wants(claim.record):
-        plan.finish("skipped", f"{subscriber.name()} does not want this record")
+        plan.finish("skipped", f"{subscriber.name()} filters this record out")
         return
     # Where on_gone deletes our record as well, one that exists was created since, and is sent.
     stays_unlinked = claim.link.deleted_remotely and subscriber.on_gone in ("unlink", "archive")
     if claim.link.unlinked_at is not None and stays_unlinked:
         when = f"{claim.link.unlinked_at:%Y-%m-%d %H:%M} UTC"
-        plan.finish("skipped", f"it was deleted in {subscriber.system} at {when} and is unlinked since")
+        plan.finish("skipped", f"it was deleted in {subscriber.system} at {when} and has been unlinked since then")
         return
     if claim.link.is_linked and claim.link.base == {}:
-        plan.finish("waiting", f"it was found in {subscriber.system}, and both sides are merged first")
+        plan.finish("waiting", f"it was found in {subscriber.system}; both sides will be merged first")
         return
     plan.operation = "update" if claim.link.is_linked else "create"
     record = Relations.check(subscriber, mapper, claim.link, claim.record, batch.related)

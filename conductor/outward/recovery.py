@@ -74,7 +74,7 @@ class Recovery:
         with self.context.database.read_autocommit() as connection:
             leaked = connection.execute(sa.select(SyncContext.origin, SyncContext.unsubscribe)).first()
         if leaked is not None:
-            logger.warning("a writer has committed inside its sync context (%s); it is forgotten now", leaked)
+            logger.warning("a writer committed with its sync context still set (%s); clearing the context", leaked)
             with self.context.database.write() as connection:
                 connection.execute(sa.delete(SyncContext))
 

@@ -88,7 +88,9 @@ class ResultWriter:
             except sa.exc.OperationalError:
                 raise
             except Exception:
-                logger.debug("%s: `record` finds out which row cannot be stored", subscriber.name(), exc_info=True)
+                logger.debug(
+                    "%s: a batch could not be stored; storing each row separately", subscriber.name(), exc_info=True
+                )
         ended = [plan for plan in plans if plan.claim.link.id in written]
         to_note = not batch.permit.noted or self.breaker.has_new_rate(subscriber.system)
         if to_note and any(plan.was_answered for plan in ended):
@@ -336,7 +338,7 @@ def _ignore_lifted_rules(connection: sa.Connection, plans: list[Plan]) -> None:
 def _finish_too_late(plan: Plan) -> None:
     """End a plan whose lease another process has: what follows, such as a dead letter, is recorded there."""
     if plan.outcome is None:
-        plan.finish("waiting" if plan.duration is None else "failed", f"too late: {plan.error}")
+        plan.finish("waiting" if plan.duration is None else "failed", f"the lease was lost: {plan.error}")
 
 
 def _reported(plans: list[Plan]) -> Iterator[Plan]:

@@ -157,7 +157,7 @@ class Sender:
     def _inspect_batch(
         self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, watch: OutageWatch
     ) -> bool:
-        """Inspect the records for which that is necessary; return False if nothing may be sent any more."""
+        """Inspect the records for which that is necessary; return False if nothing may be sent."""
         for plan in plans:
             if plan.is_open and plan.operation != "none" and batch.mapper is not None and must_inspect(plan):
                 is_short = self._is_short(plan)
@@ -233,7 +233,7 @@ def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str)
 def _calls(subscriber: Subscriber, plans: list[Plan], most: int | None) -> Iterator[Call]:
     """Yield the calls that the open plans need, of `most` records each.
 
-    Those that give unique values free come first, then those that take them.
+    Those that release unique values come first, then those that take them.
     """
     for operation, method in (
         ("delete", subscriber.bulk_delete),

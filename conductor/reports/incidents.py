@@ -56,7 +56,10 @@ def system_incidents(status: SystemStatus, row: Any) -> list[Incident]:
         )
         what = gettext("{name} is down: {reason}.", name=status.name, reason=row.down_reason)
         next_at = None if row.paused_at else row.probe_at
-        doing = gettext("{pending}; no attempt is used up.", pending=_sentence(pending_text(status.owed))) + f" {tries}"
+        doing = (
+            gettext("{pending}; this does not count as an attempt.", pending=_sentence(pending_text(status.owed)))
+            + f" {tries}"
+        )
         found.append(Incident("down", status.name, what, doing, row.down_since, next_at))
     for s in status.subscribers:
         if s.poll_error:

@@ -34,7 +34,7 @@ class RecordStatus:
     word: str
     sentence: list[str | datetime]
     link: Any = None
-    #: The open dead letter, the unsubscription that covers it, fields that wait for an operator.
+    #: The open dead letter, the unsubscription that holds it back, fields that wait for an operator.
     letter: Any = None
     rule: int | None = None
     conflicts: int = 0
@@ -232,7 +232,7 @@ def _unlinked(case: _Case) -> RecordStatus:
         if case.link.deleted_remotely
         else gettext("deleted or unlinked by Syncflow at {time}", time=_TIME)
     )
-    ended = gettext("; nothing is sent any more") if case.exists else ""
+    ended = gettext("; later changes are not sent") if case.exists else ""
     return case.says(*_timed(words, case.link.unlinked_at), ended)
 
 

@@ -52,7 +52,7 @@ class SystemCaller:
                 self.context.systems[system].pace()
                 result = self._call(subscriber, call)
         except Stopping:
-            raise SystemUnavailable("this process stops", 0.0) from None
+            raise SystemUnavailable("the process is shutting down", 0.0) from None
         except SystemDown as error:
             self.context.database.run_in_transaction(self.breaker.went_down, system, error)
             raise SystemUnavailable(str(error), error.after or self.context.policy.probe_min_seconds) from None

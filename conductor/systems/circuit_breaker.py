@@ -87,7 +87,10 @@ class CircuitBreaker:
         return Permit(open=True) if row is None else self.permit_for(name, row, overdue=overdue)
 
     def permit_for(self, name: str, row: Any, *, probe: bool = True, overdue: float = 0.0) -> Permit:
-        """Do the same for a row with `BREAKER_COLUMNS`. Without `probe`, a system that is down is not probed."""
+        """Return the permit for a row with `BREAKER_COLUMNS` that was read already.
+
+        Without `probe`, a system that is down is not probed.
+        """
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
             return Permit(open=False, reason=why, after=self.context.policy.stale_seconds)
@@ -107,7 +110,7 @@ class CircuitBreaker:
         return Permit(open=True, probing=True, alone=alone, failing=is_failing)
 
     def is_paused(self, name: str) -> bool:
-        """Return whether an operator or the mass-delete guard has paused this system."""
+        """Return whether an operator or the delete guard has paused this system."""
         with self.context.database.read_autocommit() as connection:
             paused = sa.select(System.paused_at).where(System.name == name)
             return connection.execute(paused).scalar() is not None

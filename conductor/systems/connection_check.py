@@ -66,8 +66,8 @@ class ConnectionCheck:
             prefix = system.upper().replace("-", "_")
             raise ValueError(f"{system} is not configured: set {prefix}_... in the environment or .env")
         if not names:
-            known = ", ".join(sorted(self.context.systems)) or "none is configured"
-            raise ValueError(f"no system {system!r}; there are: {known}")
+            known = ", ".join(sorted(self.context.systems)) or "none"
+            raise ValueError(f"unknown system {system!r}; known systems: {known}")
         return names
 
     def subscriber(self, name: str) -> list[Finding]:

@@ -15,7 +15,7 @@ from models.ledger import Inbox
 from models.query_hints import no_index
 from subscribers.system import System
 
-#: How long the mass-delete guard lets deletes pass after an operator has allowed them.
+#: How long the delete guard lets deletions pass after an operator has allowed them.
 _DELETES_ALLOWED_SECONDS = 3600
 
 
@@ -50,7 +50,7 @@ class SystemControl(Mapping[str, System]):
     def resume(self, system: str, by: str, *, allow_deletes: bool = False) -> None:
         """Resume a system; the next sweep publishes what waited. A system that is down is probed immediately.
 
-        `allow_deletes`: deletes pass the mass-delete guard for the next hour.
+        `allow_deletes`: deletions pass the delete guard for the next hour.
 
         Raises:
           ValueError: there is no such system.
@@ -108,5 +108,5 @@ class SystemControl(Mapping[str, System]):
 
     def _require(self, system: str) -> None:
         if system not in self:
-            known = ", ".join(sorted(self)) or gettext("none is configured")
-            raise ValueError(gettext("no system {name!r}; there are: {known}", name=system, known=known))
+            known = ", ".join(sorted(self)) or gettext("none")
+            raise ValueError(gettext("unknown system {name!r}; known systems: {known}", name=system, known=known))

@@ -1,6 +1,6 @@
-"""The mass-delete guard: it pauses a system after unusually many deletes to or from it, until an operator decides.
+"""The delete guard: it pauses a system after unusually many deletions to or from it, until an operator decides.
 
-A wrong WHERE clause, a failed import or an API key of an empty account looks like many deletes, and no later sync
+A wrong WHERE clause, a failed import or an API key of an empty account looks like many deletions, and no later sync
 restores a deleted record.
 """
 
@@ -13,21 +13,21 @@ import sqlalchemy as sa
 from conductor.context import Context
 from models.ledger import System
 
-#: The time over which deletes are counted.
+#: The time over which deletions are counted.
 WINDOW_SECONDS = 600
 
 #: The name under which the guard pauses a system.
-GUARD = "mass-delete guard"
+GUARD = "delete guard"
 
 
 class DeleteGuard:
-    """Counts deletes by system, in the transaction that makes or plans them."""
+    """Counts deletions by system, in the transaction that makes or plans them."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
 
     def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
-        """Count these deletes and return whether they may be made. If not, the system is paused."""
+        """Count these deletions and return whether they may be made. If not, the system is paused."""
         limit = self.context.systems[name].delete_limit
         if not deletes or limit is None:
             return True
@@ -51,7 +51,7 @@ class DeleteGuard:
         return False
 
     def refund(self, connection: sa.Connection, name: str, deletes: int, counted_at: datetime) -> None:
-        """Take back the count of deletes that were not made; they count again when they are retried."""
+        """Take back the count of deletions that were not made; they count again when they are retried."""
         left = sa.case((System.deletes > deletes, System.deletes - deletes), else_=0)
         same_window = System.deletes_since <= counted_at
         connection.execute(sa.update(System).where(System.name == name, same_window).values(deletes=left))
@@ -65,7 +65,7 @@ class DeleteGuard:
             .values(
                 paused_at=self.context.clock(),
                 paused_by=GUARD,
-                pause_reason=f"more than {limit} deletes {direction} {name} within {WINDOW_SECONDS // 60} minutes; "
-                "resume it with deletes allowed if they are meant, or unsubscribe the operation delete first if not",
+                pause_reason=f"more than {limit} deletions {direction} {name} within {WINDOW_SECONDS // 60} minutes; "
+                "resume it with deletions allowed if they are intended, or else unsubscribe the operation delete first",
             )
         )

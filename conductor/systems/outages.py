@@ -149,6 +149,6 @@ def as_down(error: SyncError, why: str) -> SystemDown:
     """Return the error of an outage for a call that failed without an answer."""
     down = SystemDown(
         f"{error}; {why}", after=error.after, maybe_done=error.maybe_done, request_id=error.request_id
-    ).with_reply(error.reply)
+    ).with_response(error.response)
     down.unanswered, down.server_failed = error.unanswered, error.server_failed
     return down

@@ -68,8 +68,10 @@ class Backfill(TaskKind):
         """
         found = self.context.subscribers.get(subscriber)
         if found is None:
-            known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
-            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
+            known = ", ".join(sorted(self.context.subscribers)) or gettext("none")
+            raise ValueError(
+                gettext("unknown subscriber {name!r}; known subscribers: {known}", name=subscriber, known=known)
+            )
         if found.match_on and not _lists(found):
             raise ValueError(
                 gettext(

@@ -1,6 +1,6 @@
 """Reconcile: compare the linked records of a subscriber with the system, and report the differences per field.
 
-Such drift comes from changes that passed the hub: a backup restored on either side, events that were lost.
+Such drift comes from changes that bypassed the hub: a backup restored on either side, events that were lost.
 With `repair` the system's values are merged as if it had reported them, and ours become pending.
 """
 

@@ -30,7 +30,7 @@ class ReplayWebhooks(TaskKind):
           ValueError: there is no such system, or no event in the window.
         """
         if window.system not in self.context.systems:
-            raise ValueError(gettext("no system {name!r}", name=window.system))
+            raise ValueError(gettext("unknown system {name!r}", name=window.system))
         if window.since >= window.until:
             raise ValueError(gettext("the period ends before it starts"))
         total = self.services.replay.count(window)

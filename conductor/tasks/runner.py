@@ -107,7 +107,7 @@ class TaskKind(ABC):
         """Return the subscriber of a task.
 
         Raises:
-          ValueError: it is not configured any more.
+          ValueError: it is no longer configured.
         """
         found = self.context.subscribers.get(task.subscriber or "")
         if found is None:
@@ -144,7 +144,11 @@ class TaskRunner:
         """
         if kind not in self.kinds:
             raise ValueError(
-                gettext("no kind of task {kind!r}; there are: {known}", kind=kind, known=", ".join(sorted(self.kinds)))
+                gettext(
+                    "unknown kind of task {kind!r}; known kinds: {known}",
+                    kind=kind,
+                    known=", ".join(sorted(self.kinds)),
+                )
             )
         return self.kinds[kind].start(by, **arguments)
 
@@ -163,8 +167,10 @@ class TaskRunner:
           ValueError: there is no such subscriber.
         """
         if subscriber is not None and subscriber not in self.context.subscribers:
-            known = ", ".join(sorted(self.context.subscribers)) or gettext("none is configured")
-            raise ValueError(gettext("no subscriber {name!r}; there are: {known}", name=subscriber, known=known))
+            known = ", ".join(sorted(self.context.subscribers)) or gettext("none")
+            raise ValueError(
+                gettext("unknown subscriber {name!r}; known subscribers: {known}", name=subscriber, known=known)
+            )
         values = {"kind": kind, "subscriber": subscriber, "argument": argument or {}, "total": total, "by": by}
         with self.context.database.write() as connection:
             insert = sa.insert(Task).values(**values, state="running", created_at=self.context.clock())

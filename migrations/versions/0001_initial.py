@@ -248,7 +248,7 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
-        sa.Column("reply", sa.Text(), nullable=True),
+        sa.Column("response", sa.Text(), nullable=True),
         sa.Column("inbox_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("attempt", sa.Integer(), server_default="1", nullable=False),
         sa.Column("request_id", sa.String(length=128), nullable=True),

@@ -46,7 +46,7 @@ TITLES = {
     "path": gettext_noop("External field"),
     "direction": gettext_noop("Direction"),
     "transform": gettext_noop("Transform"),
-    "link": gettext_noop("Points to"),
+    "link": gettext_noop("Relation to"),
     "conflict": gettext_noop("On conflict"),
     "default": gettext_noop("Default"),
     "required": gettext_noop("Required"),

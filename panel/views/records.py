@@ -95,7 +95,7 @@ class Records(PanelView):
         _catalogue(catalogue)
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            self.conductor.push(catalogue, record_id, by=self.current_email)
+            self.conductor.sync(catalogue, record_id, by=self.current_email)
         except ValueError as error:
             return redirect_error(f"{error}.", here)
         return redirect_success(gettext("Sync started. Fields that differ are sent to every system."), here)

@@ -87,7 +87,7 @@ class Systems(PanelView):
         meant = form_field("deletes") == "yes"
         self.conductor.systems.resume(system, self.current_email, allow_deletes=meant)
         words = (
-            gettext("{system} is resumed. Deletes are allowed for one hour.", system=system)
+            gettext("{system} is resumed. Deletions are allowed for one hour.", system=system)
             if meant
             else gettext("{system} is resumed.", system=system)
         )

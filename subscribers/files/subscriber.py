@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 #: Characters of a file's name that are kept after the time is prepended.
 _LONGEST_NAME = 150
-#: Rows missing in a snapshot, in one transaction: enough for the mass-delete guard to see them together.
+#: Rows missing in a snapshot, in one transaction: enough for the delete guard to see them together.
 _DELETED_AT_ONCE = 5_000
 #: Names of files that are still being written.
 _UNFINISHED = (".part", ".tmp", ".filepart", ".crdownload", "~")

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, SecretStr
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
-from subscribers.errors import LONGEST_REPLY, Retry, SyncError, clean
+from subscribers.errors import LONGEST_RESPONSE, Retry, SyncError, clean
 from subscribers.http.failures import (
     STATUSES,
     describe_error,
@@ -106,7 +106,7 @@ class Http:
         """`statuses` overrides entries of `STATUSES` for a vendor.
 
         `classify(response, writes)` may return the error of a response first, where the status is not enough.
-        The values of `secret_headers` are removed from messages and replies, in case the system echoes them.
+        The values of `secret_headers` are removed from messages and responses, in case the system echoes them.
         """
         self.base_url = base_url.rstrip("/")
         self._headers = dict(headers or {})
@@ -153,7 +153,7 @@ class Http:
                 maybe_done=writes,
                 server_failed=True,
                 request_id=self.request_id(response),
-            ).with_reply(response.text[:LONGEST_REPLY])
+            ).with_response(response.text[:LONGEST_RESPONSE])
         return response
 
     def _send(self, method: str, url: str, writes: bool, options: dict[str, Any]) -> requests.Response:
@@ -202,12 +202,12 @@ class Http:
                 request_id=self.request_id(response),
                 table=self._statuses,
             )
-        reply = clean(response.text[: 2 * LONGEST_REPLY])
+        quoted = clean(response.text[: 2 * LONGEST_RESPONSE])
         for secret in self._secrets(response):  # the system may echo them
             error.args = (str(error).replace(secret, "***"),)
-            reply = reply.replace(secret, "***")
+            quoted = quoted.replace(secret, "***")
             error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
-        return error.with_reply(reply)
+        return error.with_response(quoted)
 
     def _secrets(self, response: requests.Response) -> Iterator[str]:
         for sent in (*response.history, response):

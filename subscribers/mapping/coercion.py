@@ -97,7 +97,7 @@ def _reader(kind: sa.types.TypeEngine[Any], expected: type) -> Callable[[str], A
 
 def _as_list(column: sa.Column[Any], kind: sa.ARRAY[Any], value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(gettext("{value!r} is no list, which {name} requires", value=value, name=column.name))
+        raise ValueError(gettext("{value!r} is not a list, but {name} requires one", value=value, name=column.name))
     return [
         None
         if one is None
@@ -112,7 +112,7 @@ def _as_range(column: sa.Column[Any], kind: Any, value: Any) -> Any:
     bound = _BOUNDS[type(kind)]
     if isinstance(kind, AbstractMultiRange):
         if not isinstance(value, list):
-            raise ValueError(gettext("{value!r} is no list, which {name} requires", value=value, name=column.name))
+            raise ValueError(gettext("{value!r} is not a list, but {name} requires one", value=value, name=column.name))
         return [read_range(one, lambda end: _as_type(column, bound, end)) for one in value]
     return read_range(value, lambda end: _as_type(column, bound, end))
 
@@ -120,7 +120,7 @@ def _as_range(column: sa.Column[Any], kind: Any, value: Any) -> Any:
 def _finite(kind: type, text: str) -> Any:
     number = kind(text.strip())
     if not math.isfinite(number):
-        raise ValueError(gettext("{value} is no finite number", value=text))
+        raise ValueError(gettext("{value} is not a finite number", value=text))
     return number
 
 
@@ -128,7 +128,7 @@ def _decimal(text: str) -> Decimal:
     try:
         return Decimal(_finite(Decimal, text))
     except ArithmeticError:
-        raise ValueError(gettext("{value!r} is no number", value=text)) from None
+        raise ValueError(gettext("{value!r} is not a number", value=text)) from None
 
 
 def _whole(text: str) -> Any:

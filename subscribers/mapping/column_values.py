@@ -156,11 +156,11 @@ def read_duration(text: str) -> timedelta:
     """Return the duration that `duration_form` has written.
 
     Raises:
-      ValueError: it is no duration of days and shorter units.
+      ValueError: it is not a duration of days and shorter units.
     """
     found = _DURATION.fullmatch(text.strip())
     if found is None or not any(found.group(name) for name in ("days", "hours", "minutes", "seconds")):
-        raise ValueError(gettext("{value!r} is no duration such as P1DT2H", value=text))
+        raise ValueError(gettext("{value!r} is not a duration such as P1DT2H", value=text))
     days, hours, minutes = (int(found.group(name) or 0) for name in ("days", "hours", "minutes"))
     seconds = Decimal(found.group("seconds") or 0)
     length = timedelta(days=days, hours=hours, minutes=minutes, microseconds=int(seconds * 1_000_000))

@@ -75,7 +75,7 @@ def find(spec: str) -> Transform:
     kind = TRANSFORMS.get(name)
     if kind is None:
         raise ValueError(
-            gettext("there is no transform {name!r}; known are {known}", name=spec, known=", ".join(TRANSFORMS))
+            gettext("unknown transform {name!r}; known transforms: {known}", name=spec, known=", ".join(TRANSFORMS))
         )
     if colon and not kind.example:
         raise ValueError(

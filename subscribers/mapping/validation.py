@@ -145,7 +145,9 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
     if row.link and row.link not in CATALOGUES:
         yield (
             "link",
-            gettext("there is no catalogue {link!r}; known are {known}", link=row.link, known=", ".join(CATALOGUES)),
+            gettext(
+                "unknown catalogue {link!r}; known catalogues: {known}", link=row.link, known=", ".join(CATALOGUES)
+            ),
         )
     transform = Transform(plain, plain)
     if row.transform:

@@ -64,7 +64,9 @@ def ingest(
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
     except Gone as error:  # The object or the field in the job's address is unknown; no record is missing.
         return [
-            Reject(f"jobs/ingest: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
+            Reject(f"jobs/ingest: {error}", request_id=error.request_id, code="unknown_field").with_response(
+                error.response
+            )
         ] * len(rows)
     except SyncError as error:
         return [error] * len(rows)
@@ -113,14 +115,14 @@ def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: R
             if kind == "successfulResults":
                 found[row[key]] = (row["sf__Id"], at)
             elif kind == "failedResults":
-                found[row[key]] = by_code([_error(row["sf__Error"])]).with_reply(org.quote(row))
+                found[row[key]] = by_code([_error(row["sf__Error"])]).with_response(org.quote(row))
             else:
                 found[row[key]] = unprocessed
     return found
 
 
 def _error(text: str) -> dict[str, Any]:
-    """Parse `CODE:message:Field --` into an error as in the replies of single calls."""
+    """Parse `CODE:message:Field --` into an error as in the responses to single calls."""
     code, _, rest = text.partition(":")
     message, _, fields = rest.rpartition(":")
     names = fields.replace("--", " ").replace(",", " ").split()
@@ -138,7 +140,7 @@ def _surely(ask: Callable[[], T], deadline: float) -> T:
                 lost = Retry(
                     f"the outcome of the job is unknown: {error}", maybe_done=True, server_failed=error.may_be_outage
                 )
-                raise lost.with_reply(error.reply) from error
+                raise lost.with_response(error.response) from error
         time.sleep(pause)
         still_working()
         pause = min(pause * 2, LONGEST_PAUSE_SECONDS)

@@ -52,7 +52,7 @@ def by_code(
 ) -> SyncError:
     """Return the error for one record, or for a whole call with its HTTP `status`.
 
-    `errors` as in the API's replies: `[{"errorCode" or "statusCode", "message", "fields"}]`.
+    `errors` as in the API's responses: `[{"errorCode" or "statusCode", "message", "fields"}]`.
     """
     first = errors[0] if errors else {}
     code = str(first.get("errorCode") or first.get("statusCode") or "UNKNOWN_EXCEPTION")

@@ -266,7 +266,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
             for number, one in enumerate(answers)
             if one["httpStatusCode"] >= 300 and not _is_halted(one["body"])
         )
-        return self._refused(item, place, errors).with_reply(self.client.quote(answers[place]))
+        return self._refused(item, place, errors).with_response(self.client.quote(answers[place]))
 
     def _refused(self, item: Item, place: int, errors: Sequence[Any]) -> SyncError:
         """Return the error for a failed position in a graph: the record is 0, its rows follow."""

@@ -199,7 +199,9 @@ class SalesforceSubscriber(Subscriber):
     def _judged(self, items: Sequence[Item], outcomes: Sequence[External | SyncError]) -> list[External | SyncError]:
         pairs = zip(items, outcomes, strict=True)
         return [
-            self.explain_gone(item, one).with_reply(one.reply) if isinstance(one, SyncError) and one.unlinks else one
+            self.explain_gone(item, one).with_response(one.response)
+            if isinstance(one, SyncError) and one.unlinks
+            else one
             for item, one in pairs
         ]
 
@@ -268,7 +270,7 @@ class SalesforceSubscriber(Subscriber):
         return [
             External(str(result["id"]), item.data, at=at, record_id=item.record_id, request_id=call)
             if result.get("success")
-            else by_code(result.get("errors") or [], request_id=call).with_reply(self.client.quote(result))
+            else by_code(result.get("errors") or [], request_id=call).with_response(self.client.quote(result))
             for item, result in zip(items, results, strict=True)
         ]
 
@@ -319,13 +321,13 @@ class SalesforceSubscriber(Subscriber):
 def _gap(since: datetime, until: datetime) -> str:
     return (
         f"deletions between {since:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC may be missing, "
-        "because Salesforce reports them no more"
+        "because Salesforce no longer reports them"
     )
 
 
 def unknown_address(path: str, error: Gone) -> Reject:
     """Return the error for a call with an unknown address: the org lacks the object or field; no record is missing."""
-    return Reject(f"{path}: {error}", request_id=error.request_id, code="unknown_field").with_reply(error.reply)
+    return Reject(f"{path}: {error}", request_id=error.request_id, code="unknown_field").with_response(error.response)
 
 
 def earlier(at: datetime, seconds: float) -> datetime:

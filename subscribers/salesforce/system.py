@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import requests
 
-from subscribers.errors import LONGEST_REPLY, BadSignature, Retry, SyncError, SystemDown
+from subscribers.errors import LONGEST_RESPONSE, BadSignature, Retry, SyncError, SystemDown
 from subscribers.http.client import clock_offset, iso_time, new_session, same_secret, secrets_of, server_time
 from subscribers.http.failures import network_error
 from subscribers.http.rate_limit_headers import Rate
@@ -34,9 +34,9 @@ _USAGE = re.compile(r"(?:^|[\s;,])api-usage=(\d+)/(\d+)")
 
 @dataclass(frozen=True)
 class Usage:
-    """API calls that the org used in the last 24 hours, from the last reply (`Sforce-Limit-Info`).
+    """API calls that the org used in the last 24 hours, from the last response (`Sforce-Limit-Info`).
 
-    `read_at` is the monotonic time of that reply.
+    `read_at` is the monotonic time of that response.
     """
 
     used: int
@@ -78,7 +78,7 @@ class Salesforce(System):
         self._login: tuple[str, str] | None = None
         self._local = threading.local()
         self._clock_offset: float | None = None
-        #: None until the first reply.
+        #: None until the first response.
         self.usage: Usage | None = None
 
     def call(self, action: Callable[[Client], T], *, writes: bool = False) -> tuple[T, datetime]:
@@ -175,7 +175,7 @@ class Salesforce(System):
 
     def _last_answer(self) -> str | None:
         response: requests.Response | None = getattr(self._local, "response", None)
-        return None if response is None else self.quote(response.text[: 2 * LONGEST_REPLY])
+        return None if response is None else self.quote(response.text[: 2 * LONGEST_RESPONSE])
 
     # --- the session --------------------------------------------------------------------------------
 
@@ -202,11 +202,11 @@ class Salesforce(System):
             meaning = refusal(error, self._local.response, writes)
             if isinstance(meaning, SyncError):
                 meaning.request_id = self.request_id
-                meaning.with_reply(self._last_answer())
+                meaning.with_response(self._last_answer())
             raise meaning from None
         except ValueError:
             unreadable = Retry("the answer is not readable JSON", maybe_done=writes, server_failed=True)
-            raise unreadable.with_reply(self._last_answer()) from None
+            raise unreadable.with_response(self._last_answer()) from None
         except requests.RequestException as error:
             raise network_error(error, writes=writes) from error
         at = server_time(self._local.response) if self._local.response is not None else None

@@ -111,7 +111,7 @@ class StripeProduct(StripeSubscriber):
 
     def _archive(self, price_id: str) -> None:
         self.client.pace()
-        with suppress(Gone):  # Then it needs no archiving any more.
+        with suppress(Gone):  # Then it no longer needs archiving.
             self.client.post(f"/v1/prices/{price_id}", {"active": False})
 
 

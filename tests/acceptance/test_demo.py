@@ -43,7 +43,7 @@ def test_the_printed_login_works(demo: Demo) -> None:
 def test_commands_use_the_settings_of_a_running_demo(demo: Demo) -> None:
     demo.sql.settled()
     said = demo.command("status")
-    assert "stripe.customer" in said and "salesforce.customer" in said and "owed 0" in said
+    assert "stripe.customer" in said and "salesforce.customer" in said and "pending 0" in said
 
 
 def test_the_first_thing_to_try_a_change_in_the_database(demo: Demo) -> None:

@@ -219,16 +219,16 @@ def test_status_shows_pending_records_and_dead_letters(run: Run, sqlite_url: str
         letter = {"subscriber": "stripe.customer", "error": "Reject", "fingerprint": "f", "message": "no"}
         connection.execute(sa.insert(DeadLetter).values(**letter))
     done = run("status", **STRIPE)
-    assert done.returncode == 1 and "failing" in done.stdout and "dead 1" in done.stdout
+    assert done.returncode == 1 and "failing" in done.stdout and "dead letters 1" in done.stdout
     database.close()
 
 
 def test_poll_of_an_unknown_system_is_refused(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("poll", "nosuch")
-    assert done.returncode == 2 and "There is no system 'nosuch'; configured: none" in done.stderr
+    assert done.returncode == 2 and "unknown system 'nosuch'; known systems: none" in done.stderr
     done = run("poll", "nosuch", **STRIPE)
-    assert done.returncode == 2 and "configured: stripe" in done.stderr
+    assert done.returncode == 2 and "known systems: stripe" in done.stderr
 
 
 def test_poll_of_a_system_that_does_not_answer(run: Run, sqlite_url: str) -> None:
@@ -269,14 +269,14 @@ def test_retry_takes_effect_without_a_scheduler(run: Run, sqlite_url: str) -> No
 
 def test_push_delivers_a_record_except_to_the_unsubscribed(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
     customers(sqlite_url, "Ada")
-    done = run("push", "customer", "1", "--unsubscribe", "stripe, stripe.customer", **settings(stripe))
-    assert (done.returncode, done.stdout) == (0, "customer 1 is pushed, except to stripe, stripe.customer\n")
+    done = run("sync", "customer", "1", "--unsubscribe", "stripe, stripe.customer", **settings(stripe))
+    assert (done.returncode, done.stdout) == (0, "customer 1: sync started, except to stripe, stripe.customer\n")
     with Database(sqlite_url).read() as c:
         change = c.execute(sa.select(Change.catalogue, Change.record_id, Change.operation, Change.unsubscribe)).one()
         entry = c.execute(sa.select(AuditEntry.who, AuditEntry.action, AuditEntry.target, AuditEntry.details)).one()
     assert tuple(change) == ("customer", "1", "updated", "stripe,stripe.customer")
     assert entry.who.endswith(" (command line)")
-    assert tuple(entry)[1:] == ("record.push", "customer 1", {"unsubscribe": ["stripe", "stripe.customer"]})
+    assert tuple(entry)[1:] == ("record.sync", "customer 1", {"unsubscribe": ["stripe", "stripe.customer"]})
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_push_delivers_a_record_except_to_the_unsubscribed(run: Run, sqlite_url:
         (["customer", "7"], "there is no customer 7"),
         (["customer", "x"], "there is no customer x"),
         (["client", "1"], "there is no client 1"),
-        (["customer", "1", "--unsubscribe", "strpe"], "no system or subscriber 'strpe'; there are: stripe, "),
+        (["customer", "1", "--unsubscribe", "strpe"], "unknown system or subscriber 'strpe'; known: stripe, "),
     ],
 )
 def test_push_refuses_what_does_not_exist(
     run: Run, sqlite_url: str, stripe: StripeSimulator, given: list[str], reason: str
 ) -> None:
     customers(sqlite_url, "Ada")
-    done = run("push", *given, **settings(stripe))
+    done = run("sync", *given, **settings(stripe))
     assert done.returncode == 2 and done.stderr.startswith(reason)
 
 
@@ -306,10 +306,10 @@ def test_create_admin(run: Run, sqlite_url: str) -> None:
 
 # --- errors a user can fix are reported without a traceback -----------------------------------------------
 
-NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "push", "retry"]
+NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "sync", "retry"]
 
 
-GIVEN = {"poll": ["stripe"], "push": ["customer", "1"], "capture": ["install"], "create-admin": ["ann@x.org"]}
+GIVEN = {"poll": ["stripe"], "sync": ["customer", "1"], "capture": ["install"], "create-admin": ["ann@x.org"]}
 
 
 def arguments(name: str) -> list[str]:
@@ -428,11 +428,11 @@ def test_invalid_arguments_of_backfill_and_reconcile_are_refused(
 ) -> None:
     migrate(sqlite_url)
     for arguments, words in (
-        (("backfill", "stripe.thing"), "no subscriber 'stripe.thing'; there are: stripe.customer"),
+        (("backfill", "stripe.thing"), "unknown subscriber 'stripe.thing'; known subscribers: stripe.customer"),
         (("backfill", "stripe.customer", "--where", "land=DE"), "customer has no column 'land'"),
         (("backfill", "stripe.customer", "--where", "country"), "write COLUMN=VALUE, with each column once"),
-        (("reconcile", "stripe.thing"), "no subscriber 'stripe.thing'"),
-        (("check", "stipe"), "no system 'stipe'; there are: stripe"),
+        (("reconcile", "stripe.thing"), "unknown subscriber 'stripe.thing'"),
+        (("check", "stipe"), "unknown system 'stipe'; known systems: stripe"),
     ):
         done = run(*arguments, **settings(stripe))
         assert done.returncode == 2 and words in done.stderr
@@ -463,7 +463,7 @@ def test_new_subscriber_writes_its_files_once(run: Run, tmp_path: Path, monkeypa
         ("acme.customer", "subscribers/acme.py exists already"),
         ("Acme", "write system and catalogue in lower case"),
         ("../x.customer", "write system and catalogue in lower case"),
-        ("acme.thing", "no catalogue 'thing'; there are customer"),
+        ("acme.thing", "unknown catalogue 'thing'; known catalogues: customer"),
         ("books.invoice", "invoice requires customer_id"),
     ):
         done = run("new-subscriber", name)
@@ -545,7 +545,7 @@ def test_a_folder_that_was_fixed_is_polled_immediately(sqlite_url: str, tmp_path
     variables = {"SYNCFLOW_SYSTEMS": str(systems), "ERP_FOLDER": str(tmp_path / "erp"), "DATABASE_URL": sqlite_url}
     assert process("poll", "erp", **variables).returncode == 1
     done = process("status", **variables)
-    assert done.returncode == 1 and "fixed? ./syncflow poll erp tries it immediately" in done.stdout
+    assert done.returncode == 1 and "if this is fixed, run ./syncflow poll erp to retry now" in done.stdout
     tmp_path.joinpath("erp").mkdir()
     assert process("poll", "erp", **variables).returncode == 0
     assert process("status", **variables).returncode == 0

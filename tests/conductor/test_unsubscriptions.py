@@ -18,7 +18,7 @@ def test_an_unsubscription_also_skips_queued_changes(hub: TestHub) -> None:
     hub.run()
     assert [s["name"] for s in hub.shown("crm")] == ["Two"]
     (skip,) = rows(hub, Delivery, Delivery.outcome == "skipped")
-    assert skip.reason == f"unsubscription #{rule} (billing freeze) covers it"
+    assert skip.reason == f"unsubscription #{rule} (billing freeze) holds it back"
     assert link(hub, "crm", one).unsubscription_id == rule
     hub.conductor.unsubscriptions.lift(rule, by="ann")
     edit(hub, one, notes="flows again")

@@ -38,7 +38,7 @@ class Violation(AssertionError):
 
 
 class Crash(BaseException):
-    """The process is killed, as by SIGKILL: none of its code runs any more."""
+    """The process is killed, as by SIGKILL: none of its code runs from then on."""
 
 
 class BrokerAway(Exception):

@@ -121,7 +121,7 @@ SOME = {"column": "quantity", "path": "count"}
         (_lines({"column": "invoice_id", "path": "c"}), "has no column 'invoice_id'"),
         (_lines(SOME, {"column": "quantity", "path": "c"}), "row 1, lines 2: the column 'quantity' is mapped twice"),
         (_lines(SOME, {"column": "unit_price", "path": "count.each"}), "is inside the external field of another row"),
-        (_lines(SOME | {"transform": "eval"}), "row 1, lines 1: there is no transform 'eval'"),
+        (_lines(SOME | {"transform": "eval"}), "row 1, lines 1: unknown transform 'eval'"),
         (_lines(SOME | {"direction": "out"}), "row 1, lines 1: child rows are sent and merged as a whole"),
         (_lines(SOME | {"rows": [SOME]}), "row 1, lines 1: 'quantity' is a plain column, which cannot have `rows`"),
         (_lines(SOME | {"path": "a[0]"}), "row 1, lines 1: 'a[0]' must be a field name or a dotted path"),

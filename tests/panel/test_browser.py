@@ -216,7 +216,7 @@ def test_a_wrong_mapping_is_marked_where_it_is_wrong(browser: Browser, panel: Pa
         visit.page.get_by_label("External field of row 2").fill("not a path")
         visit.page.get_by_label("Transform of row 2").fill("uper")
         visit.page.get_by_role("button", name="Preview", exact=True).last.click()
-        expect(visit.page.locator("#why-1")).to_contain_text("there is no transform 'uper'")
+        expect(visit.page.locator("#why-1")).to_contain_text("unknown transform 'uper'")
         assert faults_of(visit, "a wrong mapping") == []
         visit.page.context.close()
 

@@ -39,7 +39,7 @@ def test_an_expired_unsubscription_and_a_pause_read_the_same_on_each_page(panel:
 
 def test_a_link_says_which_unsubscription_holds_it_back(panel: Panel) -> None:
     text = panel.client("operator").get("/links/?record=2&subscriber=crm.customer").text
-    assert "not sent: unsubscription #1 (billing freeze) covers it" in text
+    assert "not sent: unsubscription #1 (billing freeze) holds it back" in text
 
 
 def test_the_links_of_a_deleted_record_are_listed(panel: Panel) -> None:

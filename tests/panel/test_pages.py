@@ -360,8 +360,8 @@ def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(panel: Pan
     with panel.database.write() as connection:
         panel.conductor.guard.pause(connection, "shop", "to")
     client = panel.client("operator")
-    assert "Resume and allow deletes" in client.get("/systems/").text
+    assert "Resume and allow deletions" in client.get("/systems/").text
     post(client, "/systems/shop/resume", deletes="yes")
     (row,) = panel.rows(sa.select(System.paused_at, System.deletes_allowed_until).where(System.name == "shop"))
     assert row.paused_at is None and row.deletes_allowed_until > utcnow()
-    assert "Resume and allow deletes" not in client.get("/systems/").text
+    assert "Resume and allow deletions" not in client.get("/systems/").text

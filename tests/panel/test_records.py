@@ -66,7 +66,7 @@ def test_each_record_status_has_a_sentence(panel: Panel) -> None:
     of = sa.and_(Link.record_id == "1", Link.subscriber == shop)
     assert status_of(panel, "1", shop) == ("up to date", "up to date since TIME")
     assert status_of(panel, "4", shop) == ("dead letter", "not sent since TIME: address.city: Nowhere is no city")
-    assert status_of(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) covers it")
+    assert status_of(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) holds it back")
     assert status_of(panel, "999", crm)[0] == "never sent"
     change(panel, Link, of, owed_change=Link.owed_change + 1, owed_since=utcnow())
     assert status_of(panel, "1", shop) == ("waiting", "pending since TIME: waiting to be sent")
@@ -87,9 +87,9 @@ def test_each_record_status_has_a_sentence(panel: Panel) -> None:
     change(panel, Link, of, blocked_by=None, synced_change=Link.owed_change, open_conflicts=2)
     assert status_of(panel, "1", shop) == ("conflict", "2 fields wait for a decision; all other fields are up to date")
     change(panel, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
-    assert status_of(panel, "1", shop) == ("unlinked", "deleted in Shop at TIME; nothing is sent any more")
+    assert status_of(panel, "1", shop) == ("unlinked", "deleted in Shop at TIME; later changes are not sent")
     panel.conductor.unsubscriptions.lift(1, "me")
-    panel.conductor.push("customer", "3")
+    panel.conductor.sync("customer", "3")
     assert (
         status_of(panel, "3", crm)[1] == "changed in the database at TIME; the relay has not processed the change yet"
     )
@@ -112,9 +112,9 @@ def test_a_timeline_shows_the_payload_the_response_and_the_values_before(panel: 
         assert words in text
     assert "address.city London &rarr; Bath" in text or "address.city London → Bath" in text
     sent = panel.rows(
-        sa.select(Delivery.reply).where(Delivery.subscriber == "shop.customer", Delivery.record_id == "1")
+        sa.select(Delivery.response).where(Delivery.subscriber == "shop.customer", Delivery.record_id == "1")
     )
-    assert json.loads(sent[-1].reply)["address"] == {"city": "Bath"}
+    assert json.loads(sent[-1].response)["address"] == {"city": "Bath"}
     assert "Nothing to send" not in text or "1 routine event: nothing to send" in text
 
 
@@ -291,7 +291,7 @@ def test_one_event_or_a_period_is_replayed(panel: Panel) -> None:
     post(client, f"/inbox/{number}/replay")
     assert panel.rows(sa.select(Inbox.state).where(Inbox.id == number))[0].state == "waiting"
     again = post(client, f"/inbox/{number}/replay")
-    assert "is waiting already" in client.get(again.headers["Location"]).text
+    assert "is already waiting" in client.get(again.headers["Location"]).text
     numbers = [send(panel, n, "Bob") for n in range(3, 6)]
     change(panel, Inbox, sa.true(), state="done")
     for offset, one in enumerate([number, *numbers]):

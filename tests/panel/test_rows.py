@@ -54,7 +54,7 @@ class LiveCustomer(ShopCustomer):
         try:
             external = super().create(item)
         except Reject as error:
-            raise error.with_reply('{"error": {"message": "no such city", "code": 17}}') from None
+            raise error.with_response('{"error": {"message": "no such city", "code": 17}}') from None
         self.client.there[external.id] = dict(external.data)
         return external
 

@@ -207,7 +207,7 @@ DATA = re.compile(
     r"|address\.city:|Reject|billing freeze:?|command line"
     r"|webhook|email|viewer|operator|admin|web|relay|worker|scheduler|English|Deutsch|CSV|Syncflow|RabbitMQ|true"
     r"|\d+ records|operation|records|reason|before|after|role|language|ms|UTC|\d\d? [A-Z][a-z][a-z] \d\d:\d\d"
-    r"|mapping, login\.failed|stripe, #12|unsubscription #1 \(billing freeze\) covers it"
+    r"|mapping, login\.failed|stripe, #12|unsubscription #1 \(billing freeze\) holds it back"
 )
 
 

@@ -104,12 +104,12 @@ def test_the_environment_wins_and_holds_the_secrets(declare: Any, monkeypatch: p
         (
             "subscribers.invoice",
             "subscribers.bill",
-            "systems.crm.subscribers.bill: there is no such catalogue; known are",
+            "systems.crm.subscribers.bill: unknown catalogue; known catalogues:",
         ),
         ('path = "/contacts"', "", "systems.crm.subscribers.customer.path: is missing"),
         ('path = "/contacts"', "path = 7", "systems.crm.subscribers.customer.path: Input should be a valid string"),
         ('["email"]', '["phone"]', "systems.crm.subscribers.customer.match_on: 'phone' is not in field_to_data"),
-        ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: there is no transform 'shout'"),
+        ('"lower"', '"shout"', "systems.crm.subscribers.customer.field_to_data.email: unknown transform 'shout'"),
         (
             'name = "name"',
             'title = "t"',

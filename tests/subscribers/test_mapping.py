@@ -143,7 +143,7 @@ def test_rows_of_a_mapping_come_back_as_they_were() -> None:
         ([{"column": "name", "path": "A"}, {"column": "name", "path": "B"}], "mapped twice"),
         ([{"column": "name", "path": "A"}, {"column": "email", "path": "A"}], "used twice"),
         ([{"column": "name", "path": "a..b"}], "must be a field name"),
-        ([{"column": "name", "path": "A", "transform": "eval"}], "there is no transform 'eval'"),
+        ([{"column": "name", "path": "A", "transform": "eval"}], "unknown transform 'eval'"),
         ([{"column": "name", "path": "A", "direction": "sideways"}], "direction"),
         ([{"column": "name", "path": "A", "colour": "red"}], "colour"),
         ([{"column": "created_at", "path": "A"}], "no column 'created_at'"),

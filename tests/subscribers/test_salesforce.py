@@ -205,7 +205,7 @@ def test_a_call_that_fails_fails_for_each_of_its_records(
     for error in outcomes:
         assert type(error) is expected and error.maybe_done is maybe_done
         assert code in str(error) and "words" in str(error)
-        assert error.reply is not None and json.loads(error.reply)[0]["errorCode"] == code
+        assert error.response is not None and json.loads(error.response)[0]["errorCode"] == code
 
 
 def test_an_answer_that_quotes_our_session_is_kept_without_it(
@@ -216,8 +216,8 @@ def test_an_answer_that_quotes_our_session_is_kept_without_it(
     token = accounts.client._login[0]
     org.fail(status=400, code="INVALID_FIELD", message=f"no {token}", path="composite")
     (error,) = accounts.bulk_create([item(ANNA, "8")])
-    assert isinstance(error, Reject) and error.reply is not None
-    assert "no ***" in error.reply and token not in error.reply
+    assert isinstance(error, Reject) and error.response is not None
+    assert "no ***" in error.response and token not in error.response
 
 
 def test_an_address_that_the_org_lacks_is_no_record_that_is_gone(
@@ -253,7 +253,7 @@ def test_a_record_that_fails_does_not_hold_up_its_neighbour(
     org.fail_items(code=code, path="composite")
     outcomes = accounts.bulk_update(items)
     assert type(outcomes[0]) is expected
-    assert json.loads(outcomes[0].reply or "")["errors"][0]["statusCode"] == code, "its own part of the answer"
+    assert json.loads(outcomes[0].response or "")["errors"][0]["statusCode"] == code, "its own part of the answer"
     assert isinstance(outcomes[1], External)
 
 

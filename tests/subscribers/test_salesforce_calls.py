@@ -109,7 +109,7 @@ def test_a_backlog_above_the_threshold_is_one_job(hub: SalesforceHub) -> None:
     assert len(looks) == 3  # of 200 records each, for edits made there
     assert len(hub.writes()) == 3 and len(hub.org.journal.calls()) == 3 + 3 + 3 + 3
     hub.conductor.deliver("salesforce.customer", everybody)
-    assert len(hub.writes()) == 3, "nothing is owed any more"
+    assert len(hub.writes()) == 3, "nothing is owed from then on"
 
 
 def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, accounts: SalesforceAccount) -> None:
@@ -128,7 +128,7 @@ def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, acco
     changes = [item(int(one.record_id or 0), external_id=one.id, Phone=None) for one in made]
     updated = accounts.bulk_update(changes)
     gone = updated[1]
-    assert isinstance(gone, Gone) and "ENTITY_IS_DELETED" in json.loads(gone.reply or "")["sf__Error"]
+    assert isinstance(gone, Gone) and "ENTITY_IS_DELETED" in json.loads(gone.response or "")["sf__Error"]
     assert sum(isinstance(one, External) for one in updated) == 247
     there = org.store.get("Account", made[0].id)
     assert (there["Phone"], there["BillingCity"]) == (None, "Bonn"), "what did not change is left as it is"
@@ -194,7 +194,7 @@ def test_a_long_job_keeps_its_records(hub: SalesforceHub, monkeypatch: pytest.Mo
 
 
 def used(hub: SalesforceHub, left: int) -> None:
-    """Leave `left` of the day's calls, as the next reply reports."""
+    """Leave `left` of the day's calls, as the next response reports."""
     hub.org.org.calls_used = hub.org.org.daily_limit - left - 1
     hub.client.usage = None
     hub.client.call(lambda org: org.limits())

@@ -199,7 +199,7 @@ def test_the_history_has_salesforces_own_answer(hub: SalesforceHub) -> None:
     hub.run()
     delivery = hub.deliveries(subscriber="salesforce.invoice")[-1]
     assert delivery.error == "Reject"
-    answer = json.loads(delivery.reply)
+    answer = json.loads(delivery.response)
     assert answer["httpStatusCode"] == 400 and answer["body"][0]["message"] == "no such day"
 
 

@@ -131,7 +131,7 @@ def test_a_time_without_an_offset_is_meant_as_the_zones_clocks_show_it() -> None
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("eval", "there is no transform 'eval'; known are upper"),
+        ("eval", "unknown transform 'eval'; known transforms: upper"),
         ("upper:x", "takes no arguments"),
         ("truncate", "needs arguments, as in truncate:40"),
         ("truncate:0", "a number of characters"),

@@ -31,7 +31,7 @@ def test_a_conflict_ends_when_its_record_is_deleted(conflicted: TestHub) -> None
     (conflict,) = rows(conflicted, Conflict)
     with conflicted.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER))
-    with pytest.raises(ValueError, match="does not exist any more"):
+    with pytest.raises(ValueError, match="no longer exists"):
         conflicted.conductor.conflicts.resolve(conflict.id, "ours", by="ann")
     conflicted.run()
     (conflict,) = rows(conflicted, Conflict)
@@ -52,7 +52,7 @@ def test_a_conflict_ends_when_its_record_is_deleted_remotely(conflicted: TestHub
 def test_a_conflict_ends_when_its_system_does_not_receive_the_deletion(
     conflicted: TestHub, context: dict[str, Any]
 ) -> None:
-    """It could not be decided any more, and stayed open for ever."""
+    """It could no longer be decided, and stayed open for ever."""
     with conflicted.conductor.database.write() as c, sync_context(c, **context):
         c.execute(sa.delete(CUSTOMER))
     conflicted.run()

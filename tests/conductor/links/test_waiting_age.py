@@ -73,7 +73,7 @@ def test_a_push_during_a_call_waits_since_the_push(hub: TestHub) -> None:
 
     def push_and_pause() -> None:
         hub.clock.tick(10)
-        hub.conductor.push("customer", "1")
+        hub.conductor.sync("customer", "1")
         hub.conductor.relay()
         hub.conductor.systems.pause("crm", "ann", "moving")
         hub.clock.tick(20)

@@ -128,7 +128,7 @@ def test_a_failed_login_is_the_only_finding(database: Database) -> None:
 
 
 def test_an_unknown_system_is_refused(database: Database) -> None:
-    with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
+    with pytest.raises(ValueError, match="unknown system 'crn'; known systems: crm"):
         TestHub(database, "crm").conductor.connection_check.check("crn")
 
 

@@ -30,7 +30,7 @@ def test_too_many_deletions_to_a_system_pause_it(database: Database) -> None:
     hub.run()
     assert len(hub.shown("crm")) == 6 and hub.shown("shop") == []
     (system,) = rows(hub, System, System.name == "crm")
-    assert system.paused_by == "mass-delete guard" and "more than 3 deletes to crm" in system.pause_reason
+    assert system.paused_by == "delete guard" and "more than 3 deletions to crm" in system.pause_reason
     hub.conductor.systems.resume("crm", by="ann")  # without confirming the deletions
     hub.conductor.sweep()
     hub.run()

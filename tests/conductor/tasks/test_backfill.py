@@ -215,7 +215,7 @@ def test_bad_input_is_refused_with_a_message(hub: TestHub, monkeypatch: pytest.M
     def backfill(name: str, where: dict[str, str] | None = None) -> None:
         hub.conductor.tasks.start("backfill", "ann", subscriber=name, where=where)
 
-    with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'; there are: crm\.customer"):
+    with pytest.raises(ValueError, match=r"unknown subscriber 'crm\.thing'; known subscribers: crm\.customer"):
         backfill("crm.thing")
     with pytest.raises(ValueError, match="customer has no column 'land'; it has id, name"):
         backfill("crm.customer", {"land": "DE"})

@@ -91,5 +91,5 @@ def test_it_can_be_stopped_and_another_process_asks_again(database: Database, si
 
 
 def test_an_unknown_system_is_refused(database: Database) -> None:
-    with pytest.raises(ValueError, match="no system 'crn'; there are: crm"):
+    with pytest.raises(ValueError, match="unknown system 'crn'; known systems: crm"):
         TestHub(database, "crm").conductor.tasks.start("check", "ann", system="crn")

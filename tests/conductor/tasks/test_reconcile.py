@@ -241,7 +241,7 @@ def test_many_pages_stopped_and_gone_on_with(hub: TestHub, monkeypatch: pytest.M
 
 
 def test_an_unknown_subscriber_is_refused(hub: TestHub) -> None:
-    with pytest.raises(ValueError, match=r"no subscriber 'crm\.thing'"):
+    with pytest.raises(ValueError, match=r"unknown subscriber 'crm\.thing'"):
         hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.thing")
 
 

@@ -238,9 +238,9 @@ def test_an_effect_that_fails_takes_the_counts_back_with_it(hub: TestHub) -> Non
 
 def test_bad_input_is_refused_with_a_message(hub: TestHub) -> None:
     tasks = hub.conductor.tasks
-    with pytest.raises(ValueError, match="no kind of task 'dance'"):
+    with pytest.raises(ValueError, match="unknown kind of task 'dance'"):
         tasks.start("dance", "ann")
-    with pytest.raises(ValueError, match=r"no subscriber 'crm\.nothing'; there are: crm\.customer"):
+    with pytest.raises(ValueError, match=r"unknown subscriber 'crm\.nothing'; known subscribers: crm\.customer"):
         tasks.start("resend", "ann", subscriber="crm.nothing")
     with pytest.raises(ValueError, match="there is no task #7"):
         tasks.stop(7, "ann")
