@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = None
     """Signs sessions. Standalone creates one in `var/`; separate processes need the same one for all."""
 
+    session_seconds: float = Field(86400.0, gt=0)
+    """How long a session in the panel lasts after the login."""
+
+    session_idle_seconds: float = Field(43200.0, gt=0)
+    """How long a session lasts after its last use. An open page that updates itself does not count."""
+
     host: str = "127.0.0.1"
     """The address on which the panel and the webhook routes listen."""
 
@@ -143,6 +149,10 @@ class Settings(BaseSettings):
 
     oidc_default_role: str = Field("viewer", pattern="^(viewer|operator|admin|none)$")
     """The role of users whose claim names no known role, and without a claim that of new users. `none` refuses them."""
+
+    oidc_session_seconds: float = Field(28800.0, gt=0)
+    """How long a session lasts after a login with OpenID Connect, at most `SESSION_SECONDS`: then the provider is asked
+    again. It may end sessions earlier, at `/login/oidc/backchannel-logout`."""
 
     @field_validator("database_url")
     @classmethod

@@ -62,3 +62,21 @@ class User(UserMixin, Base):
     #: The language of the panel for this user, such as de; none: the browser's.
     language: Mapped[str | None] = mapped_column(sa.String(16))
     roles: Mapped[list[Role]] = relationship(secondary=roles_users, lazy="selectin")  # type: ignore[assignment]
+
+
+class PanelSession(Base):
+    """A login that has not ended. Its cookie holds a random token, the row only the token's hash."""
+
+    __tablename__ = "panel_session"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    token_hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    user_id: Mapped[int] = mapped_column(sa.ForeignKey("user.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utcnow)
+    last_seen_at: Mapped[datetime] = mapped_column(default=utcnow)
+    address: Mapped[str | None] = mapped_column(sa.String(64))
+    user_agent: Mapped[str | None] = mapped_column(sa.String(255))
+    #: The OpenID Connect provider logged the user in, and may end the session.
+    by_provider: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    #: The provider's name for its own session (the claim `sid`), if it has one.
+    provider_sid: Mapped[str | None] = mapped_column(sa.String(255))

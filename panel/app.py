@@ -6,7 +6,6 @@ from datetime import timedelta
 from pathlib import Path
 
 from flask import Flask, abort, current_app, flash, redirect, request, session, url_for
-from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from flask_admin import Admin
 from flask_admin.theme import Bootstrap4Theme
 from flask_security import current_user
@@ -30,6 +29,7 @@ PUBLIC = {
     "static", "webhooks.receive", "health.healthz", "health.readyz", "metrics.metrics", "security.login",
     # The second step of a login, and OpenID Connect: each checks its own state.
     "security.two_factor_token_validation", "security.mf_recovery", "oidc.begin", "oidc.back",
+    "oidc.end",  # checks the provider's signature
 }  # fmt: skip
 
 #: Endpoints for users who must change their one-time password.
@@ -84,13 +84,6 @@ class SmallNumber(IntegerConverter):
         super().__init__(map, max=LARGEST_SMALL_ID)
 
 
-class _Sessions(SecureCookieSessionInterface):
-    """Sessions that updates of a live page do not prolong."""
-
-    def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
-        return session.modified or (not filters.updating() and super().should_set_cookie(app, session))
-
-
 def create_app(conductor: Conductor, settings: Settings) -> Flask:
     """Create the app with the panel, webhook, health and metrics routes of one conductor."""
     app = Flask("panel", root_path=str(Path(__file__).parent))
@@ -109,7 +102,6 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     if settings.behind_proxy:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)  # type: ignore[method-assign]
     app.url_map.converters |= {"number": Number, "small": SmallNumber}
-    app.session_interface = _Sessions()
     locale.init(app, errors.for_program)
     # Before CSRFProtect, so that every request without a login leads to the login page.
     app.before_request(_ask_to_log_in)
@@ -117,7 +109,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     errors.init(app)
     setup.init(app, conductor.database, settings)
     locale.translate_login(app)
-    oidc.init(app, settings)
+    oidc.init(app, settings, csrf)
     webhooks.init(csrf)
     app.register_blueprint(webhooks.blueprint)
     app.register_blueprint(health.blueprint)
@@ -154,8 +146,6 @@ def _ask_to_log_in() -> Response | None:
     if request.endpoint is None or request.endpoint in PUBLIC:
         return None
     if current_user.is_authenticated:
-        if not session.permanent:
-            session.permanent = True  # for SESSION_LIFETIME after the last request that was not an update
         with_password = session.get("oidc_user") != current_user.fs_uniquifier
         if with_password and current_user.must_change_password and request.endpoint not in _WITH_ONE_TIME_PASSWORD:
             flash(gettext("Your one-time password is used up. Choose a new password."), "info")

@@ -34,7 +34,7 @@ _WORDS = {
 }
 
 #: Endpoints whose callers are programs.
-_FOR_PROGRAMS = {"webhooks.receive", "health.healthz", "health.readyz", "metrics.metrics"}
+_FOR_PROGRAMS = {"webhooks.receive", "oidc.end", "health.healthz", "health.readyz", "metrics.metrics"}
 
 DATABASE_AWAY = gettext_noop("The database is not responding")
 

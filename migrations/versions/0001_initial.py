@@ -713,6 +713,24 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_invoice_customer_id"), ["customer_id"], unique=False)
 
     op.create_table(
+        "panel_session",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("token_hash", sa.String(length=64), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("address", sa.String(length=64), nullable=True),
+        sa.Column("user_agent", sa.String(length=255), nullable=True),
+        sa.Column("by_provider", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("provider_sid", sa.String(length=255), nullable=True),
+        sa.ForeignKeyConstraint(["user_id"], ["user.id"], name=op.f("fk_panel_session_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_panel_session")),
+        sa.UniqueConstraint("token_hash", name=op.f("uq_panel_session_token_hash")),
+    )
+    with op.batch_alter_table("panel_session", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_panel_session_user_id"), ["user_id"], unique=False)
+
+    op.create_table(
         "roles_users",
         sa.Column("user_id", sa.Integer(), nullable=False),
         sa.Column("role_id", sa.Integer(), nullable=False),
@@ -761,6 +779,10 @@ def downgrade() -> None:
     op.drop_table("invoice_line")
     op.drop_table("unsubscription_record")
     op.drop_table("roles_users")
+    with op.batch_alter_table("panel_session", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_panel_session_user_id"))
+
+    op.drop_table("panel_session")
     with op.batch_alter_table("invoice", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_invoice_customer_id"))
 

@@ -16,6 +16,7 @@ from models.base import utcnow
 from models.ledger import AuditEntry
 from models.session import Database
 from models.users import Role, User
+from panel.auth import sessions
 from panel.auth.permissions import ROLES
 from panel.auth.settings import PASSWORD_LENGTH, flask_security_settings
 
@@ -151,5 +152,6 @@ def one_time_password() -> str:
 
 
 def end_sessions(user: User) -> None:
-    """End all sessions of a user."""
+    """End all sessions of a user, and logins that wait for their second factor. The caller commits."""
     user.fs_uniquifier = secrets.token_hex(32)
+    sessions.end_all(user)

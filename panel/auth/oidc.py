@@ -11,15 +11,16 @@ from typing import Any
 
 from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]
 from authlib.integrations.flask_client import OAuth  # type: ignore[import-untyped]
-from flask import Blueprint, Flask, abort, current_app, flash, redirect, request, session, url_for
+from flask import Blueprint, Flask, abort, current_app, flash, jsonify, redirect, request, session, url_for
 from flask_security.utils import login_user
+from flask_wtf.csrf import CSRFProtect  # type: ignore[import-untyped]
 from joserfc.errors import JoseError
 from werkzeug import Response
 
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.users import User
-from panel.auth import accounts, permissions
+from panel.auth import accounts, logout_token, permissions, sessions
 from settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -41,9 +42,10 @@ class Refused(Exception):
     """The provider's user may not log in; the message gives the user the reason."""
 
 
-def init(app: Flask, settings: Settings) -> None:
+def init(app: Flask, settings: Settings, csrf: CSRFProtect) -> None:
     """Offer the login if it is configured."""
     app.config["OIDC"] = bool(settings.oidc_issuer)
+    csrf.exempt(end)  # the provider has no session, and signs its request
     app.register_blueprint(blueprint)
     if settings.oidc_client_secret is None:
         return
@@ -89,10 +91,40 @@ def back() -> Response:
         _people().db.session.commit()  # keeps the roles that the refused user has lost
         return _failed(None, str(refusal))
     login_user(user, remember=False, authn_via=["oidc"])
+    sessions.mark_by_provider(token["userinfo"].get("sid"))
     session["oidc_user"] = user.fs_uniquifier
     accounts.add_audit(user.email, "login", request.remote_addr or "", by="OpenID Connect")
     _people().db.session.commit()
     return redirect(_next(session.pop("oidc_next", "")), code=303)
+
+
+@blueprint.post("/backchannel-logout")
+def end() -> tuple[Response, int]:
+    """End the sessions that the provider's logout token names (OpenID Connect Back-Channel Logout 1.0)."""
+    client = _client()
+    try:
+        claims = logout_token.verified(client, request.form.get("logout_token", ""))
+    except logout_token.Refused as error:
+        logger.warning("logout by the login provider refused: %s", error)
+        return jsonify(error="invalid_request", error_description=str(error)), 400
+    except (AuthlibBaseError, OSError) as error:
+        logger.warning("logout by the login provider failed, its keys cannot be read: %s", type(error).__name__)
+        return jsonify(error="temporarily_unavailable"), 503
+    user = None
+    if claims.sub is not None:
+        user = _people().find_user(oidc_subject=_subject(claims.iss, claims.sub))
+    if user is not None or claims.sub is None:
+        ended = sessions.end_by_provider(user, claims.sid)
+        for number in sorted(set(ended)):
+            person = _people().find_user(id=number)
+            accounts.add_audit("OpenID Connect", "sessions.end", person.email if person else str(number))
+        _people().db.session.commit()
+    return jsonify(), 200
+
+
+def _subject(issuer: object, sub: object) -> str:
+    """Return how an account names its user at the provider."""
+    return f"{issuer} {sub}"[:512]
 
 
 def _client() -> Any:
@@ -129,7 +161,7 @@ def _person(claims: dict[str, Any], settings: Settings) -> User:
       Refused: the user may not log in.
     """
     people = _people()
-    subject = f"{claims['iss']} {claims['sub']}"[:512]
+    subject = _subject(claims["iss"], claims["sub"])
     role = _role(claims, settings)
     user = people.find_user(oidc_subject=subject)
     if user is None:

@@ -10,9 +10,6 @@ from models.base import utcnow
 
 PASSWORD_LENGTH = 12
 
-#: A session ends after this time without a request.
-SESSION_LIFETIME = timedelta(hours=12)
-
 #: Changing login settings requires the password again if it was entered longer ago than this.
 FRESH = timedelta(minutes=30)
 
@@ -54,7 +51,8 @@ def flask_security_settings(secret: str, https: bool) -> dict[str, Any]:
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",
         "SESSION_COOKIE_SECURE": https,
-        "PERMANENT_SESSION_LIFETIME": SESSION_LIFETIME,
+        # A row of the database says how long a session lasts, see panel/auth/sessions.py.
+        "SESSION_REFRESH_EACH_REQUEST": False,
         # A token is valid as long as the session, so that a page left open still works.
         "WTF_CSRF_TIME_LIMIT": None,
     }

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from models.session import Database
 from models.users import Role, User
-from panel.auth import two_factor
+from panel.auth import sessions, two_factor
 from panel.auth.accounts import Datastore, add_audit
 from panel.auth.forms import ThrottledChange, ThrottledLogin, ThrottledVerify
 from panel.auth.settings import flask_security_settings
@@ -38,6 +38,7 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
     security.want_json(lambda _request: False)
     # Only sessions log in. The token loader would read the request body before the route does.
     security.login_manager.request_loader(None)
+    sessions.init(app, settings)
     password_changed.connect(_password_changed, app)
     two_factor.init(app, add_audit)
     app.teardown_appcontext(lambda _error: session.remove())
@@ -46,4 +47,5 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
 
 def _password_changed(_app: Any, user: User, **_rest: Any) -> None:
     user.must_change_password = False
+    sessions.end_others(user)
     add_audit(user.email, "password.change", user.email)

@@ -59,6 +59,7 @@ _STATES = {
     "note": (gettext_noop("note"), "quiet"),
     "nothing owed": (gettext_noop("nothing pending"), "quiet"),
     "off": (gettext_noop("off"), "quiet"),
+    "this session": (gettext_noop("this session"), "good"),
     "skipped": (gettext_noop("skipped"), "quiet"),
     "stopped": (gettext_noop("stopped"), "quiet"),
     "unchanged": (gettext_noop("unchanged"), "quiet"),
@@ -98,6 +99,14 @@ _INTERVALS = (
     (60, gettext_noop("every minute"), gettext_noop("every {n} min")),
 )
 
+#: Parts of a User-Agent header and what they stand for: browsers, then operating systems. Headers also contain names
+#: that come later here.
+_USER_AGENTS = (
+    (("Firefox/", "Firefox"), ("Edg", "Edge"), ("OPR/", "Opera"), ("Chrome/", "Chrome"), ("Safari/", "Safari")),
+    (("Windows", "Windows"), ("Android", "Android"), ("iPhone", "iPhone"), ("iPad", "iPad"), ("Mac OS", "macOS"),
+     ("Linux", "Linux")),
+)  # fmt: skip
+
 #: Texts of the scripts in static/: the page carries their translations.
 IN_SCRIPTS = (
     gettext_noop("{time} ago"),
@@ -120,7 +129,8 @@ def init(app: Flask, admin: Admin) -> None:
     """Register the filters and globals of all templates."""
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     for template_filter in (
-        ago, as_text, clock, duration, elapsed, every, label, lower_first, number, pretty, remedy_label, tone, when
+        ago, as_text, browser, clock, duration, elapsed, every, label, lower_first, number, pretty, remedy_label, tone,
+        when,
     ):  # fmt: skip
         app.jinja_env.filters[template_filter.__name__] = template_filter
     app.jinja_env.globals.update(texts_in_scripts=texts_in_scripts)
@@ -218,6 +228,12 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def browser(user_agent: str | None) -> str:
+    """Name the browser and the operating system of a User-Agent header: Firefox, Linux."""
+    found = [next((name for part, name in names if part in (user_agent or "")), "") for names in _USER_AGENTS]
+    return ", ".join(filter(None, found)) or gettext("unknown browser")
 
 
 def pretty(value: Any) -> str:

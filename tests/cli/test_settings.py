@@ -83,6 +83,9 @@ WRONG = {
     "OIDC_ISSUER": ["s3cret", "http://s3cret.example", "https://"],
     "OIDC_CLIENT_SECRET": ["s3cret"],  # without the other OIDC settings
     "OIDC_DEFAULT_ROLE": ["s3cret"],
+    "OIDC_SESSION_SECONDS": ["0"],
+    "SESSION_SECONDS": ["0", "s3cret"],
+    "SESSION_IDLE_SECONDS": ["0"],
 }
 
 

@@ -50,9 +50,11 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("POST", "/mf-recovery-codes"): ("/mf-recovery-codes", {}, VIEW),
     ("GET", "/login/oidc/"): ("/login/oidc/", {}, GONE),  # not configured; test_login.py tests it configured
     ("GET", "/login/oidc/return"): ("/login/oidc/return", {}, GONE),
+    ("POST", "/login/oidc/backchannel-logout"): ("/login/oidc/backchannel-logout", {}, GONE),
     ("GET", "/account/"): ("/account/", {}, VIEW),
     ("POST", "/account/language"): ("/account/language", {"language": "en"}, (303, 303, 303, 303)),
     ("POST", "/account/sessions"): ("/account/sessions", {}, (303, 303, 303, 303)),
+    ("POST", "/account/sessions/<small:number>"): ("/account/sessions/1", {}, (303, 303, 303, 303)),
     ("GET", "/change"): ("/change", {}, VIEW),
     ("POST", "/change"): ("/change", {"password": "wrong"}, VIEW),
     ("GET", "/healthz"): ("/healthz", {}, (200, 200, 200, 200)),

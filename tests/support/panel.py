@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import re
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,8 +96,8 @@ def signature(body: bytes) -> str:
     return hmac.new(WEBHOOK_SECRET.encode(), body, hashlib.sha256).hexdigest()
 
 
-#: (user's uniquifier, secret key) -> session cookie. A new login would hash the password again, which is slow.
-_SESSIONS: dict[tuple[str, str], str] = {}
+#: (user's uniquifier, secret key) -> content of the cookie after a login. Each login hashes a password, which is slow.
+_SESSIONS: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 @dataclass
@@ -118,14 +119,24 @@ class Panel:
         if role is None:
             return client
         email = f"{role}@example.com"
-        user = sa.select(models.users.User.fs_uniquifier).where(models.users.User.email == email)
-        uniquifier = self.rows(user)[0].fs_uniquifier
-        session = uniquifier, str(self.app.secret_key)
-        if session in _SESSIONS:
-            client.set_cookie("syncflow", _SESSIONS[session])
-        elif log_in(client, email).headers.get("Location") == "/" and (kept := client.get_cookie("syncflow")):
-            _SESSIONS[session] = kept.value
+        user = self.rows(sa.select(models.users.User.__table__).where(models.users.User.email == email))[0]
+        login = user.fs_uniquifier, str(self.app.secret_key)
+        if login in _SESSIONS:
+            self._begin_session(client, user.id, _SESSIONS[login])
+        elif log_in(client, email).headers.get("Location") == "/":
+            with client.session_transaction() as session:
+                _SESSIONS[login] = dict(session)
         return client
+
+    def _begin_session(self, client: FlaskClient, user_id: int, content: dict[str, Any]) -> None:
+        token = secrets.token_urlsafe(32)
+        with client.session_transaction() as session:
+            session.update(content | {"session": token})
+            session.permanent = True
+        token_hash = hashlib.sha256(token.encode()).hexdigest()
+        with self.database.write() as connection:
+            row = {"token_hash": token_hash, "user_id": user_id}
+            connection.execute(sa.insert(models.users.PanelSession).values(**row))
 
     def sync(self) -> None:
         """Relay and deliver everything, as the processes would."""
