@@ -111,17 +111,22 @@ def web(_arguments: argparse.Namespace) -> int:
         logger.warning("BROKER_URL is memory://, so no process delivers or polls: run ./syncflow standalone instead")
     for message in unknown_settings():
         logger.warning(message)
-    gunicorn = [
-        sys.executable, "-m", "gunicorn", "cli.processes:application()",
-        "--bind", f"{settings.host}:{settings.port}",
-        "--worker-class", "gthread", "--workers", "2", "--threads", "8",
-        "--graceful-timeout", str(int(settings.grace_seconds)),
-        "--log-level", "warning",
-    ]  # fmt: skip
+    gunicorn = gunicorn_arguments(
+        "cli.processes:application()", f"{settings.host}:{settings.port}", int(settings.grace_seconds)
+    )
     if settings.behind_proxy:
         gunicorn += ["--forwarded-allow-ips", "*"]
     os.chdir(ROOT)
-    os.execv(sys.executable, gunicorn)
+    os.execv(sys.executable, [sys.executable, *gunicorn])
+
+
+def gunicorn_arguments(application: str, bind: str, grace: int) -> list[str]:
+    """Return the arguments with which Python runs gunicorn; `grace` in seconds."""
+    return [
+        "-m", "gunicorn", application, "--bind", bind,
+        "--worker-class", "panel.gunicorn_worker.PanelWorker", "--workers", "2", "--threads", "8", "--keep-alive", "0",
+        "--graceful-timeout", str(grace), "--log-level", "warning",
+    ]  # fmt: skip
 
 
 def application() -> Any:
