@@ -21,7 +21,7 @@ import pika
 import psycopg
 from pika.exceptions import ChannelClosedByBroker
 
-import children
+import child_processes
 from benchmarks import catalogue
 from benchmarks.hub import BULK, SINGLE, Hub, Workbench
 from benchmarks.peers.common import LEDGER, SUBSCRIBERS
@@ -243,7 +243,7 @@ class _Processes:
     def start(self, command: Sequence[str], *, talks: bool = False) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE if talks else None
         with (self.folder / "peer.log").open("ab") as log:
-            process = children.start(
+            process = child_processes.start(
                 command, cwd=ROOT, env=self.environment, stdin=pipe, stdout=pipe or log, stderr=log,
             )  # fmt: skip
         self.running.append(process)

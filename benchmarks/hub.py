@@ -22,7 +22,7 @@ from typing import Self
 import pika
 import sqlalchemy as sa
 
-import children
+import child_processes
 from benchmarks import catalogue
 from benchmarks.receiver import Counts, Receiver, Stalled
 from benchmarks.systems import ReceiverSystem
@@ -209,7 +209,7 @@ class Workbench:
 
     def _start(self, kind: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{kind}.log").open("ab") as log:
-            return children.start(
+            return child_processes.start(
                 [sys.executable, "-m", "benchmarks.process", kind],
                 cwd=ROOT, env=dict(environment), stdout=log, stderr=log,
             )  # fmt: skip

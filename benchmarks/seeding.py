@@ -241,7 +241,7 @@ class _Filler:
             "owed_change": f"i + 1 + CASE WHEN {owed} OR {failing} THEN 1 ELSE 0 END",
             "synced_change": "i + 1",
             "owed_since": f"CASE WHEN {owed} OR {failing} THEN {self._ago(f'{_DAY_SECONDS} - i * 0.01')} END",
-            "announced_at": self._at("i", count),
+            "published_at": self._at("i", count),
             "synced_at": self._at("i", count),
             "base": self._json(_payload(record)),
             "last_seen_at": self._at("i", count),

@@ -23,7 +23,7 @@ import requests
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-import children
+import child_processes
 from cli import demo_settings
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer
@@ -204,7 +204,7 @@ def _start_system(
     # The second attempt is for a port that another process took after the check.
     for chosen in (port if _is_free("127.0.0.1", port) else 0, 0):
         process: subprocess.Popen[str] = (
-            children.start(  # in its own session: Ctrl-C must reach only us, the hub stops before its systems
+            child_processes.start(  # in its own session: Ctrl-C must reach only us, the hub stops before its systems
                 [sys.executable, "-m", *module, "--port", str(chosen)],
                 cwd=ROOT,
                 env={**os.environ, **environment},
@@ -293,7 +293,7 @@ def _start_hub(kinds: Sequence[str]) -> list[subprocess.Popen[str]]:
     started = []
     for kind in kinds:
         output = {} if alone else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        process = children.start([sys.executable, str(ROOT / "syncflow"), kind], cwd=ROOT, **output)
+        process = child_processes.start([sys.executable, str(ROOT / "syncflow"), kind], cwd=ROOT, **output)
         started.append(process)
         if not alone:
             threading.Thread(target=_print_output, args=(kind, process), daemon=True).start()
@@ -368,7 +368,7 @@ def _stop_event() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # started with nohup
             signal.signal(number, lambda *_: stop.set())
-    threading.Thread(target=_watch_parent, args=(stop, children.is_orphaned()), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(stop, child_processes.is_orphaned()), daemon=True).start()
     return stop
 
 

@@ -6,17 +6,18 @@ It knows neither the broker nor Flask, so a test with a fake subscriber can try 
 from conductor.conductor import Conductor
 from conductor.dead_letters.remedies import remedy
 from conductor.dead_letters.store import DeadLetterFilter
-from conductor.inward.inbox import POLLED
+from conductor.inward.inbox import INBOX_KIND_POLL
 from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
 from conductor.links.rules import in_force
-from conductor.links.status import PENDING
+from conductor.links.status import PENDING_LINKS
 from conductor.mappings import diff as mapping_diff
 from conductor.mappings.preview import Effect, Preview
 from conductor.mappings.store import MappingConflict, MappingRefused
 from conductor.outward.routing import RELAY_BATCH
 from conductor.policy import Policy
-from conductor.publisher import Publisher, QueueReport, QueueState, QueuesUnavailable
+from conductor.publisher import Publisher, QueuesUnavailable
+from conductor.queue_report import QueueReport, QueueState
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
 from conductor.redaction import MASK, safe_headers
 from conductor.reports import dead_letter_groups, pages, record_search, timeline
@@ -25,23 +26,23 @@ from conductor.reports.overview import Overview
 from conductor.reports.overview_counts import Waiting
 from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.system_status import SubscriberStatus, SystemStatus
-from conductor.reports.throughput import SPANS, Series
+from conductor.reports.throughput import THROUGHPUT_SPANS, Series
 from conductor.reports.timeline import TimelineEvent
-from conductor.systems.delete_guard import GUARD, WINDOW_SECONDS
-from conductor.tasks.runner import OPEN, TaskRow, TaskRunner
-from conductor.throughput_counter import COLUMNS
+from conductor.systems.delete_guard import DELETE_GUARD, DELETE_WINDOW_SECONDS
+from conductor.tasks.runner import OPEN_TASK_STATES, TaskRow, TaskRunner
+from conductor.throughput_counter import THROUGHPUT_COLUMNS
 from subscribers.errors import BadSignature, BadWebhook
 
 __all__ = [
-    "COLUMNS",
-    "GUARD",
+    "DELETE_GUARD",
+    "DELETE_WINDOW_SECONDS",
+    "INBOX_KIND_POLL",
     "MASK",
-    "OPEN",
-    "PENDING",
-    "POLLED",
+    "OPEN_TASK_STATES",
+    "PENDING_LINKS",
     "RELAY_BATCH",
-    "SPANS",
-    "WINDOW_SECONDS",
+    "THROUGHPUT_COLUMNS",
+    "THROUGHPUT_SPANS",
     "BadSignature",
     "BadWebhook",
     "Conductor",

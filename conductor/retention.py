@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.tasks.runner import OPEN
+from conductor.tasks.runner import OPEN_TASK_STATES
 from conductor.throughput_counter import ThroughputCounter
 from models.history import bounds, first_since
 from models.ledger import (
@@ -66,7 +66,7 @@ class Retention:
             (Inbox, Inbox.received_at, old, _SETTLED),
             (AuditEntry, AuditEntry.at, audited, always),
             (JobRun, JobRun.slot, self._oldest_slot(), always),
-            (Task, Task.created_at, old, Task.state.not_in(OPEN)),
+            (Task, Task.created_at, old, Task.state.not_in(OPEN_TASK_STATES)),
         ):
             removed += self._remove(table, at, before, settled)
         with self.context.database.write() as connection:

@@ -33,7 +33,7 @@ _WRITERS = sa.text(
 )
 
 #: The counts of a row, in the order of its columns.
-COLUMNS = ("delivered", "received", "failed", "dead")
+THROUGHPUT_COLUMNS = ("delivered", "received", "failed", "dead")
 
 
 class ThroughputCounter:
@@ -95,7 +95,9 @@ class ThroughputCounter:
             .where(Delivery.id > low, Delivery.id <= high)
             .group_by(sa.text("1"), sa.text("2"), sa.text("3"), sa.text("4"))
         )
-        counts: defaultdict[tuple[int, int, str], dict[str, int]] = defaultdict(lambda: dict.fromkeys(COLUMNS, 0))
+        counts: defaultdict[tuple[int, int, str], dict[str, int]] = defaultdict(
+            lambda: dict.fromkeys(THROUGHPUT_COLUMNS, 0)
+        )
         for subscriber, direction, outcome, minute, count in rows:
             if (column := _column(direction, outcome)) is not None:
                 for seconds in (MINUTE, HOUR):
@@ -103,7 +105,7 @@ class ThroughputCounter:
         if not counts:
             return
         insert = self.context.database.insert(Throughput)
-        added = {name: getattr(Throughput, name) + getattr(insert.excluded, name) for name in COLUMNS}
+        added = {name: getattr(Throughput, name) + getattr(insert.excluded, name) for name in THROUGHPUT_COLUMNS}
         statement = insert.on_conflict_do_update(index_elements=["seconds", "at", "subscriber"], set_=added)
         connection.execute(
             statement,

@@ -100,7 +100,7 @@ class InvoiceLine(Base):
 
 
 @dataclass(frozen=True)
-class Children:
+class ChildRows:
     """Rows of another table that belong to a record; they are sent with it as the list `name`."""
 
     name: str
@@ -145,7 +145,7 @@ class Children:
         return [column == row[column.name] for column in self.table.primary_key]
 
 
-def children_by_name(catalogue: Catalogue | Children) -> dict[str, Children]:
+def children_by_name(catalogue: Catalogue | ChildRows) -> dict[str, ChildRows]:
     """Return the kinds of child rows of a catalogue by name; child rows have none of their own."""
     return {child.name: child for child in catalogue.children} if isinstance(catalogue, Catalogue) else {}
 
@@ -267,7 +267,7 @@ class Catalogue:
 
     name: str
     table: sa.Table
-    children: tuple[Children, ...] = ()
+    children: tuple[ChildRows, ...] = ()
     ignore: frozenset[str] = frozenset({"created_at", "updated_at"})
     archive: Mapping[str, Any] = field(default_factory=dict)
     label: str = "name"
@@ -458,7 +458,7 @@ declare(
     Catalogue(
         "invoice",
         Invoice.__table__,
-        children=(Children("lines", InvoiceLine.__table__, "invoice_id"),),
+        children=(ChildRows("lines", InvoiceLine.__table__, "invoice_id"),),
         archive={"status": "void"},
         label="number",
     )

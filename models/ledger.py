@@ -101,7 +101,7 @@ class Link(Base):
     #: The same without the changes that a delivery has claimed: what `owed_since` becomes when they are delivered.
     next_owed_since: Mapped[datetime | None]
     #: When the pending work was last published to the subscriber's queue.
-    announced_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None]
     synced_at: Mapped[datetime | None]
 
     #: External field -> mapped value when database and system were last in sync: the base of the merge.

@@ -29,7 +29,7 @@ NOT_UNIT = ("services", "acceptance", "browser")
 LONGEST = (
     "panel/test_browser.py",
     "panel/test_access.py",
-    "panel/test_rows.py",
+    "panel/test_browser_tasks.py",
     "chaos/test_chaos.py",
     "acceptance/test_fleet.py",
     "project/test_bench.py",

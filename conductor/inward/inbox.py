@@ -44,7 +44,7 @@ SUSPECT_SECONDS = 120.0
 _ERROR_CHARACTERS = 300
 
 #: `kind` of an inbox row that holds a polled record.
-POLLED = "poll"
+INBOX_KIND_POLL = "poll"
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ class InboxProcessor:
     ) -> Applied | Postponed:
         """Fetch a record under its link's lease, so that no process delivers it meanwhile, and apply it."""
         permit = self.breaker.permit(subscriber.system, overdue=SUSPECT_SECONDS if is_suspect else 0.0)
-        if not permit.open:
+        if not permit.allowed:
             return Postponed(permit.reason, permit.after)
         token = new_token()
         link_id = self._lease(subscriber, event.id, token)
@@ -329,7 +329,7 @@ def store_polled(context: Context, connection: sa.Connection, subscriber: Subscr
             "system": subscriber.system,
             "subscriber": subscriber.name(),
             "event_id": f"poll:{subscriber.name()}:{external.id}:{external.at}",
-            "kind": POLLED,
+            "kind": INBOX_KIND_POLL,
             "body": _dump(external),
             "received_at": now,
             "retry_at": now,

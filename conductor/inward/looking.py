@@ -213,7 +213,7 @@ def edits(link: LinkRow, theirs: Flat) -> Flat:
 
 
 def _is_seen(link: LinkRow, seen_until: datetime | None) -> bool:
-    ours = link.announced_at or link.owed_since
+    ours = link.published_at or link.owed_since
     return seen_until is not None and ours is not None and ours < seen_until
 
 

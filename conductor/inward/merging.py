@@ -118,7 +118,7 @@ class RecordMerger:
         external = incoming.external
         values = state.linked(external.id, base, remote_values)
         values |= {"last_seen_at": external.at, "synced_at": self.context.clock()}
-        state.link_to(connection, incoming.subscriber.name(), record_id, values)
+        state.link_record(connection, incoming.subscriber.name(), record_id, values)
 
     def our_fields(self, connection: sa.Connection, incoming: Incoming, record: Record) -> Flat:
         """Return the mapped fields of our record, in the system's form."""
@@ -210,7 +210,7 @@ def _times(incoming: Incoming, link: LinkRow, overwritten: Flat) -> state.Values
     return values
 
 
-def _overwriting_windows(incoming: Incoming, link: LinkRow) -> overwrites.Windows:
+def _overwriting_windows(incoming: Incoming, link: LinkRow) -> overwrites.WriteWindows:
     return overwrites.around(link.write_windows, incoming.event_at)
 
 
@@ -226,7 +226,7 @@ def _has_unsent(ours: Flat, base: Flat) -> bool:
 
 def _asks_only_again(result: Merge, remote_values: Flat) -> bool:
     """Whether a merge only found the conflicts again that already wait for an operator."""
-    if result.take or result.keep or result.settled or result.form or not result.ask:
+    if result.take or result.keep or result.agreed or result.form or not result.ask:
         return False
     return all(path in remote_values and same(value, remote_values[path]) for path, value in result.ask.items())
 

@@ -81,7 +81,7 @@ class Polling:
         """
         subscriber = self.context.subscribers[name]
         permit = self.breaker.permit(subscriber.system)
-        if not permit.open:
+        if not permit.allowed:
             logger.info("%s is not polled: %s", name, permit.reason)
             return 0
         count = self._poll_in_turn(subscriber)[0]

@@ -51,7 +51,7 @@ def record_conflicts(
     if not (result.ask or link.open_conflicts):
         return {}
     of_link = sa.and_(Conflict.link_id == link.id, _IS_OPEN)
-    resolved = Conflict.path.in_([*result.take, *result.keep, *result.settled])
+    resolved = Conflict.path.in_([*result.take, *result.keep, *result.agreed])
     connection.execute(sa.update(Conflict).where(of_link, resolved).values(resolved_at=now, choice="agreed"))
     for path, theirs in result.ask.items():
         versions = {"ours": ours.get(path), "theirs": theirs, "at": now}

@@ -19,13 +19,13 @@ Winner = Literal["internal", "external", "ask"]
 class Merge:
     """What to do about each incoming field, by path.
 
-    `take`: their value is written to our record. `keep`: ours stays, and is owed to the system. `settled`: both sides
+    `take`: their value is written to our record. `keep`: ours stays, and is owed to the system. `agreed`: both sides
     changed to the same value; only the base moves. `ask`: both changed, and an operator decides.
     """
 
     take: dict[str, Any] = field(default_factory=dict)
     keep: dict[str, Any] = field(default_factory=dict)
-    settled: dict[str, Any] = field(default_factory=dict)
+    agreed: dict[str, Any] = field(default_factory=dict)
     ask: dict[str, Any] = field(default_factory=dict)
     #: The system's form of what we wrote, in a field that is only sent.
     form: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ def merge(
         if path in base and same(value, known):
             continue
         if path in ours and same(value, ours[path]):
-            result.settled[path] = value
+            result.agreed[path] = value
         elif path not in base and is_empty(value) and not is_empty(ours.get(path)):
             result.keep[path] = value  # linked just now: a value missing there is filled, not erased here
         elif not comes_in(path):
@@ -84,7 +84,7 @@ def rebase(
         new_base[path] = value
         new_remote_values.pop(path, None)
     new_remote_values.update({**result.ask, **result.form})
-    for path, value in {**result.take, **result.settled}.items():
+    for path, value in {**result.take, **result.agreed}.items():
         new_base[path] = ours_now.get(path, value)
         new_remote_values.pop(path, None)
         if not same(new_base[path], value):

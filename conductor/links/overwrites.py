@@ -12,13 +12,13 @@ from typing import Any
 
 from subscribers.mapping.values import Flat
 
-Windows = list[dict[str, Any]]
+WriteWindows = list[dict[str, Any]]
 
 #: Windows kept of a link. After an outage an event may arrive when the record has been written several times since.
 KEPT = 16
 
 
-def begun(windows: Windows | None, since: datetime, wrote: datetime | None, fields: Flat) -> Windows:
+def begun(windows: WriteWindows | None, since: datetime, wrote: datetime | None, fields: Flat) -> WriteWindows:
     """Add the window of an object that was read at `since`; our last write before that was at `wrote`."""
     before = dropped(windows) or []
     new = {"since": since.isoformat(), "fields": fields}
@@ -27,7 +27,7 @@ def begun(windows: Windows | None, since: datetime, wrote: datetime | None, fiel
     return [*before[1 - KEPT :], new]
 
 
-def ended(windows: Windows | None, at: datetime | None) -> Windows | None:
+def ended(windows: WriteWindows | None, at: datetime | None) -> WriteWindows | None:
     """Close the newest window, at `at` at the latest; without a time it cannot be kept.
 
     A window that is closed already stays as it is: the write undid no edit that was made after it.
@@ -38,17 +38,17 @@ def ended(windows: Windows | None, at: datetime | None) -> Windows | None:
     return [*windows[:-1], *last] or None
 
 
-def dropped(windows: Windows | None) -> Windows | None:
+def dropped(windows: WriteWindows | None) -> WriteWindows | None:
     """Remove the newest window if it is open: its write did nothing, so it undid nothing."""
     return [window for window in windows or [] if "until" in window] or None
 
 
-def around(windows: Windows | None, at: datetime | None) -> Windows:
+def around(windows: WriteWindows | None, at: datetime | None) -> WriteWindows:
     """Return the windows in which an edit of this time may have been undone."""
     return [] if at is None else [window for window in windows or [] if _may_hold(window, at)]
 
 
-def without(windows: Windows | None, done: Windows) -> Windows | None:
+def without(windows: WriteWindows | None, done: WriteWindows) -> WriteWindows | None:
     """Return the windows without those in `done`."""
     return [window for window in windows or [] if window not in done] or None
 

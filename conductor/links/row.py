@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from conductor.links.overwrites import WriteWindows
 from models.ledger import Link
 from subscribers.mapping.values import Flat
-
-Windows = list[dict[str, Any]]
 
 
 class LinkRow(NamedTuple):
@@ -26,7 +25,7 @@ class LinkRow(NamedTuple):
     synced_change: int
     owed_since: datetime | None
     next_owed_since: datetime | None
-    announced_at: datetime | None
+    published_at: datetime | None
     synced_at: datetime | None
     base: Flat | None
     remote_values: Flat | None
@@ -38,7 +37,7 @@ class LinkRow(NamedTuple):
     create_token: str | None
     created_without_id: bool
     unconfirmed_write: Flat | None
-    write_windows: Windows | None
+    write_windows: WriteWindows | None
     attempts: int
     retry_at: datetime | None
     lease_owner: str | None

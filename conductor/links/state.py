@@ -47,7 +47,7 @@ def owed(now: datetime, via: Via) -> Values:
     values: Values = {"owed_change": Link.owed_change + 1, **_aged(now)}
     if via is Via.DUE:
         return values | {"retry_at": now}
-    return values | {"announced_at": now if via is Via.CALLER else None}
+    return values | {"published_at": now if via is Via.CALLER else None}
 
 
 def settled(link: LinkRow, owed_since: datetime | None) -> Values:
@@ -138,7 +138,7 @@ def owe_changes(connection: sa.Connection, changes: Iterable[tuple[str, str, int
     Pass them in one order in every process, so that relays and workers do not deadlock.
     """
     rows = [
-        {"subscriber": name, "record_id": record, "owed_change": change, "owed_since": since, "announced_at": now}
+        {"subscriber": name, "record_id": record, "owed_change": change, "owed_since": since, "published_at": now}
         for name, record, change, since in changes
     ]
     greatest = "max" if connection.dialect.name == "sqlite" else "greatest"
@@ -148,7 +148,7 @@ def owe_changes(connection: sa.Connection, changes: Iterable[tuple[str, str, int
         "owed_change": f"{greatest}(excluded.owed_change, link.owed_change + 1)",
         "owed_since": "coalesce(link.owed_since, excluded.owed_since)",
         "next_owed_since": "coalesce(link.next_owed_since, excluded.owed_since)",
-        "announced_at": "excluded.announced_at",
+        "published_at": "excluded.published_at",
         # The edit may have fixed what failed.
         "attempts": "0",
         "retry_at": "NULL",
@@ -186,7 +186,7 @@ def owe_missing(connection: sa.Connection, subscriber: str, record_ids: Iterable
 
 def owe_first(connection: sa.Connection, subscriber: str, record_id: str, now: datetime) -> None:
     """Make the link of a record that was never owed, unless it exists by now. The caller publishes it."""
-    values = {"owed_change": 1, "owed_since": now, "announced_at": now}
+    values = {"owed_change": 1, "owed_since": now, "published_at": now}
     insert = _insert(connection).values(subscriber=subscriber, record_id=record_id, **values)
     connection.execute(insert.on_conflict_do_nothing(index_elements=_IDENTITY))
 
@@ -205,20 +205,20 @@ def take_due_retries(connection: sa.Connection, now: datetime, limit: int) -> li
     """Return (subscriber, record) of links whose retry is due; they count as published now."""
     due = sa.select(Link.id).where(Link.retry_at <= now).order_by(Link.subscriber, Link.record_id).limit(limit)
     taken = sa.update(Link).where(Link.id.in_(due.with_for_update(skip_locked=True)))
-    rows = connection.execute(taken.values(retry_at=None, announced_at=now).returning(Link.subscriber, Link.record_id))
+    rows = connection.execute(taken.values(retry_at=None, published_at=now).returning(Link.subscriber, Link.record_id))
     return [(row.subscriber, row.record_id) for row in rows]
 
 
 def mark_published(connection: sa.Connection, link_ids: Sequence[int], now: datetime) -> list[str]:
     """Note that these links are published now; return their records."""
     links = sa.update(Link).where(in_values(connection, Link.id, link_ids))
-    return list(connection.execute(links.values(announced_at=now).returning(Link.record_id)).scalars())
+    return list(connection.execute(links.values(published_at=now).returning(Link.record_id)).scalars())
 
 
 def leave_to_sweep(connection: sa.Connection, subscriber: str, record_ids: Sequence[str]) -> None:
     """Have a sweep publish what these records are owed, after live changes."""
     links = sa.update(Link).where(Link.subscriber == subscriber, Link.record_id.in_(record_ids))
-    connection.execute(links.values(announced_at=None))
+    connection.execute(links.values(published_at=None))
 
 
 def wake(
@@ -228,7 +228,7 @@ def wake(
 
     A link that died with its related record is tried again only when that one is `delivered`.
     """
-    values = {"blocked_by": None, "retry_at": None, "announced_at": now, "dead_at": None}
+    values = {"blocked_by": None, "retry_at": None, "published_at": now, "dead_at": None}
     waiting = sa.or_(Link.blocked_by.in_(delivered), sa.and_(Link.blocked_by.in_(ended), Link.dead_at.is_(None)))
     rows = connection.execute(
         sa.update(Link).where(waiting).values(**values).returning(Link.subscriber, Link.record_id)
@@ -238,7 +238,7 @@ def wake(
 
 def go_first(connection: sa.Connection, link_id: int, now: datetime) -> None:
     """Have a link of a cycle wait for itself only. The caller publishes it."""
-    values = {"blocked_by": link_id, "retry_at": None, "announced_at": now, "dead_at": None}
+    values = {"blocked_by": link_id, "retry_at": None, "published_at": now, "dead_at": None}
     connection.execute(sa.update(Link).where(Link.id == link_id).values(**values))
 
 
@@ -283,7 +283,7 @@ def settle_unsent(connection: sa.Connection, link_ids: Sequence[int], letter_ids
 # --- statements: links and values -------------------------------------------------------------------------
 
 
-def link_to(connection: sa.Connection, subscriber: str, record_id: str, values: Values) -> None:
+def link_record(connection: sa.Connection, subscriber: str, record_id: str, values: Values) -> None:
     """Write the link of a record: a new one, or one that is left from an external record that is gone."""
     insert = _insert(connection).values(subscriber=subscriber, record_id=record_id, **values)
     connection.execute(insert.on_conflict_do_update(index_elements=_IDENTITY, set_=values))

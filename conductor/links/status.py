@@ -12,7 +12,7 @@ from conductor.links.rules import Rule
 from models.ledger import Link
 
 #: The condition for links with a pending change that are not dead letters.
-PENDING = (Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
+PENDING_LINKS = (Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
 
 
 State = Literal[
@@ -27,9 +27,9 @@ WORDS: dict[State, str] = {
     "paused": "waiting",
     "down": "waiting",
     "blocked": "waiting",
-    "sending": "waiting",
+    "sending": "sending",
     "retrying": "retrying",
-    "pending": "waiting",
+    "pending": "pending",
     "conflict": "conflict",
     "unlinked": "unlinked",
     "synced": "up to date",

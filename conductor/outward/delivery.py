@@ -157,7 +157,7 @@ class Outward:
     def _deliver_chunk(self, subscriber: Subscriber, chunk: list[str], rest: list[str], turn: _Turn) -> list[str]:
         """Deliver a chunk; return those of `rest` that are left to this process."""
         batch = self.loader.load(subscriber, chunk)
-        if not batch.permit.open:
+        if not batch.permit.allowed:
             logger.info("%s: %d records wait: %s", subscriber.name(), len(chunk) + len(rest), batch.permit.reason)
             return []
         is_single = subscriber.batch_size(len(chunk) + len(rest)) == 1
@@ -205,7 +205,7 @@ class Outward:
             plans = [plan_delivery(subscriber, claim, batch) for claim in batch.claims]
             if (looked := self._look(subscriber, plans, batch, seen)) is not None:
                 called, batch = True, self.loader.load(subscriber, again, probe=False)
-                if not batch.permit.open or not batch.claims:
+                if not batch.permit.allowed or not batch.claims:
                     return called
                 again = batch.record_ids
                 plans = [plan_delivery(subscriber, claim, batch) for claim in batch.claims]
@@ -226,7 +226,7 @@ class Outward:
             if not again:
                 return called
             batch = self.loader.load(subscriber, again, probe=False)
-            if not batch.permit.open:
+            if not batch.permit.allowed:
                 return called  # they stay owed, and are published when the system is back
         self.context.publisher.records(subscriber.name(), again)
         return called

@@ -48,11 +48,11 @@ class BatchLoader:
         name, now, dialect = subscriber.name(), self.context.clock(), connection.dialect.name
         chosen = {"name": name, "system": subscriber.system, "ids": as_list(dialect, record_ids), "now": now}
         rows = connection.execute(_free_links(dialect), chosen).all()
-        batch = DeliveryBatch(new_token(), Permit(open=True))
+        batch = DeliveryBatch(new_token(), Permit(allowed=True))
         if not rows:
             return batch
         batch.permit = self.breaker.permit_for(subscriber.system, rows[0], probe=probe)
-        if not batch.permit.open:
+        if not batch.permit.allowed:
             return batch
         ids = [row.record_id for row in rows]
         # Read after the links, so that it includes whatever was committed before its change was routed.

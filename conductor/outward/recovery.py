@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import leases, state
-from conductor.links.status import PENDING
+from conductor.links.status import PENDING_LINKS
 from conductor.outward.routing import MESSAGE_RECORDS
 from models.ledger import Inbox, Link, SyncContext, System
 from models.query_hints import no_index, range_equals
@@ -121,16 +121,16 @@ class Recovery:
         # A read first: nearly always there is nothing, and that must not cost a write transaction.
         statement = (
             sa.select(Link.id)
-            .where(range_equals(Link.subscriber, name), *PENDING)
+            .where(range_equals(Link.subscriber, name), *PENDING_LINKS)
             .where(Link.retry_at.is_(None), leases.is_free(now))
             .where(
                 sa.or_(
-                    Link.announced_at.is_(None),
-                    Link.announced_at <= stalled.before,
+                    Link.published_at.is_(None),
+                    Link.published_at <= stalled.before,
                     Link.lease_until.is_not(None),  # its worker died
                 )
             )
-            .order_by(Link.subscriber, Link.announced_at if stalled.is_probe else Link.id)
+            .order_by(Link.subscriber, Link.published_at if stalled.is_probe else Link.id)
             .limit(stalled.limit)
         )
         with self.context.database.read_autocommit() as connection:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.publisher import QueueReport
+from conductor.queue_report import QueueReport
 from conductor.reports import overview, overview_version, record_status
 from conductor.reports.overview import Overview
 from conductor.reports.overview_version import OverviewVersion

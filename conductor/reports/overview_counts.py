@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from conductor.links.status import PENDING
+from conductor.links.status import PENDING_LINKS
 from models.counting import capped_count
 from models.ledger import Change, Conflict, DeadLetter, Inbox, Link
 from models.query_hints import range_equals
@@ -58,7 +58,7 @@ def _counting(number: int) -> sa.Select[Any]:
     asked = sa.union_all(
         *(sa.select(sa.bindparam(f"name{place}", type_=Link.subscriber.type).label("name")) for place in range(number))
     ).subquery()
-    owed = (Link.subscriber == asked.c.name, *PENDING)
+    owed = (Link.subscriber == asked.c.name, *PENDING_LINKS)
     # A literal: with a bound value SQLite does not use the partial index.
     failing = (Link.subscriber == asked.c.name, Link.attempts > sa.literal_column("0"), Link.dead_at.is_(None))
     letters = (DeadLetter.subscriber == asked.c.name, DeadLetter.closed_at.is_(None))

@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.throughput_counter import COLUMNS, HOUR, MINUTE
+from conductor.throughput_counter import HOUR, MINUTE, THROUGHPUT_COLUMNS
 from models.ledger import Throughput
 
 
@@ -28,7 +28,7 @@ class Span:
     row: int
 
 
-SPANS = {
+THROUGHPUT_SPANS = {
     "1h": Span(HOUR, MINUTE, MINUTE),
     "6h": Span(6 * HOUR, MINUTE, MINUTE),
     "24h": Span(24 * HOUR, 5 * MINUTE, MINUTE),
@@ -89,7 +89,7 @@ class ThroughputReport:
 
 
 # Statements are built once: building one takes as long as running a small one.
-_COUNTS = [getattr(Throughput, name) for name in COLUMNS]
+_COUNTS = [getattr(Throughput, name) for name in THROUGHPUT_COLUMNS]
 _IN_SPAN = (
     Throughput.seconds == sa.bindparam("row"),
     Throughput.at >= sa.bindparam("begin"),
@@ -109,7 +109,7 @@ def _within(begin: int, span: Span) -> dict[str, Any]:
 
 def _empty(begin: int, span: Span) -> Series:
     at = list(range(begin, begin + span.length, span.step))
-    return Series(span.step, at, {name: [0] * len(at) for name in COLUMNS})
+    return Series(span.step, at, {name: [0] * len(at) for name in THROUGHPUT_COLUMNS})
 
 
 def _put(series: Series, at: int, counts: Sequence[int]) -> None:

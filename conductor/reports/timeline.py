@@ -43,7 +43,7 @@ class Difference:
 
 @dataclass
 class TimelineEvent:
-    """One line of a timeline. `kind` is change, out, in, conflict, settled or closed; `row` is the ledger's row."""
+    """One line of a timeline. `kind` is change, out, in, conflict, resolved or closed; `row` is the ledger's row."""
 
     at: datetime
     kind: str
@@ -131,7 +131,7 @@ def _decisions(
     for row in _rows(connection, Conflict, Conflict.link_id.in_(list(connection.scalars(links))), limit=PAGE):
         found.append(TimelineEvent(row.at, "conflict", row))
         if row.resolved_at is not None:
-            found.append(TimelineEvent(row.resolved_at, "settled", row))
+            found.append(TimelineEvent(row.resolved_at, "resolved", row))
     letters = (_of(DeadLetter, record_id), DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_not(None))
     found += [
         TimelineEvent(row.closed_at, "closed", row) for row in _rows(connection, DeadLetter, *letters, limit=PAGE)

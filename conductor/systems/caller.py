@@ -43,7 +43,7 @@ class SystemCaller:
         """
         system = subscriber.system
         permit = self.breaker.permit(system)
-        if not permit.open:
+        if not permit.allowed:
             raise SystemUnavailable(permit.reason, permit.after)
         if why := self.context.systems[system].defer_reason():
             raise SystemUnavailable(why, self.context.policy.stale_seconds)

@@ -47,7 +47,7 @@ BREAKER_COLUMNS = (
 class Permit:
     """Whether the system may be called. While it is down, one caller at a time may probe it with one call."""
 
-    open: bool
+    allowed: bool
     probing: bool = False
     #: The probe carries one record even if a call takes many: a single record may be the reason for the failure.
     alone: bool = False
@@ -84,7 +84,7 @@ class CircuitBreaker:
         """
         with self.context.database.read_autocommit() as connection:
             row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
-        return Permit(open=True) if row is None else self.permit_for(name, row, overdue=overdue)
+        return Permit(allowed=True) if row is None else self.permit_for(name, row, overdue=overdue)
 
     def permit_for(self, name: str, row: Any, *, probe: bool = True, overdue: float = 0.0) -> Permit:
         """Return the permit for a row with `BREAKER_COLUMNS` that was read already.
@@ -93,21 +93,21 @@ class CircuitBreaker:
         """
         if row.paused_at is not None:
             why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
-            return Permit(open=False, reason=why, after=self.context.policy.stale_seconds)
+            return Permit(allowed=False, reason=why, after=self.context.policy.stale_seconds)
         is_failing = bool(row.failing and row.failing["streak"])
         if row.down_since is None:
             since = row.last_success_at
             noted = since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS)
-            return Permit(open=True, noted=noted, failing=is_failing)
+            return Permit(allowed=True, noted=noted, failing=is_failing)
         left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
         why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
-        waiting = Permit(open=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
+        waiting = Permit(allowed=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
         if not probe or (row.probe_at is not None and row.probe_at > self.context.later(-overdue)):
             return waiting
         if not self._take_probe(name, row.failures):
             return waiting
         alone = row.failures % _PROBES_PER_SINGLE_RECORD == 0
-        return Permit(open=True, probing=True, alone=alone, failing=is_failing)
+        return Permit(allowed=True, probing=True, alone=alone, failing=is_failing)
 
     def is_paused(self, name: str) -> bool:
         """Return whether an operator or the delete guard has paused this system."""

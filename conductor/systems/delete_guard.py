@@ -14,10 +14,10 @@ from conductor.context import Context
 from models.ledger import System
 
 #: The time over which deletions are counted.
-WINDOW_SECONDS = 600
+DELETE_WINDOW_SECONDS = 600
 
 #: The name under which the guard pauses a system.
-GUARD = "delete guard"
+DELETE_GUARD = "delete guard"
 
 
 class DeleteGuard:
@@ -41,7 +41,7 @@ class DeleteGuard:
             return True
         if row.paused_at is not None:
             return False
-        fresh = row.deletes_since is None or row.deletes_since <= now - timedelta(seconds=WINDOW_SECONDS)
+        fresh = row.deletes_since is None or row.deletes_since <= now - timedelta(seconds=DELETE_WINDOW_SECONDS)
         count = deletes if fresh else row.deletes + deletes
         values = {"deletes": count, "deletes_since": now if fresh else row.deletes_since}
         if count <= limit:
@@ -64,8 +64,9 @@ class DeleteGuard:
             .where(System.name == name, System.paused_at.is_(None))
             .values(
                 paused_at=self.context.clock(),
-                paused_by=GUARD,
-                pause_reason=f"more than {limit} deletions {direction} {name} within {WINDOW_SECONDS // 60} minutes; "
+                paused_by=DELETE_GUARD,
+                pause_reason=f"more than {limit} deletions {direction} {name} "
+                f"within {DELETE_WINDOW_SECONDS // 60} minutes; "
                 "resume it with deletions allowed if they are intended, or else unsubscribe the operation delete first",
             )
         )

@@ -17,7 +17,7 @@ from conductor.inward.incoming import Incoming
 from conductor.inward.matching import candidates
 from conductor.links import state
 from conductor.links.leases import LinkLeased
-from conductor.links.status import PENDING
+from conductor.links.status import PENDING_LINKS
 from conductor.systems.caller import SystemUnavailable
 from conductor.tasks.runner import Step, TaskKind, TaskRow, TaskRunner, counted
 from conductor.tasks.services import Services
@@ -227,7 +227,7 @@ class Backfill(TaskKind):
     def _watch(self, task: TaskRow, subscriber: Subscriber, position: dict[str, Any]) -> Step:
         fed_at = datetime.fromisoformat(position["fed_at"])
         name = subscriber.name()
-        under_way = (Link.subscriber == name, *PENDING)
+        under_way = (Link.subscriber == name, *PENDING_LINKS)
         letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.at >= task.created_at)
         with self.context.database.read() as connection:
             # A record pending since later is not of this task.

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from conductor.systems.connection_check import Finding
-from conductor.tasks.runner import OPEN, Step, TaskKind, TaskRow, TaskRunner
+from conductor.tasks.runner import OPEN_TASK_STATES, Step, TaskKind, TaskRow, TaskRunner
 from conductor.tasks.services import Services
 from i18n import gettext, gettext_noop
 
@@ -50,7 +50,7 @@ class CheckConnection(TaskKind):
         """
         total = len(self.services.connection_check.subscribers(system))
         last = self.tasks.newest_by(self.kind, "system").get(system)
-        if last is not None and last.state in OPEN:
+        if last is not None and last.state in OPEN_TASK_STATES:
             return int(last.id)
         return self.tasks.begin(self.kind, by, argument={"system": system}, total=total)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: States of a task that has steps left to do.
-OPEN = ("running", "stopping")
+OPEN_TASK_STATES = ("running", "stopping")
 
 
 class TaskRow(NamedTuple):
@@ -256,7 +256,7 @@ class TaskRunner:
         if kinds:
             statement = statement.where(Task.kind.in_(kinds))
         if unfinished:
-            statement = statement.where(Task.state.in_(OPEN))
+            statement = statement.where(Task.state.in_(OPEN_TASK_STATES))
         with self.context.database.read() as connection:
             return [TaskRow.of(row) for row in connection.execute(statement)]
 
@@ -304,7 +304,7 @@ class TaskRunner:
         )
         due = (
             sa.select(Task.id)
-            .where(Task.state.in_(OPEN), Task.kind.in_(self.kinds), is_due)
+            .where(Task.state.in_(OPEN_TASK_STATES), Task.kind.in_(self.kinds), is_due)
             .order_by(Task.lease_until.asc().nulls_first(), Task.id)
             .limit(1)
         )

@@ -325,7 +325,7 @@ def upgrade() -> None:
         sa.Column("synced_change", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("owed_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("next_owed_since", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("announced_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("published_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("synced_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
             "base",

@@ -38,6 +38,8 @@ _STATES = {
     "paused": (gettext_noop("paused"), "busy"),
     "stopping": (gettext_noop("stopping"), "busy"),
     "retrying": (gettext_noop("retrying"), "busy"),
+    "pending": (gettext_noop("pending"), "busy"),
+    "sending": (gettext_noop("sending"), "busy"),
     "waiting": (gettext_noop("waiting"), "busy"),
     "conflict": (gettext_noop("conflict"), "bad"),
     "dead": (gettext_noop("dead letter"), "bad"),

@@ -57,7 +57,7 @@ def describe_event(event: TimelineEvent) -> tuple[str, str]:
     system = title(row.subscriber)
     if kind == "conflict":
         return gettext("Conflict with {system}: {path}", system=system, path=row.path), "bad"
-    if kind == "settled":
+    if kind == "resolved":
         whose = gettext(_SETTLED.get(row.choice, _DECIDED), path=row.path, system=system)
         return whose + (gettext(", by {who}", who=row.resolved_by) if row.resolved_by else ""), "good"
     if kind == "closed":

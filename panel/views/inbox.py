@@ -10,7 +10,7 @@ from flask import Response as FlaskResponse
 from flask import abort, redirect, url_for
 from werkzeug import Response
 
-from conductor import POLLED, ReplayWindow, pages, safe_headers
+from conductor import INBOX_KIND_POLL, ReplayWindow, pages, safe_headers
 from i18n import gettext, gettext_noop
 from models.counting import DISPLAY_LIMIT
 from models.history import first_since
@@ -69,7 +69,7 @@ class InboxPage(PanelView):
             "headers": safe_headers(row.headers or {}),
             "deliveries": deliveries,
             "letter": letter,
-            "is_poll": row.kind == POLLED,
+            "is_poll": row.kind == INBOX_KIND_POLL,
             "subscribers": self.conductor.subscribers,
         }
         return self.live("panel/inbox_event.html", (tuple(row), len(deliveries), letter), lambda: values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
-from conductor import PENDING, pages
+from conductor import PENDING_LINKS, pages
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
@@ -41,7 +41,7 @@ class Links(PanelView):
         columns = {"subscriber": Link.subscriber, "record": Link.record_id, "external": Link.external_id}
         conditions = [columns[name] == value for name, value in filters.items() if name in columns]
         if filters.get("state") == "owed":
-            conditions += PENDING
+            conditions += PENDING_LINKS
         return csv_export.download(self, Link, _COLUMNS, conditions, **filters)
 
     @page("/<number:number>")
@@ -61,7 +61,7 @@ class Links(PanelView):
             conditions.append(Link.external_id == filters["external"])
         owed = filters.get("state") == "owed"
         if owed:
-            conditions += PENDING
+            conditions += PENDING_LINKS
         names = [filters["subscriber"]] if "subscriber" in filters else list(self.conductor.subscribers)
         if owed:
             # The index of pending links starts with the subscriber.

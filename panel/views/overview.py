@@ -10,7 +10,7 @@ from flask import Response as FlaskResponse
 from flask import jsonify, request
 from werkzeug import Response
 
-from conductor import COLUMNS, SPANS, Series
+from conductor import THROUGHPUT_COLUMNS, THROUGHPUT_SPANS, Series
 from conductor import Overview as RecordStatus
 from i18n import gettext, gettext_noop
 from models.ledger import Delivery
@@ -45,11 +45,13 @@ class Overview(PanelView):
         """Return the chart's data: the times, then delivered, received, failed and dead per minute."""
         counting, span = self.conductor.reports.throughput, _span()
         with self.conductor.database.read_autocommit() as connection:
-            tag = hashlib.sha256(repr((span, counting.version(connection, SPANS[span]))).encode()).hexdigest()[:32]
+            tag = hashlib.sha256(
+                repr((span, counting.version(connection, THROUGHPUT_SPANS[span]))).encode()
+            ).hexdigest()[:32]
             if request.if_none_match.contains(tag):
                 answer = FlaskResponse(status=304)
             else:
-                series = counting.series(connection, SPANS[span])
+                series = counting.series(connection, THROUGHPUT_SPANS[span])
                 answer = jsonify([series.at, *map(series.per_minute, ("delivered", "received", "failed", "dead"))])
         answer.set_etag(tag)
         return answer
@@ -57,17 +59,17 @@ class Overview(PanelView):
     def _values(self, overview: RecordStatus, broker_error: str | None) -> dict[str, Any]:
         conductor, span = self.conductor, _span()
         with conductor.database.read_autocommit() as connection:
-            small = conductor.reports.throughput.by_subscriber(connection, SPANS[_SMALL])
+            small = conductor.reports.throughput.by_subscriber(connection, THROUGHPUT_SPANS[_SMALL])
             # An open page keeps its chart and updates it from throughput.json.
-            series = None if updating() else conductor.reports.throughput.series(connection, SPANS[span])
+            series = None if updating() else conductor.reports.throughput.series(connection, THROUGHPUT_SPANS[span])
             deliveries = connection.execute(_NEWEST).all()
         hour = {name: {column: sum(counts) for column, counts in s.counts.items()} for name, s in small.items()}
         return {
             "overview": overview,
             "hour": hour,
-            "lately": {column: sum(counts[column] for counts in hour.values()) for column in COLUMNS},
+            "lately": {column: sum(counts[column] for counts in hour.values()) for column in THROUGHPUT_COLUMNS},
             "sparks": {name: _spark(name, s) for name, s in small.items()},
-            "spans": list(SPANS),
+            "spans": list(THROUGHPUT_SPANS),
             "span": span,
             "chart": charts.chart(series, _words(series, span)) if series else "",
             "deliveries": deliveries,
@@ -78,7 +80,7 @@ class Overview(PanelView):
 
 def _span() -> str:
     asked = request.args.get("range", "")
-    return asked if asked in SPANS else _SPAN
+    return asked if asked in THROUGHPUT_SPANS else _SPAN
 
 
 def _spark(name: str, series: Series) -> Any:

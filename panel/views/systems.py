@@ -12,7 +12,7 @@ from flask import abort, redirect, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import GUARD, MASK, WINDOW_SECONDS, Overview, QueueReport, TaskRow
+from conductor import DELETE_GUARD, DELETE_WINDOW_SECONDS, MASK, Overview, QueueReport, TaskRow
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
@@ -63,7 +63,7 @@ class Systems(PanelView):
             "limits": {name: _limits(s, rows.get(name), in_use.get(name, 0)) for name, s in systems.items()},
             "options": {name: masked(system.options) for name, system in systems.items()},
             "paces": paces,
-            "guard": GUARD,
+            "guard": DELETE_GUARD,
             "queues": queues.queues,
             "broker_error": queues.error,
             "tasks": [shown(self.conductor.tasks, row) for row in tasks],
@@ -144,7 +144,7 @@ def _limits(system: Any, row: Any, in_use: int) -> dict[str, Any]:
     recent = (
         row is not None
         and row.deletes_since is not None
-        and (utcnow() - row.deletes_since).total_seconds() < WINDOW_SECONDS
+        and (utcnow() - row.deletes_since).total_seconds() < DELETE_WINDOW_SECONDS
     )
     return {
         "rate": system.requests_per_second,

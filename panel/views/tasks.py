@@ -9,7 +9,7 @@ from typing import Any
 from flask import abort, url_for
 from werkzeug import Response
 
-from conductor import OPEN, TaskRow, TaskRunner, pages
+from conductor import OPEN_TASK_STATES, TaskRow, TaskRunner, pages
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import Task
@@ -32,7 +32,7 @@ class Tasks(PanelView):
     def one(self, number: int) -> Response:
         row = self._task(number)
         # Users wait on this page, so it reports when no scheduler runs the task.
-        troubles = self.current_overview()[1].troubles if row.state in OPEN else []
+        troubles = self.current_overview()[1].troubles if row.state in OPEN_TASK_STATES else []
         idle = next((one for one in troubles if (one.kind, one.name) == ("process", "scheduler")), None)
         values = {"task": shown(self.conductor.tasks, row), "idle": idle, "subscribers": self.conductor.subscribers}
         return self.live("panel/task.html", (tuple(row), idle), lambda: values)
@@ -90,4 +90,4 @@ def shown(tasks: TaskRunner, row: TaskRow) -> dict[str, Any]:
 
 def is_current(row: TaskRow) -> bool:
     """Return whether the page that started a task still shows it: while it runs, and for a while afterwards."""
-    return row.state in OPEN or (row.finished_at is not None and row.finished_at > utcnow() - _STAYS)
+    return row.state in OPEN_TASK_STATES or (row.finished_at is not None and row.finished_at > utcnow() - _STAYS)

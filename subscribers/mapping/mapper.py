@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from models.catalogues import Catalogue, Children, Record, children_by_name, is_generated, recognise
+from models.catalogues import Catalogue, ChildRows, Record, children_by_name, is_generated, recognise
 from models.record_ids import text_of
 from subscribers.errors import Reject
 from subscribers.mapping.coercion import as_key, coerce
@@ -29,7 +29,7 @@ from subscribers.mapping.values import FieldErrors, Flat, Links, is_empty, plain
 class Mapper:
     """The mapping between the columns of a catalogue, or of its child rows, and external fields."""
 
-    def __init__(self, catalogue: Catalogue | Children, fields: Mapping[str, Field | str]) -> None:
+    def __init__(self, catalogue: Catalogue | ChildRows, fields: Mapping[str, Field | str]) -> None:
         self.catalogue = catalogue
         self.fields = as_fields(fields)
         self._columns = {column.name: column for column in catalogue.table.c}

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from i18n import gettext
-from models.catalogues import CATALOGUES, Catalogue, Children, children_by_name
+from models.catalogues import CATALOGUES, Catalogue, ChildRows, children_by_name
 from subscribers.mapping.fields import Field, FieldRow
 from subscribers.mapping.paths import is_plain, parts, problem
 from subscribers.mapping.transforms import Transform, find
@@ -42,7 +42,7 @@ _CellProblem = tuple[str, str]
 
 
 def check_rows(
-    rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | Children
+    rows: Iterable[Mapping[str, Any]], catalogue: Catalogue | ChildRows
 ) -> tuple[dict[str, Field], list[str]]:
     """Return the mapping of these rows, and a `Problem` for each thing that is wrong with them."""
     parsed: list[tuple[int, FieldRow]] = []
@@ -73,7 +73,7 @@ def check_rows(
 
 
 def _check(
-    rows: list[tuple[int, FieldRow]], catalogue: Catalogue | Children
+    rows: list[tuple[int, FieldRow]], catalogue: Catalogue | ChildRows
 ) -> Iterator[tuple[int, FieldRow, list[_CellProblem]]]:
     paths: set[str] = set()
     columns: set[str] = set()
@@ -95,7 +95,7 @@ def _check(
         yield number, row, wrong
 
 
-def _check_column(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_CellProblem]:
+def _check_column(row: FieldRow, catalogue: Catalogue | ChildRows) -> Iterator[_CellProblem]:
     children = children_by_name(catalogue)
     for column in parts(row.column):
         if column not in catalogue.columns:
@@ -136,7 +136,7 @@ def _check_path(row: FieldRow) -> Iterator[_CellProblem]:
         )
 
 
-def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_CellProblem]:
+def _check_names(row: FieldRow, catalogue: Catalogue | ChildRows) -> Iterator[_CellProblem]:
     if row.rows is not None and (row.transform or row.link or row.default is not None):
         yield (
             "transform",
@@ -195,7 +195,7 @@ def _check_names(row: FieldRow, catalogue: Catalogue | Children) -> Iterator[_Ce
         )
 
 
-def _columns_around(catalogue: Catalogue | Children) -> set[str]:
+def _columns_around(catalogue: Catalogue | ChildRows) -> set[str]:
     """Return the columns that a transform may depend on: those of the record, and for a child row of its parent."""
     around = {column.name for column in catalogue.table.c}
     for parent in CATALOGUES.values():
@@ -204,7 +204,7 @@ def _columns_around(catalogue: Catalogue | Children) -> set[str]:
     return around
 
 
-def _check_inner(number: int, row: FieldRow, child: Children) -> list[str]:
+def _check_inner(number: int, row: FieldRow, child: ChildRows) -> list[str]:
     numbered = list(enumerate(row.rows or [], start=1))
     problems: list[str] = []
     for count, _one, wrong in _check([pair for pair in numbered if is_plain(pair[1].path)], child):

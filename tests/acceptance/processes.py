@@ -20,7 +20,7 @@ import pika.exceptions
 import requests
 import sqlalchemy as sa
 
-import children
+import child_processes
 from settings import ROOT
 from tests.support import services
 
@@ -89,7 +89,7 @@ class Process:
         self.name = name
         self.output = folder / f"{name.replace(' ', '-')}-{len(started)}.log"
         with self.output.open("wb") as output:
-            self.popen = children.start(
+            self.popen = child_processes.start(
                 command,
                 cwd=ROOT,
                 env=dict(settings),

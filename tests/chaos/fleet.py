@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 
 import psycopg
 
-import children
+import child_processes
 from settings import ROOT, VAR
 from tests.chaos.proxy import HOST, Proxy
 from tests.support.private_postgresql import standby_of
@@ -89,7 +89,7 @@ class Service:
             raise RuntimeError(f"{self.kind} {action}: {done.stdout}{done.stderr}")
         if action == "start":
             state = VAR / "services" / self.kind / self.name / "state.json"
-            children.watch(os.getpgid(json.loads(state.read_text())["pid"]))
+            child_processes.watch(os.getpgid(json.loads(state.read_text())["pid"]))
         return done.stdout.strip()
 
     def remove(self) -> None:
@@ -254,7 +254,7 @@ class Fleet:
     def _start_system(self, name: str, arguments: Sequence[str], more: Mapping[str, str], port: int) -> str:
         """Start a demo system, which prints its address first."""
         log = self._stack.enter_context((self.folder / f"{name}.log").open("ab"))
-        process: subprocess.Popen[bytes] = children.start(
+        process: subprocess.Popen[bytes] = child_processes.start(
             [sys.executable, "-m", f"simulators.{name}", "--port", str(port), *arguments],
             cwd=ROOT, env={**os.environ, **more}, stdout=subprocess.PIPE, stderr=log,
         )  # fmt: skip
@@ -284,7 +284,9 @@ class Fleet:
 
     def _launch(self, managed: Managed) -> None:
         with managed.log.open("ab") as log:
-            managed.process = children.start(managed.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log)
+            managed.process = child_processes.start(
+                managed.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log
+            )
         managed.expected = False
         managed.starts += 1
 

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from models import capture
 from models.capture_checks import CaptureRefused
-from models.catalogues import Catalogue, Children
+from models.catalogues import Catalogue, ChildRows
 from models.ledger import DeadLetter
 from models.record_ids import text_of
 from models.schema import migrate
@@ -115,7 +115,7 @@ def test_a10_bulk_statements_of_postgresql_are_captured_record_by_record(postgre
     codes = "CREATE TABLE thing (id int PRIMARY KEY, code text UNIQUE)"
     parts = "CREATE TABLE part (id int PRIMARY KEY, thing int REFERENCES thing ON DELETE CASCADE ON UPDATE CASCADE)"
     part = table("part", None, sa.Column("thing", sa.Integer))
-    things = Catalogue("thing", table("thing", None, sa.Column("code", sa.Text)), (Children("parts", part, "thing"),))
+    things = Catalogue("thing", table("thing", None, sa.Column("code", sa.Text)), (ChildRows("parts", part, "thing"),))
     with owned(postgres, things, codes, parts, "INSERT INTO thing VALUES (1, 'a'), (2, 'b'), (3, 'c')"):
         merge = (
             "MERGE INTO thing USING (VALUES (1, 'x'), (2, NULL), (4, 'd')) AS new (id, code) ON thing.id = new.id "
@@ -227,7 +227,7 @@ def test_a11_a_key_has_one_text_in_trigger_read_and_write(database: Database, ki
         sa.Column("name", sa.Text),
     )
     owner = table("thing", column, sa.Column("name", sa.Text))
-    things = Catalogue("thing", owner, (Children("parts", parts, "thing"),))
+    things = Catalogue("thing", owner, (ChildRows("parts", parts, "thing"),))
     owner.create(database.engine)
     parts.create(database.engine)
     with owned(database, things, "SELECT 1"):

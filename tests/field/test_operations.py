@@ -595,8 +595,8 @@ def hangup() -> Iterator[None]:
 CHAIN = """
 import subprocess, sys, time
 sys.path.insert(0, {root!r})
-import children
-child = children.start(["sh", "-c", "sleep 600 & echo $!; echo $$; wait"], stdout=subprocess.PIPE, text=True)
+import child_processes
+child = child_processes.start(["sh", "-c", "sleep 600 & echo $!; echo $$; wait"], stdout=subprocess.PIPE, text=True)
 print(child.stdout.readline().strip(), child.stdout.readline().strip(), flush=True)
 time.sleep(600)
 """
@@ -629,8 +629,8 @@ def lives(pid: int) -> bool:
 def test_c36_a_program_started_by_make_ends_with_it(tmp_path: Path, which: str, how: signal.Signals) -> None:
     program = tmp_path / "program.py"
     program.write_text(
-        f"import sys, time, os; sys.path.insert(0, {str(ROOT)!r}); import children\n"
-        "is_orphaned = children.is_orphaned()\n"
+        f"import sys, time, os; sys.path.insert(0, {str(ROOT)!r}); import child_processes\n"
+        "is_orphaned = child_processes.is_orphaned()\n"
         "print(os.getpid(), os.getppid(), flush=True)\n"
         "while not is_orphaned(): time.sleep(0.05)\n"
     )

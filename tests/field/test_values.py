@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from conductor import read_record
 from models.base import UtcDateTime
-from models.catalogues import Catalogue, Children
+from models.catalogues import Catalogue, ChildRows
 from models.ledger import DeadLetter
 from models.session import Database
 from tests.support.fakes import FakeSubscriber, TestHub
@@ -128,7 +128,7 @@ def test_a05_a_child_row_that_cannot_be_read_names_its_column(database: Database
     bad = "'soon'" if database.is_sqlite else "'infinity'"
     child = table("note", None, sa.Column("fact", sa.Integer), sa.Column("day", sa.Date))
     child.create(database.engine)
-    things = Catalogue("thing", table("thing"), (Children("notes", child, "fact"),), label="id")
+    things = Catalogue("thing", table("thing"), (ChildRows("notes", child, "fact"),), label="id")
     things.table.create(database.engine)
     with owned(database, things, "INSERT INTO thing VALUES (1), (2)", f"INSERT INTO note VALUES (1, 1, {bad})"):
         with database.read() as connection:

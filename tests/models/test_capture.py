@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from models import capture
 from models.capture import sync_context
-from models.catalogues import CATALOGUES, Catalogue, Children, Customer, Invoice, InvoiceLine, declare
+from models.catalogues import CATALOGUES, Catalogue, ChildRows, Customer, Invoice, InvoiceLine, declare
 from models.ledger import Change, SyncContext
 from models.schema import migrate
 from models.session import Database
@@ -323,7 +323,7 @@ def test_child_rows_without_a_parent_are_written_without_a_change(database: Data
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("box_id", sa.ForeignKey("box.id", ondelete="SET NULL")),
     )
-    with declared(database, Catalogue("box", box, children=(Children("things", thing, "box_id"),))):
+    with declared(database, Catalogue("box", box, children=(ChildRows("things", thing, "box_id"),))):
         run(database, sa.insert(box).values(id=1, name="b"))
         forget(database)
         run(database, sa.insert(thing).values(id=1))
@@ -627,7 +627,7 @@ class _Ledgerless:
         engine = sa.create_engine("sqlite://")
         with engine.begin() as connection:
             metadata.create_all(connection)
-            catalogue = Catalogue("customer", customer, children=(Children("lines", lines, "customer_id"),))
+            catalogue = Catalogue("customer", customer, children=(ChildRows("lines", lines, "customer_id"),))
             capture.install(connection, [catalogue])
             raw: Any = connection.connection.driver_connection
             self.raw = raw

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from models import capture
 from models.capture import sync_context
-from models.catalogues import CATALOGUES, Catalogue, Children, declare
+from models.catalogues import CATALOGUES, Catalogue, ChildRows, declare
 from models.ledger import Change
 from models.session import Database
 from tests.support.fakes import TestHub
@@ -176,7 +176,7 @@ def test_an_existing_table_is_declared_in_a_few_lines(database: Database, tables
     theirs = sa.MetaData()
     orders = sa.Table("Orders", theirs, autoload_with=database.engine)
     lines = sa.Table("Order Line", theirs, autoload_with=database.engine)
-    declare(Catalogue("order", orders, children=(Children("lines", lines, "Order"),), label="select"))
+    declare(Catalogue("order", orders, children=(ChildRows("lines", lines, "Order"),), label="select"))
     with database.write() as c:
         capture.install(c)
 

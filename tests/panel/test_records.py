@@ -69,7 +69,7 @@ def test_each_record_status_has_a_sentence(panel: Panel) -> None:
     assert status_of(panel, "2", crm) == ("skipped", "not sent: unsubscription #1 (billing freeze) holds it back")
     assert status_of(panel, "999", crm)[0] == "never sent"
     change(panel, Link, of, owed_change=Link.owed_change + 1, owed_since=utcnow())
-    assert status_of(panel, "1", shop) == ("waiting", "pending since TIME: waiting to be sent")
+    assert status_of(panel, "1", shop) == ("pending", "pending since TIME: waiting to be sent")
     retry = {"attempts": 2, "retry_at": utcnow()}
     change(panel, Link, of, **retry)
     assert status_of(panel, "1", shop)[1].startswith("attempt 2 of 8 failed, next at TIME")

@@ -19,7 +19,7 @@ import requests
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-import children
+import child_processes
 from simulators.rest import DEMO_TOKEN, RestSystem
 
 
@@ -308,7 +308,9 @@ def test_a_restart_carries_on(tmp_path: Path, httpserver: HTTPServer) -> None:
 def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "simulators.rest", "--port", "0", "--data", str(tmp_path / "shop.sqlite")]
     environment = {**os.environ, "SHOP_TOKEN": "t0ken"}
-    with children.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with child_processes.start(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
         assert run.stdout is not None
         Client(run.stdout.readline().strip(), "t0ken").create(email="a@example.org")
         run.send_signal(number)

@@ -40,7 +40,7 @@ from simple_salesforce.exceptions import (
 )
 from simple_salesforce.format import format_soql
 
-import children
+import child_processes
 from simulators.certificates import ensure_certificates
 from simulators.salesforce import Credentials, SalesforceSimulator
 from simulators.salesforce.database import _like
@@ -852,7 +852,7 @@ def test_the_process_keeps_its_data_and_ends_cleanly(tmp_path: Path, certs: Path
     ]
     seen: list[list[str]] = []
     for number, ending in enumerate((signal.SIGTERM, signal.SIGINT)):
-        with children.start(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        with child_processes.start(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             with requests.Session() as http:

@@ -16,7 +16,7 @@ import pytest
 import requests
 import stripe as official
 
-import children
+import child_processes
 from simulators.stripe import StripeLike
 
 SECRET = "whsec_for_tests"
@@ -665,7 +665,9 @@ def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Si
     data = tmp_path / "stripe.json"
     command = [sys.executable, "-m", "simulators.stripe", "--port", "0", "--data", str(data)]
     environment = {**os.environ, "STRIPE_WEBHOOK_SECRET": SECRET}
-    with children.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    with child_processes.start(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
         assert run.stdout is not None
         url = run.stdout.readline().strip()
         client_of(url).v1.customers.create({"name": "Ada"})

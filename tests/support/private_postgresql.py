@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-import children
+import child_processes
 from settings import ROOT
 from tests.acceptance.processes import free_port
 from tests.support import services
@@ -107,7 +107,7 @@ def _folder() -> Iterator[Path]:
 
 @contextmanager
 def _running(command: list[str | Path], log: IO[bytes]) -> Iterator[None]:
-    server = children.start(command, user=_owner(), cwd="/", stdout=log, stderr=log)
+    server = child_processes.start(command, user=_owner(), cwd="/", stdout=log, stderr=log)
     try:
         yield
     finally:

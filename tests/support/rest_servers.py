@@ -13,7 +13,7 @@ from typing import Any
 
 import requests
 
-import children
+import child_processes
 from tests.acceptance.processes import free_port
 
 SCRIPTS = Path(sys.executable).parent
@@ -138,7 +138,7 @@ def _program(name: str) -> str:
 @contextmanager
 def _running(command: list[str], health: str, log: Path, environment: Mapping[str, str]) -> Iterator[None]:
     with log.open("wb") as out:
-        process = children.start(command, stdout=out, stderr=out, env={**os.environ, **environment})
+        process = child_processes.start(command, stdout=out, stderr=out, env={**os.environ, **environment})
     try:
         _await(process, health, log)
         yield

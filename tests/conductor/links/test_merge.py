@@ -46,7 +46,7 @@ def written(ours: Flat, result: Merge) -> dict[str, Any]:
 
 def is_echo(result: Merge) -> bool:
     """Return whether nothing differs from the agreed state."""
-    return not (result.take or result.keep or result.settled or result.ask or result.form)
+    return not (result.take or result.keep or result.agreed or result.ask or result.form)
 
 
 def changed(base: Flat, now: Flat) -> set[str]:
@@ -102,7 +102,7 @@ def test_only_a_field_both_changed_to_different_values_is_a_conflict(
     result = together(agreed, theirs, ours, who=who)
     both = changed(agreed, theirs) & changed(agreed, ours)
     assert set(result.conflicts) == {path for path in both if not same(theirs[path], ours[path])}
-    assert set(result.settled) == {path for path in both if same(theirs[path], ours[path])}
+    assert set(result.agreed) == {path for path in both if same(theirs[path], ours[path])}
     assert set(result.conflicts.values()) <= {who}
 
 

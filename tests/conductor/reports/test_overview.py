@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from conductor import Conductor, OverviewVersion
 from conductor.reports.overview import overview
 from conductor.reports.overview_version import ALIVE_SECONDS, overview_version
-from conductor.reports.throughput import SPANS
+from conductor.reports.throughput import THROUGHPUT_SPANS
 from conductor.throughput_counter import MINUTE, MINUTE_DAYS
 from models.ledger import (
     Change,
@@ -186,9 +186,9 @@ def test_each_delivery_is_counted_once_in_its_minute_and_hour(hub: Conductor, da
     assert counted(database) == expected | {"delivered": 3}
     clock.tick(60)
     with database.read() as connection:
-        series = hub.reports.throughput.series(connection, SPANS["1h"], "crm.customer")
-        assert hub.reports.throughput.by_subscriber(connection, SPANS["1h"])["crm.customer"] == series
-        week = hub.reports.throughput.series(connection, SPANS["7d"])
+        series = hub.reports.throughput.series(connection, THROUGHPUT_SPANS["1h"], "crm.customer")
+        assert hub.reports.throughput.by_subscriber(connection, THROUGHPUT_SPANS["1h"])["crm.customer"] == series
+        week = hub.reports.throughput.series(connection, THROUGHPUT_SPANS["7d"])
         assert sum(week.counts["delivered"]) == 0  # the current hour is not complete
     minute = series.at.index(int(begun.timestamp()))
     assert series.counts["delivered"][minute : minute + 3] == [2, 0, 1]
@@ -221,7 +221,7 @@ def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, datab
 
 def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
     with database.read() as connection:
-        for span in SPANS.values():
+        for span in THROUGHPUT_SPANS.values():
             series = hub.reports.throughput.series(connection, span)
             assert len(series.at) == len(series.counts["dead"]) == span.length // span.step <= 360
             assert all(datetime.fromtimestamp(at, UTC) < hub.context.clock() for at in series.at)
