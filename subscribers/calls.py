@@ -41,7 +41,11 @@ def call_safely(call: Callable[..., Any], *arguments: Any) -> Any:
         return wrapped
 
 
+#: Seconds that one call to a system may take in total, from connecting to the last byte of its answer.
+CALL_SECONDS = 50.0
+
 _renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)
+_left: ContextVar[Callable[[], float]] = ContextVar("left", default=lambda: CALL_SECONDS)
 
 
 def still_working() -> None:
@@ -49,11 +53,21 @@ def still_working() -> None:
     _renew.get()()
 
 
+def seconds_for_call() -> float:
+    """Return the seconds that a call may take from now on: no call may outlive the lease of its records.
+
+    Raises:
+      SyncError: the call may not begin.
+    """
+    return min(CALL_SECONDS, _left.get()())
+
+
 @contextmanager
-def renewed_by(renew: Callable[[], object]) -> Iterator[None]:
-    """Let `still_working` call `renew` inside the block."""
-    token = _renew.set(renew)
+def renewed_by(renew: Callable[[], object], left: Callable[[], float] = lambda: CALL_SECONDS) -> Iterator[None]:
+    """Let `still_working` call `renew` inside the block, and limit each call to the seconds that `left` returns."""
+    renew_token, left_token = _renew.set(renew), _left.set(left)
     try:
         yield
     finally:
-        _renew.reset(token)
+        _renew.reset(renew_token)
+        _left.reset(left_token)

@@ -131,6 +131,20 @@ class BatchTooLarge(Retry):
     code = "batch_too_large"
 
 
+class ResponseTooLarge(Retry):
+    """The answer has more than `most` bytes, and was not read. To repeat the call would only repeat that."""
+
+    is_terminal = True
+    code = "response_too_large"
+
+    def __init__(self, most: int, *, maybe_done: bool = False) -> None:
+        super().__init__(
+            f"the response has more than {most:,} bytes: read smaller pages, or raise the system's setting "
+            "MAX_RESPONSE_BYTES if it is right",
+            maybe_done=maybe_done,
+        )
+
+
 class Reject(SyncError):
     """The data is wrong: no retry succeeds until it is changed. `fields`: the reason per field."""
 

@@ -141,6 +141,7 @@ class RestSystem(System):
             secret_headers=[self.auth_header if self.auth == "header" else "Authorization"],
             ca_bundle=options.ca_bundle or None,
             describe=self.describe,
+            max_response_bytes=self.max_response_bytes,
         )
         #: Resource -> subscriber, which knows the place of a record's id.
         self.subscribers: dict[str, RestSubscriber] = {}

@@ -10,6 +10,7 @@ from pydantic import Field as Field_
 
 from settings import SettingsError, describe, system_options
 from subscribers.http.rate_limit_headers import Rate
+from subscribers.http.transport import MAX_RESPONSE_BYTES
 from subscribers.records import Event
 
 
@@ -37,6 +38,12 @@ class Options(BaseModel):
         description="Each poll reads the changes of the last seconds again, since a system may list a change late."
         " Without it these are 300.",
     )
+    max_response_bytes: int | None = Field_(
+        None,
+        ge=1024,
+        description="Bytes of the largest answer that is read, decompressed. Without it these are 16 MiB"
+        " (16777216). A worker may need 30 times as much memory for each call.",
+    )
 
 
 class System:
@@ -52,6 +59,8 @@ class System:
     delete_limit: int | None = 50
     #: Seconds before the present whose changes each poll reads again; those that are known already cost nothing more.
     overlap_seconds: int = 300
+    #: Bytes of the largest answer that is read, decompressed.
+    max_response_bytes: int = MAX_RESPONSE_BYTES
 
     #: The HTTP client, `http.client.Http`, of a system that uses it.
     http: Any = None
@@ -59,7 +68,7 @@ class System:
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
-        for limit in ("requests_per_second", "concurrency", "delete_limit", "overlap_seconds"):
+        for limit in ("requests_per_second", "concurrency", "delete_limit", "overlap_seconds", "max_response_bytes"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)
 

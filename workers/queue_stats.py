@@ -15,6 +15,7 @@ from broker import BrokerUnreachable, Fanout, LocalFanout
 from conductor import QueueReport, QueueState
 from models.base import utcnow
 from settings import Settings
+from subscribers.http.transport import new_session
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +51,14 @@ class Management:
         columns = "name,messages_ready,messages_unacknowledged,consumers"
         address = f"{self.url}/api/queues/{quote(self.vhost, safe='')}"
         try:
-            answer = requests.get(
-                address,
-                params={"columns": columns},
-                auth=self.login,
-                timeout=_TIMEOUT_SECONDS,
-                allow_redirects=False,
-            )
+            with new_session() as session:
+                answer = session.get(
+                    address,
+                    params={"columns": columns},
+                    auth=self.login,
+                    timeout=_TIMEOUT_SECONDS,
+                    allow_redirects=False,
+                )
         except requests.RequestException as error:
             # The error's text has the address, and with it perhaps a login.
             raise BrokerUnreachable(f"RabbitMQ's management plugin does not answer: {type(error).__name__}") from None

@@ -111,10 +111,14 @@ def build_when_up(settings: Settings, *, by_key: bool = False) -> Runtime:
 
 def configure_logging(settings: Settings) -> None:
     """Log one line for each event: readable text in development, JSON in production."""
+    # Tracebacks never show the values of variables, which may be secrets, whatever other packages are installed.
+    sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     shared: list[Any] = [
         structlog.stdlib.add_log_level,
@@ -126,9 +130,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             renderer,
-        ]
-        if settings.log_format == "json"
-        else [structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        ],
         foreign_pre_chain=shared,
     )
     handler = logging.StreamHandler()

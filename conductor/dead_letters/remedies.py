@@ -116,6 +116,13 @@ REMEDIES = {
     ),
     "relation_dead": _RELATION,
     "relation_missing": _RELATION,
+    "response_too_large": Remedy(
+        SYSTEM,
+        gettext_noop(
+            "The response is larger than the hub reads. Find out what the system sends; if it is right, raise the "
+            "system's setting MAX_RESPONSE_BYTES, then retry."
+        ),
+    ),
     "required_field_missing": Remedy(
         RECORD,
         gettext_noop(

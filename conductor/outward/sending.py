@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, cast
@@ -32,7 +33,7 @@ from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.outages import OutageDetector, OutageWatch, as_down
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely, renewed_by
-from subscribers.errors import Reject, SyncError, SystemDown, Unidentified
+from subscribers.errors import Reject, Retry, SyncError, SystemDown, Unidentified
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.paths import nest
 from subscribers.mapping.values import same
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 #: Operations whose unknown outcome matters later: it is found out before the next write.
 CONFIRMED_OPERATIONS = ("create", "update")
+
+#: The part of a lease's time that a call may take: the rest is for its outcome's way into the ledger.
+_SHARE_FOR_CALL = 0.9
 
 
 def must_inspect(plan: Plan) -> bool:
@@ -88,13 +92,14 @@ class Sender:
             if subscriber.bulk_size > 1:
                 subscriber.client.pace()
             began = time.perf_counter()
-            with renewed_by(lambda call=call: self._renew_leases(call.plans, batch.token)):  # type: ignore[misc]
+            with self._under_lease(call.plans, batch.token):
                 outcomes = call_safely(call.method, call.items)
             seconds = time.perf_counter() - began
             self._seconds[subscriber.name()] = seconds / len(call.plans)
             answers.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
             calls.extendleft(reversed(self._sizes.smaller(subscriber, call)))
-            answers.verify_gone(subscriber, call.plans)
+            with self._under_lease(call.plans, batch.token):
+                answers.verify_gone(subscriber, call.plans)
             self._complete_answers(subscriber, call.plans, batch)
             if self._is_outage(plans, call.plans, watch, batch):
                 return
@@ -103,21 +108,26 @@ class Sender:
         """Find records that the system has made or had already, and read what an answer does not show."""
         for plan in plans:
             if isinstance(plan.error, Unidentified) and self._renew_leases([plan], batch.token):
-                answers.identify_created(subscriber, plan)
+                with self._under_lease([plan], batch.token):
+                    answers.identify_created(subscriber, plan)
             elif duplicates.is_duplicate(plan) and self._renew_leases([plan], batch.token):
-                duplicates.look_up(subscriber, plan)
-                if plan.operation == "update" and self.context.database.run_in_transaction(
-                    duplicates.is_exchange, subscriber, plan
-                ):
-                    duplicates.free(subscriber, plan)
+                with self._under_lease([plan], batch.token):
+                    self._resolve_duplicate(subscriber, plan)
         if (mapper := batch.mapper) is None:
             return
         unseen = [plan for plan in plans if answers.is_unseen(subscriber, plan, mapper)]
         if unseen and self._renew_leases(unseen, batch.token):
             if subscriber.bulk_size > 1:
                 subscriber.client.pace()
-            with renewed_by(lambda: self._renew_leases(unseen, batch.token)):
+            with self._under_lease(unseen, batch.token):
                 answers.read_back(subscriber, unseen, mapper)
+
+    def _resolve_duplicate(self, subscriber: Subscriber, plan: Plan) -> None:
+        duplicates.look_up(subscriber, plan)
+        if plan.operation == "update" and self.context.database.run_in_transaction(
+            duplicates.is_exchange, subscriber, plan
+        ):
+            duplicates.free(subscriber, plan)
 
     def _is_outage(
         self, plans: list[Plan], called: list[Plan], watch: OutageWatch, batch: DeliveryBatch, *, reads: bool = False
@@ -136,8 +146,19 @@ class Sender:
         _fail_remaining(plans, next(plan.error for plan in called if plan.error is not None and plan.is_down))
         return True
 
+    def _under_lease(self, plans: list[Plan], token: str) -> AbstractContextManager[None]:
+        """Return a block whose calls end before the leases of these plans do."""
+
+        def left() -> float:
+            if not self._renew_leases(plans, token):
+                raise Retry("the lease ran out before the call", maybe_done=True)
+            until = min(plan.claim.link.lease_until or self.context.clock() for plan in plans)
+            return (until - self.context.clock()).total_seconds() * _SHARE_FOR_CALL
+
+        return renewed_by(lambda: self._renew_leases(plans, token), left)
+
     def _renew_leases(self, plans: list[Plan], token: str) -> bool:
-        """Renew the leases once half of their time is over; return False if another process took one over."""
+        """Renew the leases once a third of their time is over; return False if another process took one over."""
         if not any(self._is_short(plan) for plan in plans):
             return True
         self.concurrency.renew()
@@ -150,7 +171,7 @@ class Sender:
 
     def _is_short(self, plan: Plan) -> bool:
         until = plan.claim.link.lease_until
-        return until is None or until <= self.context.later(self.context.policy.lease_seconds / 2)
+        return until is None or until <= self.context.later(self.context.policy.lease_seconds * 2 / 3)
 
     # --- inspect ------------------------------------------------------------------------------------
 
@@ -164,7 +185,8 @@ class Sender:
                 if is_short and not self._renew_leases([p for p in plans if p.is_open], batch.token):
                     _mark_lease_lost(plans)
                     return False
-                self._inspect(subscriber, plan, batch.mapper)
+                with self._under_lease([plan], batch.token):
+                    self._inspect(subscriber, plan, batch.mapper)
                 if plan.called and self._is_outage(plans, [plan], watch, batch, reads=True):
                     return False
                 if plan.claim.found:

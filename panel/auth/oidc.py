@@ -10,7 +10,8 @@ import logging
 from typing import Any
 
 from authlib.common.errors import AuthlibBaseError  # type: ignore[import-untyped]
-from authlib.integrations.flask_client import OAuth  # type: ignore[import-untyped]
+from authlib.integrations.flask_client import FlaskOAuth2App, OAuth  # type: ignore[import-untyped]
+from authlib.integrations.requests_client import OAuth2Session  # type: ignore[import-untyped]
 from flask import Blueprint, Flask, abort, current_app, flash, jsonify, redirect, request, session, url_for
 from flask_security.utils import login_user
 from flask_wtf.csrf import CSRFProtect  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from models.base import utcnow
 from models.users import User
 from panel.auth import accounts, logout_token, permissions, sessions
 from settings import Settings
+from subscribers.http.transport import MAX_LOGIN_BYTES, LimitedSession, limit_session
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,18 @@ _WITHOUT_ROLE = gettext_noop(
 )
 
 
+class _Session(LimitedSession, OAuth2Session):  # type: ignore[misc]
+    """A session with the provider, of which each call is limited in time and size."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        limit_session(self, most=MAX_LOGIN_BYTES)
+
+
+class _Client(FlaskOAuth2App):  # type: ignore[misc]
+    client_cls = _Session
+
+
 class Refused(Exception):
     """The provider's user may not log in; the message gives the user the reason."""
 
@@ -52,6 +66,7 @@ def init(app: Flask, settings: Settings, csrf: CSRFProtect) -> None:
     app.config["OIDC_SETTINGS"] = settings
     OAuth(app).register(
         _NAME,
+        client_cls=_Client,
         client_id=settings.oidc_client_id,
         client_secret=settings.oidc_client_secret.get_secret_value(),
         server_metadata_url=f"{settings.oidc_issuer}/.well-known/openid-configuration",

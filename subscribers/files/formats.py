@@ -27,6 +27,8 @@ _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codec
 _DELIMITERS = ",;\t|"
 #: Maximum length of one cell, in characters; Python's own limit is 131,072.
 _LONGEST_CELL = 10_000_000
+#: Maximum length of one row, in characters: a file without line ends must not fill the memory.
+_LONGEST_ROW = 16 * 1024 * 1024
 #: Text that a spreadsheet evaluates as a formula (OWASP, "CSV Injection"), including marks that already precede it.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
@@ -98,11 +100,37 @@ def read(path: Path, *, encoding: str = "utf-8", delimiter: str = "", unmask: bo
         raise BadFile(f"is not written in {encoding}") from None
 
 
+class _Lines:
+    """The lines of a file; a row takes one of them, or several with quoted line ends.
+
+    Raises:
+      BadFile: a row is longer than _LONGEST_ROW.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._number = 0
+        self._length = 0
+
+    def next_row(self) -> None:
+        """The next line begins another row."""
+        self._length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(_LONGEST_ROW + 1):
+            self._number += 1
+            self._length += len(line)
+            if self._length > _LONGEST_ROW:
+                raise BadFile(f"has a row of more than {_LONGEST_ROW:,} characters in line {self._number}: split it")
+            yield line
+
+
 def _csv(file: IO[str], delimiter: str, unmask: bool) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CELL)
-    first = file.readline()
+    first = file.readline(_LONGEST_ROW)
     file.seek(0)
-    reader = csv.reader(file, delimiter=delimiter or max(_DELIMITERS, key=first.count), strict=True)
+    lines = _Lines(file)
+    reader = csv.reader(lines, delimiter=delimiter or max(_DELIMITERS, key=first.count), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         if not any(header):
@@ -110,6 +138,7 @@ def _csv(file: IO[str], delimiter: str, unmask: bool) -> Iterator[Row]:
         if doubled := {name for name in header if name and header.count(name) > 1}:
             raise BadFile(f"has the column {', '.join(sorted(doubled))} twice")
         for cells in reader:
+            lines.next_row()
             if not cells:
                 continue
             values = {n: unmasked(cell) if unmask else cell for n, cell in zip(header, cells, strict=False) if n}
@@ -120,7 +149,9 @@ def _csv(file: IO[str], delimiter: str, unmask: bool) -> Iterator[Row]:
 
 
 def _json_lines(file: IO[str]) -> Iterator[Row]:
-    for number, line in enumerate(file, start=1):
+    lines = _Lines(file)
+    for number, line in enumerate(lines, start=1):
+        lines.next_row()
         if not line.strip():
             continue
         try:

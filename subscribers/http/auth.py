@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from requests.auth import AuthBase
 
 from subscribers.errors import SystemDown
-from subscribers.http.client import new_session
 from subscribers.http.failures import describe_error, network_error, retry_after
+from subscribers.http.transport import MAX_LOGIN_BYTES, new_session
 
 #: A token is renewed this long before it expires, or a tenth of its lifetime if that is less.
 _RENEW_MARGIN_SECONDS = 60.0
@@ -92,7 +92,7 @@ class ClientCredentials(AuthBase):
         self._token = ""
         requested_at = self._clock()
         try:
-            with new_session(self._ca_bundle) as session:
+            with new_session(self._ca_bundle, max_response_bytes=MAX_LOGIN_BYTES) as session:
                 response = session.post(self._url, data=body, auth=login, allow_redirects=False)
         except requests.RequestException as error:
             raise SystemDown(f"no token: {network_error(error, writes=False)}") from None

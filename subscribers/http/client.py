@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 import requests
 from pydantic import AfterValidator, SecretStr
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 
 from subscribers.errors import LONGEST_RESPONSE, Retry, SyncError, clean
@@ -25,12 +24,10 @@ from subscribers.http.failures import (
     status_error,
 )
 from subscribers.http.rate_limit_headers import Rate, rate_of
+from subscribers.http.transport import MAX_RESPONSE_BYTES, new_session
 
 #: A difference between two clocks of at most this many seconds counts as none.
 _CLOCK_PRECISION_SECONDS = 2.0
-
-#: Seconds to connect, and seconds without a byte of the answer.
-TIMEOUT = (5.0, 30.0)
 
 
 def _header_safe(value: SecretStr) -> SecretStr:
@@ -60,33 +57,6 @@ Token = Annotated[SecretStr, AfterValidator(_header_safe)]
 Url = Annotated[str, AfterValidator(_http_url)]
 
 
-class Adapter(HTTPAdapter):
-    """An adapter with a timeout for every call, and the CA bundle of the system if one is configured."""
-
-    def __init__(self, ca_bundle: str | None = None) -> None:
-        super().__init__(pool_maxsize=4)
-        self.ca_bundle = ca_bundle
-
-    def send(self, request: Any, **options: Any) -> requests.Response:  # type: ignore[override]
-        """Send the request with TIMEOUT, unless the caller gives another timeout."""
-        if options.get("timeout") is None:
-            options["timeout"] = TIMEOUT
-        if self.ca_bundle:
-            # Not on the session: REQUESTS_CA_BUNDLE would take precedence over its setting.
-            options["verify"] = self.ca_bundle
-        return super().send(request, **options)
-
-
-def new_session(ca_bundle: str | None = None, headers: Mapping[str, str] | None = None) -> requests.Session:
-    """Return a session whose calls have a timeout and verify TLS."""
-    session = requests.Session()
-    for scheme in ("https://", "http://"):
-        session.mount(scheme, Adapter(ca_bundle))
-    session.headers["User-Agent"] = "syncflow"
-    session.headers.update(headers or {})
-    return session
-
-
 class Http:
     """JSON (or form) calls to one base URL, with failures raised as `SyncError`s."""
 
@@ -102,15 +72,18 @@ class Http:
         classify: Callable[[requests.Response, bool], SyncError | None] | None = None,
         statuses: Mapping[int, type[SyncError]] | None = None,
         request_id_header: str = "x-request-id",
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         """`statuses` overrides entries of `STATUSES` for a vendor.
 
         `classify(response, writes)` may return the error of a response first, where the status is not enough.
         The values of `secret_headers` are removed from messages and responses, in case the system echoes them.
+        `max_response_bytes`: a longer answer is an error, see `System.max_response_bytes`.
         """
         self.base_url = base_url.rstrip("/")
         self._headers = dict(headers or {})
         self._ca_bundle = ca_bundle
+        self._max_response_bytes = max_response_bytes
         self._describe = describe or describe_error
         self._classify = classify
         self._statuses = {**STATUSES, **(statuses or {})}
@@ -129,7 +102,7 @@ class Http:
     def session(self) -> requests.Session:
         """The session of this thread; sessions are not thread-safe."""
         if not hasattr(self._local, "session"):
-            self._local.session = new_session(self._ca_bundle, self._headers)
+            self._local.session = new_session(self._ca_bundle, self._headers, self._max_response_bytes)
             self._local.session.auth = self._auth
         session: requests.Session = self._local.session
         return session

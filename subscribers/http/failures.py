@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
+from subscribers.errors import Gone, Reject, ResponseTooLarge, Retry, SyncError, SystemDown
+from subscribers.http.transport import TooLarge
 
 #: HTTP status -> error (RFC 9110, 15; RFC 6585). Other statuses are `Retry` from 500 on, else `Reject`.
 STATUSES: Mapping[int, type[SyncError]] = {
@@ -94,6 +95,8 @@ def network_error(error: requests.RequestException, *, writes: bool) -> SyncErro
         return SystemDown("the TLS certificate is not trusted (or the connection is not TLS)")
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
         return SystemDown("the configured URL is not a URL")
+    if isinstance(error, TooLarge):
+        return ResponseTooLarge(error.most, maybe_done=writes)
     if isinstance(error, requests.Timeout):
         return Retry("no answer in time", maybe_done=writes, unanswered=True)
     return Retry("the connection was cut before the answer", maybe_done=writes, unanswered=True)

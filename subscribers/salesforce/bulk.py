@@ -6,16 +6,20 @@ Successful Record Results", "Get Job Failed Record Results", "Get Job Unprocesse
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
+import requests
+
 from subscribers.calls import still_working
 from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.http.transport import MAX_RESPONSE_BYTES, TimeLimit, TooLarge, time_limit
 from subscribers.salesforce.failures import by_code
 from subscribers.salesforce.system import Salesforce
 
@@ -32,6 +36,8 @@ MAX_FILE_BYTES = 90_000_000
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 10.0
 JOB_TIMEOUT_SECONDS = 900.0
+#: Bytes of a file of results that are read at a time.
+_PART_BYTES = 64 * 1024
 
 _ENDED = ("JobComplete", "Failed", "Aborted")
 
@@ -58,7 +64,7 @@ def ingest(
     try:
         job, _ = _json(org, "POST", "jobs/ingest", asked)
         path = f"jobs/ingest/{job['id']}"
-        _text(org, "PUT", f"{path}/batches", data=content, headers={"Content-Type": "text/csv; charset=UTF-8"})
+        _upload(org, f"{path}/batches", content)
         ended, at = _run(org, path)
         how = f"the job was {ended['state']} ({ended.get('errorMessage') or 'no reason given'})"
         by_key = _outcomes(org, path, key, at, Retry(f"{how} before it came to this record"))
@@ -109,15 +115,17 @@ def _outcomes(org: Salesforce, path: str, key: str, at: datetime, unprocessed: R
     """Return the outcome of each record by its key."""
     deadline = time.monotonic() + JOB_TIMEOUT_SECONDS
     found: dict[str, Outcome] = {}
+
+    def take(kind: str, row: Mapping[str, str]) -> None:
+        if kind == "successfulResults":
+            found[row[key]] = (row["sf__Id"], at)
+        elif kind == "failedResults":
+            found[row[key]] = by_code([_error(row["sf__Error"])]).with_response(org.quote(row))
+        else:
+            found[row[key]] = unprocessed
+
     for kind in ("successfulResults", "failedResults", "unprocessedrecords"):
-        text = _surely(partial(_text, org, "GET", f"{path}/{kind}"), deadline)
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            if kind == "successfulResults":
-                found[row[key]] = (row["sf__Id"], at)
-            elif kind == "failedResults":
-                found[row[key]] = by_code([_error(row["sf__Error"])]).with_response(org.quote(row))
-            else:
-                found[row[key]] = unprocessed
+        _surely(partial(_each_row, org, f"{path}/{kind}", partial(take, kind)), deadline)
     return found
 
 
@@ -154,13 +162,54 @@ def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool
     return info, at
 
 
-def _text(org: Salesforce, method: str, path: str, **options: Any) -> str:
-    """Return the answer of a call that is not JSON."""
+class _Upload(io.BytesIO):
+    """A file to send, which extends the time limit of its call with each part."""
 
-    def call(it: Any) -> str:
-        response = it._call_salesforce(method, it.base_url + path, name=path, **options)
-        response.encoding = "utf-8"
-        return str(response.text)
+    def __init__(self, content: bytes, limit: TimeLimit) -> None:
+        super().__init__(content)
+        self._limit = limit
 
-    text, _ = org.call(call)
-    return text
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._limit.extend()
+        return super().read(size)
+
+
+def _upload(org: Salesforce, path: str, content: bytes) -> None:
+    def call(it: Any) -> None:
+        with time_limit() as limit:
+            headers = {"Content-Type": "text/csv; charset=UTF-8"}
+            it._call_salesforce("PUT", it.base_url + path, name=path, data=_Upload(content, limit), headers=headers)
+
+    org.call(call)
+
+
+def _each_row(org: Salesforce, path: str, take: Callable[[Mapping[str, str]], None]) -> None:
+    """Pass each row of a file of results to `take`, as it is read: the file may be large."""
+
+    def call(it: Any) -> None:
+        with (
+            time_limit() as limit,
+            it._call_salesforce("GET", it.base_url + path, name=path, stream=True) as response,
+        ):
+            for row in csv.DictReader(_lines(response, limit)):
+                take(row)
+
+    org.call(call)
+
+
+def _lines(response: requests.Response, limit: TimeLimit) -> Iterator[str]:
+    """Yield the lines of a streamed answer with their ends.
+
+    Raises:
+      TooLarge: a line does not end.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    begun = ""
+    for part in response.iter_content(_PART_BYTES):
+        limit.extend()
+        *whole, begun = (begun + decoder.decode(part)).split("\n")
+        yield from (f"{line}\n" for line in whole)
+        if len(begun) > MAX_RESPONSE_BYTES:
+            raise TooLarge(MAX_RESPONSE_BYTES)
+    if begun:
+        yield begun

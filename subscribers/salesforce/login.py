@@ -14,8 +14,8 @@ from simple_salesforce.exceptions import SalesforceAuthenticationFailed
 from simple_salesforce.login import SalesforceLogin, token_login
 
 from subscribers.errors import SystemDown
-from subscribers.http.client import new_session
 from subscribers.http.failures import network_error, retry_after
+from subscribers.http.transport import MAX_LOGIN_BYTES, new_session
 from subscribers.salesforce.options import SalesforceOptions, is_set
 
 #: Pause in seconds after a refused login: repeated attempts lock the user.
@@ -30,7 +30,7 @@ def log_in(options: SalesforceOptions) -> tuple[str, str]:
     """
     answers: list[requests.Response] = []
     try:
-        with new_session(options.ca_bundle or None) as session:
+        with new_session(options.ca_bundle or None, max_response_bytes=MAX_LOGIN_BYTES) as session:
             session.hooks["response"].append(lambda response, **_: answers.append(response))
             token, host = LOGIN_CALLS[options.login_kind()](options, session)
     except SalesforceAuthenticationFailed as error:

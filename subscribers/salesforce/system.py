@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import threading
@@ -15,9 +16,10 @@ from urllib.parse import quote
 import requests
 
 from subscribers.errors import LONGEST_RESPONSE, BadSignature, Retry, SyncError, SystemDown
-from subscribers.http.client import clock_offset, iso_time, new_session, same_secret, secrets_of, server_time
+from subscribers.http.client import clock_offset, iso_time, same_secret, secrets_of, server_time
 from subscribers.http.failures import network_error
 from subscribers.http.rate_limit_headers import Rate
+from subscribers.http.transport import new_session
 from subscribers.records import Event, External
 from subscribers.salesforce import outbound_messages
 from subscribers.salesforce.failures import LIMIT_PAUSE_SECONDS, Expired, refusal
@@ -204,7 +206,7 @@ class Salesforce(System):
                 meaning.request_id = self.request_id
                 meaning.with_response(self._last_answer())
             raise meaning from None
-        except ValueError:
+        except (ValueError, csv.Error):
             unreadable = Retry("the answer is not readable JSON", maybe_done=writes, server_failed=True)
             raise unreadable.with_response(self._last_answer()) from None
         except requests.RequestException as error:
@@ -218,7 +220,7 @@ class Salesforce(System):
 
             # A program has to acknowledge the warning of a duplicate rule in advance.
             headers = {"Sforce-Duplicate-Rule-Header": "allowSave=true"} if self.options.allow_duplicates else {}
-            session = new_session(self.options.ca_bundle or None, headers)
+            session = new_session(self.options.ca_bundle or None, headers, self.max_response_bytes)
             # Its methods return the parsed body only; this keeps the headers, with the org's clock.
             session.hooks["response"].append(self._remember)
             self._local.client = Client(

@@ -56,7 +56,13 @@ class Stripe(System):
     def __init__(self, name: str, options: StripeOptions) -> None:
         super().__init__(name, options)
         headers = {"Authorization": f"Bearer {options.api_key.get_secret_value()}", "Stripe-Version": API_VERSION}
-        self.http = Http(options.api_base, headers=headers, classify=classify, request_id_header="request-id")
+        self.http = Http(
+            options.api_base,
+            headers=headers,
+            classify=classify,
+            request_id_header="request-id",
+            max_response_bytes=self.max_response_bytes,
+        )
 
     def get(self, path: str, **parameters: Any) -> tuple[dict[str, Any], requests.Response]:
         """Read one object or a list (`data` holds its objects, newest first; `has_more`)."""

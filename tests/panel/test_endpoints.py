@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -50,6 +52,12 @@ def test_an_unknown_system(panel: Panel) -> None:
 def test_a_body_that_is_too_large(panel: Panel) -> None:
     status, said = _send(panel, b" " * (1024 * 1024 + 1))
     assert status == 413 and "too large" in said["error"]
+
+
+def test_s04_a_compressed_webhook_is_never_unpacked(panel: Panel) -> None:
+    status, said = _send(panel, gzip.compress(b'{"id": "evt_9"}' + b" " * 5_000_000))
+    assert status == 400 and "cannot be read" in said["error"]
+    assert not panel.rows(sa.select(Inbox.id))
 
 
 def test_a_webhook_needs_no_session_and_sets_no_cookie(panel: Panel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import time_machine
 from flask.testing import FlaskClient
 from passlib.totp import TOTP  # type: ignore[import-untyped]
 from pydantic import SecretStr
+from pytest_httpserver import HTTPServer
 
 from models.ledger import AuditEntry
 from models.users import Role, User, roles_users
@@ -442,6 +444,19 @@ def test_an_unreachable_login_provider_is_reported(sqlite_url: str) -> None:
         assert "does not answer" in _words(client, client.get("/login/oidc/"))
         csrf(client)
         assert log_in(client, "viewer@example.com").status_code == 302
+
+
+def test_s04_a_large_answer_of_the_provider_is_not_read(sqlite_url: str, httpserver: HTTPServer) -> None:
+    large = Provider()
+    large.issuer = httpserver.url_for("").rstrip("/")
+    content = gzip.compress(b" " * 20_000_000)
+    httpserver.expect_request("/.well-known/openid-configuration").respond_with_data(
+        content, headers={"Content-Encoding": "gzip"}
+    )
+    with _with_oidc(sqlite_url, large) as made:
+        client = made.client()
+        assert "does not answer" in _words(client, client.get("/login/oidc/"))
+    assert httpserver.log
 
 
 def test_the_redirect_after_login_stays_on_this_host(o: Panel, provider: Provider) -> None:

@@ -160,7 +160,7 @@ def test_the_example_environment_names_every_setting_and_holds_no_secret() -> No
 
 
 def test_the_systems_pages_name_their_settings() -> None:
-    everywhere = {"requests_per_second", "concurrency", "delete_limit"}
+    everywhere = {"requests_per_second", "concurrency", "delete_limit", "max_response_bytes"}
     for variable, (_, field) in shipped_options().items():
         page = ROOT / "docs" / "howto" / f"{variable.partition('_')[0].lower()}.md"
         assert field in everywhere or variable in page.read_text(), f"{page.name} does not say what {variable} is"

@@ -519,3 +519,29 @@ def test_the_connection_check_and_backfill_consume_no_file(start: Any, folder: F
     assert [path.name for path in (folder.top / "in").glob("*.csv")] == ["b.csv"], "it waits for the poll"
     poll(hub)
     assert customers(hub) == ["Ada", "Grace", "Emmy"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "id,name\n1,Ada\n2," + "x" * 200),
+        ("a.csv", "i" * 200),
+        ("a.csv", 'id,name\n1,"' + "x\n" * 100),
+        ("a.jsonl", '{"id": 1}\n{"id": "' + "x" * 200),
+    ],
+)
+def test_s04_a_row_without_an_end_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    monkeypatch.setattr(formats, "_LONGEST_ROW", 100)
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(BadFile, match="more than 100 characters"):
+        list(formats.read(path))
+
+
+def test_s04_many_rows_of_any_length_in_total_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_LONGEST_ROW", 100)
+    (tmp_path / "a.csv").write_text("id,name\n" + "1,Ada\n" * 100)
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n' * 100)
+    assert len(list(formats.read(tmp_path / "a.csv"))) == len(list(formats.read(tmp_path / "a.jsonl"))) == 100
