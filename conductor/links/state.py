@@ -289,6 +289,17 @@ def link_record(connection: sa.Connection, subscriber: str, record_id: str, valu
     connection.execute(insert.on_conflict_do_update(index_elements=_IDENTITY, set_=values))
 
 
+def take_ids(connection: sa.Connection, subscriber: str, taken: Mapping[str, int]) -> None:
+    """Have unlinked links forget external ids that the system has given to the records of other links.
+
+    `taken`: the id of the link that each external id belongs to from now on.
+    """
+    if taken:
+        forgotten = (Link.subscriber == subscriber, Link.external_id.in_(list(taken)), Link.unlinked_at.is_not(None))
+        others = (*forgotten, Link.id.not_in(list(taken.values())))
+        connection.execute(sa.update(Link).where(*others).values(external_id=None))
+
+
 def write(connection: sa.Connection, link_id: int, values: Mapping[str, Any]) -> None:
     """Write these values to one link."""
     connection.execute(sa.update(Link).where(Link.id == link_id).values(**values))

@@ -126,6 +126,7 @@ class ResultWriter:
         self._note_health(connection, subscriber, plans, batch)
         _ignore_lifted_rules(connection, plans)
         owed = _lock(connection, plans, batch.token)
+        state.take_ids(connection, subscriber.name(), _new_ids(plans))
         rows: defaultdict[tuple[str, ...], list[state.Values]] = defaultdict(list)
         for plan in plans:
             link = plan.claim.link
@@ -312,6 +313,12 @@ class ResultWriter:
         ended = state.unlinked(now, deleted_remotely=True, keep_base=policy != "delete")
         values = state.settled(link, plan.owed_since) | ended
         return values | close_conflicts(connection, link, "gone", now)
+
+
+def _new_ids(plans: list[Plan]) -> dict[str, int]:
+    """Return the external ids that links did not have before, each with its link."""
+    created = [plan for plan in plans if plan.operation in ("create", "match")]
+    return {plan.external.id: plan.claim.link.id for plan in created if plan.external is not None}
 
 
 def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, tuple[int, datetime | None]]:

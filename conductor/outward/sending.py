@@ -18,7 +18,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
-from conductor.links import in_doubt, leases, overwrites
+from conductor.links import in_doubt, leases, overwrites, state
 from conductor.outward import answers, duplicates
 from conductor.outward.batch_sizes import BatchSizes, Call
 from conductor.outward.planning import (
@@ -245,6 +245,8 @@ def _store_unconfirmed(connection: sa.Connection, plans: list[Plan], token: str)
         plan.claim.written_ahead = True
         known = {name: getattr(plan.claim.link, name) for name in RECONCILABLE_COLUMNS}
         rows.append({"id": plan.claim.link.id, "lease_owner": token, **known})
+    found = {str(plan.claim.link.external_id): plan.claim.link.id for plan in plans if plan.claim.found}
+    state.take_ids(connection, plans[0].claim.link.subscriber, found)
     # A relay may write the same links at this moment, in another order; the loser of that race starts again.
     leases.write_leased(connection, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -429,6 +430,37 @@ def test_a03_a_restored_record_with_our_id_and_another_of_its_own_is_linked_agai
     settle(hub)
     assert link(hub, "crm").external_id == "crm_2" and record(hub, one).name == "Bea"
     assert len(rows(hub, Customer)) == 1
+
+
+@pytest.mark.parametrize("by", ["them", "us"])
+@pytest.mark.parametrize("response", ["arrives", "is lost", "is lost, and the record was edited"])
+def test_a03_a_record_of_ours_gets_the_id_of_a_deleted_one(database: Database, by: str, response: str) -> None:
+    """The outcome of its create could not be stored: the link of the deleted record had the id."""
+    if by == "them":
+        hub, one, _ = _deleted_there(database)
+    else:
+        hub = TestHub(database, "crm")
+        one = add(hub, email="ada@x.example")
+        hub.run()
+        with hub.conductor.database.write() as connection:
+            hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+        hub.run()
+        hub.clock.tick()
+    crm = hub.systems["crm"]
+    crm._ids = itertools.count(1)
+    if response != "arrives":
+        crm.fail(Retry("timeout", maybe_done=True), after=True)
+    two = add(hub, name="Bea", email="bea@x.example")
+    hub.run()
+    if response.endswith("edited"):
+        edit(hub, two, name="Bee")
+    settle(hub)
+    assert (link(hub, "crm", two).external_id, link(hub, "crm", one).external_id) == ("crm_1", None)
+    assert rows(hub, DeadLetter) == [] and len(crm.store) == 1
+    crm.edit("crm_1", notes="theirs")
+    webhook(hub, "crm", "e9", "crm_1")
+    settle(hub)
+    assert record(hub, two).notes == "theirs"
 
 
 @pytest.mark.parametrize("how", ["webhook", "poll"])

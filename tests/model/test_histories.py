@@ -76,6 +76,19 @@ HISTORIES = [
     model.History(
         {"crm": Profile()}, (("insert", 0, 0, 0), ("run", 0), ("x_delete", 0, 0), ("settle",), ("x_restore", 0, 0))
     ),
+    # Deleted by a writer that left the system out: its conflict could not be decided any more.
+    model.History(
+        {"crm": Profile(conflict="ask")},
+        (
+            *(("insert", 0, 0, 0), ("run", 0), ("poll", 0), ("edit", 0, 0, 1, 0)),
+            *(("x_edit", 0, 0, 0, 2), ("run", 0), ("delete", 0, 6)),
+        ),
+    ),
+    # Created under the id of a deleted record.
+    model.History(
+        {"crm": Profile(normalises=True, reuses=True), "shop": Profile()},
+        (("x_add", 1, 1, 7), ("insert", 0, 0, 0), ("run", 0), ("delete", 0, 0)),
+    ),
     model.History({"crm": Profile(omits=True)}, (("insert", 0, 0, 0), ("run", 0), ("x_edit", 0, 0, 1, 6))),
 ]
 
@@ -114,6 +127,17 @@ GUARDS = {
                 ("then", ("x_edit", 0, 0, 1, 4), ("hook_now", 0), ("tick", 3.0), ("x_add", 0, 2, 1), ("poll", 0)),
             ),
             *(("hook", 0, 0, 0), ("run", 7)),
+        ),
+    ),
+    "an edit made while the hub was stopped is merged before ours is sent": model.History(
+        {"crm": Profile(conflict="external")},
+        (("insert", 0, 0, 0), ("run", 7), ("poll", 0), ("edit", 0, 1, 2, 0), ("x_edit", 0, 0, 1, 1), ("run", 7)),
+    ),
+    "an outage uses up no attempts": model.History(
+        {"crm": Profile()},
+        (
+            *(("insert", 0, 0, 0), ("insert", 1, 1, 0), ("run", 7), ("edit", 0, 1, 3, 0), ("outage", 0, 2, 4)),
+            *(("run", 7), ("tick", 61.0), ("sweep", 3), ("run", 7), ("tick", 61.0), ("sweep", 3), ("run", 7)),
         ),
     ),
     "same-second events are fetched": model.History(

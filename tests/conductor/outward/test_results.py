@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from subscribers.errors import Reject, Retry
 from subscribers.records import External, Item
 from tests.support.dead_letters import retry_all
 from tests.support.fakes import FakeInvoice, FakeSubscriber, TestHub
-from tests.support.records import add, add_invoice, invoice_link, link, record, rows
+from tests.support.records import add, add_invoice, edit, invoice_link, link, record, rows, settle
 
 
 def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: TestHub) -> None:
@@ -32,6 +33,24 @@ def test_a_rejected_record_becomes_a_dead_letter_and_the_rest_is_delivered(hub: 
     hub.run()
     assert rows(hub, DeadLetter)[0].resolution == "delivered"
     assert len(hub.shown("crm")) == 2
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_the_id_of_a_deleted_record_may_belong_to_a_new_one(hub: TestHub, is_lost: bool) -> None:
+    one, crm = add(hub, name="Ada"), hub.systems["crm"]
+    hub.run()
+    with hub.conductor.database.write() as connection:
+        hub.conductor.subscribers["crm.customer"].records.delete(connection, one)
+    hub.run()
+    crm._ids = itertools.count(1)
+    if is_lost:  # it is found later
+        crm.fail(Retry("timeout", maybe_done=True), after=True)
+    two = add(hub, name="Bea")
+    hub.run()
+    edit(hub, two, name="Bee")
+    settle(hub)
+    assert rows(hub, DeadLetter) == []
+    assert (link(hub, "crm", one).external_id, link(hub, "crm", two).external_id) == (None, "crm_1")
 
 
 def test_retries_back_off_and_end_as_a_dead_letter(hub: TestHub) -> None:
