@@ -9,7 +9,6 @@ from conductor.dead_letters.store import DeadLetterFilter
 from conductor.inward.inbox import INBOX_KIND_POLL
 from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
-from conductor.links.rules import in_force
 from conductor.links.status import PENDING_LINKS
 from conductor.mappings import diff as mapping_diff
 from conductor.mappings.preview import Effect, Preview
@@ -20,7 +19,15 @@ from conductor.publisher import Publisher, QueuesUnavailable
 from conductor.queue_report import QueueReport, QueueState
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
 from conductor.redaction import MASK, safe_headers
-from conductor.reports import dead_letter_groups, pages, record_search, timeline
+from conductor.reports import (
+    conflict_lists,
+    dead_letter_groups,
+    mapping_versions,
+    pages,
+    record_search,
+    timeline,
+    unsubscription_lists,
+)
 from conductor.reports.incidents import Incident
 from conductor.reports.overview import Overview
 from conductor.reports.overview_counts import Waiting
@@ -71,14 +78,16 @@ __all__ = [
     "UnknownSystem",
     "Waiting",
     "as_typed",
+    "conflict_lists",
     "dead_letter_groups",
     "editable",
-    "in_force",
     "mapping_diff",
+    "mapping_versions",
     "pages",
     "read_record",
     "record_search",
     "remedy",
     "safe_headers",
     "timeline",
+    "unsubscription_lists",
 ]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any, Literal
 
-import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import pages
+from conductor import conflict_lists
 from i18n import gettext, gettext_noop
-from models.ledger import Conflict
 from panel.views.base import (
     PanelView,
     action,
@@ -26,11 +24,6 @@ from panel.views.base import (
 from panel.views.tasks import is_current, shown
 
 Choice = Literal["ours", "theirs"]
-
-#: Kinds of conflict that the page offers to resolve together.
-_KINDS = 12
-#: Conflicts shown before all of one kind are resolved.
-_EXAMPLES = 5
 
 #: How a conflict was resolved -> the label.
 _CHOICES = {
@@ -49,18 +42,11 @@ class Conflicts(PanelView):
     def index(self) -> str:
         filters = query_filters("subscriber", "field", "state")
         resolved = filters.get("state") == "resolved"
-        state = Conflict.resolved_at.is_not(None) if resolved else Conflict.resolved_at.is_(None)
-        columns = {"subscriber": Conflict.subscriber, "field": Conflict.path}
-        chosen = [column == filters[name] for name, column in columns.items() if name in filters]
+        newest = conflict_lists.newest_resolved if resolved else conflict_lists.newest_open
         with self.conductor.database.read() as connection:
-            # Open ones are few and have an index; resolved ones are history.
-            if resolved:
-                listing = pages.newest(connection, Conflict, scanned=[state, *chosen], before=cursor_from_query())
-                kinds: list[Any] = []
-            else:
-                kinds = self._kinds(connection)
-                listing = self._open(connection, filters)
-            names = self._names(connection, listing.rows)
+            listing = newest(connection, filters.get("subscriber"), filters.get("field"), cursor_from_query())
+            kinds = [] if resolved else conflict_lists.kinds(connection)
+            names = conflict_lists.record_labels(connection, self.conductor.subscribers, listing.rows)
         tasks = [row for row in self.conductor.tasks.list("resolve", limit=1) if is_current(row)]
         # Group the fields of a record; the record with the newest conflict comes first.
         together = sorted(listing.rows, key=lambda row: (-self._newest(listing.rows, row.link_id), row.link_id, row.id))
@@ -77,20 +63,6 @@ class Conflicts(PanelView):
             subscribers=self.conductor.subscribers,
         )
 
-    @staticmethod
-    def _open(connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
-        """Return the open conflicts, read per subscriber to use their index."""
-        is_open = Conflict.resolved_at.is_(None)
-        conditions = [is_open, Conflict.path == filters["field"]] if "field" in filters else [is_open]
-        names = [filters["subscriber"]] if "subscriber" in filters else _subscribers(connection)
-        listings = [
-            pages.newest(
-                connection, Conflict, conditions, before=cursor_from_query(), within=(Conflict.subscriber, name)
-            )
-            for name in names
-        ]
-        return pages.merge(listings)
-
     @action("/resolve", needs="resolve")
     def resolve(self) -> Response:
         """Resolve fields of one record: `choice.<number>` is ours or theirs; `all` is the choice for each `number`."""
@@ -105,8 +77,8 @@ class Conflicts(PanelView):
         for choice in choices.values():
             _checked(choice)
         with self.conductor.database.read() as connection:
-            known = connection.execute(sa.select(Conflict.id).where(Conflict.id.in_(choices))).scalars().all()
-        if set(known) != set(choices):
+            known = conflict_lists.existing(connection, choices)
+        if known != set(choices):
             abort(404)
         for number, choice in choices.items():
             try:
@@ -124,13 +96,9 @@ class Conflicts(PanelView):
         """Ask for confirmation before all conflicts of a field are resolved: their count and some examples."""
         subscriber, path, choice = (request.args.get(name, "") for name in ("subscriber", "field", "choice"))
         self._known(subscriber)
-        is_open = (Conflict.subscriber == subscriber, Conflict.path == path, Conflict.resolved_at.is_(None))
         with self.conductor.database.read() as connection:
-            count = connection.execute(sa.select(sa.func.count(Conflict.id)).where(*is_open)).scalar_one()
-            rows = connection.execute(
-                sa.select(Conflict.__table__).where(*is_open).order_by(Conflict.id.desc()).limit(_EXAMPLES)
-            ).all()
-            names = self._names(connection, rows)
+            count, rows = conflict_lists.of_field(connection, subscriber, path)
+            names = conflict_lists.record_labels(connection, self.conductor.subscribers, rows)
         return self.render(
             "panel/conflicts_of_field.html",
             subscriber=subscriber,
@@ -158,32 +126,8 @@ class Conflicts(PanelView):
             abort(404)
 
     @staticmethod
-    def _kinds(connection: sa.Connection) -> list[Any]:
-        """Count the open conflicts by subscriber and field, highest count first. Reads only the index of open ones."""
-        count = sa.func.count().label("count")
-        statement = sa.select(Conflict.subscriber, Conflict.path, count).where(Conflict.resolved_at.is_(None))
-        grouped = statement.group_by(Conflict.subscriber, Conflict.path).order_by(count.desc(), Conflict.path)
-        return list(connection.execute(grouped.limit(_KINDS)))
-
-    @staticmethod
     def _newest(rows: list[Any], link_id: int) -> int:
         return max(int(row.id) for row in rows if row.link_id == link_id)
-
-    def _names(self, connection: sa.Connection, rows: Any) -> dict[tuple[str, str], str]:
-        """Map (subscriber, record id) to the label of the record."""
-        names: dict[tuple[str, str], str] = {}
-        for subscriber in {row.subscriber for row in rows} & set(self.conductor.subscribers):
-            catalogue = self.conductor.subscribers[subscriber].records
-            ids = {row.record_id for row in rows if row.subscriber == subscriber}
-            for record_id, record in catalogue.read(connection, ids).items():
-                names[subscriber, record_id] = str(record.get(catalogue.label) or "")
-        return names
-
-
-def _subscribers(connection: sa.Connection) -> list[str]:
-    """Return the subscribers with open conflicts, configured or not."""
-    names = sa.select(Conflict.subscriber).where(Conflict.resolved_at.is_(None)).distinct()
-    return list(connection.scalars(names))
 
 
 def _checked(choice: str) -> Choice:

@@ -6,14 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import Effect, MappingConflict, MappingRefused, Preview, mapping_diff
+from conductor import Effect, MappingConflict, MappingRefused, Preview, mapping_diff, mapping_versions
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES
-from models.ledger import Mapping
 from panel.forms import mapping
 from panel.forms.mapping import Row
 from panel.views.base import (
@@ -52,9 +50,6 @@ TITLES = {
     "required": gettext_noop("Required"),
 }
 
-#: Versions shown at most.
-_VERSIONS = 100
-
 
 @dataclass
 class Draft:
@@ -92,14 +87,8 @@ class Mappings(PanelView):
 
     @page("/")
     def index(self) -> str:
-        newest = sa.select(Mapping.subscriber, sa.func.max(Mapping.id)).group_by(Mapping.subscriber)
         with self.conductor.database.read() as connection:
-            ids = [row[1] for row in connection.execute(newest)]
-            saved = connection.execute(
-                sa.select(Mapping.subscriber, Mapping.version, Mapping.created_at, Mapping.created_by,
-                          Mapping.fields.is_(None).label("is_default")).where(Mapping.id.in_(ids))
-            )  # fmt: skip
-            newest_of = {row.subscriber: row for row in saved}
+            newest_of = mapping_versions.newest_of_each(connection)
         subscribers = self.conductor.subscribers
         mappings = [(subscribers[name], *self.conductor.mappings.latest(name)) for name in sorted(subscribers)]
         changes = {
@@ -266,9 +255,7 @@ class Mappings(PanelView):
             return subscriber.default_mapper.rows()  # with all cells
         number = parse_id(version, LARGEST_SMALL_ID)
         with self.conductor.database.read() as connection:
-            row = connection.execute(
-                sa.select(Mapping.fields).where(Mapping.subscriber == subscriber.name(), Mapping.version == number)
-            ).one_or_none()
+            row = mapping_versions.version(connection, subscriber.name(), number)
         if row is None:
             abort(404)
         rows = subscriber.default_mapper.rows() if row.fields is None else row.fields
@@ -276,9 +263,8 @@ class Mappings(PanelView):
         return mapping.parsed(mapping.shown(rows))
 
     def _versions(self, subscriber: str) -> list[Any]:
-        saved = sa.select(Mapping.__table__).where(Mapping.subscriber == subscriber)
         with self.conductor.database.read() as connection:
-            return list(connection.execute(saved.order_by(Mapping.version.desc()).limit(_VERSIONS)))
+            return mapping_versions.versions(connection, subscriber)
 
     def _form(self, subscriber: Subscriber, draft: Draft) -> str:
         name = subscriber.name()

@@ -10,12 +10,11 @@ import sqlalchemy as sa
 from flask import abort, request, url_for
 from werkzeug import Response
 
-from conductor import in_force, pages
+from conductor import unsubscription_lists
 from i18n import gettext, gettext_noop, ngettext
 from models import search
 from models.base import utcnow
 from models.catalogues import Catalogue
-from models.ledger import Link, Unsubscription, UnsubscriptionRecord
 from panel.forms import record_list
 from panel.forms.record_list import Found
 from panel.views.base import LARGEST_SMALL_ID, PanelView, action, cursor_from_query, form_field, page, redirect_success
@@ -29,8 +28,6 @@ OPERATIONS = {
 
 #: Records in one list at most.
 _LONGEST_LIST = 100_000
-#: Records of a list that the page shows.
-_SHOWN = 500
 
 
 @dataclass(frozen=True)
@@ -57,23 +54,15 @@ class Unsubscriptions(PanelView):
     @page("/<small:number>")
     def one(self, number: int) -> str:
         with self.conductor.database.read() as connection:
-            row = connection.execute(
-                sa.select(Unsubscription.__table__).where(Unsubscription.id == number)
-            ).one_or_none()
-            records = connection.execute(
-                sa.select(UnsubscriptionRecord.record_id)
-                .where(UnsubscriptionRecord.unsubscription_id == number)
-                .order_by(UnsubscriptionRecord.record_id)
-                .limit(_SHOWN + 1)
-            ).scalars()
-            listed = list(records)
+            row = unsubscription_lists.one(connection, number)
+            listed = unsubscription_lists.records(connection, number)
         if row is None:
             abort(404)
         return self.render(
             "panel/unsubscription.html",
             row=row,
-            records=listed[:_SHOWN],
-            more=len(listed) > _SHOWN,
+            records=listed[: unsubscription_lists.LISTED_RECORDS],
+            more=len(listed) > unsubscription_lists.LISTED_RECORDS,
             now=utcnow(),
             missed=self.conductor.unsubscriptions.missed(number),
             operations=OPERATIONS,
@@ -140,7 +129,7 @@ class Unsubscriptions(PanelView):
     @action("/<small:number>/lift", needs="unsubscribe")
     def lift(self, number: int) -> Response:
         with self.conductor.database.read() as connection:
-            known = connection.execute(sa.select(Unsubscription.id).where(Unsubscription.id == number)).one_or_none()
+            known = unsubscription_lists.one(connection, number)
         if known is None:
             abort(404)
         if form_field("deliver") == "yes":
@@ -188,46 +177,22 @@ class Unsubscriptions(PanelView):
         with self.conductor.database.read() as connection:
             for catalogue, record_id, label in _candidates(connection, self._catalogues(""), text):
                 for subscriber in self.conductor.of_catalogue(catalogue.name):
-                    name = subscriber.name()
-                    rules = in_force(connection, (subscriber.system, name), [record_id], utcnow())
-                    covering = {
-                        rule.id: OPERATIONS[rule.operation or ""]
-                        for rule in rules
-                        if any(rule.covers(operation, record_id) for operation in ("create", "update", "delete"))
-                    }
-                    rows = sa.select(Unsubscription.__table__).where(Unsubscription.id.in_(covering))
-                    kept = sa.select(Link.id).where(
-                        Link.subscriber == name, Link.record_id == record_id, Link.unsubscription_id.is_not(None)
-                    )
-                    held.append(
-                        Held(
-                            name,
-                            catalogue.name,
-                            record_id,
-                            label,
-                            [(row, covering[row.id]) for row in connection.execute(rows.order_by(Unsubscription.id))],
-                            connection.execute(kept).first() is not None,
-                        )
-                    )
+                    rows, kept_back = unsubscription_lists.holding(connection, subscriber, record_id, utcnow())
+                    rules = [(row, OPERATIONS[row.operation or ""]) for row in rows]
+                    held.append(Held(subscriber.name(), catalogue.name, record_id, label, rules, kept_back))
         return held
 
     def _page(
         self, problems: list[str] | None = None, *, entries: list[str] | None = None, found: Found | None = None
     ) -> str:
-        rules = Unsubscription.__table__
-        statement = sa.select(rules).order_by(rules.c.id.desc()).limit(pages.PAGE + 1)
         target = request.args.get("target", "").strip()
-        if target:
-            statement = statement.where(rules.c.target == target)
-        if (start := cursor_from_query(LARGEST_SMALL_ID)) is not None:
-            statement = statement.where(rules.c.id < start)
         with self.conductor.database.read() as connection:
-            found_rows = connection.execute(statement).all()
+            listing = unsubscription_lists.newest(connection, target, cursor_from_query(LARGEST_SMALL_ID))
         asked = request.args.get("record", "").strip()
         return self.render(
             "panel/unsubscriptions.html",
-            rows=found_rows[: pages.PAGE],
-            older=found_rows[pages.PAGE - 1].id if len(found_rows) > pages.PAGE else None,
+            rows=listing.rows,
+            older=listing.older,
             targets=self._targets(),
             target=target,
             operations=OPERATIONS,
