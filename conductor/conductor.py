@@ -159,7 +159,12 @@ class Conductor:
         return self.routing.relay()
 
     def sweep(self, *, everything: bool = False) -> int:
-        """Publish due retries and stalled work again; return how much. See `Recovery.sweep`."""
+        """Publish due retries and stalled work again; return how much. See `Recovery.sweep`.
+
+        `everything`: the hub has just started. Systems are then polled before what they are owed goes out.
+        """
+        if everything:
+            self.inward.polling.forget_seen()
         return self.recovery.sweep(everything=everything)
 
     def deliver(self, subscriber: str, record_ids: Sequence[str]) -> None:

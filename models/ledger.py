@@ -113,6 +113,8 @@ class Link(Base):
     #: By the system's clock: the time of the newest external state that was merged, and of our last write.
     last_seen_at: Mapped[datetime | None]
     last_write_at: Mapped[datetime | None]
+    #: The system's name of the newest state of which all values are known here, for its conditional writes.
+    remote_version: Mapped[str | None] = mapped_column(sa.String(255))
     #: When the records were unlinked; the external id is kept to recognise late events.
     unlinked_at: Mapped[datetime | None]
     #: True: the external record was deleted in its system; False: the hub unlinked it.

@@ -9,7 +9,10 @@ except for the webhooks.
 | GET /contacts/ID | 200, 404 |
 | PATCH /contacts/ID, PUT /contacts/ID | 200: some fields, or all (a missing one becomes null) |
 | DELETE /contacts/ID | 204; a second time 404. Nothing tells a poller that it is gone |
-| GET /contacts?updated_since=&external_ref=&email=&limit=&page= | `{"items": [...], "next": URL or null}` |
+| GET /contacts?updated_since=&external_ref=&email=&ids=&limit=&page= | `{"items": [...], "next": URL or null}` |
+
+The answers for one contact have its `ETag` and `Last-Modified`. PATCH, PUT and DELETE with `If-Match` or
+`If-Unmodified-Since` are answered 412 if the contact was changed since.
 
 A contact: `id`, `name`, `email`, `phone`, `company`, `external_ref`, `note`, `created_at`, `updated_at` (UTC,
 microseconds). A PATCH that changes nothing still counts as an update, as in many systems.
@@ -32,7 +35,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from email.utils import formatdate
+from email.utils import format_datetime, formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,6 +70,7 @@ CREATE TABLE IF NOT EXISTS pending_webhooks (letter TEXT NOT NULL);
 """
 
 Contact = dict[str, Any]
+Check = Callable[[Contact], None]
 
 logger = logging.getLogger(__name__)
 
@@ -139,13 +143,13 @@ class Contacts:
             self._changed("contact.created", contact)
         return contact
 
-    def update(self, id: int, data: Any, *, replace: bool = False) -> Contact:
-        """Raises Refused 404, 409, 422."""
+    def update(self, id: int, data: Any, *, replace: bool = False, check: Check = lambda contact: None) -> Contact:
+        """Raises Refused 404, 409, 422, and what `check` of the present contact raises."""
         values = _valid(data, complete=replace, needs_email=self._needs_email)
         if replace:
             values = {**dict.fromkeys(FIELDS), **values}
         with self._lock:
-            self.get(id)
+            check(self.get(id))
             self._check_unique(values.get("email"), id)
             values["updated_at"] = self._now()
             names = ", ".join(f"{name} = ?" for name in values)
@@ -154,17 +158,18 @@ class Contacts:
             self._changed("contact.updated", contact)
         return contact
 
-    def delete(self, id: int) -> None:
-        """Raises Refused 404."""
+    def delete(self, id: int, check: Check = lambda contact: None) -> None:
+        """Raises Refused 404, and what `check` of the present contact raises."""
         with self._lock:
             contact = self.get(id)
+            check(contact)
             self._db.execute("DELETE FROM contacts WHERE id = ?", (id,))
             self._changed("contact.deleted", contact)
 
     def page(self, filters: Mapping[str, str], limit: int, offset: int) -> list[Contact]:
-        """Return up to `limit` contacts, longest unchanged first; `filters`: updated_since, external_ref, email."""
+        """Return up to `limit` contacts, longest unchanged first; `filters`: see `_list`."""
         tests = {"updated_since": "updated_at >= ?", "external_ref": "external_ref = ?"}
-        tests["email"] = "lower(email) = lower(?)"
+        tests |= {"email": "lower(email) = lower(?)", "ids": "instr(',' || ? || ',', ',' || id || ',') > 0"}
         where = " AND ".join(tests[name] for name in filters) or "1"
         sql = f"SELECT * FROM contacts WHERE {where} ORDER BY updated_at, id LIMIT ? OFFSET ?"
         with self._lock:
@@ -401,17 +406,29 @@ class _Handler(BaseHTTPRequestHandler):
                 return _list(contacts, self.query, system.url)
             if self.command == "POST":
                 contact = contacts.create(body)
-                return Reply(201, contact, {"Location": f"/contacts/{contact['id']}"})
+                return Reply(201, contact, {"Location": f"/contacts/{contact['id']}", **_versions(contact)})
             raise Refused(405, {"error": "method not allowed"})
         id = _id(path.removeprefix("/contacts/"))
         if self.command == "GET":
-            return Reply(200, contacts.get(id))
+            contact = contacts.get(id)
+            return Reply(200, contact, _versions(contact))
         if self.command in ("PATCH", "PUT"):
-            return Reply(200, contacts.update(id, body, replace=self.command == "PUT"))
+            contact = contacts.update(id, body, replace=self.command == "PUT", check=self._check_version)
+            return Reply(200, contact, _versions(contact))
         if self.command == "DELETE":
-            contacts.delete(id)
+            contacts.delete(id, self._check_version)
             return Reply(204)
         raise Refused(405, {"error": "method not allowed"})
+
+    def _check_version(self, contact: Contact) -> None:
+        """Raise Refused 412 unless the contact is as the conditions of the call say."""
+        now = _versions(contact)
+        tags = [tag.strip() for tag in self.headers.get("If-Match", "*").split(",")]
+        since = self.headers.get("If-Unmodified-Since", now["Last-Modified"])
+        if ("*" not in tags and now["ETag"] not in tags) or (
+            parsedate_to_datetime(now["Last-Modified"]) > parsedate_to_datetime(since)
+        ):
+            raise Refused(412, {"error": f"contact {contact['id']} was changed"})
 
     def _control(self, path: str, raw: bytes) -> Reply:
         try:
@@ -439,6 +456,13 @@ class _Handler(BaseHTTPRequestHandler):
         # Lingering for 0 seconds resets the connection, the way a crashed process or a firewall ends it.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         _shut(self.connection)
+
+
+def _versions(contact: Contact) -> dict[str, str]:
+    """Return the headers with the version of a contact; two changes at the same time have different tags."""
+    tag = hashlib.sha256(json.dumps(contact).encode()).hexdigest()[:16]
+    changed = datetime.fromisoformat(contact["updated_at"])
+    return {"ETag": f'"{tag}"', "Last-Modified": format_datetime(changed, usegmt=True)}
 
 
 def _phrase(status: int) -> str:
@@ -502,7 +526,7 @@ def _problem(name: str, value: Any) -> str | None:
 
 
 def _list(contacts: Contacts, query: Mapping[str, str], base: str) -> Reply:
-    filters = {name: query[name] for name in ("updated_since", "external_ref", "email") if name in query}
+    filters = {name: query[name] for name in ("updated_since", "external_ref", "email", "ids") if name in query}
     if "updated_since" in filters:
         filters["updated_since"] = _since(filters["updated_since"])
     limit = min(_number(query, "limit", DEFAULT_LIMIT), MAX_LIMIT)

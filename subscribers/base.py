@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field as AtLeast
 
 from models.catalogues import CATALOGUES, Catalogue, Record
 from subscribers.calls import one_by_one
@@ -63,9 +65,13 @@ class Subscriber:
     #: Seconds between two polls for changes; None for a system that is not polled.
     poll_seconds: ClassVar[int | None] = None
     #: How edits made in the system are seen before ours overwrite them: by one `poll` for a whole batch, by a `fetch`
-    #: of its records, or `never`. `auto`: a fetch where one call reads many records, else a poll. A system that was
-    #: never polled is not polled for this either: its first poll reads everything.
+    #: of its records, or `never`. `auto`: not at all where writes are conditional and the version is known; by a fetch
+    #: where one call reads many records, or of a single record; else by a poll. A system that was never polled is not
+    #: polled for this either, because its first poll reads everything: `auto` then fetches, see `look_limit`.
     look_first: ClassVar[Literal["auto", "poll", "fetch", "never"]] = "auto"
+    #: Up to how many pending records `auto` fetches one by one, where there is no other way. A larger backlog is sent
+    #: without a look. 0: never.
+    look_limit: ClassVar[Annotated[int, AtLeast(ge=0)]] = 100
 
     def __init__(self, client: System) -> None:
         self.client: Any = client
@@ -177,6 +183,19 @@ class Subscriber:
     def can_fetch(self) -> bool:
         """Whether the subscriber implements `fetch`."""
         return type(self).fetch is not Subscriber.fetch
+
+    @property
+    def reads_many(self) -> bool:
+        """Whether one call of `bulk_fetch` reads many records."""
+        return type(self).bulk_fetch is not Subscriber.bulk_fetch
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether writes name the record's version, `item.version`, and raise `Outdated` if it has another one by now.
+
+        Records then have their `version` where `fetch` or the answer to a write returns them.
+        """
+        return False
 
     @property
     def can_identify(self) -> bool:

@@ -121,6 +121,15 @@ class Retry(SyncError):
         self.server_failed = server_failed
 
 
+class Outdated(Retry):
+    """The system refused a conditional write: the record was edited there since the version that the write names.
+
+    It is read and merged, and then sent with the new version; the first time without a pause.
+    """
+
+    code = "outdated"
+
+
 class BatchTooLarge(Retry):
     """The call had too many records, as for the limits of one transaction: the conductor sends fewer in one call.
 

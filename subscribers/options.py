@@ -15,7 +15,16 @@ from jmespath.exceptions import JMESPathError
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model
 
 #: The options of every subscriber; `field_to_data` has a validation of its own.
-COMMON_OPTIONS = ("resource", "match_on", "on_delete", "on_gone", "archive_data", "poll_seconds", "look_first")
+COMMON_OPTIONS = (
+    "resource",
+    "match_on",
+    "on_delete",
+    "on_gone",
+    "archive_data",
+    "poll_seconds",
+    "look_first",
+    "look_limit",
+)
 
 
 @cache

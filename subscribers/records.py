@@ -10,6 +10,9 @@ from typing import Any
 from models.catalogues import Record
 from subscribers.errors import Retry, clean
 
+#: Characters of a version that can be stored.
+LONGEST_VERSION = 255
+
 
 @dataclass(frozen=True)
 class External:
@@ -18,7 +21,8 @@ class External:
     `data` is nested as in the system's JSON. `at` is the time of the last change by the system's
     clock; in the response to a write of ours, the time of that write. `record_id` is our id, if the
     record has it. `merged_into` is the external id of the record that a deleted one was merged into.
-    `is_exact` is False where `at` is only the time of the answer, not of the last change.
+    `is_exact` is False where `at` is only the time of the answer, not of the last change. `version` is
+    the system's name of this state, for a system that takes conditional writes.
     """
 
     id: str
@@ -29,9 +33,12 @@ class External:
     request_id: str | None = None
     merged_into: str | None = None
     is_exact: bool = True
+    version: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", clean(self.id))
+        if self.version is not None and len(self.version) > LONGEST_VERSION:
+            object.__setattr__(self, "version", None)
         if self.request_id is not None:
             object.__setattr__(self, "request_id", clean(self.request_id)[:128])
         if len(self.id) > 255:
@@ -45,7 +52,8 @@ class Item:
     `data` holds all mapped fields. `changes` holds those that differ from the last known external
     record, as whole top-level objects, so that partial updates of nested objects are well defined.
     Both are nested. `key` is an idempotency key, the same for each attempt of the same create. `present`
-    is the external record as just fetched, if the nested objects in `changes` were merged onto it.
+    is the external record as just fetched, if the nested objects in `changes` were merged onto it. `version`
+    is the last known version of the external record: a conditional write is refused if it has another one by now.
     """
 
     record_id: str
@@ -55,6 +63,7 @@ class Item:
     external_id: str | None
     key: str
     present: Mapping[str, Any] | None = None
+    version: str | None = None
 
     @property
     def linked_id(self) -> str:

@@ -13,6 +13,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -22,7 +23,7 @@ from requests.auth import AuthBase
 
 from settings import SettingsError
 from subscribers.base import Subscriber
-from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, Unidentified
+from subscribers.errors import BadSignature, BadWebhook, Gone, Outdated, Reject, Retry, SyncError, Unidentified
 from subscribers.http.answers import id_in, is_refusal, location_of, readable
 from subscribers.http.auth import ClientCredentials, HeaderAuth
 from subscribers.http.client import Http, Token, Url, iso_time, server_time
@@ -211,6 +212,19 @@ def _with_id(template: str) -> str:
 RecordPath = Annotated[str, AfterValidator(_with_id)]
 
 
+def _with_version(template: str) -> str:
+    if "{version}" not in template:
+        raise ValueError("must contain {version}, the place of the record's version")
+    return template
+
+
+#: What a write names, with `{version}`.
+VersionTemplate = Annotated[str, AfterValidator(_with_version)]
+
+#: `version_sent` -> the header with the version.
+_CONDITIONS = {"if_match": "If-Match", "if_unmodified_since": "If-Unmodified-Since"}
+
+
 class RestSubscriber(Subscriber):
     """Records of one list of a REST system.
 
@@ -274,6 +288,25 @@ class RestSubscriber(Subscriber):
     #: The parameters that filter a list by the match values: parameter -> value with `{field}` for the value of an
     #: external field. Without them each match field is a parameter with its value.
     match_parameters: ClassVar[Mapping[str, str]] = {}
+    #: The parameter that filters a list by ids, so that one call reads many records; empty: there is none. Its value is
+    #: `ids_value` for each id, joined by `ids_separator`. With POST it is a field of the body, a list of the ids.
+    ids_parameter: ClassVar[str] = ""
+    ids_value: ClassVar[RecordPath] = "{id}"
+    ids_separator: ClassVar[str] = ","
+    ids_limit: ClassVar[Annotated[int, Field(ge=1)]] = 100
+    ids_path: ClassVar[str] = ""
+    ids_method: ClassVar[Literal["GET", "POST"]] = "GET"
+    #: Where a record's version is: a header of the answers for one record (`ETag`, `Last-Modified`), or a place in the
+    #: record. Writes name it, so that the system refuses them if the record was edited since.
+    version_header: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$")]] = ""
+    version_field: ClassVar[JmesPath] = ""
+    #: How writes name it: in the header `If-Match` or `If-Unmodified-Since`, or as `version_parameter` in a header, the
+    #: body or the query. A deletion has no body, and names it in the query.
+    version_sent: ClassVar[Literal["if_match", "if_unmodified_since", "header", "body", "query"]] = "if_match"
+    version_parameter: ClassVar[str] = "version"
+    version_value: ClassVar[VersionTemplate] = "{version}"
+    #: The statuses by which the system refuses a write for its version.
+    version_refusals: ClassVar[Sequence[int]] = (412,)
     read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
     reuses_ids: ClassVar[bool] = True
     absent: ClassVar[Literal["kept", "empty"]] = "kept"
@@ -305,7 +338,10 @@ class RestSubscriber(Subscriber):
         address = self._address(self.update_path, item.linked_id)
         if self.update_method != "PUT":
             return self._write(self.update_method, address, item.changes, item)
-        present = item.present if item.present is not None else self.fetch(item.linked_id).data
+        present = item.present
+        if present is None:
+            found = self.fetch(item.linked_id)
+            present, item = found.data, replace(item, version=item.version or found.version)
         data = {**present, **self.merge(present, item.changes)}
         try:
             return self._write("PUT", address, self._writable(data), item)
@@ -324,12 +360,45 @@ class RestSubscriber(Subscriber):
 
     def delete(self, item: Item) -> None:
         """Delete the record by DELETE. Raises `Gone` if it is deleted already."""
-        self.client.http.call("DELETE", self._address(self.delete_path, item.linked_id))
+        condition = self._condition(item, "query" if self.version_sent == "body" else self.version_sent)
+        self.client.http.call("DELETE", self._address(self.delete_path, item.linked_id), **condition)
 
     def fetch(self, external_id: str) -> External:
         """Read the record by GET. Raises `Gone`."""
         body, response = self.client.http.json("GET", self._address(self.read_path, external_id))
         return self._answered(body, response)
+
+    def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
+        """Read records by their ids, `ids_limit` in a call; one that the answer lacks is read by its own address."""
+        found: dict[str, External | SyncError] = {}
+        if self.reads_many:
+            for start in range(0, len(external_ids), self.ids_limit):
+                if start:
+                    self.client.pace()
+                found |= {one.id: one for one in self._read_some(external_ids[start : start + self.ids_limit])}
+        alone = [one for one in external_ids if one not in found]
+        found |= zip(alone, super().bulk_fetch(alone), strict=True)
+        return [found[one] for one in external_ids]
+
+    def _read_some(self, external_ids: Sequence[str]) -> Iterator[External]:
+        """Yield the living records that a list by these ids has."""
+        path = self.ids_path or self.list_path or self.path
+        if self.ids_method == "GET":
+            value = self.ids_separator.join(self.ids_value.replace("{id}", one) for one in external_ids)
+            yield from self._search({self.ids_parameter: value}, "ids_parameter", path)
+            return
+        body, response = self.client.http.json("POST", path, json={self.ids_parameter: [*external_ids]})
+        yield from self._living(body, response)
+
+    @property
+    def reads_many(self) -> bool:
+        """Whether the list can be filtered by ids, and its records have their versions where writes need these."""
+        return bool(self.ids_parameter) and not (self.version_header and not self.version_field)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether records have a version that writes name."""
+        return bool(self.version_header or self.version_field)
 
     def find(self, item: Item) -> External | None:
         """Return the record with our id; None if there is none, or no field for the id."""
@@ -447,6 +516,7 @@ class RestSubscriber(Subscriber):
             at=at,
             deleted=deleted,
             record_id=str(record_id) if record_id not in (None, "") else None,
+            version=self._version_in(data),
         )
 
     def time(self, value: Any) -> datetime | None:
@@ -466,24 +536,29 @@ class RestSubscriber(Subscriber):
     def _record_template(self, template: str) -> str:
         return template or self.record_path or f"{self.path}/{{id}}"
 
-    def _search(self, asked: Mapping[str, str], option: str) -> Iterator[External]:
+    def _search(self, asked: Mapping[str, str], option: str, path: str = "") -> Iterator[External]:
         """Yield the living records that a filtered list has; a system that ignores the filter lists all of them."""
         limit = {self.limit_parameter: self.page_limit} if self.limit_parameter else {}
-        step = _Step(self.list_path or self.path, {**limit, **asked})
+        path = path or self.list_path or self.path
+        step = _Step(path, {**limit, **asked})
         for _ in range(_MAX_FIND_PAGES):
             body, response = self.client.http.json("GET", step.url, params=step.parameters)
-            records = self._records(body, response)
-            for data in records:
-                if not self._deleted(data):
-                    yield self.external(data, at=self.time(search_json(self.updated_field, data)))
-            following = self._following(step, body, response, len(records), moved=True)
+            yield from self._living(body, response)
+            following = self._following(step, body, response, len(self._records(body, response)), moved=True)
             if following is None:
                 return
             step = following
-        raise Retry(f"asked for one record, {self.path} lists {_MAX_FIND_PAGES} pages without it: is {option} right?")
+        raise Retry(f"asked by {option}, {path} lists {_MAX_FIND_PAGES} pages and more: is {option} right?")
+
+    def _living(self, body: Any, response: requests.Response) -> Iterator[External]:
+        for data in self._records(body, response):
+            if not self._deleted(data):
+                yield self.external(data, at=self.time(search_json(self.updated_field, data)))
 
     def _write(self, method: str, path: str, data: Mapping[str, Any], item: Item, **options: Any) -> External:
         data = {**data, self.record_id_field: item.record_id} if self.record_id_field else dict(data)
+        options |= self._condition(item, self.version_sent)
+        data |= options.pop("fields", {})
         body = {self.body_field: data} if self.body_field else data
         response = self.client.http.call(method, path, json=body, **options)
         answer = readable(response)
@@ -495,8 +570,33 @@ class RestSubscriber(Subscriber):
             raise Reject(f"{response.status_code}, but refused: {message}", fields=fields, request_id=request_id)
         external_id = item.external_id or id_in(location_of(response) or "", self._record_template(self.read_path))
         if external_id is not None:
-            return External(external_id, {}, at=server_time(response), request_id=request_id)
+            version = self._version_of(response)
+            return External(external_id, {}, at=server_time(response), request_id=request_id, version=version)
         return self._created_at(response)
+
+    def _condition(self, item: Item, sent: str) -> dict[str, Any]:
+        """Return the options of a call that name the version of the record; `fields` belong into the body."""
+        if item.version is None or not self.is_conditional:
+            return {}
+        value = self.version_value.replace("{version}", item.version)
+        options: dict[str, Any] = {"statuses": dict.fromkeys(self.version_refusals, Outdated)}
+        if sent == "body":
+            return options | {"fields": {self.version_parameter: int(value) if value.isdecimal() else value}}
+        if sent == "query":
+            return options | {"params": {self.version_parameter: value}}
+        return options | {"headers": {_CONDITIONS.get(sent, self.version_parameter): value}}
+
+    def _version_in(self, record: Mapping[str, Any]) -> str | None:
+        """Return the version that a record contains."""
+        value = search_json(self.version_field, record)
+        if self.version_sent == "if_unmodified_since" and value is not None:
+            when = self.time(value)
+            return None if when is None else format_datetime(when.astimezone(UTC), usegmt=True)
+        return str(value) if isinstance(value, str | int | float) else None
+
+    def _version_of(self, response: requests.Response) -> str | None:
+        """Return the version in the header of an answer for one record."""
+        return response.headers.get(self.version_header) if self.version_header else None
 
     def _created_at(self, response: requests.Response) -> External:
         """Return the record that a create made, from the address in its answer. Raises `Unidentified`."""
@@ -522,7 +622,12 @@ class RestSubscriber(Subscriber):
             raise Retry(f"the answer is not a record with {self.id_field!r}", maybe_done=True)
         at = self.time(search_json(self.updated_field, record))
         external = self.external(record, at=at or server_time(response))
-        return replace(external, is_exact=at is not None, request_id=self.client.http.request_id(response))
+        return replace(
+            external,
+            is_exact=at is not None,
+            request_id=self.client.http.request_id(response),
+            version=external.version or self._version_of(response),
+        )
 
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
         found = search_json(self.list_field, body)

@@ -69,6 +69,13 @@ REMEDIES = {
     "edited_there": Remedy(
         SYSTEM, gettext_noop("The record was edited in the system before our deletion. Retry to delete it anyway.")
     ),
+    "outdated": Remedy(
+        SYSTEM,
+        gettext_noop(
+            "The system refuses each write as one of an old version, although the record was just read. "
+            "Check where the version is and how it is named; then retry."
+        ),
+    ),
     "gone": Remedy(
         SYSTEM, gettext_noop("The system has deleted the record. Restore it and retry, or discard this dead letter.")
     ),

@@ -16,7 +16,7 @@ from conductor.context import Context
 from conductor.inward import matching
 from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
-from conductor.inward.merging import RecordMerger, overwritten_edits, seen_values
+from conductor.inward.merging import RecordMerger, known_version, overwritten_edits, seen_values
 from conductor.links import in_doubt, leases, state
 from conductor.links.absence import Absent, Unreadable, last_captured, require_deletion
 from conductor.links.conflicts import close_conflicts
@@ -144,10 +144,11 @@ class InboundApplier:
         return None
 
     def _echo(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
-        """Note the time of a state that changes nothing; the history gets no row for it."""
-        if _is_repeated(incoming, link):
+        """Note time and version of a state that changes nothing; the history gets no row for it."""
+        version = _newer_version(incoming, link)
+        if not version and _is_repeated(incoming, link):
             return Applied("echo", "seen before")
-        if seen := seen_values(incoming, link):
+        if seen := {**seen_values(incoming, link), **version}:
             state.write(connection, link.id, seen)
         return Applied("echo", "both sides agreed on it already")
 
@@ -193,7 +194,7 @@ class InboundApplier:
     def _follow_merge(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, merged_into: str) -> Applied:
         """Link to the record that the deleted one was merged into; no other link leads there."""
         # The base stays, so the values of the other record are applied as edits when its event arrives.
-        state.write(connection, link.id, {"external_id": merged_into, "write_windows": None})
+        state.write(connection, link.id, {"external_id": merged_into, "remote_version": None, "write_windows": None})
         message = f"merged into {merged_into} in the system, and linked to that record"
         return write_delivery(self.context, connection, incoming, link, "applied", message)
 
@@ -350,6 +351,13 @@ def _is_repeated(incoming: Incoming, link: LinkRow) -> bool:
 def _is_newer(at: datetime | None, link: LinkRow) -> bool:
     """Whether this time is later than all that the link knows. Systems count whole seconds: a tie proves nothing."""
     return at is not None and all(known is None or at > known for known in (link.last_seen_at, link.last_write_at))
+
+
+def _newer_version(incoming: Incoming, link: LinkRow) -> state.Values:
+    """Return the version of an echo, unless it is known, or may be that of an older state."""
+    version, at = known_version(incoming, link), incoming.external.at
+    is_current = incoming.newest or link.remote_version is None or _is_newer(at, link)
+    return {"remote_version": version} if version is not None and version != link.remote_version and is_current else {}
 
 
 def _refuse_hidden(connection: sa.Connection, incoming: Incoming) -> None:

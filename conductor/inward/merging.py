@@ -69,6 +69,7 @@ class RecordMerger:
         values: state.Values = {
             "base": new_base,
             "remote_values": new_remote_values or None,
+            "remote_version": known_version(incoming, link),
             "unconfirmed_write": None,
             **_times(incoming, link, overwritten),
             **record_conflicts(connection, link, base | remote_values, ours, result, self.context.clock()),
@@ -117,7 +118,11 @@ class RecordMerger:
         """Write the link between an internal record and an external one that no link knew so far."""
         external = incoming.external
         values = state.linked(external.id, base, remote_values)
-        values |= {"last_seen_at": external.at, "synced_at": self.context.clock()}
+        values |= {
+            "last_seen_at": external.at,
+            "synced_at": self.context.clock(),
+            "remote_version": external.version,
+        }
         state.link_record(connection, incoming.subscriber.name(), record_id, values)
 
     def our_fields(self, connection: sa.Connection, incoming: Incoming, record: Record) -> Flat:
@@ -136,23 +141,22 @@ class RecordMerger:
             subscriber.records.update(connection, record_id, values)
         return self.our_fields(connection, incoming, subscriber.records.read(connection, [record_id])[record_id])
 
-    @staticmethod
-    def _by_our_clock(connection: sa.Connection, incoming: Incoming) -> datetime | None:
-        """Return the time of their edit by our clock: the system's own may be wrong."""
-        at, client = incoming.edited_at, incoming.subscriber.client
-        offset = client.clock_offset
-        if offset is None:  # this process has not called the system yet
-            offset = connection.execute(sa.select(System.clock_offset).where(System.name == client.name)).scalar()
-        return at - timedelta(seconds=offset) if at is not None and offset else at
-
     def _winner(self, connection: sa.Connection, incoming: Incoming, link: LinkRow, path: str) -> Winner:
         policy = incoming.mapper.entry(path).conflict
         if policy != "newest":
             return policy
         ours_at = newest_edit(connection, incoming.subscriber, link.record_id)
-        theirs_at = self._by_our_clock(connection, incoming)
+        theirs_at = by_our_clock(connection, incoming.subscriber, incoming.edited_at)
         # Without two times to compare, the edit in the database wins.
         return "external" if ours_at and theirs_at and theirs_at > ours_at else "internal"
+
+
+def by_our_clock(connection: sa.Connection, subscriber: Subscriber, at: datetime | None) -> datetime | None:
+    """Return a time of the subscriber's system by our clock: the system's own may be wrong."""
+    offset = subscriber.client.clock_offset
+    if offset is None:  # this process has not called the system yet
+        offset = connection.execute(sa.select(System.clock_offset).where(System.name == subscriber.system)).scalar()
+    return at - timedelta(seconds=offset) if at is not None and offset else at
 
 
 def newest_edit(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> datetime | None:
@@ -182,6 +186,12 @@ def overwritten_edits(incoming: Incoming, link: LinkRow) -> Flat:
             changed = {path: value for path, value in changed.items() if same(incoming.flat.get(path), before[path])}
         edits |= changed
     return edits
+
+
+def known_version(incoming: Incoming, link: LinkRow) -> str | None:
+    """Return the version of the incoming state, if all its values are known: an event may have only some of them."""
+    is_whole = incoming.newest or incoming.polled or (link.base or {}).keys() <= incoming.flat.keys()
+    return incoming.external.version if is_whole else None
 
 
 def seen_values(incoming: Incoming, link: LinkRow) -> state.Values:

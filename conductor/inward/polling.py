@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,6 +30,10 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.records import External, Page
 
 logger = logging.getLogger(__name__)
+
+
+#: `Cursor.seen_until` between a start of the hub and the next complete poll.
+NOT_SINCE_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,14 @@ class Polling:
         """
         count, turn = self._poll_in_turn(subscriber)
         return None if count is None else turn
+
+    def forget_seen(self) -> None:
+        """Have each subscriber that was polled be polled again before what is owed goes out: the hub has just started.
+
+        It may have been stopped for less than the interval of the polls.
+        """
+        polled = sa.update(Cursor).where(Cursor.seen_until.is_not(None))
+        self.context.database.run_in_transaction(lambda c: c.execute(polled.values(seen_until=NOT_SINCE_START)))
 
     def _poll_in_turn(self, subscriber: Subscriber) -> tuple[int | None, Turn | None]:
         """Poll if no other process does. Return the number of records, None if the system was not called."""

@@ -71,6 +71,14 @@ def merge(
     return result
 
 
+def unseen_edits(
+    base: Mapping[str, Any] | None, remote_values: Mapping[str, Any] | None, theirs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the fields in which a record of the system differs from what the link knows of it."""
+    known = {**(base or {}), **(remote_values or {})}
+    return {p: v for p, v in theirs.items() if not (same(v, known[p]) if p in known else is_empty(v))}
+
+
 def rebase(
     result: Merge, base: Mapping[str, Any], remote_values: Mapping[str, Any], ours_now: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -32,6 +32,7 @@ class LinkRow(NamedTuple):
     overridden_values: Flat | None
     last_seen_at: datetime | None
     last_write_at: datetime | None
+    remote_version: str | None
     unlinked_at: datetime | None
     deleted_remotely: bool
     create_token: str | None

@@ -94,6 +94,7 @@ def linked(external_id: str, base: Flat, remote_values: Flat | None = None) -> V
         "created_without_id": False,
         "base": base,
         "remote_values": remote_values or None,
+        "remote_version": None,
         "unconfirmed_write": None,
         "write_windows": None,
     }
@@ -110,6 +111,7 @@ def unlinked(now: datetime, *, deleted_remotely: bool, keep_base: bool = False) 
         "unlinked_at": now,
         "deleted_remotely": deleted_remotely,
         **forgotten,
+        "remote_version": None,
         "unconfirmed_write": None,
         "write_windows": None,
     }
@@ -124,6 +126,7 @@ def recreated() -> Values:
         "created_without_id": False,
         "base": None,
         "remote_values": None,
+        "remote_version": None,
         "unconfirmed_write": None,
         "write_windows": None,
     }

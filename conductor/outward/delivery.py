@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from conductor.context import Context
 from conductor.links import leases
 from conductor.links.row import LinkRow
 from conductor.outward.loading import BatchLoader
-from conductor.outward.planning import DeliveryBatch, Plan, fail_unseen, plan_delivery, unseen_writes
+from conductor.outward.planning import DeliveryBatch, Plan, end_unseen, plan_delivery, unseen_writes
 from conductor.outward.record_budget import RecordBudget, Yielded
 from conductor.outward.results import FollowUp, ResultWriter
 from conductor.outward.sending import CONFIRMED_OPERATIONS, Sender, must_inspect
@@ -83,17 +83,26 @@ class _Turn:
 
 
 class Looked(Protocol):
-    """What a look found: errors of records that may not be written now, by link."""
+    """What a look found, by link: errors of records that may not be written now, and those that wait for a poll."""
 
     @property
     def errors(self) -> Mapping[int, SyncError]: ...
+
+    @property
+    def waiting(self) -> Container[int]: ...
 
 
 class Looker(Protocol):
     """Sees edits made in a system before a batch overwrites them, and merges them. Provided by `conductor.inward`."""
 
     def look(
-        self, subscriber: Subscriber, updates: Sequence[LinkRow], deletes: Sequence[LinkRow], *, probing: bool
+        self,
+        subscriber: Subscriber,
+        updates: Sequence[LinkRow],
+        deletes: Sequence[LinkRow],
+        creates: Sequence[LinkRow],
+        *,
+        probing: bool,
     ) -> Looked | None:
         """Return what was found; None if the edits are known already."""
 
@@ -176,18 +185,18 @@ class Outward:
         return rest
 
     def _look(
-        self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, seen: set[tuple[int, int]]
+        self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, seen: set[tuple[int, int, int]]
     ) -> Looked | None:
         """See what the system holds of the records that are about to be overwritten; None if that is not needed.
 
-        `seen`: the links and changes for which this was done before.
+        `seen`: the links, changes and attempts for which this was done before.
         """
-        unseen = [plan for plan in plans if (plan.claim.link.id, plan.claim.link.owed_change) not in seen]
-        updates, deletes = unseen_writes(unseen, batch.mapper)
-        if not updates and not deletes:
+        fresh = [plan for plan in plans if _attempt(plan.claim.link) not in seen]
+        unseen = unseen_writes(subscriber, fresh, batch.mapper)
+        if not any(unseen):
             return None
-        seen |= {(link.id, link.owed_change) for link in (*updates, *deletes)}
-        return self.looker.look(subscriber, updates, deletes, probing=batch.permit.probing)
+        seen |= {_attempt(link) for links in unseen for link in links}
+        return self.looker.look(subscriber, *unseen, probing=batch.permit.probing)
 
     def _share(self, subscriber: Subscriber, rest: list[str]) -> None:
         """Publish the rest in two halves: with one call a record, idle workers call at the same time."""
@@ -197,7 +206,7 @@ class Outward:
 
     def _deliver_batch(self, subscriber: Subscriber, batch: DeliveryBatch, turn: _Turn) -> bool:
         """Deliver a batch, and again what changes meanwhile; return whether the system was called."""
-        called, seen = False, set[tuple[int, int]]()
+        called, seen = False, set[tuple[int, int, int]]()
         for _ in range(_ROUNDS):
             if not batch.claims:
                 return called
@@ -209,7 +218,7 @@ class Outward:
                     return called
                 again = batch.record_ids
                 plans = [plan_delivery(subscriber, claim, batch) for claim in batch.claims]
-                fail_unseen(plans, looked.errors)
+                end_unseen(plans, looked.errors, looked.waiting)
             try:
                 is_outdated = any(plan.is_open for plan in plans) and turn.waited_long() and not batch.permit.probing
             except Stopping:
@@ -347,6 +356,10 @@ class Outward:
             plan.external, plan.flat, plan.item, plan.reason, plan.outcome = None, {}, None, None, None
             plan.fail(unwritten)
             return self.context.database.run_in_transaction(self.results.record, subscriber, [plan], batch)
+
+
+def _attempt(link: LinkRow) -> tuple[int, int, int]:
+    return link.id, link.owed_change, link.attempts
 
 
 def _keep_one_probe(batch: DeliveryBatch, chunk: list[str]) -> list[str]:

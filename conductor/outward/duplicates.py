@@ -177,6 +177,7 @@ class Duplicates:
         values = self._unsent(plan) | state.blocked(holder.id, retry_at)
         if plan.freed:
             values["base"] = {**(plan.claim.link.base or {}), **dict.fromkeys(plan.freed)}
+            values["remote_version"] = None
         return Decision(values, publish=(subscriber.name(), holder.record_id))
 
     @staticmethod

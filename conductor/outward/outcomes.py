@@ -7,11 +7,12 @@ from typing import Any
 
 from conductor.context import UNKNOWN_TIME
 from conductor.links import overwrites, state
+from conductor.links.merge import unseen_edits
 from conductor.links.relations import WaitsFor
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Plan
 from conductor.redaction import redact, reply_text
 from subscribers.base import Subscriber
-from subscribers.errors import CREATED_WITHOUT_ID, SyncError
+from subscribers.errors import CREATED_WITHOUT_ID, Outdated, SyncError
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import same
 
@@ -29,6 +30,11 @@ def is_owed_again(plan: Plan) -> bool:
     if plan.outcome == "waiting" and not isinstance(plan.error, WaitsFor):
         return False  # the sweep publishes it when its system is back
     return plan.owed_now > plan.claim.link.owed_change
+
+
+def is_sent_again(plan: Plan) -> bool:
+    """Whether a record is sent again without a pause: it was edited there, and the look that follows merges that."""
+    return isinstance(plan.error, Outdated) and plan.error.after is None and plan.claim.link.attempts == 0
 
 
 def unless_newer(plan: Plan, when: datetime | None) -> datetime | None:
@@ -70,7 +76,8 @@ def _agreed_values(plan: Plan, mapper: Mapper | None, now: datetime) -> state.Va
         return ended | {"external_id": link.external_id, "last_write_at": wrote}
     if plan.operation == "archive":
         # It stays linked. If the record is created again, everything is sent.
-        return {"synced_at": now, "base": None, "remote_values": None, "last_write_at": wrote}
+        forgotten = {"base": None, "remote_values": None, "remote_version": None}
+        return {"synced_at": now, **forgotten, "last_write_at": wrote}
     if plan.operation not in ("create", "update", "match"):
         forgotten = {"base": None, "remote_values": None} if plan.claim.record is None else {}
         return {"synced_at": now, **forgotten}
@@ -88,6 +95,7 @@ def _written_values(plan: Plan, mapper: Mapper | None, now: datetime, wrote: dat
     }
     if plan.outcome == "delivered":
         values["last_write_at"] = link.last_write_at if plan.operation == "match" else wrote
+        values["remote_version"] = _answered_version(plan, mapper, values)
         values["write_windows"] = overwrites.ended(link.write_windows, wrote)
     else:
         values["write_windows"] = overwrites.dropped(link.write_windows)
@@ -113,11 +121,27 @@ def _agreed_base(plan: Plan, mapper: Mapper | None) -> state.Values:
     return {"base": {**kept, **ours}, "remote_values": remote_values or None}
 
 
+def _answered_version(plan: Plan, mapper: Mapper | None, values: state.Values) -> str | None:
+    """Return the version in the answer; None if an edit that is not known here may be part of that state.
+
+    A conditional write has overwritten none. Any other answer must show all fields as they are known.
+    """
+    external = plan.external
+    if external is None or external.version is None or mapper is None:
+        return None
+    base, remote_values, shown = values["base"], values["remote_values"], plan.reply(mapper)
+    is_sure = plan.operation == "create" or (plan.item is not None and plan.item.version is not None)
+    is_known = (is_sure or base.keys() <= shown.keys()) and not unseen_edits(base, remote_values, shown)
+    return external.version if is_known else None
+
+
 def failed_values(plan: Plan, error: SyncError) -> state.Values:
     """Return what a failure reveals about the write: whether it may have happened, and with which data."""
     claim = plan.claim
     may_have_happened = plan.duration is not None and error.maybe_done
     values: state.Values = {}
+    if isinstance(error, Outdated):
+        values["remote_version"] = None
     if error.code == CREATED_WITHOUT_ID:
         values["created_without_id"] = True
     if not claim.link.is_linked and not (may_have_happened and plan.operation == "create"):

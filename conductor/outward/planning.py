@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -34,6 +34,7 @@ RECONCILABLE_COLUMNS = (
     "unconfirmed_write",
     "write_windows",
     "last_write_at",
+    "remote_version",
 )
 
 
@@ -208,6 +209,14 @@ class Plan:
         self.error = error
 
 
+class Unseen(NamedTuple):
+    """The links of writes before which a look is needed. `creates` may exist there already, by their match fields."""
+
+    updates: list[LinkRow]
+    deletes: list[LinkRow]
+    creates: list[LinkRow]
+
+
 def make_claim(link: LinkRow, version: str, record: Record | None, token: str, conflicted: Flat) -> Claim:
     """Make the claim of a link as it will be under the lease `token`."""
     fresh = not link.is_linked and link.create_token is None
@@ -231,32 +240,38 @@ def plan_delivery(subscriber: Subscriber, claim: Claim, batch: DeliveryBatch) ->
     return plan
 
 
-def unseen_writes(plans: Iterable[Plan], mapper: Mapper | None) -> tuple[list[LinkRow], list[LinkRow]]:
-    """Return the links of updates, and of deletions, that may overwrite an edit made in the system.
+def unseen_writes(subscriber: Subscriber, plans: Iterable[Plan], mapper: Mapper | None) -> Unseen:
+    """Return the writes that may overwrite an edit made in the system, or repeat a record that was created there.
 
     A field whose conflicts ours always wins needs no look.
     """
-    updates, deletes = [], []
+    unseen = Unseen([], [], [])
     for plan in plans:
         link = plan.claim.link
-        if mapper is None or not plan.is_open or not link.is_linked or link.base is None:
+        if mapper is None or not plan.is_open:
+            continue
+        if plan.operation == "create" and plan.claim.fresh_create_token and subscriber.match_on:
+            unseen.creates.append(link)
+        if not link.is_linked or link.base is None:
             continue
         if plan.operation == "update" and any(_may_lose(mapper, path) for path in plan.differing):
-            updates.append(link)
+            unseen.updates.append(link)
         elif plan.operation in ("delete", "archive") and any(_may_lose(mapper, path) for path in link.base):
-            deletes.append(link)
-    return updates, deletes
+            unseen.deletes.append(link)
+    return unseen
 
 
 def _may_lose(mapper: Mapper, path: str) -> bool:
     return mapper.accepts_inward(path) and mapper.entry(path).conflict != "internal"
 
 
-def fail_unseen(plans: Iterable[Plan], errors: Mapping[int, SyncError]) -> None:
-    """End the plans of records that could not be looked at."""
+def end_unseen(plans: Iterable[Plan], errors: Mapping[int, SyncError], waiting: Container[int]) -> None:
+    """End the plans of records that could not be looked at, or that wait for the poll of another process."""
     for plan in plans:
         if plan.is_open and (error := errors.get(plan.claim.link.id)) is not None:
             plan.fail(error)
+        elif plan.is_open and plan.claim.link.id in waiting:
+            plan.finish("waiting", "another process is reading what changed there")
 
 
 def apply_unsubscriptions(plan: Plan, rules: list[Rule]) -> None:
@@ -346,14 +361,17 @@ def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> It
     """Return the record as a subscriber's methods receive it."""
     # A create that is repeated has the same key. Edited data need another key, since systems refuse a key that
     # arrives with other data.
+    is_linked = claim.link.is_linked
     seed = [claim.link.subscriber, claim.record_id, claim.link.create_token, data]
     return Item(
         record_id=claim.record_id,
         record=claim.record or {},
         data=data,
         changes=changes,
-        external_id=claim.link.external_id if claim.link.is_linked else None,
+        external_id=claim.link.external_id if is_linked else None,
         key=hashlib.sha256(_canonical(seed)).hexdigest()[:40],
+        # After a write whose outcome is unknown, the version is unknown as well.
+        version=claim.link.remote_version if is_linked and claim.link.unconfirmed_write is None else None,
     )
 
 

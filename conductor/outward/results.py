@@ -26,6 +26,7 @@ from conductor.outward.outcomes import (
     failed_values,
     is_owed_again,
     is_plain,
+    is_sent_again,
     settled_values,
     unless_newer,
 )
@@ -141,7 +142,7 @@ class ResultWriter:
                 rows[tuple(row)].append(row)
             if plan.to_merge is not None:
                 follow_up.merge.append(plan.to_merge)
-            if is_owed_again(plan) or plan.lifted:
+            if is_owed_again(plan) or plan.lifted or (plan.outcome == "failed" and is_sent_again(plan)):
                 follow_up.again.append(plan.claim.record_id)
         for alike in rows.values():
             state.write_many(connection, alike)
@@ -266,6 +267,8 @@ class ResultWriter:
             attempts = policy.max_attempts - 1
         if not error.is_terminal and attempts < policy.max_attempts:
             plan.finish("failed", str(error))
+            if is_sent_again(plan):
+                return known | state.postponed(attempts, None)
             pause = policy.backoff(attempts, error.after)
             return known | state.postponed(attempts, unless_newer(plan, self.context.later(pause)))
         return known | self._buried(connection, subscriber, plan, error, attempts)

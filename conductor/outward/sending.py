@@ -334,10 +334,11 @@ def _find_unconfirmed_create(subscriber: Subscriber, plan: Plan, mapper: Mapper)
         unlinked_at=None,
         base=base,
         remote_values=None,
+        remote_version=None,
         unconfirmed_write=None,
         last_write_at=found.at or UNKNOWN_TIME,
     )
-    plan.item = replace(plan.item, external_id=found.id)
+    plan.item = replace(plan.item, external_id=found.id, version=found.version)
     if plan.operation == "delete":
         return
     plan.operation = "update"
@@ -365,11 +366,12 @@ def _verify_unconfirmed_update(subscriber: Subscriber, plan: Plan, mapper: Mappe
         base=base,
         remote_values=remote_values or None,
         write_windows=overwrites.ended(link.write_windows, found.at),
+        remote_version=None,
         # The write was before this: an event that arrives later may be from before the write.
         last_write_at=found.at or UNKNOWN_TIME,
     )
     plan.differing = differing_fields(plan.flat, base, claim.conflicted)
-    plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing))
+    plan.item = replace(item, changes=changed(item.data, plan.flat, plan.differing), version=found.version)
     if not plan.differing:
         plan.operation = "match"
         plan.finish("delivered", "an earlier attempt had arrived")
@@ -408,4 +410,10 @@ def _keep_unmapped_parts(subscriber: Subscriber, plan: Plan) -> None:
     assert plan.claim.seen is not None
     theirs = plan.claim.seen.data
     merged = subscriber.merge(theirs, {top: item.changes[top] for top in plan.nested})
-    plan.item = replace(item, data={**item.data, **merged}, changes={**item.changes, **merged}, present=theirs)
+    plan.item = replace(
+        item,
+        data={**item.data, **merged},
+        changes={**item.changes, **merged},
+        present=theirs,
+        version=item.version or plan.claim.seen.version,
+    )

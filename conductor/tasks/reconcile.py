@@ -132,7 +132,7 @@ class Reconcile(TaskKind):
         began = time.monotonic()
         looked = failed = 0
         waits: SystemUnavailable | None = None
-        size = subscriber.bulk_size if type(subscriber).bulk_fetch is not Subscriber.bulk_fetch else 1
+        size = subscriber.bulk_size if subscriber.reads_many else 1
         try:
             while looked < len(links) and time.monotonic() - began < STEP_SECONDS:
                 for link, drift in self._compare(subscriber, links[looked : looked + size]):

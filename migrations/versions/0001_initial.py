@@ -350,6 +350,7 @@ def upgrade() -> None:
         ),
         sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_write_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("remote_version", sa.String(length=255), nullable=True),
         sa.Column("unlinked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deleted_remotely", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("create_token", sa.String(length=64), nullable=True),

@@ -60,6 +60,7 @@ class FileSubscriber(Subscriber):
     bulk_size = 1000
     starts_over = False  # each file is read once
     read_back = "never"  # an export holds what was written
+    look_first = "poll"  # a fetch only shows what polls have read
 
     #: The folder's name below the system's.
     path: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]

@@ -107,8 +107,10 @@ class Http:
         session: requests.Session = self._local.session
         return session
 
-    def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        """Make a call and return its successful response.
+    def call(
+        self, method: str, path: str, *, statuses: Mapping[int, type[SyncError]] | None = None, **options: Any
+    ) -> requests.Response:
+        """Make a call and return its successful response; `statuses` are the errors of this call alone.
 
         Raises:
           SyncError: the call failed; the class says what to do next.
@@ -119,7 +121,7 @@ class Http:
         self.clock_offset = clock_offset(response, self.clock_offset)
         self.rate = rate_of(response.headers, response.status_code) or self.rate
         if response.status_code >= 300:
-            raise self._error(response, writes=writes)
+            raise self._error(response, statuses or {}, writes=writes)
         if response.content[:100].lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise Retry(
                 f"{method} was answered {response.status_code} with a page instead of JSON",
@@ -162,7 +164,9 @@ class Http:
         """Return the system's id of the call."""
         return response.headers.get(self._request_id_header)
 
-    def _error(self, response: requests.Response, *, writes: bool) -> SyncError:
+    def _error(
+        self, response: requests.Response, statuses: Mapping[int, type[SyncError]], *, writes: bool
+    ) -> SyncError:
         error = self._classify(response, writes) if self._classify else None
         if error is None:
             message, fields = self._describe(response)
@@ -173,7 +177,7 @@ class Http:
                 after=retry_after(response),
                 writes=writes,
                 request_id=self.request_id(response),
-                table=self._statuses,
+                table={**self._statuses, **statuses},
             )
         quoted = clean(response.text[: 2 * LONGEST_RESPONSE])
         for secret in self._secrets(response):  # the system may echo them

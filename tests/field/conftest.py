@@ -30,3 +30,12 @@ def stripe(stripe_server: StripeLike) -> StripeLike:
 def system(httpserver: HTTPServer) -> AwkwardRest:
     """Return a REST system whose ways a test chooses."""
     return AwkwardRest(httpserver)
+
+
+@pytest.fixture
+def ahead(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> AwkwardRest:
+    """Return a system whose clock may be wrong, also in the header `Date`."""
+    system = AwkwardRest(httpserver)
+    handler = httpserver.server.RequestHandlerClass  # type: ignore[union-attr]
+    monkeypatch.setattr(handler, "date_time_string", lambda handler, timestamp=None: system.date())
+    return system

@@ -316,3 +316,26 @@ def test_the_command_serves_until_told_to_stop(tmp_path: Path, number: signal.Si
         run.send_signal(number)
         _, errors = run.communicate(timeout=10)
     assert (run.returncode, "Traceback" in errors) == (0, False)
+
+
+def test_writes_that_name_an_old_version_are_refused(client: Client) -> None:
+    made = client.call("POST", "/contacts", {"name": "Ada", "email": "ada@x.example"})
+    first, path = made.headers["ETag"], made.headers["Location"]
+    assert client.call("GET", path).headers["ETag"] == first
+    edited = client.call("PATCH", path, {"name": "Ada L"}, headers={"If-Match": first})
+    assert edited.status_code == 200 and edited.headers["ETag"] != first
+    whole = {"name": "x", "email": "ada@x.example"}
+    for method, body in (("PATCH", {"name": "x"}), ("PUT", whole), ("DELETE", None)):
+        refused = client.call(method, path, body, headers={"If-Match": first})
+        assert (refused.status_code, client.call("GET", path).json()["name"]) == (412, "Ada L")
+    long_ago = {"If-Unmodified-Since": "Tue, 01 Dec 2020 10:00:00 GMT"}
+    assert client.call("DELETE", path, headers=long_ago).status_code == 412
+    since = {"If-Unmodified-Since": client.call("GET", path).headers["Last-Modified"]}
+    assert client.call("DELETE", path, headers=since).status_code == 204
+
+
+def test_a_list_can_be_filtered_by_ids(client: Client) -> None:
+    ids = [client.create(name=f"n{number}", email=f"n{number}@x.example")["id"] for number in range(12)]
+    chosen = [ids[1], ids[10], ids[11]]
+    assert [one["id"] for one in client.items(ids=",".join(map(str, chosen)), limit=2)] == chosen
+    assert client.items(ids="") == []

@@ -17,6 +17,7 @@ from models.catalogues import Customer
 from models.ledger import DeadLetter
 from models.session import Database
 from subscribers.config_file import register_file
+from subscribers.errors import Gone
 from subscribers.mapping.paths import pick
 from subscribers.records import Item
 from subscribers.registry import REGISTRY
@@ -143,6 +144,48 @@ def test_external_changes_are_applied(name: str, declare: Any, request: pytest.F
 
 
 @both
+def test_a01_an_edit_there_is_seen_before_ours_overwrites_it(
+    name: str, declare: Any, request: pytest.FixtureRequest
+) -> None:
+    server = request.getfixturevalue(name)
+    hub = declare(name, server, more(name))  # without polls
+    keys = [hub.add(name=f"N{n}", email=f"n{n}@x.example") for n in range(3)]
+    hub.run()
+    ids = {one["syncflow_id"]: one["id"] for one in server.all()}
+    hub.execute(sa.update(CUSTOMER).values(name="ours", phone="7"))
+    server.edit(ids[str(keys[1])], name="theirs")
+    hub.run()
+    assert [(hub.customer(key).name, hub.customer(key).phone) for key in keys] == [
+        ("ours", "7"),
+        ("theirs", "7"),
+        ("ours", "7"),
+    ]
+    assert sorted(one["name"] for one in server.all()) == ["ours", "ours", "theirs"]
+    hub.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id != keys[0]))
+    server.edit(ids[str(keys[2])], name="theirs")
+    hub.run()
+    assert sorted(one["name"] for one in server.all()) == ["ours", "theirs"], "an edited record is not deleted"
+
+
+def test_a_list_by_ids_reads_many_records_of_a_real_server(
+    declare: Any, kinto: Server, pocketbase: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, server in (("kinto", kinto), ("pocketbase", pocketbase)):
+        subscriber = declare(name, server, more(name)).conductor.subscribers[f"{name}.customer"]
+        ids = [server.add(name=f"N{n}", **EMAIL[name](f"n{n}@x.example")) for n in range(3)]
+        paths: list[str] = []
+        call = subscriber.client.http.call
+        monkeypatch.setattr(
+            subscriber.client.http,
+            "call",
+            lambda m, path, call=call, p=paths, **o: (p.append(path), call(m, path, **o))[1],
+        )
+        found = subscriber.bulk_fetch([*reversed(ids), "missing"])
+        assert [one.data["name"] for one in found[:3]] == ["N2", "N1", "N0"] and isinstance(found[3], Gone)
+        assert len(paths) == 2, "one for all, and one for the missing one"
+
+
+@both
 def test_a_create_whose_answer_was_lost_is_found(name: str, declare: Any, request: pytest.FixtureRequest) -> None:
     subscriber = declare(name, request.getfixturevalue(name)).conductor.subscribers[f"{name}.customer"]
     sent = Item("17", {}, {"name": "Ada"}, {"name": "Ada"}, None, "key")
@@ -182,6 +225,11 @@ def test_a_dead_letter_has_pocketbases_message(declare: Any, pocketbase: Server)
     with hub.conductor.database.read() as connection:
         letter = connection.execute(sa.select(DeadLetter.__table__)).one()
     assert (letter.error, letter.fields) == ("Reject", {"mail": "Must be a valid email address."})
+
+
+def more(name: str) -> str:
+    """Return what the page adds to the declaration of a server."""
+    return marked("runs: kinto-versions", PAGE, "toml") if name == "kinto" else ""
 
 
 def names(hub: RegisteredHub) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from pydantic import SecretStr
@@ -17,7 +17,9 @@ from werkzeug import Request, Response
 from conductor import Conductor, Policy
 from models.base import utcnow
 from models.session import Database
+from subscribers.base import Subscriber
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
+from subscribers.system import System
 from tests.support.fakes import RecordingPublisher, TestHub
 from tests.support.records import CUSTOMER
 
@@ -32,7 +34,7 @@ class AwkwardRest:
     """
 
     def __init__(self, httpserver: HTTPServer) -> None:
-        self.url = httpserver.url_for("")
+        self.url: str = httpserver.url_for("")
         self.store: dict[str, Record] = {}
         self.calls: list[tuple[str, str]] = []
         self.creates: Callable[[Record], Response] = lambda record: answer(record, 201)
@@ -44,10 +46,18 @@ class AwkwardRest:
         #: What a 409 reports about the record that already has the unique value.
         self.taken: Callable[[Record], Response] = lambda record: answer({"message": "exists already"}, 409)
         self.filters = True
+        #: Called before each answer with the list.
+        self.before_list: Callable[[], object] = lambda: None
+        #: Whether its list can be read now.
+        self.lists = True
         self._ids = 0
         self._now = utcnow()
         #: How far its clock is ahead.
         self.ahead = timedelta()
+        #: Where the version of a record is, and is named: `etag`, `field` (in the body) or `query`; empty: it has none.
+        self.versions = ""
+        #: Called before each write of a record that exists.
+        self.before_write: Callable[[str], object] = lambda id: None
         httpserver.expect_request("/contacts").respond_with_handler(self._list_or_create)
         httpserver.expect_request(re.compile(r"^/contacts/[^/]+$")).respond_with_handler(self._one)
 
@@ -60,12 +70,16 @@ class AwkwardRest:
         """Create a record as a user of the system does, and return its id."""
         self._ids += 1
         record = {**values, "id": str(self._ids), "updated_at": self.now()}
+        if self.versions:
+            record["version"] = 1
         self.store[record["id"]] = record
         return str(record["id"])
 
     def edit(self, id: str, **values: Any) -> None:
         """Edit a record as a user of the system does."""
         self.store[id] |= {**values, "updated_at": self.now()}
+        if self.versions:
+            self.store[id]["version"] += 1
 
     def methods(self) -> list[str]:
         """Return the methods of the calls so far, without those for a list."""
@@ -83,11 +97,16 @@ class AwkwardRest:
         self.calls.append((request.method, request.path))
         if request.method == "POST":
             return self._create(request.get_json())
-        filters = {k: v for k, v in request.args.items() if k not in ("limit", "updated_since")}
+        self.before_list()
+        if not self.lists:
+            return answer({"message": "no list now"}, 423)
+        filters = {k: v for k, v in request.args.items() if k not in ("limit", "updated_since", "ids")}
+        ids = request.args["ids"].split(",") if "ids" in request.args else self.store
         found = [
             self.reads(record)
             for record in sorted(self.store.values(), key=lambda one: one["updated_at"])
-            if record["updated_at"] >= request.args.get("updated_since", "")
+            if record["id"] in ids
+            and record["updated_at"] >= request.args.get("updated_since", "")
             and (not self.filters or all(str(record.get(name)) == value for name, value in filters.items()))
         ]
         return answer({"items": found, "next": None})
@@ -96,13 +115,18 @@ class AwkwardRest:
         if (refused := self.refuses("", data) or self._refuse_taken("", data)) is not None:
             return refused
         record = self.store[self.add(**self.stores(data))]
-        return self.creates(record)
+        return self._tagged(self.creates(record), record["id"])
 
     def _one(self, request: Request) -> Response:
         self.calls.append((request.method, request.path))
         id = request.path.rpartition("/")[2]
         if id not in self.store:
             return answer({"message": "no such record"}, 404)
+        if request.method != "GET":
+            self.before_write(id)
+            named = self._named_version(request)
+            if named not in (None, str(self.store[id].get("version"))):
+                return answer({"message": "edited meanwhile"}, 412 if self.versions == "etag" else 409)
         if request.method == "DELETE":
             del self.store[id]
             return Response(status=204)
@@ -110,9 +134,23 @@ class AwkwardRest:
             changed = {**self.store[id], **request.get_json()}
             if (refused := self.refuses(id, changed) or self._refuse_taken(id, changed)) is not None:
                 return refused
-            self.edit(id, **self.stores(request.get_json()))
-            return self.updates(self.store[id])
-        return answer(self.reads(self.store[id]))
+            fields = {k: v for k, v in request.get_json().items() if k not in ("id", "updated_at", "version")}
+            self.edit(id, **self.stores(fields))
+            return self._tagged(self.updates(self.store[id]), id)
+        return self._tagged(answer(self.reads(self.store[id])), id)
+
+    def _named_version(self, request: Request) -> str | None:
+        """Return the version that a write names; None if it names none."""
+        if self.versions == "etag":
+            return request.headers.get("If-Match", "").strip('"') or None
+        body = {} if request.method == "DELETE" else request.get_json()
+        named = body.get("version") if self.versions == "field" and body else request.args.get("version")
+        return None if named is None else str(named)
+
+    def _tagged(self, response: Response, id: str) -> Response:
+        if self.versions == "etag":
+            response.headers["ETag"] = f'"{self.store[id].get("version")}"'
+        return response
 
     def _refuse_taken(self, id: str, record: Record) -> Response | None:
         for other in self.store.values():
@@ -131,19 +169,35 @@ class Contact(RestSubscriber):
 
     system, catalogue, path = "awkward", "customer", "/contacts"
     idempotency_header = ""
+    look_first = "poll"  # a system that is not polled is not looked at, except in the tests of looks
     field_to_data = {"name": "name", "email": "email", "phone": "phone", "notes": "note"}
+
+
+class HasUrl(Protocol):
+    """A REST system that runs at an address."""
+
+    @property
+    def url(self) -> str: ...
 
 
 class RestHub(TestHub):
     """A hub over one REST subscriber, driven step by step; its clock is ahead by what it waited."""
 
     def __init__(
-        self, database: Database, system: AwkwardRest, *kinds: type[RestSubscriber], policy: Policy | None = None
+        self,
+        database: Database,
+        system: HasUrl | System,
+        *kinds: type[Subscriber],
+        policy: Policy | None = None,
+        token: str = "of-no-value",
     ) -> None:
+        """`system` is one with a URL, called with `token`, or any system that is connected already."""
         self.ahead = timedelta()
         self.publisher = RecordingPublisher()
-        self.client = client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr("of-no-value")))
-        subscribers = {kind.name(): kind(client) for kind in kinds or (Contact,)}
+        self.client: Any = system
+        if not isinstance(system, System):
+            self.client = RestSystem("awkward", RestOptions(url=system.url, token=SecretStr(token)))
+        subscribers = {kind.name(): kind(self.client) for kind in kinds or (Contact,)}
         chosen = policy or Policy(lease_seconds=60, stale_seconds=30, max_attempts=3, retry_min_seconds=2)
         self.conductor = Conductor(database, subscribers, self.publisher, chosen, lambda: utcnow() + self.ahead)
         self.conductor.prepare()

@@ -114,6 +114,7 @@ class FakeSubscriber(Subscriber):
     resource = "thing"
     system_class = FakeSystem
     client: FakeSystem
+    look_first = "poll"  # a system that is not polled is not looked at, except in the tests of looks
     field_to_data = {"name": "name", "email": "email", "phone": "phone", "city": "address.city", "notes": "notes"}
 
     def create(self, item: Item) -> External:
