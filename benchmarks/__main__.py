@@ -16,6 +16,7 @@ BENCHES: tuple[str, ...] = (
     "fanout",
     "latency",
     "calls",
+    "window",
     "outbound",
     "capture",
     "inward",

@@ -86,11 +86,11 @@ def run(rounds: int, scale: Scale) -> Result:
             with bench.hub(systems=(), processes=PROCESSES, environment=PATIENCE | values) as hub:
                 for case in _cases(hub, systems, records, often, edits):
                     cases[case.key] = case
-                    _settle(hub)
+                    settle(hub)
                     for one in systems:
                         one.forget()
                     case.work()
-                    _settle(hub)
+                    settle(hub)
                     for one in systems:
                         seen.setdefault((case.key, one.name), []).append(one.calls())
     settings = {"records": records, "edited_often": often, "edits_each": edits, "rounds": rounds, **PATIENCE}
@@ -151,7 +151,7 @@ def _was_refused(system: Counted) -> bool:
     return system.calls().refused > 0
 
 
-def _settle(hub: Hub) -> None:
+def settle(hub: Hub) -> None:
     """Wait until nothing is owed."""
     waiting = sa.select(sa.func.count()).select_from(Change).where(Change.relayed_at.is_(None))
     owed = sa.select(sa.func.count()).select_from(Link).where(Link.owed_change > Link.synced_change)
