@@ -81,7 +81,6 @@ INVOICES = [
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """`demo [--fresh]`."""
     parser.add_argument(
         "--fresh", action="store_true", help="delete the database and secrets of earlier demos in var/ first"
     )

@@ -138,7 +138,6 @@ class Test$Class(Contract):
 
 
 def new_subscriber_arguments(parser: argparse.ArgumentParser) -> None:
-    """`new-subscriber SYSTEM.CATALOGUE [--own]`."""
     parser.add_argument("name", help="system and catalogue, such as shop.customer")
     own = "for an API that is not plain REST: write methods instead of setting attributes"
     parser.add_argument("--own", action="store_true", help=own)

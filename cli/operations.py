@@ -72,7 +72,6 @@ def _unconfigured(database: Database, known: set[str]) -> list[str]:
 
 
 def poll_arguments(parser: argparse.ArgumentParser) -> None:
-    """`poll SYSTEM [--from-start]`."""
     parser.add_argument("system", help="a system, such as stripe, or one subscriber, such as stripe.customer")
     again = "forget the cursor and read everything again; records that are known and unchanged stay as they are"
     parser.add_argument("--from-start", action="store_true", help=again)
@@ -100,7 +99,6 @@ def poll(arguments: argparse.Namespace) -> int:
 
 
 def sync_arguments(parser: argparse.ArgumentParser) -> None:
-    """`sync CATALOGUE ID [--unsubscribe NAME,NAME]`."""
     parser.add_argument("catalogue", help="e.g. customer")
     parser.add_argument("id", help="the record's key")
     unsubscribe = "systems or subscribers that do not get it, separated by commas"
@@ -124,7 +122,6 @@ def sync(arguments: argparse.Namespace) -> int:
 
 
 def retry_arguments(parser: argparse.ArgumentParser) -> None:
-    """`retry [--subscriber NAME] [--error CLASS] [--id N ...]`."""
     parser.add_argument("--subscriber", help="only those of this subscriber, such as stripe.customer")
     parser.add_argument("--error", help="only those with this class of error, such as Reject")
     parser.add_argument("--id", type=int, action="append", dest="ids", help="only this dead letter; may be repeated")

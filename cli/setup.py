@@ -15,7 +15,6 @@ from settings import ROOT, SettingsError, get_settings
 
 
 def migrate_arguments(parser: argparse.ArgumentParser) -> None:
-    """`migrate [--to REVISION]`."""
     parser.add_argument(
         "--to",
         default="head",
@@ -35,7 +34,6 @@ def migrate_command(arguments: argparse.Namespace) -> int:
 
 
 def make_migration_arguments(parser: argparse.ArgumentParser) -> None:
-    """`make-migration MESSAGE`."""
     parser.add_argument("message", help='what changes, for example "credit notes"; becomes part of the file name')
 
 
@@ -51,7 +49,6 @@ def make_migration_command(arguments: argparse.Namespace) -> int:
 
 
 def capture_arguments(parser: argparse.ArgumentParser) -> None:
-    """`capture install|remove`."""
     parser.add_argument("action", choices=["install", "remove"], help="install all capture triggers, or remove them")
 
 
@@ -78,7 +75,7 @@ def capture_command(arguments: argparse.Namespace) -> int:
 
 
 def create_admin_arguments(parser: argparse.ArgumentParser) -> None:
-    """`create-admin EMAIL`; the command prompts for the password, or reads it from SYNCFLOW_PASSWORD."""
+    """The command prompts for the password, or reads it from SYNCFLOW_PASSWORD."""
     parser.add_argument("email", help="the user's address; the password is read from a prompt, or SYNCFLOW_PASSWORD")
 
 

@@ -19,7 +19,6 @@ _PROGRESS_INTERVAL_SECONDS = 0.2
 
 
 def backfill_arguments(parser: argparse.ArgumentParser) -> None:
-    """`backfill SUBSCRIBER [--where COLUMN=VALUE ...] [--background]`."""
     parser.add_argument("subscriber", help="the subscriber, such as stripe.customer")
     where = "only records whose column has this value; if repeated, all conditions must be met"
     parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help=where)
@@ -41,7 +40,6 @@ def backfill(arguments: argparse.Namespace) -> int:
 
 
 def reconcile_arguments(parser: argparse.ArgumentParser) -> None:
-    """`reconcile SUBSCRIBER [--repair] [--background]`."""
     parser.add_argument("subscriber", help="the subscriber, such as stripe.customer")
     repair = "resolve the differences: merge the system's changes, and deliver the database's"
     parser.add_argument("--repair", action="store_true", help=repair)
@@ -113,7 +111,6 @@ def _is_alive(runtime: Runtime) -> bool:
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
-    """`check [SYSTEM]`."""
     parser.add_argument("system", nargs="?", help="a system, such as stripe (default: all configured systems)")
 
 

@@ -182,7 +182,7 @@ class Conductor:
         return self.inward.webhooks.store(system, body, headers)
 
     def acknowledgement(self, system: str, body: bytes) -> tuple[str, str] | None:
-        """Return the answer to a stored webhook, if its system expects one. See `Webhooks.acknowledgement`."""
+        """Return the response to a stored webhook, if its system expects one. See `Webhooks.acknowledgement`."""
         return self.inward.webhooks.acknowledgement(system, body)
 
     def receive(self, inbox_id: int) -> None:

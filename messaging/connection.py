@@ -77,7 +77,7 @@ class BoundedConnection(pika.BlockingConnection):
 
 
 def connect(parameters: Parameters, seconds: float) -> BoundedConnection:
-    """Connect.
+    """Return an open connection.
 
     Raises:
       BrokerUnreachable: there is no connection, with the reason.

@@ -122,7 +122,7 @@ class Link(Base):
 
     #: The idempotency key of a create whose outcome is unknown.
     create_token: Mapped[str | None] = mapped_column(sa.String(64))
-    #: The create was done, but its answer had no id: it is never sent again.
+    #: The create was done, but its response had no id: it is never sent again.
     created_without_id: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
     #: Field -> value of a create or update that was sent; None again when its outcome is known.
     unconfirmed_write: Mapped[dict[str, Any] | None]
@@ -378,7 +378,7 @@ class System(Base):
     #: While down: when one record may be tried as a probe, and how many probes have failed.
     probe_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
-    #: Records that failed without an answer: `streak` since the last one that was processed, `suspects` before it.
+    #: Records that failed without a response: `streak` since the last one that was processed, `suspects` before it.
     failing: Mapped[dict[str, Any] | None]
     #: When it last recovered or was resumed: work that was published before is published again.
     up_since: Mapped[datetime | None]

@@ -25,7 +25,7 @@ _TRUSTED_SECONDS = 1.0
 _HURRIED_SECONDS = 3.0
 
 #: Options of libpq ("Parameter Key Words"): a host that does not answer is given up after 5 seconds. A dead connection
-#: is found within 25 seconds, whether it waits for an answer (keepalives) or an acknowledgement (tcp_user_timeout).
+#: is found within 25 seconds, whether it waits for a response (keepalives) or an acknowledgement (tcp_user_timeout).
 _NETWORK = {
     "connect_timeout": 5,
     "keepalives": 1,
@@ -67,7 +67,7 @@ class Limit:
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection whose statements have a time limit, also where the network swallows the answer.
+    """A connection whose statements have a time limit, also where the network swallows the response.
 
     The server has a limit of its own, but its cancellation travels on the same connection.
     """

@@ -57,7 +57,7 @@ class Subscriber:
     absent: ClassVar[Literal["kept", "empty"]] = "kept"
     #: The number of records in one call of `bulk_*`; 1 for a system without bulk calls.
     bulk_size: ClassVar[int] = 1
-    #: Whether a record is read once after a write: `auto`, where the answer does not show what the system made of our
+    #: Whether a record is read once after a write: `auto`, where the response does not show what the system made of our
     #: values; `always`; or `never`, for a system that stores values as they are sent.
     read_back: ClassVar[Literal["auto", "always", "never"]] = "auto"
     #: Whether a poll can start again from the beginning.

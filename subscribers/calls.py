@@ -9,7 +9,7 @@ from typing import Any
 
 from subscribers.errors import Retry, SyncError, SystemDown
 
-#: Different records that must fail in a row, without an answer, before this counts as an outage of the system.
+#: Different records that must fail in a row, without a response, before this counts as an outage of the system.
 OUTAGE_CALLS = 3
 
 
@@ -41,7 +41,7 @@ def call_safely(call: Callable[..., Any], *arguments: Any) -> Any:
         return wrapped
 
 
-#: Seconds that one call to a system may take in total, from connecting to the last byte of its answer.
+#: Seconds that one call to a system may take in total, from connecting to the last byte of its response.
 CALL_SECONDS = 50.0
 
 _renew: ContextVar[Callable[[], object]] = ContextVar("renew", default=lambda: None)

@@ -90,7 +90,7 @@ class SyncError(Exception):
         return self.unanswered or self.server_failed
 
     def with_response(self, response: str | None) -> Self:
-        """Return this error with the beginning of the system's answer; an answer it already has stays."""
+        """Return this error with the beginning of the system's response; a response it already has stays."""
         if response and self.response is None:
             self.response = clean(response)[:LONGEST_RESPONSE]
         return self
@@ -141,7 +141,7 @@ class BatchTooLarge(Retry):
 
 
 class ResponseTooLarge(Retry):
-    """The answer has more than `most` bytes, and was not read. To repeat the call would only repeat that."""
+    """The response has more than `most` bytes, and was not read. To repeat the call would only repeat that."""
 
     is_terminal = True
     code = "response_too_large"
@@ -177,7 +177,7 @@ CREATED_WITHOUT_ID = "created_without_id"
 
 
 class Unidentified(Retry):
-    """The system created the record, and its answer does not say which: it is searched for, and never created again."""
+    """The system created the record, but its response has no id: it is searched for, and never created again."""
 
     code = CREATED_WITHOUT_ID
 
@@ -233,4 +233,4 @@ class BadSignature(Exception):
 
 
 class BadWebhook(Exception):
-    """A webhook with a good signature that cannot be read; the answer names the error."""
+    """A webhook with a good signature that cannot be read; the response names the error."""

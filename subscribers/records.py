@@ -21,7 +21,7 @@ class External:
     `data` is nested as in the system's JSON. `at` is the time of the last change by the system's
     clock; in the response to a write of ours, the time of that write. `record_id` is our id, if the
     record has it. `merged_into` is the external id of the record that a deleted one was merged into.
-    `is_exact` is False where `at` is only the time of the answer, not of the last change. `version` is
+    `is_exact` is False where `at` is only the time of the response, not of the last change. `version` is
     the system's name of this state, for a system that takes conditional writes.
     """
 

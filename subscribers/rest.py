@@ -428,7 +428,7 @@ class RestSubscriber(Subscriber):
 
     @property
     def can_identify(self) -> bool:
-        """Whether a record whose create had no answer can be found: by our id, or by its match values."""
+        """Whether a record whose create had no response can be found: by our id, or by its match values."""
         return bool(self.record_id_field or self.match_on)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
@@ -599,9 +599,9 @@ class RestSubscriber(Subscriber):
         return response.headers.get(self.version_header) if self.version_header else None
 
     def _created_at(self, response: requests.Response) -> External:
-        """Return the record that a create made, from the address in its answer. Raises `Unidentified`."""
+        """Return the record that a create made, from the address in its response. Raises `Unidentified`."""
         address = location_of(response)
-        message = f"created, but the answer has no {self.id_field!r}"
+        message = f"created, but the response has no {self.id_field!r}"
         message += f", only Location {address}" if address else ""
         try:
             if (step := self._at(address, response)) is not None:
@@ -611,7 +611,7 @@ class RestSubscriber(Subscriber):
         raise Unidentified(message, request_id=self.client.http.request_id(response))
 
     def _record_in(self, body: Any) -> Mapping[str, Any] | None:
-        """Return the record in an answer for one record; None if it has none with an id."""
+        """Return the record in a response for one record; None if it has none with an id."""
         record = search_json(self.record_field, body)
         found = isinstance(record, dict) and search_json(self.id_field, record) is not None
         return record if found else None
@@ -619,7 +619,7 @@ class RestSubscriber(Subscriber):
     def _answered(self, body: Any, response: requests.Response) -> External:
         record = self._record_in(body)
         if record is None:
-            raise Retry(f"the answer is not a record with {self.id_field!r}", maybe_done=True)
+            raise Retry(f"the response is not a record with {self.id_field!r}", maybe_done=True)
         at = self.time(search_json(self.updated_field, record))
         external = self.external(record, at=at or server_time(response))
         return replace(
@@ -634,7 +634,7 @@ class RestSubscriber(Subscriber):
         if not isinstance(found, list) or not all(
             isinstance(one, dict) and search_json(self.id_field, one) is not None for one in found
         ):
-            raise Retry(f"the answer of {urlsplit(response.url).path} is not a list of records")
+            raise Retry(f"the response of {urlsplit(response.url).path} is not a list of records")
         return found
 
     def _deleted(self, record: Mapping[str, Any]) -> bool:

@@ -41,7 +41,7 @@ class Options(BaseModel):
     max_response_bytes: int | None = Field_(
         None,
         ge=1024,
-        description="Bytes of the largest answer that is read, decompressed. Without it these are 16 MiB"
+        description="Bytes of the largest response that is read, decompressed. Without it these are 16 MiB"
         " (16777216). A worker may need 30 times as much memory for each call.",
     )
 
@@ -59,7 +59,7 @@ class System:
     delete_limit: int | None = 50
     #: Seconds before the present whose changes each poll reads again; those that are known already cost nothing more.
     overlap_seconds: int = 300
-    #: Bytes of the largest answer that is read, decompressed.
+    #: Bytes of the largest response that is read, decompressed.
     max_response_bytes: int = MAX_RESPONSE_BYTES
 
     #: The HTTP client, `http.client.Http`, of a system that uses it.

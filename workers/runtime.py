@@ -56,7 +56,6 @@ class Runtime:
     conductor: Conductor
 
     def close(self) -> None:
-        """Close the connections."""
         self.broker.close()
         self.database.close()
 

@@ -10,7 +10,7 @@ from subscribers.mapping.values import Flat, is_empty, same
 
 
 def created(sent: Flat | None, theirs: Flat) -> Flat:
-    """Return the base of a record that a create of ours has made, whose answer was lost.
+    """Return the base of a record that a create of ours has made, whose response was lost.
 
     Where a create takes several calls, the system does not return the fields that it did not reach; these stay owed.
     """

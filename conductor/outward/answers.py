@@ -1,7 +1,7 @@
-"""Answers: what a system made of a write, from its answer or, where that does not show it, from reading it once.
+"""Answers: what a system made of a write, from its response or, where that does not show it, from reading it once.
 
 A system may store another form of a value than was sent (lower case, rounded, shortened). Unless that form is known,
-the next poll shows it as an edit. And a create whose answer has no id must not be sent again: its record is found, or
+the next poll shows it as an edit. And a create whose response has no id must not be sent again: its record is found, or
 the dead letter says that it cannot be.
 """
 
@@ -26,7 +26,7 @@ from subscribers.records import External, Item
 
 logger = logging.getLogger(__name__)
 
-#: Clocks of HTTP answers tick in seconds, and the answer comes after the write: a later state was edited since.
+#: Clocks of HTTP answers tick in seconds, and the response comes after the write: a later state was edited since.
 _TICK = timedelta(seconds=1)
 
 
@@ -65,21 +65,21 @@ def _in_order(plans: list[Plan], outcomes: list[Any]) -> list[Any]:
 
 
 def _normalize(subscriber: Subscriber, external: External) -> External:
-    """Return the answer to a write as our fields. If `after_receive` fails, its id is used and its data are not."""
+    """Return the response to a write as our fields. If `after_receive` fails, its id is used and its data are not."""
     made = call_safely(normalize_incoming, subscriber, external)
     if isinstance(made, SyncError):
-        logger.error("%s %s: the answer cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
+        logger.error("%s %s: the response cannot be used: %s", subscriber.name(), external.id, made, exc_info=made)
         return replace(external, data={})
     return cast("External", made)
 
 
-# --- a create whose answer has no id ----------------------------------------------------------------------
+# --- a create whose response has no id ----------------------------------------------------------------------
 
 
 def verify_gone(subscriber: Subscriber, plans: list[Plan]) -> None:
     """Fetch the linked records that a call reported as gone, before that is believed.
 
-    Such an answer may also mean a record that this one refers to, or a wrong address. A subscriber without `fetch` is
+    Such a response may also mean a record that this one refers to, or a wrong address. A subscriber without `fetch` is
     believed.
     """
     doubted = [plan for plan in plans if plan.error is not None and plan.error.unlinks and plan.claim.link.is_linked]
@@ -128,23 +128,23 @@ def _find_created(subscriber: Subscriber, item: Item) -> External | None:
 
 
 def identify_created(subscriber: Subscriber, plan: Plan) -> None:
-    """Find the record of a create whose answer had no id; the plan fails where that is not possible."""
+    """Find the record of a create whose response had no id; the plan fails where that is not possible."""
     assert plan.item is not None
     found = find_created(subscriber, plan.item)
     if isinstance(found, External):
         plan.error, plan.external = None, found
-        plan.finish("delivered", "the answer had no id; the record was found")
+        plan.finish("delivered", "the response had no id; the record was found")
     elif isinstance(found, Unidentified) and plan.error is not None:
         plan.fail(
             type(found)(f"{plan.error}; {found}", request_id=plan.error.request_id).with_response(plan.error.response)
         )
 
 
-# --- a write whose answer does not show what was stored ---------------------------------------------------
+# --- a write whose response does not show what was stored ---------------------------------------------------
 
 
 def is_unseen(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
-    """Whether the record has to be read: the answer does not show what the system made of our values."""
+    """Whether the record has to be read: the response does not show what the system made of our values."""
     wrote = plan.outcome == "delivered" and plan.operation in ("create", "update")
     if not wrote or subscriber.read_back == "never" or not subscriber.can_fetch:
         return False
@@ -156,7 +156,7 @@ def is_unseen(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
 def read_back(subscriber: Subscriber, plans: list[Plan], mapper: Mapper) -> None:
     """Read the records of these plans, and take what the system made of our values.
 
-    A record that cannot be read now keeps its answer: an edit or another form of it shows at the next poll.
+    A record that cannot be read now keeps its response: an edit or another form of it shows at the next poll.
     """
     ids = [plan.external.id if plan.external is not None else _linked_id(plan) for plan in plans]
     found = call_safely(subscriber.bulk_fetch, ids)
@@ -177,7 +177,7 @@ def _linked_id(plan: Plan) -> str:
 
 def _take_stored(plan: Plan, stored: External, mapper: Mapper) -> None:
     answer = plan.external
-    # The time of an answer with data is that of the state in it, which may be an old one.
+    # The time of a response with data is that of the state in it, which may be an old one.
     answered_at = answer.at if answer is not None and not answer.data else None
     if answered_at is not None and stored.at is not None and stored.at >= answered_at + _TICK:
         return  # edited since: its event shows the edit

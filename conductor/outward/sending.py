@@ -105,7 +105,7 @@ class Sender:
                 return
 
     def _complete_answers(self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch) -> None:
-        """Find records that the system has made or had already, and read what an answer does not show."""
+        """Find records that the system has made or had already, and read what a response does not show."""
         for plan in plans:
             if isinstance(plan.error, Unidentified) and self._renew_leases([plan], batch.token):
                 with self._under_lease([plan], batch.token):

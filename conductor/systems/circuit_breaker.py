@@ -56,7 +56,7 @@ class Permit:
     after: float = 0.0
     #: A success was recorded a moment ago, so another one is not recorded.
     noted: bool = False
-    #: Records have failed without an answer since the system last processed one, see `outages`.
+    #: Records have failed without a response since the system last processed one, see `outages`.
     failing: bool = False
 
 
@@ -78,7 +78,7 @@ class CircuitBreaker:
                 connection.execute(statement.on_conflict_do_nothing(index_elements=["name"]))
 
     def permit(self, name: str, *, overdue: float = 0.0) -> Permit:
-        """Return whether the system may be called. An answer with `probing` reserves the only probe.
+        """Return whether the system may be called. A permit with `probing` reserves the only probe.
 
         `overdue`: a probe is taken only if nothing else took it for this many seconds.
         """

@@ -146,7 +146,7 @@ class OutageWatch:
 
 
 def as_down(error: SyncError, why: str) -> SystemDown:
-    """Return the error of an outage for a call that failed without an answer."""
+    """Return the error of an outage for a call that failed without a response."""
     down = SystemDown(
         f"{error}; {why}", after=error.after, maybe_done=error.maybe_done, request_id=error.request_id
     ).with_response(error.response)

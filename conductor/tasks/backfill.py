@@ -259,7 +259,6 @@ class Backfill(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         where = task.argument.get("where") or {}
         if not where:
             return gettext("Backfill {subscriber}", subscriber=task.subscriber)

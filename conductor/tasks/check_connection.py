@@ -1,6 +1,6 @@
 """Testing the connection of a system, one subscriber after another.
 
-A thread makes the calls and the steps poll its answer, so that a system that hangs blocks no other task.
+A thread makes the calls and the steps poll its response, so that a system that hangs blocks no other task.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from i18n import gettext, gettext_noop
 #: Seconds within which a subscriber's system has to answer all calls.
 LONGEST_CHECK_SECONDS = 60.0
 
-#: Seconds that a step waits for an answer, and until the next step.
+#: Seconds that a step waits for a response, and until the next step.
 ANSWER_WAIT_SECONDS = 0.5
 ANSWER_PAUSE_SECONDS = 0.5
 
@@ -39,7 +39,7 @@ class CheckConnection(TaskKind):
 
     def __init__(self, services: Services, tasks: TaskRunner) -> None:
         super().__init__(services, tasks)
-        #: (task, subscriber) -> the answer that a thread of this process waits for.
+        #: (task, subscriber) -> the response that a thread of this process waits for.
         self._asked: dict[tuple[int, str], Future[_Answer]] = {}
 
     def start(self, by: str, *, system: str) -> int:
@@ -55,7 +55,7 @@ class CheckConnection(TaskKind):
         return self.tasks.begin(self.kind, by, argument={"system": system}, total=total)
 
     def step(self, task: TaskRow) -> Step:
-        """Call the system for the next subscriber, or wait for its answer."""
+        """Call the system for the next subscriber, or wait for its response."""
         position = task.position or {"found": {}, "took": 0.0}
         found = position["found"]
         waiting = [
@@ -71,11 +71,11 @@ class CheckConnection(TaskKind):
         if answer.done():
             findings, took = answer.result()
         elif took < LONGEST_CHECK_SECONDS:
-            message = f"calling {name}" + (f", no answer after {took:.0f} s" if took >= 2 else "")
+            message = f"calling {name}" + (f", no response after {took:.0f} s" if took >= 2 else "")
             asking = {**position, "since": since}
             return Step(task.done, task.succeeded, task.failed, asking, message=message, pause=ANSWER_PAUSE_SECONDS)
         else:
-            findings = [Finding("wrong", f"no answer within {LONGEST_CHECK_SECONDS:g} s")]
+            findings = [Finding("wrong", f"no response within {LONGEST_CHECK_SECONDS:g} s")]
         del self._asked[task.id, name]
         found = {**found, name: [[finding.state, finding.message] for finding in findings]}
         position = {"found": found, "took": round(position["took"] + took, 3)}
@@ -91,7 +91,7 @@ class CheckConnection(TaskKind):
         return Step(len(wrong), len(wrong) - failed, failed, position, finished=finished, message=message)
 
     def _ask(self, task_id: int, name: str) -> Future[_Answer]:
-        # Forget the answers of tests that were stopped or finished by another process.
+        # Forget the responses of tests that were stopped or finished by another process.
         self._asked = {key: one for key, one in self._asked.items() if key[0] == task_id or not one.done()}
         if (task_id, name) not in self._asked:
             self._asked[task_id, name] = answer = Future[_Answer]()
@@ -111,5 +111,4 @@ class CheckConnection(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         return gettext("Test the connection of {name}", name=task.argument["system"])

@@ -205,7 +205,6 @@ class Reconcile(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         if task.argument.get("repair"):
             return gettext("Repair the differences of {subscriber}", subscriber=task.subscriber)
         return gettext("Reconcile {subscriber}", subscriber=task.subscriber)

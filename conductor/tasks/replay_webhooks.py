@@ -65,7 +65,6 @@ class ReplayWebhooks(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         since, until = (task.argument[end][:16].replace("T", " ") for end in ("since", "until"))
         system = task.argument["system"]
         return gettext("Replay webhooks of {system}, {since} to {until} UTC", system=system, since=since, until=until)

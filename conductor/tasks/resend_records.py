@@ -94,7 +94,6 @@ class ResendRecords(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         return gettext("Resend records changed by the mapping of {subscriber}", subscriber=task.subscriber)
 
 

@@ -55,7 +55,6 @@ class ResolveConflicts(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         choice = _CHOICES[task.argument["choice"]]
         return gettext(
             "Resolve the conflicts of {subscriber} about {path}: {choice}",

@@ -92,6 +92,5 @@ class RetryDeadLetters(TaskKind):
 
     @staticmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
         letters = DeadLetterFilter(**task.argument)
         return letters.label(gettext_noop("Retry dead letters"), gettext_noop("Retry dead letters of {subscriber}"))

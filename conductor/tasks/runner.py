@@ -124,7 +124,7 @@ class TaskKind(ABC):
     @staticmethod
     @abstractmethod
     def label(task: TaskRow) -> str:
-        """Return what a task does."""
+        """Return what a task does, in the language of the user."""
 
 
 class TaskRunner:

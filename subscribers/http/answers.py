@@ -1,4 +1,4 @@
-"""What the answer to a successful write says: the record, its id, or that the write was refused after all."""
+"""What the response to a successful write says: the record, its id, or that the write was refused after all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SUCCESS_FIELDS = ("success", "ok")
 
 
 def readable(response: requests.Response) -> Any:
-    """Return the JSON of an answer; None if it is empty or no JSON."""
+    """Return the JSON of a response; None if it is empty or no JSON."""
     try:
         return response.json()
     except ValueError:
@@ -21,7 +21,7 @@ def readable(response: requests.Response) -> Any:
 
 
 def is_refusal(body: Any) -> bool:
-    """Whether an answer with a status of success says that the write failed, as in `{"success": false}`."""
+    """Whether a response with a status of success says that the write failed, as in `{"success": false}`."""
     return isinstance(body, dict) and any(body.get(name) is False for name in _SUCCESS_FIELDS)
 
 

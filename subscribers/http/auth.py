@@ -109,7 +109,7 @@ def _token_in(response: requests.Response) -> tuple[str, float]:
         body = response.json()
         token, lifetime = body["access_token"], float(body.get("expires_in") or "inf")
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise SystemDown("no token: the answer has no access_token") from None
+        raise SystemDown("no token: the response has no access_token") from None
     if not isinstance(token, str) or not token.isascii() or not token.isprintable() or not token:
         raise SystemDown("no token: the access_token has characters that an HTTP header cannot carry")
     return token, lifetime

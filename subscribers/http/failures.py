@@ -98,8 +98,8 @@ def network_error(error: requests.RequestException, *, writes: bool) -> SyncErro
     if isinstance(error, TooLarge):
         return ResponseTooLarge(error.most, maybe_done=writes)
     if isinstance(error, requests.Timeout):
-        return Retry("no answer in time", maybe_done=writes, unanswered=True)
-    return Retry("the connection was cut before the answer", maybe_done=writes, unanswered=True)
+        return Retry("no response in time", maybe_done=writes, unanswered=True)
+    return Retry("the connection was cut before the response", maybe_done=writes, unanswered=True)
 
 
 def _where(error: requests.RequestException) -> str:

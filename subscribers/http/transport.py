@@ -1,4 +1,4 @@
-"""The HTTP session of all clients: each call has a time limit in total, and each answer a largest size.
+"""The HTTP session of all clients: each call has a time limit in total, and each response a largest size.
 
 A read timeout alone limits neither: it begins again with every byte, and a small answer may decompress to any size.
 """
@@ -22,21 +22,21 @@ from urllib3.exceptions import ConnectTimeoutError
 
 from subscribers.calls import seconds_for_call
 
-#: Seconds to connect, and seconds without a byte of the answer.
+#: Seconds to connect, and seconds without a byte of the response.
 TIMEOUT = (5.0, 30.0)
 
-#: Bytes of an answer, decompressed, unless its system sets another limit. As JSON they may take 30 times as much.
+#: Bytes of a response, decompressed, unless its system sets another limit. As JSON they may take 30 times as much.
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 
 #: Bytes of an error's answer that are read; the rest is cut off, so that its status still counts.
 MAX_ERROR_BYTES = 1024 * 1024
 
-#: Bytes of the largest answer to a login.
+#: Bytes of the largest response to a login.
 MAX_LOGIN_BYTES = 1024 * 1024
 
 
 class TooLarge(requests.RequestException):
-    """The answer has more than `most` bytes; the rest was not read."""
+    """The response has more than `most` bytes; the rest was not read."""
 
     def __init__(self, most: int, **about: Any) -> None:
         super().__init__(f"the response has more than {most:,} bytes", **about)
@@ -129,7 +129,7 @@ _current: ContextVar[TimeLimit | None] = ContextVar("time_limit", default=None)
 def time_limit() -> Iterator[TimeLimit]:
     """Limit the time of all calls inside the block, in total; within another block, that one's limit applies.
 
-    A session's call has a limit of its own. A block is needed only around an answer that is streamed, and has to be
+    A session's call has a limit of its own. A block is needed only around a response that is streamed, and has to be
     extended with each part of it.
 
     Raises:
@@ -151,7 +151,7 @@ def time_limit() -> Iterator[TimeLimit]:
         finally:
             _watchdog.remove(limit)
             _current.reset(token)
-        if limit.is_over:  # an answer without a length seems to be complete
+        if limit.is_over:  # a response without a length seems to be complete
             raise requests.ReadTimeout("the time limit of the call is over")
 
 
@@ -204,7 +204,7 @@ _POOLS = {"http": _Pool, "https": _TlsPool}
 
 
 class _Body:
-    """The body of an answer of which at most `most` bytes are read. `requests` reads it by `stream` only."""
+    """The body of a response of which at most `most` bytes are read. `requests` reads it by `stream` only."""
 
     def __init__(self, raw: Any, most: int, *, cut: bool) -> None:
         """`cut`: what exceeds the limit is cut off, instead of an error."""
@@ -230,7 +230,7 @@ class _Body:
 
 
 class Adapter(HTTPAdapter):
-    """An adapter with a timeout and a largest answer for every call, and the CA bundle of the system if it has one."""
+    """An adapter with a timeout and a largest response for every call, and the CA bundle of the system, if any."""
 
     def __init__(self, ca_bundle: str | None = None, max_response_bytes: int = MAX_RESPONSE_BYTES) -> None:
         super().__init__(pool_maxsize=4)

@@ -158,7 +158,7 @@ def _json(org: Salesforce, method: str, path: str, body: Any = None, **how: bool
     """Return the status of a job, and the org's time."""
     info, at = org.call(lambda it: it.restful(path, method=method, json=body), **how)
     if not isinstance(info, dict) or "id" not in info or "state" not in info:
-        raise Retry("the answer is not a job")
+        raise Retry("the response is not a job")
     return info, at
 
 

@@ -247,7 +247,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
             )
             answers = {one["graphId"]: one for one in reply["graphs"]}
             if set(answers) != {graph["graphId"] for graph in graphs}:
-                raise Retry("the answer does not contain a result for each record", maybe_done=True)
+                raise Retry("the response does not contain a result for each record", maybe_done=True)
         except Gone as error:
             return [unknown_address("composite/graph", error)] * len(some)
         except SyncError as error:

@@ -40,7 +40,7 @@ def log_in(options: SalesforceOptions) -> tuple[str, str]:
     except requests.RequestException as error:
         raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
     except (AttributeError, ValueError, ExpatError, OSError) as error:
-        # The library does not validate the answer: a proxy's page causes any of these.
+        # The library does not validate the response: a proxy's page causes any of these.
         _raise_trouble(answers, in_words=False)
         raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE_SECONDS) from None
     return token, host.rstrip("/")
@@ -50,7 +50,7 @@ def _raise_trouble(answers: Sequence[requests.Response], *, in_words: bool) -> N
     """Raise `SystemDown` with a short pause if a temporary problem, not a refusal, ended the login.
 
     A refusal has a message from Salesforce. The status is not reliable: SOAP reports a wrong password with a 500,
-    and an answer that ends in its headers has a status and no body.
+    and a response that ends in its headers has a status and no body.
     """
     status = answers[-1].status_code if answers else 0
     if answers and (not in_words or status == 429 or status > 500):

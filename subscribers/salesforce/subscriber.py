@@ -233,7 +233,7 @@ class SalesforceSubscriber(Subscriber):
         parameters = {"fields": ",".join(self.fields())}
         record, _ = self.client.call(lambda org: org.restful(path, params=parameters))
         if not isinstance(record, Mapping) or "Id" not in record:
-            raise Retry("the answer is not a record")
+            raise Retry("the response is not a record")
         return self._externals([record])[0]
 
     def _job(
@@ -261,7 +261,7 @@ class SalesforceSubscriber(Subscriber):
         try:
             results, at = self.client.call(lambda org: org.restful(path, method=method, **body), writes=True)
             if not isinstance(results, list) or len(results) != len(items):
-                raise Retry("the answer does not contain a result for each record", maybe_done=True)
+                raise Retry("the response does not contain a result for each record", maybe_done=True)
         except Gone as error:
             return [unknown_address(path, error)] * len(items)
         except SyncError as error:
@@ -304,7 +304,7 @@ class SalesforceSubscriber(Subscriber):
         yield Page(gone, {**position, "deleted": found["latestDateCovered"]}, gap=gap)
 
     def _deleted_between(self, start: datetime, end: datetime) -> dict[str, Any]:
-        """Return the deletions of this time, or of its beginning if there are too many for one answer."""
+        """Return the deletions of this time, or of its beginning if there are too many for one response."""
         path = f"sobjects/{self.sobject}/deleted/"
         while True:
             window = {"start": start.isoformat(), "end": end.isoformat()}

@@ -84,7 +84,7 @@ class Salesforce(System):
         self.usage: Usage | None = None
 
     def call(self, action: Callable[[Client], T], *, writes: bool = False) -> tuple[T, datetime]:
-        """Return the result of `action` with a client that is logged in, and the org's time of the answer.
+        """Return the result of `action` with a client that is logged in, and the org's time of the response.
 
         Raises:
           SyncError: by the table of error codes. An expired session is renewed once.
@@ -109,7 +109,7 @@ class Salesforce(System):
         return None if response is None else response.headers.get("X-Request-Id")
 
     def quote(self, answer: Any) -> str:
-        """Return an answer, or its part about a record, for the history; our session id is masked if it is echoed."""
+        """Return a response, or its part about a record, for the history; our session id is masked if it is echoed."""
         text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
         return text.replace(self._login[0], "***") if self._login else text
 
@@ -207,7 +207,7 @@ class Salesforce(System):
                 meaning.with_response(self._last_answer())
             raise meaning from None
         except (ValueError, csv.Error):
-            unreadable = Retry("the answer is not readable JSON", maybe_done=writes, server_failed=True)
+            unreadable = Retry("the response is not readable JSON", maybe_done=writes, server_failed=True)
             raise unreadable.with_response(self._last_answer()) from None
         except requests.RequestException as error:
             raise network_error(error, writes=writes) from error

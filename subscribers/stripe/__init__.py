@@ -4,7 +4,7 @@
 |------------|------------------------------------------------------------------------|
 | `client`   | `Stripe`: the account's settings, calls, webhooks                      |
 | `currencies` | Stripe's minor units, and the transform of amounts                   |
-| `codes`, `failures` | Stripe's error codes, and what follows from an answer         |
+| `codes`, `failures` | Stripe's error codes, and what follows from a response         |
 | `objects`  | `StripeSubscriber`: the base class for all kinds of objects            |
 | the others | one file per catalogue                                                 |
 

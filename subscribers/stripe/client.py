@@ -124,7 +124,7 @@ class Stripe(System):
     @staticmethod
     def _object(body: Any, response: requests.Response) -> tuple[dict[str, Any], requests.Response]:
         if not isinstance(body, dict) or "object" not in body:
-            raise Retry("the answer is not a Stripe object", maybe_done=response.request.method != "GET")
+            raise Retry("the response is not a Stripe object", maybe_done=response.request.method != "GET")
         return body, response
 
 

@@ -62,7 +62,7 @@ class StripeInvoice(StripeSubscriber):
     resource = "invoice"
     path = "/v1/invoices"
     match_on = ("number",)
-    read_back = "never"  # what its answers leave out is Stripe's own edit, see `_answer`
+    read_back = "never"  # what its responses leave out is Stripe's own edit, see `_answer`
     find_by = ("customer",)
     more_events: ClassVar[Sequence[str]] = (
         *(f"invoice.{what}" for what in ("finalized", "paid", "payment_failed", "voided", "marked_uncollectible")),

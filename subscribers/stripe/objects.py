@@ -162,8 +162,8 @@ class StripeSubscriber(Subscriber):
         try:
             answer: tuple[Body, requests.Response] = self.client.post(self.path, sent, item.key)
         except KeySpent as spent:
-            # Stripe repeats its first answer for a day, even a 500, and refuses the key for other data. A lookup shows
-            # whether that first call took effect; only if it did not, another key may be used.
+            # Stripe repeats its first response for a day, even a 500, and refuses the key for other data. A lookup
+            # shows whether that first call took effect; only if it did not, another key may be used.
             self.client.pace()
             if self.find(item) is not None:
                 raise Retry(str(spent), maybe_done=True, request_id=spent.request_id) from spent

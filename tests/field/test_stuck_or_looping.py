@@ -74,7 +74,7 @@ def _bad_gateway() -> Retry:
 
 
 def _cut() -> Retry:
-    return Retry("no answer in time", maybe_done=True, unanswered=True)
+    return Retry("no response in time", maybe_done=True, unanswered=True)
 
 
 def _turns(hub: TestHub, count: int, seconds: float = 30.0) -> None:

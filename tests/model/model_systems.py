@@ -175,7 +175,7 @@ class Outage:
 
 
 #: What the errors of an outage say; no other error of the model says it.
-OUTAGE_WORDS = ("Bad Gateway", "no answer in time", "the connection was cut before the answer")
+OUTAGE_WORDS = ("Bad Gateway", "no response in time", "the connection was cut before the response")
 
 OUTAGES = (
     Outage(lambda writes: status_error(502, "Bad Gateway", writes=writes)),

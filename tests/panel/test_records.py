@@ -121,7 +121,7 @@ def test_a_timeline_shows_the_payload_the_response_and_the_values_before(panel: 
 def test_routine_events_are_folded_and_equal_failures_share_a_line(panel: Panel) -> None:
     row: dict[str, Any] = {"subscriber": "shop.customer", "record_id": "1", "operation": "update"}
     row["at"] = utcnow() + timedelta(1)
-    failed = row | {"direction": "out", "outcome": "failed", "reason": "no answer in time", "error": "Retry"}
+    failed = row | {"direction": "out", "outcome": "failed", "reason": "no response in time", "error": "Retry"}
     with panel.database.write() as connection:
         connection.execute(sa.insert(Delivery), [row | {"direction": "in", "outcome": "echo"}] * 3)
         connection.execute(sa.insert(Delivery), [failed | {"at": row["at"] + timedelta(1)}] * 4)

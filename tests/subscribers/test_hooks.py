@@ -151,7 +151,7 @@ def test_a_bug_in_reading_the_answer_does_not_undo_the_write(
     subscriber.after_receive = fail_on_oslo  # type: ignore[method-assign]
     _update(database, key, city="Oslo")
     hub.run()
-    assert "the answer cannot be used" in caplog.text
+    assert "the response cannot be used" in caplog.text
     assert hub.shown("crm")[0]["address"] == {"city": "Oslo"}
     with database.read() as c:
         link = c.execute(sa.select(Link.__table__)).one()

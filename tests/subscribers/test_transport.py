@@ -85,7 +85,7 @@ SLOW = {
 @pytest.mark.parametrize("place", SLOW)
 def test_s05_a_slow_answer_ends_with_the_time_of_its_call(place: str) -> None:
     with slow_server(*SLOW[place]) as (url, gone):
-        with pytest.raises(Retry, match="no answer in time") as caught:
+        with pytest.raises(Retry, match="no response in time") as caught:
             Http(url).json("POST", "/things", json={})
         assert caught.value.maybe_done and caught.value.may_be_outage
         assert gone.wait(10)
@@ -97,7 +97,7 @@ def test_s05_a_slow_tls_handshake_ends_too(monkeypatch: pytest.MonkeyPatch) -> N
     with slow_server(hello, b"a") as (url, gone):
         with pytest.raises(SyncError) as caught:
             Http(url.replace("http:", "https:")).json("POST", "/things", json={})
-        assert "no answer in time" in str(caught.value)
+        assert "no response in time" in str(caught.value)
         assert gone.wait(10)
 
 
@@ -119,7 +119,7 @@ def test_s05_a_slow_answer_over_tls_ends_too(tmp_path: Path, monkeypatch: pytest
         thread = Thread(target=serve, daemon=True)
         thread.start()
         url = f"https://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(Retry, match="no answer in time"):
+        with pytest.raises(Retry, match="no response in time"):
             Http(url, ca_bundle=str(files.ca)).json("POST", "/things", json={})
         thread.join(10)
         assert not thread.is_alive()
@@ -128,7 +128,7 @@ def test_s05_a_slow_answer_over_tls_ends_too(tmp_path: Path, monkeypatch: pytest
 def test_s05_a_read_is_repeated_only_if_its_connection_was_cut_by_the_system() -> None:
     with slow_server(*SLOW["in the body"]) as (url, _), pytest.raises(Retry) as caught:
         Http(url).json("GET", "/things")
-    assert not caught.value.maybe_done and "no answer in time" in str(caught.value)
+    assert not caught.value.maybe_done and "no response in time" in str(caught.value)
 
 
 def test_s05_a_connection_is_used_again_after_a_call_in_time(httpserver: HTTPServer) -> None:
@@ -144,7 +144,7 @@ def test_s05_a_connection_is_used_again_after_a_call_in_time(httpserver: HTTPSer
 def test_s05_a_call_takes_at_most_what_is_left_of_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "CALL_SECONDS", 600.0)
     with slow_server(*SLOW["in the body"]) as (url, gone), renewed_by(lambda: None, lambda: 0.2):
-        with pytest.raises(Retry, match="no answer in time"):
+        with pytest.raises(Retry, match="no response in time"):
             Http(url).json("POST", "/things", json={})
         assert gone.wait(10)
 
@@ -177,7 +177,7 @@ LOGINS: dict[str, Callable[[str], object]] = {
 @pytest.mark.parametrize("login", LOGINS)
 def test_s05_logins_end_with_the_time_of_a_call(login: str) -> None:
     with slow_server(*SLOW["in the body"]) as (url, gone):
-        with pytest.raises(Exception, match=r"no answer in time|cannot log in|does not answer"):
+        with pytest.raises(Exception, match=r"no response in time|cannot log in|does not answer"):
             LOGINS[login](url)
         assert gone.wait(10)
 

@@ -99,7 +99,7 @@ def test_an_edit_made_after_a_create_whose_answer_was_lost_survives_its_webhook(
     mapping = {"name": Field("name", conflict="external"), "email": Field("email", conflict="external")}
     hub = TestHub(database, "crm", field_to_data=mapping)
     one = add(hub, email="first@x.org")
-    hub.systems["crm"].fail(Retry("no answer in time", maybe_done=True), after=True)
+    hub.systems["crm"].fail(Retry("no response in time", maybe_done=True), after=True)
     hub.run()
     edit(hub, one, email="second@x.org")
     webhook(hub, "crm", "e1", "crm_1")

@@ -297,7 +297,7 @@ def test_a_newly_mapped_field_did_not_arrive_unless_the_system_shows_it(database
 def test_a_record_deleted_while_its_create_is_unconfirmed_does_not_come_back(nested_hub: TestHub) -> None:
     one = add(nested_hub, email="a@x.org")
     crm = nested_hub.systems["crm"]
-    crm.fail(Retry("no answer in time", maybe_done=True), after=True)
+    crm.fail(Retry("no response in time", maybe_done=True), after=True)
     nested_hub.run()
     assert [record["hub_id"] for record in crm.store.values()] == [one]
     with nested_hub.conductor.database.write() as c:
@@ -322,7 +322,7 @@ def test_a_page_read_before_an_unconfirmed_write_does_not_undo_it(nested_hub: Te
     hold_back_page(nested_hub)
     nested_hub.clock.tick()
     edit(nested_hub, one, email="new@x.org")
-    crm.fail(Retry("no answer in time", maybe_done=True), after=True)
+    crm.fail(Retry("no response in time", maybe_done=True), after=True)
     nested_hub.run()
     settle(nested_hub)
     assert crm.store["crm_1"]["email"] == "new@x.org"

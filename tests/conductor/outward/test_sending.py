@@ -17,7 +17,7 @@ from tests.support.records import CUSTOMER, add, edit, link, retry_due, rows
 
 def test_a_create_whose_answer_was_lost_is_looked_up_before_it_is_repeated(hub: TestHub) -> None:
     one = add(hub)
-    hub.systems["crm"].fail(Retry("no answer in time", maybe_done=True), after=True)
+    hub.systems["crm"].fail(Retry("no response in time", maybe_done=True), after=True)
     hub.run()
     assert link(hub, "crm", one).external_id is None and link(hub, "crm", one).create_token
     edit(hub, one, notes="edited meanwhile")
@@ -52,7 +52,7 @@ def test_a_worker_that_dies_after_the_create_causes_no_duplicate(hub: TestHub) -
 
 def test_a_record_deleted_while_its_create_is_unconfirmed_is_deleted_remotely(hub: TestHub) -> None:
     add(hub)
-    hub.systems["crm"].fail(Retry("no answer in time", maybe_done=True), after=True)
+    hub.systems["crm"].fail(Retry("no response in time", maybe_done=True), after=True)
     hub.run()
     with hub.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER))

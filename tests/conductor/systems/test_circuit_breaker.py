@@ -151,7 +151,7 @@ def test_a_call_without_an_answer_is_no_success(database: Database) -> None:
     hub.systems["crm"].fail(SystemDown("503"))
     hub.run()
     hub.clock.tick(61)
-    hub.systems["crm"].fail(Retry("no answer in time", maybe_done=True, unanswered=True))
+    hub.systems["crm"].fail(Retry("no response in time", maybe_done=True, unanswered=True))
     hub.conductor.sweep()
     hub.run()
     assert rows(hub, System, System.name == "crm")[0].down_since is not None

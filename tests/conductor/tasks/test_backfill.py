@@ -183,7 +183,7 @@ def _refuse(kind: str, what: str, record_id: str) -> None:
         raise Reject("no")
 
 
-@pytest.mark.parametrize("error", [SystemDown("503"), Retry("no answer in time")])
+@pytest.mark.parametrize("error", [SystemDown("503"), Retry("no response in time")])
 def test_a_list_that_cannot_be_read_now_is_read_later(
     hub: TestHub, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,12 +70,12 @@ def test_a_system_that_hangs_is_given_up_and_holds_up_no_other_task(database: Da
     assert not tasks.run_some()  # no further step yet, so other tasks can run
     hub.clock.tick(10)
     tasks.run_some()
-    assert tasks.get(one).message == "calling crm.customer, no answer after 10 s"
+    assert tasks.get(one).message == "calling crm.customer, no response after 10 s"
     hub.clock.tick(50)
     tasks.run_some()
     task = tasks.get(one)
     assert (task.state, task.failed, task.position["took"]) == ("done", 1, 60)
-    assert task.position["found"] == {"crm.customer": [["wrong", "no answer within 60 s"]]}
+    assert task.position["found"] == {"crm.customer": [["wrong", "no response within 60 s"]]}
 
 
 def test_it_can_be_stopped_and_another_process_asks_again(database: Database, silence: Silence) -> None:
