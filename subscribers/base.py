@@ -198,6 +198,12 @@ class Subscriber:
         return False
 
     @property
+    def can_list(self) -> bool:
+        """Whether the subscriber can list the records of the system."""
+        kind = type(self)
+        return kind.list_all is not Subscriber.list_all or kind.changed_since is not Subscriber.changed_since
+
+    @property
     def can_identify(self) -> bool:
         """Whether `find` or `find_matching` can find a record that was created, and whose id is unknown."""
         kind = type(self)

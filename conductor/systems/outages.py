@@ -42,17 +42,23 @@ class OutageDetector:
         return error
 
     def answers_another(self, subscriber: Subscriber, error: SyncError, *others: sa.ColumnElement[bool]) -> bool | None:
-        """Return whether a call about another record, whose link meets `others`, is answered; None if there is none."""
+        """Return whether a call about another record, whose link meets `others`, is answered; None if that is unknown.
+
+        Without another record, a list is read. A list may be answered where no call about a record is, so an answered
+        one says nothing about an `error` without an answer.
+        """
         if not subscriber.can_fetch:
             return None
         linked = (Link.subscriber == subscriber.name(), Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         with self.context.database.read_autocommit() as connection:
             known = connection.execute(sa.select(Link.external_id).where(*linked, *others).limit(1)).scalar()
-        if known is None and error.unanswered:
-            return None  # a list may be answered where no call about a record is
+        if known is None and not subscriber.can_list:
+            return None
         subscriber.client.pace()
         answer = call_safely(lambda: subscriber.fetch(known) if known else next(iter(subscriber.list_all(None)), None))
-        return not (isinstance(answer, SyncError) and (answer.may_be_outage or answer.pauses_system))
+        if isinstance(answer, SyncError) and (answer.may_be_outage or answer.pauses_system):
+            return False
+        return None if known is None and error.unanswered else True
 
     def note_failure(self, subscriber: Subscriber, record_id: str) -> int:
         """Note a record that failed; return how many have failed since the system last processed one."""

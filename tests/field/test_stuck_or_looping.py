@@ -16,7 +16,7 @@ from werkzeug import Response
 
 from conductor import Conductor, Policy
 from models.base import utcnow
-from models.catalogues import Catalogue
+from models.catalogues import Catalogue, Customer
 from models.ledger import Change, DeadLetter, Delivery, Inbox, Link, System
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
@@ -36,6 +36,14 @@ class Bulky(FakeSubscriber):
     """A subscriber of a system that accepts many records in one call."""
 
     bulk_size = 50
+
+
+class Listed(FakeSubscriber):
+    """A subscriber whose list is a call like any other."""
+
+    def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
+        self.client.call("list", "", lambda: None)
+        yield from super().changed_since(position)
 
 
 # B19: an outage answered with 502
@@ -184,13 +192,37 @@ def test_b19_events_wait_while_their_records_cannot_be_fetched(database: Databas
     assert record(hub, "5").phone == "+5"
 
 
+@pytest.mark.parametrize("error", [_bad_gateway(), _cut()], ids=["502", "hung"])
+def test_b19_the_first_events_of_a_system_wait_for_the_end_of_an_outage(database: Database, error: Retry) -> None:
+    """No record is linked that could be fetched instead: a list that is not answered either tells the outage."""
+    hub = TestHub(database, "crm", kinds=(Listed,), policy=Policy(max_attempts=3, retry_min_seconds=2))
+    for number in range(1, 4):
+        hub.systems["crm"].add(name=f"n{number}")
+    with _Failing(hub, error):
+        for number in range(1, 4):
+            webhook(hub, "crm", f"e{number}", f"crm_{number}")
+        _turns(hub, 20)
+        assert rows(hub, System, System.name == "crm")[0].down_since is not None
+    assert rows(hub, DeadLetter) == []
+    _turns(hub, 4, 120)
+    assert {row.state for row in rows(hub, Inbox)} == {"done"}
+    assert sorted(row.name for row in rows(hub, Customer)) == ["n1", "n2", "n3"]
+
+
+@pytest.mark.parametrize("error", [_bad_gateway(), _cut()], ids=["502", "hung"])
+def test_b19_a_list_tells_no_outage_where_it_is_answered(database: Database, error: Retry) -> None:
+    """A list that is answered says that a failing server works, and nothing of one that does not answer."""
+    hub = TestHub(database, "crm", kinds=(Listed,), policy=Policy(max_attempts=3, retry_min_seconds=2))
+    hub.systems["crm"].add(name="Ada")
+    with _Failing(hub, error, passes=lambda kind, what: kind == "list"):
+        webhook(hub, "crm", "e1", "crm_1")
+        _turns(hub, 20)
+    assert rows(hub, System, System.name == "crm")[0].down_since is None
+    assert len(rows(hub, DeadLetter)) == 1
+
+
 @pytest.mark.parametrize("task", ["backfill", "reconcile"])
 def test_b19_tasks_wait_for_the_end_of_an_outage(database: Database, task: str) -> None:
-    class Listed(FakeSubscriber):
-        def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-            self.client.call("list", "", lambda: None)
-            yield from super().changed_since(position)
-
     hub = TestHub(database, "crm", kinds=(Listed,), policy=Policy(max_attempts=3))
     for number in range(5):
         add(hub, name=f"n{number}")
@@ -210,11 +242,6 @@ def test_b19_tasks_wait_for_the_end_of_an_outage(database: Database, task: str) 
 
 
 def test_b19_a_poll_that_fails_with_everything_else_opens_the_breaker(database: Database) -> None:
-    class Listed(FakeSubscriber):
-        def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
-            self.client.call("list", "", lambda: None)
-            yield from super().changed_since(position)
-
     hub = TestHub(database, "crm", kinds=(Listed,))
     add(hub)
     hub.run()
