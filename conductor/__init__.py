@@ -9,6 +9,7 @@ from conductor.dead_letters.store import DeadLetterFilter
 from conductor.inward.inbox import INBOX_KIND_POLL
 from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
+from conductor.links.row import link_row
 from conductor.links.status import PENDING_LINKS
 from conductor.mappings import diff as mapping_diff
 from conductor.mappings.preview import Effect, Preview
@@ -81,6 +82,7 @@ __all__ = [
     "conflict_lists",
     "dead_letter_groups",
     "editable",
+    "link_row",
     "mapping_diff",
     "mapping_versions",
     "pages",

@@ -5,14 +5,16 @@ Ids grow with time, so a time is found by narrowing down a range of ids, without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
 from models.base import UtcDateTime
 from models.ledger import Change, Delivery
+from models.query_hints import no_index
 
 #: Ids probed with one statement.
 _PROBES = 16
@@ -56,24 +58,40 @@ def _next_rows(table: str, at: str) -> Any:
     return sa.text(" UNION ALL ".join(rows)).columns(*types)
 
 
-def newest_delivery(connection: sa.Connection, record_id: str, subscriber: str, outcome: str) -> Any:
-    """Return the newest delivery of a record to a subscriber with this outcome, or None.
+class Outcome(NamedTuple):
+    """How an outward delivery ended, and when."""
 
-    The row has the columns `id`, `subscriber`, `outcome`, `reason` and `at`. Only the newest
-    deliveries of the record are searched.
+    reason: str | None
+    at: datetime
+
+
+def newest_delivery(connection: sa.Connection, record_id: str, subscriber: str, outcome: str) -> Outcome | None:
+    """Return the newest outward delivery of a record to a subscriber with this outcome, or None.
+
+    Only the newest deliveries of the record are searched.
     """
-    columns = (Delivery.id, Delivery.subscriber, Delivery.outcome, Delivery.reason, Delivery.at)
+    columns = (Delivery.id, Delivery.subscriber, Delivery.direction, Delivery.outcome, Delivery.reason, Delivery.at)
     newest = sa.select(*columns).where(Delivery.record_id == record_id).order_by(Delivery.id.desc())
     looked = newest.limit(_NEWEST).subquery()
-    mine = sa.select(looked).where(looked.c.subscriber == subscriber, looked.c.outcome == outcome)
-    return connection.execute(mine.order_by(looked.c.id.desc()).limit(1)).one_or_none()
+    mine = (looked.c.subscriber == subscriber, looked.c.direction == "out", looked.c.outcome == outcome)
+    newest_of_it = sa.select(looked.c.reason, looked.c.at).where(*mine).order_by(looked.c.id.desc()).limit(1)
+    row = connection.execute(newest_of_it).one_or_none()
+    return Outcome._make(row) if row is not None else None
 
 
-def waiting_since(connection: sa.Connection, catalogue: str, record_id: str) -> datetime | None:
-    """Return the time of the oldest change of a record that the relay has not routed yet."""
-    of = (Change.catalogue == catalogue, Change.record_id == record_id)
-    newest = sa.select(Change.id, Change.at, Change.relayed_at).where(*of).order_by(Change.id.desc())
-    looked = newest.limit(_NEWEST).subquery()
-    waits = sa.select(looked.c.at).where(looked.c.relayed_at.is_(None)).order_by(looked.c.id).limit(1)
-    since: datetime | None = connection.execute(waits).scalar()
-    return since
+def waiting_since(
+    connection: sa.Connection, catalogue: str, record_ids: Sequence[str], system: str
+) -> dict[str, datetime]:
+    """Return those of these records that have a change for `system` which the relay has not routed: since when.
+
+    The system that a change came from does not receive it back.
+    """
+    first = connection.execute(sa.select(sa.func.min(Change.id)).where(Change.relayed_at.is_(None))).scalar()
+    if first is None:
+        return {}
+    of = (Change.catalogue == catalogue, Change.record_id.in_(record_ids), Change.id >= first)
+    elsewhere = sa.or_(Change.origin.is_(None), Change.origin != system)
+    waiting = sa.select(Change.record_id, sa.func.min(Change.at)).where(
+        *of, no_index(Change.relayed_at).is_(None), elsewhere
+    )
+    return {record_id: at for record_id, at in connection.execute(waiting.group_by(Change.record_id))}

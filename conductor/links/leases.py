@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from conductor.links.row import LinkRow
 from models.bulk import ROW_VERSION, Row, update_if, update_many
 from models.ledger import Link
 
@@ -25,7 +26,7 @@ class LinkLeased(Exception):
     """Another process holds the lease of this link."""
 
 
-def is_held(link: Any, now: datetime) -> bool:
+def is_held(link: LinkRow, now: datetime) -> bool:
     """Whether a process holds the lease of this link."""
     return link.lease_until is not None and link.lease_until > now
 
@@ -70,7 +71,7 @@ def renew(connection: sa.Connection, link_ids: Sequence[int], token: str, until:
     return bool(connection.execute(statement).rowcount == len(link_ids))
 
 
-def take_over(connection: sa.Connection, link: Any, token: str | None, now: datetime) -> None:
+def take_over(connection: sa.Connection, link: LinkRow, token: str | None, now: datetime) -> None:
     """End a lease that ran out, unless it is our own (`token`): its holder may live on with an outdated view.
 
     Raises:

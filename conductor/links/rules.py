@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
 from i18n import gettext
 from models.ledger import Unsubscription, UnsubscriptionRecord
+from models.rows import UnsubscriptionRow
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class Rule:
 
 def in_force(connection: sa.Connection, targets: Iterable[str], record_ids: Iterable[str], now: datetime) -> list[Rule]:
     """Return the rules in force for these targets (a system and its subscriber)."""
-    rows = connection.execute(
+    found_rules = connection.execute(
         sa.select(Unsubscription.__table__)
         .where(Unsubscription.target.in_(list(targets)))
         .where(sa.or_(Unsubscription.until.is_(None), Unsubscription.until > now))
         .order_by(Unsubscription.id)
-    ).all()
+    )
+    rows = [UnsubscriptionRow._make(row) for row in found_rules]
     listed = [row.id for row in rows if row.listed_only]
     covered: dict[int, set[str]] = {rule: set() for rule in listed}
     if listed:
@@ -64,7 +65,7 @@ def lock_rules(connection: sa.Connection, rules: Collection[int]) -> set[int]:
     return set(connection.execute(stand.with_for_update(read=True)).scalars())
 
 
-def _reason(row: sa.Row[Any]) -> str:
+def _reason(row: UnsubscriptionRow) -> str:
     until = gettext("until {time:%Y-%m-%d %H:%M} UTC", time=row.until) if row.until else ""
     inside = ", ".join(part for part in (row.reason, until) if part)
     if inside:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal
 
 from conductor.links.leases import is_held
+from conductor.links.row import LinkRow
 from conductor.links.rules import Rule
 from models.ledger import Link
+from models.rows import SystemRow
 
 #: The condition for links with a pending change that are not dead letters.
 PENDING_LINKS = (Link.owed_change > Link.synced_change, Link.dead_at.is_(None))
@@ -53,7 +55,7 @@ class LinkStatus:
         return WORDS[self.state]
 
 
-def state_of(link: Any, system: Any, rule: Rule | None, now: datetime) -> LinkStatus:
+def state_of(link: LinkRow | None, system: SystemRow | None, rule: Rule | None, now: datetime) -> LinkStatus:
     """Return the state of a link.
 
     `link` is None where the subscriber was never owed the record, `system` is the row of the subscriber's system or
@@ -61,22 +63,20 @@ def state_of(link: Any, system: Any, rule: Rule | None, now: datetime) -> LinkSt
     """
     if link is None:
         return LinkStatus("skipped" if rule else "unsent", rule=rule)
-    is_owed = link.owed_change > link.synced_change
     if link.dead_at is not None:
-        return LinkStatus("dead", is_owed, rule)
-    if is_owed:
-        return LinkStatus("skipped" if rule else _owed_state(link, system, now), is_owed, rule)
-    return LinkStatus(_settled_state(link, rule), rule=rule)
+        return LinkStatus("dead", link.is_owed, rule)
+    # What a rule covers is pending until a worker has skipped it, so pages and counts of what is pending agree.
+    state = _owed_state(link, system, now) if link.is_owed else _settled_state(link, rule)
+    return LinkStatus(state, link.is_owed, rule)
 
 
-def covering_rule(rules: Iterable[Rule], link: Any, record_id: str, *, exists: bool) -> Rule | None:
+def covering_rule(rules: Iterable[Rule], link: LinkRow | None, record_id: str, *, exists: bool) -> Rule | None:
     """Return the unsubscription that stops what would be sent next for a record, if there is one."""
-    is_linked = link is not None and link.external_id is not None and link.unlinked_at is None
-    operation = ("update" if is_linked else "create") if exists else "delete"
+    operation = ("update" if link is not None and link.is_linked else "create") if exists else "delete"
     return next((rule for rule in rules if rule.covers(operation, record_id)), None)
 
 
-def system_state(system: Any) -> Literal["paused", "down"] | None:
+def system_state(system: SystemRow | None) -> Literal["paused", "down"] | None:
     """Return why a system is not called; None if it is."""
     if system is not None and system.paused_at is not None:
         return "paused"
@@ -85,17 +85,17 @@ def system_state(system: Any) -> Literal["paused", "down"] | None:
     return None
 
 
-def _owed_state(link: Any, system: Any, now: datetime) -> State:
+def _owed_state(link: LinkRow, system: SystemRow | None, now: datetime) -> State:
     if (held := system_state(system)) is not None:
         return held
-    if link.blocked_by not in (None, link.id):
+    if link.blocked_by is not None and not link.goes_first:
         return "blocked"
-    if is_held(link, now):
-        return "sending"
-    return "retrying" if link.attempts and link.retry_at is not None else "pending"
+    if link.attempts:
+        return "retrying"
+    return "sending" if is_held(link, now) else "pending"
 
 
-def _settled_state(link: Any, rule: Rule | None) -> State:
+def _settled_state(link: LinkRow, rule: Rule | None) -> State:
     if link.open_conflicts:
         return "conflict"
     if link.unlinked_at is not None:

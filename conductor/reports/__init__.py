@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.row import LinkRow
 from conductor.queue_report import QueueReport
 from conductor.reports import overview, overview_version, record_status
 from conductor.reports.overview import Overview
 from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.record_status import RecordStatus
 from conductor.reports.throughput import ThroughputReport
+from models.rows import ProcessRow
 
 
 class Reports:
@@ -34,8 +35,8 @@ class Reports:
             version = version or overview_version.overview_version(self.context, connection)
             return overview.overview(self.context, connection, version)
 
-    def is_alive(self, process: Any) -> bool:
-        """Return whether a process (a row of `process`) has sent a heartbeat recently."""
+    def is_alive(self, process: ProcessRow) -> bool:
+        """Return whether a process has sent a heartbeat recently."""
         return overview_version.is_alive(self.context, process)
 
     def record_statuses(
@@ -44,7 +45,7 @@ class Reports:
         """Return the status of a record with each subscriber of its catalogue, by name."""
         return record_status.record_statuses(self.context, connection, catalogue, record_id, exists=exists)
 
-    def link_statuses(self, connection: sa.Connection, links: Iterable[Any]) -> dict[int, RecordStatus]:
+    def link_statuses(self, connection: sa.Connection, links: Iterable[LinkRow]) -> dict[int, RecordStatus]:
         """Return the status of each of these links, by its id."""
         return record_status.link_statuses(self.context, connection, links)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from conductor.context import Context
 from conductor.reports.overview_version import is_alive
 from conductor.reports.system_status import SystemStatus, counted, pending_text
 from i18n import gettext, gettext_noop
+from models.rows import ProcessRow, SystemRow
 
 #: The processes that have to run, and the consequence if one does not.
 _NEEDED = {
@@ -41,10 +41,10 @@ class Incident:
     next_at: datetime | None = None
 
 
-def system_incidents(status: SystemStatus, row: Any) -> list[Incident]:
+def system_incidents(status: SystemStatus, row: SystemRow | None) -> list[Incident]:
     """Return the incidents of one system and its subscribers."""
     found = []
-    if status.state == "paused":
+    if row is not None and row.paused_at is not None:
         why = f": {row.pause_reason}" if row.pause_reason else ""
         what = gettext("{name} is paused by {who}", name=status.name, who=row.paused_by) + f"{why}."
         found.append(Incident("paused", status.name, what, f"{_sentence(pending_text(status.owed))}.", row.paused_at))
@@ -83,7 +83,7 @@ def system_incidents(status: SystemStatus, row: Any) -> list[Incident]:
     return found
 
 
-def process_incidents(context: Context, processes: list[Any]) -> list[Incident]:
+def process_incidents(context: Context, processes: list[ProcessRow]) -> list[Incident]:
     """Return an incident for each kind of process that has to run and does not."""
     alive = {row.kind for row in processes if is_alive(context, row)}
     if _ALL_IN_ONE in alive:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +13,7 @@ from conductor.reports.overview_counts import Waiting, subscriber_counts, waitin
 from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.system_status import SubscriberStatus, SystemStatus, counted, subscriber_status, system_status
 from i18n import gettext, ngettext
+from models.rows import ProcessRow
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Overview:
 
     systems: list[SystemStatus]
     waiting: Waiting
-    processes: list[Any]
+    processes: list[ProcessRow]
     troubles: list[Incident]
 
     @property

@@ -22,6 +22,7 @@ from models.ledger import (
     System,
     ThroughputWatermark,
 )
+from models.rows import CursorRow, ProcessRow, SystemRow
 
 #: A process without a heartbeat for this many seconds counts as dead.
 ALIVE_SECONDS = 20.0
@@ -41,9 +42,9 @@ class OverviewVersion:
     """
 
     version: str
-    systems: dict[str, Any]
-    polls: dict[str, Any]
-    processes: list[Any]
+    systems: dict[str, SystemRow]
+    polls: dict[str, CursorRow]
+    processes: list[ProcessRow]
 
 
 # Statements are built once: building one takes as long as running a small one.
@@ -67,8 +68,9 @@ _JOBS = sa.select(
 def overview_version(context: Context, connection: sa.Connection) -> OverviewVersion:
     """Return the values from which the version is made: some values by key, and tables of a few rows."""
     newest, jobs = connection.execute(_NEWEST).one(), connection.execute(_JOBS).all()
-    systems, polls = connection.execute(_SYSTEMS).all(), connection.execute(_POLLS).all()
-    processes = list(connection.execute(_PROCESSES).all())
+    systems = [SystemRow._make(row) for row in connection.execute(_SYSTEMS)]
+    polls = [CursorRow._make(row) for row in connection.execute(_POLLS)]
+    processes = [ProcessRow._make(row) for row in connection.execute(_PROCESSES)]
     seen = (
         tuple(newest),
         [tuple(row) for row in jobs],
@@ -84,6 +86,6 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
     )
 
 
-def is_alive(context: Context, process: Any) -> bool:
+def is_alive(context: Context, process: ProcessRow) -> bool:
     """Return whether a process has sent a heartbeat recently."""
-    return bool((context.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS)
+    return (context.clock() - process.last_seen_at).total_seconds() < ALIVE_SECONDS

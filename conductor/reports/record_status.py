@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.links.row import LinkRow, link_row
 from conductor.links.rules import Rule, in_force
-from conductor.links.status import LinkStatus, State, covering_rule, state_of
-from conductor.reports.timeline import _of, _rows
+from conductor.links.status import WORDS, LinkStatus, State, covering_rule, state_of
 from i18n import gettext, ngettext
 from models.history import newest_delivery, waiting_since
 from models.ledger import DeadLetter, Link, System, Unsubscription
+from models.rows import DeadLetterRow, SystemRow
 
 #: Marks the place of a time in a sentence; the panel shows the time in the reader's own zone.
 _TIME = "\N{WATCH}"
@@ -33,9 +34,9 @@ class RecordStatus:
     system: str
     word: str
     sentence: list[str | datetime]
-    link: Any = None
+    link: LinkRow | None = None
     #: The open dead letter, the unsubscription that holds it back, fields that wait for an operator.
-    letter: Any = None
+    letter: DeadLetterRow | None = None
     rule: int | None = None
     conflicts: int = 0
     #: (catalogue, record) that must be delivered first.
@@ -47,60 +48,68 @@ def record_statuses(
 ) -> list[RecordStatus]:
     """Return the status of a record with each subscriber of its catalogue, by name."""
     names = sorted(s.name() for s in context.of_catalogue(catalogue))
-    links = {row.subscriber: row for row in _rows(connection, Link, Link.subscriber.in_(names), _of(Link, record_id))}
+    its_links = sa.select(Link.__table__).where(Link.record_id == record_id, Link.subscriber.in_(names))
+    links = {row.subscriber: link_row(row) for row in connection.execute(its_links)}
     systems = _systems(connection)
-    captured = waiting_since(connection, catalogue, record_id)
-    statuses = []
-    for name in names:
-        rules, link = _rules(context, connection, name, [record_id]), links.get(name)
-        status = _status(context, connection, name, record_id, link, systems, rules, exists=exists)
-        is_settled = link is None or (link.owed_change <= link.synced_change and link.dead_at is None)
-        if captured is not None and is_settled:
-            words = gettext("changed in the database at {time}; the relay has not processed the change yet", time=_TIME)
-            status = replace(status, word="waiting", sentence=_timed(words, captured), rule=None)
-        statuses.append(status)
-    return statuses
+    existing = {record_id} if exists else set[str]()
+    return [_explain(context, connection, name, [(record_id, links.get(name))], systems, existing)[0] for name in names]
 
 
-def link_statuses(context: Context, connection: sa.Connection, links: Iterable[Any]) -> dict[int, RecordStatus]:
+def link_statuses(context: Context, connection: sa.Connection, links: Iterable[LinkRow]) -> dict[int, RecordStatus]:
     """Return the status of each of these links, by its id."""
-    by_subscriber: defaultdict[str, list[Any]] = defaultdict(list)
+    by_subscriber: defaultdict[str, list[LinkRow]] = defaultdict(list)
     for link in links:
         by_subscriber[link.subscriber].append(link)
-    systems, found = _systems(connection), {}
+    systems, found = _systems(connection), dict[int, RecordStatus]()
     for name, its in by_subscriber.items():
-        ids = [link.record_id for link in its]
-        rules, existing = _rules(context, connection, name, ids), _existing(context, connection, name, ids)
-        for link in its:
-            exists = link.record_id in existing
-            found[link.id] = _status(context, connection, name, link.record_id, link, systems, rules, exists=exists)
+        existing = _existing(context, connection, name, [link.record_id for link in its])
+        explained = _explain(context, connection, name, [(link.record_id, link) for link in its], systems, existing)
+        found |= {link.id: status for link, status in zip(its, explained, strict=True)}
     return found
 
 
-def _status(
+def _explain(
     context: Context,
     connection: sa.Connection,
     name: str,
-    record_id: str,
-    link: Any,
-    systems: dict[str, Any],
-    rules: list[Rule],
-    *,
-    exists: bool,
-) -> RecordStatus:
-    system = name.partition(".")[0]
-    rule = covering_rule(rules, link, record_id, exists=exists)
-    status = state_of(link, systems.get(system), rule, context.clock())
-    case = _Case(context, connection, name, record_id, link, systems.get(system), status, exists)
-    return _EXPLAIN[status.state](case)
+    links: Sequence[tuple[str, LinkRow | None]],
+    systems: Mapping[str, SystemRow],
+    existing: Container[str],
+) -> list[RecordStatus]:
+    """Return the status of these records with one subscriber, each with its link."""
+    system, _, catalogue = name.partition(".")
+    ids, now = [record_id for record_id, _ in links], context.clock()
+    rules = in_force(connection, (system, name), ids, now)
+    captured = waiting_since(connection, catalogue, ids, system)
+    found = []
+    for record_id, link in links:
+        exists = record_id in existing
+        rule = covering_rule(rules, link, record_id, exists=exists)
+        status = state_of(link, systems.get(system), rule, now)
+        case = _Case(context, connection, name, record_id, link, systems.get(system), status, exists)
+        is_captured = record_id in captured and not status.is_owed
+        found.append(_captured(case, captured[record_id]) if is_captured else _explained(case))
+    return found
 
 
-def _systems(connection: sa.Connection) -> dict[str, Any]:
-    return {row.name: row for row in connection.execute(sa.select(System.__table__))}
+def _explained(case: _Case) -> RecordStatus:
+    rule, link = case.status.rule, case.link
+    if link is None:
+        return _ruled(case, rule) if rule is not None else _unsent(case)
+    status = _EXPLAIN[case.status.state](case, link)
+    if rule is None or not case.status.is_owed:
+        return status
+    words = gettext("; it will not be sent: {why}", why=rule.reason)
+    return replace(status, sentence=[*status.sentence, words], rule=rule.id)
 
 
-def _rules(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> list[Rule]:
-    return in_force(connection, (name.partition(".")[0], name), record_ids, context.clock())
+def _captured(case: _Case, since: datetime) -> RecordStatus:
+    words = gettext("changed in the database at {time}; the relay has not processed the change yet", time=_TIME)
+    return replace(case.says(*_timed(words, since)), word=WORDS["pending"])
+
+
+def _systems(connection: sa.Connection) -> dict[str, SystemRow]:
+    return {row.name: SystemRow._make(row) for row in connection.execute(sa.select(System.__table__))}
 
 
 def _existing(context: Context, connection: sa.Connection, name: str, record_ids: list[str]) -> set[str]:
@@ -118,8 +127,8 @@ class _Case:
     connection: sa.Connection
     subscriber: str
     record_id: str
-    link: Any
-    system: Any
+    link: LinkRow | None
+    system: SystemRow | None
     status: LinkStatus
     exists: bool
 
@@ -136,17 +145,18 @@ class _Case:
         return RecordStatus(self.subscriber, system, word, list(sentence), self.link, conflicts=conflicts, **more)
 
 
-def _dead(case: _Case) -> RecordStatus:
-    is_open = (DeadLetter.link_id == case.link.id, DeadLetter.closed_at.is_(None))
-    letter = case.connection.execute(sa.select(DeadLetter.__table__).where(*is_open)).one_or_none()
+def _dead(case: _Case, link: LinkRow) -> RecordStatus:
+    is_open = (DeadLetter.link_id == link.id, DeadLetter.closed_at.is_(None))
+    row = case.connection.execute(sa.select(DeadLetter.__table__).where(*is_open)).one_or_none()
+    letter = DeadLetterRow._make(row) if row is not None else None
     words = f": {letter.message}" if letter is not None else ""
-    return case.says(*_timed(gettext("not sent since {time}", time=_TIME), case.link.dead_at), words, letter=letter)
+    return case.says(*_timed(gettext("not sent since {time}", time=_TIME), link.dead_at), words, letter=letter)
 
 
-def _skipped(case: _Case) -> RecordStatus:
-    if (rule := case.status.rule) is not None:
-        return case.says(gettext("not sent: {why}", why=rule.reason), rule=rule.id)
-    number = case.link.unsubscription_id
+def _skipped(case: _Case, link: LinkRow) -> RecordStatus:
+    if case.status.rule is not None:
+        return _ruled(case, case.status.rule)
+    number = link.unsubscription_id
     words = gettext(
         "not sent: unsubscription #{number} covered it and has ended; the next change will be sent",
         number=number,
@@ -155,8 +165,13 @@ def _skipped(case: _Case) -> RecordStatus:
     return case.says(words, rule=number if is_there else None)
 
 
-def _paused(case: _Case) -> RecordStatus:
-    row = case.system
+def _ruled(case: _Case, rule: Rule) -> RecordStatus:
+    return case.says(gettext("not sent: {why}", why=rule.reason), rule=rule.id)
+
+
+def _paused(case: _Case, link: LinkRow) -> RecordStatus:
+    if (row := case.system) is None:
+        return _pending(case, link)
     why = f" ({row.pause_reason})" if row.pause_reason else ""
     words = (
         gettext(
@@ -168,8 +183,9 @@ def _paused(case: _Case) -> RecordStatus:
     return case.says(*_timed(words, row.paused_at), why)
 
 
-def _down(case: _Case) -> RecordStatus:
-    row = case.system
+def _down(case: _Case, link: LinkRow) -> RecordStatus:
+    if (row := case.system) is None:
+        return _pending(case, link)
     # While a system is down only probes are made, and none of them counts against its records.
     saved = (
         ngettext(", {n} failed attempt not counted", ", {n} failed attempts not counted", row.failures)
@@ -181,11 +197,11 @@ def _down(case: _Case) -> RecordStatus:
     return case.says(*_timed(words, row.down_since), f"{saved}{why}")
 
 
-def _blocked(case: _Case) -> RecordStatus:
-    parent = sa.select(Link.subscriber, Link.record_id).where(Link.id == case.link.blocked_by)
+def _blocked(case: _Case, link: LinkRow) -> RecordStatus:
+    parent = sa.select(Link.subscriber, Link.record_id).where(Link.id == link.blocked_by)
     row = case.connection.execute(parent).one_or_none()
     if row is None:
-        return _pending(case)
+        return _pending(case, link)
     catalogue = row.subscriber.partition(".")[2]
     words = gettext(
         "waiting for {catalogue} {record_id}, which must be in {system} first",
@@ -196,64 +212,73 @@ def _blocked(case: _Case) -> RecordStatus:
     return case.says(words, blocked_by=(catalogue, row.record_id))
 
 
-def _sending(case: _Case) -> RecordStatus:
+def _sending(case: _Case, link: LinkRow) -> RecordStatus:
     return case.says(gettext("being sent now"))
 
 
-def _retrying(case: _Case) -> RecordStatus:
+def _retrying(case: _Case, link: LinkRow) -> RecordStatus:
+    if link.retry_at is None:
+        most = case.context.policy.max_attempts
+        words = gettext("attempt {number} of {most} failed; it is being tried again", number=link.attempts, most=most)
+        return case.says(words)
     words = gettext(
         "attempt {number} of {most} failed, next at {time}",
-        number=case.link.attempts,
+        number=link.attempts,
         most=case.context.policy.max_attempts,
         time=_TIME,
     )
     last = newest_delivery(case.connection, case.record_id, case.subscriber, "failed")
-    return case.says(*_timed(words, case.link.retry_at), f": {last.reason}" if last and last.reason else "")
+    return case.says(*_timed(words, link.retry_at), f": {last.reason}" if last and last.reason else "")
 
 
-def _pending(case: _Case) -> RecordStatus:
-    if case.link.owed_since is None:
+def _pending(case: _Case, link: LinkRow) -> RecordStatus:
+    if link.owed_since is None:
         return case.says(gettext("pending: waiting to be sent"))
-    return case.says(*_timed(gettext("pending since {time}: waiting to be sent", time=_TIME), case.link.owed_since))
+    return case.says(*_timed(gettext("pending since {time}: waiting to be sent", time=_TIME), link.owed_since))
 
 
-def _conflict(case: _Case) -> RecordStatus:
+def _conflict(case: _Case, link: LinkRow) -> RecordStatus:
     words = ngettext(
         "1 field waits for a decision; all other fields are up to date",
         "{n} fields wait for a decision; all other fields are up to date",
-        case.link.open_conflicts,
+        link.open_conflicts,
     )
     return case.says(words)
 
 
-def _unlinked(case: _Case) -> RecordStatus:
+def _unlinked(case: _Case, link: LinkRow) -> RecordStatus:
     words = (
         gettext("deleted in {system} at {time}", system=case.title, time=_TIME)
-        if case.link.deleted_remotely
+        if link.deleted_remotely
         else gettext("deleted or unlinked by Syncflow at {time}", time=_TIME)
     )
     ended = gettext("; later changes are not sent") if case.exists else ""
-    return case.says(*_timed(words, case.link.unlinked_at), ended)
+    return case.says(*_timed(words, link.unlinked_at), ended)
 
 
-def _synced(case: _Case) -> RecordStatus:
-    since = _timed(gettext("up to date since {time}", time=_TIME), case.link.synced_at)
+def _synced(case: _Case, link: LinkRow) -> RecordStatus:
+    # The newest delivery may have sent nothing: an unwanted record, or the writer's own unsubscribe list.
+    skip = newest_delivery(case.connection, case.record_id, case.subscriber, "skipped")
+    if skip is not None and link.synced_at is not None and skip.at > link.synced_at and case.status.rule is None:
+        words = gettext("the last change was not sent: {why}", why=skip.reason or "")
+        return replace(case.says(words), word=WORDS["skipped"])
+    since = _timed(gettext("up to date since {time}", time=_TIME), link.synced_at)
     if (rule := case.status.rule) is None:
         return case.says(*since)
     words = gettext("; later changes are not sent: {why}", why=rule.reason)
     return case.says(*since, words, rule=rule.id)
 
 
-def _unsent(case: _Case) -> RecordStatus:
+def _unsent(case: _Case, _link: LinkRow | None = None) -> RecordStatus:
     # The newest skipped delivery has the reason, if there is one.
     skip = newest_delivery(case.connection, case.record_id, case.subscriber, "skipped")
     if skip is None or not skip.reason:
         return case.says(gettext("not sent yet: it will be sent with its next change"))
-    return replace(case.says(gettext("not sent: {why}", why=skip.reason)), word="skipped")
+    return replace(case.says(gettext("not sent: {why}", why=skip.reason)), word=WORDS["skipped"])
 
 
 #: State of a link -> the function that explains it.
-_EXPLAIN: dict[State, Callable[[_Case], RecordStatus]] = {
+_EXPLAIN: dict[State, Callable[[_Case, LinkRow], RecordStatus]] = {
     "dead": _dead,
     "skipped": _skipped,
     "paused": _paused,
@@ -269,7 +294,7 @@ _EXPLAIN: dict[State, Callable[[_Case], RecordStatus]] = {
 }
 
 
-def _timed(words: str, time: datetime) -> list[str | datetime]:
+def _timed(words: str, time: datetime | None) -> list[str | datetime]:
     """Return a text with the time in the place of `_TIME`."""
     before, _, after = words.partition(_TIME)
-    return [before, time, after]
+    return [before, time, after] if time is not None else [before, after]

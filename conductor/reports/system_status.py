@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from conductor.links.status import system_state
 from conductor.reports.overview_counts import SubscriberCounts
 from i18n import gettext, ngettext
 from models.counting import DISPLAY_LIMIT
+from models.rows import CursorRow, SystemRow
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class SystemStatus:
         return sum(s.owed for s in self.subscribers)
 
 
-def subscriber_status(found: SubscriberCounts, system: Any, poll: Any) -> SubscriberStatus:
+def subscriber_status(found: SubscriberCounts, system: SystemRow | None, poll: CursorRow | None) -> SubscriberStatus:
     """Make the status of a subscriber of its counts and the rows of its system and its cursor."""
-    fails = poll is not None and poll.failing_since is not None
+    failing_since = poll.failing_since if poll is not None else None
     status = SubscriberStatus(
         found.name,
         found.owed,
         found.oldest_owed_since,
         found.dead,
-        poll.result or gettext("no message") if fails else None,
-        poll.failing_since if fails else None,
+        (poll.result or gettext("no message")) if poll is not None and failing_since is not None else None,
+        failing_since,
         found.failing,
         found.conflicts,
         found.oldest_dead,
@@ -72,7 +72,7 @@ def subscriber_status(found: SubscriberCounts, system: Any, poll: Any) -> Subscr
     return SubscriberStatus(**{**vars(status), "state": _subscriber_state(status, system)})
 
 
-def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
+def _subscriber_state(status: SubscriberStatus, system: SystemRow | None) -> str:
     if (held := system_state(system)) is not None:
         return held
     if status.poll_error or status.dead or status.gap:
@@ -82,15 +82,16 @@ def _subscriber_state(status: SubscriberStatus, system: Any) -> str:
     return "waiting" if status.owed else "ok"
 
 
-def system_status(name: str, row: Any, subscribers: list[SubscriberStatus]) -> SystemStatus:
+def system_status(name: str, row: SystemRow | None, subscribers: list[SubscriberStatus]) -> SystemStatus:
     """Make the status of a system of its row and its subscribers."""
     owed = sum(s.owed for s in subscribers)
     dead = sum(s.dead for s in subscribers)
-    if (held := system_state(row)) == "paused":
+    held = system_state(row)
+    if row is not None and held == "paused":
         why = f" ({row.pause_reason})" if row.pause_reason else ""
         words = gettext("paused by {who}", who=row.paused_by) + f"{why}; {pending_text(owed)}"
         return SystemStatus(name, "paused", words, subscribers, row.paused_at)
-    if held == "down":
+    if row is not None and held == "down":
         return SystemStatus(name, "down", f"{row.down_reason}; {pending_text(owed)}", subscribers, row.down_since)
     if failing := next((s for s in subscribers if s.poll_error), None):
         words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)

@@ -5,15 +5,16 @@ All rows are read from the ledger by the record's id; no query scans a table, ho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from models.ledger import Change, Conflict, DeadLetter, Delivery, Link
 from models.query_hints import no_index
+from models.rows import ChangeRow, ConflictRow, DeadLetterRow, DeliveryRow
 from subscribers.mapping.values import same
 
 #: Lines on one page of a timeline, and the number of earlier deliveries that are read for previous values.
@@ -23,6 +24,10 @@ _BEFORE = 40
 
 #: Outcomes that need no attention.
 _NOISE = {"echo", "unchanged"}
+
+
+Row = TypeVar("Row")
+TimelineRow = ChangeRow | DeliveryRow | ConflictRow | DeadLetterRow
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TimelineEvent:
 
     at: datetime
     kind: str
-    row: Any
+    row: TimelineRow
     fields: list[Difference] = field(default_factory=list)
     #: Repetitions of this event, newest first: attempts that failed the same way.
     again: list[TimelineEvent] = field(default_factory=list)
@@ -55,7 +60,7 @@ class TimelineEvent:
     @property
     def is_routine(self) -> bool:
         """Whether the event needs no attention: an echo, a repeat, or a delivery with nothing to send."""
-        return self.kind in ("in", "out") and (
+        return isinstance(self.row, DeliveryRow) and (
             self.row.outcome in _NOISE or (self.kind == "in" and self.row.outcome == "skipped")
         )
 
@@ -74,12 +79,19 @@ def timeline(
     """Return the events of a record, newest first. `before` is the `older` of the previous page."""
     upto_change, upto_delivery = _position(before)
     changes = _rows(
-        connection, Change, Change.catalogue == catalogue, _of(Change, record_id), upto=upto_change, limit=PAGE + 1
+        connection,
+        ChangeRow,
+        Change,
+        Change.catalogue == catalogue,
+        Change.record_id == record_id,
+        upto=upto_change,
+        limit=PAGE + 1,
     )
     deliveries = _rows(
         connection,
+        DeliveryRow,
         Delivery,
-        _of(Delivery, record_id),
+        Delivery.record_id == record_id,
         no_index(Delivery.subscriber.in_(names)),  # With a filter by subscriber SQLite would read all of its rows.
         upto=upto_delivery,
         limit=PAGE + 1 + _BEFORE,
@@ -128,20 +140,23 @@ def _decisions(
     """Return the conflicts and closed dead letters that belong to this page of the timeline."""
     links = sa.select(Link.id).where(Link.record_id == record_id, Link.subscriber.in_(names))
     found: list[TimelineEvent] = []
-    for row in _rows(connection, Conflict, Conflict.link_id.in_(list(connection.scalars(links))), limit=PAGE):
+    of_links = Conflict.link_id.in_(list(connection.scalars(links)))
+    for row in _rows(connection, ConflictRow, Conflict, of_links, limit=PAGE):
         found.append(TimelineEvent(row.at, "conflict", row))
         if row.resolved_at is not None:
             found.append(TimelineEvent(row.resolved_at, "resolved", row))
-    letters = (_of(DeadLetter, record_id), DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_not(None))
+    letters = (DeadLetter.record_id == record_id, DeadLetter.subscriber.in_(names), DeadLetter.closed_at.is_not(None))
     found += [
-        TimelineEvent(row.closed_at, "closed", row) for row in _rows(connection, DeadLetter, *letters, limit=PAGE)
+        TimelineEvent(letter.closed_at, "closed", letter)
+        for letter in _rows(connection, DeadLetterRow, DeadLetter, *letters, limit=PAGE)
+        if letter.closed_at is not None
     ]
     newest = None if first or not shown else shown[0].at
     oldest = None if last or not shown else shown[-1].at
     return [m for m in found if (newest is None or m.at <= newest) and (oldest is None or m.at > oldest)]
 
 
-def _differences(deliveries: Sequence[Any]) -> dict[int, list[Difference]]:
+def _differences(deliveries: Sequence[DeliveryRow]) -> dict[int, list[Difference]]:
     """Return each delivery's payload fields, each with the value that the system was known to hold before."""
     known: dict[str, dict[str, Any]] = {}
     found: dict[int, list[Difference]] = {}
@@ -172,19 +187,27 @@ def _folded(moments: Iterable[TimelineEvent]) -> list[TimelineEvent | list[Timel
 
 def _is_alike(one: TimelineEvent, other: TimelineEvent) -> bool:
     """Return whether both attempts failed the same way."""
-    if one.kind != "out" or other.kind != "out" or {one.row.outcome, other.row.outcome} != {"failed"}:
+    if not isinstance(one.row, DeliveryRow) or not isinstance(other.row, DeliveryRow):
         return False
-    return bool(one.row.subscriber == other.row.subscriber and one.row.reason == other.row.reason)
+    if (one.kind, one.row.outcome) != ("out", "failed"):
+        return False
+    return (one.kind, *_failure(one.row)) == (other.kind, *_failure(other.row))
 
 
-def _of(table: Any, record_id: str) -> Any:
-    return table.record_id == record_id
+def _failure(row: DeliveryRow) -> tuple[str, str, str | None]:
+    return row.outcome, row.subscriber, row.reason
 
 
 def _rows(
-    connection: sa.Connection, table: Any, *conditions: Any, upto: int | None = None, limit: int | None = None
-) -> list[Any]:
+    connection: sa.Connection,
+    make: Callable[..., Row],
+    table: type[Change | Delivery | Conflict | DeadLetter],
+    *conditions: sa.ColumnElement[bool],
+    upto: int | None = None,
+    limit: int | None = None,
+) -> list[Row]:
+    """Return rows of a table, newest first, with ids below `upto`."""
     statement = sa.select(table.__table__).where(*conditions).order_by(table.id.desc()).limit(limit)
     if upto is not None:
         statement = statement.where(table.id < upto)
-    return list(connection.execute(statement))
+    return [make(*row) for row in connection.execute(statement)]

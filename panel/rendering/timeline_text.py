@@ -6,6 +6,7 @@ from typing import Any
 
 from conductor import TimelineEvent
 from i18n import gettext, gettext_noop
+from models.rows import ChangeRow, ConflictRow, DeadLetterRow
 
 #: Outcome of an outward delivery -> its text and colour.
 _OUT = {
@@ -51,16 +52,16 @@ _DECIDED = gettext_noop("Conflict resolved: {path}")
 def describe_event(event: TimelineEvent) -> tuple[str, str]:
     """Return the text and the colour of an event."""
     row, kind = event.row, event.kind
-    if kind == "change":
+    if isinstance(row, ChangeRow):
         one, by_system = _CHANGES.get(row.operation, (row.operation, row.operation))
         return (gettext(by_system, system=title(row.origin)) if row.origin else gettext(one)), "here"
     system = title(row.subscriber)
-    if kind == "conflict":
-        return gettext("Conflict with {system}: {path}", system=system, path=row.path), "bad"
-    if kind == "resolved":
-        whose = gettext(_SETTLED.get(row.choice, _DECIDED), path=row.path, system=system)
+    if isinstance(row, ConflictRow):
+        if kind == "conflict":
+            return gettext("Conflict with {system}: {path}", system=system, path=row.path), "bad"
+        whose = gettext(_SETTLED.get(row.choice or "", _DECIDED), path=row.path, system=system)
         return whose + (gettext(", by {who}", who=row.resolved_by) if row.resolved_by else ""), "good"
-    if kind == "closed":
+    if isinstance(row, DeadLetterRow):
         return gettext("Dead letter #{number} of {system} closed", number=row.id, system=system), "good"
     words, tone = (_OUT if kind == "out" else _IN).get(
         row.outcome, (f"{row.outcome.capitalize()}: {{system}}", "quiet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from flask import Response, abort
 
-from conductor import PENDING_LINKS, pages
+from conductor import PENDING_LINKS, link_row, pages
 from i18n import gettext_noop
 from models.ledger import Link
 from panel.rendering import csv_export
@@ -26,7 +26,7 @@ class Links(PanelView):
         filters = query_filters("subscriber", "record", "external", "state")
         with self.conductor.database.read() as connection:
             listing = self._find(connection, filters)
-            statuses = self.conductor.reports.link_statuses(connection, listing.rows)
+            statuses = self.conductor.reports.link_statuses(connection, map(link_row, listing.rows))
         return self.render(
             "panel/links.html",
             listing=listing,
@@ -50,8 +50,9 @@ class Links(PanelView):
             row = connection.execute(sa.select(Link.__table__).where(Link.id == number)).one_or_none()
             if row is None:
                 abort(404)
-            status = self.conductor.reports.link_statuses(connection, [row])[row.id]
-        return self.render("panel/link.html", row=row, status=status, subscribers=self.conductor.subscribers)
+            link = link_row(row)
+            status = self.conductor.reports.link_statuses(connection, [link])[link.id]
+        return self.render("panel/link.html", row=link, status=status, subscribers=self.conductor.subscribers)
 
     def _find(self, connection: sa.Connection, filters: dict[str, str]) -> pages.Listing:
         conditions = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from conductor import THROUGHPUT_COLUMNS, THROUGHPUT_SPANS, Series
 from conductor import Overview as RecordStatus
 from i18n import gettext, gettext_noop
 from models.ledger import Delivery
+from models.rows import ProcessRow
 from panel.rendering import charts
 from panel.rendering.filters import updating
 from panel.views.base import PanelView, page
@@ -103,9 +105,9 @@ def _words(series: Series, span: str) -> str:
     )
 
 
-def _by_kind(rows: list[Any], alive: Any) -> list[dict[str, Any]]:
+def _by_kind(rows: list[ProcessRow], alive: Callable[[ProcessRow], bool]) -> list[dict[str, Any]]:
     """Group the processes by kind, with how many are alive and when one was last seen."""
-    kinds: dict[str, list[Any]] = {}
+    kinds: dict[str, list[ProcessRow]] = {}
     for row in rows:
         kinds.setdefault(row.kind, []).append(row)
     return [

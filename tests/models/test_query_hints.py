@@ -243,10 +243,16 @@ def test_since_when_a_record_waits_for_the_relay(database: Database) -> None:
     start = utcnow()
     change = {"catalogue": "customer", "operation": "updated"}
     with database.write() as connection:
-        for second, record, relayed in [(0, "1", True), (1, "1", False), (2, "1", False), (3, "2", True)]:
+        for second, record, origin, relayed in [
+            (0, "1", None, True),
+            (1, "1", "shop", False),
+            (2, "1", None, False),
+            (3, "1", None, False),
+            (4, "2", None, True),
+        ]:
             at = start + timedelta(seconds=second)
-            values = {"record_id": record, "at": at, "relayed_at": at if relayed else None}
+            values = {"record_id": record, "origin": origin, "at": at, "relayed_at": at if relayed else None}
             connection.execute(sa.insert(Change).values(**change, **values))
-        assert waiting_since(connection, "customer", "1") == start + timedelta(seconds=1)
-        assert waiting_since(connection, "customer", "2") is None
-        assert waiting_since(connection, "product", "1") is None
+        assert waiting_since(connection, "customer", ["1", "2"], "crm") == {"1": start + timedelta(seconds=1)}
+        assert waiting_since(connection, "customer", ["1", "2"], "shop") == {"1": start + timedelta(seconds=2)}
+        assert waiting_since(connection, "product", ["1"], "crm") == {}

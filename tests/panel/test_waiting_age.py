@@ -173,15 +173,15 @@ def resend_after_a_mapping(hub: TestHub) -> str:
     return "action"
 
 
-def push(hub: TestHub) -> str:
+def sync(hub: TestHub) -> str:
     hub.conductor.sync("customer", "1")
     hub.conductor.relay()
     return "action"
 
 
-def push_while_a_change_waits(hub: TestHub) -> str:
+def sync_while_a_change_waits(hub: TestHub) -> str:
     wait(hub)
-    push(hub)
+    sync(hub)
     return "change"
 
 
@@ -190,7 +190,7 @@ def push_while_a_change_waits(hub: TestHub) -> str:
     [
         retry, discard, discard_an_edited_record, pause, pause_and_resume, resolve_for_ours, resolve_for_theirs,
         resolve_while_a_change_waits, lift, lift_and_deliver, lift_while_a_change_waits, save_mapping,
-        save_mapping_while_a_change_waits, resend_after_a_mapping, push, push_while_a_change_waits,
+        save_mapping_while_a_change_waits, resend_after_a_mapping, sync, sync_while_a_change_waits,
     ],
     ids=lambda action: action.__name__,
 )  # fmt: skip

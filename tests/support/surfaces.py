@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from datetime import datetime
+from html import unescape
 from types import SimpleNamespace
 
 import pytest
@@ -52,7 +53,7 @@ class Surfaces:
         """Return how many records are pending and how many dead letters are open, wherever that is shown."""
         overview = self.hub.conductor.reports.overview()
         cells = self._overview_cells()
-        printed = re.search(r"crm\.customer +owed (\d+).*, dead (\d+)", self._status_command())
+        printed = re.search(r"crm\.customer +pending (\d+).*, dead letters (\d+)", self._status_command())
         assert printed is not None
         metrics = self._page("/metrics")
         owed, dead = (
@@ -136,4 +137,4 @@ def _time(text: str) -> datetime | None:
 
 
 def _text(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", html)).split())

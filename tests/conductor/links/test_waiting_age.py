@@ -68,10 +68,10 @@ def test_an_edit_during_a_call_waits_since_it_was_captured(
     assert link(hub, "crm").owed_since == edited_at
 
 
-def test_a_push_during_a_call_waits_since_the_push(hub: TestHub) -> None:
-    pushed_at = hub.clock() + timedelta(seconds=10)
+def test_a_sync_during_a_call_waits_since_the_action(hub: TestHub) -> None:
+    synced_at = hub.clock() + timedelta(seconds=10)
 
-    def push_and_pause() -> None:
+    def sync_and_pause() -> None:
         hub.clock.tick(10)
         hub.conductor.sync("customer", "1")
         hub.conductor.relay()
@@ -79,9 +79,9 @@ def test_a_push_during_a_call_waits_since_the_push(hub: TestHub) -> None:
         hub.clock.tick(20)
 
     edit_now(hub, "1", phone="1")
-    during_next_call(hub, push_and_pause)
+    during_next_call(hub, sync_and_pause)
     hub.run()
-    assert link(hub, "crm").owed_since == pushed_at
+    assert link(hub, "crm").owed_since == synced_at
 
 
 def test_after_a_failed_call_a_record_waits_since_the_change_that_failed(hub: TestHub) -> None:
