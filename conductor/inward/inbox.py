@@ -63,28 +63,18 @@ class InboxRow:
 _COLUMNS = (Inbox.id, Inbox.system, Inbox.subscriber, Inbox.kind, Inbox.body, Inbox.attempts)
 
 
+@dataclass(eq=False)
 class InboxProcessor:
     """Applies stored events."""
 
-    def __init__(
-        self,
-        context: Context,
-        breaker: CircuitBreaker,
-        mappings: Mappings,
-        letters: DeadLetterStore,
-        applying: InboundApplier,
-        guard: DeleteGuard,
-        concurrency: ConcurrencyLimiter,
-        outages: OutageDetector,
-    ) -> None:
-        self.context = context
-        self.breaker = breaker
-        self.mappings = mappings
-        self.letters = letters
-        self.applying = applying
-        self.guard = guard
-        self.concurrency = concurrency
-        self.outages = outages
+    context: Context
+    breaker: CircuitBreaker
+    mappings: Mappings
+    letters: DeadLetterStore
+    applying: InboundApplier
+    guard: DeleteGuard
+    concurrency: ConcurrencyLimiter
+    outages: OutageDetector
 
     def process(self, inbox_id: int) -> None:
         """Apply one inbox row and record the result. A row that is not waiting is left alone."""

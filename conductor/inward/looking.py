@@ -57,26 +57,17 @@ class _Needed:
     polls: bool = False
 
 
+@dataclass(eq=False)
 class Looking:
     """Sees what a system holds before a batch overwrites it."""
 
-    def __init__(
-        self,
-        context: Context,
-        breaker: CircuitBreaker,
-        mappings: Mappings,
-        polling: Polling,
-        inbox: InboxProcessor,
-        concurrency: ConcurrencyLimiter,
-        outages: OutageDetector,
-    ) -> None:
-        self.context = context
-        self.breaker = breaker
-        self.mappings = mappings
-        self.polling = polling
-        self.inbox = inbox
-        self.concurrency = concurrency
-        self.outages = outages
+    context: Context
+    breaker: CircuitBreaker
+    mappings: Mappings
+    polling: Polling
+    inbox: InboxProcessor
+    concurrency: ConcurrencyLimiter
+    outages: OutageDetector
 
     def look(
         self,

@@ -56,26 +56,17 @@ class TurnLost(Exception):
     """
 
 
+@dataclass(eq=False)
 class Polling:
     """Polls subscribers."""
 
-    def __init__(
-        self,
-        context: Context,
-        breaker: CircuitBreaker,
-        mappings: Mappings,
-        applying: InboundApplier,
-        guard: DeleteGuard,
-        concurrency: ConcurrencyLimiter,
-        outages: OutageDetector,
-    ) -> None:
-        self.context = context
-        self.breaker = breaker
-        self.mappings = mappings
-        self.applying = applying
-        self.guard = guard
-        self.concurrency = concurrency
-        self.outages = outages
+    context: Context
+    breaker: CircuitBreaker
+    mappings: Mappings
+    applying: InboundApplier
+    guard: DeleteGuard
+    concurrency: ConcurrencyLimiter
+    outages: OutageDetector
 
     def poll(self, name: str) -> int:
         """Read and apply what changed since the cursor. Return the number of records read.

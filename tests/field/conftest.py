@@ -9,6 +9,7 @@ from pytest_httpserver import HTTPServer
 
 from simulators.stripe import StripeLike
 from tests.support.awkward_rest import AwkwardRest
+from tests.support.stripe_hub import emptied
 
 
 @pytest.fixture(scope="package")
@@ -20,10 +21,7 @@ def stripe_server() -> Iterator[StripeLike]:
 @pytest.fixture
 def stripe(stripe_server: StripeLike) -> StripeLike:
     """Return the Stripe-like system, empty."""
-    stripe_server.reset()
-    stripe_server.faults.clear()
-    stripe_server.journal.clear()
-    return stripe_server
+    return emptied(stripe_server)
 
 
 @pytest.fixture

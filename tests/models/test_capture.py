@@ -23,11 +23,12 @@ from sqlalchemy.orm import Session
 
 from models import capture
 from models.capture import sync_context
-from models.catalogues import CATALOGUES, Catalogue, ChildRows, Customer, Invoice, InvoiceLine, declare
+from models.catalogues import Catalogue, ChildRows, Customer, Invoice, InvoiceLine
 from models.ledger import Change, SyncContext
 from models.schema import migrate
 from models.session import Database
 from tests.support import services
+from tests.support.own_tables import owned
 
 CUSTOMER = Customer.__table__
 INVOICE = Invoice.__table__
@@ -66,19 +67,6 @@ def add(database: Database, *names: str) -> None:
     """Customers numbered from 1."""
     with database.write() as connection:
         connection.execute(sa.insert(CUSTOMER), [{"name": name} for name in names])
-
-
-@contextmanager
-def declared(database: Database, catalogue: Catalogue) -> Iterator[Catalogue]:
-    """A catalogue for the length of a block, with its table and triggers in place."""
-    catalogue.table.metadata.create_all(database.engine)
-    declare(catalogue)
-    try:
-        with database.write() as connection:
-            capture.install(connection)
-        yield catalogue
-    finally:
-        del CATALOGUES[catalogue.name]
 
 
 # --- whoever writes ---------------------------------------------------------------------------------------
@@ -323,7 +311,7 @@ def test_child_rows_without_a_parent_are_written_without_a_change(database: Data
         sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("box_id", sa.ForeignKey("box.id", ondelete="SET NULL")),
     )
-    with declared(database, Catalogue("box", box, children=(ChildRows("things", thing, "box_id"),))):
+    with owned(database, Catalogue("box", box, children=(ChildRows("things", thing, "box_id"),))):
         run(database, sa.insert(box).values(id=1, name="b"))
         forget(database)
         run(database, sa.insert(thing).values(id=1))

@@ -196,7 +196,8 @@ def test_a_customer_merged_into_an_unknown_account_is_linked_to_it(hub: Salesfor
     assert hub.link("customer", "2").external_id == second
 
 
-def test_an_edit_of_a_merged_customer_follows_it(hub: SalesforceHub) -> None:
+def merge_and_edit_the_first(hub: SalesforceHub) -> str:
+    """Merge the first of two customers there into a new account, and edit it here; return the account's id."""
     first, _ = two_customers(hub)
     hub.poll("customer")
     hub.org.clock.advance(100)
@@ -204,6 +205,11 @@ def test_an_edit_of_a_merged_customer_follows_it(hub: SalesforceHub) -> None:
     hub.org.store.merge("Account", master, [first])
     hub.edit("customer", "1", phone="2")
     hub.run()
+    return master
+
+
+def test_an_edit_of_a_merged_customer_follows_it(hub: SalesforceHub) -> None:
+    master = merge_and_edit_the_first(hub)
     there = hub.org.store.get("Account", master)
     assert (there["Phone"], there["Name"], hub.count("customer")) == ("2", "Ada Ltd", 2)
     assert hub.link("customer", "1").external_id == master
@@ -213,13 +219,7 @@ def test_an_edit_of_a_customer_merged_after_the_look_waits_for_the_news(
     hub: SalesforceHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub.conductor.subscribers["salesforce.customer"], "look_first", "never")
-    first, _ = two_customers(hub)
-    hub.poll("customer")
-    hub.org.clock.advance(100)
-    master = hub.org.add("Account", Name="Ada Ltd")
-    hub.org.store.merge("Account", master, [first])
-    hub.edit("customer", "1", phone="2")
-    hub.run()
+    master = merge_and_edit_the_first(hub)
     (failed,) = hub.deliveries(outcome="failed")
     assert f"merged there into {master}" in failed.reason
     hub.poll("customer")

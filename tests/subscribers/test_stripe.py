@@ -21,6 +21,7 @@ from subscribers.records import External, Item
 from subscribers.registry import REGISTRY
 from subscribers.stripe import WINDOW_SECONDS, Stripe, StripeCustomer, StripeOptions, StripeProduct, form
 from subscribers.stripe.codes import KeySpent
+from tests.support.stripe_hub import emptied
 
 KEY = "sk_test_4eC39HqLyjWDarjtT1zdp7dc"
 SECRETS = "whsec_new whsec_old"
@@ -42,10 +43,7 @@ def server() -> Iterator[StripeLike]:
 
 @pytest.fixture
 def stripe(server: StripeLike) -> StripeLike:
-    server.reset()
-    server.faults.clear()
-    server.journal.clear()
-    return server
+    return emptied(server)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from models.session import Database
 from simulators.stripe import StripeLike
-from tests.support.stripe_hub import StripeHub
+from tests.support.stripe_hub import StripeHub, emptied
 
 DUE = datetime.now(UTC).date() + timedelta(days=20)
 
@@ -27,9 +27,7 @@ def server() -> Iterator[StripeLike]:
 
 @pytest.fixture
 def hub(server: StripeLike, migrated_sqlite: Path, tmp_path: Path) -> Iterator[StripeHub]:
-    server.reset()
-    server.faults.clear()
-    server.journal.clear()
+    emptied(server)
     shutil.copy(migrated_sqlite, tmp_path / "hub.db")
     database = Database(f"sqlite:///{tmp_path / 'hub.db'}")
     sa.event.listen(

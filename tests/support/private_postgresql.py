@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from urllib.parse import urlsplit
 import psycopg
 
 import child_processes
-from settings import ROOT
 from tests.acceptance.processes import free_port
 from tests.support import services
 from tests.support.runtimes import until
@@ -32,16 +30,8 @@ def _owner() -> str | None:
 @contextmanager
 def private_postgresql(name: str) -> Iterator[int]:
     """Yield the port of a private cluster. It is started, and stopped at the end, unless it runs already."""
-    command = [sys.executable, str(ROOT / "scripts" / "services"), "postgresql"]
-    running = subprocess.run([*command, "status", "--name", name], capture_output=True, check=False).returncode == 0
-    started = subprocess.run([*command, "start", "--name", name], capture_output=True, text=True, check=False)
-    if started.returncode:
-        services.missing(f"no private PostgreSQL: {started.stderr.strip()}")
-    try:
-        yield int(urlsplit(started.stdout.split()[-1]).port or 0)
-    finally:
-        if not running:
-            subprocess.run([*command, "stop", "--name", name], capture_output=True, check=True)
+    with services.private("postgresql", name) as url:
+        yield int(urlsplit(url).port or 0)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,13 +86,5 @@ def _hash(folder: Path) -> str:
 @contextmanager
 def private_rabbitmq(name: str) -> Iterator[Node]:
     """Yield a node. It is started, and stopped at the end, unless it runs already."""
-    command = [sys.executable, str(ROOT / "scripts" / "services"), "rabbitmq"]
-    running = subprocess.run([*command, "status", "--name", name], capture_output=True, check=False).returncode == 0
-    started = subprocess.run([*command, "start", "--name", name], capture_output=True, text=True, check=False)
-    if started.returncode:
-        services.missing(f"no private RabbitMQ: {started.stderr.strip()}")
-    try:
+    with services.private("rabbitmq", name):
         yield Node(name)
-    finally:
-        if not running:
-            subprocess.run([*command, "stop", "--name", name], capture_output=True, check=True)

@@ -4,11 +4,11 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -19,10 +19,12 @@ import requests
 from pika.exceptions import AMQPError
 from psycopg import sql
 
+from settings import ROOT
+
 PREFIX = "syncflow_test_"
 #: Seconds after which leftovers of a killed run count as abandoned.
 ABANDONED_AFTER = 24 * 3600
-ENV_FILE = Path(__file__).parents[2] / "var" / "services" / "env"
+ENV_FILE = ROOT / "var" / "services" / "env"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -38,6 +40,21 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI") or os.environ.get("SYNCFLOW_REQUIRE_SERVICES"):
         raise RuntimeError(what)
     pytest.skip(what)
+
+
+@contextmanager
+def private(service: str, name: str) -> Iterator[str]:
+    """Yield what `scripts/services` prints last of a server of one's own; it stops at the end unless it ran before."""
+    command = [sys.executable, str(ROOT / "scripts" / "services"), service]
+    running = subprocess.run([*command, "status", "--name", name], capture_output=True, check=False).returncode == 0
+    started = subprocess.run([*command, "start", "--name", name], capture_output=True, text=True, check=False)
+    if started.returncode:
+        missing(f"no private {service}: {started.stderr.strip()}")
+    try:
+        yield started.stdout.split()[-1]
+    finally:
+        if not running:
+            subprocess.run([*command, "stop", "--name", name], capture_output=True, check=True)
 
 
 def random_name() -> str:

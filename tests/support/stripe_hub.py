@@ -32,6 +32,14 @@ TABLES: Mapping[str, Any] = {
 }
 
 
+def emptied(stripe: StripeLike) -> StripeLike:
+    """Return the system without records, faults and noted calls."""
+    stripe.reset()
+    stripe.faults.clear()
+    stripe.journal.clear()
+    return stripe
+
+
 class Died(BaseException):
     """Raised when the worker is killed."""
 
