@@ -37,6 +37,9 @@ def status(_arguments: argparse.Namespace) -> int:
     runtime.close()
     if broker is not None:
         print(f"{'rabbitmq':<14} {broker.state:<8} {broker}")
+    for trouble in overview.troubles:
+        if trouble.kind == "capture":
+            print(f"{'capture':<14} {'failing':<8} {trouble.what}")
     if not systems and not unconfigured:
         print("No external system is configured. See .env.example, or run ./syncflow demo")
     for system in systems:

@@ -122,6 +122,12 @@ def check(arguments: argparse.Namespace) -> int:
         if (broker := broker_error(runtime)) is not None:
             print(f"rabbitmq\n  wrong {broker}")
             wrong += 1
+        with runtime.database.read() as connection:
+            for name, reasons in runtime.conductor.capture.faults(connection).items():
+                print(f"capture of {name}")
+                for reason in reasons:
+                    print(f"  wrong {reason}")
+                    wrong += 1
         systems = [arguments.system] if arguments.system else sorted(runtime.conductor.systems)
         if not systems:
             print("No external system is configured. See .env.example, or run ./syncflow demo")

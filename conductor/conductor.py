@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
+from conductor.capture_watch import CaptureWatch
 from conductor.conflicts import ConflictResolution
 from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
@@ -120,6 +121,7 @@ class Conductor:
                 connection_check=self.connection_check,
             )
         )
+        self.capture = CaptureWatch(self.context, self.tasks)
 
     def prepare(self) -> None:
         """Make sure that systems, jobs and slots have their rows. Every process calls this when it starts."""

@@ -44,6 +44,38 @@ class Change(Base):
     relayed_at: Mapped[datetime | None]
 
 
+class CaptureFault(Base):
+    """A write that the capture triggers could not record as a change, or only without its columns (PostgreSQL)."""
+
+    __tablename__ = "capture_fault"
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    catalogue: Mapped[str] = mapped_column(sa.String(64))
+    #: The table, with its schema.
+    source: Mapped[str] = mapped_column(sa.String(160))
+    #: insert, update, delete or truncate.
+    event: Mapped[str] = mapped_column(sa.String(8))
+    #: Whether no change was recorded; otherwise each row of the statement counts as changed.
+    is_lost: Mapped[bool]
+    #: The SQLSTATE and PostgreSQL's message.
+    code: Mapped[str] = mapped_column(sa.String(5))
+    reason: Mapped[str] = mapped_column(sa.Text)
+    at: Mapped[datetime]
+
+
+class CaptureState(Base):
+    """What the last look at the capture triggers of a catalogue found."""
+
+    __tablename__ = "capture_state"
+
+    catalogue: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    #: The last look that found every write captured.
+    intact_at: Mapped[datetime | None]
+    #: Since when writes may not be captured, and why; none while all are.
+    broken_since: Mapped[datetime | None]
+    reason: Mapped[str | None] = mapped_column(sa.Text)
+
+
 class SyncContext(Base):
     """SQLite only: origin and unsubscribe list of a write, in one row that only its transaction sees."""
 

@@ -18,6 +18,13 @@ T = TypeVar("T")
 #: The channel that the capture triggers notify of changes.
 CHANNEL = "syncflow_change"
 
+#: The advisory lock that a relay holds while it looks for changes by itself, so that writers need not notify it. The
+#: database has one number for all hubs in it: a relay of another hub may keep ours waiting for half a second at most.
+AWAKE_LOCK = 0x73796E63666C6F77  # the letters of "syncflow"
+
+#: A setting of the database: with `off`, writers never notify the relay.
+NOTIFY_SETTING = "syncflow.notify"
+
 #: How long a pooled connection is assumed to be open after its last use.
 _TRUSTED_SECONDS = 1.0
 
@@ -183,6 +190,9 @@ class PostgresListener:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        #: Whether writers notify at all; see `_WAKES` in `models.postgresql_triggers`.
+        self.is_notified = bool(self._connection.execute(_NOTIFIES).scalar())
+        self._is_awake = False
         self._connection.execute(sa.text(f"LISTEN {CHANNEL}"))
         self._raw: Any = self._connection.connection.driver_connection
 
@@ -197,7 +207,26 @@ class PostgresListener:
             # Raised as SQLAlchemy's error: callers do not know the driver.
             raise sa.exc.OperationalError(f"LISTEN {CHANNEL}", None, error) from error
 
+    def stay_awake(self, is_awake: bool) -> None:
+        """Have writers send no notifications while the caller looks for changes by itself, or send them again.
+
+        Another relay may have the lock: then it is that one's to keep writers quiet.
+        """
+        if is_awake and not self._is_awake:
+            self._is_awake = bool(self._connection.execute(_LOCK).scalar())
+        elif self._is_awake and not is_awake:
+            self._connection.execute(_UNLOCK)
+            self._is_awake = False
+
     def close(self) -> None:
         """Close the connection: it still listens, so it must not return to the pool."""
         self._connection.invalidate()
         self._connection.close()
+
+
+_LOCK = sa.text(f"SELECT pg_try_advisory_lock({AWAKE_LOCK})")
+_UNLOCK = sa.text(f"SELECT pg_advisory_unlock({AWAKE_LOCK})")
+_NOTIFIES = sa.text(
+    "SELECT current_setting('max_prepared_transactions') = '0' "
+    f"AND current_setting('{NOTIFY_SETTING}', true) IS DISTINCT FROM 'off'"
+)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from models.capture_sources import Source
+from models.postgresql import AWAKE_LOCK, CHANNEL, NOTIFY_SETTING
 from models.record_ids import key_text, kind_of_key
-from models.session import CHANNEL
 
 #: Names of the settings a writer sets for its transaction, e.g. `SELECT set_config('syncflow.origin', 'stripe', true)`.
 ORIGIN_SETTING = "syncflow.origin"
@@ -36,17 +36,74 @@ class Place:
 # SECURITY DEFINER: an application that writes its own table needs no access to the ledger. Every name outside of
 # pg_catalog has its schema, so that no table or function of the writer can take its place.
 # jit = off: the planner overestimates the cost of the join, and compiling takes longer than running it.
+# row_security = off: a policy that hides rows from TRUNCATE's query raises an error instead of losing them.
+#
+# The writer's statement never fails because of us: what cannot be captured is noted, and at worst there is a warning.
+# Errors of class 40 (deadlock, serialization) are the writer's own, whose transaction has to be repeated.
 _FUNCTION = """
 CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET jit = off AS $$
+SET search_path = pg_catalog, pg_temp SET jit = off SET row_security = off AS $syncflow${body}$syncflow$
+"""
+
+_BODY = """
+DECLARE
+    captured bigint := 0;
+    wakes boolean := false;
+    lost boolean := false;
+    why_code text;
+    why text;
 BEGIN
-    {insert}
-    IF FOUND THEN
+    BEGIN
+        {insert}
+        GET DIAGNOSTICS captured = ROW_COUNT;
+        {wakes}
+    EXCEPTION WHEN transaction_rollback THEN RAISE;
+    WHEN OTHERS THEN
+        why_code := SQLSTATE;
+        why := SQLERRM;
+        wakes := false;
+        BEGIN
+            {insert_keys}
+        EXCEPTION WHEN transaction_rollback THEN RAISE;
+        WHEN OTHERS THEN
+            lost := true;
+            why_code := SQLSTATE;
+            why := SQLERRM;
+        END;
+        BEGIN
+            {note}
+        EXCEPTION WHEN transaction_rollback THEN RAISE;
+        WHEN OTHERS THEN
+            IF lost THEN
+                RAISE WARNING USING
+                    MESSAGE = 'Syncflow did not capture a write to ' || TG_RELID::regclass::text || ': ' || why,
+                    HINT = 'Correct the cause, then run: ./syncflow capture install';
+            END IF;
+        END;
+    END;
+    IF wakes THEN
         PERFORM pg_notify('{channel}', '');
     END IF;
     RETURN NULL;
-END $$
-"""
+END """
+
+# A notification makes commits wait for one another, forbids PREPARE TRANSACTION and fails where the queue is full
+# ("NOTIFY" in the manual). None is sent while the relay looks by itself: it then holds this lock.
+_WAKES = """IF captured > 0 AND current_setting('max_prepared_transactions') = '0'
+            AND current_setting('{setting}', true) IS DISTINCT FROM 'off' THEN
+            IF pg_try_advisory_lock_shared({lock}) THEN
+                PERFORM pg_advisory_unlock_shared({lock});
+                wakes := pg_notification_queue_usage() < 0.5;
+            END IF;
+        END IF;"""
+
+# One row for each kind of fault is enough; concurrent writers may add the same one.
+_NOTE = """INSERT INTO {ledger}.capture_fault (catalogue, source, event, is_lost, code, reason, at)
+            SELECT '{catalogue}', TG_RELID::regclass::text, '{event}', lost, why_code, left(why, 500),
+                clock_timestamp()
+            WHERE NOT EXISTS (SELECT FROM {ledger}.capture_fault AS known WHERE known.catalogue = '{catalogue}'
+                AND known.source = TG_RELID::regclass::text AND known.event = '{event}'
+                AND (known.is_lost OR NOT lost));"""
 
 _INSERT = """INSERT INTO {ledger}.change (catalogue, record_id, operation, origin, unsubscribe, at)
     SELECT '{catalogue}', captured.record, captured.operation,
@@ -67,24 +124,50 @@ _TRANSITION_TABLES = {
 }
 
 
+@dataclass(frozen=True)
+class Trigger:
+    """A trigger function with the tables that it watches: names as SQL quotes them, and the text of the function."""
+
+    name: str
+    function: str
+    body: str
+    event: str
+    tables: tuple[str, ...]
+
+
+def triggers(source: Source, place: Place, quote: sa.sql.compiler.IdentifierPreparer) -> Iterator[Trigger]:
+    """Yield the triggers of a source, as they have to be."""
+    exact, keys = _captured(source, quote), _captured(source, quote, compares=False)
+    for event, select in exact.items():
+        name = quote.quote(source.name(event))
+        known = {"ledger": place.ledger, "catalogue": source.catalogue, "event": event}
+        body = _BODY.format(
+            insert=_insert(event, select, source, place),
+            insert_keys=_insert(event, keys[event], source, place),
+            wakes=_WAKES.format(setting=NOTIFY_SETTING, lock=AWAKE_LOCK),
+            note=_NOTE.format(**known),
+            channel=CHANNEL,
+        )
+        tables = (place.table, *place.partitions) if event == "truncate" else (place.table,)
+        yield Trigger(name, f"{place.ledger}.{name}", body, event, tables)
+
+
 def statements(source: Source, place: Place, quote: sa.sql.compiler.IdentifierPreparer) -> Iterator[str]:
     """Yield the statements that create the functions and triggers of a source."""
-    for event, select in _captured(source, quote).items():
-        insert = _INSERT.format(
-            ledger=place.ledger,
-            catalogue=source.catalogue,
-            origin=ORIGIN_SETTING,
-            unsubscribe=UNSUBSCRIBE_SETTING,
-            select=select,
-        )
-        name = quote.quote(source.name(event))
-        function = f"{place.ledger}.{name}"
-        yield _FUNCTION.format(function=function, insert=_body(event, insert, place), channel=CHANNEL)
-        for table in (place.table, *place.partitions) if event == "truncate" else (place.table,):
-            yield f"CREATE TRIGGER {name} {_when(event, table, place)} EXECUTE FUNCTION {function}()"
+    for one in triggers(source, place, quote):
+        yield _FUNCTION.format(function=one.function, body=one.body)
+        for table in one.tables:
+            yield f"CREATE TRIGGER {one.name} {_when(one.event, table, place)} EXECUTE FUNCTION {one.function}()"
 
 
-def _body(event: str, insert: str, place: Place) -> str:
+def _insert(event: str, select: str, source: Source, place: Place) -> str:
+    insert = _INSERT.format(
+        ledger=place.ledger,
+        catalogue=source.catalogue,
+        origin=ORIGIN_SETTING,
+        unsubscribe=UNSUBSCRIBE_SETTING,
+        select=select,
+    )
     if event == "truncate":  # TRUNCATE runs the trigger of each table that it empties, partitions included
         return f"EXECUTE replace($sql${insert}$sql$, '<table>', TG_RELID::regclass::text);"
     return (_OF_ONE_ROW[event] if place.by_row else "") + insert + ";"
@@ -98,8 +181,11 @@ def _when(event: str, table: str, place: Place) -> str:
     return f"AFTER {event.upper()} ON {table} {_TRANSITION_TABLES[event]} FOR EACH STATEMENT"
 
 
-def _captured(source: Source, quote: sa.sql.compiler.IdentifierPreparer) -> dict[str, str]:
-    """Return for each event the query of (record, operation) over `old_rows` and `new_rows`."""
+def _captured(source: Source, quote: sa.sql.compiler.IdentifierPreparer, *, compares: bool = True) -> dict[str, str]:
+    """Return for each event the query of (record, operation) over `old_rows` and `new_rows`.
+
+    Without a comparison each updated row counts as changed; no column but the keys is read.
+    """
 
     def record(row: str) -> str:
         return key_text("postgresql", source.key.type, f"{row}.{quote.quote(source.key.name)}")
@@ -118,7 +204,8 @@ def _captured(source: Source, quote: sa.sql.compiler.IdentifierPreparer) -> dict
             f"SELECT coalesce({record('n')}, {record('o')}), CASE WHEN {come} THEN '{created}' "
             f"WHEN {gone} THEN '{deleted}' ELSE '{updated}' END FROM {pairs}"
         )
-    update += f" WHERE {_differs(source, quote)}"
+    if compares:
+        update += f" WHERE {_differs(source, quote)}"
     distinct = "DISTINCT " if source.is_child else ""
     return {
         "insert": f"SELECT {distinct}{record('n')}, '{created}' FROM new_rows n",

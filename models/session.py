@@ -174,8 +174,14 @@ _JSON: dict[str, Any] = {"json_serializer": _dumps, "json_deserializer": orjson.
 class Listener(Protocol):
     """Waits for commits. It may return without one, but never later than the timeout."""
 
+    #: Whether a commit ends the wait; otherwise only the timeout does.
+    is_notified: bool
+
     def wait(self, timeout: float) -> None:
         """Return after a commit, or after `timeout` seconds."""
+
+    def stay_awake(self, is_awake: bool) -> None:
+        """Spare writers the notification while the caller looks for changes by itself."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -184,6 +190,7 @@ class Listener(Protocol):
 class _SqliteListener:
     #: `PRAGMA data_version` reads one integer in shared memory, which is cheap.
     INTERVAL_SECONDS = 0.005
+    is_notified = True
 
     def __init__(self, database: Database) -> None:
         # In autocommit mode: within a transaction the version does not change.
@@ -202,6 +209,9 @@ class _SqliteListener:
         while (version := self._read()) == self._version and time.monotonic() < deadline:
             time.sleep(self.INTERVAL_SECONDS)
         self._version = version
+
+    def stay_awake(self, is_awake: bool) -> None:
+        """Do nothing: writers to SQLite notify nobody."""
 
     def close(self) -> None:
         self._connection.close()

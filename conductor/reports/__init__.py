@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.links.row import LinkRow
 from conductor.queue_report import QueueReport
-from conductor.reports import overview, overview_version, record_status
+from conductor.reports import capture_status, overview, overview_version, record_status
+from conductor.reports.capture_status import BrokenCapture
 from conductor.reports.overview import Overview
 from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.record_status import RecordStatus
@@ -34,6 +35,11 @@ class Reports:
         with self.context.database.read_autocommit() as connection:
             version = version or overview_version.overview_version(self.context, connection)
             return overview.overview(self.context, connection, version)
+
+    def broken_captures(self) -> list[BrokenCapture]:
+        """Return the catalogues whose writes may not be captured."""
+        with self.context.database.read_autocommit() as connection:
+            return capture_status.broken_captures(connection)
 
     def is_alive(self, process: ProcessRow) -> bool:
         """Return whether a process has sent a heartbeat recently."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from conductor.context import Context
+from conductor.reports.capture_status import BrokenCapture
 from conductor.reports.overview_version import is_alive
 from conductor.reports.system_status import SystemStatus, counted, pending_text
 from i18n import gettext, gettext_noop
@@ -22,14 +23,14 @@ _NEEDED = {
 _ALL_IN_ONE = "standalone"
 
 #: The kinds of incidents, the most urgent first. Those that an operator chose or has to decide come last.
-URGENCY = ("process", "down", "poll", "gap", "dead", "paused", "conflict")
+URGENCY = ("process", "capture", "down", "poll", "gap", "dead", "paused", "conflict")
 
 
 @dataclass(frozen=True)
 class Incident:
     """A problem: what it is, since when, and what the hub does about it.
 
-    `kind` is paused, down, poll, gap, dead, conflict or process; `name` is the system, subscriber or process.
+    `kind` is capture, paused, down, poll, gap, dead, conflict or process; `name` is the system, subscriber or process.
     `next_at` is the time of the hub's next attempt; if there is none, an operator has to act.
     """
 
@@ -81,6 +82,15 @@ def system_incidents(status: SystemStatus, row: SystemRow | None) -> list[Incide
             doing = gettext("Neither side is overwritten until an operator decides.")
             found.append(Incident("conflict", s.name, f"{s.name}: {fields}.", doing))
     return found
+
+
+def capture_incident(broken: BrokenCapture) -> Incident:
+    """Return the incident of a catalogue whose writes are not captured."""
+    what = gettext("Writes to {name} are not captured: {reason}.", name=broken.catalogue, reason=broken.reason)
+    doing = gettext(
+        "When this is corrected, Syncflow compares all records of {name} with each system.", name=broken.catalogue
+    )
+    return Incident("capture", broken.catalogue, what, doing, broken.since)
 
 
 def process_incidents(context: Context, processes: list[ProcessRow]) -> list[Incident]:

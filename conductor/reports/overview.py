@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.reports.incidents import URGENCY, Incident, process_incidents, system_incidents
+from conductor.reports.incidents import URGENCY, Incident, capture_incident, process_incidents, system_incidents
 from conductor.reports.overview_counts import Waiting, subscriber_counts, waiting_counts
 from conductor.reports.overview_version import OverviewVersion
 from conductor.reports.system_status import SubscriberStatus, SystemStatus, counted, subscriber_status, system_status
@@ -47,8 +47,10 @@ class Overview:
 
     @property
     def in_sync(self) -> bool:
-        """Whether no change, event, dead letter or conflict is open, whatever incidents there are."""
+        """Whether no change, event, dead letter or conflict is open, and no write or event may have been missed."""
         nothing_new = not (self.waiting.changes or self.waiting.inbox)
+        if any(trouble.kind in ("capture", "gap") for trouble in self.troubles):
+            return False
         return nothing_new and not any(self.total(name) for name in ("owed", "dead", "conflicts"))
 
     @property
@@ -84,8 +86,10 @@ class Overview:
             return ngettext("{names} is paused", "{names} are paused", count, names=all_names)
         if kind == "poll":
             return ngettext("the poll of {names} fails", "the polls of {names} fail", count, names=all_names)
+        if kind == "capture":
+            return gettext("writes to {names} are not captured", names=all_names)
         if kind == "gap":
-            return gettext("deletions of {names} may be missing", names=all_names)
+            return gettext("changes to {names} may be missing", names=all_names)
         if kind == "dead":
             return counted(
                 self.total("dead"), "{count} dead letter needs an operator", "{count} dead letters need an operator"
@@ -103,15 +107,19 @@ def overview(context: Context, connection: sa.Connection, seen: OverviewVersion)
     """Return the current overview; `seen` holds the rows that were read for its version."""
     names = {system: [s.name() for s in context.of_system(system)] for system in sorted(context.systems)}
     counts = subscriber_counts(connection, [name for some in names.values() for name in some])
+    broken = {one.catalogue: one for one in seen.broken}
 
     def status(system: str) -> SystemStatus:
         row = seen.systems.get(system)
-        return system_status(
-            system, row, [subscriber_status(counts[each], row, seen.polls.get(each)) for each in names[system]]
-        )
+        subscribers = [
+            subscriber_status(counts[s.name()], row, seen.polls.get(s.name()), broken.get(s.catalogue))
+            for s in context.of_system(system)
+        ]
+        return system_status(system, row, subscribers)
 
     found = [status(system) for system in names]
     troubles = [trouble for status in found for trouble in system_incidents(status, seen.systems.get(status.name))]
+    troubles += [capture_incident(one) for one in seen.broken]
     troubles += process_incidents(context, seen.processes)
     troubles.sort(key=lambda trouble: URGENCY.index(trouble.kind))
     return Overview(found, waiting_counts(connection), seen.processes, troubles)

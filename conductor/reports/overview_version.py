@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.reports.capture_status import BrokenCapture, broken_captures
 from models.ledger import (
     AuditEntry,
     Change,
@@ -44,6 +45,8 @@ class OverviewVersion:
     version: str
     systems: dict[str, SystemRow]
     polls: dict[str, CursorRow]
+    #: The catalogues whose writes may not be captured.
+    broken: list[BrokenCapture]
     processes: list[ProcessRow]
 
 
@@ -71,8 +74,10 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
     systems = [SystemRow._make(row) for row in connection.execute(_SYSTEMS)]
     polls = [CursorRow._make(row) for row in connection.execute(_POLLS)]
     processes = [ProcessRow._make(row) for row in connection.execute(_PROCESSES)]
+    broken = broken_captures(connection)
     seen = (
         tuple(newest),
+        broken,
         [tuple(row) for row in jobs],
         # Without the columns that change with every call.
         [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
@@ -82,7 +87,7 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
     )
     version = hashlib.sha256(repr(seen).encode()).hexdigest()
     return OverviewVersion(
-        version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, processes
+        version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, broken, processes
     )
 
 

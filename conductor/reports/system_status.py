@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from conductor.links.status import system_state
+from conductor.reports.capture_status import BrokenCapture
 from conductor.reports.overview_counts import SubscriberCounts
 from i18n import gettext, ngettext
 from models.counting import DISPLAY_LIMIT
@@ -34,6 +35,9 @@ class SubscriberStatus:
     #: What its polls could not read, until a reconcile, and since when that is known.
     gap: str | None = None
     gap_since: datetime | None = None
+    #: Why writes to its catalogue may not be captured, and since when.
+    uncaptured: str | None = None
+    uncaptured_since: datetime | None = None
     state: str = "ok"
 
 
@@ -53,8 +57,10 @@ class SystemStatus:
         return sum(s.owed for s in self.subscribers)
 
 
-def subscriber_status(found: SubscriberCounts, system: SystemRow | None, poll: CursorRow | None) -> SubscriberStatus:
-    """Make the status of a subscriber of its counts and the rows of its system and its cursor."""
+def subscriber_status(
+    found: SubscriberCounts, system: SystemRow | None, poll: CursorRow | None, broken: BrokenCapture | None
+) -> SubscriberStatus:
+    """Make the status of a subscriber of its counts, the rows of its system and its cursor, and a capture fault."""
     failing_since = poll.failing_since if poll is not None else None
     status = SubscriberStatus(
         found.name,
@@ -68,6 +74,8 @@ def subscriber_status(found: SubscriberCounts, system: SystemRow | None, poll: C
         found.oldest_dead,
         poll.gap if poll is not None else None,
         poll.gap_since if poll is not None else None,
+        broken.reason if broken is not None else None,
+        broken.since if broken is not None else None,
     )
     return SubscriberStatus(**{**vars(status), "state": _subscriber_state(status, system)})
 
@@ -75,7 +83,7 @@ def subscriber_status(found: SubscriberCounts, system: SystemRow | None, poll: C
 def _subscriber_state(status: SubscriberStatus, system: SystemRow | None) -> str:
     if (held := system_state(system)) is not None:
         return held
-    if status.poll_error or status.dead or status.gap:
+    if status.poll_error or status.dead or status.gap or status.uncaptured:
         return "failing"
     if status.failing:
         return "retrying"
@@ -97,6 +105,9 @@ def system_status(name: str, row: SystemRow | None, subscribers: list[Subscriber
         words = gettext("the poll of {name} fails: {error}", name=failing.name, error=failing.poll_error)
         words += f"; {pending_text(owed)}" if owed else ""
         return SystemStatus(name, "failing", words, subscribers, failing.poll_failing_since)
+    if missed := next((s for s in subscribers if s.uncaptured), None):
+        words = gettext("writes for {name} are not captured: {reason}", name=missed.name, reason=missed.uncaptured)
+        return SystemStatus(name, "failing", words, subscribers, missed.uncaptured_since)
     if gap := next((s for s in subscribers if s.gap), None):
         words = f"{gap.name}: {gap.gap}; " + gettext("reconcile it")
         return SystemStatus(name, "failing", words, subscribers, gap.gap_since)

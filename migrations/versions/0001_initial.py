@@ -41,6 +41,26 @@ def upgrade() -> None:
         sa.UniqueConstraint("system", "number", name=op.f("uq_call_slot_system_number")),
     )
     op.create_table(
+        "capture_fault",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("catalogue", sa.String(length=64), nullable=False),
+        sa.Column("source", sa.String(length=160), nullable=False),
+        sa.Column("event", sa.String(length=8), nullable=False),
+        sa.Column("is_lost", sa.Boolean(), nullable=False),
+        sa.Column("code", sa.String(length=5), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_capture_fault")),
+    )
+    op.create_table(
+        "capture_state",
+        sa.Column("catalogue", sa.String(length=64), nullable=False),
+        sa.Column("intact_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("broken_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("catalogue", name=op.f("pk_capture_state")),
+    )
+    op.create_table(
         "change",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("catalogue", sa.String(length=64), nullable=False),
@@ -927,6 +947,8 @@ def downgrade() -> None:
         batch_op.drop_index("ix_change_record")
 
     op.drop_table("change")
+    op.drop_table("capture_state")
+    op.drop_table("capture_fault")
     op.drop_table("call_slot")
     with op.batch_alter_table("audit_entry", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_audit_entry_at"))

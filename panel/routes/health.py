@@ -33,12 +33,14 @@ def healthz() -> tuple[Response, int]:
 def readyz() -> tuple[Response, int]:
     """Report whether the database accepts a write. Needs no login.
 
-    Webhooks are accepted while the broker is away, so its state is reported, but does not count.
+    Webhooks are accepted while the broker is away, so its state is reported, but does not count; neither does that of
+    the capture of writes.
     """
     conductor: Conductor = current_app.extensions["syncflow"]
     readiness: Readiness = current_app.extensions["syncflow_readiness"]
     problem = readiness.problem()
-    body = jsonify(status=problem or "ready", broker=conductor.reports.queues().state)
+    capture = "unknown" if problem else "broken" if conductor.reports.broken_captures() else "intact"
+    body = jsonify(status=problem or "ready", broker=conductor.reports.queues().state, capture=capture)
     return body, 503 if problem else 200
 
 

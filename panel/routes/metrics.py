@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 
 from conductor import Conductor
 from models.base import utcnow
-from models.ledger import Process, System
+from models.ledger import CaptureState, Process, System
 from panel.auth.permissions import allowed
 
 blueprint = Blueprint("metrics", __name__)
@@ -48,8 +48,10 @@ DEAD = Metric("dead_letters", "Open dead letters of the subscriber", ("subscribe
 REFUSED = Metric("webhooks_refused", "Webhooks refused because of their signature", ("system",))
 SEEN = Metric("process_seen_seconds", "Time since the process last reported that it is alive", ("kind", "name"))
 
+CAPTURED = Metric("capture_intact", "1 if all writes to the catalogue's tables are captured, else 0", ("catalogue",))
+
 #: Every metric there is.
-METRICS = (STATE, OWED, OLDEST, DEAD, REFUSED, SEEN)
+METRICS = (STATE, OWED, OLDEST, DEAD, REFUSED, SEEN, CAPTURED)
 
 
 def _collect(conductor: Conductor) -> CollectorRegistry:
@@ -79,3 +81,5 @@ def _set_counts(gauges: Mapping[Metric, Gauge], conductor: Conductor) -> None:
             gauges[REFUSED].labels(name).set(count)
         for row in connection.execute(sa.select(Process.kind, Process.name, Process.last_seen_at)):
             gauges[SEEN].labels(row.kind, row.name).set((utcnow() - row.last_seen_at).total_seconds())
+        for name, since in connection.execute(sa.select(CaptureState.catalogue, CaptureState.broken_since)):
+            gauges[CAPTURED].labels(name).set(since is None)

@@ -29,6 +29,7 @@ from models.schema import migrate
 from models.session import Database
 from tests.support import services
 from tests.support.own_tables import owned
+from tests.support.private_postgresql import private_postgresql
 
 CUSTOMER = Customer.__table__
 INVOICE = Invoice.__table__
@@ -676,3 +677,65 @@ def test_the_psycopg_driver_alone_is_captured_too(postgres: Database) -> None:
         for name in ("Ada", "Bob"):
             copy.write_row([name])
     assert sorted(changes(postgres)) == [("customer", "1", "created"), ("customer", "2", "created")]
+
+
+# --- waking the relay --------------------------------------------------------------------------------------
+
+
+def test_a_relay_that_stays_awake_is_not_notified(postgres: Database) -> None:
+    with listening(postgres) as listener, listening(postgres) as other:
+        listener.stay_awake(True)
+        add(postgres, "Ada")
+        assert waited(other, 0.1) >= 0.1
+        listener.stay_awake(False)
+        add(postgres, "Bob")
+        assert waited(other, 30) < 10
+
+
+def test_a_relay_that_dies_awake_leaves_writers_notifying(postgres: Database) -> None:
+    dead = postgres.listener()
+    dead.stay_awake(True)
+    dead.close()
+    with listening(postgres) as listener:
+        add(postgres, "Ada")
+        assert waited(listener, 30) < 10
+
+
+def test_two_relays_may_be_awake(postgres: Database) -> None:
+    with listening(postgres) as first, listening(postgres) as second:
+        for listener in (first, second, first):
+            listener.stay_awake(True)
+        second.stay_awake(False)
+        add(postgres, "Ada")
+        assert waited(second, 0.1) >= 0.1
+
+
+def test_a_database_may_do_without_notifications(postgres_url: str) -> None:
+    migrate(postgres_url)
+    database = Database(postgres_url)
+    run(database, f"ALTER DATABASE {database.url.database} SET syncflow.notify = 'off'")
+    database.close()  # the setting is that of new connections
+    with listening(database) as listener:
+        assert not listener.is_notified
+        add(database, "Ada")
+        assert waited(listener, 0.1) >= 0.1
+    database.close()
+
+
+def test_two_phase_commits_of_a_writer_are_captured() -> None:
+    with private_postgresql("two_phase", max_prepared_transactions=5) as port:
+        server, name = f"postgres@127.0.0.1:{port}", f"two_phase_{uuid.uuid4().hex}"
+        with psycopg.connect(f"postgresql://{server}/postgres", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        migrate(f"postgresql+psycopg://{server}/{name}")
+        database = Database(f"postgresql+psycopg://{server}/{name}")
+        with psycopg.connect(f"postgresql://{server}/{name}", autocommit=True) as writer:
+            writer.execute("BEGIN")
+            writer.execute("INSERT INTO customer (name, active) VALUES ('Ada', true)")
+            writer.execute(f"PREPARE TRANSACTION '{name}'")
+            assert changes(database) == []
+            writer.execute(f"COMMIT PREPARED '{name}'")
+        with listening(database) as listener:
+            assert not listener.is_notified
+        assert len(changes(database)) == 1
+        database.close()

@@ -74,7 +74,7 @@ def test_healthz_says_that_the_process_lives_and_nothing_secret(panel: Panel) ->
 def test_readyz_needs_no_login_and_leaves_nothing_behind(panel: Panel) -> None:
     before = panel.rows(sa.select(Process.name))
     answer = panel.app.test_client().get("/readyz")
-    assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "broker": "ok"})
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "ready", "broker": "ok", "capture": "intact"})
     assert "Set-Cookie" not in answer.headers
     assert panel.rows(sa.select(Process.name)) == before
 

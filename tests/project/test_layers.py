@@ -102,6 +102,7 @@ ENGINE: dict[str, set[str]] = {
     "inward": {"context.py", "redaction.py", "links", "mappings", "systems", "dead_letters"},
     "reports": {"context.py", "queue_report.py", "throughput_counter.py", "links", "records.py", "dead_letters"},
     "tasks": {"context.py", "links", "mappings", "conflicts.py", "systems", "dead_letters", "outward", "inward"},
+    "capture_watch.py": {"context.py", "reports", "tasks"},
     "retention.py": {"context.py", "throughput_counter.py", "tasks"},
     "schedule.py": {"context.py", "retention.py"},
 }

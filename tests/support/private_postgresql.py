@@ -28,8 +28,15 @@ def _owner() -> str | None:
 
 
 @contextmanager
-def private_postgresql(name: str) -> Iterator[int]:
-    """Yield the port of a private cluster. It is started, and stopped at the end, unless it runs already."""
+def private_postgresql(name: str, **settings: int) -> Iterator[int]:
+    """Yield the port of a private cluster. It is started, and stopped at the end, unless it runs already.
+
+    `settings` are those that PostgreSQL reads only at its start: the first start stores them.
+    """
+    if settings:
+        with services.private("postgresql", name) as url, psycopg.connect(url, autocommit=True) as connection:
+            for setting, value in settings.items():
+                connection.execute(f"ALTER SYSTEM SET {setting} = {value}")
     with services.private("postgresql", name) as url:
         yield int(urlsplit(url).port or 0)
 

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from models.schema import migrate
 from models.session import Database
 from tests.support.fakes import FakeSubscriber, FakeSystem, RecordingPublisher
 from tests.support.runtimes import PATIENCE, add, until
-from workers.relay import Relay
+from workers.relay import Pace, Relay
 
 
 class Killed(BaseException):
@@ -267,3 +268,29 @@ def test_the_relay_is_woken_instead_of_polling_often(
         assert time.monotonic() - began < 4
     running.stop.set()
     add(database, "Bob")  # wakes the relay, so that it sees the stop request
+
+
+def looks(pace: Pace, *routed: int, seconds: float = 0.004, begin: float = 100.0) -> list[float]:
+    """Return the pauses after looks that follow one another after so many seconds."""
+    return [pace.after(count, begin + number * seconds, is_notified=True) for number, count in enumerate(routed)]
+
+
+def test_a_relay_with_little_to_do_waits_to_be_notified() -> None:
+    pace = Pace()
+    assert looks(pace, 1, 0, 1, 0, seconds=0.05) == [0.5] * 4
+    assert not pace.is_busy(100.2)
+
+
+def test_a_busy_relay_looks_by_itself_and_waits_longer_while_there_is_nothing() -> None:
+    pace = Pace()
+    pauses = looks(pace, 10, 10, 10, 0, 0, 0, 0)
+    assert pauses[2] == pytest.approx(0.003) and pace.is_busy(100.1)
+    assert all(later == pytest.approx(1.5 * earlier) for earlier, later in pairwise(pauses[2:]))
+    assert not pace.is_busy(100.6)
+    assert looks(pace, *[0] * 20, begin=100.6)[-1] == 0.5
+
+
+def test_a_relay_without_notifications_never_waits_long() -> None:
+    pace = Pace()
+    pauses = [pace.after(count, 100 + number, is_notified=False) for number, count in enumerate((1, *[0] * 20))]
+    assert pauses[0] == pytest.approx(0.003) and max(pauses) == pytest.approx(0.05)
