@@ -120,7 +120,8 @@ def make_profile(rng: random.Random) -> Profile:
         repeats=rng.random() < 0.15,
         nameless=rng.random() < 0.1,
         reuses=rng.random() < 0.15,
-        look=rng.choice(("auto", "auto", "fetch")),
+        look=rng.choice(("auto", "poll", "fetch")),
+        conditional=rng.random() < 0.2,
     )
 
 

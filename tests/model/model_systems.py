@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import sqlalchemy as sa
 from models.base import Base
 from models.schema import migrate
 from models.session import Database
-from subscribers.errors import Gone, Reject, Retry, SyncError
+from subscribers.errors import Gone, Outdated, Reject, Retry, SyncError
 from subscribers.http.failures import network_error, status_error
 from subscribers.mapping.fields import Field
 from subscribers.records import Event, External, Item, Page
@@ -82,6 +83,8 @@ class Profile:
     reuses: bool = False
     #: How edits made there are seen before ours overwrite them.
     look: str = "auto"
+    #: It refuses a write that names another version of the record than it has.
+    conditional: bool = False
 
 
 # --- the database -----------------------------------------------------------------------------------------
@@ -205,6 +208,8 @@ class ModelSystem(FakeSystem):
         #: The deleted records that a user may restore.
         self.trash: dict[str, dict[str, Any]] = {}
         self.restored: set[str] = set()
+        #: External id -> how often the record was changed.
+        self.versions: Counter[str] = Counter()
         #: Ids that belong to another record than they did before.
         self.reused: set[str] = set()
         #: Records whose last write the hub has not read yet, although the answer did not show what was stored.
@@ -278,6 +283,7 @@ class ModelSystem(FakeSystem):
         return external
 
     def edit(self, external_id: str, **values: Any) -> External:
+        self.versions[external_id] += 1
         return self.tell(super().edit(external_id, **self._normal(values)))
 
     def add(self, **values: Any) -> External:
@@ -292,6 +298,7 @@ class ModelSystem(FakeSystem):
         external_id = free[0]
         self.hub.reused(self, external_id)
         del self.deleted[external_id]
+        self.versions[external_id] += 1
         self.trash.pop(external_id, None)
         self.restored.discard(external_id)
         self.ours.pop(external_id, None)
@@ -308,10 +315,12 @@ class ModelSystem(FakeSystem):
         self.changed[external_id] = self.clock()
         del self.deleted[external_id]
         self.restored.add(external_id)
+        self.versions[external_id] += 1
         return self.tell(self.external(external_id))
 
     def external(self, external_id: str) -> External:
         external = super().external(external_id)
+        external = replace(external, version=str(self.versions[external_id]))
         return replace(external, data=_without_empty(external.data)) if self.profile.omits else external
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
@@ -350,6 +359,7 @@ class ModelSystem(FakeSystem):
         self.check(item)
         if item.linked_id not in self.store:
             raise Gone("404: no such record")
+        self._check_version(item)
         external = self.edit(item.linked_id, **item.changes)
         answer = self._answer(external, item.changes)
         return answer if self.profile.answers else None
@@ -358,14 +368,20 @@ class ModelSystem(FakeSystem):
         if self.profile.repeats or not self.profile.answers:
             self.unread.add(external.id)
         if not self.profile.answers:
-            return replace(external, data={})
+            return replace(external, data={}, version=None)
         return replace(external, data={**external.data, **sent}) if self.profile.repeats else external
 
     def removed(self, item: Item) -> None:
         """Delete a record."""
         if item.linked_id not in self.store:
             raise Gone("404: no such record")
+        self._check_version(item)
         self.remove(item.linked_id)
+
+    def _check_version(self, item: Item) -> None:
+        known = item.version if self.profile.conditional else None
+        if known is not None and known != str(self.versions[item.linked_id]):
+            raise Outdated("412: the record has another version")
 
 
 class ModelSubscriber(FakeSubscriber):
@@ -400,6 +416,10 @@ class ModelSubscriber(FakeSubscriber):
 
     def bulk_delete(self, items: Sequence[Item]) -> list[Any]:
         return super().bulk_delete(items) if self.bulk_size == 1 else self._each("delete", items, self.client.removed)
+
+    @property
+    def is_conditional(self) -> bool:
+        return self.client.profile.conditional
 
     def fetch(self, external_id: str) -> External:
         fetched = super().fetch(external_id)

@@ -240,7 +240,8 @@ class ModelHub:
                 self.dead = True
                 raise Crash
             self.note(f"meanwhile, at: {where}")
-            self.conflicts.blur()
+            if not all(profile.conditional for profile in self.profiles.values()):
+                self.conflicts.blur()
             self.depth += 1
             try:
                 self.do(what)
@@ -468,7 +469,7 @@ class ModelHub:
 
     def looks(self, name: str) -> bool:
         """Whether edits made in the system are seen before ours overwrite them."""
-        if self.conductor.subscribers[name].look_first == "fetch":
+        if self.conductor.subscribers[name].look_first in ("auto", "fetch"):
             return True
         with self.engine_read() as connection:
             polled = sa.select(Cursor.id).where(Cursor.subscriber == name, Cursor.position.is_not(None))
