@@ -4,7 +4,7 @@
 |------------------|-----------------------------------------------------------------------|
 | `setup`          | migrate, make-migration, capture, create-admin                        |
 | `processes`      | relay, worker, scheduler, web, standalone                             |
-| `operations`     | status, poll, sync, retry                                             |
+| `operations`     | status, poll, sync, retry, decide, relink, account                    |
 | `tasks`          | backfill, reconcile, check                                            |
 | `new_subscriber` | new-subscriber                                                        |
 | `demo`           | demo; `demo_settings` lets other commands use the settings of its hub |
@@ -64,6 +64,24 @@ COMMANDS = {
         "deliver a record to its systems now", operations.sync, operations.sync_arguments, uses_running_demo=True
     ),
     "retry": Command("retry dead letters", operations.retry, operations.retry_arguments, uses_running_demo=True),
+    "decide": Command(
+        "say whether a record under a deleted one's id is the same one",
+        operations.decide,
+        operations.decide_arguments,
+        uses_running_demo=True,
+    ),
+    "relink": Command(
+        "link the records again that a system had lost, such as with the login of another account",
+        operations.relink,
+        operations.relink_arguments,
+        uses_running_demo=True,
+    ),
+    "account": Command(
+        "say that the account that the login of a system leads to is the right one now",
+        operations.account,
+        operations.account_arguments,
+        uses_running_demo=True,
+    ),
     "backfill": Command(
         "deliver all existing records to a subscriber",
         tasks.backfill,

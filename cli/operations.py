@@ -1,4 +1,4 @@
-"""Commands that report on the hub or operate it: status, poll, sync, retry."""
+"""Commands that report on the hub or operate it: status, poll, sync, retry, decide, relink, account."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def status(_arguments: argparse.Namespace) -> int:
     systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
     broker = broker_error(runtime)
+    lost = {system.name: runtime.conductor.relinking.count(system.name) for system in systems}
     runtime.close()
     if broker is not None:
         print(f"{'rabbitmq':<14} {broker.state:<8} {broker}")
@@ -46,6 +47,8 @@ def status(_arguments: argparse.Namespace) -> int:
         print(f"{system.name:<14} {system.state:<8} {system.summary}")
         if any(s.state == "down" or s.poll_error for s in system.subscribers) and system.state != "paused":
             print(f"{'':<23} if this is fixed, run ./syncflow poll {system.name} to retry now")
+        if lost[system.name]:
+            print(f"{'':<23} {lost[system.name]} records lost there: ./syncflow relink {system.name} reads them again")
         for subscriber in system.subscribers:
             since = subscriber.oldest_owed_since
             age = f", the oldest since {since:%Y-%m-%d %H:%M:%S} UTC" if since is not None else ""
@@ -145,4 +148,64 @@ def retry(arguments: argparse.Namespace) -> int:
             task = conductor.tasks.get(task.id)
     runtime.close()
     print(f"Retrying {count} dead letter{'' if count == 1 else 's'}")
+    return 0
+
+
+def decide_arguments(parser: argparse.ArgumentParser) -> None:
+    """`decide ID same|another`."""
+    parser.add_argument("id", type=int, help="the dead letter that asks")
+    parser.add_argument("choice", choices=("same", "another"), help="whether it is the same record or another one")
+
+
+def decide(arguments: argparse.Namespace) -> int:
+    """Say whether a record under a deleted one's id is the same record, which is linked again, or another one."""
+    runtime = build()
+    try:
+        runtime.conductor.relinking.decide(arguments.id, operator(), same=arguments.choice == "same")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        runtime.close()
+    print(f"Dead letter #{arguments.id}: {arguments.choice} record")
+    return 0
+
+
+def relink_arguments(parser: argparse.ArgumentParser) -> None:
+    """`relink SYSTEM`."""
+    parser.add_argument("system", help="a system, such as stripe")
+
+
+def relink(arguments: argparse.Namespace) -> int:
+    """Read the records again that a system has lost, and link those that are there; resume it if that paused it."""
+    runtime = build()
+    try:
+        count = runtime.conductor.relinking.relink(arguments.system, operator())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        runtime.close()
+    print(f"{arguments.system}: {count} record{'' if count == 1 else 's'} will be read again")
+    return 0
+
+
+def account_arguments(parser: argparse.ArgumentParser) -> None:
+    """`account SYSTEM [--unlink]`."""
+    parser.add_argument("system", help="a system, such as stripe")
+    unlink = "remove all links first: the account has none of the linked records"
+    parser.add_argument("--unlink", action="store_true", help=unlink)
+
+
+def account(arguments: argparse.Namespace) -> int:
+    """Say that the account that the login of a system leads to is the right one now, and resume the system."""
+    runtime = build()
+    try:
+        found = runtime.conductor.relinking.accept_account(arguments.system, operator(), unlink=arguments.unlink)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        runtime.close()
+    print(f"{arguments.system}: {found} is the right account now")
     return 0

@@ -6,6 +6,7 @@ It knows neither the broker nor Flask, so a test with a fake subscriber can try 
 from conductor.conductor import Conductor
 from conductor.dead_letters.remedies import remedy
 from conductor.dead_letters.store import DeadLetterFilter
+from conductor.inward.applying import REUSED_ID
 from conductor.inward.inbox import INBOX_KIND_POLL
 from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
@@ -49,6 +50,7 @@ __all__ = [
     "OPEN_TASK_STATES",
     "PENDING_LINKS",
     "RELAY_BATCH",
+    "REUSED_ID",
     "THROUGHPUT_COLUMNS",
     "THROUGHPUT_SPANS",
     "BadSignature",

@@ -15,6 +15,7 @@ from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
 from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward import Inward
+from conductor.inward.relinking import Relinking
 from conductor.inward.replay import InboxReplay
 from conductor.links.relations import Relations
 from conductor.mappings.preview import Previews
@@ -90,7 +91,7 @@ class Conductor:
             self.breaker,
             BatchLoader(self.context, self.breaker, self.mappings, self.relations),
             Sender(self.context, self.concurrency, self.outages),
-            ResultWriter(self.context, self.breaker, self.letters, self.relations),
+            ResultWriter(self.context, self.breaker, self.letters, self.relations, self.guard),
             self.concurrency,
             self.guard,
             self.inward.inbox.refetch,
@@ -107,6 +108,7 @@ class Conductor:
         self.caller = SystemCaller(self.context, self.breaker, self.concurrency, self.outages)
         self.connection_check = ConnectionCheck(self.context, self.mappings)
         self.replay = InboxReplay(self.context, self.letters)
+        self.relinking = Relinking(self.context, self.letters, self.systems)
         self.tasks = make_task_runner(
             Services(
                 context=self.context,

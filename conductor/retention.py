@@ -20,6 +20,7 @@ from models.ledger import (
     Inbox,
     JobRun,
     Link,
+    LostRecord,
     Process,
     Schedule,
     Task,
@@ -60,6 +61,7 @@ class Retention:
         for table, at, before, settled in (
             (Delivery, Delivery.at, old, always),
             (Change, Change.at, old, _RELAYED),
+            (LostRecord, LostRecord.at, old, always),
             (DeadLetter, DeadLetter.closed_at, old, always),
             (Conflict, Conflict.resolved_at, old, always),
             # After the dead letters: an event with an open dead letter can still be retried.

@@ -176,6 +176,24 @@ class Link(Base):
     open_conflicts: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
+class LostRecord(Base):
+    """An external record that turned out to be gone, with what its link knew of it: it may be linked again.
+
+    Another account's login reports every record as gone.
+    """
+
+    __tablename__ = "lost_record"
+    __table_args__ = (sa.Index("ix_lost_record_system", "system", "at"),)
+
+    id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    system: Mapped[str] = mapped_column(sa.String(64))
+    link_id: Mapped[int] = mapped_column(BigId)
+    external_id: Mapped[str] = mapped_column(sa.String(255))
+    base: Mapped[dict[str, Any] | None]
+    remote_values: Mapped[dict[str, Any] | None]
+    at: Mapped[datetime]
+
+
 class Delivery(Base):
     """One attempt to deliver a record to a system, or to apply one from it, and its outcome."""
 
@@ -424,6 +442,9 @@ class System(Base):
     clock_offset: Mapped[int | None]
     #: For a system with a rate limit: when the next call of any process may begin.
     next_call_at: Mapped[datetime | None]
+    #: The account that the login belonged to at the first contact, and another one that it leads to now.
+    account: Mapped[str | None] = mapped_column(sa.String(255))
+    other_account: Mapped[str | None] = mapped_column(sa.String(255))
     #: The delete guard: deletions to and from the system, start of the window, and end of an operator's approval.
     deletes: Mapped[int] = mapped_column(default=0, server_default="0")
     deletes_since: Mapped[datetime | None]

@@ -32,6 +32,8 @@ class SystemRow(NamedTuple):
     rate_seen_at: datetime | None
     clock_offset: int | None
     next_call_at: datetime | None
+    account: str | None
+    other_account: str | None
     deletes: int
     deletes_since: datetime | None
     deletes_allowed_until: datetime | None

@@ -69,6 +69,8 @@ class StripeLike:
             raise ValueError("webhook_url and webhook_secret go together")
         self.journal, self.faults = Journal(), Faults()
         self.search_lag = search_lag
+        #: The id of the account that its keys belong to.
+        self.account = "acct_simulated"
         self._port = port
         self._data = Path(data) if data else None
         self._local = objects.load_localstripe()
@@ -268,6 +270,8 @@ class StripeLike:
         request = call.request
         token = _cause.set({"id": call.request_id, "idempotency_key": call.key})
         try:
+            if request.method == "GET" and request.path == "/v1/account":
+                return web.json_response({"id": self.account, "object": "account"})
             if request.method == "GET" and request.path == "/v1/customers/search":
                 return self._search(call.params)
             if (billed := self._billing.answer(request.method, request.path, call.params)) is not None:

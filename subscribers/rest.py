@@ -90,6 +90,10 @@ class RestSystem(System):
     token_url: ClassVar[str] = "/oauth/token"
     token_parameters: ClassVar[Mapping[str, str]] = {}
     token_login: ClassVar[Literal["basic", "body"]] = "basic"
+    #: A path below the system's URL whose response holds the id of the login's own account, and the place of the id
+    #: there. Without a path the account is unknown.
+    account_path: ClassVar[str] = ""
+    account_field: ClassVar[JmesPath] = "id"
     #: Headers of every call, such as a version of the API. Not for secrets.
     headers: ClassVar[Mapping[str, str]] = {}
     #: The place of the messages per field in an error response.
@@ -169,6 +173,17 @@ class RestSystem(System):
         if self.auth == "header":
             return HeaderAuth(self.auth_header, self.auth_prefix + token)
         return HeaderAuth("Authorization", f"Bearer {token}") if self.auth == "bearer" else HeaderAuth()
+
+    def account(self) -> str | None:
+        """Return the id of the account at `account_path`; None without a path."""
+        if not self.account_path:
+            return None
+        self.pace()
+        body, _ = self.http.json("GET", self.account_path)
+        found = search_json(self.account_field, body)
+        if not isinstance(found, str | int) or found == "":
+            raise Retry(f"the response of {self.account_path} has no {self.account_field!r}")
+        return str(found)
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
         """Verify the signature with each of the secrets, and return the event's id."""

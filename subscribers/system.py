@@ -64,6 +64,8 @@ class System:
 
     #: The HTTP client, `http.client.Http`, of a system that uses it.
     http: Any = None
+    #: How often it has logged in: each login may lead to another account.
+    logins: int = 0
 
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
@@ -83,6 +85,16 @@ class System:
         """Seconds by which the system's clock is ahead of ours, by its last response; None if unknown."""
         offset: float | None = getattr(self.http, "clock_offset", None)
         return offset
+
+    def account(self) -> str | None:
+        """Return the id of the account that the login belongs to; None for a system that does not tell.
+
+        The conductor remembers it, and pauses the system if it is another one later. Pace the calls that this makes.
+
+        Raises:
+          SyncError: the account cannot be read now.
+        """
+        return None
 
     def pace(self) -> None:
         """Wait until the rate limit allows a call. The conductor replaces this for a system with a limit."""

@@ -76,6 +76,9 @@ REMEDIES = {
             "Check where the version is and how it is named; then retry."
         ),
     ),
+    "id_changes": Remedy(
+        SYSTEM, gettext_noop("The system returns this record under another id each time. Correct it there, then retry.")
+    ),
     "gone": Remedy(
         SYSTEM, gettext_noop("The system has deleted the record. Restore it and retry, or discard this dead letter.")
     ),
@@ -95,8 +98,8 @@ REMEDIES = {
     "reused_id": Remedy(
         SYSTEM,
         gettext_noop(
-            "If it is the same record, write our id there or make the match columns agree, then retry. "
-            "If it is another one, create it there under another id, and discard this dead letter."
+            "Compare the two, then say whether it is the same record, which is linked again, or another one, "
+            "which is treated as new."
         ),
     ),
     "permission_missing": Remedy(

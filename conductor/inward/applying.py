@@ -7,6 +7,7 @@ the same second as a write of ours), the result is `NeedsFetch`; the caller fetc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from conductor.inward import matching
 from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.inward.merging import RecordMerger, known_version, overwritten_edits, seen_values
-from conductor.links import in_doubt, leases, state
+from conductor.links import in_doubt, leases, lost, state
 from conductor.links.absence import Absent, Unreadable, last_captured, require_deletion
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here, restore_here
@@ -29,6 +30,22 @@ from models.catalogues import Record, UnreadableRecord, is_generated
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.mapping.values import same
+
+#: The code of a record that lives under the id of a deleted one, while nothing says whether it is the same.
+REUSED_ID = "reused_id"
+
+
+class ReusedId(Reject):
+    """A system may have given the id of a deleted record to another one: an operator decides."""
+
+    code = REUSED_ID
+
+    def __init__(self, subscriber: Subscriber, external_id: str, record_id: str) -> None:
+        super().__init__(
+            f"{external_id} was deleted and lives again; {subscriber.system} may have given the id of record "
+            f"{record_id} to another record"
+        )
+        self.subscriber, self.record_id = subscriber.name(), record_id
 
 
 class InboundApplier:
@@ -54,6 +71,8 @@ class InboundApplier:
             raise Unreadable(error) from None
 
     def _apply(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
+        if incoming.lost is not None:
+            return self._link_again(connection, incoming, incoming.lost)
         link = matching.link_by_external_id(connection, incoming.subscriber, incoming.external.id)
         if link is None:
             return self._apply_unknown(connection, incoming)
@@ -174,6 +193,7 @@ class InboundApplier:
             return self._follow_merge(connection, incoming, link, merged_into)
         if not self.guard.allows(connection, subscriber.system, 1, "from"):
             raise HeldByDeleteGuard
+        lost.remember(connection, subscriber.system, link, now)
         # An edit that the system has not received outlives the deletion.
         recreate = subscriber.on_gone == "recreate" or (subscriber.on_gone == "delete" and link.is_owed)
         if recreate:
@@ -214,7 +234,7 @@ class InboundApplier:
         """Link a living record under the id of a deleted one, or treat it as new if it is another record.
 
         Raises:
-          Reject: the system may give the id of a deleted record to another one, and nothing tells which it is.
+          ReusedId: the system may give the id of a deleted record to another one, and nothing tells which it is.
         """
         subscriber, external = incoming.subscriber, incoming.external
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
@@ -223,12 +243,42 @@ class InboundApplier:
             state.write(connection, link.id, {"external_id": None})
             return self._link_or_create(connection, incoming)
         if external.record_id is None and subscriber.reuses_ids and not self._matches(connection, incoming, link):
-            raise Reject(
-                f"{external.id} was deleted and lives again; {subscriber.system} may have given the id of record "
-                f"{link.record_id} to another record",
-                code="reused_id",
-            )
+            raise ReusedId(subscriber, external.id, link.record_id)
         return self._relink(connection, incoming, link)
+
+    def _link_again(self, connection: sa.Connection, incoming: Incoming, gone: lost.Lost) -> Applied | NeedsFetch:
+        """Link a record again that was taken for gone, by an operator's word, and merge it."""
+        subscriber, now = incoming.subscriber, self.context.clock()
+        link = matching.link_by_id(connection, subscriber, gone.link_id)
+        leases.take_over(connection, link, incoming.token, now)
+        if incoming.external.deleted:
+            state.write(connection, link.id, {"retry_at": None})
+            return Applied("skipped", f"{gone.external_id} is not there", self._owed(link))
+        lost.forget(connection, gone)
+        known = matching.link_by_external_id(connection, subscriber, incoming.external.id)
+        if known is not None and known.is_linked:
+            leases.take_over(connection, known, incoming.token, now)
+            return self._apply_known(connection, incoming, known)  # linked again meanwhile
+        record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
+        if record is None and link.deleted_remotely:
+            # Our record was deleted because theirs seemed to be.
+            state.write(connection, link.id, {"external_id": None})
+            return self._link_or_create(connection, incoming)
+        if record is not None and link.deleted_remotely:
+            return self._relink(connection, incoming, link)
+        found = state.linked(incoming.external.id, gone.base, gone.remote_values)
+        state.write(connection, link.id, found | state.owed(now, state.Via.CALLER) | state.revived())
+        message = "it is there, and linked again"
+        if record is None:
+            require_deletion(connection, subscriber.records, link.record_id)
+            return write_delivery(self.context, connection, incoming, link, "applied", message, owed=True)
+        link = matching.existing_link(connection, subscriber, link.record_id)
+        merged = self.merger.merge(connection, incoming, link, record, overwritten={}, message=message)
+        return replace(merged, owed=self._owed(link))  # no lease of this link ends, which would publish it
+
+    @staticmethod
+    def _owed(link: LinkRow) -> tuple[str, str] | None:
+        return (link.subscriber, link.record_id) if link.is_owed else None
 
     @staticmethod
     def _matches(connection: sa.Connection, incoming: Incoming, link: LinkRow) -> bool:
@@ -258,14 +308,24 @@ class InboundApplier:
     # --- unknown records ------------------------------------------------------------------------------
 
     def _apply_unknown(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
-        if incoming.external.deleted:
+        may_be_linked = self._may_be_linked(connection, incoming)
+        if incoming.external.deleted and not may_be_linked:
             return Applied("skipped", "deleted in the system, and never linked")
+        if may_be_linked:
+            return NeedsFetch("it may be linked under another form of its id")
         if not (incoming.newest or incoming.polled):
             return NeedsFetch("an unknown record may have changed or be deleted by now")
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and (link := matching.link_without_record(connection, incoming)) is not None:
             return self._owe_deletion(connection, incoming, link)
         return self._link_or_create(connection, incoming)
+
+    @staticmethod
+    def _may_be_linked(connection: sa.Connection, incoming: Incoming) -> bool:
+        subscriber, external_id = incoming.subscriber, incoming.external.id
+        if incoming.newest or not subscriber.can_fetch:
+            return False
+        return matching.other_form(connection, subscriber, external_id) is not None
 
     def _link_or_create(self, connection: sa.Connection, incoming: Incoming) -> Applied:
         record_id = matching.claimed_record(connection, incoming)

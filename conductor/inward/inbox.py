@@ -16,13 +16,15 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from conductor.dead_letters.store import DeadLetterStore
-from conductor.inward.applying import InboundApplier
+from conductor.inward import matching
+from conductor.inward.applying import InboundApplier, ReusedId
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch, Postponed
 from conductor.links import leases
+from conductor.links.lost import Lost
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
-from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.delete_guard import HELD, DeleteGuard
 from conductor.systems.outages import OutageDetector
 from models.ledger import Inbox, System
 from subscribers.base import Subscriber, normalize_incoming
@@ -46,6 +48,20 @@ _ERROR_CHARACTERS = 300
 #: `kind` of an inbox row that holds a polled record.
 INBOX_KIND_POLL = "poll"
 
+#: `kind` of an inbox row that holds a record which an operator wants to be linked again.
+RELINK = "relink"
+
+
+#: Ids under which one record is fetched, each time because the system returned it under another one.
+_MOST_IDS = 3
+
+
+@dataclass(frozen=True)
+class KnownAs:
+    """A record was returned, or is linked, under this id, which is another one than the event has."""
+
+    id: str
+
 
 @dataclass(frozen=True)
 class InboxRow:
@@ -58,9 +74,10 @@ class InboxRow:
     kind: str
     body: str
     attempts: int
+    received_at: datetime
 
 
-_COLUMNS = (Inbox.id, Inbox.system, Inbox.subscriber, Inbox.kind, Inbox.body, Inbox.attempts)
+_COLUMNS = (Inbox.id, Inbox.system, Inbox.subscriber, Inbox.kind, Inbox.body, Inbox.attempts, Inbox.received_at)
 
 
 @dataclass(eq=False)
@@ -93,7 +110,7 @@ class InboxProcessor:
         except Stopping:
             return  # another process applies the row
         except leases.LinkLeased:
-            self._postpone(row, "the record is being delivered", SHORTEST_PAUSE_SECONDS, attempts=row.attempts)
+            self._wait_for_lease(row)
         except BadWebhook as error:
             self._fail(row, Reject(str(error), code="event_invalid"))
         except SyncError as error:
@@ -132,7 +149,7 @@ class InboxProcessor:
             return self._fetch_and_apply(subscriber, External(external_id, at=at))
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, subscriber.system, "from")
-            return Postponed("held by the delete guard", self.context.policy.stale_seconds)
+            return Postponed(HELD, self.context.policy.stale_seconds)
         except Stopping:
             return Postponed("the process is shutting down", 0.0)
         except SyncError as error:
@@ -159,7 +176,8 @@ class InboxProcessor:
 
     def _results(self, row: InboxRow) -> Iterator[Applied | Postponed]:
         if row.subscriber is not None:
-            yield self._apply_polled(row, self.context.subscribers[row.subscriber])
+            subscriber = self.context.subscribers[row.subscriber]
+            yield self._relink(row, subscriber) if row.kind == RELINK else self._apply_polled(row, subscriber)
             return
         client = self.context.systems.get(row.system)
         if client is None:
@@ -175,6 +193,12 @@ class InboxProcessor:
         # A record that cannot be normalized still names the record to fetch.
         event = replace(polled, data={}) if isinstance(normalized, SyncError) else normalized
         return self._fetch_and_apply(subscriber, event, row.id, is_suspect=row.attempts > 0)
+
+    def _relink(self, row: InboxRow, subscriber: Subscriber) -> Applied | Postponed:
+        lost = Lost.load(row.body)
+        return self._fetch_and_apply(
+            subscriber, External(lost.external_id), row.id, is_suspect=row.attempts > 0, lost=lost
+        )
 
     def _mark_applied(self, row: InboxRow, result: str) -> None:
         with self.context.database.write() as connection:
@@ -193,6 +217,13 @@ class InboxProcessor:
                 .where(Inbox.id == row.id)
                 .values(result=reason, retry_at=self.context.later(seconds), attempts=attempts)
             )
+
+    def _wait_for_lease(self, row: InboxRow) -> None:
+        """Postpone a row whose record is being delivered; longer than a lease takes, this uses up attempts."""
+        if row.received_at > self.context.later(-self.context.policy.lease_seconds):
+            self._postpone(row, "the record is being delivered", SHORTEST_PAUSE_SECONDS, attempts=row.attempts)
+        else:
+            self._fail(row, Retry("the record is being delivered each time", code="attempts_exhausted"))
 
     def _fail(self, row: InboxRow, error: SyncError) -> None:
         """Postpone a row that failed, as the error's policy says, or make it a dead letter."""
@@ -214,8 +245,10 @@ class InboxProcessor:
                 .values(state="dead", result=str(error), retry_at=None, attempts=attempts)
             )
             letter = self.letters.of_inbox(connection, row.id)
-            name = row.subscriber or row.system
-            self.letters.write(connection, name, error, inbox_id=row.id, letter_id=letter)
+            name, record_id = row.subscriber or row.system, None
+            if isinstance(error, ReusedId):
+                name, record_id = error.subscriber, error.record_id
+            self.letters.write(connection, name, error, record_id=record_id, inbox_id=row.id, letter_id=letter)
 
     def _went_down(self, system: str, error: SyncError) -> Postponed:
         self.context.database.run_in_transaction(self.breaker.went_down, system, error)
@@ -233,23 +266,50 @@ class InboxProcessor:
     # --- one record -----------------------------------------------------------------------------------
 
     def _fetch_and_apply(
-        self, subscriber: Subscriber, event: External, inbox_id: int | None = None, *, is_suspect: bool = False
+        self,
+        subscriber: Subscriber,
+        event: External,
+        inbox_id: int | None = None,
+        *,
+        is_suspect: bool = False,
+        lost: Lost | None = None,
     ) -> Applied | Postponed:
         """Fetch a record under its link's lease, so that no process delivers it meanwhile, and apply it."""
         permit = self.breaker.permit(subscriber.system, overdue=SUSPECT_SECONDS if is_suspect else 0.0)
         if not permit.allowed:
             return Postponed(permit.reason, permit.after)
+        named = event
+        for _ in range(_MOST_IDS):
+            applied = self._fetch_under_lease(subscriber, named, inbox_id, lost, probing=permit.probing)
+            if isinstance(applied, Applied):
+                return applied
+            named = replace(named, id=applied.id, merged_into=None, deleted=False)
+        raise Retry(f"{event.id} is returned under another id each time, last under {named.id}", code="id_changes")
+
+    def _fetch_under_lease(
+        self, subscriber: Subscriber, event: External, inbox_id: int | None, lost: Lost | None, *, probing: bool
+    ) -> Applied | KnownAs:
+        """Fetch and apply a record; return the other id under which it has to be fetched, if there is one."""
         token = new_token()
         link_id = self._lease(subscriber, event.id, token)
         owed = None
         try:
             fetched = self._fetch(subscriber, event)
-            if permit.probing:
+            if probing:
                 self.context.database.run_in_transaction(self.breaker.succeeded, subscriber.system)
+            known_as = None
+            if link_id is None and fetched.deleted:
+                known_as = self._linked_form(subscriber, event.id)
+            elif fetched.id != event.id:
+                known_as = KnownAs(fetched.id)
+                # The link follows to the record that it is now, as it does to one that it was merged into.
+                fetched = External(event.id, at=fetched.at, deleted=True, merged_into=fetched.id)
+            if known_as is not None and link_id is None:
+                return known_as
             applied = self._apply(
                 subscriber,
                 lambda mapper: Incoming(
-                    subscriber, fetched, mapper, newest=True, token=token, event=event, inbox_id=inbox_id
+                    subscriber, fetched, mapper, newest=True, token=token, event=event, inbox_id=inbox_id, lost=lost
                 ),
             )
             if isinstance(applied, NeedsFetch):
@@ -259,21 +319,24 @@ class InboxProcessor:
             if link_id is not None:
                 owed = self.context.database.run_in_transaction(leases.release, link_id, token) or owed
         publish_owed(self.context, [owed])
-        return applied
+        return known_as or applied
+
+    def _linked_form(self, subscriber: Subscriber, external_id: str) -> KnownAs | None:
+        """Return the linked id that is another form of one which nothing is linked to."""
+        with self.context.database.read() as connection:
+            linked = matching.other_form(connection, subscriber, external_id)
+        return None if linked is None else KnownAs(linked)
 
     def _fetch(self, subscriber: Subscriber, event: External) -> External:
         """Return the record as it is now; one that no longer exists is returned as deleted."""
         try:
             with self.concurrency.slot(subscriber.system):
                 subscriber.client.pace()
-                found: External | SyncError = call_safely(_read, subscriber, event.id)
+                return normalize_incoming(subscriber, subscriber.fetch(event.id), complete=True)
+        except Gone as gone:
+            return replace(event, deleted=True, data={}, merged_into=gone.merged_into or event.merged_into)
         except SyncError as error:
-            found = error
-        if isinstance(found, Gone):
-            return replace(event, deleted=True, data={}, merged_into=found.merged_into or event.merged_into)
-        if isinstance(found, SyncError):
-            raise self.outages.explain(subscriber, found, event.id)
-        return found
+            raise self.outages.explain(subscriber, error, event.id) from error
 
     def _lease(self, subscriber: Subscriber, external_id: str, token: str) -> int | None:
         """Take the lease of the link to this record. Return the link's id, or None if there is no link."""
@@ -329,6 +392,24 @@ def store_polled(context: Context, connection: sa.Connection, subscriber: Subscr
     )
 
 
+def store_relink(context: Context, connection: sa.Connection, subscriber: Subscriber, lost: Lost) -> int | None:
+    """Have a record that was taken for gone fetched, and linked again if it is there; return the id of its row."""
+    now = context.clock()
+    return store_event(
+        context,
+        connection,
+        {
+            "system": subscriber.system,
+            "subscriber": subscriber.name(),
+            "event_id": f"relink:{new_token()}",
+            "kind": RELINK,
+            "body": lost.dump(),
+            "received_at": now,
+            "retry_at": now,
+        },
+    )
+
+
 def publish_owed(context: Context, owed: Iterable[tuple[str, str] | None]) -> None:
     """Publish the links that applying a record made owed; a failure is left to the sweep."""
     for name, record_id in filter(None, owed):
@@ -336,10 +417,6 @@ def publish_owed(context: Context, owed: Iterable[tuple[str, str] | None]) -> No
             context.publisher.records(name, [record_id])
         except Exception:
             logger.warning("%s %s could not be published; the sweep will do it", name, record_id, exc_info=True)
-
-
-def _read(subscriber: Subscriber, external_id: str) -> External:
-    return normalize_incoming(subscriber, subscriber.fetch(external_id), complete=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
+from conductor.links.lost import Lost
 from subscribers.base import Subscriber
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat
@@ -29,6 +30,8 @@ class Incoming:
     event: External | None = None
     #: The inbox row that holds the event.
     inbox_id: int | None = None
+    #: What a link knew of this record before it was taken for gone: an operator says that it is still the same one.
+    lost: Lost | None = None
 
     @cached_property
     def flat(self) -> Flat:

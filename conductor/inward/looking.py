@@ -184,9 +184,7 @@ class Looking:
         unedited: dict[int, str | None] = {}
         for number, (link, theirs) in enumerate(zip(links, found, strict=True)):
             normal = _normal(subscriber, theirs)
-            if isinstance(normal, External) and not unseen_edits(
-                link.base, link.remote_values, mapper.flatten(normal.data)
-            ):
+            if isinstance(normal, External) and _is_as_known(mapper, link, normal):
                 unedited[link.id] = normal.version
                 continue
             error = self._take(subscriber, mapper, link, normal, is_delete=number >= len(needed.updates))
@@ -228,6 +226,8 @@ class Looking:
         """Apply what an edited record holds; return an error if it may not be written now."""
         if isinstance(theirs, SyncError) and not isinstance(theirs, Gone):
             return theirs
+        if isinstance(theirs, External) and theirs.id != link.external_id:
+            return self._merge(subscriber, External(str(link.external_id), at=theirs.at))
         if is_delete:
             return self._edited_there(subscriber, mapper, link, theirs) if isinstance(theirs, External) else None
         at = theirs.at if isinstance(theirs, External) else None
@@ -300,6 +300,11 @@ def _normal(subscriber: Subscriber, theirs: External | SyncError) -> External | 
     if isinstance(theirs, SyncError):
         return theirs
     return cast("External | SyncError", call_safely(lambda: normalize_incoming(subscriber, theirs, complete=True)))
+
+
+def _is_as_known(mapper: Mapper, link: LinkRow, theirs: External) -> bool:
+    edited = unseen_edits(link.base, link.remote_values, mapper.flatten(theirs.data))
+    return theirs.id == link.external_id and not edited
 
 
 def _known_time(at: Any) -> datetime | None:

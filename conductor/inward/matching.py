@@ -17,6 +17,9 @@ from subscribers.errors import CREATED_WITHOUT_ID, Reject
 from subscribers.mapping.match_forms import match_form, match_keys
 from subscribers.mapping.values import is_empty, same
 
+#: Digits of the longest number that is compared with and without leading zeros.
+_LONGEST_NUMBER = 20
+
 
 def link_by_external_id(connection: sa.Connection, subscriber: Subscriber, external_id: str) -> LinkRow | None:
     """Return the link to this external record, locked."""
@@ -26,6 +29,14 @@ def link_by_external_id(connection: sa.Connection, subscriber: Subscriber, exter
 def link_by_record(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> LinkRow | None:
     """Return the link of this internal record, locked."""
     return _locked_link(connection, subscriber, Link.record_id == record_id)
+
+
+def link_by_id(connection: sa.Connection, subscriber: Subscriber, link_id: int) -> LinkRow:
+    """Return the link with this id, locked. Links are never removed."""
+    link = _locked_link(connection, subscriber, Link.id == link_id)
+    if link is None:
+        raise AssertionError(f"{subscriber.name()} has no link #{link_id}")
+    return link
 
 
 def existing_link(connection: sa.Connection, subscriber: Subscriber, record_id: str) -> LinkRow:
@@ -42,6 +53,23 @@ def _locked_link(
     statement = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), condition)
     row = connection.execute(statement.with_for_update()).one_or_none()
     return None if row is None else link_row(row)
+
+
+def other_form(connection: sa.Connection, subscriber: Subscriber, external_id: str) -> str | None:
+    """Return the linked id that is this one in other case or with other leading zeros; None if none or several are."""
+    linked = (Link.subscriber == subscriber.name(), Link.unlinked_at.is_(None))
+    alike = sa.select(Link.external_id).where(*linked, Link.external_id.in_(sorted(_forms(external_id))))
+    found = connection.execute(alike.limit(2)).scalars().all()
+    return found[0] if len(found) == 1 else None
+
+
+def _forms(external_id: str) -> set[str]:
+    if external_id.isascii() and external_id.isdecimal():
+        bare = external_id.lstrip("0") or "0"
+        forms = {bare.zfill(width) for width in range(1, _LONGEST_NUMBER + 1)}
+    else:
+        forms = {external_id.lower(), external_id.upper()}
+    return forms - {external_id}
 
 
 def candidates(connection: sa.Connection, incoming: Incoming, limit: int, where: Sequence[Any] = ()) -> list[str]:

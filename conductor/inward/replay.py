@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.dead_letters.operations import reason_of
 from conductor.dead_letters.store import DISCARDED, DeadLetterStore
-from conductor.inward.inbox import INBOX_KIND_POLL
+from conductor.inward.inbox import INBOX_KIND_POLL, RELINK
 from i18n import gettext
 from models.history import first_since
 from models.ledger import Inbox
@@ -111,4 +111,9 @@ class InboxReplay:
 
 
 def _in_window(window: ReplayWindow, first: int, end: int) -> tuple[Any, ...]:
-    return Inbox.id >= first, Inbox.id < end, no_index(Inbox.system == window.system), Inbox.kind != INBOX_KIND_POLL
+    return (
+        Inbox.id >= first,
+        Inbox.id < end,
+        no_index(Inbox.system == window.system),
+        Inbox.kind.not_in((INBOX_KIND_POLL, RELINK)),
+    )

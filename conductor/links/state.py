@@ -212,6 +212,12 @@ def take_due_retries(connection: sa.Connection, now: datetime, limit: int) -> li
     return [(row.subscriber, row.record_id) for row in rows]
 
 
+def hold(connection: sa.Connection, link_ids: Sequence[int], until: datetime) -> None:
+    """Deliver what these links are owed at `until`; a new edit of a record comes sooner."""
+    waiting = (in_values(connection, Link.id, link_ids), Link.owed_change > Link.synced_change)
+    connection.execute(sa.update(Link).where(*waiting).values(retry_at=until))
+
+
 def mark_published(connection: sa.Connection, link_ids: Sequence[int], now: datetime) -> list[str]:
     """Note that these links are published now; return their records."""
     links = sa.update(Link).where(in_values(connection, Link.id, link_ids))
@@ -301,6 +307,13 @@ def take_ids(connection: sa.Connection, subscriber: str, taken: Mapping[str, int
         forgotten = (Link.subscriber == subscriber, Link.external_id.in_(list(taken)), Link.unlinked_at.is_not(None))
         others = (*forgotten, Link.id.not_in(list(taken.values())))
         connection.execute(sa.update(Link).where(*others).values(external_id=None))
+
+
+def forget_account(connection: sa.Connection, subscribers: Sequence[str]) -> None:
+    """Forget all external records of these subscribers: they are of an account that is not used any more."""
+    linked = (Link.subscriber.in_(subscribers), Link.external_id.is_not(None))
+    values = {**recreated(), "deleted_remotely": False, "last_seen_at": None, "last_write_at": None}
+    connection.execute(sa.update(Link).where(*linked).values(**values))
 
 
 def write(connection: sa.Connection, link_id: int, values: Mapping[str, Any]) -> None:

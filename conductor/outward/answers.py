@@ -164,7 +164,7 @@ def read_back(subscriber: Subscriber, plans: list[Plan], mapper: Mapper) -> None
         found = [found] * len(plans)
     for plan, external_id, one in zip(plans, ids, found, strict=True):
         normal = call_safely(normalize_incoming, subscriber, one) if isinstance(one, External) else one
-        if isinstance(normal, External) and normal.id == external_id:
+        if isinstance(normal, External) and (normal.id == external_id or normal.id not in ids):
             _take_stored(plan, normal, mapper)
         else:
             logger.info("%s %s could not be read after it was written: %s", subscriber.name(), external_id, normal)

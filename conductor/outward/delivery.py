@@ -32,7 +32,7 @@ from conductor.outward.results import FollowUp, ResultWriter
 from conductor.outward.sending import CONFIRMED_OPERATIONS, Sender, must_inspect
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Slot, Stopping
-from conductor.systems.delete_guard import DeleteGuard
+from conductor.systems.delete_guard import HELD, DeleteGuard
 from subscribers.base import Subscriber
 from subscribers.errors import Reject, SyncError
 
@@ -302,7 +302,7 @@ class Outward:
         ):
             return fresh
         for plan in deletes:
-            plan.finish("waiting", "held by the delete guard")
+            plan.finish("waiting", HELD)
         return []
 
     def _refund_deletes(self, subscriber: Subscriber, counted: list[Plan], at: datetime) -> None:

@@ -40,7 +40,10 @@ class BatchLoader:
     def load(self, subscriber: Subscriber, record_ids: Sequence[str], *, probe: bool = True) -> DeliveryBatch:
         """Return the batch of these records; without `probe` it may not call a system that is down."""
         with self.context.database.read_autocommit() as connection:
-            return self._read(connection, subscriber, record_ids, probe)
+            batch = self._read(connection, subscriber, record_ids, probe)
+        if batch.claims:
+            batch.permit = self.breaker.in_account(subscriber.system, batch.permit)
+        return batch
 
     def _read(
         self, connection: sa.Connection, subscriber: Subscriber, record_ids: Sequence[str], probe: bool

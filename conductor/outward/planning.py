@@ -117,6 +117,8 @@ class Plan:
     rule: Rule | None = None
     #: The rule was lifted before the outcome was recorded.
     lifted: bool = False
+    #: It turned out to be gone, and the delete guard waits for an operator.
+    is_held: bool = False
     #: What the link is owed when the outcome is recorded: more than was claimed, if the record has changed since.
     owed_now: int = 0
     #: Since when it is owed what was not claimed.

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.dead_letters.store import DeadLetterStore
-from conductor.links import state
+from conductor.links import lost, state
 from conductor.links.conflicts import close_conflicts
 from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, Verdict, WaitsFor
@@ -33,11 +33,12 @@ from conductor.outward.outcomes import (
 from conductor.outward.planning import DeliveryBatch, Plan
 from conductor.redaction import secrets_in
 from conductor.systems.circuit_breaker import CircuitBreaker
+from conductor.systems.delete_guard import HELD, DeleteGuard
 from models.bulk import in_values, insert_many
 from models.history import newest_delivery
 from models.ledger import Delivery, Link, System
 from subscribers.base import Subscriber
-from subscribers.errors import SyncError
+from subscribers.errors import Gone, SyncError
 from subscribers.mapping.mapper import Mapper
 
 logger = logging.getLogger(__name__)
@@ -63,9 +64,15 @@ class ResultWriter:
     """Decides what each outcome means for its link, and records it."""
 
     def __init__(
-        self, context: Context, breaker: CircuitBreaker, letters: DeadLetterStore, relations: Relations
+        self,
+        context: Context,
+        breaker: CircuitBreaker,
+        letters: DeadLetterStore,
+        relations: Relations,
+        guard: DeleteGuard,
     ) -> None:
         self.context = context
+        self.guard = guard
         self.breaker = breaker
         self.letters = letters
         self.relations = relations
@@ -125,6 +132,8 @@ class ResultWriter:
         # Copies: a transaction that loses a race starts again with the plans as they were.
         plans = [replace(plan) for plan in plans]
         self._note_health(connection, subscriber, plans, batch)
+        _find_merged(connection, subscriber, plans)
+        self._hold_gone(connection, subscriber, plans)
         _ignore_lifted_rules(connection, plans)
         owed = _lock(connection, plans, batch.token)
         state.take_ids(connection, subscriber.name(), _new_ids(plans))
@@ -159,6 +168,16 @@ class ResultWriter:
             self.breaker.went_down(connection, subscriber.system, down)
         elif batch.is_answered or any(p.was_answered for p in plans):
             self.breaker.succeeded(connection, subscriber.system)
+
+    def _hold_gone(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
+        """Have records that turned out to be gone wait with their links if there are too many of them.
+
+        A deletion of ours counted before it was sent.
+        """
+        gone = [plan for plan in plans if plan.operation == "update" and plan.error is not None and plan.error.unlinks]
+        if not self.guard.allows(connection, subscriber.system, len(gone), "from"):
+            for plan in gone:
+                plan.is_held = True
 
     def _wake(self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> list[tuple[str, str]]:
         delivered = [p.claim.link.id for p in plans if p.outcome in ("delivered", "unchanged")]
@@ -255,11 +274,11 @@ class ResultWriter:
         if error.skips:
             plan.finish("skipped", str(error))
             return None
-        if error.unlinks and plan.operation != "create":
+        if error.unlinks and plan.operation != "create" and not plan.is_held:
             return self._gone(connection, subscriber, plan)
         known = failed_values(plan, error)
-        if error.pauses_system:
-            plan.finish("waiting", str(error))
+        if error.pauses_system or plan.is_held:
+            plan.finish("waiting", HELD if plan.is_held else str(error))
             return known
         policy = self.context.policy
         attempts = plan.claim.link.attempts + 1
@@ -301,11 +320,13 @@ class ResultWriter:
 
     def _gone(self, connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> state.Values | None:
         """Do what `on_gone` says about a record that the system no longer has."""
+        lost.remember(connection, subscriber.system, plan.claim.link, self.context.clock())
         if plan.operation == "delete":
             plan.finish("delivered", "it was gone already")
             return None
         policy = subscriber.on_gone
-        if policy == "recreate":
+        # An edit that the system has not received outlives the deletion, as it does when an event reports it.
+        if policy in ("recreate", "delete"):
             plan.finish("failed", f"it was deleted in {subscriber.system}; creating it again")
             plan.owed_now += 1
             return state.recreated() | {"owed_change": plan.owed_now}
@@ -313,7 +334,7 @@ class ResultWriter:
         plan.finish("skipped", f"it was deleted in {subscriber.system}; on_gone = {policy}")
         self._close_letter(connection, plan)
         link, now = plan.claim.link, self.context.clock()
-        ended = state.unlinked(now, deleted_remotely=True, keep_base=policy != "delete")
+        ended = state.unlinked(now, deleted_remotely=True, keep_base=True)
         values = state.settled(link, plan.owed_since) | ended
         return values | close_conflicts(connection, link, "gone", now)
 
@@ -322,6 +343,22 @@ def _new_ids(plans: list[Plan]) -> dict[str, int]:
     """Return the external ids that links did not have before, each with its link."""
     created = [plan for plan in plans if plan.operation in ("create", "match")]
     return {plan.external.id: plan.claim.link.id for plan in created if plan.external is not None}
+
+
+def _find_merged(connection: sa.Connection, subscriber: Subscriber, plans: list[Plan]) -> None:
+    """Take a record as gone whose update reached the record of another link: it was merged into that one."""
+    moved = {
+        plan.external.id: plan
+        for plan in plans
+        if plan.operation == "update" and plan.external is not None and plan.external.id != plan.claim.link.external_id
+    }
+    if not moved:
+        return
+    others = (Link.subscriber == subscriber.name(), in_values(connection, Link.external_id, list(moved)))
+    for external_id in map(str, connection.execute(sa.select(Link.external_id).where(*others)).scalars()):
+        plan = moved[external_id]
+        plan.outcome, plan.external = None, None
+        plan.fail(Gone(f"it was merged there into {external_id}", merged_into=external_id))
 
 
 def _lock(connection: sa.Connection, plans: list[Plan], token: str) -> dict[int, tuple[int, datetime | None]]:

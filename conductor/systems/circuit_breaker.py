@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.systems.accounts import Accounts
 from models.ledger import System
 from subscribers.errors import SyncError
 from subscribers.http.rate_limit_headers import Rate
@@ -65,6 +66,7 @@ class CircuitBreaker:
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.accounts = Accounts(context)
         #: The rate limit that this process recorded last for each system, and when.
         self._last_noted: dict[str, tuple[Rate, datetime]] = {}
         #: The clock offset that this process recorded last for each system.
@@ -84,7 +86,14 @@ class CircuitBreaker:
         """
         with self.context.database.read_autocommit() as connection:
             row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
-        return Permit(allowed=True) if row is None else self.permit_for(name, row, overdue=overdue)
+        permit = Permit(allowed=True) if row is None else self.permit_for(name, row, overdue=overdue)
+        return self.in_account(name, permit)
+
+    def in_account(self, name: str, permit: Permit) -> Permit:
+        """Return this permit, closed if the login leads to another account than before."""
+        if not permit.allowed or (refusal := self.accounts.refusal(name)) is None:
+            return permit
+        return Permit(allowed=False, reason=refusal, after=self.context.policy.stale_seconds)
 
     def permit_for(self, name: str, row: Any, *, probe: bool = True, overdue: float = 0.0) -> Permit:
         """Return the permit for a row with `BREAKER_COLUMNS` that was read already.

@@ -8,9 +8,12 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+import sqlalchemy as sa
+
 from conductor.context import Context
 from conductor.mappings.store import MappingRefused, Mappings
 from models.catalogues import is_generated
+from models.ledger import System
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.errors import SyncError
@@ -88,6 +91,7 @@ class ConnectionCheck:
             yield Finding("wrong", f"{what}: {fields}")
             return
         yield Finding("ok", "the login works, and records can be read")
+        yield from self._account(subscriber)
         answer = call_safely(subscriber.missing_permissions)
         missing = [str(answer)] if isinstance(answer, SyncError) else answer
         for message in missing:
@@ -110,6 +114,20 @@ class ConnectionCheck:
         for path, field in fields.items():
             if field.required and field.writable and path not in mapped:
                 yield Finding("wrong", f"the system requires {path}, but no column is mapped to it")
+
+    def _account(self, subscriber: Subscriber) -> Iterator[Finding]:
+        account = call_safely(subscriber.client.account)
+        if isinstance(account, SyncError):
+            yield Finding("note", f"the account cannot be read, so it is not compared: {account}")
+        elif account is not None:
+            with self.context.database.read() as connection:
+                known = connection.execute(sa.select(System.account).where(System.name == subscriber.system)).scalar()
+            if known in (None, account):
+                yield Finding("ok", f"the login leads to the account {account}")
+            else:
+                yield Finding(
+                    "wrong", f"the login leads to the account {account}, but the records are linked in {known}"
+                )
 
     @staticmethod
     def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:

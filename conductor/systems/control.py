@@ -41,7 +41,7 @@ class SystemControl(Mapping[str, System]):
         Raises:
           ValueError: there is no such system.
         """
-        self._require(system)
+        self.require(system)
         with self.context.database.write() as connection:
             values = {"paused_at": self.context.clock(), "paused_by": by, "pause_reason": reason or None}
             self._update(connection, system, values)
@@ -55,7 +55,7 @@ class SystemControl(Mapping[str, System]):
         Raises:
           ValueError: there is no such system.
         """
-        self._require(system)
+        self.require(system)
         now = self.context.clock()
         values: dict[str, Any] = {
             "paused_at": None,
@@ -106,7 +106,12 @@ class SystemControl(Mapping[str, System]):
         insert = self.context.database.insert(ledger.System).values(name=system, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
 
-    def _require(self, system: str) -> None:
+    def require(self, system: str) -> None:
+        """Check that there is such a system.
+
+        Raises:
+          ValueError: there is none.
+        """
         if system not in self:
             known = ", ".join(sorted(self)) or gettext("none")
             raise ValueError(gettext("unknown system {name!r}; known systems: {known}", name=system, known=known))

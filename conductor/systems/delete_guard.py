@@ -1,7 +1,7 @@
 """The delete guard: it pauses a system after unusually many deletions to or from it, until an operator decides.
 
-A wrong WHERE clause, a failed import or an API key of an empty account looks like many deletions, and no later sync
-restores a deleted record.
+A wrong WHERE clause, a failed import or the login of another account looks like many deletions, and no later sync
+restores a deleted record. Each response that a linked record is gone counts as a deletion from the system.
 """
 
 from __future__ import annotations
@@ -19,6 +19,16 @@ DELETE_WINDOW_SECONDS = 600
 #: The name under which the guard pauses a system.
 DELETE_GUARD = "delete guard"
 
+#: What a record waits for that the guard holds.
+HELD = f"held by the {DELETE_GUARD}"
+
+#: Direction -> what an operator has to find out.
+_QUESTIONS = {
+    "to": "resume it with deletions allowed if they are intended, or else unsubscribe the operation delete first",
+    "from": "is this the right account? If not, correct the login and link the lost records again; "
+    "if the deletions are intended, resume it with deletions allowed",
+}
+
 
 class DeleteGuard:
     """Counts deletions by system, in the transaction that makes or plans them."""
@@ -27,7 +37,10 @@ class DeleteGuard:
         self.context = context
 
     def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
-        """Count these deletions and return whether they may be made. If not, the system is paused."""
+        """Count these deletions and return whether they may be made. If not, the system is paused.
+
+        `direction`: `to` the system, or `from` it.
+        """
         limit = self.context.systems[name].delete_limit
         if not deletes or limit is None:
             return True
@@ -66,7 +79,6 @@ class DeleteGuard:
                 paused_at=self.context.clock(),
                 paused_by=DELETE_GUARD,
                 pause_reason=f"more than {limit} deletions {direction} {name} "
-                f"within {DELETE_WINDOW_SECONDS // 60} minutes; "
-                "resume it with deletions allowed if they are intended, or else unsubscribe the operation delete first",
+                f"within {DELETE_WINDOW_SECONDS // 60} minutes; " + _QUESTIONS[direction],
             )
         )

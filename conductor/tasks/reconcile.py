@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,6 @@ from conductor.links import leases, state
 from conductor.links.absence import last_captured
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import our_side
-from conductor.links.row import LinkRow, link_row
 from conductor.links.state import Via
 from conductor.systems.caller import SystemUnavailable
 from conductor.tasks.runner import Step, TaskKind, TaskRow, counted
@@ -52,20 +51,11 @@ EXAMPLES = 50
 MISSING_THERE, MISSING_HERE = "(missing there)", "(deleted here)"
 #: The same for a record that was deleted in the system and lives there again.
 RESTORED_THERE = "(restored there)"
+#: The same for a record that the system returns under another id, such as one that was merged.
+OTHER_ID = "(other id there)"
 
 #: The same for a record that the database does not show although no deletion was captured.
 ABSENT_HERE = "(not visible here)"
-
-
-#: What is raised for a value that the database cannot store, or a record that it refuses.
-_UNSTORABLE = (sa.exc.StatementError, TypeError, ValueError, OverflowError)
-
-#: What the report counts besides the differences -> the words for it.
-_NOTES = {
-    "unread": "could not be read",
-    "moving": "not compared, because a delivery is pending",
-    "unrepaired": "could not be repaired",
-}
 
 
 @dataclass
@@ -77,15 +67,13 @@ class Drift:
     fields: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     #: Only our side changed, so the system is not called for the repair.
     ours_only: bool = False
-    #: One of `_NOTES`, if it was not compared or not repaired.
-    note: str | None = None
 
 
 class Reconcile(TaskKind):
     """The argument is `{"repair": bool}`.
 
     The task's position keeps the report: `fields` (field -> number of records), `examples`
-    (`[record id, external id, field, ours, theirs]`), `notes` (of `_NOTES` -> number of records).
+    (`[record id, external id, field, ours, theirs]`), `unread` (records that could not be read).
     """
 
     kind = "reconcile"
@@ -112,10 +100,10 @@ class Reconcile(TaskKind):
 
     def _step(self, task: TaskRow) -> Step:
         subscriber = self.subscriber_of(task)
-        position = task.position or {"after": 0, "fields": {}, "examples": [], "notes": {}}
+        position = task.position or {"after": 0, "fields": {}, "examples": [], "unread": 0}
         with self.context.database.read() as connection:
             page = sa.select(Link.__table__).where(*_compared(subscriber), Link.id > position["after"])
-            links = [link_row(row) for row in connection.execute(page.order_by(Link.id).limit(PAGE))]
+            links = connection.execute(page.order_by(Link.id).limit(PAGE)).all()
         if not links:
             message = _words(position, task.failed, repaired=task.argument["repair"])
             name, began_at = subscriber.name(), task.created_at
@@ -136,8 +124,8 @@ class Reconcile(TaskKind):
         try:
             while looked < len(links) and time.monotonic() - began < STEP_SECONDS:
                 for link, drift in self._compare(subscriber, links[looked : looked + size]):
-                    if drift.fields and task.argument["repair"]:
-                        drift = self._repair(subscriber, link, drift)
+                    if drift and drift.fields and task.argument["repair"]:
+                        self._repair(subscriber, link, drift)
                     failed += report.add(link, drift)
                     looked += 1
         except SystemUnavailable as error:
@@ -147,9 +135,9 @@ class Reconcile(TaskKind):
         pause = max(waits.after, PAUSE_SECONDS) if waits else 0.0
         return Step(done, done - failed, failed, report.position(), message=message, pause=pause)
 
-    def _compare(self, subscriber: Subscriber, links: Sequence[LinkRow]) -> list[tuple[LinkRow, Drift]]:
-        """Return each link with its differences."""
-        ids = [str(link.external_id) for link in links]
+    def _compare(self, subscriber: Subscriber, links: Sequence[Any]) -> list[tuple[Any, Drift | None]]:
+        """Return each link with its differences, or None if its record could not be read."""
+        ids = [link.external_id for link in links]
         try:
             found = self.services.caller.call(subscriber, lambda: _fetch(subscriber, ids))
         except SyncError as error:
@@ -158,7 +146,7 @@ class Reconcile(TaskKind):
             mapper = self.services.mappings.current(connection, subscriber.name())[0]
             # Read the links again: a delivery may have run during the call.
             again = sa.select(Link.__table__).where(Link.id.in_([link.id for link in links]))
-            fresh = {row.id: link_row(row) for row in connection.execute(again)}
+            fresh = {link.id: link for link in connection.execute(again)}
             ids = [link.record_id for link in links]
             records, unreadable = subscriber.records.read_each(connection, ids)
             absent = [record_id for record_id in ids if record_id not in records]
@@ -166,42 +154,36 @@ class Reconcile(TaskKind):
             deleted = {record_id for record_id, last in captured.items() if last == "deleted"}
             related = self.services.relations.load(connection, subscriber, mapper, records.values())
             flats = {key: our_side(subscriber, mapper, one, related)[0] for key, one in records.items()}
-        drifts = []
+        drifts: list[tuple[Any, Drift | None]] = []
         now = self.context.clock()
         for before, external in zip(links, found, strict=True):
             link = fresh.get(before.id)
-            drift = Drift(before.record_id, str(before.external_id))
+            drift: Drift | None = Drift(before.record_id, before.external_id)
             if (isinstance(external, SyncError) and not external.unlinks) or before.record_id in unreadable:
-                drift.note = "unread"
-            elif link is not None and _moves(before, link, now):
-                drift.note = "moving"
-            elif link is not None and not _is_left(subscriber, link, records):
+                drift = None
+            elif link is not None and not _moves(before, link, now) and not _is_left(subscriber, link, records):
                 drift = _drift(mapper, link, external, records.get(link.record_id), flats.get(link.record_id, {}))
                 if MISSING_HERE in drift.fields and link.record_id not in deleted:
                     drift.fields = {ABSENT_HERE: drift.fields[MISSING_HERE]}
             drifts.append((before, drift))
         return drifts
 
-    def _repair(self, subscriber: Subscriber, link: LinkRow, drift: Drift) -> Drift:
-        """Merge the system's values as if it had just reported them, and make ours pending; return what is reported.
-
-        A record that is being delivered by now is not repaired, and its differences may be over.
-        """
+    def _repair(self, subscriber: Subscriber, link: Any, drift: Drift) -> None:
+        """Merge the system's values as if it had just reported them; make ours pending."""
         if not drift.ours_only:
             try:
-                refetched = self.services.inbox.refetch(subscriber, drift.external_id)
+                refetched = self.services.inbox.refetch(subscriber, link.external_id)
             except LinkLeased:
-                return Drift(drift.record_id, drift.external_id, note="moving")
-            except sa.exc.OperationalError:  # of the database: a `StatementError` as well
+                return  # the delivery that runs repairs it
+            except sa.exc.OperationalError:
                 raise
-            except (SyncError, *_UNSTORABLE) as error:  # of this record; the others continue
+            except Exception as error:  # of this record; the others continue
                 logger.warning("%s %s cannot be repaired: %r", subscriber.name(), link.external_id, error)
-                return replace(drift, note="unrepaired")
+                return
             if isinstance(refetched, Postponed):
                 raise SystemUnavailable(refetched.reason, refetched.after_seconds)
         still = (Link.id == link.id, Link.external_id.is_not(None), Link.unlinked_at.is_(None))
         self.context.database.run_in_transaction(state.owe, still, self.context.clock(), Via.SWEEP)
-        return drift
 
     @staticmethod
     def label(task: TaskRow) -> str:
@@ -217,13 +199,14 @@ class _Report:
         self.after: int = position["after"]
         self.fields = Counter(position["fields"])
         self.examples: list[list[Any]] = list(position["examples"])
-        self.notes = Counter(position["notes"])
+        self.unread: int = position["unread"]
 
-    def add(self, link: LinkRow, drift: Drift) -> int:
+    def add(self, link: Any, drift: Drift | None) -> int:
         """Add a link's differences; return 1 if there are any."""
         self.after = link.id
-        if drift.note is not None:
-            self.notes[drift.note] += 1
+        if drift is None:
+            self.unread += 1
+            return 0
         for path, (ours, theirs) in drift.fields.items():
             self.fields[path] += 1
             if len(self.examples) < EXAMPLES:
@@ -231,7 +214,7 @@ class _Report:
         return int(bool(drift.fields))
 
     def position(self) -> dict[str, Any]:
-        found = {"fields": dict(self.fields), "examples": self.examples, "notes": dict(self.notes)}
+        found = {"fields": dict(self.fields), "examples": self.examples, "unread": self.unread}
         return {"after": self.after, **found}
 
 
@@ -274,13 +257,13 @@ def _whole(subscriber: Subscriber, external: External) -> External:
     return normalize_incoming(subscriber, external, complete=True)
 
 
-def _moves(before: LinkRow, link: LinkRow, now: datetime) -> bool:
+def _moves(before: Any, link: Any, now: datetime) -> bool:
     """Return whether a delivery runs, is pending, or ran during the call: a difference is then no drift."""
     same_link = before.owed_change == link.owed_change and before.external_id == link.external_id
-    return not same_link or link.is_owed or leases.is_held(link, now)
+    return not same_link or link.owed_change > link.synced_change or leases.is_held(link, now)
 
 
-def _is_left(subscriber: Subscriber, link: LinkRow, records: Mapping[str, Record]) -> bool:
+def _is_left(subscriber: Subscriber, link: Any, records: Mapping[str, Record]) -> bool:
     """Return whether it is deleted in the database and kept in the system, as `on_delete` asks.
 
     An archived one has no base values.
@@ -289,14 +272,17 @@ def _is_left(subscriber: Subscriber, link: LinkRow, records: Mapping[str, Record
     return stays and link.record_id not in records
 
 
-def _drift(mapper: Mapper, link: LinkRow, external: External | SyncError, record: Record | None, ours: Flat) -> Drift:
-    drift = Drift(link.record_id, str(link.external_id))
+def _drift(mapper: Mapper, link: Any, external: External | SyncError, record: Record | None, ours: Flat) -> Drift:
+    drift = Drift(link.record_id, link.external_id)
     if link.unlinked_at is not None:
         if not isinstance(external, SyncError) and not external.deleted:
             drift.fields[RESTORED_THERE] = (None, link.external_id)
         return drift
     if isinstance(external, SyncError):
         drift.fields[MISSING_THERE] = (link.record_id, None)
+        return drift
+    if external.id != link.external_id:
+        drift.fields[OTHER_ID] = (link.external_id, external.id)
         return drift
     if record is None:
         drift.fields[MISSING_HERE] = (None, link.external_id)
@@ -317,11 +303,9 @@ def _drift(mapper: Mapper, link: LinkRow, external: External | SyncError, record
 
 
 def _words(position: dict[str, Any], failed: int, *, repaired: bool) -> str:
-    notes = "".join(
-        f"; {position['notes'][note]} {words}" for note, words in _NOTES.items() if note in position["notes"]
-    )
+    unread = f"; {position['unread']} could not be read" if position["unread"] else ""
     if not failed:
-        return "no drift" + notes
+        return "no drift" + unread
     fields = ", ".join(f"{path} {count}" for path, count in sorted(position["fields"].items()))
     done = ", being repaired" if repaired else ""
-    return f"{failed} {'record differs' if failed == 1 else 'records differ'}{done}: {fields}{notes}"
+    return f"{failed} {'record differs' if failed == 1 else 'records differ'}{done}: {fields}{unread}"

@@ -454,6 +454,32 @@ def upgrade() -> None:
         )
 
     op.create_table(
+        "lost_record",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("system", sa.String(length=64), nullable=False),
+        sa.Column("link_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("external_id", sa.String(length=255), nullable=False),
+        sa.Column(
+            "base",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "remote_values",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_lost_record")),
+    )
+    with op.batch_alter_table("lost_record", schema=None) as batch_op:
+        batch_op.create_index("ix_lost_record_system", ["system", "at"], unique=False)
+
+    op.create_table(
         "mapping",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("subscriber", sa.String(length=64), nullable=False),
@@ -588,6 +614,8 @@ def upgrade() -> None:
         sa.Column("rate_seen_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("clock_offset", sa.Integer(), nullable=True),
         sa.Column("next_call_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("account", sa.String(length=255), nullable=True),
+        sa.Column("other_account", sa.String(length=255), nullable=True),
         sa.Column("deletes", sa.Integer(), server_default="0", nullable=False),
         sa.Column("deletes_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("deletes_allowed_until", sa.DateTime(timezone=True), nullable=True),
@@ -832,6 +860,9 @@ def downgrade() -> None:
     op.drop_table("product")
     op.drop_table("process")
     op.drop_table("mapping")
+    with op.batch_alter_table("lost_record", schema=None) as batch_op:
+        batch_op.drop_index("ix_lost_record_system")
+    op.drop_table("lost_record")
     with op.batch_alter_table("link", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_link_blocked_by",

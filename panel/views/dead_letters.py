@@ -9,7 +9,7 @@ from flask import Response as FlaskResponse
 from flask import abort, flash, redirect, url_for
 from werkzeug import Response
 
-from conductor import DeadLetterFilter, dead_letter_groups, pages, remedy
+from conductor import REUSED_ID, DeadLetterFilter, dead_letter_groups, pages, remedy
 from i18n import gettext, gettext_noop
 from models.ledger import DeadLetter
 from panel.rendering import csv_export
@@ -87,6 +87,7 @@ class DeadLetters(PanelView):
             "row": row,
             "again": row.id in again,
             "remedy": remedy(row.code),
+            "asks": row.code == REUSED_ID,
             "subscribers": self.conductor.subscribers,
         }
         return self.live("panel/dead_letter.html", (tuple(row), values["again"]), lambda: values)
@@ -116,6 +117,15 @@ class DeadLetters(PanelView):
             )
         flash(gettext("This dead letter will be retried. This page shows the result."), "success")
         return redirect(url_for(".one", number=number), code=303)
+
+    @action("/<number:number>/decide", needs="retry")
+    def decide(self, number: int) -> Response:
+        """Take the operator's word on whether a record under a deleted one's id is the same one."""
+        try:
+            self.conductor.relinking.decide(number, self.current_email, same=form_field("same") == "yes")
+        except ValueError as error:
+            return redirect_error(gettext("Not decided: {error}.", error=error), url_for(".index"))
+        return redirect_success(gettext("Decided. The record is read again."), url_for(".one", number=number))
 
     @action("/discard", needs="discard")
     def discard(self) -> Response:

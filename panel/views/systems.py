@@ -35,15 +35,19 @@ class Systems(PanelView):
         version, overview = self.current_overview()
         with self.conductor.database.read() as connection:
             left = connection.execute(sa.select(System.name, System.rate_remaining).order_by(System.name)).all()
+        lost = {name: self.conductor.relinking.count(name) for name in self.conductor.systems}
         seen = (
             version,
             left,
+            sorted(lost.items()),
             sorted(queues.queues.items()),
             queues.error,
             [tuple(row) for row in tasks],
             sorted(tuple(row) for row in tests.values()),
         )
-        return self.live("panel/systems.html", seen, lambda: {"tests": tests, **self._values(overview, queues, tasks)})
+        return self.live(
+            "panel/systems.html", seen, lambda: {"tests": tests, "lost": lost, **self._values(overview, queues, tasks)}
+        )
 
     def _values(self, overview: Overview, queues: QueueReport, tasks: list[TaskRow]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
@@ -91,6 +95,26 @@ class Systems(PanelView):
             if meant
             else gettext("{system} is resumed.", system=system)
         )
+        return redirect_success(words, url_for("systems.index"))
+
+    @action("/<system>/relink", needs="pause")
+    def relink(self, system: str) -> Response:
+        """Link the records again that the system had lost."""
+        self._known(system)
+        count = self.conductor.relinking.relink(system, self.current_email)
+        words = gettext("{count} records are read again; those that are there are linked.", count=f"{count:,}")
+        return redirect_success(words, url_for("systems.index"))
+
+    @action("/<system>/account", needs="pause")
+    def account(self, system: str) -> Response:
+        """Take the account that the login leads to as the right one."""
+        self._known(system)
+        unlink = form_field("links") == "unlink"
+        try:
+            found = self.conductor.relinking.accept_account(system, self.current_email, unlink=unlink)
+        except ValueError as error:
+            return redirect_error(gettext("Not changed: {error}.", error=error), url_for("systems.index"))
+        words = gettext("{account} is the right account of {system} now.", account=found, system=system)
         return redirect_success(words, url_for("systems.index"))
 
     @action("/<system>/check", needs="poll")

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 import jwt
 
-from .org import ORG_ID, Credentials, Org
+from .org import Credentials, Org
 from .store import API_USER
 from .wire import Request, Response, reply
 
@@ -112,7 +112,7 @@ def _grant(org: Org) -> Response:
         {
             "access_token": org.new_session(),
             "instance_url": org.url,
-            "id": f"{org.url}/id/{ORG_ID}/{API_USER}",
+            "id": f"{org.url}/id/{org.organization_id}/{API_USER}",
             "token_type": "Bearer",
             "issued_at": str(int(time.time() * 1000)),
             "scope": "api",
@@ -150,12 +150,12 @@ def _soap_arguments(body: bytes) -> dict[str, str]:
 
 
 def _soap_session(org: Org, version: str) -> Response:
-    server_url = f"{org.url}/services/Soap/u/{version}/{ORG_ID[:15]}"
+    server_url = f"{org.url}/services/Soap/u/{version}/{org.organization_id[:15]}"
     body = (
         f"<loginResponse><result><metadataServerUrl>{org.url}/services/Soap/m/{version}</metadataServerUrl>"
         f"<passwordExpired>false</passwordExpired><sandbox>true</sandbox><serverUrl>{server_url}</serverUrl>"
         f"<sessionId>{org.new_session()}</sessionId><userId>{API_USER}</userId>"
-        f"<userInfo><organizationId>{ORG_ID}</organizationId><userId>{API_USER}</userId></userInfo></result></loginResponse>"
+        f"<userInfo><organizationId>{org.organization_id}</organizationId><userId>{API_USER}</userId></userInfo></result></loginResponse>"
     )
     return _envelope(200, body)
 

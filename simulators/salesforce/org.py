@@ -45,6 +45,7 @@ class Org:
         minute_resolution: bool = True,
     ) -> None:
         self.url = ""
+        self.organization_id = ORG_ID
         self.clock = Clock()
         self.store = Store(data, self.clock)
         self.credentials = credentials or Credentials()
@@ -110,6 +111,7 @@ class Org:
 
     def reset(self) -> None:
         """Empty the org; sessions stay valid."""
+        self.organization_id = ORG_ID
         self.store.clear()
         self.store.duplicate_rules.clear()
         self.faults.clear()

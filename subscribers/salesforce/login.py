@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers.expat import ExpatError
 
@@ -16,14 +18,27 @@ from simple_salesforce.login import SalesforceLogin, token_login
 from subscribers.errors import SystemDown
 from subscribers.http.failures import network_error, retry_after
 from subscribers.http.transport import MAX_LOGIN_BYTES, new_session
+from subscribers.salesforce.identifiers import full_id
 from subscribers.salesforce.options import SalesforceOptions, is_set
+
+#: The organisation in the response to a login: in SOAP an element, in OAuth a part of the address of the user.
+_ORGANIZATION = re.compile(r"<organizationId>(\w+)</organizationId>|/id/(00D\w+)/")
 
 #: Pause in seconds after a refused login: repeated attempts lock the user.
 LOGIN_PAUSE_SECONDS = 300.0
 
 
-def log_in(options: SalesforceOptions) -> tuple[str, str]:
-    """Return (session id, host) of a new session.
+@dataclass(frozen=True)
+class Login:
+    """A new session, and the organisation that it belongs to; None if the response does not tell."""
+
+    session_id: str
+    host: str
+    organization_id: str | None
+
+
+def log_in(options: SalesforceOptions) -> Login:
+    """Return a new session.
 
     Raises:
       SystemDown: the login failed.
@@ -43,7 +58,12 @@ def log_in(options: SalesforceOptions) -> tuple[str, str]:
         # The library does not validate the response: a proxy's page causes any of these.
         _raise_trouble(answers, in_words=False)
         raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE_SECONDS) from None
-    return token, host.rstrip("/")
+    return Login(token, host.rstrip("/"), _organization_id(answers))
+
+
+def _organization_id(answers: Sequence[requests.Response]) -> str | None:
+    found = _ORGANIZATION.search(answers[-1].text) if answers else None
+    return full_id(found[1] or found[2]) if found else None
 
 
 def _raise_trouble(answers: Sequence[requests.Response], *, in_words: bool) -> None:

@@ -17,6 +17,7 @@ from subscribers.mapping.paths import is_plain
 from subscribers.records import External, ExternalField, Item, Page
 from subscribers.salesforce import bulk, describe
 from subscribers.salesforce.failures import by_code
+from subscribers.salesforce.identifiers import full_id
 from subscribers.salesforce.system import Salesforce, soql
 
 #: Salesforce reports deletions of the last 15 days only.
@@ -124,7 +125,7 @@ class SalesforceSubscriber(Subscriber):
             records = list(self._all(soql(select, list(external_ids[start : start + COLLECTION_SIZE]))))
             for one in self._externals(records):
                 found[one.id] = self._gone(one.id, one.merged_into) if one.deleted else one
-        return [found.get(one) or self._gone(one) for one in external_ids]
+        return [found.get(full_id(one)) or self._gone(one) for one in external_ids]
 
     def describe(self) -> Mapping[str, ExternalField]:
         """Return the object's fields."""
@@ -296,7 +297,8 @@ class SalesforceSubscriber(Subscriber):
             yield Page([], {**position, "deleted": format_time(end)}, gap=_gap(since, now))
             return
         gone = [
-            External(one["id"], {}, at=iso_time(one["deletedDate"]), deleted=True) for one in found["deletedRecords"]
+            External(full_id(one["id"]), {}, at=iso_time(one["deletedDate"]), deleted=True)
+            for one in found["deletedRecords"]
         ]
         kept_since = max(now - DELETED_HISTORY, iso_time(found.get("earliestDateAvailable")) or start)
         is_lost = since < kept_since - timedelta(minutes=1)

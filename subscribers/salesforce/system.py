@@ -23,6 +23,7 @@ from subscribers.http.transport import new_session
 from subscribers.records import Event, External
 from subscribers.salesforce import outbound_messages
 from subscribers.salesforce.failures import LIMIT_PAUSE_SECONDS, Expired, refusal
+from subscribers.salesforce.identifiers import full_id
 from subscribers.salesforce.options import SalesforceOptions
 from subscribers.system import System
 
@@ -80,6 +81,8 @@ class Salesforce(System):
         self._login: tuple[str, str] | None = None
         self._local = threading.local()
         self._clock_offset: float | None = None
+        #: The organisation of the last login.
+        self.organization_id: str | None = None
         #: None until the first response.
         self.usage: Usage | None = None
 
@@ -101,6 +104,11 @@ class Salesforce(System):
     def clock_offset(self) -> float | None:
         """Seconds by which the org's clock is ahead of ours."""
         return self._clock_offset
+
+    def account(self) -> str | None:
+        """Return the id of the organisation. A sandbox that was refreshed is another one."""
+        self._logged_in(None, other_organization=True)
+        return self.organization_id
 
     @property
     def request_id(self) -> str | None:
@@ -137,12 +145,12 @@ class Salesforce(System):
         """Return a record of the org as an `External`."""
         data = {name: value for name, value in record.items() if name != "attributes"}
         return External(
-            id=str(record["Id"]),
+            id=full_id(str(record["Id"])),
             data=data,
             at=iso_time(record.get("SystemModstamp")),
             deleted=deleted or record.get("IsDeleted") is True,
             record_id=record.get(self.options.external_id_field) or None,
-            merged_into=record.get("MasterRecordId") or None,
+            merged_into=full_id(record.get("MasterRecordId") or "") or None,
         )
 
     def page_url(self, resource: str, external_id: str) -> str | None:
@@ -239,12 +247,21 @@ class Salesforce(System):
         if found := _USAGE.search(response.headers.get("Sforce-Limit-Info", "")):
             self.usage = Usage(int(found[1]), int(found[2]), time.monotonic())
 
-    def _logged_in(self, expired: tuple[str, str] | None) -> tuple[str, str]:
-        """Return a login other than the `expired` one: if several threads find it expired, one renews it."""
+    def _logged_in(self, expired: tuple[str, str] | None, *, other_organization: bool = False) -> tuple[str, str]:
+        """Return a login other than the `expired` one: if several threads find it expired, one renews it.
+
+        `other_organization`: it may lead to another organisation than before.
+        """
         with self._login_lock:
             if self._login is None or self._login == expired:
                 from subscribers.salesforce.login import log_in  # noqa: PLC0415
 
                 self._login = None
-                self._login = log_in(self.options)
+                found = log_in(self.options)
+                self.logins += 1
+                now, before = found.organization_id, self.organization_id
+                if not other_organization and now is not None and before not in (None, now):
+                    # No call may reach it before the conductor has compared the accounts.
+                    raise SystemDown(f"the login leads to the organisation {now} now, not to {before}")
+                self._login, self.organization_id = (found.session_id, found.host), now or before
             return self._login

@@ -90,6 +90,13 @@ class Stripe(System):
         """Delete an object. Raises `Gone` if it is already deleted."""
         self.http.call("DELETE", path)
 
+    def account(self) -> str | None:
+        """Return the id of the account, with the mode of the key: each mode has its own objects."""
+        self.pace()
+        body, _ = self.get("/v1/account")
+        mode = " (test mode)" if _is_live(self.options.api_key.get_secret_value()) is False else ""
+        return f"{body['id']}{mode}"
+
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
         """Return the event's id if the signature matches one of the secrets, by Stripe's own check."""
         header = headers.get("stripe-signature", "")

@@ -121,7 +121,7 @@ def test_a05_an_unreadable_row_holds_up_neither_backfill_nor_inward_reads_nor_pa
         reconcile = hub.conductor.tasks.start("reconcile", "ada", subscriber="crm.fact", repair=True)
         while hub.conductor.tasks.run_some():
             pass
-        assert hub.conductor.tasks.get(reconcile).position["notes"] == {"unread": 1}
+        assert hub.conductor.tasks.get(reconcile).position["unread"] == 1
 
 
 def test_a05_a_child_row_that_cannot_be_read_names_its_column(database: Database) -> None:

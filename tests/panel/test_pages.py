@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from conductor.links import lost
+from conductor.links.row import link_row
 from conductor.redaction import MASK, safe_headers
 from conductor.reports.pages import PAGE, STRETCH
 from models.base import utcnow
@@ -354,6 +356,50 @@ def test_pages_stay_fast_with_a_long_history(sqlite_panel: Panel) -> None:
         slow[path] = time.perf_counter() - began
     # Far above the usual time (about 10 ms), far below that of a full scan of a large history.
     assert {path: taken for path, taken in slow.items() if taken > 0.5} == {}
+
+
+def test_a_system_offers_to_link_what_it_has_lost(panel: Panel) -> None:
+    client = panel.client("operator")
+    assert "Link 1 lost record again" not in client.get("/systems/").text
+    (link,) = panel.rows(sa.select(Link.__table__).where(Link.subscriber == "shop.customer").limit(1))
+    with panel.database.write() as connection:
+        lost.remember(connection, "shop", link_row(link), utcnow())
+        panel.conductor.guard.pause(connection, "shop", "from")
+    assert "Link 1 lost record again" in client.get("/systems/").text
+    assert "is this the right account?" in client.get("/systems/").text
+    post(client, "/systems/shop/relink")
+    assert panel.rows(sa.select(System.paused_at).where(System.name == "shop")) == [(None,)]
+    (audit,) = panel.rows(sa.select(AuditEntry.who, AuditEntry.target).where(AuditEntry.action == "system.relink"))
+    assert audit == ("operator@example.com", "shop")
+
+
+def test_another_account_is_accepted_with_or_without_the_links(panel: Panel) -> None:
+    shop = System.name == "shop"
+    client = panel.client("operator")
+    assert "This is the right account now" not in client.get("/systems/").text
+    for links, known in (("", True), ("unlink", False)):
+        with panel.database.write() as connection:
+            connection.execute(sa.update(System).where(shop).values(account="a", other_account="b", paused_at=utcnow()))
+        assert "The login leads to b." in client.get("/systems/").text
+        post(client, "/systems/shop/account", links=links)
+        assert panel.rows(sa.select(System.account, System.other_account, System.paused_at).where(shop)) == [
+            ("b", None, None)
+        ]
+        linked = sa.select(Link.id).where(Link.subscriber == "shop.customer", Link.external_id.is_not(None))
+        assert bool(panel.rows(linked)) is known
+
+
+def test_a_dead_letter_about_an_id_has_two_answers(panel: Panel) -> None:
+    (link,) = panel.rows(sa.select(Link.__table__).where(Link.subscriber == "shop.customer").limit(1))
+    asks = _letters(code="reused_id", subscriber=link.subscriber, record_id=link.record_id, link_id=None)
+    with panel.database.write() as connection:
+        number = connection.execute(sa.insert(DeadLetter).values(**asks).returning(DeadLetter.id)).scalar_one()
+    client = panel.client("operator")
+    page = client.get(f"/dead-letters/{number}").text
+    assert "Same record" in page and "Another record" in page
+    post(client, f"/dead-letters/{number}/decide", same="yes")
+    page = client.get(f"/dead-letters/{number}").text
+    assert "the same record, says operator@example.com" in page and "Another record" not in page
 
 
 def test_a_system_the_guard_paused_asks_whether_the_deletes_are_meant(panel: Panel) -> None:

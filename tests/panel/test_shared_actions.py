@@ -21,6 +21,7 @@ DEEDS: list[tuple[str, dict[str, str], list[str]]] = [
     ("/systems/backfill/shop.customer", {}, ["backfill", "shop.customer", "--background"]),
     ("/systems/reconcile/shop.customer", {"repair": "yes"}, ["reconcile", "shop.customer", "--repair", "--background"]),
     ("/systems/poll/shop.customer", {}, ["poll", "shop.customer"]),
+    ("/systems/shop/relink", {}, ["relink", "shop"]),
     ("/dead-letters/retry", {"id": "{letter}"}, ["retry", "--id", "{letter}"]),
     ("/dead-letters/retry", {"subscriber": "shop.customer"}, ["retry", "--subscriber", "shop.customer"]),
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,11 +11,10 @@ from conductor.tasks.reconcile import MISSING_HERE, MISSING_THERE
 from models.catalogues import Customer
 from models.ledger import Change, Link, System
 from models.session import Database
-from subscribers.calls import call_safely
-from subscribers.errors import Reject, Retry, SystemDown
+from subscribers.errors import Retry, SystemDown
 from subscribers.mapping.fields import Field
-from tests.support.fakes import FakeSubscriber, TestHub
-from tests.support.records import add, rows
+from tests.support.fakes import TestHub
+from tests.support.records import rows
 
 CUSTOMER = Customer.__table__
 
@@ -111,59 +108,6 @@ def test_pending_changes_are_not_differences(hub: TestHub) -> None:
     one = hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer")
     hub.conductor.tasks.run_some()
     assert hub.conductor.tasks.get(one).failed == 0
-    message = work(hub, one).message
-    assert message == "no drift; 1 not compared, because a delivery is pending"
-
-
-class BulkFetching(FakeSubscriber):
-    """A subscriber of a system that reads many records in one call."""
-
-    bulk_size = 50
-
-    def bulk_fetch(self, external_ids: Sequence[str]) -> list[Any]:
-        return [call_safely(self.fetch, external_id) for external_id in external_ids]
-
-
-def test_a_record_that_is_delivered_during_its_repair_is_reported_as_not_compared(database: Database) -> None:
-    hub = TestHub(database, "crm", kinds=[BulkFetching])
-    for _ in range(2):
-        add(hub)
-        hub.run()
-    hub.clock.tick(60)
-    crm = hub.systems["crm"]
-    for number in (1, 2):
-        crm.edit(f"crm_{number}", name="Theirs")
-    crm.calls.clear()
-
-    def lease_the_other(kind: str, what: str) -> None:
-        if crm.calls.count(("fetch", "crm_1")) == 2:  # both were compared, and the first is being repaired
-            with database.write() as c:
-                held = {"lease_owner": "a worker", "lease_until": hub.clock.now + timedelta(hours=1)}
-                c.execute(sa.update(Link).where(Link.record_id == "2").values(**held))
-
-    crm.on_call = lease_the_other
-    task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True))
-    assert (task.done, task.failed, task.position["fields"]) == (2, 1, {"name": 1})
-    words = "1 record differs, being repaired: name 1; 1 not compared, because a delivery is pending"
-    assert (task.message, names(hub)) == (words, ["Theirs", "Ada"])
-
-
-@pytest.mark.parametrize("error", [Reject("no access"), KeyError("a bug of the subscriber")], ids=repr)
-def test_a_record_that_cannot_be_repaired_is_reported_and_the_others_are(hub: TestHub, error: Exception) -> None:
-    drift_apart(hub)
-    crm = hub.systems["crm"]
-
-    def refuse_the_second_fetch(kind: str, what: str) -> None:
-        if what == "crm_1" and crm.calls.count(("fetch", "crm_1")) == 2:
-            raise error
-
-    crm.on_call = refuse_the_second_fetch
-    hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True)
-    hub.conductor.tasks.run_some()
-    crm.on_call = lambda kind, what: None
-    task = work(hub, 1)
-    assert task.failed == 4 and task.message.endswith("; 1 could not be repaired")
-    assert names(hub) == ["Ada 1", "Ours", "Ada 3", "Ada 5"]
 
 
 def test_a_lease_that_ran_out_hides_no_drift(hub: TestHub) -> None:
@@ -265,4 +209,3 @@ def test_a_number_that_no_column_can_store_is_reported_as_a_difference(hub: Test
     hub.systems["crm"].edit("crm_1", phone=10**30)
     task = work(hub, hub.conductor.tasks.start("reconcile", "ann", subscriber="crm.customer", repair=repair))
     assert (task.state, task.done, task.failed) == ("done", 5, 1)
-    assert task.message.endswith("; 1 could not be repaired") is repair
