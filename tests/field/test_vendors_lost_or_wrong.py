@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from conductor import Conductor
-from models.catalogues import CATALOGUES
+from models.base import utcnow
+from models.catalogues import CATALOGUES, Customer
+from models.ledger import Change, Link
 from models.session import Database
 from simulators.salesforce import SalesforceSimulator
 from simulators.stripe import StripeLike
 from subscribers.errors import Gone, SystemDown
+from subscribers.files.subscriber import FileSubscriber
+from subscribers.files.system import FileOptions, FileSystem
 from subscribers.mapping import rows
+from subscribers.records import External
 from subscribers.rest import RestOptions, RestSubscriber, RestSystem
+from subscribers.salesforce.subscriber import DELETED_INTERVAL_SECONDS
 from tests.support import records
+from tests.support.awkward_rest import AwkwardRest, RestHub, kind
 from tests.support.both_vendors import BothVendorsHub
 from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
 from tests.support.records import add
@@ -29,6 +39,109 @@ from tests.support.stripe_hub import StripeHub
 @pytest.fixture
 def salesforce(database: Database, org: SalesforceSimulator) -> SalesforceHub:
     return SalesforceHub(database, org)
+
+
+# A2, A3: deleted there and restored
+
+
+@pytest.mark.parametrize("on_gone", ["archive", "unlink"])
+@pytest.mark.parametrize("seen", ["in two polls", "in one poll"])
+def test_a03_a_record_restored_in_salesforce_is_linked_again(
+    salesforce: SalesforceHub, monkeypatch: pytest.MonkeyPatch, on_gone: str, seen: str
+) -> None:
+    monkeypatch.setattr(type(salesforce.conductor.subscribers["salesforce.customer"]), "on_gone", on_gone)
+    one = salesforce.add("customer", name="Ada", email="ada@x.example")
+    salesforce.run()
+    salesforce.poll("customer")
+    account, org = salesforce.link("customer", one).external_id, salesforce.org
+    org.clock.advance(2)
+    org.remove("Account", account)
+    if seen == "in two polls":
+        salesforce.poll("customer")
+        assert salesforce.link("customer", one).deleted_remotely
+    org.clock.advance(2)
+    org.store.undelete("Account", account)
+    org.clock.advance(2)
+    salesforce.poll("customer")
+    held = salesforce.link("customer", one)
+    assert (held.external_id, held.unlinked_at, held.deleted_remotely) == (account, None, False)
+    here = salesforce.record("customer", one)
+    assert here is not None and here["active"] and salesforce.count("customer") == 1
+    salesforce.edit("customer", one, phone="+1")
+    salesforce.run()
+    assert org.store.get("Account", account)["Phone"] == "+1"
+
+
+def test_a02_a_late_deletion_reported_by_salesforce_does_not_undo_a_restoration(salesforce: SalesforceHub) -> None:
+    one = salesforce.add("customer", name="Ada", email="ada@x.example")
+    salesforce.run()
+    salesforce.poll("customer")
+    account, org = salesforce.link("customer", one).external_id, salesforce.org
+    org.clock.advance(2)
+    org.remove("Account", account)
+    org.clock.advance(60)
+    org.store.undelete("Account", account)
+    # The list of deletions is read every quarter of an hour, after the changes.
+    org.clock.advance(DELETED_INTERVAL_SECONDS + 60)
+    salesforce.poll("customer")
+    salesforce.poll("customer")
+    held = salesforce.link("customer", one)
+    assert (held.external_id, held.unlinked_at) == (account, None) and salesforce.count("customer") == 1
+
+
+TOMBSTONES = {"deleted_field": "deleted", "poll_seconds": 60}
+
+
+@pytest.mark.parametrize("on_gone", ["archive", "unlink", "delete"])
+def test_a02_a_tombstone_of_a_rest_list_is_weighed_by_its_time(
+    database: Database, system: AwkwardRest, on_gone: str
+) -> None:
+    hub = RestHub(database, system, kind(**TOMBSTONES, on_gone=on_gone, match_on=("email",)))
+    one = add(hub, email="ada@x.example")
+    hub.run()
+    hub.poll()
+    system.edit("1", deleted=True)
+    hub.poll()
+    hub.wait()
+    held = records.rows(hub, Link)[0]
+    assert held.deleted_remotely and (records.record(hub, one) is None) is (on_gone == "delete")
+    tombstone = dict(system.store["1"])
+    system.edit("1", deleted=False, name="Bea")  # restored there
+    hub.poll()
+    hub.wait()
+    (ours,) = records.rows(hub, Customer)
+    assert (ours.name, ours.active) == ("Bea", True)
+    told = External("1", tombstone, at=datetime.fromisoformat(tombstone["updated_at"]), deleted=True)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["awkward.customer"], told)  # late
+    (ours,) = records.rows(hub, Customer)
+    assert (ours.name, ours.active) == ("Bea", True)
+
+
+@pytest.mark.parametrize("on_gone", ["archive", "unlink", "delete"])
+def test_a03_a_row_that_a_later_file_has_again_is_linked_again(
+    sqlite_database: Database, tmp_path: Path, on_gone: str
+) -> None:
+    options: dict[str, Any] = {"system": "erp", "catalogue": "customer", "path": "customers", "key_field": "number"}
+    options |= {"quiet_seconds": 0, "on_gone": on_gone, "match_on": ("email",)}
+    options |= {"field_to_data": {"name": "name", "email": "mail"}}
+    files = FileSystem("erp", FileOptions(folder=str(tmp_path)))
+    hub = RestHub(sqlite_database, files, type("Rows", (FileSubscriber,), options))
+    incoming = tmp_path / "customers" / "in"
+    incoming.mkdir(parents=True)
+    for number, text in enumerate(("7,Ada,a@x.example,", "7,,,true", "7,Bea,a@x.example,")):
+        (incoming / f"{number}.csv").write_text(f"number,name,mail,deleted\n{text}\n")
+        hub.conductor.poll("erp.customer")
+        hub.wait()
+        if number == 1:
+            assert records.rows(hub, Link)[0].deleted_remotely
+            assert [row.active for row in records.rows(hub, Customer)] == {
+                "archive": [False],
+                "unlink": [True],
+                "delete": [],
+            }[on_gone]
+    (ours,) = records.rows(hub, Customer)
+    assert (ours.name, ours.active) == ("Bea", True)
+    assert [row.external_id for row in records.rows(hub, Link, Link.unlinked_at.is_(None))] == ["7"]
 
 
 # A4: parts of a nested object that are not mapped
@@ -290,3 +403,47 @@ def test_a14_a_product_from_stripe_costs_the_same_in_salesforce(
     hub.run()
     (product,) = org.store.all("Product2")
     assert (product["Price__c"], product["Currency__c"]) == (amount, currency.upper())
+
+
+# A16: a system whose clock is wrong
+
+
+@pytest.mark.parametrize("minutes", [-10, 10])
+@pytest.mark.parametrize("later", ["ours", "theirs"])
+def test_a16_the_newest_edit_wins_whatever_the_clock_of_salesforce_says(
+    database: Database, org: SalesforceSimulator, minutes: int, later: str
+) -> None:
+    hub = SalesforceHub(database, org)
+    hub.conductor.context.clock = utcnow
+    one = hub.add("customer", name="Ada", email="ada@x.example")
+    org.clock.advance(minutes * 60)
+    hub.run()
+    hub.edit("customer", one, name="ours", phone="+1")
+    org.clock.advance(2)
+    between = timedelta(minutes=3 if later == "ours" else -3)
+    with database.write() as connection:
+        connection.execute(sa.update(Change).values(at=utcnow() + between))
+    account = hub.link("customer", one).external_id
+    org.edit("Account", account, Name="theirs")
+    hub.run()
+    here = hub.record("customer", one)
+    assert here is not None and here["name"] == later == org.store.get("Account", account)["Name"]
+    assert org.store.get("Account", account)["Phone"] == "+1"
+
+
+# B22 in Salesforce: a form of our value
+
+
+def test_b22_the_form_that_salesforce_stores_is_no_edit_where_it_is_read_back(
+    salesforce: SalesforceHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(salesforce.conductor.subscribers["salesforce.customer"]), "read_back", "always")
+    one = salesforce.add("customer", name="Ada", email="ada@x.example", phone="  +1 ")
+    salesforce.run()
+    account, org = salesforce.link("customer", one).external_id, salesforce.org
+    assert org.store.get("Account", account)["Phone"] == "+1"
+    org.journal.clear()
+    salesforce.poll("customer")
+    here = salesforce.record("customer", one)
+    assert here is not None and here["phone"] == "  +1 ", "our value stays, and is not written again"
+    assert salesforce.writes() == []
