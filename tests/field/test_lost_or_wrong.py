@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -575,7 +577,7 @@ def test_a09_records_reloaded_under_new_ids_replace_those_there(unique: RestHub,
         unique.conductor.deliver("awkward.customer", ["11", "12", "13"])
     if how == "creates routed first":
         with unique.conductor.database.write() as c:
-            deleted = sa.and_(Change.operation == "delete", Change.relayed_at.is_(None))
+            deleted = sa.and_(Change.operation == "deleted", Change.relayed_at.is_(None))
             c.execute(sa.update(Change).where(deleted).values(relayed_at=utcnow()))
         unique.run()
         with unique.conductor.database.write() as c:
@@ -588,6 +590,50 @@ def test_a09_records_reloaded_under_new_ids_replace_those_there(unique: RestHub,
     assert {link.record_id for link in rows(unique, Link, Link.unlinked_at.is_(None))} == {"11", "12", "13"}
     if how == "one batch":
         assert system.writes() == ["DELETE"] * 3 + ["POST"] * 3
+
+
+def _reload(hub: RestHub) -> None:
+    """Replace all customers by the same ones under new ids, with their names in capitals."""
+    new = [{"id": 11 + n, "name": name.upper(), "email": f"{name}@x.example"} for n, name in enumerate("abc")]
+    with hub.conductor.database.write() as connection:
+        connection.execute(sa.delete(CUSTOMER))
+        connection.execute(sa.insert(CUSTOMER), new)
+
+
+@pytest.mark.parametrize("turn", range(2))
+def test_a09_two_workers_reload_records_at_the_same_time(unique: RestHub, system: AwkwardRest, turn: int) -> None:
+    _reload(unique)
+    unique.conductor.relay()
+    parts = [["11", "12", "13"], ["3", "2", "1"]] if turn else [["11", "2", "13"], ["1", "12", "3"]]
+    begin = threading.Barrier(len(parts))
+
+    def work(ids: list[str]) -> None:
+        begin.wait()
+        unique.conductor.deliver("awkward.customer", ids)
+
+    with ThreadPoolExecutor(len(parts)) as workers:
+        assert [*workers.map(work, parts)] == [None, None]
+    for _ in range(4):
+        unique.wait(10)
+    assert emails(system) == {"a@x.example": "A", "b@x.example": "B", "c@x.example": "C"}
+    assert open_letters(unique) == [] and len(system.store) == 3
+
+
+def test_a09_a_backfill_of_reloaded_records_waits_for_their_deletions(unique: RestHub, system: AwkwardRest) -> None:
+    _reload(unique)
+    unique.conductor.tasks.start("backfill", "ann", subscriber="awkward.customer")
+    for _ in range(4):  # the relay is late
+        unique.conductor.tasks.run_some()
+        unique.conductor.sweep()
+        published, unique.publisher.published = unique.publisher.published, []
+        for what, ids in published:
+            unique._process(what, ids)
+    assert ("POST", "/contacts") in system.calls, "the records were tried before their deletions were routed"
+    unique.run()
+    for _ in range(4):
+        unique.wait(10)
+    assert emails(system) == {"a@x.example": "A", "b@x.example": "B", "c@x.example": "C"}
+    assert open_letters(unique) == []
 
 
 @pytest.mark.parametrize("order", ["one batch", "taker first"])
