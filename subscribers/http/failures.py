@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
-from subscribers.errors import Gone, Reject, ResponseTooLarge, Retry, SyncError, SystemDown
+from subscribers.errors import Gone, Outdated, Reject, ResponseTooLarge, Retry, SyncError, SystemDown
 from subscribers.http.transport import TooLarge
 
 #: HTTP status -> error (RFC 9110, 15; RFC 6585). Other statuses are `Retry` from 500 on, else `Reject`.
@@ -40,6 +40,9 @@ CODES: Mapping[int, str] = {
 #: How systems say, with a status for wrong data, that they have such a record already.
 _DUPLICATE = re.compile(r"already|duplicate|not unique|must be unique|unique constraint", re.IGNORECASE)
 
+#: How they say so with a status that may also refuse an old version; "already modified" means the version.
+_TAKEN = re.compile(r"duplicate|unique|exists|taken|in use", re.IGNORECASE)
+
 
 def status_error(
     status: int,
@@ -54,6 +57,8 @@ def status_error(
     """Return the error for an HTTP status, by `table`."""
     text = f"{status}: {message}" if message else str(status)
     kind = table.get(status, Retry if status >= 500 else Reject)
+    if issubclass(kind, Outdated) and _TAKEN.search(text):
+        kind = Reject
     code = CODES.get(status)
     if issubclass(kind, SystemDown):
         text = f"the login is refused ({text})" if status in (401, 403) else text

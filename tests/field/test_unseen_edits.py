@@ -161,6 +161,17 @@ def test_a01_a_conditional_deletion_of_a_record_edited_there_asks(
     assert not open_letters(hub)
 
 
+def test_a01_a_duplicate_is_not_taken_for_an_old_version(database: Database, system: AwkwardRest) -> None:
+    hub, one = conditional(database, system, "field")
+    system.unique = ("email",)
+    system.add(email="bea@x.example", name="Bea")
+    edit(hub, one, email="bea@x.example")
+    hub.run()
+    hub.wait()
+    (letter,) = open_letters(hub)
+    assert letter.code in ("conflict", "duplicate") and "exists already" in letter.message
+
+
 def test_a01_an_edit_of_a_field_that_is_not_mapped_only_costs_a_second_try(
     database: Database, system: AwkwardRest
 ) -> None:
