@@ -25,6 +25,12 @@ ROOT = Path(__file__).resolve().parent
 VAR = (ROOT / (os.environ.get("SYNCFLOW_VAR") or "var")).resolve()
 
 
+_GENERATE = 'generate one: python3 -c "import secrets; print(secrets.token_hex(32))"'
+
+#: A key with fewer different characters was not drawn at random.
+_DIFFERENT_CHARACTERS = 8
+
+
 class SettingsError(Exception):
     """A setting is missing or wrong. The message names the variable and the values it accepts, never its value."""
 
@@ -53,7 +59,8 @@ class Settings(BaseSettings):
     """`memory://` runs everything as threads of one process. `amqp://user:password@host:port/vhost` uses RabbitMQ."""
 
     secret_key: SecretStr | None = None
-    """Signs sessions. Standalone creates one in `var/`; separate processes need the same one for all."""
+    """Signs cookies, at least 32 characters. Standalone creates one in `var/`; separate processes need the same one for
+    all."""
 
     session_seconds: float = Field(86400.0, gt=0)
     """How long a session in the panel lasts after the login."""
@@ -77,7 +84,7 @@ class Settings(BaseSettings):
     """`DEBUG`, `INFO`, `WARNING` or `ERROR`."""
 
     metrics_token: SecretStr | None = None
-    """A bearer token for `/metrics`. Without it only users with a login can read the metrics."""
+    """A bearer token for `/metrics`, at least 16 characters. Without it only users with a login read the metrics."""
 
     syncflow_systems: Path | None = None
     """A TOML file that declares systems and their subscribers. A relative path starts in Syncflow's folder."""
@@ -129,7 +136,7 @@ class Settings(BaseSettings):
     audit_days: int = Field(730, ge=1)
     """How many days audit rows are kept."""
 
-    totp_secret: SecretStr | None = Field(None, min_length=32)
+    totp_secret: SecretStr | None = None
     """Encrypts the secrets of two-factor login, at least 32 characters. Once set, the panel offers two-factor login.
     Keep it: with another secret no existing code works."""
 
@@ -153,6 +160,14 @@ class Settings(BaseSettings):
     oidc_session_seconds: float = Field(28800.0, gt=0)
     """How long a session lasts after a login with OpenID Connect, at most `SESSION_SECONDS`: then the provider is asked
     again. It may end sessions earlier, at `/login/oidc/backchannel-logout`."""
+
+    @field_validator("secret_key", "totp_secret", "metrics_token")
+    @classmethod
+    def _is_long_enough(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        least = 16 if info.field_name == "metrics_token" else 32
+        if value is not None and len(value.get_secret_value()) < least:
+            raise ValueError(f"is too short: use at least {least} random characters; {_GENERATE}")
+        return value
 
     @field_validator("database_url")
     @classmethod
@@ -268,15 +283,15 @@ class Settings(BaseSettings):
         """Return the key that signs sessions: SECRET_KEY, or a random one that the first start stores in var/.
 
         Raises:
-          SettingsError: SECRET_KEY is missing, and several processes need the same.
+          SettingsError: SECRET_KEY is missing or easy to guess, and several processes need the same.
         """
         if self.secret_key is not None:
-            return self.secret_key.get_secret_value()
+            key = self.secret_key.get_secret_value()
+            if not self.standalone and len(set(key)) < _DIFFERENT_CHARACTERS:
+                raise SettingsError(f"SECRET_KEY: is easy to guess: use random characters; {_GENERATE}")
+            return key
         if not self.standalone:
-            raise SettingsError(
-                "SECRET_KEY: missing: with RabbitMQ all processes need the same secret; "
-                'generate one: python3 -c "import secrets; print(secrets.token_hex(32))"'
-            )
+            raise SettingsError(f"SECRET_KEY: missing: with RabbitMQ all processes need the same secret; {_GENERATE}")
         path = VAR / "secret_key"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

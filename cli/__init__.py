@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from cli import demo, demo_settings, new_subscriber, operations, processes, setup, tasks
+from cli import demo, demo_settings, faults, new_subscriber, operations, processes, setup, tasks
 from settings import SettingsError
 
 
@@ -128,15 +128,22 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status. Errors that an operator can fix are printed without a traceback."""
     chosen = parser().parse_args(arguments)
     command = COMMANDS[chosen.command]
-    if command.uses_running_demo:
-        demo_settings.join()
     try:
+        if command.uses_running_demo:
+            demo_settings.join()
         return command.run(chosen)
     except SettingsError as error:
         print(f"{error}", file=sys.stderr)
         return 2
-    except sa.exc.OperationalError as error:
-        print(f"DATABASE_URL: cannot connect to the database: {str(error.orig).strip()}", file=sys.stderr)
+    except sa.exc.DBAPIError as error:
+        if (problem := faults.of_database(error)) is None:
+            raise
+        print(problem, file=sys.stderr)
+        return 2
+    except OSError as error:
+        if (problem := faults.of_files(error)) is None:
+            raise
+        print(problem, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         logging.getLogger(__name__).info("interrupted")

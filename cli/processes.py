@@ -15,8 +15,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from cli.start_warnings import warnings
 from settings import ROOT, SettingsError, get_settings
-from subscribers.unknown_settings import unknown_settings
 from workers.actors import register
 from workers.relay import Relay
 from workers.runtime import (
@@ -42,7 +42,7 @@ def _start(kind: str) -> tuple[Runtime, threading.Event, Heartbeat]:
             f"BROKER_URL: a {kind} process needs RabbitMQ (amqp://...); with memory://, run ./syncflow standalone"
         )
     runtime = build_when_up(settings, by_key=True)
-    for message in unknown_settings():
+    for message in warnings(runtime):
         logger.warning(message)
     stop = threading.Event()
     stop_on_signals(stop, runtime.database)
@@ -106,11 +106,13 @@ def web(_arguments: argparse.Namespace) -> int:
     """Serve the panel with gunicorn, which replaces this process."""
     settings = get_settings()
     configure_logging(settings)
-    build_when_up(settings).close()  # reports a wrong setting once, not once per gunicorn worker
+    runtime = build_when_up(settings)  # reports a wrong setting once, not once per gunicorn worker
+    settings.secret()
     if settings.standalone:
         logger.warning("BROKER_URL is memory://, so no process delivers or polls: run ./syncflow standalone instead")
-    for message in unknown_settings():
+    for message in warnings(runtime):
         logger.warning(message)
+    runtime.close()
     gunicorn = gunicorn_arguments(
         "cli.processes:application()", f"{settings.host}:{settings.port}", int(settings.grace_seconds)
     )
@@ -144,10 +146,16 @@ def application() -> Any:
 def _web_server(runtime: Runtime) -> Any:
     """Return a server of the panel and the webhook routes, to run in a thread."""
     from panel.app import create_app  # noqa: PLC0415
-    from panel.http_server import threaded_server  # noqa: PLC0415
+    from panel.http_server import CannotListen, threaded_server  # noqa: PLC0415
 
     settings = runtime.settings
-    return threaded_server(create_app(runtime.conductor, settings), settings.host, settings.port)
+    app = create_app(runtime.conductor, settings)
+    try:
+        return threaded_server(app, settings.host, settings.port)
+    except CannotListen as error:
+        raise SettingsError(
+            f"PORT: cannot listen on {settings.host}, port {settings.port}: {error}; set another PORT or HOST"
+        ) from None
 
 
 def standalone(_arguments: argparse.Namespace) -> int:
@@ -155,7 +163,7 @@ def standalone(_arguments: argparse.Namespace) -> int:
     settings = get_settings()
     configure_logging(settings)
     runtime = build(settings)
-    for message in unknown_settings():
+    for message in warnings(runtime):
         logger.warning(message)
     stop = threading.Event()
     heartbeat = Heartbeat(runtime.database, "standalone").start()

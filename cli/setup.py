@@ -26,7 +26,11 @@ def migrate_command(arguments: argparse.Namespace) -> int:
     """Upgrade or downgrade the database, and install the capture triggers again."""
     try:
         migrate(get_settings().database_url, arguments.to)
-    except (UnknownRevision, CaptureRefused) as error:
+    except UnknownRevision as error:
+        name = "DATABASE_URL: not a database of this version: " if arguments.to == "head" else ""
+        print(f"{name}{error}", file=sys.stderr)
+        return 2
+    except CaptureRefused as error:
         print(error, file=sys.stderr)
         return 2
     print("The database is up to date." if arguments.to == "head" else f"The database is at revision {arguments.to}.")

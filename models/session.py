@@ -9,7 +9,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import orjson
@@ -227,6 +228,14 @@ def _sqlite_engine(url: sa.engine.URL) -> sa.Engine:
         hide_parameters=True,  # keeps the data of records out of logs
         **_JSON,
     )
+
+    @sa.event.listens_for(engine, "do_connect")
+    def _create_private(*_arguments: Any) -> None:
+        # SQLite would create the file for all users of the machine, and gives its WAL the same permissions.
+        path = Path(str(url.database))
+        if not path.exists() and path.parent.is_dir():
+            with suppress(OSError):  # SQLite says what is wrong
+                path.touch(mode=0o600)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:

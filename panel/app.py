@@ -18,6 +18,7 @@ from conductor import Conductor
 from i18n import gettext
 from panel import errors, views
 from panel.auth import oidc, setup
+from panel.auth.password_rules import LONGEST_PASSWORD, TOO_LONG
 from panel.overview_cache import OverviewCache
 from panel.rendering import filters, locale
 from panel.routes import health, metrics, webhooks
@@ -65,6 +66,9 @@ _HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
+
+#: The types of bodies that pages read; empty: there is no body.
+_FORMS = {"", "application/x-www-form-urlencoded", "multipart/form-data"}
 
 #: Bytes of the largest form: an unsubscription with a list of records.
 _LARGEST_FORM = 4 * 1024 * 1024
@@ -143,6 +147,10 @@ def _ask_to_log_in() -> Response | None:
         abort(404)
     if request.endpoint != "webhooks.receive" and _has_nul():
         abort(400)
+    if not errors.for_program():
+        _refuse_other_than_forms()
+    if request.endpoint == "security.two_factor_token_validation" and _has_no_code_to_give():
+        return redirect("/")
     if request.endpoint is None or request.endpoint in PUBLIC:
         return None
     if current_user.is_authenticated:
@@ -157,6 +165,20 @@ def _ask_to_log_in() -> Response | None:
         abort(401)  # Not a redirect: the login page must not appear inside another page.
     back = request.full_path.rstrip("?") if request.method == "GET" else None
     return redirect(url_for("security.login", next=back), code=303)
+
+
+def _refuse_other_than_forms() -> None:
+    """Refuse a body of another type, which Flask-Security would read, and a password that cannot be hashed."""
+    if request.mimetype not in _FORMS:
+        abort(415)
+    passwords = [value for name, value in request.form.items() if "password" in name]
+    if any(len(value) > LONGEST_PASSWORD for value in passwords):
+        abort(400, gettext(TOO_LONG, length=LONGEST_PASSWORD))
+
+
+def _has_no_code_to_give() -> bool:
+    """Return whether a user is logged in and sets up no second factor: Flask-Security would log this user out."""
+    return current_user.is_authenticated and session.get("tf_state") != "validating_profile"
 
 
 def _has_nul() -> bool:

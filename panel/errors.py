@@ -26,10 +26,12 @@ _TITLES = {
     404: gettext_noop("Page not found"),
     405: gettext_noop("Method not allowed"),
     413: gettext_noop("Request too large"),
+    415: gettext_noop("Unsupported type of data"),
 }
 _WORDS = {
     401: gettext_noop("Log in, or send METRICS_TOKEN as a bearer token: Authorization: Bearer ..."),
     403: gettext_noop("Your role does not have this permission. An admin can change your role under Users."),
+    415: gettext_noop("Pages take the data of forms only."),
     404: gettext_noop("The page may have been removed, or the address may contain a typing error."),
 }
 

@@ -23,6 +23,10 @@ logger = logging.getLogger(__name__)
 THREADS = 16
 
 
+class CannotListen(Exception):
+    """The system does not let this process listen; the message says why."""
+
+
 class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -51,6 +55,17 @@ class PanelServer(BaseWSGIServer):
         super().__init__(host, port, app, _Handler)
         self._requests: SimpleQueue[Incoming | None] = SimpleQueue()
         self._stop, self._ended = threading.Event(), threading.Event()
+
+    def server_bind(self) -> None:
+        """Bind the socket.
+
+        Raises:
+          CannotListen: the port is in use, or the address is not one of this machine.
+        """
+        try:
+            super().server_bind()
+        except OSError as error:  # werkzeug would end the process
+            raise CannotListen(error.strerror or str(error)) from None
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Serve until `shutdown`."""

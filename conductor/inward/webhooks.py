@@ -12,7 +12,7 @@ from conductor.context import Context
 from conductor.inward.inbox import store_event
 from conductor.redaction import LONGEST_REFUSED_BODY, reply_text, safe_headers, secrets_in, without
 from models.ledger import RefusedWebhook, System
-from subscribers.errors import BadSignature, BadWebhook
+from subscribers.errors import BadSignature, BadWebhook, clean
 from subscribers.system import System as Client
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Webhooks:
             raise UnknownSystem(system)
         lowered = {name.lower(): value for name, value in headers.items()}
         try:
-            events = client.unpack(body, lowered)
+            events = _unpacked(client, body, lowered)
         except (BadSignature, BadWebhook) as error:
             self._keep_refused(client, body, lowered, error)
             raise
@@ -81,7 +81,7 @@ class Webhooks:
         start = body[: 4 * LONGEST_REFUSED_BODY] if len(body) > _LARGEST_DECODED_BYTES else body
         trace = {
             "at": now,
-            "reason": without(str(error), secrets),
+            "reason": without(clean(error), secrets),
             "headers": safe_headers(headers, secrets),
             "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_REFUSED_BODY),
             "size": len(body),
@@ -98,6 +98,28 @@ class Webhooks:
                 system=client.name, slot=number % KEPT_REFUSED, **trace
             )
             connection.execute(insert.on_conflict_do_update(index_elements=["system", "slot"], set_=trace))
+
+
+def _unpacked(client: Client, body: bytes, headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Verify a webhook and return the id and body of each event.
+
+    Raises:
+      BadSignature: the system did not send it.
+      BadWebhook: it cannot be read, or not every database could store it.
+    """
+    try:
+        events = list(client.unpack(body, headers))
+    except NotImplementedError as error:
+        raise BadSignature(str(error)) from None  # the system sends no webhooks, so a stranger did
+    except RecursionError:
+        raise BadWebhook("its data is nested too deeply") from None
+    except UnicodeError:
+        raise BadWebhook("it is not UTF-8 text") from None
+    if any(clean(event_id) != event_id for event_id, _body in events):
+        raise BadWebhook("the event's id contains NUL or a lone surrogate")
+    if any(b"\0" in part for _id, part in events):
+        raise BadWebhook("the event contains a NUL byte")
+    return events
 
 
 def _event_values(event_id: str, body: bytes) -> dict[str, str]:

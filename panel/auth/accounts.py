@@ -17,8 +17,9 @@ from models.ledger import AuditEntry
 from models.session import Database
 from models.users import Role, User
 from panel.auth import sessions
+from panel.auth.password_rules import Rules
 from panel.auth.permissions import ROLES
-from panel.auth.settings import PASSWORD_LENGTH, flask_security_settings
+from panel.auth.settings import flask_security_settings
 
 
 class Datastore(SQLAlchemySessionUserDatastore):
@@ -67,14 +68,14 @@ def create_user(database: Database, email: str, password: str, role: str, by: st
     """Create a user without a request or a running web process.
 
     Raises:
-      ValueError: the email address is invalid or taken, the password too short, or the role unknown.
+      ValueError: the email address is invalid or taken, the password cannot be used, or the role unknown.
     """
     app = Flask("syncflow-people")
     app.extensions["syncflow_database"] = database
     # Nothing is signed with this key.
     app.config.update(flask_security_settings(secrets.token_hex(32), https=False))
     session = scoped_session(sessionmaker(database.engine, expire_on_commit=False))
-    Security(app, Datastore(session, User, Role), register_blueprint=False)
+    Security(app, Datastore(session, User, Role), register_blueprint=False, password_util_cls=Rules)
     with app.app_context():
         try:
             add_user(app.extensions["security"].datastore, email, password, role, by)
@@ -89,7 +90,7 @@ def add_user(people: Datastore, email: str, password: str, role: str, by: str, *
       ValueError: as in `create_user`.
     """
     address = check_email(email)
-    hashed = checked_hash(password)
+    hashed = checked_hash(password, address)
     if people.find_user(email=address, case_insensitive=True) is not None:
         raise ValueError(gettext("{address} already has an account", address=address))
     people.create_user(
@@ -132,15 +133,15 @@ def check_email(email: str) -> str:
     return address.lower()
 
 
-def checked_hash(password: str) -> str:
-    """Return the hash of a password.
+def checked_hash(password: str, email: str) -> str:
+    """Return the hash of a new password.
 
     Raises:
-      ValueError: it is too short.
+      ValueError: it is too short, too long or too easy to guess.
     """
-    problems, normal = current_app.extensions["security"]._password_util.validate(password, True)
+    problems, normal = current_app.extensions["security"]._password_util.validate(password, True, email=email)
     if problems:
-        raise ValueError(gettext("the password is too short: at least {length} characters", length=PASSWORD_LENGTH))
+        raise ValueError(" ".join(problems))
     hashed: str = hash_password(normal)
     return hashed
 

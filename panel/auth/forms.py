@@ -7,19 +7,30 @@ from typing import Any
 from flask import current_app
 from flask_security import current_user
 from flask_security.forms import ChangePasswordForm, LoginForm, VerifyForm
-from flask_security.utils import verify_password
+from flask_security.utils import validate_redirect_url, verify_password
 from wtforms.validators import StopValidation
 
 from i18n import gettext
 from panel.auth import login_throttle
 
 
-class ThrottledLogin(LoginForm):
+class _OwnPagesOnly:
+    """A form that leads on to `next`, but ignores a page of another host: that is no reason to refuse a password."""
+
+    next: Any
+
+    def leave_out_other_hosts(self) -> None:
+        if self.next.data and not validate_redirect_url(self.next.data):
+            self.next.data = ""
+
+
+class ThrottledLogin(_OwnPagesOnly, LoginForm):
     """The login form; after too many wrong passwords it does not check another one."""
 
     remember = None  # type: ignore[assignment]
 
     def validate(self, **kwargs: Any) -> bool:
+        self.leave_out_other_hosts()
         attempt = login_throttle.PASSWORDS.record_attempt(self.email.data or "")
         if attempt is None:
             self.form_errors.append(gettext(login_throttle.TOO_MANY))
@@ -45,8 +56,12 @@ class _CurrentPasswordForm:
             login_throttle.record_success(attempt, "password.verify")
 
 
-class ThrottledVerify(_CurrentPasswordForm, VerifyForm):
+class ThrottledVerify(_OwnPagesOnly, _CurrentPasswordForm, VerifyForm):
     """The form that requires the password again before login settings change."""
+
+    def validate(self, **kwargs: Any) -> bool:
+        self.leave_out_other_hosts()
+        return bool(super().validate(**kwargs))
 
 
 class ThrottledChange(_CurrentPasswordForm, ChangePasswordForm):

@@ -14,6 +14,7 @@ from models.users import Role, User
 from panel.auth import sessions, two_factor
 from panel.auth.accounts import Datastore, add_audit
 from panel.auth.forms import ThrottledChange, ThrottledLogin, ThrottledVerify
+from panel.auth.password_rules import Rules
 from panel.auth.settings import flask_security_settings
 from settings import Settings
 
@@ -34,6 +35,7 @@ def init(app: Flask, database: Database, settings: Settings) -> scoped_session[S
         two_factor_verify_code_form=two_factor.ThrottledCode,
         mf_recovery_form=two_factor.ThrottledRecovery,
         totp_cls=two_factor.OnceTotp,
+        password_util_cls=Rules,
     )
     security.want_json(lambda _request: False)
     # Only sessions log in. The token loader would read the request body before the route does.

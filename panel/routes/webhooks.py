@@ -40,10 +40,11 @@ def receive(system: str, secret: str = "") -> tuple[Response, int]:
     try:
         new = conductor.store_webhook(system, body, headers)
     except UnknownSystem:
-        return jsonify(error="no such system is connected"), 404
+        logger.warning("webhook refused: no system %r is connected", system[:80])
+        return _refused()
     except BadSignature as error:
         logger.warning("webhook for %s refused: %s", system, error)
-        return jsonify(error=f"the signature is wrong: {error}"), 400
+        return _refused()
     except BadWebhook as error:
         logger.warning("webhook for %s cannot be read: %s", system, error)
         return jsonify(error=f"the body cannot be read: {error}"), 400
@@ -51,3 +52,8 @@ def receive(system: str, secret: str = "") -> tuple[Response, int]:
         text, content_type = acknowledgement
         return Response(text, content_type=content_type), 200
     return jsonify(status="stored" if new else "duplicate"), 202 if new else 200
+
+
+def _refused() -> tuple[Response, int]:
+    """Return the same response for an unknown name and a wrong signature, so that strangers learn no names."""
+    return jsonify(error="refused: the system's name in the address, or the signature, is wrong"), 400

@@ -69,7 +69,7 @@ class Users(PanelView):
                 url_for(".index"),
             )
         password = accounts.one_time_password()
-        user.password = accounts.checked_hash(password)
+        user.password = accounts.checked_hash(password, user.email)
         user.must_change_password = True
         self._keep(user, "user.password")
         return self._page(one_time=(user.email, password))

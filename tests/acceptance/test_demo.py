@@ -91,7 +91,7 @@ def test_the_demo_over_postgresql_and_rabbitmq(
     postgres_server: str, rabbitmq_server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with services.fresh_database(postgres_server) as database_url, vhost(rabbitmq_server) as broker_url:
-        settings = {"DATABASE_URL": database_url, "BROKER_URL": broker_url, "SECRET_KEY": "s" * 32}
+        settings = {"DATABASE_URL": database_url, "BROKER_URL": broker_url, "SECRET_KEY": "0123456789" * 4}
         demo = Demo(tmp_path_factory.mktemp("fleet-demo"), **settings)
         with ended_at_the_end(demo.settings):
             demo.start()

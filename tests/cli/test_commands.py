@@ -319,7 +319,7 @@ def arguments(name: str) -> list[str]:
 @pytest.mark.parametrize("name", NEEDS_TABLES)
 def test_an_empty_database_says_to_migrate(run: Run, name: str) -> None:
     broker = "amqp://u:p@127.0.0.1:1/" if name in ("relay", "worker", "scheduler") else "memory://"
-    done = run(*arguments(name), BROKER_URL=broker, SECRET_KEY="x")
+    done = run(*arguments(name), BROKER_URL=broker, SECRET_KEY="0123456789" * 4)
     assert done.returncode == 2
     assert done.stderr.startswith("DATABASE_URL: ") and "./syncflow migrate" in done.stderr
 

@@ -80,6 +80,8 @@ WRONG = {
     "LOG_LEVEL": ["s3cret"],
     "BEHIND_PROXY": ["s3cret"],
     "TOTP_SECRET": ["s3cret, and too short"],
+    "SECRET_KEY": ["s", "s3cret, and too short"],
+    "METRICS_TOKEN": ["s", "s3cret"],
     "OIDC_ISSUER": ["s3cret", "http://s3cret.example", "https://"],
     "OIDC_CLIENT_SECRET": ["s3cret"],  # without the other OIDC settings
     "OIDC_DEFAULT_ROLE": ["s3cret"],
@@ -99,7 +101,7 @@ def test_a_wrong_variable_is_named_and_its_value_never_shown(
 
 
 def test_every_setting_that_can_be_wrong_is_tried() -> None:
-    free_text = {"HOST", "SECRET_KEY", "METRICS_TOKEN", "OIDC_CLIENT_ID", "OIDC_ROLE_CLAIM"}
+    free_text = {"HOST", "OIDC_CLIENT_ID", "OIDC_ROLE_CLAIM"}
     assert {name.upper() for name in Settings.model_fields} - set(WRONG) == free_text
 
 
@@ -167,9 +169,19 @@ def test_a_fleet_without_a_secret_key_is_refused_with_instructions(
         get_settings().secret()
     assert not (tmp_path / "var").exists()
     get_settings.cache_clear()
-    monkeypatch.setenv("SECRET_KEY", "s3cret")
-    assert get_settings().secret() == "s3cret"
+    key = "s3cret" + "0123456789" * 3
+    monkeypatch.setenv("SECRET_KEY", key)
+    assert get_settings().secret() == key
     assert "s3cret" not in repr(get_settings())
+
+
+def test_row_10_a_fleet_refuses_a_key_that_is_easy_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "ab" * 32)
+    assert get_settings().secret() == "ab" * 32, "standalone"
+    get_settings.cache_clear()
+    monkeypatch.setenv("BROKER_URL", "amqp://u:p@host/")
+    with pytest.raises(SettingsError, match=r"^SECRET_KEY: .*secrets\.token_hex\(32\)"):
+        get_settings().secret()
 
 
 # --- the systems ------------------------------------------------------------------------------------------

@@ -369,7 +369,7 @@ def test_c33_sigterm_is_heard_while_the_database_answers_nothing(
 ) -> None:
     url, wire = behind_wire
     settings = environment(
-        DATABASE_URL=url, BROKER_URL=rabbitmq_vhost(), SYNCFLOW_VAR=str(tmp_path), SECRET_KEY="k" * 32
+        DATABASE_URL=url, BROKER_URL=rabbitmq_vhost(), SYNCFLOW_VAR=str(tmp_path), SECRET_KEY="0123456789" * 4
     )
     with ended_at_the_end(settings):
         relay = Process("relay", ["./syncflow", "relay"], settings, tmp_path)

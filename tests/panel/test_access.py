@@ -24,6 +24,7 @@ ADMINISTER = (303, 403, 403, 303)
 #: Runs immediately, and the response shows the result.
 SHOWN = (303, 403, 200, 200)
 GONE = (404, 404, 404, 404)
+REFUSED = (400, 400, 400, 400)
 
 #: (method, rule) -> a path that matches it, the form data, and the statuses.
 ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, int]]] = {
@@ -60,8 +61,8 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/healthz"): ("/healthz", {}, (200, 200, 200, 200)),
     ("GET", "/readyz"): ("/readyz", {}, (200, 200, 200, 200)),
     ("GET", "/metrics"): ("/metrics", {}, (401, 200, 200, 200)),
-    ("POST", "/webhooks/<system>"): ("/webhooks/nobody", {}, GONE),
-    ("POST", "/webhooks/<system>/<secret>"): ("/webhooks/nobody/secret", {}, GONE),
+    ("POST", "/webhooks/<system>"): ("/webhooks/nobody", {}, REFUSED),
+    ("POST", "/webhooks/<system>/<secret>"): ("/webhooks/nobody/secret", {}, REFUSED),
     ("GET", "/"): ("/", {}, VIEW),
     ("GET", "/systems/"): ("/systems/", {}, VIEW),
     ("POST", "/systems/<system>/pause"): ("/systems/shop/pause", {"reason": "a test"}, OPERATE),

@@ -45,8 +45,9 @@ def test_an_unreadable_body_is_refused_with_a_message(panel: Panel) -> None:
     assert status == 400 and "cannot be read" in said["error"]
 
 
-def test_an_unknown_system(panel: Panel) -> None:
-    assert _send(panel, b"{}", system="nobody")[0] == 404
+def test_an_unknown_system(panel: Panel, caplog: pytest.LogCaptureFixture) -> None:
+    assert _send(panel, b"{}", system="nobody")[0] == 400
+    assert "no system 'nobody' is connected" in caplog.text
 
 
 def test_a_body_that_is_too_large(panel: Panel) -> None:
@@ -90,10 +91,10 @@ def test_metrics_report_the_counts_of_the_ledger(sqlite_url: str) -> None:
 
 def test_a_scraper_shows_its_token(sqlite_url: str) -> None:
     class WithToken(Settings):
-        metrics_token: SecretStr | None = SecretStr("scrape-me")
+        metrics_token: SecretStr | None = SecretStr("a token to scrape with")
 
     with open_panel(sqlite_url, seeded=False) as made:
         client = create_app(made.conductor, WithToken(secret_key=SecretStr("k" * 32))).test_client()
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
-        assert client.get("/metrics", headers={"Authorization": "Bearer scrape-me"}).status_code == 200
+        assert client.get("/metrics", headers={"Authorization": "Bearer a token to scrape with"}).status_code == 200
