@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,6 +17,7 @@ from conductor.context import Context
 from conductor.retention import Retention
 from i18n import gettext
 from models.ledger import Cursor, JobRun, Schedule
+from models.rows import ScheduleRow
 
 logger = logging.getLogger(__name__)
 
@@ -65,18 +65,18 @@ class JobScheduler:
             return gettext("Removes finished history older than {n} days", n=self.context.policy.history_days)
         return gettext("Reads from {subscriber} what changed there", subscriber=job.removeprefix(POLL))
 
-    def next_run(self, row: Any) -> datetime | None:
-        """Return when a job (a row of `schedule`) is due next; None if it is paused or its system not configured."""
+    def next_run(self, row: ScheduleRow) -> datetime | None:
+        """Return when a job is due next; None if it is paused or its system not configured."""
         if row.paused_at is not None or row.job not in self.intervals():
             return None
         every = max(row.every_seconds, 1)
         return datetime.fromtimestamp((int(self.context.clock().timestamp()) // every + 1) * every, UTC)
 
-    def is_late(self, row: Any) -> bool:
+    def is_late(self, row: ScheduleRow) -> bool:
         """Return whether a due run did not start: the scheduler or the worker is down or overloaded."""
         if row.paused_at is not None or row.started_at is None or row.job not in self.intervals():
             return False
-        return bool(self.context.clock() - row.started_at > timedelta(seconds=row.every_seconds + 2 * TICK_SECONDS))
+        return self.context.clock() - row.started_at > timedelta(seconds=row.every_seconds + 2 * TICK_SECONDS)
 
     # --- actions of an operator -----------------------------------------------------------------------
 

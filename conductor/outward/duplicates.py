@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import sqlalchemy as sa
 
@@ -220,7 +220,7 @@ def _link_to(connection: sa.Connection, subscriber: Subscriber, external: Extern
     if external is None:
         return None
     same_record = sa.select(Link.__table__).where(Link.subscriber == subscriber.name(), Link.external_id == external.id)
-    row: Any = connection.execute(same_record).one_or_none()
+    row = connection.execute(same_record).one_or_none()
     return None if row is None else link_row(row)
 
 

@@ -16,7 +16,7 @@ from conductor.links.row import link_row
 from conductor.links.rules import in_force
 from conductor.mappings.store import Mappings
 from conductor.outward.planning import Claim, DeliveryBatch, make_claim
-from conductor.systems.circuit_breaker import BREAKER_COLUMNS, CircuitBreaker, Permit
+from conductor.systems.circuit_breaker import BREAKER_COLUMNS, BreakerState, CircuitBreaker, Permit
 from models.base import UtcDateTime
 from models.bulk import as_list, in_param, version_of
 from models.ledger import Conflict, Link, Mapping, System, Unsubscription
@@ -54,7 +54,7 @@ class BatchLoader:
         batch = DeliveryBatch(new_token(), Permit(allowed=True))
         if not rows:
             return batch
-        batch.permit = self.breaker.permit_for(subscriber.system, rows[0], probe=probe)
+        batch.permit = self.breaker.permit_for(subscriber.system, BreakerState.of(rows[0]), probe=probe)
         if not batch.permit.allowed:
             return batch
         ids = [row.record_id for row in rows]

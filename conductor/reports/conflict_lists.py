@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from conductor.reports import pages
 from models.ledger import Conflict
+from models.rows import ConflictRow
 from subscribers.base import Subscriber
 
 #: Subscribers and fields with open conflicts that are counted at most.
@@ -54,12 +55,12 @@ def kinds(connection: sa.Connection) -> list[Any]:
     return list(connection.execute(grouped.limit(_KINDS)))
 
 
-def of_field(connection: sa.Connection, subscriber: str, path: str) -> tuple[int, list[Any]]:
+def of_field(connection: sa.Connection, subscriber: str, path: str) -> tuple[int, list[ConflictRow]]:
     """Return the number of open conflicts of a field, and the newest as examples."""
     of = (Conflict.subscriber == subscriber, Conflict.path == path, _IS_OPEN)
     count = connection.execute(sa.select(sa.func.count(Conflict.id)).where(*of)).scalar_one()
     examples = sa.select(Conflict.__table__).where(*of).order_by(Conflict.id.desc()).limit(_EXAMPLES)
-    return count, list(connection.execute(examples))
+    return count, [ConflictRow._make(row) for row in connection.execute(examples)]
 
 
 def existing(connection: sa.Connection, numbers: Iterable[int]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from conductor.dead_letters.remedies import Remedy, remedy
 from conductor.dead_letters.store import DeadLetterFilter
 from models.counting import capped_count
 from models.ledger import DeadLetter, Inbox, Link
+from models.rows import DeadLetterRow
 
 #: The filters for open dead letters.
 FILTERS = ("subscriber", "error", "fingerprint")
@@ -86,8 +88,9 @@ def errors(connection: sa.Connection) -> list[str]:
     return sorted(connection.scalars(sa.select(DeadLetter.error).distinct().where(DeadLetter.id.in_(newest))))
 
 
-def being_retried(connection: sa.Connection, letters: list[Any]) -> set[int]:
+def being_retried(connection: sa.Connection, letters: Iterable[DeadLetterRow]) -> set[int]:
     """Return the ids of open dead letters that are being retried; they close when their record is delivered."""
+    letters = list(letters)
     links = sa.select(Link.id).where(Link.id.in_([row.link_id for row in letters]), Link.dead_at.is_(None))
     inbox = sa.select(Inbox.id).where(Inbox.id.in_([row.inbox_id for row in letters]), Inbox.state == "waiting")
     moving_links, moving_inbox = set(connection.scalars(links)), set(connection.scalars(inbox))

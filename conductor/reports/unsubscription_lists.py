@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 
 from conductor.links.rules import in_force
 from conductor.reports import pages
 from models.ledger import Link, Unsubscription, UnsubscriptionRecord
+from models.rows import UnsubscriptionRow
 from subscribers.base import Subscriber
 
 #: Records of one list that are read at most; one more shows that there are more.
@@ -23,9 +23,10 @@ def newest(connection: sa.Connection, target: str, before: int | None) -> pages.
     return pages.newest(connection, Unsubscription, [Unsubscription.target == target] if target else [], before=before)
 
 
-def one(connection: sa.Connection, number: int) -> Any:
+def one(connection: sa.Connection, number: int) -> UnsubscriptionRow | None:
     """Return an unsubscription; None if there is none with this number."""
-    return connection.execute(sa.select(Unsubscription.__table__).where(Unsubscription.id == number)).one_or_none()
+    row = connection.execute(sa.select(Unsubscription.__table__).where(Unsubscription.id == number)).one_or_none()
+    return UnsubscriptionRow._make(row) if row is not None else None
 
 
 def records(connection: sa.Connection, number: int) -> list[str]:
@@ -34,11 +35,14 @@ def records(connection: sa.Connection, number: int) -> list[str]:
     return list(connection.scalars(listed.order_by(UnsubscriptionRecord.record_id).limit(LISTED_RECORDS + 1)))
 
 
-def holding(connection: sa.Connection, subscriber: Subscriber, record_id: str, now: datetime) -> tuple[list[Any], bool]:
+def holding(
+    connection: sa.Connection, subscriber: Subscriber, record_id: str, now: datetime
+) -> tuple[list[UnsubscriptionRow], bool]:
     """Return the unsubscriptions that hold a record back, and whether a change of it is held back."""
     name = subscriber.name()
     rules = in_force(connection, (subscriber.system, name), [record_id], now)
     numbers = [rule.id for rule in rules if any(rule.covers(operation, record_id) for operation in _OPERATIONS)]
     rows = sa.select(Unsubscription.__table__).where(Unsubscription.id.in_(numbers)).order_by(Unsubscription.id)
     of = (Link.subscriber == name, Link.record_id == record_id, Link.unsubscription_id.is_not(None))
-    return list(connection.execute(rows)), connection.execute(sa.select(Link.id).where(*of)).first() is not None
+    found = [UnsubscriptionRow._make(row) for row in connection.execute(rows)]
+    return found, connection.execute(sa.select(Link.id).where(*of)).first() is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -31,17 +31,26 @@ _MOST_CALLS = 2**31 - 1
 #: If a system's calls carry many records, every Nth probe carries only one.
 _PROBES_PER_SINGLE_RECORD = 3
 
-#: The columns that decide whether a system may be called.
-BREAKER_COLUMNS = (
-    System.paused_at,
-    System.pause_reason,
-    System.down_since,
-    System.down_reason,
-    System.probe_at,
-    System.failures,
-    System.last_success_at,
-    System.failing,
-)
+
+class BreakerState(NamedTuple):
+    """What decides whether a system may be called."""
+
+    paused_at: datetime | None
+    pause_reason: str | None
+    down_since: datetime | None
+    down_reason: str | None
+    probe_at: datetime | None
+    failures: int
+    last_success_at: datetime | None
+    failing: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> BreakerState:
+        """Take it from a row with `BREAKER_COLUMNS`, among others."""
+        return cls._make(getattr(row, name) for name in cls._fields)
+
+
+BREAKER_COLUMNS = tuple(getattr(System, name) for name in BreakerState._fields)
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ class CircuitBreaker:
         """
         with self.context.database.read_autocommit() as connection:
             row = connection.execute(sa.select(*BREAKER_COLUMNS).where(System.name == name)).one_or_none()
-        permit = Permit(allowed=True) if row is None else self.permit_for(name, row, overdue=overdue)
+        permit = Permit(allowed=True) if row is None else self.permit_for(name, BreakerState.of(row), overdue=overdue)
         return self.in_account(name, permit)
 
     def in_account(self, name: str, permit: Permit) -> Permit:
@@ -95,27 +104,27 @@ class CircuitBreaker:
             return permit
         return Permit(allowed=False, reason=refusal, after=self.context.policy.stale_seconds)
 
-    def permit_for(self, name: str, row: Any, *, probe: bool = True, overdue: float = 0.0) -> Permit:
-        """Return the permit for a row with `BREAKER_COLUMNS` that was read already.
+    def permit_for(self, name: str, state: BreakerState, *, probe: bool = True, overdue: float = 0.0) -> Permit:
+        """Return the permit for a state that was read already.
 
         Without `probe`, a system that is down is not probed.
         """
-        if row.paused_at is not None:
-            why = f"{name} is paused: {row.pause_reason or 'no reason given'}"
+        if state.paused_at is not None:
+            why = f"{name} is paused: {state.pause_reason or 'no reason given'}"
             return Permit(allowed=False, reason=why, after=self.context.policy.stale_seconds)
-        is_failing = bool(row.failing and row.failing["streak"])
-        if row.down_since is None:
-            since = row.last_success_at
+        is_failing = bool(state.failing and state.failing["streak"])
+        if state.down_since is None:
+            since = state.last_success_at
             noted = since is not None and since > self.context.later(-_NOTE_EVERY_SECONDS)
             return Permit(allowed=True, noted=noted, failing=is_failing)
-        left = (row.probe_at - self.context.clock()).total_seconds() if row.probe_at is not None else 0.0
-        why = f"{name} is down since {row.down_since:%H:%M:%S}: {row.down_reason}"
+        left = (state.probe_at - self.context.clock()).total_seconds() if state.probe_at is not None else 0.0
+        why = f"{name} is down since {state.down_since:%H:%M:%S}: {state.down_reason}"
         waiting = Permit(allowed=False, reason=why, after=max(left, self.context.policy.probe_min_seconds))
-        if not probe or (row.probe_at is not None and row.probe_at > self.context.later(-overdue)):
+        if not probe or (state.probe_at is not None and state.probe_at > self.context.later(-overdue)):
             return waiting
-        if not self._take_probe(name, row.failures):
+        if not self._take_probe(name, state.failures):
             return waiting
-        alone = row.failures % _PROBES_PER_SINGLE_RECORD == 0
+        alone = state.failures % _PROBES_PER_SINGLE_RECORD == 0
         return Permit(allowed=True, probing=True, alone=alone, failing=is_failing)
 
     def is_paused(self, name: str) -> bool:

@@ -12,6 +12,7 @@ from werkzeug import Response
 from conductor import REUSED_ID, DeadLetterFilter, dead_letter_groups, pages, remedy
 from i18n import gettext, gettext_noop
 from models.ledger import DeadLetter
+from models.rows import DeadLetterRow
 from panel.rendering import csv_export
 from panel.views.base import (
     PanelView,
@@ -49,7 +50,7 @@ class DeadLetters(PanelView):
             matching = dead_letter_groups.count_open(connection, filters, groups)
             errors = dead_letter_groups.errors(connection)
             listing = _find(connection, filters)
-            again = dead_letter_groups.being_retried(connection, listing.rows)
+            again = dead_letter_groups.being_retried(connection, map(DeadLetterRow._make, listing.rows))
         chosen = next((g for g in groups if g.fingerprint == filters.get("fingerprint")), None)
         values = {
             "listing": listing,
@@ -79,10 +80,11 @@ class DeadLetters(PanelView):
     @page("/<number:number>")
     def one(self, number: int) -> Response:
         with self.conductor.database.read() as connection:
-            row = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.id == number)).one_or_none()
-            again = dead_letter_groups.being_retried(connection, [row] if row else [])
-        if row is None:
-            abort(404)
+            found = connection.execute(sa.select(DeadLetter.__table__).where(DeadLetter.id == number)).one_or_none()
+            if found is None:
+                abort(404)
+            row = DeadLetterRow._make(found)
+            again = dead_letter_groups.being_retried(connection, [row])
         values = {
             "row": row,
             "again": row.id in again,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import sqlalchemy as sa
 from flask import abort, flash, redirect, request, url_for
 from werkzeug import Response
 
-from conductor import EditConflict, EditRefused, as_typed, editable, read_record, record_search, timeline
+from conductor import Conductor, EditConflict, EditRefused, as_typed, editable, read_record, record_search, timeline
 from i18n import gettext, gettext_noop
 from models.catalogues import CATALOGUES, Catalogue
 from models.ledger import DeadLetter
 from models.query_hints import no_index
+from models.rows import DeadLetterRow
 from panel.rendering import timeline_text
 from panel.views.base import PanelView, action, page, redirect_error, redirect_success
+from subscribers.base import Subscriber
 
 
 class Records(PanelView):
@@ -131,7 +132,9 @@ def _catalogue(name: str) -> Catalogue:
     return CATALOGUES[name]
 
 
-def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, record_id: str) -> list[Any]:
+def _letters(
+    connection: sa.Connection, subscribers: Mapping[str, Subscriber], about: Catalogue, record_id: str
+) -> list[DeadLetterRow]:
     """Return the open dead letters of a record."""
     names = [name for name, s in subscribers.items() if s.catalogue == about.name]
     mine = (
@@ -139,10 +142,11 @@ def _letters(connection: sa.Connection, subscribers: Any, about: Catalogue, reco
         no_index(DeadLetter.subscriber.in_(names)),
         DeadLetter.closed_at.is_(None),
     )
-    return list(connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20)))
+    found = connection.execute(sa.select(DeadLetter.__table__).where(*mine).order_by(DeadLetter.id).limit(20))
+    return [DeadLetterRow._make(row) for row in found]
 
 
-def _messages_by_column(conductor: Any, letters: list[Any]) -> dict[str, list[str]]:
+def _messages_by_column(conductor: Conductor, letters: list[DeadLetterRow]) -> dict[str, list[str]]:
     """Map each column to the systems' error messages about it, using the active mappings."""
     found: dict[str, list[str]] = {}
     for letter in letters:

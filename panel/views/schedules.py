@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +11,7 @@ from werkzeug import Response
 
 from i18n import gettext, gettext_noop
 from models.ledger import Schedule
+from models.rows import ScheduleRow
 from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 
 
@@ -21,13 +23,14 @@ class Schedules(PanelView):
     def index(self) -> Response:
         jobs = self.conductor.schedule
         with self.conductor.database.read() as connection:
-            rows = connection.execute(sa.select(Schedule.__table__).order_by(Schedule.job)).all()
+            found = connection.execute(sa.select(Schedule.__table__).order_by(Schedule.job))
+            rows = [ScheduleRow._make(row) for row in found]
         known = jobs.intervals()
-        found = [self._shown(row, row.job in known) for row in rows]
-        version = [(repr(job["row"]), job["state"], job["next_at"]) for job in found]
-        return self.live("panel/schedules.html", version, lambda: {"jobs": found})
+        shown = [self._shown(row, row.job in known) for row in rows]
+        version = [(repr(job["row"]), job["state"], job["next_at"]) for job in shown]
+        return self.live("panel/schedules.html", version, lambda: {"jobs": shown})
 
-    def _shown(self, row: Any, known: bool) -> dict[str, Any]:
+    def _shown(self, row: ScheduleRow, known: bool) -> dict[str, Any]:
         jobs = self.conductor.schedule
         state = self._state(row, known)
         return {
@@ -38,7 +41,7 @@ class Schedules(PanelView):
             "known": known,
         }
 
-    def _state(self, row: Any, known: bool) -> str:
+    def _state(self, row: ScheduleRow, known: bool) -> str:
         if row.paused_at is not None:
             return "paused"
         if not known:
@@ -70,7 +73,7 @@ class Schedules(PanelView):
         return redirect_success(gettext("“{job}” will run within a minute.", job=form_field("job")), url_for(".index"))
 
     @staticmethod
-    def _do(work: Any) -> None:
+    def _do(work: Callable[[str], object]) -> None:
         try:
             work(form_field("job"))
         except KeyError:

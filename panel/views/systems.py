@@ -16,8 +16,10 @@ from conductor import DELETE_GUARD, DELETE_WINDOW_SECONDS, MASK, Overview, Queue
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
+from models.rows import CursorRow, SystemRow
 from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 from panel.views.tasks import shown
+from subscribers.system import System as ExternalSystem
 
 #: Options with such a name are masked even if they are not declared secret.
 _SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
@@ -51,8 +53,8 @@ class Systems(PanelView):
 
     def _values(self, overview: Overview, queues: QueueReport, tasks: list[TaskRow]) -> dict[str, Any]:
         with self.conductor.database.read() as connection:
-            rows = {row.name: row for row in connection.execute(sa.select(System.__table__))}
-            cursors = {row.subscriber: row for row in connection.execute(sa.select(Cursor.__table__))}
+            rows = {row.name: SystemRow._make(row) for row in connection.execute(sa.select(System.__table__))}
+            cursors = {row.subscriber: CursorRow._make(row) for row in connection.execute(sa.select(Cursor.__table__))}
             jobs = connection.execute(sa.select(Schedule.job, Schedule.every_seconds))
             paces = {row.job.removeprefix("poll "): row.every_seconds for row in jobs}
             is_held = CallSlot.until > utcnow()
@@ -163,18 +165,15 @@ class Systems(PanelView):
             abort(404)
 
 
-def _limits(system: Any, row: Any, in_use: int) -> dict[str, Any]:
+def _limits(system: ExternalSystem, row: SystemRow | None, in_use: int) -> dict[str, Any]:
     """Return the system's limits and how much of them is used."""
-    recent = (
-        row is not None
-        and row.deletes_since is not None
-        and (utcnow() - row.deletes_since).total_seconds() < DELETE_WINDOW_SECONDS
-    )
+    since = row.deletes_since if row is not None else None
+    recent = since is not None and (utcnow() - since).total_seconds() < DELETE_WINDOW_SECONDS
     return {
         "rate": system.requests_per_second,
         "concurrency": system.concurrency,
         "in_use": in_use,
-        "deletes": row.deletes if recent else 0,
+        "deletes": row.deletes if row is not None and recent else 0,
         "delete_limit": system.delete_limit,
     }
 
