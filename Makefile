@@ -61,7 +61,7 @@ fmt: setup-dev ## format the code and apply automatic fixes
 
 .PHONY: model
 model: setup-dev ## run random histories through the real conductor (SECONDS=300 or HISTORIES=20000, SEED=7)
-	@$(PY) -m tests.model.model $(ARGS)
+	@$(PY) -m tests.histories.model $(ARGS)
 
 .PHONY: chaos
 chaos: setup-dev ## kill, cut and restart everything under load, then compare every record (SECONDS=60 SEED=7 FAULTS=failover)

@@ -95,7 +95,7 @@ class Conductor:
             self.concurrency,
             self.guard,
             self.inward.inbox.refetch,
-            self.inward.looking,
+            self.inward.remote_edits,
         )
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)

@@ -34,7 +34,7 @@ LONGEST = (
     "acceptance/test_fleet.py",
     "project/test_bench.py",
     "acceptance/test_demo.py",
-    "model/test_model.py",
+    "histories/test_model.py",
     "workers/test_workers.py",
 )
 

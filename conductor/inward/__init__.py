@@ -10,8 +10,8 @@ from conductor.context import Context
 from conductor.dead_letters.store import DeadLetterStore
 from conductor.inward.applying import InboundApplier
 from conductor.inward.inbox import InboxProcessor
-from conductor.inward.looking import Looking
 from conductor.inward.polling import Polling
+from conductor.inward.remote_edits import RemoteEdits
 from conductor.inward.webhooks import Webhooks
 from conductor.links.relations import Relations
 from conductor.mappings.store import Mappings
@@ -39,4 +39,4 @@ class Inward:
         self.applying = InboundApplier(context, relations, guard)
         self.polling = Polling(context, breaker, mappings, self.applying, guard, concurrency, outages)
         self.inbox = InboxProcessor(context, breaker, mappings, letters, self.applying, guard, concurrency, outages)
-        self.looking = Looking(context, breaker, mappings, self.polling, self.inbox, concurrency, outages)
+        self.remote_edits = RemoteEdits(context, breaker, mappings, self.polling, self.inbox, concurrency, outages)

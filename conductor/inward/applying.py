@@ -14,14 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.internal.absence import Absent, Unreadable, last_captured, require_deletion
+from conductor.internal.deletions import remove_here, restore_here
 from conductor.inward import matching
 from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.inward.merging import RecordMerger, known_version, overwritten_edits, seen_values
 from conductor.links import in_doubt, leases, lost, state
-from conductor.links.absence import Absent, Unreadable, last_captured, require_deletion
 from conductor.links.conflicts import close_conflicts
-from conductor.links.deletions import remove_here, restore_here
 from conductor.links.relations import Relations
 from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
@@ -191,7 +191,7 @@ class InboundApplier:
         merged_into = incoming.external.merged_into
         if merged_into and matching.link_by_external_id(connection, subscriber, merged_into) is None:
             return self._follow_merge(connection, incoming, link, merged_into)
-        if not self.guard.allows(connection, subscriber.system, 1, "from"):
+        if not self.guard.reserve(connection, subscriber.system, 1, "from"):
             raise HeldByDeleteGuard
         lost.remember(connection, subscriber.system, link, now)
         # An edit that the system has not received outlives the deletion.

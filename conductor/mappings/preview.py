@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.links.absence import Unreadable
+from conductor.internal.absence import Unreadable
 from conductor.links.relations import Related, Relations, our_side
 from conductor.links.rules import in_force
 from conductor.mappings.store import MappingRefused, Mappings, mapper_of

@@ -82,7 +82,7 @@ class _Turn:
         return time.monotonic() - began > _STALE_SECONDS
 
 
-class Looked(Protocol):
+class LookResult(Protocol):
     """What a look found, by link: errors of records that may not be written now, and those that wait for a poll."""
 
     @property
@@ -103,7 +103,7 @@ class Looker(Protocol):
         creates: Sequence[LinkRow],
         *,
         probing: bool,
-    ) -> Looked | None:
+    ) -> LookResult | None:
         """Return what was found; None if the edits are known already."""
 
 
@@ -186,7 +186,7 @@ class Outward:
 
     def _look(
         self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch, seen: set[tuple[int, int, int]]
-    ) -> Looked | None:
+    ) -> LookResult | None:
         """See what the system holds of the records that are about to be overwritten; None if that is not needed.
 
         `seen`: the links, changes and attempts for which this was done before.
@@ -298,7 +298,7 @@ class Outward:
         deletes = [plan for plan in plans if plan.is_open and plan.operation in ("delete", "archive")]
         fresh = [plan for plan in deletes if plan.claim.link.attempts == 0]  # a retry is no other deletion
         if not deletes or self.context.database.run_in_transaction(
-            self.guard.allows, subscriber.system, len(fresh), "to"
+            self.guard.reserve, subscriber.system, len(fresh), "to"
         ):
             return fresh
         for plan in deletes:

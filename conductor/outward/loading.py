@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context, new_token
+from conductor.internal.absence import last_captured
 from conductor.links import leases
-from conductor.links.absence import last_captured
 from conductor.links.relations import Relations
 from conductor.links.row import link_row
 from conductor.links.rules import in_force

@@ -109,11 +109,11 @@ def _agreed_base(plan: Plan, mapper: Mapper | None) -> state.Values:
     link = plan.claim.link
     not_ours = {**plan.claim.conflicted, **plan.claim.remote_sibling_edits}
     sent = plan.sent if plan.operation != "match" else set()
-    reply = plan.reply(mapper) if mapper is not None else {}
+    shown = plan.response(mapper) if mapper is not None else {}
     known = (link.remote_values or {}) if link.is_linked else {}
     remote_values = {p: v for p, v in known.items() if p not in sent or p in not_ours}
     remote_values |= {
-        p: reply[p] for p in sent if p in reply and p not in not_ours and not same(reply[p], plan.flat[p])
+        p: shown[p] for p in sent if p in shown and p not in not_ours and not same(shown[p], plan.flat[p])
     }
     ours = {p: v for p, v in plan.flat.items() if p not in not_ours}
     # Fields that only come in, and fields in conflict, keep their base.
@@ -122,14 +122,14 @@ def _agreed_base(plan: Plan, mapper: Mapper | None) -> state.Values:
 
 
 def _answered_version(plan: Plan, mapper: Mapper | None, values: state.Values) -> str | None:
-    """Return the version in the answer; None if an edit that is not known here may be part of that state.
+    """Return the version in the response; None if an edit that is not known here may be part of that state.
 
-    A conditional write has overwritten none. Any other answer must show all fields as they are known.
+    A conditional write has overwritten none. Any other response must show all fields as they are known.
     """
     external = plan.external
     if external is None or external.version is None or mapper is None:
         return None
-    base, remote_values, shown = values["base"], values["remote_values"], plan.reply(mapper)
+    base, remote_values, shown = values["base"], values["remote_values"], plan.response(mapper)
     is_sure = plan.operation == "create" or (plan.item is not None and plan.item.version is not None)
     is_known = (is_sure or base.keys() <= shown.keys()) and not unseen_edits(base, remote_values, shown)
     return external.version if is_known else None

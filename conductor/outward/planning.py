@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from conductor.links.absence import Absent, Unreadable
+from conductor.internal.absence import Absent, Unreadable
 from conductor.links.relations import Related, Relations, our_side
 from conductor.links.row import LinkRow
 from conductor.links.rules import Rule
@@ -131,8 +131,8 @@ class Plan:
     replaces: Callable[[str], bool] = field(default=lambda name: False, repr=False)
     #: Milliseconds of the call that writes it.
     duration: float | None = None
-    #: What `reply` was computed from, and the result.
-    _reply: tuple[External, Flat] | None = field(default=None, init=False, repr=False)
+    #: What `response` was computed from, and the result.
+    _flat_response: tuple[External, Flat] | None = field(default=None, init=False, repr=False)
     #: What `sent` was computed from, and the result.
     _sent: tuple[tuple[Any, ...], set[str]] | None = field(default=None, init=False, repr=False)
 
@@ -184,13 +184,13 @@ class Plan:
         """Whether the system answered the call, if only with an error."""
         return self.duration is not None and not (self.error is not None and self.error.may_be_outage)
 
-    def reply(self, mapper: Mapper) -> Flat:
-        """Return the mapped fields of the system's answer, flat."""
+    def response(self, mapper: Mapper) -> Flat:
+        """Return the mapped fields of the system's response, flat."""
         if self.external is None:
             return {}
-        if self._reply is None or self._reply[0] is not self.external:
-            self._reply = self.external, mapper.flatten(self.external.data)
-        return self._reply[1]
+        if self._flat_response is None or self._flat_response[0] is not self.external:
+            self._flat_response = self.external, mapper.flatten(self.external.data)
+        return self._flat_response[1]
 
     @property
     def to_merge(self) -> str | None:

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.dead_letters.store import DeadLetterStore
+from conductor.internal.deletions import remove_here
 from conductor.links import lost, state
 from conductor.links.conflicts import close_conflicts
-from conductor.links.deletions import remove_here
 from conductor.links.relations import Relations, Verdict, WaitsFor
 from conductor.links.row import LinkRow
 from conductor.links.rules import lock_rules
@@ -77,7 +77,7 @@ class ResultWriter:
         self.letters = letters
         self.relations = relations
         self.duplicates = Duplicates(context)
-        #: System -> the secrets that no stored reply may quote.
+        #: System -> the secrets that no stored response may quote.
         self._secrets_of: dict[str, tuple[str, ...]] = {}
 
     def record_plain(
@@ -175,7 +175,7 @@ class ResultWriter:
         A deletion of ours counted before it was sent.
         """
         gone = [plan for plan in plans if plan.operation == "update" and plan.error is not None and plan.error.unlinks]
-        if not self.guard.allows(connection, subscriber.system, len(gone), "from"):
+        if not self.guard.reserve(connection, subscriber.system, len(gone), "from"):
             for plan in gone:
                 plan.is_held = True
 

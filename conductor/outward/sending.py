@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.links import in_doubt, leases, overwrites, state
-from conductor.outward import answers, duplicates
+from conductor.outward import duplicates, responses
 from conductor.outward.batch_sizes import BatchSizes, Call
 from conductor.outward.planning import (
     RECONCILABLE_COLUMNS,
@@ -96,10 +96,10 @@ class Sender:
                 outcomes = call_safely(call.method, call.items)
             seconds = time.perf_counter() - began
             self._seconds[subscriber.name()] = seconds / len(call.plans)
-            answers.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
+            responses.take_outcomes(subscriber, call.plans, outcomes, seconds * 1000)
             calls.extendleft(reversed(self._sizes.smaller(subscriber, call)))
             with self._under_lease(call.plans, batch.token):
-                answers.verify_gone(subscriber, call.plans)
+                responses.verify_gone(subscriber, call.plans)
             self._complete_answers(subscriber, call.plans, batch)
             if self._is_outage(plans, call.plans, watch, batch):
                 return
@@ -109,18 +109,18 @@ class Sender:
         for plan in plans:
             if isinstance(plan.error, Unidentified) and self._renew_leases([plan], batch.token):
                 with self._under_lease([plan], batch.token):
-                    answers.identify_created(subscriber, plan)
+                    responses.identify_created(subscriber, plan)
             elif duplicates.is_duplicate(plan) and self._renew_leases([plan], batch.token):
                 with self._under_lease([plan], batch.token):
                     self._resolve_duplicate(subscriber, plan)
         if (mapper := batch.mapper) is None:
             return
-        unseen = [plan for plan in plans if answers.is_unseen(subscriber, plan, mapper)]
-        if unseen and self._renew_leases(unseen, batch.token):
+        unread = [plan for plan in plans if responses.needs_read_back(subscriber, plan, mapper)]
+        if unread and self._renew_leases(unread, batch.token):
             if subscriber.bulk_size > 1:
                 subscriber.client.pace()
-            with self._under_lease(unseen, batch.token):
-                answers.read_back(subscriber, unseen, mapper)
+            with self._under_lease(unread, batch.token):
+                responses.read_back(subscriber, unread, mapper)
 
     def _resolve_duplicate(self, subscriber: Subscriber, plan: Plan) -> None:
         duplicates.look_up(subscriber, plan)
@@ -318,7 +318,7 @@ def _find_unconfirmed_create(subscriber: Subscriber, plan: Plan, mapper: Mapper)
         plan.fail(found)
         return
     if found is None and plan.claim.link.created_without_id:
-        found = answers.find_created(subscriber, plan.item)
+        found = responses.find_created(subscriber, plan.item)
         if isinstance(found, SyncError):
             plan.fail(found)
             return

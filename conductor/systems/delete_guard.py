@@ -36,7 +36,7 @@ class DeleteGuard:
     def __init__(self, context: Context) -> None:
         self.context = context
 
-    def allows(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
+    def reserve(self, connection: sa.Connection, name: str, deletes: int, direction: str) -> bool:
         """Count these deletions and return whether they may be made. If not, the system is paused.
 
         `direction`: `to` the system, or `from` it.

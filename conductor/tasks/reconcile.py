@@ -17,9 +17,9 @@ from typing import Any
 import orjson
 import sqlalchemy as sa
 
+from conductor.internal.absence import last_captured
 from conductor.inward.incoming import Postponed
 from conductor.links import leases, state
-from conductor.links.absence import last_captured
 from conductor.links.leases import LinkLeased
 from conductor.links.relations import our_side
 from conductor.links.state import Via

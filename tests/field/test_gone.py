@@ -395,7 +395,7 @@ def _report(hub: TestHub, how: str, external_id: str) -> None:
     elif how == "event":
         hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], External(external_id))
     elif how == "look":
-        hub.conductor.inward.looking._take(
+        hub.conductor.inward.remote_edits._take(
             hub.conductor.subscribers["crm.customer"],
             hub.conductor.subscribers["crm.customer"].mapper,
             link_row(link(hub, "crm")),

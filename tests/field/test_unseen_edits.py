@@ -365,7 +365,7 @@ def test_a01_records_to_create_wait_while_another_process_polls_first(
     database: Database, system: AwkwardRest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, _ = _stopped(database, system)
-    monkeypatch.setattr("conductor.inward.looking._MOST_POLL_SECONDS", 0.0)
+    monkeypatch.setattr("conductor.inward.remote_edits._MOST_POLL_SECONDS", 0.0)
     hub.conductor.sweep(everything=True)
     turn = hub.conductor.database.run_in_transaction(hub.conductor.inward.polling._take_turn, "awkward.customer")
     assert turn is not None

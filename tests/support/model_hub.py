@@ -22,8 +22,8 @@ from models.catalogues import Customer
 from models.ledger import Conflict, Cursor, DeadLetter, Delivery, Inbox, Link, Unsubscription
 from subscribers.errors import Reject, Retry, SyncError, SystemDown
 from subscribers.records import Item
-from tests.model.model_conflicts import Conflicts
-from tests.model.model_systems import (
+from tests.histories.model_conflicts import Conflicts
+from tests.histories.model_systems import (
     FIELDS,
     BrokerAway,
     Crash,

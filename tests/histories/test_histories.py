@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model import model
-from tests.model.model_systems import Profile
+from tests.histories import model
+from tests.histories.model_systems import Profile
 
 HISTORIES = [
     model.History(

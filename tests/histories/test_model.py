@@ -1,4 +1,4 @@
-"""The model test: whatever happens in between, all sides agree after the hub settles. See `tests.model.model`.
+"""The model test: whatever happens in between, all sides agree after the hub settles. See `tests.histories.model`.
 
 `make model` runs it for as long as requested.
 """
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from subscribers.records import External, Item
-from tests.model import model
-from tests.model.model_properties import check
-from tests.model.model_systems import Profile, Violation
+from tests.histories import model
+from tests.histories.model_properties import check
+from tests.histories.model_systems import Profile, Violation
 from tests.support.model_hub import ModelHub
 
 #: Histories of the suite; always the same, so that a failing run fails again.

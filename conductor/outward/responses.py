@@ -1,4 +1,4 @@
-"""Answers: what a system made of a write, from its response or, where that does not show it, from reading it once.
+"""Responses: what a system made of a write, from its response or, where that does not show it, from reading it once.
 
 A system may store another form of a value than was sent (lower case, rounded, shortened). Unless that form is known,
 the next poll shows it as an edit. And a create whose response has no id must not be sent again: its record is found, or
@@ -26,7 +26,7 @@ from subscribers.records import External, Item
 
 logger = logging.getLogger(__name__)
 
-#: Clocks of HTTP answers tick in seconds, and the response comes after the write: a later state was edited since.
+#: Clocks of HTTP responses tick in seconds, and the response comes after the write: a later state was edited since.
 _TICK = timedelta(seconds=1)
 
 
@@ -143,12 +143,12 @@ def identify_created(subscriber: Subscriber, plan: Plan) -> None:
 # --- a write whose response does not show what was stored ---------------------------------------------------
 
 
-def is_unseen(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
+def needs_read_back(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> bool:
     """Whether the record has to be read: the response does not show what the system made of our values."""
     wrote = plan.outcome == "delivered" and plan.operation in ("create", "update")
     if not wrote or subscriber.read_back == "never" or not subscriber.can_fetch:
         return False
-    shown = plan.reply(mapper)
+    shown = plan.response(mapper)
     is_missing = any(path not in shown and not is_empty(plan.flat[path]) for path in plan.ours)
     return subscriber.read_back == "always" or is_missing or _shows_former(plan, mapper)
 
@@ -198,7 +198,7 @@ def _shows_former(plan: Plan, mapper: Mapper) -> bool:
 
 def _is_former(plan: Plan, path: str, mapper: Mapper) -> bool:
     """Whether the system shows the value from before the write, which is no form of ours."""
-    base, shown = plan.claim.link.base or {}, plan.reply(mapper)
+    base, shown = plan.claim.link.base or {}, plan.response(mapper)
     if path not in base or path not in shown or same(shown[path], plan.flat[path]):
         return False
     former = (plan.claim.link.remote_values or {}).get(path, base[path])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from conductor.links.absence import require_deletion
+from conductor.internal.absence import require_deletion
 from conductor.links.row import LinkRow
 from models.capture import sync_context
 from subscribers.base import Subscriber

@@ -2,7 +2,7 @@
 
 A history is a profile of each system and a list of steps. A step picks its target by number modulo the
 number of candidates, so that any part of a history is also a valid history. This is what allows a failing
-history to be shrunk. `tests.support.model_hub` defines the steps, and `tests.model.model_properties` what
+history to be shrunk. `tests.support.model_hub` defines the steps, and `tests.histories.model_properties` what
 must hold after the hub has settled.
 
 `make model` searches for failing histories for as long as requested, or among as many as requested (SECONDS or
@@ -23,8 +23,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests.model.model_properties import check
-from tests.model.model_systems import Profile
+from tests.histories.model_properties import check
+from tests.histories.model_systems import Profile
 from tests.support.model_hub import ModelHub, Step
 
 

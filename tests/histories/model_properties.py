@@ -25,7 +25,7 @@ from models.ledger import Change, Conflict, Cursor, DeadLetter, Delivery, Inbox,
 from subscribers.errors import SyncError
 from subscribers.mapping.paths import pick
 from subscribers.mapping.values import same
-from tests.model.model_systems import FIELDS, OUTAGE_WORDS, ModelSystem
+from tests.histories.model_systems import FIELDS, OUTAGE_WORDS, ModelSystem
 from tests.support.model_hub import EVERYTHING, ModelHub
 
 

@@ -58,7 +58,7 @@ class _Needed:
 
 
 @dataclass(eq=False)
-class Looking:
+class RemoteEdits:
     """Sees what a system holds before a batch overwrites it."""
 
     context: Context
