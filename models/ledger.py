@@ -252,7 +252,7 @@ class Throughput(Base):
 class ThroughputWatermark(Base):
     """How far deliveries are counted. One row, which is also the lock of the counting process."""
 
-    __tablename__ = "throughput_mark"
+    __tablename__ = "throughput_watermark"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     #: Deliveries up to this id are in `throughput`.

@@ -679,7 +679,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("seconds", "at", "subscriber", name=op.f("uq_throughput_seconds_at_subscriber")),
     )
     op.create_table(
-        "throughput_mark",
+        "throughput_watermark",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("counted_to", sa.BigInteger(), server_default="0", nullable=False),
         sa.Column("top", sa.BigInteger(), server_default="0", nullable=False),
@@ -690,7 +690,7 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput_mark")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_throughput_watermark")),
     )
     op.create_table(
         "unsubscription",
@@ -841,7 +841,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_unsubscription_target"))
 
     op.drop_table("unsubscription")
-    op.drop_table("throughput_mark")
+    op.drop_table("throughput_watermark")
     op.drop_table("throughput")
     with op.batch_alter_table("task", schema=None) as batch_op:
         batch_op.drop_index(

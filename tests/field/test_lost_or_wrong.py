@@ -272,24 +272,24 @@ def test_a02_a_late_deletion_is_weighed_by_its_time(database: Database, on_gone:
     hub = TestHub(database, "crm", on_gone=on_gone)
     one, crm = add(hub), hub.systems["crm"]
     hub.run()
-    told = External("crm_1", at=hub.clock.tick(), deleted=True)
+    late_deletion = External("crm_1", at=hub.clock.tick(), deleted=True)
     hub.clock.tick()
     hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], crm.edit("crm_1", name="Bea"))
     crm.calls.clear()
     for _ in range(repeated):
-        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], told)
+        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], late_deletion)
     hub.run()
     assert (record(hub, one).name, record(hub, one).active) == ("Bea", True)
     assert link(hub, "crm").external_id == "crm_1" and link(hub, "crm").unlinked_at is None
     assert crm.calls == []
 
 
-@pytest.mark.parametrize("told", ["tie", "untimed"])
-def test_a02_a_deletion_in_doubt_is_fetched(database: Database, told: str) -> None:
+@pytest.mark.parametrize("doubt", ["tie", "untimed"])
+def test_a02_a_deletion_in_doubt_is_fetched(database: Database, doubt: str) -> None:
     hub = TestHub(database, "crm", on_gone="delete")
     one, crm = add(hub), hub.systems["crm"]
     hub.run()
-    event = External("crm_1", at=crm.changed["crm_1"] if told == "tie" else None, deleted=True)
+    event = External("crm_1", at=crm.changed["crm_1"] if doubt == "tie" else None, deleted=True)
     hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], event)
     assert record(hub, one) is not None
     crm.remove("crm_1")
@@ -819,8 +819,8 @@ def test_a16_the_newest_edit_wins_whatever_the_systems_clock_says(
     else:
         hub.client.http.clock_offset = None
         data = dict(system.store["1"])
-        told = External("1", data, at=datetime.fromisoformat(data["updated_at"]))
-        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["awkward.customer"], told)
+        event = External("1", data, at=datetime.fromisoformat(data["updated_at"]))
+        hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["awkward.customer"], event)
     hub.run()
     assert record(hub, one).name == later == system.store["1"]["name"]
     assert abs(one_row(hub, System).clock_offset - minutes * 60) <= 2
@@ -833,8 +833,8 @@ def test_a16_a_wrong_clock_is_reported_by_the_connection_test(database: Database
     for minutes, words in ((-10, "600 s behind ours"), (10, "600 s ahead of ours"), (0, "")):
         system.ahead = timedelta(minutes=minutes)
         findings = hub.conductor.connection_check.check("awkward")["awkward.customer"]
-        told = [one.message for one in findings if "clock" in one.message]
-        assert len(told) == bool(words) and all(words in one for one in told)
+        reported = [one.message for one in findings if "clock" in one.message]
+        assert len(reported) == bool(words) and all(words in one for one in reported)
 
 
 # A17: match values written differently

@@ -123,9 +123,9 @@ def _explained(hub: ModelHub, ledger: Ledger) -> list[str]:
     wrong += [
         f"(d) a bug: {row.message}" for row in ledger.letters if row.code == "bug" and "surprise" not in row.message
     ]
-    told = {row.inbox_id for row in ledger.letters}
+    with_letter = {row.inbox_id for row in ledger.letters}
     wrong += [f"(d) inbox {row.id} is dead without a letter" for row in ledger.inbox if row.state == "dead"
-              and row.id not in told]  # fmt: skip
+              and row.id not in with_letter]  # fmt: skip
     return wrong
 
 

@@ -440,11 +440,11 @@ def test_times_are_the_readers_own(browser: Browser, panel: Panel) -> None:
         visit.log_in()
         visit.go("/audit/")
         time = visit.page.locator("time").first
-        told = visit.page.evaluate(
+        expected = visit.page.evaluate(
             "t => new Date(t).toLocaleString("
             "'en-GB', {dateStyle: 'medium', timeStyle: 'medium', timeZone: 'Asia/Tokyo'})",
             time.get_attribute("datetime"),
         )
-        expect(time).to_have_text(told)
+        expect(time).to_have_text(expected)
         expect(time).to_have_attribute("title", re.compile("UTC$"))
         context.close()

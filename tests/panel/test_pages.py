@@ -106,12 +106,12 @@ def test_pause_needs_a_reason_and_resume_follows(panel: Panel) -> None:
 
 
 def test_the_calls_that_are_left_are_shown(panel: Panel) -> None:
-    told = {"rate_remaining": 12, "rate_limit": 1000, "rate_seen_at": datetime(2026, 11, 22, 12, tzinfo=UTC)}
+    rate = {"rate_remaining": 12, "rate_limit": 1000, "rate_seen_at": datetime(2026, 11, 22, 12, tzinfo=UTC)}
     with panel.database.write() as c:
-        c.execute(sa.update(System).where(System.name == "shop").values(**told))
+        c.execute(sa.update(System).where(System.name == "shop").values(**rate))
     assert "12 of 1,000" in panel.client("viewer").get("/systems/").text
     with panel.database.write() as c:
-        c.execute(sa.update(System).where(System.name == "shop").values(dict.fromkeys(told)))
+        c.execute(sa.update(System).where(System.name == "shop").values(dict.fromkeys(rate)))
 
 
 def test_poll_now(panel: Panel) -> None:

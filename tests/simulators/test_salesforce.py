@@ -768,11 +768,11 @@ def test_every_committed_change_can_be_told_to_somebody(certs: Path, httpserver:
         org.store.delete("Account", account)
         assert org.callouts is not None
         org.callouts.sender.wait_idle()
-    told = [(request, request.get_data()) for request, _ in httpserver.log]
-    for request, body in told:
+    received = [(request, request.get_data()) for request, _ in httpserver.log]
+    for request, body in received:
         assert request.headers["X-Syncflow-Secret"] == "s"
         assert request.headers["X-Signature"] == hmac.new(b"s", body, hashlib.sha256).hexdigest()
-    events = [json.loads(body) for _, body in told]
+    events = [json.loads(body) for _, body in received]
     assert [(one["operation"], one["by"]) for one in events] == [
         ("created", PERSON),
         ("updated", PERSON),

@@ -461,6 +461,6 @@ class Contract:
         if (sent := bench.webhook(external_id)) is not None:
             bench.conductor.store_webhook(bench.subscriber.system, *sent)
             bench.settle()
-        told = caplog.text + bench.written()
+        output = caplog.text + bench.written()
         for secret in bench.simulator.secrets:
-            assert secret not in told
+            assert secret not in output

@@ -235,8 +235,8 @@ def test_failed_rows_are_reported_and_the_others_applied(start: Any, folder: Fol
     folder.drop("a.csv", "\n".join(lines).encode("latin-1"))
     poll(hub)
     assert customers(hub) == ["Ada", "Good"] and folder.names("failed") == ["a.csv", "a.csv.rejected.csv"]
-    told = [(row["line"], row["why"]) for row in folder.rejected()]
-    assert told == [
+    rejected = [(row["line"], row["why"]) for row in folder.rejected()]
+    assert rejected == [
         ("3", "has 2 cells, the header 4"),
         ("4", "active: 'perhaps' does not fit active"),
         ("5", "has no number"),
@@ -342,8 +342,8 @@ def test_one_hubs_export_is_anothers_drop(start: Any, folder: Folder, chosen: di
     shutil.move(folder.top.parent / "one" / "out", folder.top.parent / "other" / "in")
     other = start(system="other", path="other", record_id_field="", **chosen)
     other.poll("other.customer")
-    told = ("name", "notes", "active")
-    assert sorted(customers(other, *told)) == sorted(customers(one, *told))
+    columns = ("name", "notes", "active")
+    assert sorted(customers(other, *columns)) == sorted(customers(one, *columns))
 
 
 def test_a_file_from_before_our_export_undoes_nothing(start: Any, folder: Folder) -> None:

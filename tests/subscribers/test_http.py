@@ -190,9 +190,9 @@ def test_a_vendors_table_of_statuses_is_laid_over_the_usual_one(httpserver: HTTP
 
 def test_a_vendors_message_is_redacted(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/things").respond_with_data("", status=400)
-    told = Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1")
+    refusal = Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1")
     http = Http(
-        httpserver.url_for(""), headers={"Authorization": f"Bearer {SECRET}"}, classify=lambda response, writes: told
+        httpserver.url_for(""), headers={"Authorization": f"Bearer {SECRET}"}, classify=lambda response, writes: refusal
     )
     error = failure(http)
     assert isinstance(error, Reject) and error.request_id == "r1"

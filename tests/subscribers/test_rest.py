@@ -267,10 +267,12 @@ def test_where_the_order_is_unknown_only_the_last_page_moves_the_position(httpse
 
 
 def test_the_request_id_and_rate_limit_of_a_call_are_kept(httpserver: HTTPServer) -> None:
-    told = {"X-Request-Id": "req-9", "RateLimit-Remaining": "41"}
+    response_headers = {"X-Request-Id": "req-9", "RateLimit-Remaining": "41"}
     contacts = ShopContact(connect(httpserver.url_for("")))
-    httpserver.expect_request("/contacts", method="POST").respond_with_json({"id": "c 1"}, headers=told)
-    httpserver.expect_request("/contacts/c 1", method="PATCH").respond_with_data("", status=204, headers=told)
+    httpserver.expect_request("/contacts", method="POST").respond_with_json({"id": "c 1"}, headers=response_headers)
+    httpserver.expect_request("/contacts/c 1", method="PATCH").respond_with_data(
+        "", status=204, headers=response_headers
+    )
     made = contacts.create(item())
     changed = contacts.update(item(external_id=made.id))
     assert (made.id, changed.id, made.request_id, changed.request_id) == ("c 1", "c 1", "req-9", "req-9")

@@ -434,7 +434,7 @@ def about(kind: str, **values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("type", "data", "told"),
+    ("type", "data", "expected"),
     [
         ("product.updated", about("product", name="Lamp"), ("product", "product_1", False, False)),
         ("product.deleted", about("product"), ("product", "product_1", False, True)),
@@ -447,14 +447,14 @@ def about(kind: str, **values: Any) -> dict[str, Any]:
         ("customer.discount.created", about("discount"), ("customer.discount", "discount_1", True, False)),
     ],
 )
-def test_the_record_of_an_event(type: str, data: Any, told: Any) -> None:
+def test_the_record_of_an_event(type: str, data: Any, expected: Any) -> None:
     """If an event may be incomplete, it is returned without data, so that the hub fetches the record."""
     found = Stripe("stripe", options()).events(json.dumps(event(type=type, data=data)).encode())
-    if told is None:
+    if expected is None:
         assert found == []
         return
     (one,) = found
-    assert (one.resource, one.external.id, bool(one.external.data), one.external.deleted) == told
+    assert (one.resource, one.external.id, bool(one.external.data), one.external.deleted) == expected
 
 
 def test_a_thin_event_names_the_object() -> None:

@@ -62,10 +62,10 @@ def test_the_event_of_a_create_still_in_progress_makes_no_duplicate(hub: TestHub
 def test_an_old_event_of_an_unknown_record_applies_its_current_state(database: Database) -> None:
     hub = TestHub(database, "crm")
     crm = hub.systems["crm"]
-    told = crm.add(name="as it was")
+    old_event = crm.add(name="as it was")
     hub.clock.tick()
     crm.edit("crm_1", name="as it is")
-    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], told)
+    hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], old_event)
     assert [row.name for row in rows(hub, Customer)] == ["as it is"]
     gone = crm.add(name="gone since")
     crm.remove("crm_2")

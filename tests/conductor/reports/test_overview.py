@@ -71,25 +71,25 @@ def owe(database: Database, subscriber: str, record: str, since: datetime, **val
 # --- the answer in one sentence --------------------------------------------------------------------------
 
 
-def test_all_is_well(hub: Conductor) -> None:
+def test_a_hub_in_sync_has_no_problems(hub: Conductor) -> None:
     overview = hub.reports.overview()
     assert (overview.severity, overview.headline, overview.troubles) == ("good", "Everything is in sync.", [])
 
 
-def test_what_is_on_its_way_is_no_trouble(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_pending_records_are_no_problem(hub: Conductor, database: Database, clock: Clock) -> None:
     owe(database, "crm.customer", "1", clock() - timedelta(seconds=3))
     overview = hub.reports.overview()
     assert (overview.severity, overview.headline, overview.moving) == ("busy", "Catching up.", 1)
 
 
-def test_a_pause_while_nothing_is_owed_is_told_as_such(hub: Conductor) -> None:
+def test_a_paused_system_with_nothing_pending_is_reported_as_paused(hub: Conductor) -> None:
     hub.systems.pause("crm", "ada@example.com", "their maintenance")
     overview = hub.reports.overview()
     assert (overview.severity, overview.headline) == ("busy", "In sync so far, but crm is paused.")
     assert "ada@example.com: their maintenance" in overview.troubles[0].what
 
 
-def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_several_problems_at_once_are_all_reported(hub: Conductor, database: Database, clock: Clock) -> None:
     old, now = clock() - timedelta(minutes=9), clock()
     probe = now + timedelta(seconds=30)
     change(database, System, System.name == "crm", down_since=old, down_reason="refused", failures=3, probe_at=probe)
@@ -119,13 +119,13 @@ def test_several_troubles_at_once_are_all_told(hub: Conductor, database: Databas
     assert overview.total("failing") == 1
 
 
-def test_the_oldest_is_the_oldest_whatever_its_place(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_the_oldest_pending_record_is_found_in_any_subscriber(hub: Conductor, database: Database, clock: Clock) -> None:
     owe(database, "crm.customer", "1", clock())
     owe(database, "crm.customer", "2", clock() - timedelta(days=2))
     assert hub.reports.overview().oldest == clock() - timedelta(days=2)
 
 
-def test_one_process_may_be_all_of_them(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_a_standalone_process_counts_as_every_kind(hub: Conductor, database: Database, clock: Clock) -> None:
     with database.write() as connection:
         connection.execute(sa.delete(Process))
     assert "no relay, worker or scheduler is running" in hub.reports.overview().headline
@@ -211,7 +211,7 @@ def test_a_row_that_appears_late_is_counted(hub: Conductor, database: Database, 
     assert counted(database) == {"delivered": 3}
 
 
-def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_old_minutes_are_removed_and_their_hours_are_kept(hub: Conductor, database: Database, clock: Clock) -> None:
     put(database, Delivery, **DELIVERY, outcome="delivered", at=clock())
     hub.throughput.count()
     clock.tick((MINUTE_DAYS * 24 + 1) * 3600)
@@ -219,7 +219,7 @@ def test_old_minutes_are_forgotten_and_their_hours_are_not(hub: Conductor, datab
     assert (counted(database), counted(database, 3600)) == ({}, {"delivered": 1})
 
 
-def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
+def test_a_series_has_a_point_for_every_interval(hub: Conductor, database: Database) -> None:
     with database.read() as connection:
         for span in THROUGHPUT_SPANS.values():
             series = hub.reports.throughput.series(connection, span)
@@ -230,7 +230,7 @@ def test_a_span_is_full_of_points(hub: Conductor, database: Database) -> None:
 # --- schedules --------------------------------------------------------------------------------------------
 
 
-def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: Database, clock: Clock) -> None:
+def test_a_job_is_run_paused_and_resumed_by_an_operator(hub: Conductor, database: Database, clock: Clock) -> None:
     assert [due.job for due in hub.schedule.claim()] == ["tidy"]
     assert hub.schedule.claim() == []
     hub.schedule.run_soon("tidy", "ada@example.com")
@@ -250,7 +250,7 @@ def test_a_job_is_run_paused_and_resumed_by_a_person(hub: Conductor, database: D
 # --- what an open page costs ------------------------------------------------------------------------------
 
 
-def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(hub: Conductor) -> None:
+def test_an_expensive_overview_is_computed_rarely_for_open_pages_and_immediately_on_request(hub: Conductor) -> None:
     now, made, versions = [0.0], [], iter(range(100))
 
     def make(seen: OverviewVersion) -> Any:
@@ -270,7 +270,7 @@ def test_a_dear_overview_is_made_seldom_for_open_pages_and_at_once_for_a_person(
     assert len(made) == 3
 
 
-def test_the_same_version_is_made_once(hub: Conductor) -> None:
+def test_an_overview_is_computed_once_for_each_version(hub: Conductor) -> None:
     made = []
 
     def make(seen: OverviewVersion) -> Any:
@@ -295,7 +295,7 @@ def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Databa
 
         sa.event.listen(connection, "before_cursor_execute", explain)
         overview(hub.context, connection, overview_version(hub.context, connection))
-    small = ("system", "process", "schedule", "cursor", "throughput_mark")
+    small = ("system", "process", "schedule", "cursor", "throughput_watermark")
     read_whole = [
         p for p in plans if p.startswith("SCAN") and not p.split()[1].startswith(("(", "anon_")) and "INDEX" not in p
     ]

@@ -112,12 +112,12 @@ def test_after_a_while_the_slot_is_released_for_another_process(hub: TestHub) ->
 
 
 def test_waiting_for_a_slot_ends_when_the_process_stops(hub: TestHub) -> None:
-    limiter, told = ConcurrencyLimiter(hub.conductor.context), list[int]()
+    limiter, ended = ConcurrencyLimiter(hub.conductor.context), list[int]()
 
     def wait() -> None:
         with pytest.raises(Stopping), limiter.slot("crm"):
             pass
-        told.append(1)
+        ended.append(1)
 
     with limiter.slot("crm"), limiter.slot("crm"):
         threads = [start(wait) for _ in range(5)]
@@ -125,7 +125,7 @@ def test_waiting_for_a_slot_ends_when_the_process_stops(hub: TestHub) -> None:
         hub.conductor.stop()
         for thread in threads:
             thread.join(PATIENCE)
-        assert len(told) == 5
+        assert len(ended) == 5
         assert waiting(limiter) == 0
     assert owners(hub) == []
 

@@ -46,7 +46,7 @@ def test_the_rate_limit_a_system_reports_is_stored(database: Database) -> None:
     hub = TestHub(database, "crm")
     reset = hub.clock() + timedelta(minutes=1)
 
-    def told() -> tuple[Any, ...]:
+    def noted_rate() -> tuple[Any, ...]:
         hub.run()
         with database.read() as c:
             row = c.execute(sa.select(System.__table__)).one()
@@ -59,13 +59,13 @@ def test_the_rate_limit_a_system_reports_is_stored(database: Database) -> None:
             CATALOGUES["customer"].insert(c, {"name": "Anna"})
 
     edit(None)
-    assert told() == (None, None, None)
+    assert noted_rate() == (None, None, None)
     edit(Rate(50, 100, reset))
-    assert told() == (50, 100, reset)
+    assert noted_rate() == (50, 100, reset)
     edit(Rate(49, 100, reset))
-    assert told() == (50, 100, reset), "not with every batch"
+    assert noted_rate() == (50, 100, reset), "not with every batch"
     edit(Rate(0, 100, reset))
-    assert told() == (0, 100, reset), "but an exhausted limit is written immediately"
+    assert noted_rate() == (0, 100, reset), "but an exhausted limit is written immediately"
     hub.clock.tick(60)
     edit(Rate(10**12))
-    assert told() == (2**31 - 1, None, None)
+    assert noted_rate() == (2**31 - 1, None, None)
