@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     waits there for changes."""
 
     database_timeout_seconds: float = Field(20.0, gt=0)
-    """How long a statement on PostgreSQL may take. A connection without an answer for as long is replaced."""
+    """How long a statement on PostgreSQL may take. A connection without a response for as long is replaced."""
 
     broker_url: str = "memory://"
     """`memory://` runs everything as threads of one process. `amqp://user:password@host:port/vhost` uses RabbitMQ."""

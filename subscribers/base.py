@@ -193,7 +193,7 @@ class Subscriber:
     def is_conditional(self) -> bool:
         """Whether writes name the record's version, `item.version`, and raise `Outdated` if it has another one by now.
 
-        Records then have their `version` where `fetch` or the answer to a write returns them.
+        Records then have their `version` where `fetch` or the response to a write returns them.
         """
         return False
 

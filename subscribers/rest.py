@@ -311,7 +311,7 @@ class RestSubscriber(Subscriber):
     ids_limit: ClassVar[Annotated[int, Field(ge=1)]] = 100
     ids_path: ClassVar[str] = ""
     ids_method: ClassVar[Literal["GET", "POST"]] = "GET"
-    #: Where a record's version is: a header of the answers for one record (`ETag`, `Last-Modified`), or a place in the
+    #: Where a record's version is: a header of responses for one record (`ETag`, `Last-Modified`), or a place in the
     #: record. Writes name it, so that the system refuses them if the record was edited since.
     version_header: ClassVar[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]*$")]] = ""
     version_field: ClassVar[JmesPath] = ""
@@ -384,7 +384,7 @@ class RestSubscriber(Subscriber):
         return self._answered(body, response)
 
     def bulk_fetch(self, external_ids: Sequence[str]) -> list[External | SyncError]:
-        """Read records by their ids, `ids_limit` in a call; one that the answer lacks is read by its own address."""
+        """Read records by their ids, `ids_limit` in a call; one that the response lacks is read by its own address."""
         found: dict[str, External | SyncError] = {}
         if self.reads_many:
             for start in range(0, len(external_ids), self.ids_limit):
@@ -610,7 +610,7 @@ class RestSubscriber(Subscriber):
         return str(value) if isinstance(value, str | int | float) else None
 
     def _version_of(self, response: requests.Response) -> str | None:
-        """Return the version in the header of an answer for one record."""
+        """Return the version in the header of a response for one record."""
         return response.headers.get(self.version_header) if self.version_header else None
 
     def _created_at(self, response: requests.Response) -> External:

@@ -310,7 +310,7 @@ def take_ids(connection: sa.Connection, subscriber: str, taken: Mapping[str, int
 
 
 def forget_account(connection: sa.Connection, subscribers: Sequence[str]) -> None:
-    """Forget all external records of these subscribers: they are of an account that is not used any more."""
+    """Forget all external records of these subscribers: they are of an account that is no longer used."""
     linked = (Link.subscriber.in_(subscribers), Link.external_id.is_not(None))
     values = {**recreated(), "deleted_remotely": False, "last_seen_at": None, "last_write_at": None}
     connection.execute(sa.update(Link).where(*linked).values(**values))

@@ -45,7 +45,7 @@ class OutageDetector:
         """Return whether a call about another record, whose link meets `others`, is answered; None if that is unknown.
 
         Without another record, a list is read. A list may be answered where no call about a record is, so an answered
-        one says nothing about an `error` without an answer.
+        one says nothing about an `error` without a response.
         """
         if not subscriber.can_fetch:
             return None
