@@ -20,6 +20,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+import redaction
+
 ROOT = Path(__file__).resolve().parent
 #: The folder for local data (the SQLite database, generated secrets): SYNCFLOW_VAR, or var/ in this folder.
 VAR = (ROOT / (os.environ.get("SYNCFLOW_VAR") or "var")).resolve()
@@ -255,6 +257,10 @@ class Settings(BaseSettings):
             raise ValueError(wrong)
         return value.rstrip("/")
 
+    def model_post_init(self, _context: Any) -> None:
+        """Let no secret of these settings be shown or logged."""
+        redaction.remember_values("settings", dict(self))
+
     @property
     def management_page(self) -> str:
         """Return RABBITMQ_MANAGEMENT_URL without the login it may hold."""
@@ -297,7 +303,9 @@ class Settings(BaseSettings):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             path.write_text(secrets.token_hex(32))
-        return path.read_text().strip()
+        key = path.read_text().strip()
+        redaction.remember("settings", key)
+        return key
 
 
 def describe(error: ValidationError, prefix: str = "") -> str:

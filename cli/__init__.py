@@ -16,11 +16,13 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from cli import demo, demo_settings, faults, new_subscriber, operations, processes, setup, tasks
+from redaction import HidingStream
 from settings import SettingsError
 
 
@@ -125,7 +127,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status. Errors that an operator can fix are printed without a traceback."""
+    """Run one command and return its exit status. Errors that an operator can fix are printed without a traceback.
+
+    No output quotes a secret.
+    """
+    with redirect_stdout(HidingStream(sys.stdout)), redirect_stderr(HidingStream(sys.stderr)):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     chosen = parser().parse_args(arguments)
     command = COMMANDS[chosen.command]
     try:

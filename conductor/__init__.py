@@ -20,7 +20,6 @@ from conductor.policy import Policy
 from conductor.publisher import Publisher, QueuesUnavailable
 from conductor.queue_report import QueueReport, QueueState
 from conductor.records import EditConflict, EditRefused, as_typed, editable, read_record
-from conductor.redaction import MASK, safe_headers
 from conductor.reports import (
     conflict_lists,
     dead_letter_groups,
@@ -46,7 +45,6 @@ __all__ = [
     "DELETE_GUARD",
     "DELETE_WINDOW_SECONDS",
     "INBOX_KIND_POLL",
-    "MASK",
     "OPEN_TASK_STATES",
     "PENDING_LINKS",
     "RELAY_BATCH",
@@ -91,7 +89,6 @@ __all__ = [
     "read_record",
     "record_search",
     "remedy",
-    "safe_headers",
     "timeline",
     "unsubscription_lists",
 ]

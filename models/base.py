@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase
 
+import redaction
+
 #: Grows to 64 bits on PostgreSQL and is still SQLite's autoincrementing rowid.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -44,6 +46,45 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ShownText(sa.types.TypeDecorator[str]):
+    """A text for operators: no secret that this process knows is stored in it."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__()
+        self.length = length
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        """Return a text with or without a largest length."""
+        return dialect.type_descriptor(sa.String(self.length) if self.length else sa.Text())
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        """Mask secrets."""
+        return None if value is None else redaction.hide(value)[: self.length]
+
+
+class ShownJson(sa.types.TypeDecorator[Any]):
+    """JSON for operators: without known secrets and, unless `names` is False, values of fields with a secret name."""
+
+    impl = sa.JSON
+    cache_ok = True
+
+    def __init__(self, *, names: bool = True) -> None:
+        super().__init__(none_as_null=True)
+        self.names = names
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
+        """Return the type of other JSON."""
+        kind = postgresql.JSONB if dialect.name == "postgresql" else sa.JSON
+        return dialect.type_descriptor(kind(none_as_null=True))
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        """Mask secrets."""
+        return None if value is None else redaction.hide_shown(value, names=self.names)
 
 
 class Base(DeclarativeBase):

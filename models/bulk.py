@@ -18,7 +18,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from models.base import UtcDateTime
+from models.base import ShownJson, ShownText, UtcDateTime
 
 Row = Mapping[str, Any]
 _DIALECT: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
@@ -31,7 +31,7 @@ def insert_many(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     """Insert rows that all have the same columns."""
     if not rows:
         return
-    columns = tuple(rows[0])
+    rows, columns = _as_shown(table, rows), tuple(rows[0])
     names = ", ".join(columns)
     if connection.dialect.name != "postgresql":
         _run_each(connection, f"INSERT INTO {table.name} ({names}) VALUES ({_marks(columns)})", table, columns, rows)
@@ -45,6 +45,7 @@ def update_many(
     """Set these columns of the rows whose `match` columns have these values; all have the same columns."""
     if not rows:
         return
+    rows = _as_shown(table, rows)
     columns = [name for name in rows[0] if name not in match]
     if connection.dialect.name == "postgresql":
         values = ", ".join(f"{name} = new_row.{name}" for name in columns)
@@ -79,6 +80,7 @@ def update_if(
     """
     if not rows:
         return set()
+    rows = _as_shown(table, rows)
     columns = tuple(name for name in rows[0] if name != "id")
     present = {name: _present(connection.dialect.name, table, name) for name in was[0]}
     if connection.dialect.name == "postgresql":
@@ -92,7 +94,7 @@ def update_if(
         ]
         if also_insert is None:
             return set(_run(connection, text, known).scalars().all())
-        other, made = also_insert
+        other, made = also_insert[0], _as_shown(*also_insert)
         names = ", ".join(made[0])
         source = _rows(other, tuple(made[0]), "for_id bigint", parameter="made")
         inserted = (
@@ -142,7 +144,7 @@ def upsert_many(
     """
     if not rows:
         return
-    columns = tuple(rows[0])
+    rows, columns = _as_shown(table, rows), tuple(rows[0])
     names = ", ".join(columns)
     values = ", ".join(f"{name} = {expression}" for name, expression in changes.items())
     conflict = f"ON CONFLICT ({', '.join(match)}) DO UPDATE SET {values}"
@@ -190,6 +192,14 @@ def as_list(dialect: str, values: Sequence[Any]) -> Any:
     return list(values) if dialect == "postgresql" else json.dumps(list(values))  # orjson cannot write large integers
 
 
+def _as_shown(table: sa.Table, rows: Sequence[Row]) -> Sequence[Row]:
+    """Return rows whose texts for operators hold no secrets."""
+    shown = [(name, kind) for name in rows[0] if isinstance(kind := table.c[name].type, ShownText | ShownJson)]
+    if not shown:
+        return rows
+    return [{**row, **{name: kind.process_bind_param(row[name], None) for name, kind in shown}} for row in rows]
+
+
 def _run(connection: sa.Connection, text: str, rows: Sequence[Row], **more: Sequence[Row]) -> sa.CursorResult[Any]:
     tables = {"rows": rows, **more}
     return connection.exec_driver_sql(text, {name: _as_json(table) for name, table in tables.items()})
@@ -222,7 +232,7 @@ def _as_stored(kind: Any) -> Callable[[Any], Any]:
     """Return the function that converts a value as SQLAlchemy stores this type in SQLite."""
     if isinstance(kind, UtcDateTime):
         return _utc_text
-    if isinstance(kind, sa.JSON):
+    if isinstance(kind, sa.JSON | ShownJson):
         return lambda value: orjson.dumps(value, default=str).decode()
     return int if isinstance(kind, sa.Boolean) else lambda value: value
 

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, BigId, Json, utcnow
+from models.base import Base, BigId, Json, ShownJson, ShownText, utcnow
 
 
 def _where(name: str, *columns: str, condition: str, unique: bool = False) -> sa.Index:
@@ -215,17 +215,17 @@ class Delivery(Base):
     #: delivered, unchanged, skipped, failed, dead, waiting (out); applied, echo, kept, skipped, dead (in).
     outcome: Mapped[str] = mapped_column(sa.String(16))
     #: The rule that skipped the record, or the system's message of a failure.
-    reason: Mapped[str | None] = mapped_column(sa.Text)
+    reason: Mapped[str | None] = mapped_column(ShownText())
     error: Mapped[str | None] = mapped_column(sa.String(64))
     #: External field -> value that was sent or received.
-    payload: Mapped[dict[str, Any] | None]
-    #: The system's response: JSON or text, redacted and shortened, see `conductor.redaction`.
-    response: Mapped[str | None] = mapped_column(sa.Text)
+    payload: Mapped[dict[str, Any] | None] = mapped_column(ShownJson())
+    #: The system's response: JSON or text, redacted and shortened, see `redaction.response_text`.
+    response: Mapped[str | None] = mapped_column(ShownText())
     #: The inbox row of an inward delivery; none for a record that a poll applied.
     inbox_id: Mapped[int | None] = mapped_column(BigId)
     attempt: Mapped[int] = mapped_column(default=1, server_default="1")
     #: The system's id of the call, for its support.
-    request_id: Mapped[str | None] = mapped_column(sa.String(128))
+    request_id: Mapped[str | None] = mapped_column(ShownText(128))
     at: Mapped[datetime] = mapped_column(default=utcnow)
     #: Duration of the call in milliseconds; a bulk call counts in full for each of its records.
     duration: Mapped[float | None]
@@ -285,15 +285,15 @@ class DeadLetter(Base):
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
     #: The error's cause, which names the remedy.
     code: Mapped[str] = mapped_column(sa.String(64), default="failed", server_default="failed")
-    message: Mapped[str] = mapped_column(sa.Text)
+    message: Mapped[str] = mapped_column(ShownText())
     #: External field -> the system's message.
-    fields: Mapped[dict[str, Any] | None]
-    payload: Mapped[dict[str, Any] | None]
-    traceback: Mapped[str | None] = mapped_column(sa.Text)
+    fields: Mapped[dict[str, Any] | None] = mapped_column(ShownJson(names=False))
+    payload: Mapped[dict[str, Any] | None] = mapped_column(ShownJson())
+    traceback: Mapped[str | None] = mapped_column(ShownText())
     at: Mapped[datetime] = mapped_column(default=utcnow)
     closed_at: Mapped[datetime | None]
     #: The end: delivered, or discarded with the operator's reason.
-    resolution: Mapped[str | None] = mapped_column(sa.Text)
+    resolution: Mapped[str | None] = mapped_column(ShownText())
     #: The task that last retried it.
     task_id: Mapped[int | None] = mapped_column(BigId)
 
@@ -356,7 +356,7 @@ class Inbox(Base):
     #: The system's type of the event, such as `customer.updated`.
     kind: Mapped[str] = mapped_column(sa.String(64), default="", server_default="")
     body: Mapped[str] = mapped_column(sa.Text)
-    headers: Mapped[dict[str, Any] | None]
+    headers: Mapped[dict[str, Any] | None] = mapped_column(ShownJson())
     received_at: Mapped[datetime] = mapped_column(default=utcnow)
     #: The subscriber of a polled record; none for a webhook.
     subscriber: Mapped[str | None] = mapped_column(sa.String(64))
@@ -367,7 +367,7 @@ class Inbox(Base):
     retry_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     #: What was done with it, as text.
-    result: Mapped[str | None] = mapped_column(sa.Text)
+    result: Mapped[str | None] = mapped_column(ShownText())
 
 
 class RefusedWebhook(Base):
@@ -383,10 +383,10 @@ class RefusedWebhook(Base):
     system: Mapped[str] = mapped_column(sa.String(64))
     slot: Mapped[int]
     at: Mapped[datetime]
-    reason: Mapped[str] = mapped_column(sa.Text)
+    reason: Mapped[str] = mapped_column(ShownText())
     #: Redacted and shortened; of the body, only the beginning.
-    headers: Mapped[dict[str, Any] | None]
-    body: Mapped[str] = mapped_column(sa.Text)
+    headers: Mapped[dict[str, Any] | None] = mapped_column(ShownJson())
+    body: Mapped[str] = mapped_column(ShownText())
     #: Bytes of the whole body.
     size: Mapped[int]
 
@@ -404,9 +404,9 @@ class Cursor(Base):
     seen_until: Mapped[datetime | None]
     #: When polls began to fail; none while they succeed.
     failing_since: Mapped[datetime | None]
-    result: Mapped[str | None] = mapped_column(sa.Text)
+    result: Mapped[str | None] = mapped_column(ShownText())
     #: What the system could no longer report to a poll, and since when that is known; none after a reconcile.
-    gap: Mapped[str | None] = mapped_column(sa.Text)
+    gap: Mapped[str | None] = mapped_column(ShownText())
     gap_since: Mapped[datetime | None]
     #: The lease of the running poll: only one poll of a subscriber runs at a time.
     poller: Mapped[str | None] = mapped_column(sa.String(64))
@@ -422,9 +422,9 @@ class System(Base):
     name: Mapped[str] = mapped_column(sa.String(64), unique=True)
     paused_at: Mapped[datetime | None]
     paused_by: Mapped[str | None] = mapped_column(sa.String(255))
-    pause_reason: Mapped[str | None] = mapped_column(sa.Text)
+    pause_reason: Mapped[str | None] = mapped_column(ShownText())
     down_since: Mapped[datetime | None]
-    down_reason: Mapped[str | None] = mapped_column(sa.Text)
+    down_reason: Mapped[str | None] = mapped_column(ShownText())
     #: While down: when one record may be tried as a probe, and how many probes have failed.
     probe_at: Mapped[datetime | None]
     failures: Mapped[int] = mapped_column(default=0, server_default="0")
@@ -511,7 +511,7 @@ class Schedule(Base):
     paused_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    result: Mapped[str | None] = mapped_column(sa.Text)
+    result: Mapped[str | None] = mapped_column(ShownText())
     #: Whether the last finished run failed.
     failed: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
 
@@ -549,7 +549,7 @@ class Task(Base):
     #: The start of the next step, for its kind.
     position: Mapped[dict[str, Any] | None]
     #: The progress or result as text.
-    message: Mapped[str | None] = mapped_column(sa.Text)
+    message: Mapped[str | None] = mapped_column(ShownText())
     by: Mapped[str] = mapped_column(sa.String(255))
     created_at: Mapped[datetime] = mapped_column(default=utcnow)
     finished_at: Mapped[datetime | None]
@@ -569,7 +569,7 @@ class Process(Base):
     kind: Mapped[str] = mapped_column(sa.String(16))
     started_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
-    note: Mapped[str | None] = mapped_column(sa.Text)
+    note: Mapped[str | None] = mapped_column(ShownText())
 
 
 class AuditEntry(Base):
@@ -582,4 +582,4 @@ class AuditEntry(Base):
     who: Mapped[str] = mapped_column(sa.String(255))
     action: Mapped[str] = mapped_column(sa.String(64))
     target: Mapped[str] = mapped_column(sa.String(255))
-    details: Mapped[dict[str, Any] | None]
+    details: Mapped[dict[str, Any] | None] = mapped_column(ShownJson())

@@ -23,6 +23,7 @@ from panel.overview_cache import OverviewCache
 from panel.rendering import filters, locale
 from panel.routes import health, metrics, webhooks
 from panel.views.base import LARGEST_ID, LARGEST_SMALL_ID
+from redaction import hide_long
 from settings import Settings
 
 #: Endpoints without a login. All others require one.
@@ -69,6 +70,9 @@ _HEADERS = {
 
 #: The types of bodies that pages read; empty: there is no body.
 _FORMS = {"", "application/x-www-form-urlencoded", "multipart/form-data"}
+
+#: The types of responses in which long secrets are masked.
+_TEXTS = {"text/html", "text/plain", "text/csv", "text/xml", "application/json"}
 
 #: Bytes of the largest form: an unsubscription with a list of records.
 _LARGEST_FORM = 4 * 1024 * 1024
@@ -119,6 +123,7 @@ def create_app(conductor: Conductor, settings: Settings) -> Flask:
     app.register_blueprint(health.blueprint)
     app.register_blueprint(metrics.blueprint)
     filters.init(app, _admin(app))
+    app.after_request(_hide_secrets)
     app.after_request(_harden)
     return app
 
@@ -185,6 +190,15 @@ def _has_nul() -> bool:
     """Return whether a text contains NUL, which PostgreSQL's text columns refuse."""
     texts = [request.path, *request.args.values(), *request.form.values()]
     return any("\0" in text for text in texts)
+
+
+def _hide_secrets(response: Response) -> Response:
+    """Mask long secrets in every answer, whatever page shows them: they are in no text of the panel."""
+    if request.endpoint != "static" and not response.is_streamed and response.mimetype in _TEXTS:
+        text = response.get_data(as_text=True)
+        if (hidden := hide_long(text)) != text:
+            response.set_data(hidden)
+    return response
 
 
 def _harden(response: Response) -> Response:

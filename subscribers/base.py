@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field as AtLeast
 
 from models.catalogues import CATALOGUES, Catalogue, Record
+from redaction import hide_in_data
 from subscribers.calls import one_by_one
 from subscribers.errors import SyncError
 from subscribers.mapping.fields import Field
@@ -286,6 +287,8 @@ class Subscriber:
 def normalize_incoming(subscriber: Subscriber, external: External, *, complete: bool = False) -> External:
     """Return an external record after the subscriber's `after_receive`, which runs only on records with data.
 
+    It holds none of our long secrets, which a system might quote in it.
+
     `complete`: it is a whole record, as from `fetch` or a list, in which `absent` says what a missing field means.
 
     Raises:
@@ -293,7 +296,7 @@ def normalize_incoming(subscriber: Subscriber, external: External, *, complete: 
     """
     if not external.data:
         return external
-    normalized = subscriber.after_receive(external)
+    normalized = subscriber.after_receive(replace(external, data=hide_in_data(external.data)))
     if not isinstance(normalized, External):
         raise TypeError(f"after_receive of {subscriber.name()} returned a {type(normalized).__name__}, not an External")
     if complete and subscriber.absent == "empty" and not normalized.deleted:

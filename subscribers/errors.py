@@ -18,22 +18,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar, Self
 
+from redaction import LONGEST_RESPONSE, clean, hide
+
 #: The longest pause that a system can ask for; after it the system is called again.
 _LONGEST_PAUSE_SECONDS = 86_400.0
 
 _LONGEST_MESSAGE = 4000
 _LONGEST_REQUEST_ID = 128
-
-#: Characters of a failure's answer that are kept for the history.
-LONGEST_RESPONSE = 2000
-
-
-def clean(text: object) -> str:
-    """Return text that every database stores: without NUL and lone surrogates, which systems do send."""
-    said = str(text)
-    if said.isascii() and "\x00" not in said:
-        return said
-    return said.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 class SyncError(Exception):
@@ -42,6 +33,7 @@ class SyncError(Exception):
     `after`: seconds until the next call makes sense. `maybe_done`: the call may have taken effect although no proper
     answer arrived (a timeout, a cut connection), so the record is looked up before a create is tried again.
     `request_id`: the system's own name of the call. `response`: the beginning of its response, kept for the history.
+    Known secrets are masked in all texts.
     """
 
     #: The delivery uses up one of the record's attempts.
@@ -77,10 +69,11 @@ class SyncError(Exception):
         request_id: str | None = None,
         code: str | None = None,
     ) -> None:
-        super().__init__(clean(message)[:_LONGEST_MESSAGE] or type(self).__name__)
+        # Hidden before it is cut: a cut would leave the beginning of a secret.
+        super().__init__(hide(clean(message))[:_LONGEST_MESSAGE] or type(self).__name__)
         self.after = None if after is None else min(max(after, 0.0), _LONGEST_PAUSE_SECONDS)
         self.maybe_done = maybe_done
-        self.request_id = clean(request_id)[:_LONGEST_REQUEST_ID] if request_id else None
+        self.request_id = hide(clean(request_id))[:_LONGEST_REQUEST_ID] if request_id else None
         if code is not None:
             self.code = code
 
@@ -92,7 +85,7 @@ class SyncError(Exception):
     def with_response(self, response: str | None) -> Self:
         """Return this error with the beginning of the system's response; a response it already has stays."""
         if response and self.response is None:
-            self.response = clean(response)[:LONGEST_RESPONSE]
+            self.response = hide(clean(response))[:LONGEST_RESPONSE]
         return self
 
 
@@ -169,7 +162,7 @@ class Reject(SyncError):
         code: str | None = None,
     ) -> None:
         super().__init__(message, request_id=request_id, code=code)
-        self.fields = {clean(name): clean(text) for name, text in (fields or {}).items()}
+        self.fields = {hide(clean(name)): hide(clean(text)) for name, text in (fields or {}).items()}
 
 
 #: The code of a create that was done, while nothing says which record it made.

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from models.catalogues import Record
-from subscribers.errors import Retry, clean
+from redaction import clean, hide
+from subscribers.errors import Retry
 
 #: Characters of a version that can be stored.
 LONGEST_VERSION = 255
@@ -40,7 +41,7 @@ class External:
         if self.version is not None and len(self.version) > LONGEST_VERSION:
             object.__setattr__(self, "version", None)
         if self.request_id is not None:
-            object.__setattr__(self, "request_id", clean(self.request_id)[:128])
+            object.__setattr__(self, "request_id", hide(clean(self.request_id))[:128])
         if len(self.id) > 255:
             raise Retry(f"the external id has {len(self.id)} characters; at most 255 can be stored", maybe_done=True)
 

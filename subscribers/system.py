@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Field_
 
+from redaction import remember_values
 from settings import SettingsError, describe, system_options
 from subscribers.http.rate_limit_headers import Rate
 from subscribers.http.transport import MAX_RESPONSE_BYTES
@@ -70,6 +71,7 @@ class System:
     def __init__(self, name: str, options: BaseModel) -> None:
         self.name = name
         self.options: Any = options
+        remember_values(f"system {name}", dict(options))
         for limit in ("requests_per_second", "concurrency", "delete_limit", "overlap_seconds", "max_response_bytes"):
             if (value := getattr(options, limit, None)) is not None:
                 setattr(self, limit, value)

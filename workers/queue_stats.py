@@ -14,6 +14,7 @@ import requests
 from broker import BrokerUnreachable, Fanout, LocalFanout
 from conductor import QueueReport, QueueState
 from models.base import utcnow
+from redaction import hide
 from settings import Settings
 from subscribers.http.transport import new_session
 
@@ -75,7 +76,7 @@ class Management:
 def _reason(answer: requests.Response) -> str:
     """Return the plugin's reason for a refusal ("Login failed", "Not management user"), after a colon."""
     try:
-        return f": {answer.json()['reason']}"[:200]
+        return f": {hide(str(answer.json()['reason']))}"[:200]
     except (ValueError, KeyError, TypeError):
         return ""
 
@@ -122,7 +123,7 @@ class Queues:
         try:
             report = self._inspect()
         except BrokerUnreachable as error:
-            report = QueueReport(self._source, utcnow(), error=str(error), state=error.state)
+            report = QueueReport(self._source, utcnow(), error=hide(str(error)), state=error.state)
         except Exception as error:
             logger.exception("cannot read the queues")
             report = QueueReport(
@@ -136,7 +137,7 @@ class Queues:
         try:
             self.broker.probe()
         except BrokerUnreachable as error:
-            return replace(report, error=str(error), state=error.state)
+            return replace(report, error=hide(str(error)), state=error.state)
         return report
 
     def _count(self) -> QueueReport:
@@ -146,7 +147,7 @@ class Queues:
                 found = self.management.read()
             except BrokerUnreachable as error:
                 logger.info("counting the queues by passive declares: %s", error)
-                note = str(error)
+                note = hide(str(error))
             else:
                 queues = {name: state for name, state in found.items() if name in self.names}
                 return QueueReport("management", utcnow(), queues)

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from models.base import utcnow
 from models.ledger import Process
 from models.schema import is_current
 from models.session import Database
+from redaction import hide_in
 from settings import Settings, SettingsError, get_settings
 from subscribers.config_file import register_file
 from subscribers.registry import connect
@@ -128,6 +130,7 @@ def configure_logging(settings: Settings) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
+            _hide_secrets,
             renderer,
         ],
         foreign_pre_chain=shared,
@@ -136,12 +139,18 @@ def configure_logging(settings: Settings) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    gunicorn = logging.getLogger("gunicorn.error")
+    gunicorn.handlers, gunicorn.propagate = [], True
     root.setLevel(settings.log_level)
     for noisy in ("alembic", "urllib3", "werkzeug", "dramatiq", "simple_salesforce", "periodiq"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Dramatiq warns of several workers in one process; we have one for each system, see workers.worker.
     for broker in ("LocalFanout", "RabbitmqFanout"):
         logging.getLogger(f"dramatiq.broker.{broker}").addFilter(lambda r: "same type twice" not in r.getMessage())
+
+
+def _hide_secrets(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {name: hide_in(value, names=False) for name, value in event.items()}
 
 
 class Heartbeat:

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.links import state
-from conductor.redaction import redact
 from i18n import gettext
 from models.ledger import DeadLetter, Inbox
+from redaction import hide, shorten
 from subscribers.errors import SyncError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def trace(error: SyncError) -> str | None:
     cause = error.__cause__
     if cause is None or isinstance(cause, SyncError):
         return None
-    return "".join(traceback.format_exception(cause))[-8000:]
+    return hide("".join(traceback.format_exception(cause)))[-8000:]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class DeadLetterStore:
             "fingerprint": fingerprint(error, payload),
             "message": str(error),
             "fields": dict(error.fields) or None,
-            "payload": redact(payload) if payload is not None else None,
+            "payload": shorten(payload) if payload is not None else None,
             "traceback": trace(error),
             "at": self.context.clock(),
         }

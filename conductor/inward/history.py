@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.inward.incoming import Applied, Incoming
 from conductor.links.row import LinkRow
-from conductor.redaction import redact
 from models.ledger import Delivery
+from redaction import shorten
 
 
 def write_delivery(
@@ -36,7 +36,7 @@ def write_delivery(
             operation="delete" if external.deleted else operation,
             outcome=outcome,
             reason=message,
-            payload=redact(incoming.flat) or None,
+            payload=shorten(incoming.flat) or None,
             inbox_id=incoming.inbox_id,
             request_id=external.request_id,
             at=context.clock(),

@@ -27,6 +27,7 @@ from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
 from conductor.systems.delete_guard import HELD, DeleteGuard
 from conductor.systems.outages import OutageDetector
 from models.ledger import Inbox, System
+from redaction import hide
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
 from subscribers.errors import BadWebhook, Gone, Reject, Retry, SyncError
@@ -420,7 +421,7 @@ def publish_owed(context: Context, owed: Iterable[tuple[str, str] | None]) -> No
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:_ERROR_CHARACTERS]
+    return hide(str(error)).strip().split("\n", 1)[0][:_ERROR_CHARACTERS]
 
 
 def _dump(external: External) -> str:

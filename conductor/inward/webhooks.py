@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from conductor.context import Context
 from conductor.inward.inbox import store_event
-from conductor.redaction import LONGEST_REFUSED_BODY, reply_text, safe_headers, secrets_in, without
 from models.ledger import RefusedWebhook, System
-from subscribers.errors import BadSignature, BadWebhook, clean
+from redaction import LONGEST_REFUSED_BODY, clean, hide, hide_in_body, response_text, safe_headers
+from subscribers.errors import BadSignature, BadWebhook
 from subscribers.system import System as Client
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Webhooks:
         shared = {
             "system": system,
             "kind": "webhook",
-            "headers": safe_headers(lowered, secrets_in(client.options)),
+            "headers": safe_headers(lowered),
             "received_at": self.context.clock(),
             "retry_at": self.context.later(self.context.policy.stale_seconds),
         }
@@ -77,13 +77,13 @@ class Webhooks:
 
         The trace shows an operator whether a stranger sent it or the signing secret does not match.
         """
-        now, secrets = self.context.clock(), secrets_in(client.options)
-        start = body[: 4 * LONGEST_REFUSED_BODY] if len(body) > _LARGEST_DECODED_BYTES else body
+        now = self.context.clock()
+        start = body[:_LARGEST_DECODED_BYTES]
         trace = {
             "at": now,
-            "reason": without(clean(error), secrets),
-            "headers": safe_headers(headers, secrets),
-            "body": reply_text(start.decode("utf-8", "replace"), secrets, LONGEST_REFUSED_BODY),
+            "reason": clean(error),
+            "headers": safe_headers(headers),
+            "body": response_text(start.decode("utf-8", "replace"), LONGEST_REFUSED_BODY),
             "size": len(body),
         }
         counted = (
@@ -125,4 +125,4 @@ def _unpacked(client: Client, body: bytes, headers: Mapping[str, str]) -> list[t
 def _event_values(event_id: str, body: bytes) -> dict[str, str]:
     if len(event_id) > _EVENT_ID_CHARACTERS:
         event_id = hashlib.sha256(event_id.encode("utf-8", "replace")).hexdigest()
-    return {"event_id": event_id, "body": body.decode("utf-8", "replace")}
+    return {"event_id": hide(event_id), "body": hide_in_body(body.decode("utf-8", "replace"))}

@@ -10,7 +10,7 @@ from conductor.links import overwrites, state
 from conductor.links.merge import unseen_edits
 from conductor.links.relations import WaitsFor
 from conductor.outward.planning import RECONCILABLE_COLUMNS, Plan
-from conductor.redaction import redact, reply_text
+from redaction import response_text, shorten
 from subscribers.base import Subscriber
 from subscribers.errors import CREATED_WITHOUT_ID, Outdated, SyncError
 from subscribers.mapping.mapper import Mapper
@@ -153,8 +153,8 @@ def failed_values(plan: Plan, error: SyncError) -> state.Values:
     return values
 
 
-def delivery_row(subscriber: Subscriber, plan: Plan, now: datetime, secrets: tuple[str, ...]) -> dict[str, Any]:
-    """Return the history's row of a delivery; its response quotes none of the `secrets`."""
+def delivery_row(subscriber: Subscriber, plan: Plan, now: datetime) -> dict[str, Any]:
+    """Return the history's row of a delivery."""
     link, external, error = plan.claim.link, plan.external, plan.error
     request_id = error.request_id if error else external.request_id if external else None
     answer = error.response if error else external.data if external else None
@@ -168,8 +168,8 @@ def delivery_row(subscriber: Subscriber, plan: Plan, now: datetime, secrets: tup
         "outcome": plan.outcome,
         "reason": plan.reason,
         "error": type(error).__name__ if error else None,
-        "payload": redact(payload) or None,
-        "response": reply_text(answer, secrets) if answer else None,
+        "payload": shorten(payload) or None,
+        "response": response_text(answer) if answer else None,
         "attempt": link.attempts + 1,
         "request_id": request_id,
         "at": now,

@@ -31,7 +31,6 @@ from conductor.outward.outcomes import (
     unless_newer,
 )
 from conductor.outward.planning import DeliveryBatch, Plan
-from conductor.redaction import secrets_in
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.delete_guard import HELD, DeleteGuard
 from models.bulk import in_values, insert_many
@@ -77,8 +76,6 @@ class ResultWriter:
         self.letters = letters
         self.relations = relations
         self.duplicates = Duplicates(context)
-        #: System -> the secrets that no stored response may quote.
-        self._secrets_of: dict[str, tuple[str, ...]] = {}
 
     def record_plain(
         self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch
@@ -112,14 +109,14 @@ class ResultWriter:
         self, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch
     ) -> dict[tuple[str, ...], list[tuple[state.Values, state.Values]]]:
         """Return the rows (link, delivery) of plain outcomes, by the columns of the link that they write."""
-        now, secrets = self.context.clock(), self._secrets(subscriber)
+        now = self.context.clock()
         alike: defaultdict[tuple[str, ...], list[tuple[state.Values, state.Values]]] = defaultdict(list)
         for plan in plans:
             if not is_plain(plan):
                 continue
             try:
                 link = state.freed(plan.claim.link.id, settled_values(plan, batch.mapper, None, now))
-                alike[tuple(link)].append((link, delivery_row(subscriber, plan, now, secrets)))
+                alike[tuple(link)].append((link, delivery_row(subscriber, plan, now)))
             except Exception:
                 logger.debug("%s: `record` reports what is wrong with %s", subscriber.name(), plan.claim.record_id)
         return alike
@@ -128,7 +125,7 @@ class ResultWriter:
         self, connection: sa.Connection, subscriber: Subscriber, plans: list[Plan], batch: DeliveryBatch
     ) -> FollowUp:
         """Record the outcomes of a batch and give its leases back."""
-        now, secrets, follow_up = self.context.clock(), self._secrets(subscriber), FollowUp()
+        now, follow_up = self.context.clock(), FollowUp()
         # Copies: a transaction that loses a race starts again with the plans as they were.
         plans = [replace(plan) for plan in plans]
         self._note_health(connection, subscriber, plans, batch)
@@ -155,7 +152,7 @@ class ResultWriter:
                 follow_up.again.append(plan.claim.record_id)
         for alike in rows.values():
             state.write_many(connection, alike)
-        deliveries = [delivery_row(subscriber, plan, now, secrets) for plan in _reported(plans)]
+        deliveries = [delivery_row(subscriber, plan, now) for plan in _reported(plans)]
         insert_many(connection, _DELIVERY, deliveries)
         follow_up.publish += self._wake(connection, subscriber, plans)
         return follow_up
@@ -183,12 +180,6 @@ class ResultWriter:
         delivered = [p.claim.link.id for p in plans if p.outcome in ("delivered", "unchanged")]
         ended = [p.claim.link.id for p in plans if p.outcome in ("dead", "skipped")]
         return self.relations.wake(connection, subscriber, delivered, ended)
-
-    def _secrets(self, subscriber: Subscriber) -> tuple[str, ...]:
-        known = self._secrets_of.get(subscriber.system)
-        if known is None:
-            known = self._secrets_of[subscriber.system] = secrets_in(subscriber.client.options)
-        return known
 
     # --- one link -----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from conductor.systems.connection_check import Finding
 from conductor.tasks.runner import OPEN_TASK_STATES, Step, TaskKind, TaskRow, TaskRunner
 from conductor.tasks.services import Services
 from i18n import gettext, gettext_noop
+from redaction import hide
 
 #: Seconds within which a subscriber's system has to answer all calls.
 LONGEST_CHECK_SECONDS = 60.0
@@ -77,7 +78,7 @@ class CheckConnection(TaskKind):
         else:
             findings = [Finding("wrong", f"no response within {LONGEST_CHECK_SECONDS:g} s")]
         del self._asked[task.id, name]
-        found = {**found, name: [[finding.state, finding.message] for finding in findings]}
+        found = {**found, name: [[finding.state, hide(finding.message)] for finding in findings]}
         position = {"found": found, "took": round(position["took"] + took, 3)}
         return self._step(task, position, finished=len(waiting) == 1)
 

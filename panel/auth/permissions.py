@@ -15,6 +15,7 @@ PERMISSIONS = {
     "discard": gettext_noop("discard dead letters and events"),
     "edit": gettext_noop("edit records"),
     "replay": gettext_noop("replay received webhooks"),
+    "bodies": gettext_noop("see the bodies of webhooks as they were received"),
     "export": gettext_noop("export lists as CSV"),
     "resolve": gettext_noop("resolve conflicts"),
     "pause": gettext_noop("pause and resume systems"),
@@ -27,7 +28,7 @@ PERMISSIONS = {
     "audit": gettext_noop("read the audit trail"),
 }
 
-_OPERATOR = frozenset(PERMISSIONS) - {"mappings", "users", "audit"}
+_OPERATOR = frozenset(PERMISSIONS) - {"bodies", "mappings", "users", "audit"}
 
 #: Role -> its permissions.
 ROLES: dict[str, frozenset[str]] = {

@@ -16,6 +16,7 @@ from conductor import pages
 from models.base import utcnow
 from models.session import Database
 from panel.views.base import PanelView
+from redaction import hide
 
 #: Characters that start a formula in a spreadsheet (OWASP, "CSV Injection").
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -63,5 +64,5 @@ def cell(value: Any) -> Any:
         return value
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = hide(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
     return f"'{text}" if text.startswith(_FORMULA) else text

@@ -17,6 +17,7 @@ from i18n import ENGLISH, current_locale, gettext, gettext_noop
 from models.base import utcnow
 from models.counting import DISPLAY_LIMIT
 from panel.auth.permissions import allowed
+from redaction import hide
 
 #: State, as the ledger and the code name it -> its label, and the colour of its badge.
 _STATES = {
@@ -239,13 +240,13 @@ def browser(user_agent: str | None) -> str:
 
 
 def pretty(value: Any) -> str:
-    """Indent JSON; return any other text unchanged."""
+    """Indent JSON; return any other text unchanged, but for secrets."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            return str(value)
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
+        except (ValueError, RecursionError):
+            return hide(str(value))
+    return hide(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def as_text(value: Any) -> str:
@@ -256,7 +257,7 @@ def as_text(value: Any) -> str:
         return pretty(value)
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S} UTC"
-    return str(value)
+    return hide(str(value))
 
 
 def _assets(app: Flask) -> Any:

@@ -16,6 +16,7 @@ from i18n import current_locale
 from panel.auth.permissions import allowed, permissions_of
 from panel.overview_cache import OverviewCache
 from panel.rendering.filters import updating
+from redaction import hide
 
 #: The largest 64 bit id.
 LARGEST_ID = 2**63 - 1
@@ -141,13 +142,13 @@ def form_field(name: str) -> str:
 
 def redirect_success(text: str, to: str) -> Response:
     """Flash a success message and redirect to the page of the form, or to `to`."""
-    flash(text, "success")
+    flash(hide(text), "success")
     return redirect(_origin() or to, code=303)
 
 
 def redirect_error(text: str, to: str) -> Response:
     """Flash an error message and redirect to the page of the form, or to `to`."""
-    flash(text, "error")
+    flash(hide(text), "error")
     return redirect(_origin() or to, code=303)
 
 

@@ -10,7 +10,7 @@ from flask import Response as FlaskResponse
 from flask import abort, redirect, url_for
 from werkzeug import Response
 
-from conductor import INBOX_KIND_POLL, ReplayWindow, pages, safe_headers
+from conductor import INBOX_KIND_POLL, ReplayWindow, pages
 from i18n import gettext, gettext_noop
 from models.counting import DISPLAY_LIMIT
 from models.history import first_since
@@ -27,6 +27,7 @@ from panel.views.base import (
     redirect_error,
     redirect_success,
 )
+from redaction import body_text, safe_headers
 
 _COLUMNS = ("id", "received_at", "system", "kind", "event_id", "state", "attempts", "finished_at", "result")
 
@@ -66,6 +67,7 @@ class InboxPage(PanelView):
             abort(404)
         values = {
             "row": row,
+            "body": body_text(row.body),
             "headers": safe_headers(row.headers or {}),
             "deliveries": deliveries,
             "letter": letter,
@@ -73,6 +75,16 @@ class InboxPage(PanelView):
             "subscribers": self.conductor.subscribers,
         }
         return self.live("panel/inbox_event.html", (tuple(row), len(deliveries), letter), lambda: values)
+
+    @action("/<number:number>/body", needs="bodies")
+    def body(self, number: int) -> str:
+        """Show the body as it was received. A POST, because it leaves an audit row."""
+        with self.conductor.database.write() as connection:
+            row = connection.execute(sa.select(Inbox.__table__).where(Inbox.id == number)).one_or_none()
+            if row is None:
+                abort(404)
+            self.conductor.context.audit(connection, self.current_email, "inbox.body", f"{row.system} {number}")
+        return self.render("panel/inbox_body.html", row=row)
 
     @page("/refused")
     def refused(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,17 +11,15 @@ from flask import abort, redirect, url_for
 from pydantic import BaseModel, SecretBytes, SecretStr
 from werkzeug import Response
 
-from conductor import DELETE_GUARD, DELETE_WINDOW_SECONDS, MASK, Overview, QueueReport, TaskRow
+from conductor import DELETE_GUARD, DELETE_WINDOW_SECONDS, Overview, QueueReport, TaskRow
 from i18n import gettext, gettext_noop
 from models.base import utcnow
 from models.ledger import CallSlot, Cursor, Schedule, System
 from models.rows import CursorRow, SystemRow
 from panel.views.base import PanelView, action, form_field, page, redirect_error, redirect_success
 from panel.views.tasks import shown
+from redaction import MASK, is_secret_setting
 from subscribers.system import System as ExternalSystem
-
-#: Options with such a name are masked even if they are not declared secret.
-_SECRET_NAME = re.compile(r"secret|token|password|passphrase|credential|private|api_?key|(^|_)key$", re.IGNORECASE)
 
 
 class Systems(PanelView):
@@ -187,7 +184,7 @@ def mask(name: str, value: Any) -> str:
     """Format one option, with secrets masked."""
     if value is None or value == "":
         return gettext("not set")
-    if isinstance(value, SecretStr | SecretBytes) or _SECRET_NAME.search(name):
+    if isinstance(value, SecretStr | SecretBytes) or is_secret_setting(name):
         return MASK
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {mask(str(key), inner)}" for key, inner in value.items())

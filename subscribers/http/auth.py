@@ -11,6 +11,7 @@ import requests
 from pydantic import SecretStr
 from requests.auth import AuthBase
 
+from redaction import remember
 from subscribers.errors import SystemDown
 from subscribers.http.failures import describe_error, network_error, retry_after
 from subscribers.http.transport import MAX_LOGIN_BYTES, new_session
@@ -24,6 +25,7 @@ class HeaderAuth(AuthBase):
 
     def __init__(self, name: str = "", value: str = "") -> None:
         self.name, self.value = name, value
+        remember(f"header {name}", value.rpartition(" ")[2])
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self.name:
@@ -52,6 +54,7 @@ class ClientCredentials(AuthBase):
         """`parameters` are sent too (`scope`, `audience`). `in_body`: send id and secret in the body, not as Basic."""
         self._url = token_url
         self._login = (client_id, client_secret)
+        remember(f"login of {token_url}", client_secret.get_secret_value(), users=(client_id,))
         self._parameters = {"grant_type": "client_credentials", **(parameters or {})}
         self._in_body = in_body
         self._ca_bundle = ca_bundle
@@ -97,9 +100,10 @@ class ClientCredentials(AuthBase):
         except requests.RequestException as error:
             raise SystemDown(f"no token: {network_error(error, writes=False)}") from None
         if response.status_code != 200:
-            words = describe_error(response)[0].replace(secret, "***")
+            words = describe_error(response)[0]
             raise SystemDown(f"no token ({response.status_code}: {words})", after=retry_after(response))
         self._token, lifetime = _token_in(response)
+        remember(f"token of {self._url}", self._token)
         self._renew_at = requested_at + lifetime - min(_RENEW_MARGIN_SECONDS, lifetime / 10)
 
 

@@ -13,7 +13,8 @@ import requests
 from pydantic import AfterValidator, SecretStr
 from requests.auth import AuthBase
 
-from subscribers.errors import LONGEST_RESPONSE, Retry, SyncError, clean
+from redaction import is_secret, remember
+from subscribers.errors import Retry, SyncError
 from subscribers.http.failures import (
     STATUSES,
     describe_error,
@@ -77,11 +78,14 @@ class Http:
         """`statuses` overrides entries of `STATUSES` for a vendor.
 
         `classify(response, writes)` may return the error of a response first, where the status is not enough.
-        The values of `secret_headers` are removed from messages and responses, in case the system echoes them.
+        `secret_headers`: they are not sent on to another host by a redirect.
         `max_response_bytes`: a longer answer is an error, see `System.max_response_bytes`.
         """
         self.base_url = base_url.rstrip("/")
         self._headers = dict(headers or {})
+        for name, value in self._headers.items():
+            if is_secret(name):
+                remember(f"headers of {base_url}", value.rpartition(" ")[2])
         self._ca_bundle = ca_bundle
         self._max_response_bytes = max_response_bytes
         self._describe = describe or describe_error
@@ -92,7 +96,6 @@ class Http:
         #: Seconds by which the system's clock is ahead of ours, by the last response with a date.
         self.clock_offset: float | None = None
         self._auth = auth
-        self._secret_headers = tuple(secret_headers)
         # On a redirect to another host `requests` removes this secret header, but no other.
         self._follows = {name.lower() for name in secret_headers} <= {"authorization"}
         self._request_id_header = request_id_header
@@ -128,7 +131,7 @@ class Http:
                 maybe_done=writes,
                 server_failed=True,
                 request_id=self.request_id(response),
-            ).with_response(response.text[:LONGEST_RESPONSE])
+            ).with_response(response.text)
         return response
 
     def _send(self, method: str, url: str, writes: bool, options: dict[str, Any]) -> requests.Response:
@@ -179,18 +182,7 @@ class Http:
                 request_id=self.request_id(response),
                 table={**self._statuses, **statuses},
             )
-        quoted = clean(response.text[: 2 * LONGEST_RESPONSE])
-        for secret in self._secrets(response):  # the system may echo them
-            error.args = (str(error).replace(secret, "***"),)
-            quoted = quoted.replace(secret, "***")
-            error.fields = {name: text.replace(secret, "***") for name, text in error.fields.items()}
-        return error.with_response(quoted)
-
-    def _secrets(self, response: requests.Response) -> Iterator[str]:
-        for sent in (*response.history, response):
-            for name in self._secret_headers:
-                if secret := (sent.request.headers.get(name) or "").rpartition(" ")[2]:
-                    yield secret
+        return error.with_response(response.text)
 
 
 def secrets_of(setting: SecretStr) -> Iterator[str]:

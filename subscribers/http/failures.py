@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ReadTimeoutError
 
+from redaction import hide
 from subscribers.errors import Gone, Outdated, Reject, ResponseTooLarge, Retry, SyncError, SystemDown
 from subscribers.http.transport import TooLarge
 
@@ -164,4 +165,4 @@ def _words(value: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
+    return " ".join(hide(text).split())[:500]

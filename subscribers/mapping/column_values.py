@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql
 
 from i18n import gettext
 from models.record_ids import without_zeros
-from subscribers.errors import clean
+from redaction import clean, hide
 from subscribers.mapping.values import InvalidValue, plain
 
 Type = sa.types.TypeEngine[Any]
@@ -58,7 +58,7 @@ def to_json(column: sa.Column[Any], value: Any) -> Any:
     try:
         return _form(column.type, value)
     except (ValueError, TypeError, AttributeError, ArithmeticError):
-        shown = clean(repr(value))[:_LONGEST_QUOTE]
+        shown = hide(clean(repr(value)))[:_LONGEST_QUOTE]
         raise InvalidValue(
             gettext("{name} holds {value}, which has no form in JSON", name=column.name, value=shown), "unreadable"
         ) from None

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from subscribers.errors import Reject, clean
+from redaction import clean
+from subscribers.errors import Reject
 
 Flat = dict[str, Any]
 

@@ -15,11 +15,12 @@ import requests
 from simple_salesforce.exceptions import SalesforceAuthenticationFailed
 from simple_salesforce.login import SalesforceLogin, token_login
 
+from redaction import hide, remember
 from subscribers.errors import SystemDown
 from subscribers.http.failures import network_error, retry_after
 from subscribers.http.transport import MAX_LOGIN_BYTES, new_session
 from subscribers.salesforce.identifiers import full_id
-from subscribers.salesforce.options import SalesforceOptions, is_set
+from subscribers.salesforce.options import SalesforceOptions
 
 #: The organisation in the response to a login: in SOAP an element, in OAuth a part of the address of the user.
 _ORGANIZATION = re.compile(r"<organizationId>(\w+)</organizationId>|/id/(00D\w+)/")
@@ -50,7 +51,7 @@ def log_in(options: SalesforceOptions) -> Login:
             token, host = LOGIN_CALLS[options.login_kind()](options, session)
     except SalesforceAuthenticationFailed as error:
         _raise_trouble(answers, in_words=isinstance(error.code, str))
-        text = _one_line(f"{error.code}: {error.auth_message}", options)
+        text = " ".join(hide(f"{error.code}: {error.auth_message}").split())[:300]
         raise SystemDown(f"the login is refused ({text})", after=LOGIN_PAUSE_SECONDS) from None
     except requests.RequestException as error:
         raise SystemDown(f"cannot log in: {network_error(error, writes=False)}") from None
@@ -58,6 +59,7 @@ def log_in(options: SalesforceOptions) -> Login:
         # The library does not validate the response: a proxy's page causes any of these.
         _raise_trouble(answers, in_words=False)
         raise SystemDown(f"cannot log in: {type(error).__name__}", after=LOGIN_PAUSE_SECONDS) from None
+    remember("salesforce session", token)
     return Login(token, host.rstrip("/"), _organization_id(answers))
 
 
@@ -103,6 +105,7 @@ def _jwt_login(options: SalesforceOptions, session: requests.Session) -> tuple[s
         "exp": int(time.time()) + 180,
     }
     assertion = jwt.encode(claims, Path(options.privatekey_file).read_bytes(), algorithm="RS256")
+    remember("salesforce login", assertion)
     grant = "urn:ietf:params:oauth:grant-type:jwt-bearer"
     return _token(options, {"grant_type": grant, "assertion": assertion}, None, session)
 
@@ -126,11 +129,3 @@ LOGIN_CALLS: Mapping[str, Callable[[SalesforceOptions, requests.Session], tuple[
     "client_credentials": _client_credentials_login,
     "jwt": _jwt_login,
 }
-
-
-def _one_line(text: str, options: SalesforceOptions) -> str:
-    """Return a message about the login on one line, without the secrets it may quote."""
-    for secret in (options.password, options.security_token, options.consumer_secret):
-        if is_set(secret):
-            text = text.replace(secret.get_secret_value(), "***")
-    return " ".join(text.split())[:300]

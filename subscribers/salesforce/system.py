@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import requests
 
-from subscribers.errors import LONGEST_RESPONSE, BadSignature, Retry, SyncError, SystemDown
+from subscribers.errors import BadSignature, Retry, SyncError, SystemDown
 from subscribers.http.client import clock_offset, iso_time, same_secret, secrets_of, server_time
 from subscribers.http.failures import network_error
 from subscribers.http.rate_limit_headers import Rate
@@ -117,9 +117,8 @@ class Salesforce(System):
         return None if response is None else response.headers.get("X-Request-Id")
 
     def quote(self, answer: Any) -> str:
-        """Return a response, or its part about a record, for the history; our session id is masked if it is echoed."""
-        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-        return text.replace(self._login[0], "***") if self._login else text
+        """Return a response, or its part about a record, for the history."""
+        return answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
 
     def defer_reason(self) -> str | None:
         """Return why polls and backfills wait: they stop at twice the reserve and leave the rest to changes."""
@@ -185,7 +184,7 @@ class Salesforce(System):
 
     def _last_answer(self) -> str | None:
         response: requests.Response | None = getattr(self._local, "response", None)
-        return None if response is None else self.quote(response.text[: 2 * LONGEST_RESPONSE])
+        return None if response is None else response.text
 
     # --- the session --------------------------------------------------------------------------------
 

@@ -144,6 +144,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/inbox/refused"): ("/inbox/refused", {}, VIEW),
     ("POST", "/inbox/<number:number>/replay"): ("/inbox/{settled}/replay", {}, OPERATE),
     ("POST", "/inbox/<number:number>/discard"): ("/inbox/{waiting}/discard", {"reason": "a test"}, OPERATE),
+    ("POST", "/inbox/<number:number>/body"): ("/inbox/1/body", {}, (303, 403, 403, 200)),
     ("POST", "/inbox/replay"): (
         "/inbox/replay", {"system": "shop", "since": "2001-01-01T00:00", "until": "2099-01-01T00:00"}, OPERATE
     ),

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from conductor.links import lost
 from conductor.links.row import link_row
-from conductor.redaction import MASK, safe_headers
 from conductor.reports.pages import PAGE, STRETCH
 from models.base import utcnow
 from models.ledger import (
@@ -25,6 +24,7 @@ from models.ledger import (
     System,
 )
 from panel.views.systems import mask
+from redaction import MASK, safe_headers
 from tests.support.panel import TOKEN, WEBHOOK_SECRET, Panel, open_panel, post
 
 

@@ -13,13 +13,13 @@ import sqlalchemy as sa
 
 from conductor.dead_letters.store import fingerprint
 from conductor.inward.webhooks import KEPT_REFUSED
-from conductor.redaction import LONGEST_REPLY, MASK, redact, reply_text, safe_headers, secrets_in
 from conductor.reports import pages, record_status, timeline
 from models import search
 from models.base import utcnow
 from models.catalogues import CATALOGUES, Customer
 from models.ledger import AuditEntry, DeadLetter, Delivery, Inbox, Link, RefusedWebhook, System, Task
 from panel.rendering.csv_export import cell
+from redaction import LONGEST_RESPONSE, MASK, hide_in, remember_values, response_text, safe_headers
 from subscribers.errors import BadSignature, Reject
 from tests.support.panel import TOKEN, WEBHOOK_SECRET, Panel, ShopOptions, post, signature
 
@@ -315,22 +315,22 @@ def test_one_event_or_a_period_is_replayed(panel: Panel) -> None:
 
 def test_redaction() -> None:
     answer = {"id": "1", "client_secret": "x", "deep": {"password": "y", "ok": [1]}, "note": f"uses {TOKEN}"}
-    text = reply_text(answer, secrets_in(ShopOptions()))
+    remember_values("shop", dict(ShopOptions()))
+    text = response_text(answer)
     assert json.loads(text) == {
         "id": "1",
         "client_secret": MASK,
         "deep": {"password": MASK, "ok": [1]},
         "note": f"uses {MASK}",
     }
-    assert json.loads(reply_text('{"api_key": "x"}', ())) == {"api_key": MASK}
-    assert reply_text(f"<html>{TOKEN}", secrets_in(ShopOptions())) == f"<html>{MASK}"
-    assert len(reply_text({"x": "y" * 9999}, ())) == LONGEST_REPLY
+    assert json.loads(response_text('{"api_key": "x"}')) == {"api_key": MASK}
+    assert response_text(f"<html>{TOKEN}") == f"<html>{MASK}"
+    assert len(response_text({"x": "y" * 9999})) == LONGEST_RESPONSE
     deep: Any = "end"
     for _ in range(5000):
         deep = {"a": deep}
-    assert "end" not in reply_text(deep, ())
-    assert redact({"token": ""}) == {"token": ""}
-    assert secrets_in(object()) == ()
+    assert "end" not in response_text(deep)
+    assert hide_in({"token": ""}) == {"token": ""}
     assert len(safe_headers({f"h{n}": "v" * 999 for n in range(99)})) == 40
 
 

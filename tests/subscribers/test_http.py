@@ -18,6 +18,7 @@ from pytest_httpserver import HTTPServer
 from requests.structures import CaseInsensitiveDict
 from werkzeug import Request, Response
 
+from redaction import MASK
 from subscribers.errors import Gone, Reject, Retry, SyncError, SystemDown
 from subscribers.http.client import Http, Token, Url, iso_time, same_secret, secrets_of
 from subscribers.http.rate_limit_headers import Rate, rate_of
@@ -190,13 +191,14 @@ def test_a_vendors_table_of_statuses_is_laid_over_the_usual_one(httpserver: HTTP
 
 def test_a_vendors_message_is_redacted(httpserver: HTTPServer) -> None:
     httpserver.expect_request("/things").respond_with_data("", status=400)
-    refusal = Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1")
     http = Http(
-        httpserver.url_for(""), headers={"Authorization": f"Bearer {SECRET}"}, classify=lambda response, writes: refusal
+        httpserver.url_for(""),
+        headers={"Authorization": f"Bearer {SECRET}"},
+        classify=lambda *_: Reject(f"bad key {SECRET}", fields={"key": f"{SECRET} is wrong"}, request_id="r1"),
     )
     error = failure(http)
     assert isinstance(error, Reject) and error.request_id == "r1"
-    assert str(error) == "bad key ***" and error.fields == {"key": "*** is wrong"}
+    assert str(error) == f"bad key {MASK}" and error.fields == {"key": f"{MASK} is wrong"}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr, ValidationError
 
 from models.catalogues import CATALOGUES
+from redaction import MASK
 from settings import SettingsError
 from simulators.salesforce import Credentials, SalesforceSimulator
 from subscribers.errors import BadSignature, BadWebhook, Gone, Reject, Retry, SyncError, SystemDown
@@ -217,7 +218,7 @@ def test_an_answer_that_quotes_our_session_is_kept_without_it(
     org.fail(status=400, code="INVALID_FIELD", message=f"no {token}", path="composite")
     (error,) = accounts.bulk_create([item(ANNA, "8")])
     assert isinstance(error, Reject) and error.response is not None
-    assert "no ***" in error.response and token not in error.response
+    assert f"no {MASK}" in error.response and token not in error.response
 
 
 def test_an_address_that_the_org_lacks_is_no_record_that_is_gone(
