@@ -223,6 +223,16 @@ def test_a06_a_sandbox_that_is_refreshed_while_the_hub_runs_is_not_used(
     assert org.store.all("Account")[0]["Phone"] == "+1" and one_row(hub, System).paused_at is None
 
 
+def test_a06_a_session_that_is_renewed_in_another_organisation_makes_no_call(org: SalesforceSimulator) -> None:
+    client = connect(org)
+    client.call(lambda one: one.limits())
+    org.org.organization_id = "00D5g0000000002EAA"
+    org.org.expire_sessions()
+    with pytest.raises(SystemDown, match="leads to the organisation 00D5g0000000002EAA now"):
+        client.call(lambda one: one.limits())
+    assert client.account() == "00D5g0000000002EAA"
+
+
 @pytest.mark.parametrize("login", ["client_credentials", "password"])
 def test_a06_each_login_of_salesforce_tells_the_organisation(org: SalesforceSimulator, login: str) -> None:
     client = connect(org, login)
