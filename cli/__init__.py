@@ -62,8 +62,8 @@ COMMANDS = {
     "poll": Command(
         "poll a system for changes now", operations.poll, operations.poll_arguments, uses_running_demo=True
     ),
-    "sync": Command(
-        "deliver a record to its systems now", operations.sync, operations.sync_arguments, uses_running_demo=True
+    "push": Command(
+        "deliver a record to its systems now", operations.push, operations.push_arguments, uses_running_demo=True
     ),
     "retry": Command("retry dead letters", operations.retry, operations.retry_arguments, uses_running_demo=True),
     "decide": Command(

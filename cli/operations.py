@@ -104,26 +104,26 @@ def poll(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def sync_arguments(parser: argparse.ArgumentParser) -> None:
+def push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("catalogue", help="e.g. customer")
     parser.add_argument("id", help="the record's key")
     unsubscribe = "systems or subscribers that do not get it, separated by commas"
     parser.add_argument("--unsubscribe", default="", metavar="NAME,NAME", help=unsubscribe)
 
 
-def sync(arguments: argparse.Namespace) -> int:
+def push(arguments: argparse.Namespace) -> int:
     """Have the relay and the workers deliver a record as if it had just changed."""
     runtime = build()
     names = [name.strip() for name in arguments.unsubscribe.split(",") if name.strip()]
     try:
-        runtime.conductor.sync(arguments.catalogue, arguments.id, unsubscribe=names, by=operator())
+        runtime.conductor.push(arguments.catalogue, arguments.id, unsubscribe=names, by=operator())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     finally:
         runtime.close()
     exceptions = f", except to {', '.join(names)}" if names else ""
-    print(f"{arguments.catalogue} {arguments.id}: sync started{exceptions}")
+    print(f"{arguments.catalogue} {arguments.id}: push started{exceptions}")
     return 0
 
 

@@ -49,7 +49,7 @@ from models.catalogues import note_generated
 from models.session import Database
 from subscribers.base import Subscriber
 
-#: The name in the audit trail where a program synced a record.
+#: The name in the audit trail where a program pushed a record.
 API = "API"
 
 
@@ -175,9 +175,9 @@ class Conductor:
         """Bring these records of one subscriber up to date. See `Outward.deliver`."""
         self.outward.deliver(subscriber, record_ids)
 
-    def sync(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = (), by: str = API) -> int:
-        """Deliver a record to all its subscribers except these. See `Records.sync`."""
-        return self.records.sync(catalogue, record_id, unsubscribe, by)
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str] = (), by: str = API) -> int:
+        """Deliver a record to all its subscribers except these. See `Records.push`."""
+        return self.records.push(catalogue, record_id, unsubscribe, by)
 
     # --- inward -------------------------------------------------------------------------------------
 

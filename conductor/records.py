@@ -103,7 +103,7 @@ class Records:
                 )
         return len(values)
 
-    def sync(self, catalogue: str, record_id: str, unsubscribe: Iterable[str], by: str) -> int:
+    def push(self, catalogue: str, record_id: str, unsubscribe: Iterable[str], by: str) -> int:
         """Have a record delivered to all its subscribers except these, as if it had just changed.
 
         Return the id of the change row, which takes the same way as a captured change.
@@ -126,7 +126,7 @@ class Records:
             )
             number = connection.execute(change.returning(Change.id)).scalar_one()
             details = {"unsubscribe": names} if names else {}
-            self.context.audit(connection, by, "record.sync", f"{catalogue} {record_id}", **details)
+            self.context.audit(connection, by, "record.push", f"{catalogue} {record_id}", **details)
         return int(number)
 
     @staticmethod

@@ -90,16 +90,16 @@ class Records(PanelView):
             return redirect_success(gettext("Nothing was changed."), here)
         return redirect_success(gettext("Saved. The change will be delivered to every system."), here)
 
-    @action("/<catalogue>/<path:record_id>/sync", needs="retry")
-    def sync(self, catalogue: str, record_id: str) -> Response:
+    @action("/<catalogue>/<path:record_id>/push", needs="retry")
+    def push(self, catalogue: str, record_id: str) -> Response:
         """Deliver the record to all its subscribers again, as if it had just changed."""
         _catalogue(catalogue)
         here = url_for(".one", catalogue=catalogue, record_id=record_id)
         try:
-            self.conductor.sync(catalogue, record_id, by=self.current_email)
+            self.conductor.push(catalogue, record_id, by=self.current_email)
         except ValueError as error:
             return redirect_error(f"{error}.", here)
-        return redirect_success(gettext("Sync started. Fields that differ are sent to every system."), here)
+        return redirect_success(gettext("Push started. Fields that differ are sent to every system."), here)
 
     def _form(
         self,

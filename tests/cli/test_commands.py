@@ -269,14 +269,14 @@ def test_retry_takes_effect_without_a_scheduler(run: Run, sqlite_url: str) -> No
 
 def test_push_delivers_a_record_except_to_the_unsubscribed(run: Run, sqlite_url: str, stripe: StripeSimulator) -> None:
     customers(sqlite_url, "Ada")
-    done = run("sync", "customer", "1", "--unsubscribe", "stripe, stripe.customer", **settings(stripe))
-    assert (done.returncode, done.stdout) == (0, "customer 1: sync started, except to stripe, stripe.customer\n")
+    done = run("push", "customer", "1", "--unsubscribe", "stripe, stripe.customer", **settings(stripe))
+    assert (done.returncode, done.stdout) == (0, "customer 1: push started, except to stripe, stripe.customer\n")
     with Database(sqlite_url).read() as c:
         change = c.execute(sa.select(Change.catalogue, Change.record_id, Change.operation, Change.unsubscribe)).one()
         entry = c.execute(sa.select(AuditEntry.who, AuditEntry.action, AuditEntry.target, AuditEntry.details)).one()
     assert tuple(change) == ("customer", "1", "updated", "stripe,stripe.customer")
     assert entry.who.endswith(" (command line)")
-    assert tuple(entry)[1:] == ("record.sync", "customer 1", {"unsubscribe": ["stripe", "stripe.customer"]})
+    assert tuple(entry)[1:] == ("record.push", "customer 1", {"unsubscribe": ["stripe", "stripe.customer"]})
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_push_refuses_what_does_not_exist(
     run: Run, sqlite_url: str, stripe: StripeSimulator, given: list[str], reason: str
 ) -> None:
     customers(sqlite_url, "Ada")
-    done = run("sync", *given, **settings(stripe))
+    done = run("push", *given, **settings(stripe))
     assert done.returncode == 2 and done.stderr.startswith(reason)
 
 
@@ -306,10 +306,10 @@ def test_create_admin(run: Run, sqlite_url: str) -> None:
 
 # --- errors a user can fix are reported without a traceback -----------------------------------------------
 
-NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "sync", "retry"]
+NEEDS_TABLES = ["status", "relay", "worker", "scheduler", "web", "standalone", "poll", "push", "retry"]
 
 
-GIVEN = {"poll": ["stripe"], "sync": ["customer", "1"], "capture": ["install"], "create-admin": ["ann@x.org"]}
+GIVEN = {"poll": ["stripe"], "push": ["customer", "1"], "capture": ["install"], "create-admin": ["ann@x.org"]}
 
 
 def arguments(name: str) -> list[str]:

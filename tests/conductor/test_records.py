@@ -13,7 +13,7 @@ from tests.support.records import (
 
 def test_push_calls_every_subscriber_except_the_unsubscribed(hub: TestHub) -> None:
     one = add(hub)
-    hub.conductor.sync("customer", one, unsubscribe=["shop"])
+    hub.conductor.push("customer", one, unsubscribe=["shop"])
     with hub.conductor.database.write() as c:
         c.execute(sa.delete(Change).where(Change.unsubscribe.is_(None)))
     hub.run()

@@ -129,7 +129,7 @@ ROUTES: dict[tuple[str, str], tuple[str, dict[str, Any], tuple[int, int, int, in
     ("GET", "/inbox/<number:number>"): ("/inbox/1", {}, VIEW),
     ("GET", "/record/"): ("/record/?q=a", {}, VIEW),
     ("GET", "/record/<catalogue>/<path:record_id>"): ("/record/customer/1", {}, VIEW),
-    ("POST", "/record/<catalogue>/<path:record_id>/sync"): ("/record/customer/1/sync", {}, OPERATE),
+    ("POST", "/record/<catalogue>/<path:record_id>/push"): ("/record/customer/1/push", {}, OPERATE),
     ("GET", "/record/<catalogue>/<path:record_id>/edit"): ("/record/customer/1/edit", {}, OPERATOR),
     ("POST", "/record/<catalogue>/<path:record_id>/edit"): (
         "/record/customer/1/edit", {"was.city": "London", "to.city": "Bath"}, OPERATE

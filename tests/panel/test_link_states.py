@@ -185,7 +185,7 @@ def unwanted(hub: TestHub) -> None:
 
 def left_out_by_the_writer(hub: TestHub) -> None:
     hub.clock.tick(HOUR)
-    hub.conductor.sync("customer", "1", unsubscribe=["crm"])
+    hub.conductor.push("customer", "1", unsubscribe=["crm"])
     hub.run()
 
 

@@ -89,7 +89,7 @@ def test_each_record_status_has_a_sentence(panel: Panel) -> None:
     change(panel, Link, of, open_conflicts=0, unlinked_at=utcnow(), deleted_remotely=True)
     assert status_of(panel, "1", shop) == ("unlinked", "deleted in Shop at TIME; later changes are not sent")
     panel.conductor.unsubscriptions.lift(1, "me")
-    panel.conductor.sync("customer", "3")
+    panel.conductor.push("customer", "3")
     assert (
         status_of(panel, "3", crm)[1] == "changed in the database at TIME; the relay has not processed the change yet"
     )
@@ -217,7 +217,7 @@ def test_an_edit_of_a_record_changed_in_the_meantime_keeps_the_input(panel: Pane
 def test_sync_now_is_as_if_the_record_had_changed(panel: Panel) -> None:
     change(panel, Link, sa.and_(Link.record_id == "2", Link.subscriber == "crm.customer"), unsubscription_id=None)
     panel.conductor.unsubscriptions.lift(1, "me")
-    post(panel.client("operator"), "/record/customer/2/sync")
+    post(panel.client("operator"), "/record/customer/2/push")
     panel.sync()
     assert status_of(panel, "2", "crm.customer")[0] == "up to date"
 

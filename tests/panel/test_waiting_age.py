@@ -174,7 +174,7 @@ def resend_after_a_mapping(hub: TestHub) -> str:
 
 
 def sync(hub: TestHub) -> str:
-    hub.conductor.sync("customer", "1")
+    hub.conductor.push("customer", "1")
     hub.conductor.relay()
     return "action"
 

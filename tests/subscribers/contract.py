@@ -270,7 +270,7 @@ class Contract:
     def test_the_same_again_calls_nobody(self, bench: Bench) -> None:
         ((record_id, _),) = self.given(bench)
         before = bench.simulator.writes()
-        bench.conductor.sync(bench.subscriber.catalogue, record_id)
+        bench.conductor.push(bench.subscriber.catalogue, record_id)
         bench.settle()
         bench.conductor.deliver(bench.subscriber.name(), [record_id, record_id])
         assert bench.simulator.writes() == before

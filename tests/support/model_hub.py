@@ -789,7 +789,7 @@ class ModelHub:
         before = self._now()
         self.conflicts.forget(record)
         try:
-            self.conductor.sync("customer", record, unsubscribe=out)
+            self.conductor.push("customer", record, unsubscribe=out)
         except ValueError as error:
             if record in self.records():
                 raise

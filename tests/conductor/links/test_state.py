@@ -52,7 +52,7 @@ def test_owing_again_keeps_the_age_of_the_oldest_change(hub: TestHub, via: Via) 
             hub.conductor.systems.pause("crm", "me", "moving"),
             hub.conductor.systems.resume("crm", "me"),
         ),
-        lambda hub, rule: hub.conductor.sync("customer", "1"),
+        lambda hub, rule: hub.conductor.push("customer", "1"),
         lambda hub, rule: run_task(hub, "backfill"),
         lambda hub, rule: run_task(hub, "resend"),
         lambda hub, rule: run_task(hub, "reconcile", repair=True),

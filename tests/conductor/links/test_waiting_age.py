@@ -73,7 +73,7 @@ def test_a_sync_during_a_call_waits_since_the_action(hub: TestHub) -> None:
 
     def sync_and_pause() -> None:
         hub.clock.tick(10)
-        hub.conductor.sync("customer", "1")
+        hub.conductor.push("customer", "1")
         hub.conductor.relay()
         hub.conductor.systems.pause("crm", "ann", "moving")
         hub.clock.tick(20)
