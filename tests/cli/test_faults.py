@@ -49,14 +49,14 @@ COMMANDS = [("migrate",), ("status",), ("standalone",), ("create-admin", "ann@ex
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_row_10_a_folder_for_data_that_cannot_be_written(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_w10_a_folder_for_data_that_cannot_be_written(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "file").touch()  # permissions do not stop root, but a file in the place of a folder does
     done = run(*command, SYNCFLOW_VAR=str(tmp_path / "file" / "var"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith(("SYNCFLOW_VAR: cannot use ", "DATABASE_URL: "))
 
 
-def test_row_10_a_secret_key_that_cannot_be_kept(run: Run, tmp_path: Path) -> None:
+def test_w10_a_secret_key_that_cannot_be_kept(run: Run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/data.sqlite3"
     migrate(url)
     (tmp_path / "file").touch()
@@ -65,7 +65,7 @@ def test_row_10_a_secret_key_that_cannot_be_kept(run: Run, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_row_10_a_file_that_is_no_database(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_w10_a_file_that_is_no_database(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     (tmp_path / "notes").write_text("these are my notes\n" * 200)
     _says(run(*command, DATABASE_URL=f"sqlite:///{tmp_path}/notes"), "DATABASE_URL", "not an SQLite database")
 
@@ -92,28 +92,28 @@ HALF = {
 
 
 @pytest.mark.parametrize("statements", FOREIGN.values(), ids=FOREIGN)
-def test_row_10_a_foreign_database_is_not_migrated(run: Run, database_url: str, statements: list[str]) -> None:
+def test_w10_a_foreign_database_is_not_migrated(run: Run, database_url: str, statements: list[str]) -> None:
     _change(database_url, *statements)
     _says(run("migrate", DATABASE_URL=database_url), "DATABASE_URL")
     _says(run("standalone", DATABASE_URL=database_url), "DATABASE_URL", "./syncflow migrate")
 
 
 @pytest.mark.parametrize("statements", HALF.values(), ids=HALF)
-def test_row_10_a_migration_that_was_applied_in_part(run: Run, database_url: str, statements: list[str]) -> None:
+def test_w10_a_migration_that_was_applied_in_part(run: Run, database_url: str, statements: list[str]) -> None:
     migrate(database_url)
     _change(database_url, *statements)
     command = ["create-admin", "ann@example.org"] if "ALTER" in statements[0] else ["migrate"]
     _says(run(*command, DATABASE_URL=database_url), "DATABASE_URL", "not as a migration of Syncflow leaves them")
 
 
-def test_row_10_a_database_that_accepts_no_writes(run: Run, postgres_url: str) -> None:
+def test_w10_a_database_that_accepts_no_writes(run: Run, postgres_url: str) -> None:
     migrate(postgres_url)
     read_only = f"{postgres_url}?options=-c%20default_transaction_read_only%3Don"
     for command in (("standalone",), ("create-admin", "ann@example.org"), ("capture", "install")):
         _says(run(*command, DATABASE_URL=read_only), "DATABASE_URL", "accepts no writes")
 
 
-def test_row_10_a_port_that_is_in_use(run: Run, tmp_path: Path) -> None:
+def test_w10_a_port_that_is_in_use(run: Run, tmp_path: Path) -> None:
     import socket  # noqa: PLC0415
 
     url = f"sqlite:///{tmp_path}/data.sqlite3"
@@ -125,12 +125,12 @@ def test_row_10_a_port_that_is_in_use(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["a", "short", "x" * 31])
-def test_row_10_a_weak_secret_key(run: Run, key: str) -> None:
+def test_w10_a_weak_secret_key(run: Run, key: str) -> None:
     for command in COMMANDS:
         _says(run(*command, SECRET_KEY=key), "SECRET_KEY", "at least 32")
 
 
-def test_row_10_a_web_process_of_a_fleet_refuses_a_key_of_one_letter(run: Run, tmp_path: Path) -> None:
+def test_w10_a_web_process_of_a_fleet_refuses_a_key_of_one_letter(run: Run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/data.sqlite3"
     migrate(url)
     broker = "amqp://u:p@127.0.0.1:1/"
@@ -138,7 +138,7 @@ def test_row_10_a_web_process_of_a_fleet_refuses_a_key_of_one_letter(run: Run, t
     assert done.returncode == 2 and "SECRET_KEY: is easy to guess" in done.stderr
 
 
-def test_row_10_nobody_else_reads_the_sqlite_file(tmp_path: Path) -> None:
+def test_w10_nobody_else_reads_the_sqlite_file(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/data.sqlite3"
     migrate(url)
     database = Database(url)
@@ -167,7 +167,7 @@ class _Options(BaseModel):
     [("http://shop.example/api", True), ("HTTP://10.0.0.7:8080", True), ("https://shop.example", False),
      ("http://127.0.0.1:8430", False), ("http://localhost", False), ("http://[::1]:80", False), ("http://[", False)],
 )  # fmt: skip
-def test_row_10_credentials_are_not_sent_in_the_open_without_a_word(url: str, warned: bool) -> None:
+def test_w10_credentials_are_not_sent_in_the_open_without_a_word(url: str, warned: bool) -> None:
     system: Any = SimpleNamespace(options=_Options(url=url))
     runtime: Any = SimpleNamespace(
         conductor=SimpleNamespace(context=SimpleNamespace(systems={"my-shop": system})),

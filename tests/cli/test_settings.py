@@ -175,7 +175,7 @@ def test_a_fleet_without_a_secret_key_is_refused_with_instructions(
     assert "s3cret" not in repr(get_settings())
 
 
-def test_row_10_a_fleet_refuses_a_key_that_is_easy_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w10_a_fleet_refuses_a_key_that_is_easy_to_guess(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "ab" * 32)
     assert get_settings().secret() == "ab" * 32, "standalone"
     get_settings.cache_clear()

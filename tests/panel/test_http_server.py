@@ -79,7 +79,7 @@ def _answer(base: str, *parts: bytes) -> bytes:
         return b"".join(iter(lambda: client.recv(65536), b""))
 
 
-def test_row_7_half_sent_requests_stop_nobody(base: str) -> None:
+def test_w07_half_sent_requests_stop_nobody(base: str) -> None:
     requests.get(base, timeout=10)
     before = threading.active_count()
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def test_a_request_may_arrive_in_any_parts(base: str, request_: bytes) -> None:
         assert _answer(base, *parts).endswith(b"4"), size
 
 
-def test_row_7_who_keeps_the_connection_open_stops_nobody(base: str) -> None:
+def test_w07_who_keeps_the_connection_open_stops_nobody(base: str) -> None:
     with ExitStack() as stack:
         for _ in range(100):
             client = stack.enter_context(_connect(base))
@@ -139,14 +139,14 @@ def test_what_is_no_request_does_no_harm(base: str, wrong: bytes) -> None:
     assert requests.get(base, timeout=10).text == "a page"
 
 
-def test_row_7_who_sends_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w07_who_sends_too_slowly_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiving, "SECONDS", 0.2)
     with served(small_app) as base:
         for half in HALVES:
             assert _answer(base, half) == b""
 
 
-def test_row_7_the_oldest_waiting_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w07_the_oldest_waiting_client_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiving, "MOST", 3)
     with served(small_app) as base, ExitStack() as stack:
         clients = [stack.enter_context(_connect(base)) for _ in range(5)]
@@ -155,7 +155,7 @@ def test_row_7_the_oldest_waiting_client_makes_room(monkeypatch: pytest.MonkeyPa
         assert clients[4].recv(12) == b"HTTP/1.1 200"
 
 
-def test_row_7_bytes_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w07_bytes_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiving, "MOST_BYTES", 100_000)
     with served(small_app) as base, ExitStack() as stack:
         clients = [stack.enter_context(_connect(base)) for _ in range(3)]
@@ -165,7 +165,7 @@ def test_row_7_bytes_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
         assert clients[2].recv(12) == b"HTTP/1.1 200"
 
 
-def test_row_7_who_does_not_read_the_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w07_who_does_not_read_the_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receiving, "_SEND_SECONDS", 1)
     monkeypatch.setattr(http_server, "THREADS", 1)
     with served(small_app) as base, _connect(base) as client:

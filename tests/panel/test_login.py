@@ -334,7 +334,7 @@ def _roles(panel: Panel, email: str) -> list[str]:
 
 
 @pytest.mark.parametrize("claim", NO_ROLE, ids=str)
-def test_row_1_an_admin_without_a_group_gets_the_default_role(o: Panel, provider: Provider, claim: Any) -> None:
+def test_w01_an_admin_without_a_group_gets_the_default_role(o: Panel, provider: Provider, claim: Any) -> None:
     provider.person = {**ADA, "groups": ["admin"]}
     admin, _answer = _come_in(o, provider)
     assert admin.get("/users/").status_code == 200
@@ -346,7 +346,7 @@ def test_row_1_an_admin_without_a_group_gets_the_default_role(o: Panel, provider
 
 
 @pytest.mark.parametrize("claim", NO_ROLE, ids=str)
-def test_row_1_without_a_default_role_who_has_no_group_is_refused(
+def test_w01_without_a_default_role_who_has_no_group_is_refused(
     sqlite_url: str, provider: Provider, claim: Any
 ) -> None:
     provider.person, provider.lies = {**ADA, "groups": ["admin"]}, {}
@@ -362,7 +362,7 @@ def test_row_1_without_a_default_role_who_has_no_group_is_refused(
         assert _roles(made, "ada@example.com") == ["operator"]
 
 
-def test_row_1_a_refused_user_is_not_joined_to_an_account(sqlite_url: str, provider: Provider) -> None:
+def test_w01_a_refused_user_is_not_joined_to_an_account(sqlite_url: str, provider: Provider) -> None:
     provider.person, provider.lies = {**ADA, "email": "admin@example.com"}, {}
     with _with_oidc(sqlite_url, provider, oidc_role_claim="groups", oidc_default_role="none") as made:
         client, answer = _come_in(made, provider)

@@ -70,7 +70,7 @@ def _paths(panel: Panel) -> list[tuple[str, str]]:
 
 @given(data=st.data())
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_row_9_no_public_route_fails(configured: Panel, caplog: pytest.LogCaptureFixture, data: st.DataObject) -> None:
+def test_w09_no_public_route_fails(configured: Panel, caplog: pytest.LogCaptureFixture, data: st.DataObject) -> None:
     caplog.clear()
     method, path = data.draw(st.sampled_from(_paths(configured)))
     body = data.draw(st.sampled_from(BODIES) | st.binary(max_size=200))
@@ -103,13 +103,13 @@ PAGES_WITH_FORMS = ["/login", "/tf-validate", "/mf-recovery", "/change", "/verif
 
 @pytest.mark.parametrize("path", PAGES_WITH_FORMS)
 @pytest.mark.parametrize("who", [None, "admin"])
-def test_row_9_pages_take_no_json(sqlite_panel: Panel, path: str, who: str | None) -> None:
+def test_w09_pages_take_no_json(sqlite_panel: Panel, path: str, who: str | None) -> None:
     for method in ("GET", "POST"):
         answer = sqlite_panel.client(who).open(path, method=method, json={"email": "a@example.com", "password": "p"})
         assert answer.status_code in (415, 405), method
 
 
-def test_row_9_a_password_that_cannot_be_hashed(panel: Panel) -> None:
+def test_w09_a_password_that_cannot_be_hashed(panel: Panel) -> None:
     for length, status in ((1001, 400), (5000, 400), (1000, 200)):
         assert log_in(panel.client(), "viewer@example.com", "p" * length).status_code == status
     viewer = panel.client("viewer")
@@ -131,7 +131,7 @@ UNUSABLE = [
 
 @pytest.mark.parametrize("body", UNUSABLE, ids=lambda body: repr(body[:20]))
 @pytest.mark.parametrize("signed", [True, False])
-def test_row_9_a_webhook_that_cannot_be_stored(
+def test_w09_a_webhook_that_cannot_be_stored(
     panel: Panel, caplog: pytest.LogCaptureFixture, body: bytes, signed: bool
 ) -> None:
     caplog.clear()
@@ -144,7 +144,7 @@ def test_row_9_a_webhook_that_cannot_be_stored(
 
 @given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(codec=None)), st.lists))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_row_9_any_signed_id(sqlite_panel: Panel, value: Any) -> None:
+def test_w09_any_signed_id(sqlite_panel: Panel, value: Any) -> None:
     body = json.dumps({"id": value}).encode()
     answer = sqlite_panel.app.test_client().post(
         "/webhooks/shop", data=body, headers={"X-Shop-Signature": signature(body)}
@@ -153,7 +153,7 @@ def test_row_9_any_signed_id(sqlite_panel: Panel, value: Any) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{}", b"", b"\x00", DEEP, b'{"id": "evt_1"}'], ids=lambda body: repr(body[:20]))
-def test_row_10_strangers_learn_no_names_of_systems(panel: Panel, body: bytes) -> None:
+def test_w10_strangers_learn_no_names_of_systems(panel: Panel, body: bytes) -> None:
     for suffix in ("", "/secret"):
         for method in ("GET", "POST"):
             answers = [
@@ -163,7 +163,7 @@ def test_row_10_strangers_learn_no_names_of_systems(panel: Panel, body: bytes) -
             assert len({(answer.status_code, answer.data) for answer in answers}) == 1, method
 
 
-# --- row 10: passwords and logins ---------------------------------------------------------------------
+# --- W10: passwords and logins ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_row_10_strangers_learn_no_names_of_systems(panel: Panel, body: bytes) -
      "abcabcabcabc", "syncflow-2026", "viewer-2026!!", "letmeinletmein",
      "Sommer2026!!", "adminadmin12", "ababababababab", "p@$$w0rd!!!!!"],
 )  # fmt: skip
-def test_row_10_a_password_that_is_easy_to_guess(panel: Panel, password: str) -> None:
+def test_w10_a_password_that_is_easy_to_guess(panel: Panel, password: str) -> None:
     viewer, before = panel.client("viewer"), panel.rows(sa.select(User.password))
     answer = post(viewer, "/change", password=PASSWORD, new_password=password, new_password_confirm=password)
     assert answer.status_code == 200 and "too easy to guess" in answer.text
@@ -187,7 +187,7 @@ def test_a_password_that_is_not_easy_to_guess(password: str) -> None:
 @pytest.mark.parametrize(
     "target", ["//evil.example", "https://evil.example/", "/\\evil.example", "javascript:alert(1)"]
 )
-def test_row_10_a_right_password_is_no_failure_because_of_where_it_leads(panel: Panel, target: str) -> None:
+def test_w10_a_right_password_is_no_failure_because_of_where_it_leads(panel: Panel, target: str) -> None:
     client = panel.client()
     form = {"email": "viewer@example.com", "password": PASSWORD, "csrf_token": csrf(client), "next": target}
     answer = client.post("/login", query_string={"next": target}, data=form)
@@ -203,7 +203,7 @@ def _stays_here(location: str) -> bool:
 
 
 @pytest.mark.parametrize("path", ["/tf-validate", "/mf-recovery", "/login", "/login/oidc/", "/logout", "/tf-select"])
-def test_row_10_no_link_logs_a_user_out(panel: Panel, path: str) -> None:
+def test_w10_no_link_logs_a_user_out(panel: Panel, path: str) -> None:
     client = panel.client("viewer")
     for method in ("get", "head"):
         getattr(client, method)(path)

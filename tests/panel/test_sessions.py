@@ -50,7 +50,7 @@ def _viewer_id(panel: Panel) -> int:
     return int(panel.rows(sa.select(User.id).where(User.email == "viewer@example.com"))[0].id)
 
 
-# --- row 6: a copied cookie ---------------------------------------------------------------------------
+# --- W6: a copied cookie ---------------------------------------------------------------------------
 
 
 def _log_out(panel: Panel, client: FlaskClient) -> None:
@@ -87,7 +87,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("act", ENDS.values(), ids=ENDS)
-def test_row_6_a_copied_cookie_ends_with_its_session(panel: Panel, act: Callable[[Panel, FlaskClient], None]) -> None:
+def test_w06_a_copied_cookie_ends_with_its_session(panel: Panel, act: Callable[[Panel, FlaskClient], None]) -> None:
     client = panel.client("viewer")
     copy = _copy(panel, client)
     assert _is_in(copy)
@@ -97,7 +97,7 @@ def test_row_6_a_copied_cookie_ends_with_its_session(panel: Panel, act: Callable
     assert len(_rows(panel)) == (1 if act is _change_password else 0), "no row is left behind"
 
 
-def test_row_6_a_cookie_signed_with_our_key_is_no_session(panel: Panel) -> None:
+def test_w06_a_cookie_signed_with_our_key_is_no_session(panel: Panel) -> None:
     client = panel.client("viewer")
     with client.session_transaction() as session:
         content = dict(session)
@@ -113,7 +113,7 @@ def test_row_6_a_cookie_signed_with_our_key_is_no_session(panel: Panel) -> None:
     assert not _is_in(other)
 
 
-def test_row_6_the_database_holds_no_token(panel: Panel) -> None:
+def test_w06_the_database_holds_no_token(panel: Panel) -> None:
     client = panel.client()
     log_in(client, "viewer@example.com")
     with client.session_transaction() as session:
@@ -121,7 +121,7 @@ def test_row_6_the_database_holds_no_token(panel: Panel) -> None:
     assert token not in str(_rows(panel))
 
 
-def test_row_6_a_login_in_the_same_browser_replaces_its_session(panel: Panel) -> None:
+def test_w06_a_login_in_the_same_browser_replaces_its_session(panel: Panel) -> None:
     client = panel.client()
     log_in(client, "viewer@example.com")
     copy = _copy(panel, client)
@@ -130,10 +130,10 @@ def test_row_6_a_login_in_the_same_browser_replaces_its_session(panel: Panel) ->
     assert _is_in(client) and not _is_in(copy) and len(_rows(panel)) == 1
 
 
-# --- row 6: limits ------------------------------------------------------------------------------------
+# --- W6: limits ------------------------------------------------------------------------------------
 
 
-def test_row_6_a_session_ends_a_day_after_its_login_however_much_it_is_used(panel: Panel) -> None:
+def test_w06_a_session_ends_a_day_after_its_login_however_much_it_is_used(panel: Panel) -> None:
     client, start = panel.client("viewer"), time.time()
     for hours in (6, 12, 18, 23):
         with time_machine.travel(start + hours * 3600, tick=True):
@@ -144,14 +144,14 @@ def test_row_6_a_session_ends_a_day_after_its_login_however_much_it_is_used(pane
         assert len(_rows(panel)) == 1, "rows of the past go with the next login"
 
 
-def test_row_6_an_unused_session_ends(panel: Panel) -> None:
+def test_w06_an_unused_session_ends(panel: Panel) -> None:
     client = panel.client("viewer")
     with time_machine.travel(time.time() + 13 * 3600, tick=True):
         assert not _is_in(client)
 
 
 @pytest.mark.parametrize("setting", ["session_seconds", "session_idle_seconds"])
-def test_row_6_the_limits_are_settings(sqlite_url: str, setting: str) -> None:
+def test_w06_the_limits_are_settings(sqlite_url: str, setting: str) -> None:
     short: Any = {setting: 600.0}
     with open_panel(sqlite_url, seeded=False, **short) as made:
         client = made.client("viewer")
@@ -160,10 +160,10 @@ def test_row_6_the_limits_are_settings(sqlite_url: str, setting: str) -> None:
             assert not _is_in(client)
 
 
-# --- row 6: the list ----------------------------------------------------------------------------------
+# --- W6: the list ----------------------------------------------------------------------------------
 
 
-def test_row_6_the_account_lists_ones_own_sessions(panel: Panel) -> None:
+def test_w06_the_account_lists_ones_own_sessions(panel: Panel) -> None:
     here, there = panel.client(), panel.client()
     there.environ_base = {**there.environ_base, "HTTP_USER_AGENT": FIREFOX, "REMOTE_ADDR": "192.0.2.7"}
     for client in (there, here):
@@ -177,14 +177,14 @@ def test_row_6_the_account_lists_ones_own_sessions(panel: Panel) -> None:
     assert actions[-1].action == "session.end"
 
 
-def test_row_6_nobody_ends_the_session_of_another_user(panel: Panel) -> None:
+def test_w06_nobody_ends_the_session_of_another_user(panel: Panel) -> None:
     admin, viewer = panel.client("admin"), panel.client("viewer")
     post(admin, f"/account/sessions/{_rows(panel)[-1].id}")
     post(admin, "/account/sessions")
     assert _is_in(viewer)
 
 
-# --- row 1: sessions over the login provider ----------------------------------------------------------
+# --- W1: sessions over the login provider ----------------------------------------------------------
 
 ADA = {"sub": "ada-1", "email": "ada@example.com", "email_verified": True, "groups": ["admin"], "sid": "s-1"}
 
@@ -222,7 +222,7 @@ def _tell(panel: Panel, token: str) -> Any:
     return panel.app.test_client().post("/login/oidc/backchannel-logout", data={"logout_token": token})
 
 
-def test_row_1_the_provider_ends_all_sessions_of_a_user(o: Panel, provider: Provider) -> None:
+def test_w01_the_provider_ends_all_sessions_of_a_user(o: Panel, provider: Provider) -> None:
     clients = [_come_in(o, provider, sid=sid) for sid in ("s-1", "s-2", None)]
     other = _come_in(o, provider, sub="eve-1", email="eve@example.com")
     answer = _tell(o, provider.logout_token(sub="ada-1"))
@@ -233,13 +233,13 @@ def test_row_1_the_provider_ends_all_sessions_of_a_user(o: Panel, provider: Prov
 
 
 @pytest.mark.parametrize("sub", [{}, {"sub": "ada-1"}], ids=["sid", "sid and sub"])
-def test_row_1_the_provider_ends_one_session(o: Panel, provider: Provider, sub: dict[str, str]) -> None:
+def test_w01_the_provider_ends_one_session(o: Panel, provider: Provider, sub: dict[str, str]) -> None:
     ended, kept = (_come_in(o, provider, sid=sid) for sid in ("s-1", "s-2"))
     assert _tell(o, provider.logout_token(sid="s-1", **sub)).status_code == 200
     assert not _is_in(ended) and _is_in(kept)
 
 
-def test_row_1_the_provider_does_not_end_a_login_with_a_password(o: Panel, provider: Provider) -> None:
+def test_w01_the_provider_does_not_end_a_login_with_a_password(o: Panel, provider: Provider) -> None:
     over_provider = _come_in(o, provider, email="viewer@example.com")
     by_password = o.client()
     log_in(by_password, "viewer@example.com")
@@ -247,7 +247,7 @@ def test_row_1_the_provider_does_not_end_a_login_with_a_password(o: Panel, provi
     assert not _is_in(over_provider) and _is_in(by_password)
 
 
-def test_row_1_a_session_over_the_provider_lasts_for_a_set_time(o: Panel, provider: Provider) -> None:
+def test_w01_a_session_over_the_provider_lasts_for_a_set_time(o: Panel, provider: Provider) -> None:
     over_provider, by_password = _come_in(o, provider), o.client("viewer")
     with time_machine.travel(time.time() + 9 * 3600, tick=True):
         assert not _is_in(over_provider) and _is_in(by_password)
@@ -263,14 +263,14 @@ NO_LOGOUT_TOKENS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("lie", NO_LOGOUT_TOKENS, ids=str)
-def test_row_1_a_token_that_ends_no_session(o: Panel, provider: Provider, lie: dict[str, Any]) -> None:
+def test_w01_a_token_that_ends_no_session(o: Panel, provider: Provider, lie: dict[str, Any]) -> None:
     client = _come_in(o, provider)
     answer = _tell(o, provider.logout_token(**{"sub": "ada-1", **lie}))
     assert answer.status_code == 400 and answer.get_json()["error"] == "invalid_request"
     assert _is_in(client)
 
 
-def test_row_1_a_token_that_the_provider_did_not_sign(o: Panel, provider: Provider) -> None:
+def test_w01_a_token_that_the_provider_did_not_sign(o: Panel, provider: Provider) -> None:
     client, right = _come_in(o, provider), provider.key
     token = provider.logout_token(sub="ada-1")
     head, payload, _signature = token.split(".")
@@ -299,7 +299,7 @@ def test_row_1_a_token_that_the_provider_did_not_sign(o: Panel, provider: Provid
     assert _is_in(client)
 
 
-def test_row_1_keys_that_cannot_be_read(sqlite_url: str) -> None:
+def test_w01_keys_that_cannot_be_read(sqlite_url: str) -> None:
     gone = Provider()
     gone.issuer = "http://127.0.0.1:9"
     with open_panel(

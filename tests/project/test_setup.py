@@ -37,12 +37,12 @@ def installed(clone: Path, *targets: str) -> list[str]:
     return (clone / ".venv" / "installed").read_text().split()
 
 
-def test_row_11_a_server_gets_no_package_of_the_demo(clone: Path) -> None:
+def test_w11_a_server_gets_no_package_of_the_demo(clone: Path) -> None:
     assert installed(clone, "setup") == ["requirements.txt"]
     assert "localstripe" not in (ROOT / "requirements.txt").read_text()
 
 
-def test_row_11_the_demo_gets_its_packages(clone: Path) -> None:
+def test_w11_the_demo_gets_its_packages(clone: Path) -> None:
     assert installed(clone, "setup", "run") == ["requirements.txt", "requirements-demo.txt"]
 
 
