@@ -4,7 +4,7 @@
 |------------------|-----------------------------------------------------------------------|
 | `setup`          | migrate, make-migration, capture, create-admin                        |
 | `processes`      | relay, worker, scheduler, web, standalone                             |
-| `operations`     | status, poll, sync, retry, decide, relink, account                    |
+| `operations`     | status, poll, sync, retry, decide, relink, account, new-hub-id        |
 | `tasks`          | backfill, reconcile, check                                            |
 | `new_subscriber` | new-subscriber                                                        |
 | `demo`           | demo; `demo_settings` lets other commands use the settings of its hub |
@@ -101,6 +101,11 @@ COMMANDS = {
         tasks.check,
         tasks.check_arguments,
         uses_running_demo=True,
+    ),
+    "new-hub-id": Command(
+        "make a copy of a database a hub of its own, linked to nothing; run it before the copy's processes start",
+        operations.new_hub_id,
+        operations.new_hub_id_arguments,
     ),
     "new-subscriber": Command(
         "write the first version of a subscriber and its test",

@@ -39,7 +39,7 @@ class $Class(RestSubscriber):
     system_class = $System
     path = "/contacts"  # the list; a record is at /contacts/ID
     resource = "contact"  # as its webhooks call it
-    record_id_field = "external_ref"  # an external field for our id, so that no record is created twice
+    record_id_field = "external_ref"  # an external text field for our mark, so that no record is created twice
     match_on = $match_on  # columns that identify a record on both sides before it is linked
     poll_seconds = 60
     field_to_data = {  # our column -> external field
@@ -83,7 +83,7 @@ $fields
 
     def create(self, item: Item) -> External:
         # The key makes a repeated call harmless if the system supports idempotency keys.
-        data = {**item.data, "external_ref": item.record_id}
+        data = {**item.data, "external_ref": item.mark}
         return self.call("POST", "/contacts", json=data, headers={"Idempotency-Key": item.key})
 
     def update(self, item: Item) -> External:
@@ -98,7 +98,7 @@ $fields
 
     def find(self, item: Item) -> External | None:
         # Called before a create is retried whose answer was lost.
-        body, _ = self.client.http.json("GET", "/contacts", params={"external_ref": item.record_id})
+        body, _ = self.client.http.json("GET", "/contacts", params={"external_ref": item.mark})
         return self.external(body["items"][0]) if body["items"] else None
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
@@ -117,8 +117,8 @@ $fields
         return self.external(body)
 
     def external(self, body: Mapping[str, Any]) -> External:
-        at, ours = iso_time(body["updated_at"]), body["external_ref"]
-        return External(str(body["id"]), body, at=at, record_id=ours)
+        at, mark = iso_time(body["updated_at"]), body["external_ref"]
+        return External(str(body["id"]), body, at=at, mark=mark)
 '''
 
 _TEST = '''\

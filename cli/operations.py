@@ -1,4 +1,4 @@
-"""Commands that report on the hub or operate it: status, poll, sync, retry, decide, relink, account."""
+"""Commands that report on the hub or operate it: status, poll, sync, retry, decide, relink, account, new-hub-id."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def status(_arguments: argparse.Namespace) -> int:
     overview = runtime.conductor.reports.overview()
     systems, waiting = overview.systems, overview.waiting
     unconfigured = _unconfigured(runtime.database, {system.name for system in systems})
+    hub_id = runtime.conductor.identity.hub_id()
     broker = broker_error(runtime)
     lost = {system.name: runtime.conductor.relinking.count(system.name) for system in systems}
     runtime.close()
@@ -57,6 +58,7 @@ def status(_arguments: argparse.Namespace) -> int:
                 print(f"{'':<4}{subscriber.gap}: ./syncflow reconcile {subscriber.name}")
     if waiting.changes or waiting.inbox:
         print(f"waiting: {waiting.changes} captured changes, {waiting.inbox} incoming events")
+    print(f"hub id: {hub_id}")
     for name in unconfigured:
         print(f"{name:<14} off      the database has links to it, but it is not configured here")
     return 1 if broker is not None or any(system.state in ("down", "failing") for system in systems) else 0
@@ -208,4 +210,23 @@ def account(arguments: argparse.Namespace) -> int:
     finally:
         runtime.close()
     print(f"{arguments.system}: {found} is the right account now")
+    return 0
+
+
+def new_hub_id_arguments(parser: argparse.ArgumentParser) -> None:
+    """`new-hub-id FORMER`."""
+    parser.add_argument("former", help="the id that the copy has from the original: ./syncflow status shows it")
+
+
+def new_hub_id(arguments: argparse.Namespace) -> int:
+    """Make a copy of a database a hub of its own, linked to nothing; print its id."""
+    runtime = build()
+    try:
+        fresh = runtime.conductor.identity.renew(arguments.former, operator())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    finally:
+        runtime.close()
+    print(f"hub id: {fresh}. No record is linked to a system any more: ./syncflow backfill SUBSCRIBER starts anew")
     return 0

@@ -14,6 +14,7 @@ from conductor.conflicts import ConflictResolution
 from conductor.context import Context
 from conductor.dead_letters.operations import DeadLetterOperations
 from conductor.dead_letters.store import DeadLetterStore
+from conductor.hub import HubIdentity
 from conductor.inward import Inward
 from conductor.inward.relinking import Relinking
 from conductor.inward.replay import InboxReplay
@@ -97,6 +98,7 @@ class Conductor:
             self.inward.inbox.refetch,
             self.inward.remote_edits,
         )
+        self.identity = HubIdentity(self.context)
         self.systems = SystemControl(self.context, self.breaker)
         self.unsubscriptions = Unsubscriptions(self.context)
         self.conflicts = ConflictResolution(self.context, self.mappings, self.relations)
@@ -126,9 +128,10 @@ class Conductor:
         self.capture = CaptureWatch(self.context, self.tasks)
 
     def prepare(self) -> None:
-        """Make sure that systems, jobs and slots have their rows. Every process calls this when it starts."""
+        """Make sure that hub, systems, jobs and slots have their rows. Every process calls this when it starts."""
         self.breaker.ensure_rows()
         self.schedule.ensure_rows()
+        self.identity.hub_id()
         self.rate_limits.attach()
         self.concurrency.ensure_slots()
         with self.database.read() as connection:

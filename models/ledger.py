@@ -454,6 +454,27 @@ class System(Base):
     webhook_rejected_at: Mapped[datetime | None]
 
 
+class Hub(Base):
+    """This hub, in one row. Its id is part of the mark of each external record that it creates."""
+
+    __tablename__ = "hub"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    #: Eight hexadecimal digits.
+    hub_id: Mapped[str] = mapped_column(sa.String(8))
+
+
+class OtherHub(Base):
+    """Another hub whose mark was seen in a system, and the first record that had it."""
+
+    __tablename__ = "other_hub"
+
+    system: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    hub_id: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    external_id: Mapped[str] = mapped_column(sa.String(255))
+    seen_at: Mapped[datetime]
+
+
 class Mapping(Base):
     """One version of a subscriber's `field_to_data` from the panel; the newest is in force.
 

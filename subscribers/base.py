@@ -51,7 +51,7 @@ class Subscriber:
     #: Path -> value that archives an external record, for `on_delete = "archive"`.
     archive_data: ClassVar[Mapping[str, Any]] = {}
     #: Whether the system may give the id of a deleted record to another one. A record that lives again under such an id
-    #: is linked only if it carries our id or agrees in `match_on`; otherwise an operator decides.
+    #: is linked only if it has our mark or agrees in `match_on`; otherwise an operator decides.
     reuses_ids: ClassVar[bool] = False
     #: What it means if a complete record, as from `fetch` or a list, lacks a mapped field: `kept`: nothing, our value
     #: stays; `empty`: the field is empty there, as in systems that leave empty fields out.
@@ -173,12 +173,17 @@ class Subscriber:
         return None
 
     def find(self, item: Item) -> External | None:
-        """Return the external record with our id, or another unique value; called before a create is retried."""
+        """Return the external record with our mark, or another unique value; called before a create is retried."""
         return None
 
     def find_matching(self, item: Item) -> list[External]:
         """Return the external records with the item's match values; called where the system holds it already."""
         return []
+
+    @property
+    def mark_path(self) -> str:
+        """The field with `Item.mark`; empty where there is none, or where it need not be checked."""
+        return ""
 
     @property
     def can_fetch(self) -> bool:

@@ -20,17 +20,17 @@ class External:
     """One record of an external system.
 
     `data` is nested as in the system's JSON. `at` is the time of the last change by the system's
-    clock; in the response to a write of ours, the time of that write. `record_id` is our id, if the
-    record has it. `merged_into` is the external id of the record that a deleted one was merged into.
-    `is_exact` is False where `at` is only the time of the response, not of the last change. `version` is
-    the system's name of this state, for a system that takes conditional writes.
+    clock; in the response to a write of ours, the time of that write. `mark` is what the record holds in
+    the field for `Item.mark`, if it has one. `merged_into` is the external id of the record that a deleted
+    one was merged into. `is_exact` is False where `at` is only the time of the response, not of the last
+    change. `version` is the system's name of this state, for a system that takes conditional writes.
     """
 
     id: str
     data: Mapping[str, Any] = field(default_factory=dict)
     at: datetime | None = None
     deleted: bool = False
-    record_id: str | None = None
+    mark: str | None = None
     request_id: str | None = None
     merged_into: str | None = None
     is_exact: bool = True
@@ -55,6 +55,7 @@ class Item:
     Both are nested. `key` is an idempotency key, the same for each attempt of the same create. `present`
     is the external record as just fetched, if the nested objects in `changes` were merged onto it. `version`
     is the last known version of the external record: a conditional write is refused if it has another one by now.
+    `hub` is the id of this hub.
     """
 
     record_id: str
@@ -65,6 +66,12 @@ class Item:
     key: str
     present: Mapping[str, Any] | None = None
     version: str | None = None
+    hub: str = ""
+
+    @property
+    def mark(self) -> str:
+        """What the external record holds so that it is known as ours: our record's id and the id of this hub."""
+        return f"{self.record_id}@{self.hub}" if self.hub else self.record_id
 
     @property
     def linked_id(self) -> str:

@@ -296,8 +296,12 @@ class RestSubscriber(Subscriber):
     offset_parameter: ClassVar[str] = "offset"
     limit_parameter: ClassVar[str] = "limit"
     page_limit: ClassVar[Annotated[int, Field(ge=1)]] = 100
-    #: The top-level external field with our id, and the parameter and value, with `{id}`, that filter a list by it.
+    #: The top-level external field with `Item.mark`, by which a record is known as ours, and the parameter and value,
+    #: with `{id}` for the mark, that filter a list by it.
     record_id_field: ClassVar[str] = ""
+    #: Whether that field can hold no more than our record's id, such as a number. Then the match values, or what was
+    #: sent, must confirm that a record is ours.
+    plain_mark: ClassVar[bool] = False
     find_parameter: ClassVar[str] = ""
     find_value: ClassVar[RecordPath] = "{id}"
     #: The parameters that filter a list by the match values: parameter -> value with `{field}` for the value of an
@@ -416,11 +420,17 @@ class RestSubscriber(Subscriber):
         return bool(self.version_header or self.version_field)
 
     def find(self, item: Item) -> External | None:
-        """Return the record with our id; None if there is none, or no field for the id."""
+        """Return the record with our mark; None if there is none, or no field for it."""
         if not self.record_id_field:
             return None
-        asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", item.record_id)}
-        return next((one for one in self._search(asked, "find_parameter") if one.record_id == item.record_id), None)
+        mark = self._mark(item)
+        asked = {self.find_parameter or self.record_id_field: self.find_value.replace("{id}", mark)}
+        found = (one for one in self._search(asked, "find_parameter") if one.mark == mark)
+        if not self.plain_mark:
+            return next(found, None)
+        wanted, several = self.match_values(item.data), list(found)
+        alike = [one for one in several if wanted and self.is_match(one.data, wanted)] or several
+        return alike[0] if len(alike) == 1 else None
 
     def find_matching(self, item: Item) -> list[External]:
         """Return the records with the same match values: the list is filtered by `match_parameters`."""
@@ -442,8 +452,13 @@ class RestSubscriber(Subscriber):
         }
 
     @property
+    def mark_path(self) -> str:
+        """The field with our mark."""
+        return "" if self.plain_mark else self.record_id_field
+
+    @property
     def can_identify(self) -> bool:
-        """Whether a record whose create had no response can be found: by our id, or by its match values."""
+        """Whether a record whose create had no response can be found: by our mark, or by its match values."""
         return bool(self.record_id_field or self.match_on)
 
     def changed_since(self, position: dict[str, Any] | None) -> Iterator[Page]:
@@ -524,13 +539,13 @@ class RestSubscriber(Subscriber):
 
     def external(self, data: Mapping[str, Any], *, at: datetime | None, deleted: bool = False) -> External:
         """Return a record of the system as an `External`."""
-        record_id = data.get(self.record_id_field) if self.record_id_field else None
+        mark = data.get(self.record_id_field) if self.record_id_field else None
         return External(
             id=str(search_json(self.id_field, data)),
             data=data,
             at=at,
             deleted=deleted,
-            record_id=str(record_id) if record_id not in (None, "") else None,
+            mark=str(mark) if mark not in (None, "") else None,
             version=self._version_in(data),
         )
 
@@ -542,6 +557,9 @@ class RestSubscriber(Subscriber):
             return datetime.fromtimestamp(float(value) / (1000 if self.time_format == "milliseconds" else 1), UTC)
         except (TypeError, ValueError, OverflowError, OSError):
             return None
+
+    def _mark(self, item: Item) -> str:
+        return item.record_id if self.plain_mark else item.mark
 
     # --- requests and pages -----------------------------------------------------------------------------
 
@@ -571,7 +589,7 @@ class RestSubscriber(Subscriber):
                 yield self.external(data, at=self.time(search_json(self.updated_field, data)))
 
     def _write(self, method: str, path: str, data: Mapping[str, Any], item: Item, **options: Any) -> External:
-        data = {**data, self.record_id_field: item.record_id} if self.record_id_field else dict(data)
+        data = {**data, self.record_id_field: self._mark(item)} if self.record_id_field else dict(data)
         options |= self._condition(item, self.version_sent)
         data |= options.pop("fields", {})
         body = {self.body_field: data} if self.body_field else data

@@ -6,6 +6,7 @@ the same second as a write of ours), the result is `NeedsFetch`; the caller fetc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -27,9 +28,12 @@ from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
 from models.catalogues import Record, UnreadableRecord, is_generated
+from models.ledger import OtherHub
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.mapping.values import same
+
+logger = logging.getLogger(__name__)
 
 #: The code of a record that lives under the id of a deleted one, while nothing says whether it is the same.
 REUSED_ID = "reused_id"
@@ -106,6 +110,7 @@ class InboundApplier:
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None and matching.link_without_record(connection, incoming) is not None:
             return None
+        doubt = self._doubt(connection, incoming)
         record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is None or (where and not subscriber.records.keep(connection, [record_id], where)):
@@ -113,7 +118,7 @@ class InboundApplier:
         link = matching.link_by_record(connection, subscriber, record_id)
         if link is not None and link.is_linked:
             return None  # it belongs to another external record
-        self._link_and_merge(connection, incoming, record_id)
+        self._link_and_merge(connection, incoming, record_id, doubt)
         return record_id
 
     def _adopt_restored(
@@ -238,11 +243,11 @@ class InboundApplier:
         """
         subscriber, external = incoming.subscriber, incoming.external
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
-        is_other = external.record_id is not None and external.record_id != link.record_id
-        if record is None or is_other:
+        if record is None or matching.is_another(connection, incoming, link.record_id):
             state.write(connection, link.id, {"external_id": None})
             return self._link_or_create(connection, incoming)
-        if external.record_id is None and subscriber.reuses_ids and not self._matches(connection, incoming, link):
+        is_marked = matching.own_mark(connection, incoming) is not None
+        if not is_marked and subscriber.reuses_ids and not self._matches(connection, incoming, link):
             raise ReusedId(subscriber, external.id, link.record_id)
         return self._relink(connection, incoming, link)
 
@@ -331,13 +336,30 @@ class InboundApplier:
         record_id = matching.claimed_record(connection, incoming)
         if record_id is None:
             _refuse_hidden(connection, incoming)
+        doubt = self._doubt(connection, incoming)
         record_id = record_id or matching.created_record(connection, incoming)
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
-            return self._link_and_merge(connection, incoming, record_id)
-        return self._create(connection, incoming)
+            return self._link_and_merge(connection, incoming, record_id, doubt)
+        return self._create(connection, incoming, doubt)
 
-    def _create(self, connection: sa.Connection, incoming: Incoming) -> Applied:
+    def _doubt(self, connection: sa.Connection, incoming: Incoming) -> str:
+        """Say why the record's mark is not believed; empty if it has none, or is."""
+        mark = matching.doubted_mark(connection, incoming)
+        if mark is None:
+            return ""
+        system, external_id = incoming.subscriber.system, incoming.external.id
+        if mark.hub is None or self._note_hub(connection, system, mark.hub, external_id):
+            logger.warning("%s %s: %s", incoming.subscriber.name(), external_id, mark)
+        return str(mark)
+
+    def _note_hub(self, connection: sa.Connection, system: str, hub: str, external_id: str) -> bool:
+        """Keep that another hub works in a system; return False if that is known."""
+        seen = {"system": system, "hub_id": hub, "external_id": external_id, "seen_at": self.context.clock()}
+        insert = self.context.database.insert(OtherHub).values(**seen).on_conflict_do_nothing()
+        return connection.execute(insert.returning(OtherHub.hub_id)).first() is not None
+
+    def _create(self, connection: sa.Connection, incoming: Incoming, doubt: str) -> Applied:
         subscriber, mapper = incoming.subscriber, incoming.mapper
         flat = {path: value for path, value in incoming.flat.items() if mapper.accepts_inward(path)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
@@ -346,7 +368,7 @@ class InboundApplier:
         with sync_context(connection, origin=subscriber.system):
             record_id = subscriber.records.insert(connection, given)
         link = self.merger.link_created(connection, incoming, record_id)
-        message = "created in the database"
+        message = "; ".join(filter(None, ("created in the database", doubt)))
         return write_delivery(
             self.context, connection, incoming, link, "applied", message, operation="create", owed=link.is_owed
         )
@@ -359,7 +381,7 @@ class InboundApplier:
         message = "deleted in the database; the deletion is pending"
         return write_delivery(self.context, connection, incoming, link, "skipped", message, owed=True)
 
-    def _link_and_merge(self, connection: sa.Connection, incoming: Incoming, record_id: str) -> Applied:
+    def _link_and_merge(self, connection: sa.Connection, incoming: Incoming, record_id: str, doubt: str) -> Applied:
         """Link an external record to an internal one and merge them, unless that one is linked already."""
         subscriber = incoming.subscriber
         link = matching.link_by_record(connection, subscriber, record_id)
@@ -372,16 +394,17 @@ class InboundApplier:
                 if incoming.polled:
                     return Applied("skipped", message)  # each poll may list it again
                 return write_delivery(self.context, connection, incoming, link, "skipped", message)
-            if link.deleted_remotely and incoming.external.record_id == record_id:
+            is_claimed = matching.claimed_record(connection, incoming) == record_id
+            if link.deleted_remotely and is_claimed:
                 return self._relink(connection, incoming, link)
-            state.write(connection, link.id, self._relinked(incoming, link))
+            state.write(connection, link.id, self._relinked(incoming, link, is_claimed))
         link = matching.existing_link(connection, subscriber, record_id)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
-        return self.merger.merge(connection, incoming, link, record, overwritten={})
+        return self.merger.merge(connection, incoming, link, record, overwritten={}, message=doubt)
 
-    def _relinked(self, incoming: Incoming, link: LinkRow) -> state.Values:
+    def _relinked(self, incoming: Incoming, link: LinkRow, is_claimed: bool) -> state.Values:
         external = incoming.external
-        if link.create_token is None or external.record_id != link.record_id:
+        if link.create_token is None or not is_claimed:
             return state.linked(external.id, base={})
         # Our own create, whose answer was lost: what it sent is the base, and what was edited since then is owed.
         base = in_doubt.created(link.unconfirmed_write, incoming.flat)
@@ -422,7 +445,7 @@ def _newer_version(incoming: Incoming, link: LinkRow) -> state.Values:
 
 def _refuse_hidden(connection: sa.Connection, incoming: Incoming) -> None:
     """Refuse an external record whose linked record exists here but is not visible to us."""
-    records, ours = incoming.subscriber.records, incoming.external.record_id
+    records, ours = incoming.subscriber.records, matching.own_mark(connection, incoming)
     if ours is not None and last_captured(connection, records, [ours]).get(ours) == "created":
         raise Absent(records, ours)
 

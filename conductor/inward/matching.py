@@ -1,4 +1,4 @@
-"""Which internal record an external record belongs to: by its link, by the id it carries, or by `match_on`."""
+"""Which internal record an external record belongs to: by its link, by its mark, or by `match_on`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.inward.incoming import Incoming
+from conductor.links import in_doubt, marks
 from conductor.links.row import LinkRow, link_row
 from models.catalogues import Record, UnreadableRecord
 from models.ledger import DeadLetter, Link
@@ -15,7 +16,7 @@ from models.match_keys import candidates as candidates_of
 from subscribers.base import Subscriber
 from subscribers.errors import CREATED_WITHOUT_ID, Reject
 from subscribers.mapping.match_forms import match_form, match_keys
-from subscribers.mapping.values import is_empty, same
+from subscribers.mapping.values import is_empty
 
 #: Digits of the longest number that is compared with and without leading zeros.
 _LONGEST_NUMBER = 20
@@ -83,18 +84,62 @@ def candidates(connection: sa.Connection, incoming: Incoming, limit: int, where:
 
 
 def claimed_record(connection: sa.Connection, incoming: Incoming) -> str | None:
-    """Return the id of ours that the external record carries, if a record with this id exists."""
-    record_id = incoming.external.record_id
-    if record_id is None:
+    """Return the record of ours that the mark names, if it exists and the mark is believed."""
+    mark = marks.parse(incoming.external.mark)
+    if mark is None or mark.is_of_another(marks.hub_id(connection)):
         return None
+    is_ours = _exists(connection, incoming, mark.record_id) and (
+        mark.hub is not None or _is_confirmed(connection, incoming, mark.record_id)
+    )
+    return mark.record_id if is_ours else None
+
+
+def own_mark(connection: sa.Connection, incoming: Incoming) -> str | None:
+    """Return the record id in the mark, if this hub wrote the mark."""
+    mark = marks.parse(incoming.external.mark)
+    return mark.record_id if mark is not None and mark.hub == marks.hub_id(connection) else None
+
+
+def is_another(connection: sa.Connection, incoming: Incoming, record_id: str) -> bool:
+    """Whether the mark says that a record under the external id of this record of ours is another one."""
+    mark = marks.parse(incoming.external.mark)
+    if mark is None:
+        return False
+    hub = marks.hub_id(connection)
+    if mark.hub == hub:
+        return mark.record_id != record_id
+    return incoming.subscriber.reuses_ids and (mark.is_of_another(hub) or mark.record_id != record_id)
+
+
+def doubted_mark(connection: sa.Connection, incoming: Incoming) -> marks.Mark | None:
+    """Return a mark that is not believed: that of another hub, or a plain one that nothing confirms."""
+    mark = marks.parse(incoming.external.mark)
+    if mark is None or (mark.hub is None and not _exists(connection, incoming, mark.record_id)):
+        return None
+    is_believed = own_mark(connection, incoming) or claimed_record(connection, incoming)
+    return None if is_believed else mark
+
+
+def _is_confirmed(connection: sa.Connection, incoming: Incoming, record_id: str) -> bool:
+    """Whether something else than a plain mark says that it is this record: match columns, or a create of ours."""
+    return record_id in _alike(connection, incoming) or _is_created(connection, incoming, record_id)
+
+
+def _is_created(connection: sa.Connection, incoming: Incoming, record_id: str) -> bool:
+    """Whether a create of this record, whose outcome is unknown, sent the values that the external record has."""
+    link = link_by_record(connection, incoming.subscriber, record_id)
+    in_question = link is not None and not link.is_linked and link.create_token is not None
+    return in_question and link is not None and in_doubt.is_as_sent(link.unconfirmed_write, incoming.flat)
+
+
+def _exists(connection: sa.Connection, incoming: Incoming, record_id: str) -> bool:
     try:
         with connection.begin_nested():  # a failed look-up would abort the whole transaction on PostgreSQL
-            exists = record_id in incoming.subscriber.records.read(connection, [record_id])
+            return record_id in incoming.subscriber.records.read(connection, [record_id])
     except UnreadableRecord:
         raise
     except (ValueError, OverflowError, sa.exc.DBAPIError):
-        return None  # not one of our ids
-    return record_id if exists else None
+        return False  # not one of our ids
 
 
 def created_record(connection: sa.Connection, incoming: Incoming) -> str | None:
@@ -102,10 +147,12 @@ def created_record(connection: sa.Connection, incoming: Incoming) -> str | None:
     name = incoming.subscriber.name()
     waiting = sa.select(Link.record_id, Link.unconfirmed_write).join(DeadLetter, DeadLetter.link_id == Link.id)
     letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.code == CREATED_WITHOUT_ID)
+    hub = marks.hub_id(connection)
     found = [
         row.record_id
         for row in connection.execute(waiting.where(*letters, Link.external_id.is_(None)))
-        if all(same(value, incoming.flat.get(path)) for path, value in (row.unconfirmed_write or {"": 0}).items())
+        if in_doubt.is_as_sent(row.unconfirmed_write, incoming.flat)
+        and marks.is_of(incoming.external.mark, row.record_id, hub, lambda: True)
     ]
     return found[0] if len(found) == 1 else None
 
@@ -116,10 +163,12 @@ def link_without_record(connection: sa.Connection, incoming: Incoming) -> LinkRo
     The external record is what that creation made. It is neither new nor another record: it has to be deleted.
     Call this only where `claimed_record` found no record.
     """
-    record_id = incoming.external.record_id
-    if record_id is None:
+    mark = marks.parse(incoming.external.mark)
+    if mark is None or mark.is_of_another(marks.hub_id(connection)):
         return None
-    link = link_by_record(connection, incoming.subscriber, record_id)
+    if mark.hub is None and not _is_created(connection, incoming, mark.record_id):
+        return None
+    link = link_by_record(connection, incoming.subscriber, mark.record_id)
     return None if link is None or link.external_id is not None else link
 
 

@@ -105,3 +105,8 @@ def close_deleted(connection: sa.Connection, deleted: Collection[tuple[str, str]
             gone = {"resolved_at": now, "choice": "gone"}
             connection.execute(sa.update(Conflict).where(Conflict.link_id == link.id, _IS_OPEN).values(**gone))
             state.write(connection, link.id, {"open_conflicts": 0})
+
+
+def forget_all(connection: sa.Connection) -> None:
+    """Delete all conflicts, with the links that they belong to."""
+    connection.execute(sa.delete(Conflict))

@@ -19,6 +19,11 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
     return {path: value for path, value in sent.items() if path in theirs or is_empty(value)}
 
 
+def is_as_sent(sent: Flat | None, theirs: Flat) -> bool:
+    """Whether a record has all values that a create of ours sent."""
+    return bool(sent) and all(same(value, theirs.get(path)) for path, value in (sent or {}).items())
+
+
 def rebase_unconfirmed(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:
     """Return base and remote values after the system was inspected: what arrived belongs to the base."""
     base, remote_values = dict(base), dict(remote_values)

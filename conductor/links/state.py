@@ -274,6 +274,11 @@ def forget_letters(connection: sa.Connection, letter_ids: Sequence[int]) -> None
     connection.execute(sa.update(Link).where(Link.dead_letter_id.in_(letter_ids)).values(dead_letter_id=None))
 
 
+def forget_all(connection: sa.Connection) -> None:
+    """Delete all links: no record is linked to a system any more."""
+    connection.execute(sa.delete(Link))
+
+
 def revive(connection: sa.Connection, link_ids: Sequence[int], now: datetime) -> None:
     """Have the links of dead letters tried again immediately, with all their attempts."""
     connection.execute(sa.update(Link).where(Link.id.in_(link_ids)).values(dead_at=None, attempts=0, retry_at=now))

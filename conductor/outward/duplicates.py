@@ -16,6 +16,7 @@ from conductor.context import Context
 from conductor.links import state
 from conductor.links.cycles import waits_for
 from conductor.links.row import LinkRow, link_row
+from conductor.outward import finding
 from conductor.outward.outcomes import earlier_create_token, unless_newer
 from conductor.outward.planning import Plan
 from models.ledger import Change, Link
@@ -60,9 +61,9 @@ def _existing(subscriber: Subscriber, plan: Plan) -> External | None:
     item, existing_id = plan.item, plan.error.existing_id if plan.error is not None else None
     assert item is not None
     subscriber.client.pace()
-    found = subscriber.find(item) if item.external_id is None else None
+    found = finding.find(subscriber, plan) if item.external_id is None else None
     if found is not None:
-        return normalize_incoming(subscriber, found)
+        return found
     if existing_id is not None:
         one = subscriber.fetch(existing_id)
         return normalize_incoming(subscriber, one) if _may_be(subscriber, plan, one) else None
@@ -71,9 +72,8 @@ def _existing(subscriber: Subscriber, plan: Plan) -> External | None:
 
 
 def _may_be(subscriber: Subscriber, plan: Plan, found: External) -> bool:
-    assert plan.item is not None
-    wanted = subscriber.match_values(plan.item.data)
-    return found.record_id == plan.item.record_id or (bool(wanted) and subscriber.is_match(found.data, wanted))
+    is_marked = found.mark is not None and finding.is_ours(subscriber, plan, found)
+    return is_marked or finding.is_match(subscriber, plan, found)
 
 
 def is_exchange(connection: sa.Connection, subscriber: Subscriber, plan: Plan) -> bool:

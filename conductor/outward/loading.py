@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from conductor.internal.absence import last_captured
-from conductor.links import leases
+from conductor.links import leases, marks
 from conductor.links.relations import Relations
 from conductor.links.row import link_row
 from conductor.links.rules import in_force
@@ -19,7 +19,7 @@ from conductor.outward.planning import Claim, DeliveryBatch, make_claim
 from conductor.systems.circuit_breaker import BREAKER_COLUMNS, BreakerState, CircuitBreaker, Permit
 from models.base import UtcDateTime
 from models.bulk import as_list, in_param, version_of
-from models.ledger import Conflict, Link, Mapping, System, Unsubscription
+from models.ledger import Conflict, Hub, Link, Mapping, System, Unsubscription
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.mapping.mapper import Mapper
@@ -74,6 +74,7 @@ class BatchLoader:
         for claim in batch.claims:
             claim.is_deleted = _is_deleted(claim, captured)
             claim.unreadable = unreadable.get(claim.record_id)
+        batch.hub = rows[0].hub or self.context.database.run_in_transaction(marks.hub_id)
         mapper = call_safely(lambda: self.mappings.current(connection, name, rows[0].mapping_version)[0])
         if isinstance(mapper, Mapper):
             batch.mapper = mapper
@@ -91,8 +92,9 @@ def _is_deleted(claim: Claim, captured: dict[str, str]) -> bool:
 def _free_links(dialect: str) -> sa.Select[Any]:
     """Select those of the records `ids` that are owed a change and free, each with what is common to all of them.
 
-    That is whether the `system` may be called, the version of the mapping, and whether an unsubscription is in force,
-    as of the same moment as the links. The statement is built once, since building it costs more than running it.
+    That is whether the `system` may be called, the version of the mapping, the id of this hub, and whether an
+    unsubscription is in force, as of the same moment as the links. The statement is built once, since building it costs
+    more than running it.
     """
     name, system = sa.bindparam("name", type_=sa.Text), sa.bindparam("system", type_=sa.Text)
     now = sa.bindparam("now", type_=UtcDateTime)
@@ -105,6 +107,7 @@ def _free_links(dialect: str) -> sa.Select[Any]:
             *version_of(dialect, _LINK),
             *BREAKER_COLUMNS,
             version.scalar_subquery().label("mapping_version"),
+            sa.select(Hub.hub_id).scalar_subquery().label("hub"),
             unsubscribed.label("unsubscribed"),
         )
         .select_from(sa.outerjoin(_LINK, System, System.name == system))

@@ -85,6 +85,8 @@ class DeliveryBatch:
     mapper: Mapper | None = None
     rules: list[Rule] = field(default_factory=list)
     related: Related = field(default_factory=Related)
+    #: The id of this hub, as of when the links were read.
+    hub: str = ""
     #: The system answered a call, though perhaps not about one of these records.
     is_answered: bool = False
 
@@ -123,6 +125,8 @@ class Plan:
     owed_now: int = 0
     #: Since when it is owed what was not claimed.
     owed_since: datetime | None = None
+    #: A record there has our record's id in its mark, but is not believed to be ours, for this reason.
+    doubt: str | None = None
     #: References to records of a cycle were left out; the next update sends them.
     lacks_references: bool = False
     #: The system was called for it, if only to inspect what it holds.
@@ -293,7 +297,7 @@ def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Ma
     if claim.record is None:
         if not claim.is_deleted:
             raise Absent(subscriber.records, claim.record_id)
-        _choose_removal(subscriber, plan)
+        _choose_removal(subscriber, plan, batch.hub)
         return
     if not subscriber.wants(claim.record):
         plan.finish("skipped", f"{subscriber.name()} filters this record out")
@@ -320,17 +324,17 @@ def _choose(subscriber: Subscriber, plan: Plan, batch: DeliveryBatch, mapper: Ma
     if claim.link.is_linked and not plan.differing and claim.link.unconfirmed_write is None:
         plan.finish("unchanged", "the system holds all of it already")
     changes = changed(data, plan.flat, plan.differing) if claim.link.is_linked else data
-    plan.item = make_item(claim, data, changes)
+    plan.item = make_item(claim, data, changes, batch.hub)
 
 
-def _choose_removal(subscriber: Subscriber, plan: Plan) -> None:
+def _choose_removal(subscriber: Subscriber, plan: Plan, hub: str) -> None:
     claim = plan.claim
     if not claim.link.is_linked:
         if claim.fresh_create_token or claim.link.unlinked_at is not None:
             plan.finish("unchanged", "the record is deleted, and the system does not have it")
             return
         plan.operation = "delete"  # a create was begun: the system may have the record, see `sending`
-        plan.item = make_item(claim, {}, {})
+        plan.item = make_item(claim, {}, {}, hub)
         return
     policy = subscriber.on_delete
     if policy == "ignore":
@@ -342,7 +346,7 @@ def _choose_removal(subscriber: Subscriber, plan: Plan) -> None:
         plan.operation = policy
         plan.flat = dict(subscriber.archive_data) if policy == "archive" else {}
         data = nest(plan.flat)
-        plan.item = make_item(claim, data, data)
+        plan.item = make_item(claim, data, data, hub)
 
 
 def _keep_conflicted_values(claim: Claim, flat: Flat) -> None:
@@ -359,12 +363,12 @@ def differing_fields(flat: Flat, base: Flat, conflicted: Flat) -> list[str]:
     return [p for p, v in flat.items() if p not in conflicted and (p not in base or not same(v, base[p]))]
 
 
-def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> Item:
+def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any], hub: str) -> Item:
     """Return the record as a subscriber's methods receive it."""
     # A create that is repeated has the same key. Edited data need another key, since systems refuse a key that
     # arrives with other data.
     is_linked = claim.link.is_linked
-    seed = [claim.link.subscriber, claim.record_id, claim.link.create_token, data]
+    seed = [hub, claim.link.subscriber, claim.record_id, claim.link.create_token, data]
     return Item(
         record_id=claim.record_id,
         record=claim.record or {},
@@ -374,6 +378,7 @@ def make_item(claim: Claim, data: dict[str, Any], changes: dict[str, Any]) -> It
         key=hashlib.sha256(_canonical(seed)).hexdigest()[:40],
         # After a write whose outcome is unknown, the version is unknown as well.
         version=claim.link.remote_version if is_linked and claim.link.unconfirmed_write is None else None,
+        hub=hub,
     )
 
 

@@ -16,13 +16,14 @@ from typing import Any, cast
 
 import orjson
 
+from conductor.outward import finding
 from conductor.outward.planning import Plan
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
 from subscribers.errors import Retry, SyncError, Unidentifiable, Unidentified
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import is_empty, same
-from subscribers.records import External, Item
+from subscribers.records import External
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def take_outcomes(subscriber: Subscriber, plans: list[Plan], outcomes: Any, mill
             plan.fail(outcome)
         else:
             plan.external = outcome and _normalize(subscriber, outcome)
-            plan.finish("delivered")
+            plan.finish("delivered", plan.doubt)
 
 
 def _in_order(plans: list[Plan], outcomes: list[Any]) -> list[Any]:
@@ -50,11 +51,10 @@ def _in_order(plans: list[Plan], outcomes: list[Any]) -> list[Any]:
 
     A record that no outcome names is looked up before it is sent again.
     """
-    of_record = {plan.claim.record_id: plan for plan in plans}
+    of_record = {name: plan for plan in plans for name in (plan.claim.record_id, plan.item and plan.item.mark)}
     of_external = {plan.item.external_id: plan for plan in plans if plan.item is not None and plan.item.external_id}
     named = [
-        (of_external.get(one.id) or of_record.get(one.record_id or "")) if isinstance(one, External) else None
-        for one in outcomes
+        (of_external.get(one.id) or of_record.get(one.mark)) if isinstance(one, External) else None for one in outcomes
     ]
     is_complete = len(outcomes) == len(plans)
     if is_complete and all(plan is None or plan is own for plan, own in zip(named, plans, strict=True)):
@@ -104,33 +104,33 @@ def _seen_or_gone(subscriber: Subscriber, gone: SyncError, found: External | Syn
     return Retry(message, request_id=gone.request_id, code="reference_missing")
 
 
-def find_created(subscriber: Subscriber, item: Item) -> External | SyncError:
-    """Return the record that a create has made: by our id, or by its match values."""
+def find_created(subscriber: Subscriber, plan: Plan) -> External | SyncError:
+    """Return the record that a create has made: by our mark, or by its match values."""
     if not subscriber.can_identify:
         return Unidentifiable(
             f"{subscriber.system} has created it, and there is nothing to find its id by: "
-            "set a field for our id (record_id_field) or match_on, then retry"
+            "set a field for our mark (record_id_field) or match_on, then retry"
         )
-    found = call_safely(_find_created, subscriber, item)
+    found = call_safely(_find_created, subscriber, plan)
     if found is None:
         return Unidentified(f"{subscriber.system} has created it, and it is not found there yet")
     return cast("External | SyncError", found)
 
 
-def _find_created(subscriber: Subscriber, item: Item) -> External | None:
+def _find_created(subscriber: Subscriber, plan: Plan) -> External | None:
+    assert plan.item is not None
     subscriber.client.pace()
-    found = subscriber.find(item)
-    if found is None:
-        # One that carries the id of another record is not this one.
-        matching = [one for one in subscriber.find_matching(item) if one.record_id in (None, item.record_id)]
-        found = matching[0] if len(matching) == 1 else None
-    return None if found is None else normalize_incoming(subscriber, found, complete=True)
+    if (found := finding.find(subscriber, plan, complete=True)) is not None:
+        return found
+    # One with the mark of another record or hub is not this one.
+    matching = [one for one in subscriber.find_matching(plan.item) if finding.is_ours(subscriber, plan, one)]
+    return normalize_incoming(subscriber, matching[0], complete=True) if len(matching) == 1 else None
 
 
 def identify_created(subscriber: Subscriber, plan: Plan) -> None:
     """Find the record of a create whose response had no id; the plan fails where that is not possible."""
     assert plan.item is not None
-    found = find_created(subscriber, plan.item)
+    found = find_created(subscriber, plan)
     if isinstance(found, External):
         plan.error, plan.external = None, found
         plan.finish("delivered", "the response had no id; the record was found")

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from conductor.context import UNKNOWN_TIME, Context
 from conductor.links import in_doubt, leases, overwrites, state
-from conductor.outward import duplicates, responses
+from conductor.outward import duplicates, finding, responses
 from conductor.outward.batch_sizes import BatchSizes, Call
 from conductor.outward.planning import (
     RECONCILABLE_COLUMNS,
@@ -303,22 +303,17 @@ def _fetch(subscriber: Subscriber, plan: Plan, item: Item) -> External | None:
     return cast("External", found)
 
 
-def _find(subscriber: Subscriber, item: Item) -> External | None:
-    external = subscriber.find(item)
-    return external and normalize_incoming(subscriber, external)
-
-
 def _find_unconfirmed_create(subscriber: Subscriber, plan: Plan, mapper: Mapper) -> None:
     """Find the record of an earlier create whose outcome is unknown, so that it is not created twice."""
     assert plan.item is not None
     plan.called = True
     subscriber.client.pace()
-    found = call_safely(_find, subscriber, plan.item)
+    found = call_safely(finding.find, subscriber, plan)
     if isinstance(found, SyncError):
         plan.fail(found)
         return
     if found is None and plan.claim.link.created_without_id:
-        found = responses.find_created(subscriber, plan.item)
+        found = responses.find_created(subscriber, plan)
         if isinstance(found, SyncError):
             plan.fail(found)
             return

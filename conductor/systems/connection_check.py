@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.mappings.store import MappingRefused, Mappings
 from models.catalogues import is_generated
-from models.ledger import System
+from models.ledger import OtherHub, System
 from subscribers.base import Subscriber
 from subscribers.calls import call_safely
 from subscribers.errors import SyncError
@@ -97,6 +97,7 @@ class ConnectionCheck:
         for message in missing:
             yield Finding("wrong", message)
         yield from self._webhooks(subscriber)
+        yield from self._other_hubs(subscriber)
         if offset := subscriber.client.clock_offset:
             where = "ahead of" if offset > 0 else "behind"
             message = f"the system's clock is {abs(offset):.0f} s {where} ours; times are compared with that difference"
@@ -106,6 +107,9 @@ class ConnectionCheck:
                 "note", "the fields cannot be checked: the system has no record yet and does not describe them"
             )
             return
+        if (marked := fields.get(subscriber.mark_path)) is not None and marked.kind not in ("", "text"):
+            words = f"{subscriber.mark_path} is of type {marked.kind}, and cannot hold a mark such as 1@3f9c2a1b"
+            yield Finding("wrong", f"{words}: make it a text field, or in a REST system declare plain_mark")
         sample = mapper.outward(_sample(subscriber), strict=False)
         for column, entry in mapper.fields.items():
             yield from _entry(subscriber, column, entry, fields, sample.get(entry.path))
@@ -128,6 +132,14 @@ class ConnectionCheck:
                 yield Finding(
                     "wrong", f"the login leads to the account {account}, but the records are linked in {known}"
                 )
+
+    def _other_hubs(self, subscriber: Subscriber) -> Iterator[Finding]:
+        seen = sa.select(OtherHub.hub_id, OtherHub.external_id).where(OtherHub.system == subscriber.system)
+        with self.context.database.read() as connection:
+            others = connection.execute(seen.order_by(OtherHub.seen_at)).all()
+        for other in others:
+            words = f"another hub, {other.hub_id}, works in this account: {other.external_id} has its mark"
+            yield Finding("note", words)
 
     @staticmethod
     def _webhooks(subscriber: Subscriber) -> Iterator[Finding]:

@@ -288,6 +288,12 @@ def upgrade() -> None:
         batch_op.create_index("ix_delivery_subscriber", ["subscriber", "id"], unique=False)
 
     op.create_table(
+        "hub",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("hub_id", sa.String(length=8), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_hub")),
+    )
+    op.create_table(
         "inbox",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("system", sa.String(length=64), nullable=False),
@@ -495,6 +501,14 @@ def upgrade() -> None:
         sa.Column("created_by", sa.String(length=255), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_mapping")),
         sa.UniqueConstraint("subscriber", "version", name=op.f("uq_mapping_subscriber_version")),
+    )
+    op.create_table(
+        "other_hub",
+        sa.Column("system", sa.String(length=64), nullable=False),
+        sa.Column("hub_id", sa.String(length=8), nullable=False),
+        sa.Column("external_id", sa.String(length=255), nullable=False),
+        sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("system", "hub_id", name=op.f("pk_other_hub")),
     )
     op.create_table(
         "process",
@@ -859,6 +873,7 @@ def downgrade() -> None:
     op.drop_table("refused_webhook")
     op.drop_table("product")
     op.drop_table("process")
+    op.drop_table("other_hub")
     op.drop_table("mapping")
     with op.batch_alter_table("lost_record", schema=None) as batch_op:
         batch_op.drop_index("ix_lost_record_system")
@@ -911,6 +926,7 @@ def downgrade() -> None:
         )
 
     op.drop_table("inbox")
+    op.drop_table("hub")
     with op.batch_alter_table("delivery", schema=None) as batch_op:
         batch_op.drop_index("ix_delivery_subscriber")
         batch_op.drop_index("ix_delivery_record")

@@ -24,9 +24,9 @@ _TABLE = """
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS row (
     key TEXT PRIMARY KEY, said TEXT, held TEXT NOT NULL, at TEXT NOT NULL,
-    record_id TEXT, deleted INTEGER NOT NULL DEFAULT 0, file TEXT
+    mark TEXT, deleted INTEGER NOT NULL DEFAULT 0, file TEXT
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS row_record ON row (record_id);
+CREATE INDEX IF NOT EXISTS row_mark ON row (mark);
 """
 #: Seconds to wait for another process that writes.
 _LOCK_TIMEOUT_SECONDS = 30.0
@@ -34,13 +34,13 @@ _LOCK_TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Known:
-    """One key: the last row received (`said`; None: a deletion), the current external values, our record's id."""
+    """One key: the last row received (`said`; None: a deletion), the current external values, the mark of the row."""
 
     key: str
     said: Flat | None
     held: Flat
     at: datetime
-    record_id: str | None
+    mark: str | None
     deleted: bool
 
 
@@ -70,12 +70,12 @@ class FileState:
         marks = ",".join("?" * len(keys))
         return {known.key: known for known in self._select(f"key IN ({marks})", keys)}
 
-    def of_record(self, record_id: str) -> Known | None:
-        """Return the known row of a record; None if there is none."""
-        return next(iter(self._select("record_id = ? AND NOT deleted", [record_id])), None)
+    def marked(self, mark: str) -> Known | None:
+        """Return the known row with this mark; None if there is none."""
+        return next(iter(self._select("mark = ? AND NOT deleted", [mark])), None)
 
     def _select(self, condition: str, values: Sequence[str]) -> list[Known]:
-        query = f"SELECT key, said, held, at, record_id, deleted FROM row WHERE {condition}"
+        query = f"SELECT key, said, held, at, mark, deleted FROM row WHERE {condition}"
         with self._open() as connection:
             return [
                 Known(
@@ -85,13 +85,13 @@ class FileState:
             ]
 
     def hold(self, rows: Iterable[tuple[str, Flat, datetime, str | None]]) -> None:
-        """Store the values that the system holds from now on; without a record id the known one stays."""
+        """Store the values that the system holds from now on; without a mark the known one stays."""
         with self._open() as connection:
             connection.executemany(
-                "INSERT INTO row (key, held, at, record_id) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
+                "INSERT INTO row (key, held, at, mark) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET "
                 "held = excluded.held, at = excluded.at, deleted = 0, "
-                "record_id = coalesce(excluded.record_id, record_id)",
-                [(key, json.dumps(held), at.isoformat(), record_id) for key, held, at, record_id in rows],
+                "mark = coalesce(excluded.mark, mark)",
+                [(key, json.dumps(held), at.isoformat(), mark) for key, held, at, mark in rows],
             )
 
     def said(self, rows: Iterable[tuple[str, Flat | None]]) -> None:
@@ -105,7 +105,7 @@ class FileState:
         with self._open() as connection:
             connection.executemany(
                 "INSERT INTO row (key, held, at, deleted) VALUES (?, '{}', ?, 1) ON CONFLICT (key) DO UPDATE SET "
-                "held = '{}', at = excluded.at, deleted = 1, record_id = NULL",
+                "held = '{}', at = excluded.at, deleted = 1, mark = NULL",
                 [(key, at.isoformat()) for key in keys],
             )
 

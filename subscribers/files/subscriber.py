@@ -67,7 +67,7 @@ class FileSubscriber(Subscriber):
     #: The column that identifies a row. If it is not mapped, a record of ours gets `new_key`.
     key_field: ClassVar[str] = "id"
     new_key: ClassVar[str] = "{id}"
-    #: The column with our record's id, read and written; empty: none.
+    #: The column with `Item.mark`, by which a row is known as ours; empty: none.
     record_id_field: ClassVar[str] = ""
     #: The column that is `true` for a deleted row; empty: deletions are neither read nor written.
     deleted_field: ClassVar[str] = "deleted"
@@ -155,7 +155,7 @@ class FileSubscriber(Subscriber):
             if not key:
                 outcomes.append(self._refuse("is empty, but rows are known by it"))
                 continue
-            if there is not None and not there.deleted and self._is_anothers(there.record_id, item, key):
+            if there is not None and not there.deleted and self._is_anothers(there.mark, item, key):
                 outcomes.append(self._refuse(f"{key} is the key of another row"))
                 continue
             if item.external_id not in (None, key):
@@ -163,10 +163,10 @@ class FileSubscriber(Subscriber):
                 written.append(self._deletion_row(item.linked_id))
             flat = self.mapper.flatten(item.data)
             flat = {**(there.held if there and not there.deleted else {}), **flat}
-            ours = {self.record_id_field: item.record_id} if self.record_id_field else {}
+            ours = {self.record_id_field: item.mark} if self.record_id_field else {}
             # The data may hold more than the mapped fields, such as the mark of an archived record.
             written.append({**nest(flat), **item.data, **nest({self.key_field: key}), **ours})
-            held.append((key, flat, now, item.record_id))
+            held.append((key, flat, now, item.mark))
             outcomes.append(External(key, {}, at=now))
         if written:
             self._write(written)
@@ -184,9 +184,9 @@ class FileSubscriber(Subscriber):
             return "" if is_empty(value) else str(value)
         return item.external_id or self.new_key.replace("{id}", item.record_id)
 
-    def _is_anothers(self, record_id: str | None, item: Item, key: str) -> bool:
-        if record_id is not None:
-            return record_id != item.record_id
+    def _is_anothers(self, mark: str | None, item: Item, key: str) -> bool:
+        if mark is not None and item.external_id != key:
+            return mark != item.mark
         # A row of the external system, which we would overwrite if our numbers happened to be the same.
         return item.external_id != key and pick(item.data, self.key_field) is MISSING
 
@@ -223,12 +223,12 @@ class FileSubscriber(Subscriber):
             return External(external_id)
         if known.deleted:
             raise Gone(f"{external_id} was deleted from the file")
-        return External(external_id, nest(known.held), at=known.at, record_id=known.record_id)
+        return External(external_id, nest(known.held), at=known.at, mark=known.mark)
 
     def find(self, item: Item) -> External | None:
         """Return the row that an export of this record created."""
-        known = self._state.of_record(item.record_id)
-        return External(known.key, nest(known.held), at=known.at, record_id=known.record_id) if known else None
+        known = self._state.marked(item.mark)
+        return External(known.key, nest(known.held), at=known.at, mark=known.mark) if known else None
 
     def list_all(self, position: dict[str, Any] | None) -> Iterator[Page]:
         """Return nothing: each file is read once, and the poll has already applied the rows of earlier files."""
@@ -352,17 +352,17 @@ class FileSubscriber(Subscriber):
                 gone.append(said.key)
                 changed.append(External(said.key, at=at, deleted=True))
             elif before is None or before.said is None or before.deleted:
-                fresh.append(External(said.key, nest(said.flat), at=at, record_id=said.record_id))
+                fresh.append(External(said.key, nest(said.flat), at=at, mark=said.mark))
             else:
                 was = before.said
                 flat = {path: v for path, v in said.flat.items() if path not in was or not same(v, was[path])}
                 if flat:
-                    changed.append(External(said.key, nest(flat), at=at, record_id=said.record_id))
+                    changed.append(External(said.key, nest(flat), at=at, mark=said.mark))
         new = [last[one.id] for one in (*fresh, *changed) if not one.deleted]
         held = {key: one.held for key, one in known.items() if not one.deleted}
         self._state.hold(
             # A repeated value does not undo our exports since.
-            (one.id, {**held.get(one.id, {}), **self.mapper.flatten(one.data)}, now, one.record_id)
+            (one.id, {**held.get(one.id, {}), **self.mapper.flatten(one.data)}, now, one.mark)
             for one in (*fresh, *changed)
             if not one.deleted
         )
@@ -391,15 +391,15 @@ class FileSubscriber(Subscriber):
         if key is MISSING or is_empty(key) or isinstance(key, dict | list | bool):
             raise Reject(f"has no {self.key_field}", code="required_field_missing")
         ours = pick(data, self.record_id_field) if self.record_id_field else None
-        record_id = None if ours is MISSING or is_empty(ours) else str(ours)
+        mark = None if ours is MISSING or is_empty(ours) else str(ours)
         if self.deleted_field and _yes(pick(data, self.deleted_field)):
-            return _Said(str(key), {}, record_id, deleted=True)
+            return _Said(str(key), {}, mark, deleted=True)
         flat = self.mapper.flatten(data)
         if csv:
             flat = {path: self._typed(path, cell) for path, cell in flat.items() if not self._is_left_open(path, cell)}
         # Convert the values now, while an error can still be reported to the author of the file.
         self.mapper.inward({path: value for path, value in flat.items() if _stands_alone(self.mapper.entry(path))})
-        return _Said(str(key), flat, record_id)
+        return _Said(str(key), flat, mark)
 
     def _column(self, path: str) -> sa.Column[Any] | None:
         """Return our column of a field; None if several columns form it, or it is a list of child rows."""
@@ -446,7 +446,7 @@ class _Said:
 
     key: str
     flat: Flat
-    record_id: str | None
+    mark: str | None
     deleted: bool = False
 
 

@@ -165,7 +165,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
         graphs = []
         for item in items:
             body = self.own(item.data)
-            address = f"{self.sobject}/{key}/{quote(item.record_id, safe='')}"
+            address = f"{self.sobject}/{key}/{quote(item.mark, safe='')}"
             parent = self._node("PATCH", address, "record", body)
             graphs.append((item, [parent, *self._row_nodes(item, "@{record.id}")]))
         outcomes = self._written(graphs)
@@ -187,7 +187,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
             return [error] * len(items)
         graphs = []
         for item in items:
-            body = {**self.own(item.changes), self.external_id_field: item.record_id}
+            body = {**self.own(item.changes), self.external_id_field: item.mark}
             there = [row for row in present.get(item.linked_id, []) if not row["IsDeleted"]]
             known = self._recognised(there, item.data[self.rows_path] or [])
             surplus = [row["Id"] for index, row in enumerate(there) if index not in known]
@@ -214,7 +214,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
     ) -> list[Json]:
         """Return the requests that write the rows; `known` are those in Salesforce that keep their External IDs."""
         taken = {row[self.external_id_field] for row in there}
-        keys = (key for number in itertools.count(1) if (key := f"{item.record_id}-{number}") not in taken)
+        keys = (key for number in itertools.count(1) if (key := f"{item.mark}-{number}") not in taken)
         nodes = []
         wanted = item.data[self.rows_path] or []
         for place, (row, old) in enumerate(itertools.zip_longest(wanted, known[: len(wanted)]), start=1):
@@ -260,7 +260,7 @@ class SalesforceWithLineItems(SalesforceSubscriber):
             body = answers[0]["body"] or {}
             kind = _Existing if body.get("created") is False else External
             there = str(body.get("id") or item.linked_id)
-            return kind(there, item.data, at=at, record_id=item.record_id, request_id=self.client.request_id)
+            return kind(there, item.data, at=at, mark=item.mark, request_id=self.client.request_id)
         place, errors = next(
             (number, one["body"])
             for number, one in enumerate(answers)

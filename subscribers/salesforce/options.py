@@ -38,7 +38,7 @@ class SalesforceOptions(SystemOptions):
       `login`, or `test` for a sandbox.
 
     _OBJECTS names the objects to synchronize; customers are accounts or contacts, not both.
-    _EXTERNAL_ID_FIELD is the field of each object that holds our record's id, unique and marked External ID.
+    _EXTERNAL_ID_FIELD is the text field of each object that holds our mark, unique and marked External ID.
     _WEBHOOK_SECRET is the secret that callouts send in X-Syncflow-Secret and outbound messages in their
     address; several are separated by blanks. While it is empty, every webhook is refused. Outbound
     messages must come from the org _ORGANIZATION_ID.

@@ -101,7 +101,7 @@ class SalesforceSubscriber(Subscriber):
         """Return the record whose External ID is ours."""
         from simple_salesforce.format import format_external_id  # noqa: PLC0415
 
-        by_id = format_external_id(self.external_id_field, item.record_id)
+        by_id = format_external_id(self.external_id_field, item.mark)
         try:
             return self._read(f"sobjects/{self.sobject}/{by_id}")
         except Gone:
@@ -163,8 +163,13 @@ class SalesforceSubscriber(Subscriber):
     # --- helpers --------------------------------------------------------------------------------------
 
     @property
+    def mark_path(self) -> str:
+        """The field with our mark."""
+        return self.external_id_field
+
+    @property
     def external_id_field(self) -> str:
-        """The field that holds our record's id."""
+        """The field that holds `Item.mark`."""
         return str(self.client.options.external_id_field)
 
     def fields(self) -> list[str]:
@@ -207,7 +212,7 @@ class SalesforceSubscriber(Subscriber):
         ]
 
     def _record(self, data: Mapping[str, Any], item: Item) -> dict[str, Any]:
-        return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.record_id}
+        return {**self.own(data), "attributes": {"type": self.sobject}, self.external_id_field: item.mark}
 
     def _externals(self, records: Sequence[Mapping[str, Any]]) -> list[External]:
         """Return the records; those merged into another come first, so that the other one is linked after them."""
@@ -243,7 +248,7 @@ class SalesforceSubscriber(Subscriber):
         rows = [{name: value for name, value in one.items() if name != "attributes"} for one in records]
         outcomes = bulk.ingest(self.client, self.sobject, operation, self.external_id_field, rows)
         return [
-            External(one[0], item.data, at=one[1], record_id=item.record_id) if isinstance(one, tuple) else one
+            External(one[0], item.data, at=one[1], mark=item.mark) if isinstance(one, tuple) else one
             for item, one in zip(items, outcomes, strict=True)
         ]
 
@@ -269,7 +274,7 @@ class SalesforceSubscriber(Subscriber):
             return [error] * len(items)
         call = self.client.request_id
         return [
-            External(str(result["id"]), item.data, at=at, record_id=item.record_id, request_id=call)
+            External(str(result["id"]), item.data, at=at, mark=item.mark, request_id=call)
             if result.get("success")
             else by_code(result.get("errors") or [], request_id=call).with_response(self.client.quote(result))
             for item, result in zip(items, results, strict=True)

@@ -148,7 +148,7 @@ class Salesforce(System):
             data=data,
             at=iso_time(record.get("SystemModstamp")),
             deleted=deleted or record.get("IsDeleted") is True,
-            record_id=record.get(self.options.external_id_field) or None,
+            mark=record.get(self.options.external_id_field) or None,
             merged_into=full_id(record.get("MasterRecordId") or "") or None,
         )
 

@@ -20,7 +20,7 @@ from subscribers.system import System
 
 #: The API version that this package is written for; an account's default may be older or newer.
 API_VERSION = "2024-06-20"
-#: The key in an object's metadata that holds our record's id.
+#: The key in an object's metadata that holds `Item.mark`, by which it is known as ours.
 RECORD_ID_KEY = "syncflow_id"
 #: A webhook with a signature older than this many seconds is refused: it may be a replay.
 SIGNATURE_TOLERANCE_SECONDS = 300
@@ -158,9 +158,9 @@ def external(
     body: Mapping[str, Any], *, at: datetime | None, deleted: bool = False, request_id: str | None = None
 ) -> External:
     """Return a Stripe object as an `External`."""
-    record_id = (body.get("metadata") or {}).get(RECORD_ID_KEY)
+    mark = (body.get("metadata") or {}).get(RECORD_ID_KEY)
     gone = deleted or body.get("deleted") is True
-    return External(str(body["id"]), body, at=at, deleted=gone, record_id=record_id, request_id=request_id)
+    return External(str(body["id"]), body, at=at, deleted=gone, mark=mark, request_id=request_id)
 
 
 def event_record(event: Mapping[str, Any]) -> Event | None:
@@ -184,7 +184,7 @@ def event_record(event: Mapping[str, Any]) -> Event | None:
         return None
     whole = external(body, at=at, deleted=verb == "deleted")
     if resource in _THIN:
-        whole = External(whole.id, at=at, deleted=whole.deleted, record_id=whole.record_id)
+        whole = External(whole.id, at=at, deleted=whole.deleted, mark=whole.mark)
     return Event(resource, whole)
 
 

@@ -18,7 +18,7 @@ from subscribers.records import External, Item
 from subscribers.registry import register
 from subscribers.rules import between, choices, length
 from subscribers.stripe.client import RECORD_ID_KEY
-from subscribers.stripe.objects import Body, StripeSubscriber, with_record_id
+from subscribers.stripe.objects import Body, StripeSubscriber, with_mark
 
 #: Key in an invoice's metadata while one of our writes, of several calls, is unfinished.
 #: Until it is finished, lines and status are intermediate values and are not merged.
@@ -230,7 +230,7 @@ class StripeInvoice(StripeSubscriber):
             price = {"price_data": {"product": product, "currency": body["currency"], "unit_amount": amount}}
         marks = {PLACE_KEY: str(place), PRODUCT_KEY: product or ""}
         data = {"description": want.get("description"), "quantity": want.get("quantity"), **price, "metadata": marks}
-        return with_record_id(data, item)
+        return with_mark(data, item)
 
     def _remove(self, item_id: str) -> None:
         self.client.pace()
@@ -268,7 +268,7 @@ class StripeInvoice(StripeSubscriber):
             if name in found.data and not same(found.data[name], item.data.get(name))
         }
         data = {name: value for name, value in found.data.items() if name not in own}
-        return External(found.id, data, at=found.at, record_id=found.record_id, request_id=found.request_id)
+        return External(found.id, data, at=found.at, mark=found.mark, request_id=found.request_id)
 
     def _lines(self, body: Body) -> list[Body]:
         """Return all lines: ours in our order, then the others, oldest first."""

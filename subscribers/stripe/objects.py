@@ -21,7 +21,7 @@ from subscribers.stripe import client
 from subscribers.stripe.client import RECORD_ID_KEY, VERBS, Stripe, event_record, external
 from subscribers.stripe.codes import KeySpent
 
-#: The number of newest objects that are searched for one with our id.
+#: The number of newest objects that are searched for one with our mark.
 FIND_AMONG = 1000
 #: Events are read in windows of this many seconds, oldest first, so that a long outage fits in memory.
 WINDOW_SECONDS = 3600
@@ -65,7 +65,7 @@ class StripeSubscriber(Subscriber):
     # --- calls ---------------------------------------------------------------------------------------
 
     def create(self, item: Item) -> External:
-        """Create the object, with our id in its metadata."""
+        """Create the object, with our mark in its metadata."""
         return self._as_external(*self._create(item.data, item))
 
     def update(self, item: Item) -> External:
@@ -107,7 +107,7 @@ class StripeSubscriber(Subscriber):
         return words
 
     def find(self, item: Item) -> External | None:
-        """Return the object whose metadata holds our id.
+        """Return the object whose metadata holds our mark.
 
         This reads lists instead of Stripe's search: a search returns an object only some time after its
         creation, and this method looks for objects that may have just been created.
@@ -158,7 +158,7 @@ class StripeSubscriber(Subscriber):
 
     def _create(self, data: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
         """Create the object. A new idempotency key replaces one that Stripe has used up on a failure."""
-        sent = {**without_empty(with_record_id(data, item)), **self._expanding()}
+        sent = {**without_empty(with_mark(data, item)), **self._expanding()}
         try:
             answer: tuple[Body, requests.Response] = self.client.post(self.path, sent, item.key)
         except KeySpent as spent:
@@ -172,7 +172,7 @@ class StripeSubscriber(Subscriber):
         return answer
 
     def _send(self, external_id: str, changes: Mapping[str, Any], item: Item) -> tuple[Body, requests.Response]:
-        sent = {**with_record_id(changes, item), **self._expanding()}
+        sent = {**with_mark(changes, item), **self._expanding()}
         body, response = self.client.post(self._address(external_id), sent)
         if body.get("deleted") is True:
             raise Gone(f"{external_id} was deleted", request_id=self.client.http.request_id(response))
@@ -214,7 +214,7 @@ class StripeSubscriber(Subscriber):
         for _ in range(FIND_AMONG // client.PAGE_SIZE):
             body, response = self._page(**filters, **after)
             for one in body["data"]:
-                if (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.record_id:
+                if (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.mark:
                     return self._as_external(one, response)
             if not body["has_more"]:
                 break
@@ -284,9 +284,9 @@ class StripeSubscriber(Subscriber):
             after = {"starting_after": body["data"][-1]["id"]}
 
 
-def with_record_id(data: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """Return the data with our record's id in its metadata."""
-    return {**data, "metadata": {**(data.get("metadata") or {}), RECORD_ID_KEY: item.record_id}}
+def with_mark(data: Mapping[str, Any], item: Item) -> dict[str, Any]:
+    """Return the data with our mark in its metadata."""
+    return {**data, "metadata": {**(data.get("metadata") or {}), RECORD_ID_KEY: item.mark}}
 
 
 def without_empty(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class StripeProduct(StripeSubscriber):
         if kept.get("tax_behavior") == "unspecified":
             del kept["tax_behavior"]
         for one in self.client.walk("/v1/prices", product=item.linked_id, active=True):
-            ours = (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.record_id
+            ours = (one.get("metadata") or {}).get(RECORD_ID_KEY) == item.mark
             if ours and _fits(one, wanted) and bool(one.get("recurring")) is bool(recurring):
                 return dict(one)
         data = {"product": item.linked_id, **kept, **_with_mark(wanted, item)}
@@ -116,11 +116,11 @@ class StripeProduct(StripeSubscriber):
 
 
 def _with_mark(price: Mapping[str, Any], item: Item) -> dict[str, Any]:
-    """Return a price marked with our product's id, by which a line of an invoice finds its product."""
+    """Return a price with the mark of our product, by which a line of an invoice finds its product."""
     return {
         "unit_amount": price.get("unit_amount") or 0,
         "currency": price.get("currency"),
-        "metadata": {RECORD_ID_KEY: item.record_id},
+        "metadata": {RECORD_ID_KEY: item.mark},
     }
 
 

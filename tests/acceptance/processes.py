@@ -184,7 +184,8 @@ class StripeSystem:
     def customers(self, record_id: object) -> list[dict[str, Any]]:
         """Return the customers that carry this record's id: at most one if all is well."""
         everyone = _get(f"{self.url}/_control/customers")["customers"]
-        return [one for one in everyone if (one.get("metadata") or {}).get("syncflow_id") == str(record_id)]
+        marks = [(one.get("metadata") or {}).get("syncflow_id") for one in everyone]
+        return [one for one, mark in zip(everyone, marks, strict=True) if _record_id(mark) == str(record_id)]
 
     def customer(self, record_id: object) -> dict[str, Any]:
         """Return the only customer of this record; AssertionError if there is none or more than one."""
@@ -223,7 +224,8 @@ class SalesforceSystem:
 
     def accounts(self, record_id: object) -> list[dict[str, Any]]:
         everyone = _get(f"{self.url}/_control/records/Account")
-        return [one for one in everyone if one["Syncflow_Id__c"] == str(record_id) and not one["IsDeleted"]]
+        living = [one for one in everyone if not one["IsDeleted"]]
+        return [one for one in living if _record_id(one["Syncflow_Id__c"]) == str(record_id)]
 
     def account(self, record_id: object) -> dict[str, Any]:
         (one,) = _exactly_one(self.accounts(record_id))
@@ -241,6 +243,11 @@ class SalesforceSystem:
     def writes(self, since: int) -> list[dict[str, Any]]:
         """Return the calls after that number that changed records or tried to."""
         return [one for one in self.calls(since) if one["method"] != "GET" and "/oauth2/" not in one["path"]]
+
+
+def _record_id(mark: str | None) -> str | None:
+    """Return the id of the record in a mark."""
+    return mark.partition("@")[0] if mark else None
 
 
 def _exactly_one(found: list[dict[str, Any]]) -> list[dict[str, Any]]:

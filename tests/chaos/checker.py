@@ -205,7 +205,7 @@ class Checker:
         for call in self.snapshot.journals["stripe"]:
             done = call["method"] == "POST" and call["path"] == "/v1/customers" and call["status"] == 200
             if done and not call["replayed"]:
-                creations[(call["params"].get("metadata") or {}).get(RECORD_ID_KEY, "")] += 1
+                creations[_record_id((call["params"].get("metadata") or {}).get(RECORD_ID_KEY)) or ""] += 1
         for record_id, count in creations.items():
             if count > 1:
                 self._add("duplicated", f"stripe was asked {count} times to create record {record_id}", [record_id])
@@ -239,5 +239,10 @@ def _ids(there: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def _our_id(system: str, external: dict[str, Any]) -> str | None:
     if system == "stripe":
-        return (external.get("metadata") or {}).get(RECORD_ID_KEY)
-    return external.get(EXTERNAL_ID)
+        return _record_id((external.get("metadata") or {}).get(RECORD_ID_KEY))
+    return _record_id(external.get(EXTERNAL_ID))
+
+
+def _record_id(mark: str | None) -> str | None:
+    """Return the id of the record in a mark."""
+    return mark.partition("@")[0] if mark else None

@@ -30,7 +30,7 @@ from subscribers.records import External, Item, Page
 from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import open_letters, retry_all
 from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
-from tests.support.records import CUSTOMER, add, edit, link, one_row, record, rows, settle, webhook
+from tests.support.records import CUSTOMER, add, edit, link, mark, one_row, record, rows, settle, webhook
 from tests.support.salesforce_hub import SalesforceHub
 from tests.support.stripe_hub import StripeHub
 
@@ -479,6 +479,8 @@ def test_a03_an_id_given_to_another_record_is_told_apart(
     database: Database, there: dict[str, Any], outcome: str, how: str
 ) -> None:
     hub, one, _ = _deleted_there(database, reuses_ids=True, match_on=("email",))
+    if there["hub_id"]:
+        there = {**there, "hub_id": mark(hub, there["hub_id"])}
     _restore(hub, {"name": "Bea", **there}, how)
     letters = [row.code for row in rows(hub, DeadLetter)]
     assert letters == (["reused_id"] if outcome == "asked" else [])

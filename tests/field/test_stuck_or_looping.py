@@ -28,7 +28,7 @@ from tests.support.awkward_rest import AwkwardRest, RestHub, answer, kind
 from tests.support.dead_letters import open_letters, retry_all
 from tests.support.fakes import FakeSubscriber, LowercasingSubscriber, TestHub
 from tests.support.own_tables import owned, table
-from tests.support.records import add, edit, link, lose_answer, one_row, record, retry_due, rows, settle, webhook
+from tests.support.records import add, edit, link, lose_answer, mark, one_row, record, retry_due, rows, settle, webhook
 from tests.support.salesforce_hub import SalesforceHub
 
 
@@ -428,7 +428,9 @@ def test_b21_outcomes_of_a_bulk_call_go_to_the_records_that_they_name(database: 
             hub.conductor.sweep()
             hub.run()
         found = {link.record_id: hub.systems["crm"].store[link.external_id] for link in rows(hub, Link)}
-        assert [(found[id]["hub_id"], found[id]["name"]) for id in ids] == [(id, record(hub, id).name) for id in ids]
+        assert [(found[id]["hub_id"], found[id]["name"]) for id in ids] == [
+            (mark(hub, id), record(hub, id).name) for id in ids
+        ]
         assert len(hub.systems["crm"].store) == 3 and open_letters(hub) == []
         for id in ids:
             edit(hub, id, name=f"{record(hub, id).name} {round}")

@@ -250,7 +250,8 @@ def _is_aside(ledger: Ledger, system: ModelSystem, external_id: str, record_id: 
 
 
 def _aside(ledger: Ledger, system: ModelSystem) -> set[str]:
-    return {key for key, data in system.store.items() if _is_aside(ledger, system, key, data.get("hub_id", ""))}
+    ours = {key: data.get("hub_id", "").partition("@")[0] for key, data in system.store.items()}
+    return {key for key, record_id in ours.items() if _is_aside(ledger, system, key, record_id)}
 
 
 def _edited_since(system: ModelSystem, external_id: str) -> set[str]:

@@ -347,7 +347,7 @@ class ModelSystem(FakeSystem):
         owner = (item.record_id, self.hub.incarnations.setdefault(item.record_id, 1))
         living = self.store.keys() - self.restored
         twins = [other for other, of in self.ours.items() if of == owner and other in living]
-        external = self.add(**item.data, hub_id=item.record_id)
+        external = self.add(**item.data, hub_id=item.mark)
         self.ours[external.id] = owner
         self.hub.note(f"{self.name}: created {external.id} for record {item.record_id}")
         if twins:

@@ -95,6 +95,7 @@ ENGINE: dict[str, set[str]] = {
     "links": {"context.py"},
     "internal": {"links"},
     "unsubscriptions.py": {"context.py", "links"},
+    "hub.py": {"context.py", "links"},
     "records.py": {"context.py", "unsubscriptions.py"},
     "mappings": {"context.py", "links", "internal"},
     "conflicts.py": {"context.py", "links", "mappings"},

@@ -100,7 +100,7 @@ def test_create_and_fetch(shop: ShopLike, contacts: ShopContact) -> None:
     seen = contacts.fetch(made.id)
     assert seen == made
     assert contacts.default_mapper.flatten(seen.data) == contacts.default_mapper.outward(ANNA)
-    assert made.record_id == "7" and made.at == datetime.fromisoformat(seen.data["updated_at"])
+    assert made.mark == "7" and made.at == datetime.fromisoformat(seen.data["updated_at"])
     (call,) = shop.journal.calls("POST")
     assert call.idempotency_key == "key-7"
 
@@ -146,7 +146,7 @@ def test_a_create_whose_answer_is_lost_may_be_done_and_is_found(shop: ShopLike, 
     error = refused(lambda: contacts.create(item()))
     assert isinstance(error, Retry) and error.maybe_done
     found = contacts.find(item())
-    assert found is not None and found.record_id == "7"
+    assert found is not None and found.mark == "7"
     assert contacts.find(item(id="70")) is None
 
 
@@ -347,7 +347,7 @@ def offline() -> RestSystem:
 def test_a_webhook_with_either_secret_is_taken(offline: RestSystem, secret: str) -> None:
     assert offline.verify(body_of(), signature(body_of(), secret)) == "e1"
     (one,) = offline.events(body_of())
-    assert (one.resource, one.external.id, one.external.record_id) == ("contact", "9", "7")
+    assert (one.resource, one.external.id, one.external.mark) == ("contact", "9", "7")
     assert one.external.at == datetime(2026, 11, 22, 12, 0, 0, 500_000, tzinfo=UTC)
     assert not one.external.deleted
 

@@ -81,10 +81,10 @@ def writes(org: SalesforceSimulator) -> list[tuple[str, str]]:
 def test_create_and_fetch(org: SalesforceSimulator, login: str) -> None:
     accounts = SalesforceAccount(connect(org, login))
     one = made(accounts.bulk_create([item(ANNA)])[0])
-    assert one.record_id == "7" and one.at is not None
+    assert one.mark == "7" and one.at is not None
     seen = accounts.fetch(one.id)
     assert accounts.default_mapper.flatten(seen.data) == accounts.default_mapper.outward(ANNA)
-    assert seen.record_id == "7" and seen.at is not None and seen.at <= one.at
+    assert seen.mark == "7" and seen.at is not None and seen.at <= one.at
     assert "attributes" not in seen.data
 
 
@@ -122,7 +122,7 @@ def test_200_records_are_one_call_each_with_its_own_outcome(
     assert isinstance(outcomes[50], Reject) and "Name" in outcomes[50].fields
     assert sum(isinstance(one, External) for one in outcomes) == 199
     assert writes(org) == [("PATCH", "/services/data/v59.0/composite/sobjects/Account/Syncflow_Id__c")]
-    changed = [item(ANNA, str(one.record_id), one.id, {"Phone": "1"}) for one in outcomes if isinstance(one, External)]
+    changed = [item(ANNA, str(one.mark), one.id, {"Phone": "1"}) for one in outcomes if isinstance(one, External)]
     assert all(isinstance(one, External) for one in accounts.bulk_update(changed))
     assert {one["Phone"] for one in org.store.all("Account")} == {"1"}
     assert accounts.bulk_delete(changed) == [None] * 199
@@ -161,7 +161,7 @@ def test_a_create_whose_answer_is_lost_may_be_done_and_is_found(
     (error,) = accounts.bulk_create([item(ANNA)])
     assert isinstance(error, Retry) and error.maybe_done
     found = accounts.find(item(ANNA))
-    assert found is not None and found.record_id == "7"
+    assert found is not None and found.mark == "7"
     assert made(accounts.bulk_create([item(ANNA)])[0]).id == found.id
     assert org.store.count("Account") == 1
 
@@ -171,7 +171,7 @@ def test_any_id_is_found(accounts: SalesforceAccount, id: str) -> None:
     assert accounts.find(item(ANNA, id)) is None
     one = made(accounts.bulk_create([item(ANNA, id)])[0])
     found = accounts.find(item(ANNA, id))
-    assert found is not None and (found.id, found.record_id) == (one.id, id)
+    assert found is not None and (found.id, found.mark) == (one.id, id)
 
 
 # --- errors -----------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_polls_read_on_from_where_they_were(org: SalesforceSimulator, accounts: 
     first = org.add("Account", Name="First", Syncflow_Id__c="7")
     org.clock.advance(600)
     found, position = read(accounts, None)
-    assert [(one.id, one.record_id, one.data["Name"]) for one in found] == [(first, "7", "First")]
+    assert [(one.id, one.mark, one.data["Name"]) for one in found] == [(first, "7", "First")]
     org.clock.advance(600)
     second = org.add("Account", Name="Second")
     org.clock.advance(600)
@@ -479,7 +479,7 @@ def offline() -> Salesforce:
 def test_a_callout_with_either_secret_is_taken(offline: Salesforce, secret: str) -> None:
     assert offline.unpack(callout(), {"x-syncflow-secret": secret}) == [("e1", callout())]
     (one,) = offline.events(callout())
-    assert (one.resource, one.external.record_id, one.external.deleted) == ("Account", "7", False)
+    assert (one.resource, one.external.mark, one.external.deleted) == ("Account", "7", False)
     assert one.external.at == datetime(2026, 11, 22, 7, 6, 38, tzinfo=UTC)
     (gone,) = offline.events(callout(deleted=True))
     assert gone.external.deleted

@@ -122,10 +122,10 @@ def test_each_record_of_a_job_has_its_own_outcome(org: SalesforceSimulator, acco
     assert len(made) == 248 and all(one.at is not None for one in made)
     there = org.store.get("Account", made[0].id)
     assert (there["Description"], there["Active__c"], there["Phone"]) == ('a "b", c\nd', True, None)
-    assert there["Syncflow_Id__c"] == made[0].record_id == "0"
+    assert there["Syncflow_Id__c"] == made[0].mark == "0"
     org.edit("Account", made[0].id, Phone="1", BillingCity="Bonn")
     org.remove("Account", made[1].id)
-    changes = [item(int(one.record_id or 0), external_id=one.id, Phone=None) for one in made]
+    changes = [item(int(one.mark or 0), external_id=one.id, Phone=None) for one in made]
     updated = accounts.bulk_update(changes)
     gone = updated[1]
     assert isinstance(gone, Gone) and "ENTITY_IS_DELETED" in json.loads(gone.response or "")["sf__Error"]
@@ -177,7 +177,7 @@ def test_a_file_that_is_too_large_is_cut_in_two(
 ) -> None:
     monkeypatch.setattr(bulk, "MAX_FILE_BYTES", 10_000)
     outcomes = accounts.bulk_create([item(n) for n in range(250)])
-    assert [one.record_id for one in outcomes if isinstance(one, External)] == [str(n) for n in range(250)]
+    assert [one.mark for one in outcomes if isinstance(one, External)] == [str(n) for n in range(250)]
     assert len(org.journal.calls("POST", JOB_SIZE)) == 2
 
 

@@ -13,6 +13,7 @@ from simulators.salesforce import SalesforceSimulator
 from subscribers.base import Subscriber
 from subscribers.mapping import Field
 from subscribers.salesforce import SalesforceInvoice, SalesforceProduct
+from tests.support.records import mark
 from tests.support.salesforce_hub import SalesforceHub
 
 LINES = [
@@ -214,7 +215,7 @@ def test_an_org_without_the_object_unlinks_nothing(hub: SalesforceHub) -> None:
 
 
 def test_creating_an_existing_invoice_adopts_its_lines(hub: SalesforceHub) -> None:
-    there = hub.org.add("Invoice__c", Name="R-1", Syncflow_Id__c="1")
+    there = hub.org.add("Invoice__c", Name="R-1", Syncflow_Id__c=mark(hub, 1))
     hub.org.add("Invoice_Line__c", Invoice__c=there, Description__c="Of before")
     invoice(hub)
     assert lines_there(hub) == [("Setup", 1, 99.0), ("Hours", 3, 120.5)]

@@ -79,11 +79,11 @@ def refused(call: Callable[[], Any]) -> SyncError:
 
 def test_create_and_fetch(stripe: StripeLike, customers: StripeCustomer) -> None:
     made = customers.create(item(ANNA))
-    assert made.record_id == "7" and made.request_id and made.request_id.startswith("req_")
+    assert made.mark == "7" and made.request_id and made.request_id.startswith("req_")
     assert made.at is not None and abs(datetime.now(UTC) - made.at) < timedelta(seconds=5)
     seen = customers.fetch(made.id)
     assert customers.default_mapper.flatten(seen.data) == customers.default_mapper.outward(ANNA)
-    assert seen.record_id == "7"
+    assert seen.mark == "7"
     (call,) = stripe.journal.calls("POST")
     assert call.idempotency_key == "key-7"
 
@@ -324,7 +324,7 @@ def test_a_poll_sees_creations_updates_and_deletions_once_each(stripe: StripeLik
     found, position = read(customers, {"since": now() - 100})
     by_id = {one.id: one for one in found}
     assert len(found) == 2
-    assert by_id[kept].data["name"] == "second" and by_id[kept].record_id == "7" and not by_id[kept].deleted
+    assert by_id[kept].data["name"] == "second" and by_id[kept].mark == "7" and not by_id[kept].deleted
     assert by_id[gone].deleted
     # The last minute is read again, because an event can become visible late.
     assert position["since"] <= now() - 59
@@ -380,7 +380,7 @@ def test_a_webhook_with_either_secret_is_taken(secret: str) -> None:
     body = json.dumps(event()).encode()
     assert system.verify(body, signed(body, secret)) == "evt_1"
     (one,) = system.events(body)
-    assert (one.resource, one.external.id, one.external.record_id) == ("customer", "cus_1", "7")
+    assert (one.resource, one.external.id, one.external.mark) == ("customer", "cus_1", "7")
     assert one.external.at == datetime.fromtimestamp(1_790_000_000, UTC) and not one.external.deleted
 
 

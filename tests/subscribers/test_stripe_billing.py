@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from models.session import Database
 from simulators.stripe import StripeLike
+from tests.support.records import mark
 from tests.support.stripe_hub import StripeHub, emptied
 
 DUE = datetime.now(UTC).date() + timedelta(days=20)
@@ -71,8 +72,8 @@ def test_a_product_is_created_with_its_price_in_one_call(hub: StripeHub) -> None
     (product,) = hub.all("products")
     (price,) = hub.all("prices")
     assert (product["name"], product["active"], product["default_price"]) == ("Lamp", True, price["id"])
-    assert product["metadata"] == {"sku": "L1", "syncflow_id": str(id)}
-    assert (price["unit_amount"], price["currency"], price["metadata"]) == (1250, "eur", {"syncflow_id": str(id)})
+    assert product["metadata"] == {"sku": "L1", "syncflow_id": mark(hub, id)}
+    assert (price["unit_amount"], price["currency"], price["metadata"]) == (1250, "eur", {"syncflow_id": mark(hub, id)})
     assert len(hub.stripe.journal.calls("POST")) == 1
     assert hub.stripe.journal.calls("POST")[0].idempotency_key
 
@@ -88,7 +89,7 @@ def test_another_price_is_a_new_one_and_the_old_one_is_archived(hub: StripeHub) 
         assert prices.pop(product["default_price"]) == (amount, True)
         assert not any(active for _, active in prices.values())
     assert len(hub.all("prices")) == 4
-    assert product["metadata"] == {"sku": "L1", "syncflow_id": str(id)}
+    assert product["metadata"] == {"sku": "L1", "syncflow_id": mark(hub, id)}
     assert hub.record("product", id)["price"] == 1400 and hub.letters() == []
 
 
@@ -172,12 +173,12 @@ def test_an_invoice_is_delivered_with_its_references_and_paid_in_stripe(hub: Str
     (invoice,) = hub.all("invoices")
     (customer,), (product,) = hub.all("customers"), hub.all("products")
     assert (invoice["customer"], invoice["number"], invoice["status"]) == (customer["id"], "R-1", "open")
-    assert invoice["metadata"] == {"syncflow_id": str(id)} and invoice["auto_advance"] is False
+    assert invoice["metadata"] == {"syncflow_id": mark(hub, id)} and invoice["auto_advance"] is False
     assert day_of(invoice["due_date"]) == DUE and invoice["total"] == 2700
     assert shown(invoice) == [("lamps", 2, 1200), ("postage", 1, 300)]
     items = hub.all("invoiceitems")
     assert items[0]["price"]["product"] == product["id"]
-    assert all(item["metadata"]["syncflow_id"] == str(id) for item in items)
+    assert all(item["metadata"]["syncflow_id"] == mark(hub, id) for item in items)
     creates = [c for c in hub.stripe.journal.calls("POST") if c.path.count("/") == 2]
     assert len({c.idempotency_key for c in creates}) == len(creates) == 5
 
@@ -295,7 +296,7 @@ def test_its_status_moves_as_far_as_stripes_rules_go(hub: StripeHub, before: str
     hub.edit("invoice", id, status=after)
     hub.settle()
     (invoice,) = hub.all("invoices")
-    assert invoice["status"] == there and invoice["metadata"] == {"syncflow_id": str(id)}
+    assert invoice["status"] == there and invoice["metadata"] == {"syncflow_id": mark(hub, id)}
     assert invoice["paid_out_of_band"] is (there == "paid")
     assert bool(hub.letters()) is (there != after)
 
@@ -358,7 +359,7 @@ def test_a_creation_cut_short_is_completed_once(hub: StripeHub, write: int, forg
     (invoice,) = hub.all("invoices")
     assert (invoice["status"], invoice["paid_out_of_band"]) == ("paid", True)
     assert shown(invoice) == [("lamps", 2, 1200), ("postage", 1, 300)] and len(hub.all("invoiceitems")) == 2
-    assert invoice["metadata"] == {"syncflow_id": str(id)}
+    assert invoice["metadata"] == {"syncflow_id": mark(hub, id)}
     here = hub.record("invoice", id)
     assert here["status"] == "paid" and [line["quantity"] for line in here["lines"]] == [2, 1]
     assert hub.letters() == []
@@ -381,7 +382,7 @@ def test_an_update_cut_short_is_completed(hub: StripeHub, write: int) -> None:
     (invoice,) = hub.all("invoices")
     assert (invoice["status"], invoice["number"]) == ("paid", "R-2")
     assert shown(invoice) == [("lamps", 2, 1200), ("postage", 4, 300)]
-    assert invoice["metadata"] == {"syncflow_id": str(id)}
+    assert invoice["metadata"] == {"syncflow_id": mark(hub, id)}
     here = hub.record("invoice", id)
     assert here["status"] == "paid" and [line["quantity"] for line in here["lines"]] == [2, 4]
     assert hub.letters() == [] and len(hub.all("invoiceitems")) == 2
@@ -401,7 +402,7 @@ def test_a_change_of_price_cut_short_is_completed(hub: StripeHub, write: int) ->
     (product,) = hub.all("products")
     assert [(p["unit_amount"], p["active"]) for p in hub.all("prices")] == [(1250, False), (1400, True)]
     assert product["default_price"] == hub.all("prices")[1]["id"]
-    assert product["metadata"] == {"sku": "L1", "syncflow_id": str(id)}
+    assert product["metadata"] == {"sku": "L1", "syncflow_id": mark(hub, id)}
     assert hub.record("product", id)["price"] == 1400 and hub.letters() == []
 
 

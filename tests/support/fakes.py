@@ -89,8 +89,8 @@ class FakeSystem(System):
 
     def external(self, external_id: str) -> External:
         data = self.store[external_id]
-        record_id = data.get("hub_id")
-        return External(external_id, dict(data), at=self.changed[external_id], record_id=record_id)
+        mark = data.get("hub_id")
+        return External(external_id, dict(data), at=self.changed[external_id], mark=mark)
 
     def verify(self, body: bytes, headers: Mapping[str, str]) -> str:
         if headers.get("x-fake") != "signed":
@@ -119,7 +119,7 @@ class FakeSubscriber(Subscriber):
 
     def create(self, item: Item) -> External:
         def effect() -> External:
-            return self.client.add(**item.data, hub_id=item.record_id)
+            return self.client.add(**item.data, hub_id=item.mark)
 
         return self.client.call("create", item.record_id, effect)
 
@@ -150,7 +150,7 @@ class FakeSubscriber(Subscriber):
     def find(self, item: Item) -> External | None:
         def effect() -> External | None:
             for external_id, data in self.client.store.items():
-                if data.get("hub_id") == item.record_id:
+                if data.get("hub_id") == item.mark:
                     return self.client.external(external_id)
             return None
 

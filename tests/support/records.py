@@ -87,6 +87,11 @@ def outcomes(hub: TestHub, **values: Any) -> list[tuple[str, str, str]]:
     return [(row.direction, row.operation, row.outcome) for row in rows(hub, Delivery, *conditions)]
 
 
+def mark(hub: TestHub, record_id: object) -> str:
+    """Return the mark that the hub writes to the external record of this one."""
+    return f"{record_id}@{hub.conductor.identity.hub_id()}"
+
+
 def webhook(hub: TestHub, system: str, event: str, external_id: str) -> bool:
     """Send the webhook of a changed record; return False if the event is stored already."""
     return hub.conductor.store_webhook(system, f"{event} {external_id}".encode(), {"X-Fake": "signed"})

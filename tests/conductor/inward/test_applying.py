@@ -11,7 +11,7 @@ from subscribers.errors import Retry
 from subscribers.mapping.fields import Field
 from subscribers.records import Item
 from tests.support.fakes import FakeSubscriber, TestHub
-from tests.support.records import CUSTOMER, add, edit, record, rows, webhook
+from tests.support.records import CUSTOMER, add, edit, mark, record, rows, webhook
 
 
 def test_a_late_event_never_regresses_a_record(hub: TestHub) -> None:
@@ -46,7 +46,7 @@ def test_the_event_of_a_create_still_in_progress_makes_no_duplicate(hub: TestHub
 
     def meanwhile(kind: str, what: str) -> None:
         if kind == "create":
-            crm.add(name="Ada", hub_id=one)
+            crm.add(name="Ada", hub_id=mark(hub, one))
             results.append(webhook(hub, "crm", "e1", "crm_1"))
             ((_, ids),) = hub.publisher.published
             hub.conductor.receive(ids[0])  # while the create is in progress

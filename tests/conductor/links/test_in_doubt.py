@@ -14,7 +14,19 @@ from models.session import Database
 from subscribers.errors import Retry
 from subscribers.records import External, Page
 from tests.support.fakes import TestHub
-from tests.support.records import CUSTOMER, add, edit, link, lose_answer, one_row, record, retry_due, settle, webhook
+from tests.support.records import (
+    CUSTOMER,
+    add,
+    edit,
+    link,
+    lose_answer,
+    mark,
+    one_row,
+    record,
+    retry_due,
+    settle,
+    webhook,
+)
 
 
 @pytest.mark.parametrize("arrived", [True, False])
@@ -106,7 +118,7 @@ def test_a_remote_edit_over_a_create_whose_worker_died_survives(database: Databa
     crm = hub.systems["crm"]
 
     def die(kind: str, what: str) -> None:
-        crm.add(name="Ada", notes="1", hub_id=one)
+        crm.add(name="Ada", notes="1", hub_id=mark(hub, one))
         raise KeyboardInterrupt
 
     crm.on_call = die
@@ -132,7 +144,7 @@ def test_an_edit_that_skips_the_system_is_not_mistaken_for_the_value_a_dead_work
     crm = hub.systems["crm"]
 
     def die(kind: str, what: str) -> None:
-        crm.add(name="Ada", hub_id=one)
+        crm.add(name="Ada", hub_id=mark(hub, one))
         raise KeyboardInterrupt
 
     crm.on_call = die
@@ -299,7 +311,7 @@ def test_a_record_deleted_while_its_create_is_unconfirmed_does_not_come_back(nes
     crm = nested_hub.systems["crm"]
     crm.fail(Retry("no response in time", maybe_done=True), after=True)
     nested_hub.run()
-    assert [record["hub_id"] for record in crm.store.values()] == [one]
+    assert [record["hub_id"] for record in crm.store.values()] == [mark(nested_hub, one)]
     with nested_hub.conductor.database.write() as c:
         c.execute(sa.delete(CUSTOMER))
     webhook(nested_hub, "crm", "e1", "crm_1")  # processed before the relay and the worker run

@@ -12,7 +12,7 @@ from subscribers.errors import Retry
 from subscribers.mapping.fields import Field
 from subscribers.records import External, Item
 from tests.support.fakes import FakeSubscriber, TestHub
-from tests.support.records import CUSTOMER, add, edit, link, retry_due, rows
+from tests.support.records import CUSTOMER, add, edit, link, mark, retry_due, rows
 
 
 def test_a_create_whose_answer_was_lost_is_looked_up_before_it_is_repeated(hub: TestHub) -> None:
@@ -39,7 +39,7 @@ def test_a_worker_that_dies_after_the_create_causes_no_duplicate(hub: TestHub) -
     crm.on_call = die
     with pytest.raises(KeyboardInterrupt):
         hub.conductor.deliver("crm.customer", [one])
-    crm.add(name="Ada", hub_id=one)  # the call reached the system
+    crm.add(name="Ada", hub_id=mark(hub, one))  # the call reached the system
     crm.on_call = lambda kind, what: None
     hub.conductor.deliver("crm.customer", [one])
     assert len(hub.shown("crm")) == 1 and crm.calls[-1][0] == "create"  # the lease has not expired

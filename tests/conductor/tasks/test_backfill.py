@@ -19,6 +19,7 @@ from subscribers.mapping.mapper import Mapper
 from subscribers.records import Page
 from tests.support.dead_letters import retry_all
 from tests.support.fakes import TestHub
+from tests.support.records import mark
 from tests.support.runtimes import Hub, until
 from workers.scheduler import run_tasks
 
@@ -88,7 +89,7 @@ def test_existing_external_records_are_linked_and_not_created_again(hub: TestHub
 
 def test_one_that_carries_our_id_is_linked_without_match_on(hub: TestHub) -> None:
     hub.conductor.subscribers["crm.customer"].__class__.match_on = ()
-    hub.systems["crm"].add(name="Old name", hub_id="3")
+    hub.systems["crm"].add(name="Old name", hub_id=mark(hub, 3))
     hub.conductor.tasks.start("backfill", "ann", subscriber="crm.customer")
     work(hub)
     assert len(hub.systems["crm"].store) == 6 and "Old name" not in held(hub)
