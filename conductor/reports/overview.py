@@ -8,6 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from conductor.context import Context
+from conductor.reports.capture_status import broken_captures
 from conductor.reports.incidents import URGENCY, Incident, capture_incident, process_incidents, system_incidents
 from conductor.reports.overview_counts import Waiting, subscriber_counts, waiting_counts
 from conductor.reports.overview_version import OverviewVersion
@@ -107,7 +108,7 @@ def overview(context: Context, connection: sa.Connection, seen: OverviewVersion)
     """Return the current overview; `seen` holds the rows that were read for its version."""
     names = {system: [s.name() for s in context.of_system(system)] for system in sorted(context.systems)}
     counts = subscriber_counts(connection, [name for some in names.values() for name in some])
-    broken = {one.catalogue: one for one in seen.broken}
+    broken = {one.catalogue: one for one in broken_captures(connection)}
 
     def status(system: str) -> SystemStatus:
         row = seen.systems.get(system)
@@ -119,7 +120,7 @@ def overview(context: Context, connection: sa.Connection, seen: OverviewVersion)
 
     found = [status(system) for system in names]
     troubles = [trouble for status in found for trouble in system_incidents(status, seen.systems.get(status.name))]
-    troubles += [capture_incident(one) for one in seen.broken]
+    troubles += [capture_incident(one) for one in broken.values()]
     troubles += process_incidents(context, seen.processes)
     troubles.sort(key=lambda trouble: URGENCY.index(trouble.kind))
     return Overview(found, waiting_counts(connection), seen.processes, troubles)

@@ -9,9 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.reports.capture_status import BrokenCapture, broken_captures
 from models.ledger import (
     AuditEntry,
+    CaptureState,
     Change,
     Conflict,
     Cursor,
@@ -45,8 +45,6 @@ class OverviewVersion:
     version: str
     systems: dict[str, SystemRow]
     polls: dict[str, CursorRow]
-    #: The catalogues whose writes may not be captured.
-    broken: list[BrokenCapture]
     processes: list[ProcessRow]
 
 
@@ -59,6 +57,8 @@ _NEWEST = sa.select(
     sa.select(sa.func.min(Change.id)).where(Change.relayed_at.is_(None)).scalar_subquery(),
     sa.select(sa.func.min(Inbox.id)).where(Inbox.state == _WAITING).scalar_subquery(),
     sa.select(sa.func.max(ThroughputWatermark.counted_to)).scalar_subquery(),
+    sa.select(sa.func.count(CaptureState.broken_since)).scalar_subquery(),
+    sa.select(sa.func.max(CaptureState.broken_since)).scalar_subquery(),
 )
 _SYSTEMS = sa.select(System.__table__).order_by(System.name)
 _POLLS = sa.select(Cursor.__table__).order_by(Cursor.subscriber)
@@ -74,10 +74,8 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
     systems = [SystemRow._make(row) for row in connection.execute(_SYSTEMS)]
     polls = [CursorRow._make(row) for row in connection.execute(_POLLS)]
     processes = [ProcessRow._make(row) for row in connection.execute(_PROCESSES)]
-    broken = broken_captures(connection)
     seen = (
         tuple(newest),
-        broken,
         [tuple(row) for row in jobs],
         # Without the columns that change with every call.
         [(s.name, s.paused_at, s.down_since, s.probe_at, s.failures, s.up_since, s.webhooks_rejected) for s in systems],
@@ -87,7 +85,7 @@ def overview_version(context: Context, connection: sa.Connection) -> OverviewVer
     )
     version = hashlib.sha256(repr(seen).encode()).hexdigest()
     return OverviewVersion(
-        version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, broken, processes
+        version, {row.name: row for row in systems}, {row.subscriber: row for row in polls}, processes
     )
 
 
