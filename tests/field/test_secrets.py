@@ -53,10 +53,10 @@ OLD_HOOK = f"whsec{MARK}old0123456789"
 TOKEN = f"{MARK}.access-token_0123456789"
 CLIENT = f"{MARK}client+secret/0123456789"
 HUB: dict[str, Any] = {
-    "secret_key": SecretStr(f"{MARK}session-key-0123456789"),
-    "metrics_token": SecretStr(f"{MARK}metrics-0123456789"),
+    "secret_key": SecretStr(f"{MARK}session-key-0123456789-0123456789"),
+    "metrics_token": SecretStr(f"{MARK}metrics-0123456789-0123456789-012345"),
     "totp_secret": SecretStr(f"{MARK}totp-secret-0123456789-0123456789"),
-    "oidc_client_secret": SecretStr(f"{MARK}oidc-0123456789"),
+    "oidc_client_secret": SecretStr(f"{MARK}oidc-0123456789-0123456789-0123456789"),
     "oidc_client_id": "hub",
     "oidc_issuer": "https://id.example.com",
     "database_url": f"postgresql://hub:{MARK}database%40pw@db.example/hub",
