@@ -57,8 +57,8 @@ _NEWEST = sa.select(
     sa.select(sa.func.min(Change.id)).where(Change.relayed_at.is_(None)).scalar_subquery(),
     sa.select(sa.func.min(Inbox.id)).where(Inbox.state == _WAITING).scalar_subquery(),
     sa.select(sa.func.max(ThroughputWatermark.counted_to)).scalar_subquery(),
-    sa.select(sa.func.count(CaptureState.broken_since)).scalar_subquery(),
     sa.select(sa.func.max(CaptureState.broken_since)).scalar_subquery(),
+    sa.select(sa.func.max(CaptureState.intact_at)).where(CaptureState.broken_since.is_not(None)).scalar_subquery(),
 )
 _SYSTEMS = sa.select(System.__table__).order_by(System.name)
 _POLLS = sa.select(Cursor.__table__).order_by(Cursor.subscriber)

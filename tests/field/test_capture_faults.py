@@ -331,7 +331,9 @@ def test_c37_broken_capture_is_noticed_and_its_catalogue_compared_after_the_repa
     assert hub.conductor.capture.look() == []
     intact_at = hub.clock()
     hub.clock.tick(60)
-    execute(database, *(statement.format(**words) for statement in breaking))
+    with database.write() as connection:  # one connection: another one of SQLite may still know the former schema
+        for statement in breaking:
+            connection.exec_driver_sql(statement.format(**words))
     [broken] = hub.conductor.capture.look()
     assert (broken.catalogue, broken.since) == ("customer", intact_at) and part in broken.reason
     overview = hub.conductor.reports.overview()

@@ -295,7 +295,7 @@ def test_counting_reads_only_the_rows_it_counts(hub: Conductor, database: Databa
 
         sa.event.listen(connection, "before_cursor_execute", explain)
         overview(hub.context, connection, overview_version(hub.context, connection))
-    small = ("system", "process", "schedule", "cursor", "throughput_watermark")
+    small = ("system", "capture_state", "process", "schedule", "cursor", "throughput_watermark")
     read_whole = [
         p for p in plans if p.startswith("SCAN") and not p.split()[1].startswith(("(", "anon_")) and "INDEX" not in p
     ]
