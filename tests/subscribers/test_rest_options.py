@@ -10,6 +10,7 @@ import pytest
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
+from redaction import MASK
 from settings import SettingsError
 from subscribers.errors import Reject, Retry, SystemDown
 from subscribers.records import Item
@@ -87,7 +88,7 @@ def test_a_login_that_is_quoted_back_is_not_repeated(make: Any, httpserver: HTTP
         return Response(json.dumps({"message": f"who is {quoted}?"}), 400)
 
     httpserver.expect_request("/api/contacts").respond_with_handler(answer)
-    with pytest.raises(Reject, match=r"who is .*\*\*\*\?") as said:
+    with pytest.raises(Reject, match=rf"who is .*{MASK}\?") as said:
         make(**chosen).create(item())
     assert SECRET not in str(said.value) and "dTpw" not in str(said.value)
 
@@ -133,11 +134,11 @@ class Tokens:
     def issue(self, request: Request) -> Response:
         request.get_data()
         self.issued.append(request)
-        return Response(json.dumps({"access_token": f"t{len(self.issued)}", **self.answer}), self.status)
+        return Response(json.dumps({"access_token": f"token{len(self.issued)}", **self.answer}), self.status)
 
     def serve(self, request: Request) -> Response:
         self.calls.append(request.headers["Authorization"])
-        taken = self.good and self.calls[-1] == f"Bearer t{len(self.issued)}"
+        taken = self.good and self.calls[-1] == f"Bearer token{len(self.issued)}"
         return Response(json.dumps(record() if taken else {"error": f"no {self.calls[-1]}"}), 200 if taken else 401)
 
 
@@ -180,7 +181,7 @@ def test_a_token_is_renewed_before_it_expires(tokens: Tokens, oauth: Any) -> Non
     assert len(tokens.issued) == 1
     now[0] += 2
     contact.fetch("1")
-    assert tokens.calls == ["Bearer t1", "Bearer t1", "Bearer t2"]
+    assert tokens.calls == ["Bearer token1", "Bearer token1", "Bearer token2"]
 
 
 def test_a_refused_token_is_renewed_once_and_the_call_repeated(tokens: Tokens, oauth: Any) -> None:
@@ -188,12 +189,12 @@ def test_a_refused_token_is_renewed_once_and_the_call_repeated(tokens: Tokens, o
     contact.fetch("1")
     tokens.issued.append(tokens.issued[0])  # the first token is no longer valid
     assert contact.create(item()).id == "1", "a write too: a 401 says that nothing was done"
-    assert tokens.calls == ["Bearer t1", "Bearer t1", "Bearer t3"]
+    assert tokens.calls == ["Bearer token1", "Bearer token1", "Bearer token3"]
     tokens.good = False
     with pytest.raises(SystemDown, match="login is refused") as said:
         contact.fetch("1")
     assert len(tokens.issued) == 4, "once, not for ever"
-    assert "t4" not in str(said.value), "not even a token that is short-lived"
+    assert "token4" not in str(said.value), "not even a token that is short-lived"
 
 
 @pytest.mark.parametrize(
