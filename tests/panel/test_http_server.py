@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -163,6 +163,8 @@ def test_w07_bytes_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> Non
             client.sendall(b"POST / HTTP/1.1\r\nHost: p\r\nContent-Length: 60001\r\n\r\n" + bytes(60_000))
         clients[2].sendall(b"x")
         assert clients[2].recv(12) == b"HTTP/1.1 200"
+        with suppress(ConnectionResetError):
+            assert clients[0].recv(1) == b"", "the oldest was disconnected"
 
 
 def test_w07_who_does_not_read_the_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
