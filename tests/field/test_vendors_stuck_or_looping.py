@@ -148,7 +148,7 @@ def test_b23_the_operator_discards_an_event(database: Database, state: str) -> N
     assert (inbox(hub).state, inbox(hub).result) == ("done", "discarded by ann: of a test account")
     assert all(letter.closed_at is not None for letter in records.rows(hub, DeadLetter))
     assert [row.action for row in records.rows(hub, AuditEntry)] == ["inbox.discard"]
-    with pytest.raises(ValueError, match="applied already"):
+    with pytest.raises(ValueError, match="was already applied"):
         hub.conductor.replay.discard(inbox(hub).id, "ann", "again")
 
 
