@@ -45,8 +45,8 @@ class Turn:
     position: dict[str, Any] | None
     #: When it began, by our clock.
     began: datetime
-    #: The inbox rows of records that could not be applied immediately.
-    postponed: list[int] = field(default_factory=list)
+    #: External id -> the inbox row of a record that could not be applied immediately; None if it waits there already.
+    postponed: dict[str, int | None] = field(default_factory=dict)
 
 
 class TurnLost(Exception):
@@ -186,7 +186,7 @@ class Polling:
             reason = applied.reason
         logger.debug("%s %s goes to the inbox: %s", subscriber.name(), external.id, reason)
         inbox_id = store_polled(self.context, connection, subscriber, external)
-        turn.postponed.extend([inbox_id] if inbox_id is not None else [])
+        turn.postponed[external.id] = inbox_id or turn.postponed.get(external.id)
         return None
 
     # --- turn and cursor ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from conductor.context import Context
 from conductor.inward.inbox import InboxProcessor
 from conductor.inward.incoming import Postponed
 from conductor.inward.merging import by_our_clock, newest_edit
-from conductor.inward.polling import NOT_SINCE_START, Polling
+from conductor.inward.polling import NOT_SINCE_START, Polling, Turn
 from conductor.links import leases, state
 from conductor.links.merge import unseen_edits
 from conductor.links.row import LinkRow
@@ -27,7 +27,8 @@ from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter
 from conductor.systems.outages import OutageDetector
-from models.ledger import Cursor, Link
+from models.bulk import in_values
+from models.ledger import Cursor, Inbox, Link
 from models.query_hints import range_equals
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
@@ -42,10 +43,10 @@ _PAUSE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look found, by link: errors of records that may not be written now, and those that wait for a poll."""
+    """What a look found, by link: errors of records that may not be written now, and records that others hold."""
 
     errors: dict[int, SyncError] = field(default_factory=dict)
-    waiting: frozenset[int] = frozenset()
+    waiting: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,15 @@ class RemoteEdits:
         needed = self._needed(subscriber, way, cursor, updates, deletes)
         if not (needed.updates or needed.deletes or (starts and not probing)):
             return None
-        waiting: frozenset[int] = frozenset()
+        looked = Looked()
         if (starts or needed.polls) and not probing:
-            if self._poll(subscriber, [*updates, *deletes, *creates]):
-                needed = replace(needed, updates=needed.updates if way == "condition" else [])
-            elif starts and self._is_being_polled(subscriber):
-                waiting = frozenset(link.id for link in creates)
-        return Looked(self._fetch(subscriber, needed, probing), waiting)
+            unapplied = self._poll(subscriber, [*updates, *deletes, *creates])
+            if unapplied is not None and way != "condition":
+                needed = replace(needed, updates=[one for one in needed.updates if one.external_id in unapplied])
+            elif unapplied is None and starts and self._is_being_polled(subscriber):
+                looked.waiting.update(link.id for link in creates)
+        self._fetch(subscriber, needed, probing, looked)
+        return looked
 
     def _needed(
         self, subscriber: Subscriber, way: str, cursor: Any, updates: Sequence[LinkRow], deletes: Sequence[LinkRow]
@@ -125,29 +128,43 @@ class RemoteEdits:
         with self.context.database.read_autocommit() as connection:
             return connection.execute(sa.select(Cursor.seen_until).where(*polled)).one_or_none()
 
-    def _poll(self, subscriber: Subscriber, links: Sequence[LinkRow]) -> bool:
+    def _poll(self, subscriber: Subscriber, links: Sequence[LinkRow]) -> set[str] | None:
         """Poll once for the whole batch, or wait for a poll of another thread or process that shows these links.
 
-        Return False if neither is possible now, so that the records are fetched.
+        Return the external ids of records that the poll read and could not apply; None if no poll was completed, so
+        that the records are fetched.
         """
         deadline = time.monotonic() + _MOST_POLL_SECONDS
         while True:
             try:
                 turn = self.polling.look(subscriber)
             except SyncError:
-                return False  # recorded; the breaker knows if the system is down
+                return None  # recorded; the breaker knows if the system is down
             if turn is not None:
-                for inbox_id in turn.postponed:
-                    self.inbox.process(inbox_id)
-                return True
+                # A poll whose turn was lost, or that the delete guard ended, has not read all pages.
+                cursor = self._cursor(subscriber)
+                is_complete = cursor is not None and cursor.seen_until is not None and cursor.seen_until >= turn.began
+                return self._unapplied(turn) if is_complete else None
             if not self._is_being_polled(subscriber):
-                return False
+                return None
             while self._is_being_polled(subscriber):
                 if time.monotonic() > deadline or self.context.stopping.wait(_PAUSE_SECONDS):
-                    return False
+                    return None
             cursor = self._cursor(subscriber)
             if cursor is not None and all(_is_seen(link, cursor.seen_until) for link in links):
-                return True
+                return set()
+
+    def _unapplied(self, turn: Turn) -> set[str]:
+        """Apply the records that a poll has postponed; return the external ids of those for which that failed."""
+        rows = {row for row in turn.postponed.values() if row is not None}
+        for row in rows:
+            self.inbox.process(row)
+        if not turn.postponed:
+            return set()
+        with self.context.database.read_autocommit() as connection:
+            done = sa.select(Inbox.id).where(in_values(connection, Inbox.id, list(rows)), Inbox.state == "done")
+            applied = set(connection.execute(done).scalars())
+        return {external_id for external_id, row in turn.postponed.items() if row not in applied}
 
     def _is_being_polled(self, subscriber: Subscriber) -> bool:
         until = sa.select(Cursor.polling_until).where(Cursor.subscriber == subscriber.name())
@@ -166,33 +183,35 @@ class RemoteEdits:
 
     # --- by fetching ----------------------------------------------------------------------------------
 
-    def _fetch(self, subscriber: Subscriber, needed: _Needed, probing: bool) -> dict[int, SyncError]:
-        """Read these records and merge what was edited in them; return the errors by link."""
+    def _fetch(self, subscriber: Subscriber, needed: _Needed, probing: bool, looked: Looked) -> None:
+        """Read these records and merge what was edited in them; note those that may not be written now."""
         links = [*needed.updates, *needed.deletes]
         if not links:
-            return {}
+            return
         found = self._read(subscriber, [str(link.external_id) for link in links])
         down = next((one for one in found if isinstance(one, SyncError) and one.pauses_system), None)
         if down is not None:
             self.context.database.run_in_transaction(self.breaker.went_down, subscriber.system, down)
-            return {}
+            return
         if probing:
             self.context.database.run_in_transaction(self.breaker.succeeded, subscriber.system)
         with self.context.database.read() as connection:
             mapper = self.mappings.current(connection, subscriber.name())[0]
-        errors: dict[int, SyncError] = {}
         unedited: dict[int, str | None] = {}
         for number, (link, theirs) in enumerate(zip(links, found, strict=True)):
             normal = _normal(subscriber, theirs)
             if isinstance(normal, External) and _is_as_known(mapper, link, normal):
                 unedited[link.id] = normal.version
                 continue
-            error = self._take(subscriber, mapper, link, normal, is_delete=number >= len(needed.updates))
+            try:
+                error = self._take(subscriber, mapper, link, normal, is_delete=number >= len(needed.updates))
+            except leases.LinkLeased:
+                looked.waiting.add(link.id)  # its holder may end before this edit is seen, and publishes the link then
+                continue
             if error is not None:
-                errors[link.id] = error
+                looked.errors[link.id] = error
         if subscriber.is_conditional and unedited:
             self.context.database.run_in_transaction(self._note_versions, unedited)
-        return errors
 
     def _note_versions(self, connection: sa.Connection, versions: dict[int, str | None]) -> None:
         """Note the versions of records of which all values are known; one that is being delivered is left alone."""
@@ -223,7 +242,11 @@ class RemoteEdits:
     def _take(
         self, subscriber: Subscriber, mapper: Mapper, link: LinkRow, theirs: External | SyncError, *, is_delete: bool
     ) -> SyncError | None:
-        """Apply what an edited record holds; return an error if it may not be written now."""
+        """Apply what an edited record holds; return an error if it may not be written now.
+
+        Raises:
+          LinkLeased: another process delivers or merges the record.
+        """
         if isinstance(theirs, SyncError) and not isinstance(theirs, Gone):
             return theirs
         if isinstance(theirs, External) and theirs.id != link.external_id:
@@ -238,8 +261,6 @@ class RemoteEdits:
     def _merge(self, subscriber: Subscriber, event: External) -> SyncError | None:
         try:
             applied = self.inbox.refetch(subscriber, event.id, event.at)
-        except leases.LinkLeased:
-            return None  # another process delivers it, so it is not claimed here
         except SyncError as error:
             return error
         return Retry(applied.reason, after=applied.after_seconds) if isinstance(applied, Postponed) else None

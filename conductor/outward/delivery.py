@@ -83,7 +83,7 @@ class _Turn:
 
 
 class LookResult(Protocol):
-    """What a look found, by link: errors of records that may not be written now, and those that wait for a poll."""
+    """What a look found, by link: errors of records that may not be written now, and records that others hold."""
 
     @property
     def errors(self) -> Mapping[int, SyncError]: ...

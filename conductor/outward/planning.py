@@ -272,7 +272,7 @@ def _may_lose(mapper: Mapper, path: str) -> bool:
 
 
 def end_unseen(plans: Iterable[Plan], errors: Mapping[int, SyncError], waiting: Container[int]) -> None:
-    """End the plans of records that could not be looked at, or that wait for the poll of another process."""
+    """End the plans of records that could not be looked at, or that another process polls, merges or delivers."""
     for plan in plans:
         if plan.is_open and (error := errors.get(plan.claim.link.id)) is not None:
             plan.fail(error)

@@ -391,7 +391,7 @@ def _report(hub: TestHub, how: str, external_id: str) -> None:
         with hub.conductor.database.write() as connection:
             hub.conductor.inward.polling._apply_page(connection, crm_customer, Page(listed, {}), turn)
             hub.conductor.inward.polling._end_turn(connection, turn)
-        hub.publisher.published.append(("inbox", turn.postponed))
+        hub.publisher.published.append(("inbox", [row for row in turn.postponed.values() if row is not None]))
     elif how == "event":
         hub.conductor.inward.inbox.apply_event(hub.conductor.subscribers["crm.customer"], External(external_id))
     elif how == "look":

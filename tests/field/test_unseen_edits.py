@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from werkzeug import Response
 
+from conductor.links import leases
 from models.base import utcnow
 from models.catalogues import Customer
 from models.ledger import Change, DeadLetter, Link
@@ -432,6 +433,75 @@ def test_a01_one_record_is_read_by_itself_and_several_by_one_poll(
     hub.run()
     assert [path for method, path in system.calls if method == "GET"] == reads
     assert len(system.writes()) == edited
+
+
+def test_a01_an_edit_that_a_poll_reads_and_cannot_apply_is_not_overwritten(
+    database: Database, system: AwkwardRest
+) -> None:
+    fields = {**FIELDS, "name": Field("name", conflict="external")}
+    hub = RestHub(database, system, kind(field_to_data=fields))
+    one = add(hub)
+    hub.run()
+    hub.poll()
+    edit(hub, one, name="ours", phone="+1")
+    system.store["1"]["name"] = "theirs"  # in the second of our write, so that the poll has the record fetched
+    unreadable = iter([True])
+    system.reads = lambda record: {} if system.calls[-1][1] == "/contacts/1" and next(unreadable, False) else record
+    hub.run()
+    hub.wait()
+    assert (record(hub).name, system.store["1"]["name"]) == ("theirs", "theirs")
+    assert (record(hub).phone, system.store["1"]["phone"]) == ("+1", "+1")
+    assert next(unreadable, None) is None
+
+
+def test_a01_a_poll_that_lost_its_turn_has_shown_nothing(database: Database, system: AwkwardRest) -> None:
+    fields = {**FIELDS, "name": Field("name", conflict="external")}
+    hub = RestHub(database, system, kind(field_to_data=fields))
+    one = add(hub)
+    hub.run()
+    hub.poll()
+    edit(hub, one, name="ours", phone="+1")
+    system.edit("1", name="theirs")
+
+    def take_turn() -> None:
+        hub.ahead += timedelta(seconds=61)
+        turn = hub.conductor.database.run_in_transaction(hub.conductor.inward.polling._take_turn, "awkward.customer")
+        assert turn is not None
+        system.before_list = lambda: None
+
+    system.before_list = take_turn
+    hub.run()
+    hub.wait()
+    assert (record(hub).name, system.store["1"]["name"]) == ("theirs", "theirs")
+
+
+def test_a01_an_edit_is_not_overwritten_where_another_process_held_the_record_during_the_look(
+    database: Database, system: AwkwardRest
+) -> None:
+    fields = {**FIELDS, "name": Field("name", conflict="external")}
+    hub = RestHub(database, system, kind(look_first="fetch", field_to_data=fields))
+    for number in range(2):
+        add(hub, name=f"n{number}")
+    hub.run()
+    for one in ("1", "2"):
+        edit(hub, one, phone="+1", name="ours")
+        system.edit(one, name="theirs")
+    run, held = hub.conductor.database.run_in_transaction, link(hub, "awkward")
+
+    def hold_and_release(record: Any) -> Any:
+        if system.calls.count(("GET", "/contacts/2")) == 1 and system.calls[-1][1] == "/contacts/2":
+            until = hub.conductor.context.later(60)
+            run(leases.take, "awkward.customer", held.external_id, "other", hub.conductor.context.clock(), until)
+        elif system.calls[-1][1] == "/contacts/2":
+            run(leases.release, held.id, "other")
+        return record
+
+    system.calls.clear()
+    system.reads = hold_and_release
+    hub.run()
+    assert record(hub, "2").name == "theirs" and link(hub, "awkward").attempts == 0
+    hub.wait(60)
+    assert (record(hub, "1").name, system.store["1"]["name"], system.store["1"]["phone"]) == ("theirs", "theirs", "+1")
 
 
 # A system that is never polled
