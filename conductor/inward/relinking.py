@@ -84,6 +84,7 @@ class Relinking:
             connection.execute(sa.update(System).where(System.name == system).values(**values))
             if unlink:
                 state.forget_account(connection, names)
+                lost.forget_system(connection, system)
                 connection.execute(sa.update(Cursor).where(Cursor.subscriber.in_(names)).values(position=None))
             details = {"before": row.account, "account": row.other_account, "unlink": unlink}
             self.context.audit(connection, by, "system.account", system, **details)

@@ -53,6 +53,11 @@ def forget(connection: sa.Connection, lost: Lost) -> None:
     connection.execute(sa.delete(LostRecord).where(*same))
 
 
+def forget_system(connection: sa.Connection, system: str) -> None:
+    """Remove all lost records of a system: they are of an account that is no longer used."""
+    connection.execute(sa.delete(LostRecord).where(LostRecord.system == system))
+
+
 def count_since(connection: sa.Connection, system: str, since: datetime) -> int:
     """Return how many records of a system were lost since then."""
     found = sa.select(sa.func.count(LostRecord.id)).where(*_since(system, since))

@@ -151,6 +151,23 @@ def test_a06_an_account_that_is_right_now_may_lose_the_links(database: Database)
     assert hub.row.paused_at is None and all(one.external_id in hub.client.store for one in rows(hub, Link))
 
 
+def test_a06_records_lost_in_the_former_account_are_not_linked_in_the_new_one(database: Database) -> None:
+    hub = ToldHub(database)
+    add(hub, name="n1")
+    hub.run()
+    hub.client.remove("crm_1")
+    edit(hub, "1", phone="+1")
+    hub.run()
+    assert hub.conductor.relinking.count("crm") == 1
+    hub.start("acct_2")
+    for place in (hub.client.store, hub.client.changed):
+        place.clear()
+    edit(hub, "1", phone="+2")
+    hub.run()
+    hub.conductor.relinking.accept_account("crm", "ann", unlink=True)
+    assert hub.conductor.relinking.count("crm") == 0 and hub.conductor.relinking.relink("crm", "ann") == 0
+
+
 def test_a06_only_another_account_can_be_accepted(database: Database) -> None:
     hub = ToldHub(database)
     add(hub)
