@@ -97,13 +97,16 @@ _WAKES = """IF captured > 0 AND current_setting('max_prepared_transactions') = '
             END IF;
         END IF;"""
 
-# One row for each kind of fault is enough; concurrent writers may add the same one.
-_NOTE = """INSERT INTO {ledger}.capture_fault (catalogue, source, event, is_lost, code, reason, at)
-            SELECT '{catalogue}', TG_RELID::regclass::text, '{event}', lost, why_code, left(why, 500),
-                clock_timestamp()
-            WHERE NOT EXISTS (SELECT FROM {ledger}.capture_fault AS known WHERE known.catalogue = '{catalogue}'
+# One row for each kind of fault is enough; concurrent writers may add the same one. The lock keeps a known row until
+# this write is committed: if it was deleted before, the comparison that follows might not see the write.
+_NOTE = """PERFORM FROM {ledger}.capture_fault AS known WHERE known.catalogue = '{catalogue}'
                 AND known.source = TG_RELID::regclass::text AND known.event = '{event}'
-                AND (known.is_lost OR NOT lost));"""
+                AND (known.is_lost OR NOT lost) FOR KEY SHARE;
+            IF NOT FOUND THEN
+                INSERT INTO {ledger}.capture_fault (catalogue, source, event, is_lost, code, reason, at)
+                VALUES ('{catalogue}', TG_RELID::regclass::text, '{event}', lost, why_code, left(why, 500),
+                    clock_timestamp());
+            END IF;"""
 
 _INSERT = """INSERT INTO {ledger}.change (catalogue, record_id, operation, origin, unsubscribe, at)
     SELECT '{catalogue}', captured.record, captured.operation,

@@ -58,10 +58,10 @@ class Backfill(TaskKind):
         self._readings: dict[int, tuple[Any, Iterator[Page]]] = {}
         self._phases = {_LINK_EXISTING: self._link_existing, _FEED: self._feed, _WATCH: self._watch}
 
-    def start(self, by: str, *, subscriber: str, where: Mapping[str, str] | None = None) -> int:
+    def start(self, by: str, *, subscriber: str, where: Mapping[str, str] | None = None, afresh: bool = False) -> int:
         """Deliver the records with these column values, or all, to a subscriber; return the task's id.
 
-        An unfinished one with the same argument continues instead.
+        An unfinished one with the same argument continues instead, or begins again with `afresh`.
 
         Raises:
           ValueError: there is no such subscriber or column, or existing external records could not be recognized.
@@ -82,7 +82,9 @@ class Backfill(TaskKind):
             )
         where = dict(where or {})
         conditions(found.records, where)  # raises for a wrong one
-        return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"where": where})
+        return self.tasks.begin_or_resume(
+            self.kind, by, subscriber=subscriber, argument={"where": where}, afresh=afresh
+        )
 
     def step(self, task: TaskRow) -> Step:
         """Link a page of the system's records, or make a page of ours pending, or count the outcomes."""

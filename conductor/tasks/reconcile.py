@@ -80,15 +80,17 @@ class Reconcile(TaskKind):
     succeeded = gettext_noop("agree")
     failed = gettext_noop("differ")
 
-    def start(self, by: str, *, subscriber: str, repair: bool = False) -> int:
+    def start(self, by: str, *, subscriber: str, repair: bool = False, afresh: bool = False) -> int:
         """Compare a subscriber's linked records with its system; return the task's id.
 
-        An unfinished one with the same argument continues instead.
+        An unfinished one with the same argument continues instead, or begins again with `afresh`.
 
         Raises:
           ValueError: there is no such subscriber.
         """
-        return self.tasks.begin_or_resume(self.kind, by, subscriber=subscriber, argument={"repair": repair})
+        return self.tasks.begin_or_resume(
+            self.kind, by, subscriber=subscriber, argument={"repair": repair}, afresh=afresh
+        )
 
     def step(self, task: TaskRow) -> Step:
         """Compare the next links."""

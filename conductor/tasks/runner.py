@@ -179,15 +179,21 @@ class TaskRunner:
             self.context.audit(connection, by, "task.start", f"#{task_id} {kind}", **details)
         return task_id
 
-    def begin_or_resume(self, kind: str, by: str, *, subscriber: str, argument: dict[str, Any]) -> int:
+    def begin_or_resume(
+        self, kind: str, by: str, *, subscriber: str, argument: dict[str, Any], afresh: bool = False
+    ) -> int:
         """Resume the unfinished task with the same argument, or begin one; return its id.
+
+        `afresh`: what an unfinished one has done counts no more, and it begins again.
 
         Raises:
           ValueError: there is no such subscriber.
         """
         for task in self.list(kind):
             if task.subscriber == subscriber and task.argument == argument and task.state != "done":
-                if task.state in ("stopped", "failed"):
+                if afresh:
+                    self._begin_again(task.id, by)
+                elif task.state in ("stopped", "failed"):
                     self.resume(task.id, by)
                 return int(task.id)
         return self.begin(kind, by, subscriber=subscriber, argument=argument)
@@ -214,6 +220,14 @@ class TaskRunner:
         """
         values = {"state": "running", "finished_at": None, "lease_until": None}
         self._change(task_id, by, "task.resume", ("stopped", "failed"), values)
+
+    def _begin_again(self, task_id: int, by: str) -> None:
+        """Begin a task again, also one that has just finished; the result of a step under way is discarded."""
+        values = {"state": "running", "created_at": self.context.clock(), "finished_at": None, "message": None}
+        values |= {"position": None, "total": None, "done": 0, "succeeded": 0, "failed": 0}
+        values |= {"lease_owner": None, "lease_until": None}
+        states = (*OPEN_TASK_STATES, "stopped", "failed", "done")
+        self._change(task_id, by, "task.restart", states, values)
 
     def _change(self, task_id: int, by: str, action: str, states: Sequence[str], values: dict[str, Any]) -> None:
         with self.context.database.write() as connection:

@@ -379,6 +379,52 @@ def test_c37_a_write_that_a_trigger_lost_is_found_by_comparing(postgres: Databas
     assert hub.conductor.capture.look() == [] and rows_of(hub, CaptureFault) == []
 
 
+def test_c37_a_lost_write_that_is_committed_after_a_look_is_found_by_the_next_one(postgres: Database) -> None:
+    hub = TestHub(postgres, "crm")
+    add(hub, name="Ada"), add(hub, name="Eve")
+    hub.run()
+    execute(postgres, "ALTER TABLE change ADD CONSTRAINT none CHECK (false) NOT VALID")
+    execute(postgres, "UPDATE customer SET name = 'Bea' WHERE id = 1")
+    with connected(postgres) as own:
+        own.execute("BEGIN")
+        own.execute("UPDATE customer SET name = 'Cem' WHERE id = 2")
+        assert hub.conductor.capture.look() == []
+        finish_tasks(hub)
+        own.execute("COMMIT")
+    execute(postgres, "ALTER TABLE change DROP CONSTRAINT none")
+    hub.clock.tick(60)
+    hub.conductor.capture.look()
+    finish_tasks(hub)
+    assert sorted(one["name"] for one in hub.shown("crm")) == ["Bea", "Cem"]
+    assert rows_of(hub, CaptureFault) == []
+
+
+@pytest.mark.parametrize("state", ["running", "stopped"])
+def test_c37_a_comparison_that_is_half_done_begins_again(database: Database, state: str) -> None:
+    hub = TestHub(database, "crm")
+    add(hub, name="Ada")
+    hub.run()
+    tasks = hub.conductor.tasks
+    number = tasks.start("reconcile", "ann", subscriber="crm.customer", repair=True)
+    tasks.run_some()
+    assert tasks.get(number).done == 1 and tasks.get(number).state == "running"
+    if state == "stopped":
+        tasks.stop(number, "ann")
+    assert hub.conductor.capture.look() == []
+    with database.write() as connection:
+        capture.remove(connection)
+    assert len(hub.conductor.capture.look()) == 1
+    execute(database, "UPDATE customer SET name = 'Bea'")
+    with database.write() as connection:
+        capture.install(connection)
+    hub.clock.tick(60)
+    assert hub.conductor.capture.look() == []
+    finish_tasks(hub)
+    assert [one["name"] for one in hub.shown("crm")] == ["Bea"]
+    assert tasks.get(number).state == "done" and tasks.get(number).done == 1
+    assert hub.conductor.reports.overview().in_sync
+
+
 def test_c37_nothing_is_delivered_or_dead_while_a_column_is_missing(database: Database) -> None:
     hub = TestHub(database, "crm")
     add(hub, name="Ada")
