@@ -27,7 +27,7 @@ from subscribers.errors import BadSignature, BadWebhook, Gone, Outdated, Reject,
 from subscribers.http.answers import id_in, is_refusal, location_of, readable
 from subscribers.http.auth import ClientCredentials, HeaderAuth
 from subscribers.http.client import Http, Token, Url, iso_time, server_time
-from subscribers.http.failures import describe_error
+from subscribers.http.failures import describe_error, duplicate_code
 from subscribers.http.signatures import Scheme, Signature
 from subscribers.mapping.values import Flat
 from subscribers.options import COMMON_OPTIONS, JmesPath, check_options, own_options, search_json
@@ -207,7 +207,7 @@ class RestSystem(System):
         if subscriber is None:
             return []
         data = search_json(self.event_data_field, event)
-        if not isinstance(data, dict) or search_json(subscriber.id_field, data) is None:
+        if not isinstance(data, dict) or search_json(subscriber.id_field, data) in (None, ""):
             raise BadWebhook(f"{self.event_data_field!r} is not a record with {subscriber.id_field!r}")
         external = subscriber.external(
             data,
@@ -595,12 +595,13 @@ class RestSubscriber(Subscriber):
         body = {self.body_field: data} if self.body_field else data
         response = self.client.http.call(method, path, json=body, **options)
         answer = readable(response)
-        if self._record_in(answer) is not None:
+        if self._is_record(answer, item):
             return self._answered(answer, response)
         request_id = self.client.http.request_id(response)
         if is_refusal(answer):
             message, fields = self.client.describe(response)
-            raise Reject(f"{response.status_code}, but refused: {message}", fields=fields, request_id=request_id)
+            text = f"{response.status_code}, but refused: {message}"
+            raise Reject(text, fields=fields, request_id=request_id, code=duplicate_code(message))
         external_id = item.external_id or id_in(location_of(response) or "", self._record_template(self.read_path))
         if external_id is not None:
             version = self._version_of(response)
@@ -646,8 +647,16 @@ class RestSubscriber(Subscriber):
     def _record_in(self, body: Any) -> Mapping[str, Any] | None:
         """Return the record in a response for one record; None if it has none with an id."""
         record = search_json(self.record_field, body)
-        found = isinstance(record, dict) and search_json(self.id_field, record) is not None
+        found = isinstance(record, dict) and search_json(self.id_field, record) not in (None, "")
         return record if found else None
+
+    def _is_record(self, answer: Any, item: Item) -> bool:
+        """Whether the response to a write has the record: that to an update may have the id of a job alone."""
+        record = self._record_in(answer)
+        if record is None:
+            return False
+        is_known = item.external_id in (None, str(search_json(self.id_field, record)))
+        return is_known or bool(self.mapper.flatten(record))
 
     def _answered(self, body: Any, response: requests.Response) -> External:
         record = self._record_in(body)
@@ -665,7 +674,7 @@ class RestSubscriber(Subscriber):
     def _records(self, body: Any, response: requests.Response) -> list[dict[str, Any]]:
         found = search_json(self.list_field, body)
         if not isinstance(found, list) or not all(
-            isinstance(one, dict) and search_json(self.id_field, one) is not None for one in found
+            isinstance(one, dict) and search_json(self.id_field, one) not in (None, "") for one in found
         ):
             raise Retry(f"the response of {urlsplit(response.url).path} is not a list of records")
         return found

@@ -20,7 +20,7 @@ from conductor.outward import finding
 from conductor.outward.planning import Plan
 from subscribers.base import Subscriber, normalize_incoming
 from subscribers.calls import call_safely
-from subscribers.errors import Retry, SyncError, Unidentifiable, Unidentified
+from subscribers.errors import Gone, Retry, SyncError, Unidentifiable, Unidentified
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import is_empty, same
 from subscribers.records import External
@@ -166,8 +166,20 @@ def read_back(subscriber: Subscriber, plans: list[Plan], mapper: Mapper) -> None
         normal = call_safely(normalize_incoming, subscriber, one) if isinstance(one, External) else one
         if isinstance(normal, External) and (normal.id == external_id or normal.id not in ids):
             _take_stored(plan, normal, mapper)
+        elif plan.operation == "create" and isinstance(one, Gone) and subscriber.can_identify:
+            _correct_id(subscriber, plan, external_id)
         else:
             logger.info("%s %s could not be read after it was written: %s", subscriber.name(), external_id, normal)
+
+
+def _correct_id(subscriber: Subscriber, plan: Plan, external_id: str) -> None:
+    """Take the id of the created record where it can be found: that in the response is the id of something else."""
+    found = find_created(subscriber, plan)
+    if isinstance(found, External):
+        plan.external = found
+        plan.reason = f"the response had the id {external_id}, which leads nowhere; the record was found"
+    else:
+        logger.info("%s %s cannot be read after it was created: %s", subscriber.name(), external_id, found)
 
 
 def _linked_id(plan: Plan) -> str:

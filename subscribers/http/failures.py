@@ -32,17 +32,18 @@ STATUSES: Mapping[int, type[SyncError]] = {
 
 #: HTTP status -> code of the error, where the status names the cause.
 CODES: Mapping[int, str] = {
+    303: "duplicate",
     403: "permission_missing",
     409: "conflict",
     413: "too_long",
 }
 
 
-#: How systems say, with a status for wrong data, that they have such a record already.
-_DUPLICATE = re.compile(r"already|duplicate|not unique|must be unique|unique constraint", re.IGNORECASE)
-
-#: How they say so with a status that may also refuse an old version; "already modified" means the version.
+#: How systems say, with a status that may also refuse an old version, that they have such a record already.
 _TAKEN = re.compile(r"duplicate|unique|exists|taken|in use", re.IGNORECASE)
+
+#: How they say so with a status for wrong data; "already modified" would mean the version.
+_DUPLICATE = re.compile(rf"already|{_TAKEN.pattern}", re.IGNORECASE)
 
 
 def status_error(
@@ -58,7 +59,7 @@ def status_error(
     """Return the error for an HTTP status, by `table`."""
     text = f"{status}: {message}" if message else str(status)
     kind = table.get(status, Retry if status >= 500 else Reject)
-    if issubclass(kind, Outdated) and _TAKEN.search(text):
+    if (status == 412 or issubclass(kind, Outdated)) and _TAKEN.search(text):
         kind = Reject
     code = CODES.get(status)
     if issubclass(kind, SystemDown):
@@ -74,9 +75,14 @@ def status_error(
             request_id=request_id,
         )
     if issubclass(kind, Reject):
-        code = code or ("duplicate" if status in (400, 422) and _DUPLICATE.search(text) else None)
+        code = code or (duplicate_code(text) if status in (400, 412, 422) else None)
         return kind(text, fields=fields, request_id=request_id, code=code)
     return kind(text, request_id=request_id)
+
+
+def duplicate_code(text: str) -> str | None:
+    """Return the code of an error whose message says that the system has such a record already."""
+    return "duplicate" if _DUPLICATE.search(text) else None
 
 
 def is_cut(error: requests.RequestException) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import string
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from models.catalogues import without_separators
@@ -18,14 +19,17 @@ _MOST_WORDS = 4
 def match_form(kind: str | None, value: Any, region: str | None = None) -> Any:
     """Return the normal form of a value of a column of this kind; None is a column that is compared as it is.
 
-    email: trimmed, case folded. name: Unicode NFC, case folded, one blank between words. phone: E.164, where a number
-    without a country code belongs to `region`, two letters; a text that is no number is compared by its characters.
+    email: trimmed, case folded, an international domain in its letters. name: Unicode NFC, case folded, one blank
+    between words. phone: E.164, where a number without a country code belongs to `region`, two letters; a text that is
+    no number is compared by its characters.
     """
     if kind is None or value is None:
         return value
     text = _text(value)
     if kind == "phone":
         return _e164(text, region) or without_separators(kind, text)
+    if kind == "email":
+        text = _with_domain(text, _in_letters)
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
@@ -37,12 +41,42 @@ def match_keys(kind: str, value: Any, region: str | None = None) -> set[str]:
     text = _text(value)
     if kind == "phone":
         return _phone_keys(text, region)
-    forms = {unicodedata.normalize(form, cased) for form in ("NFC", "NFD") for cased in _cased(text)}
+    written = {way for spelled in _spellings(kind, text) for way in _cased(spelled)}
+    forms = {unicodedata.normalize(form, cased) for form in ("NFC", "NFD") for cased in written}
     return {without_separators(kind, folded) for one in forms for folded in (one.lower(), one.translate(_ASCII_LOWER))}
 
 
 def _text(value: Any) -> str:
     return " ".join(str(one) for one in value if one) if isinstance(value, list | tuple) else str(value)
+
+
+def _spellings(kind: str, text: str) -> set[str]:
+    """Return other spellings that have the same form: an email's domain in letters or in ASCII, ss written as ß."""
+    spelled = {text}
+    if kind == "email":
+        spelled |= {_with_domain(text, _in_letters), _with_domain(text, _in_ascii)}
+    parts = text.casefold().split("ss")
+    if 1 < len(parts) <= _MOST_WORDS:
+        for pairs in itertools.product(("ss", "ß"), repeat=len(parts) - 1):
+            spelled.add("".join(itertools.chain(*zip(parts, (*pairs, ""), strict=True))))
+    return spelled
+
+
+def _with_domain(text: str, write: Callable[[str], str]) -> str:
+    name, at, domain = text.strip().rpartition("@")
+    try:
+        return f"{name}{at}{write(domain)}"
+    except UnicodeError:  # not the name of a domain
+        return text
+
+
+def _in_letters(domain: str) -> str:
+    lower = domain.lower()
+    return lower.encode("ascii").decode("idna") if "xn--" in lower else domain
+
+
+def _in_ascii(domain: str) -> str:
+    return domain if domain.isascii() else domain.encode("idna").decode("ascii")
 
 
 def _cased(text: str) -> set[str]:
@@ -78,5 +112,5 @@ def _phone_keys(text: str, region: str | None) -> set[str]:
     code, rest = str(number.country_code), phonenumbers.national_significant_number(number)
     national = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
     digits = "".join(char for char in national if char.isdigit())
-    international = {f"{prefix}{code}{zero}{rest}" for prefix in ("+", "00", "") for zero in ("", "0")}
+    international = {f"{prefix}{code}{zero}{rest}" for prefix in ("+", "00", "", "tel:+") for zero in ("", "0")}
     return {own, normal, rest, digits, *international}

@@ -849,6 +849,10 @@ _ALIKE = [
     ("phone", "06/12345678", "+39 06 12345678"),
     ("name", "\u00c9lodie BR\u00dbL\u00c9", "e\u0301lodie  bru\u0302le\u0301"),
     ("name", "ada  lovelace", "Ada Lovelace"),
+    ("name", "Stra\u00dfe \u00d6l", "STRASSE \u00d6L"),
+    ("name", "WEISS", "Wei\u00df"),
+    ("phone", "tel:+39-06-12345678", "+390612345678"),
+    ("email", "ada@b\u00fccher.example", "Ada@XN--bcher-kva.example"),
 ]
 
 

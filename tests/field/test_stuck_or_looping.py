@@ -292,6 +292,8 @@ WITHOUT_RECORD: dict[str, Callable[[dict[str, Any]], Response]] = {
     "no content": lambda record: Response(status=204),
     "text": lambda record: Response("OK", content_type="text/plain"),
     "list": lambda record: answer([]),
+    "no id": lambda record: answer({"id": "", "name": record["name"]}),
+    "job": lambda record: answer({"id": "job-77", "status": "queued"}, 202),
 }
 
 
@@ -307,12 +309,12 @@ def test_b21_an_update_that_is_answered_without_the_record_is_read_once(
     edit(hub, one, name="Bea", phone=None)
     hub.run()
     hub.wait()
-    assert system.methods() == ["POST", "PATCH", "GET"]
+    assert system.methods() == ["POST", "PATCH", "GET"] and one_row(hub, Link).external_id == "1"
     assert system.store["1"]["name"] == "Bea" and system.store["1"]["phone"] is None
     assert open_letters(hub) == []
 
 
-@pytest.mark.parametrize("form", ["success", "no content", "text"])
+@pytest.mark.parametrize("form", ["success", "no content", "text", "no id"])
 @pytest.mark.parametrize("way", ["location", "mark", "match"])
 def test_b21_a_create_that_is_answered_without_an_id_is_found(
     database: Database, system: AwkwardRest, form: str, way: str
@@ -331,6 +333,18 @@ def test_b21_a_create_that_is_answered_without_an_id_is_found(
     hub.run()
     hub.wait()
     assert one_row(hub, Link).external_id == "2" and system.writes() == ["POST"] and open_letters(hub) == []
+
+
+@pytest.mark.parametrize("form", [{"id": 0}, {"id": "job-77", "status": "queued"}])
+@pytest.mark.parametrize("options", [{"record_id_field": "ref"}, {"match_on": ("email",)}])
+def test_b21_a_create_that_is_answered_with_the_id_of_something_else_is_found(
+    database: Database, system: AwkwardRest, form: dict[str, Any], options: dict[str, Any]
+) -> None:
+    system.creates = lambda record: answer(form, 202)
+    hub = RestHub(database, system, kind(**options))
+    add(hub, email="a@x.example")
+    hub.run()
+    assert one_row(hub, Link).external_id == "1" and system.writes() == ["POST"] and open_letters(hub) == []
 
 
 def test_b21_a_location_of_another_form_is_read_for_the_id(database: Database, system: AwkwardRest) -> None:
@@ -831,6 +845,11 @@ REFUSALS: dict[str, Callable[[dict[str, Any]], Response]] = {
     "409 without text": lambda other: Response(status=409),
     "422": lambda other: answer({"errors": {"email": ["has already been taken"]}}, 422),
     "400": lambda other: answer({"message": "duplicate key value violates unique constraint"}, 400),
+    "400 with a code": lambda other: answer({"error": {"code": "contact_exists"}}, 400),
+    "422 with a list": lambda other: answer({"errors": [{"code": "taken", "field": "email"}]}, 422),
+    "412": lambda other: answer({"message": "a contact like this exists"}, 412),
+    "303": lambda other: Response(status=303, headers={"Location": f"/contacts/{other['id']}"}),
+    "200": lambda other: answer({"success": False, "message": "already registered"}),
 }
 
 
