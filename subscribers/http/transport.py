@@ -66,6 +66,8 @@ class TimeLimit:
         with self._lock:
             if self._sockets is not None:
                 self._sockets.append(duplicate)
+                if self.is_over:  # the next call of a redirect
+                    _shut_down(duplicate)
                 return
         duplicate.close()
 
@@ -74,8 +76,7 @@ class TimeLimit:
         with self._lock:
             self.is_over = self._sockets is not None
             for one in self._sockets or ():
-                with suppress(OSError):  # it is closed already
-                    one.shutdown(socket.SHUT_RDWR)
+                _shut_down(one)
 
     def close(self) -> None:
         """Watch no more."""
@@ -83,6 +84,11 @@ class TimeLimit:
             sockets, self._sockets = self._sockets or (), None
         for one in sockets:
             one.close()
+
+
+def _shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Watchdog:

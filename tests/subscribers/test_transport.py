@@ -9,7 +9,7 @@ import ssl
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -25,7 +25,7 @@ from subscribers.calls import renewed_by
 from subscribers.errors import ResponseTooLarge, Retry, SyncError, SystemDown
 from subscribers.http.auth import ClientCredentials
 from subscribers.http.client import Http
-from subscribers.http.transport import MAX_ERROR_BYTES, TooLarge, new_session
+from subscribers.http.transport import MAX_ERROR_BYTES, TimeLimit, TooLarge, new_session
 from subscribers.rest import RestOptions, RestSystem
 from subscribers.salesforce import bulk
 from subscribers.salesforce.login import log_in
@@ -314,3 +314,12 @@ def test_s04_results_of_a_bulk_job_are_read_line_by_line(monkeypatch: pytest.Mon
 
 def test_s04_errors_are_cut_to_a_size_of_their_own() -> None:
     assert MAX_ERROR_BYTES <= 1024 * 1024
+
+
+def test_a_connection_that_is_used_after_the_end_is_shut_down() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, closing(TimeLimit()) as limit:
+        limit.end()
+        limit.watch(ours.fileno())  # as for the next call of a redirect
+        theirs.settimeout(5)
+        assert theirs.recv(1) == b""
