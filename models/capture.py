@@ -142,9 +142,9 @@ def installed(connection: sa.Connection) -> list[str]:
 _PG_TRIGGERS = f"""
     SELECT tgname, tgrelid::regclass::text FROM pg_trigger JOIN pg_proc ON pg_proc.oid = tgfoid
     WHERE NOT tgisinternal AND tgparentid = 0 AND starts_with(tgname, '{PREFIX}')
-        AND pronamespace = current_schema()::regnamespace ORDER BY tgname, 2
+        AND pronamespace = quote_ident(current_schema())::regnamespace ORDER BY tgname, 2
 """
 _PG_FUNCTIONS = f"""
     SELECT oid::regprocedure::text FROM pg_proc
-    WHERE starts_with(proname, '{PREFIX}') AND pronamespace = current_schema()::regnamespace ORDER BY 1
+    WHERE starts_with(proname, '{PREFIX}') AND pronamespace = quote_ident(current_schema())::regnamespace ORDER BY 1
 """

@@ -23,7 +23,7 @@ _TRIGGERS = sa.text("""
         p.prosecdef AS is_definer, format('%I.%I', n.nspname, c.relname) AS place
     FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_class c ON c.oid = t.tgrelid
         JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE NOT t.tgisinternal AND t.tgname = :name AND p.pronamespace = current_schema()::regnamespace
+    WHERE NOT t.tgisinternal AND t.tgname = :name AND p.pronamespace = quote_ident(current_schema())::regnamespace
 """)
 
 # Sessions that run as a replica fire no triggers ("session_replication_role" in the manual).
