@@ -46,6 +46,7 @@ class CaptureWatch:
                 found.append(broken)
             elif gap_since is not None:
                 self._compare(catalogue)
+                self._end_gap(catalogue, gap_since)
         return found
 
     def faults(self, connection: sa.Connection) -> dict[str, list[str]]:
@@ -73,11 +74,17 @@ class CaptureWatch:
             self._store(connection, catalogue, {"broken_since": since, "reason": fault.reason})
             return fault, None
         gap_since = (before.broken_since if before is not None else None) or lost_since
-        self._store(connection, catalogue, {"intact_at": now, "broken_since": None, "reason": None})
+        # It counts as broken until the comparison is begun: a process that dies before that leaves it to the next look.
+        self._store(connection, catalogue, {"intact_at": now, "broken_since": gap_since, "reason": None})
         if gap_since is not None:
             logger.warning("writes to %s since %s may not have been captured", catalogue.name, gap_since)
             self._note_gap(connection, catalogue, gap_since)
         return None, gap_since
+
+    def _end_gap(self, catalogue: Catalogue, since: datetime) -> None:
+        mine = (CaptureState.catalogue == catalogue.name, CaptureState.broken_since == since)
+        with self.context.database.write() as connection:
+            connection.execute(sa.update(CaptureState).where(*mine).values(broken_since=None))
 
     def _store(self, connection: sa.Connection, catalogue: Catalogue, values: dict[str, object]) -> None:
         row = self.context.database.insert(CaptureState).values(catalogue=catalogue.name, **values)

@@ -379,6 +379,41 @@ def test_c37_a_write_that_a_trigger_lost_is_found_by_comparing(postgres: Databas
     assert hub.conductor.capture.look() == [] and rows_of(hub, CaptureFault) == []
 
 
+def test_c37_a_comparison_that_cannot_be_begun_is_begun_by_the_next_look(database: Database) -> None:
+    hub = TestHub(database, "crm")
+    add(hub, name="Ada")
+    hub.run()
+    assert hub.conductor.capture.look() == []
+    with database.write() as connection:
+        capture.remove(connection)
+    assert len(hub.conductor.capture.look()) == 1
+    execute(database, "UPDATE customer SET name = 'Bea'")
+    with database.write() as connection:
+        capture.install(connection)
+    hub.clock.tick(60)
+    execute(database, "ALTER TABLE task RENAME TO task_away")
+    with pytest.raises(sa.exc.DBAPIError):
+        hub.conductor.capture.look()
+    execute(database, "ALTER TABLE task_away RENAME TO task")
+    hub.clock.tick(60)
+    assert hub.conductor.capture.look() == []
+    finish_tasks(hub)
+    assert [one["name"] for one in hub.shown("crm")] == ["Bea"]
+    assert hub.conductor.reports.overview().in_sync
+    assert hub.conductor.capture.look() == [] and not hub.conductor.tasks.run_some()
+
+
+def test_c37_the_triggers_are_found_in_a_schema_whose_name_needs_quotes(postgres: Database) -> None:
+    catalogue = Catalogue("thing", table("thing", None, sa.Column("name", sa.Text)), label="name")
+    with postgres.write() as connection:
+        connection.exec_driver_sql('CREATE SCHEMA "My-Hub"')
+        connection.exec_driver_sql('SET LOCAL search_path TO "My-Hub"')
+        connection.exec_driver_sql("CREATE TABLE thing (id int PRIMARY KEY, name text)")
+        assert "has no trigger" in " ".join(capture_watch.faults(connection, catalogue))
+        capture.install(connection, [catalogue])
+        assert capture_watch.faults(connection, catalogue) == []
+
+
 def test_c37_a_lost_write_that_is_committed_after_a_look_is_found_by_the_next_one(postgres: Database) -> None:
     hub = TestHub(postgres, "crm")
     add(hub, name="Ada"), add(hub, name="Eve")
