@@ -7,7 +7,7 @@ from conductor.conductor import Conductor
 from conductor.dead_letters.remedies import remedy
 from conductor.dead_letters.store import DeadLetterFilter
 from conductor.inward.applying import REUSED_ID
-from conductor.inward.inbox import INBOX_KIND_POLL
+from conductor.inward.awaited import INBOX_KIND_POLL
 from conductor.inward.replay import ReplayWindow
 from conductor.inward.webhooks import UnknownSystem
 from conductor.links.row import link_row

@@ -44,6 +44,7 @@ class HubIdentity:
             connection.execute(sa.update(System).values(account=None, other_account=None))
             ended = {"closed_at": now, "resolution": _OF_THE_ORIGINAL}
             connection.execute(sa.update(DeadLetter).where(DeadLetter.closed_at.is_(None)).values(**ended))
+            connection.execute(sa.update(Inbox).where(Inbox.waits_for.is_not(None)).values(waits_for=None))
             done = {"state": "done", "finished_at": now, "retry_at": None, "result": _OF_THE_ORIGINAL}
             connection.execute(sa.update(Inbox).where(Inbox.state != "done").values(**done))
             self.context.audit(connection, by, "hub.new_id", fresh, former=former)

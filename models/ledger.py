@@ -348,6 +348,7 @@ class Inbox(Base):
         sa.UniqueConstraint("system", "event_id"),
         _where("ix_inbox_waiting", "id", condition="state = 'waiting'"),
         _where("ix_inbox_dead", "id", condition="state = 'dead'"),
+        _where("ix_inbox_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
@@ -368,6 +369,8 @@ class Inbox(Base):
     finished_at: Mapped[datetime | None]
     #: What was done with it, as text.
     result: Mapped[str | None] = mapped_column(ShownText())
+    #: The related record that is to be linked before this one is complete: subscriber, space, external id.
+    waits_for: Mapped[str | None] = mapped_column(sa.String(320))
 
 
 class RefusedWebhook(Base):

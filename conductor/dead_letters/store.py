@@ -171,7 +171,7 @@ class DeadLetterStore:
         connection.execute(
             sa.update(Inbox)
             .where(Inbox.id.in_(inbox), Inbox.state == "dead")
-            .values(state="waiting", retry_at=now, attempts=0)
+            .values(state="waiting", retry_at=now, attempts=0, waits_for=None)
         )
         if task_id is not None:
             letters = DeadLetter.id.in_([row.id for row in rows])

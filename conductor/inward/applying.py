@@ -17,13 +17,14 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.internal.absence import Absent, Unreadable, last_captured, require_deletion
 from conductor.internal.deletions import remove_here, restore_here
-from conductor.inward import matching
+from conductor.inward import awaited, matching
 from conductor.inward.history import write_delivery
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.inward.merging import RecordMerger, known_version, overwritten_edits, seen_values
 from conductor.links import in_doubt, leases, lost, state
 from conductor.links.conflicts import close_conflicts
-from conductor.links.relations import Relations
+from conductor.links.merge import unseen_edits
+from conductor.links.relations import Relations, Unlinked
 from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
@@ -73,6 +74,9 @@ class InboundApplier:
             return self._apply(connection, incoming)
         except UnreadableRecord as error:
             raise Unreadable(error) from None
+        except Unlinked as wait:
+            wait.own = incoming.reference
+            raise
 
     def _apply(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
         if incoming.lost is not None:
@@ -146,6 +150,11 @@ class InboundApplier:
         overwritten = overwritten_edits(incoming, link)
         if _is_echo(incoming, link) and not overwritten:
             return self._echo(connection, incoming, link)
+        incoming = self._without_unlinked(connection, incoming, link)
+        if incoming.awaited:
+            overwritten = overwritten_edits(incoming, link)
+            if _is_echo(incoming, link) and not overwritten:
+                return replace(self._echo(connection, incoming, link), awaits=incoming.first_awaited)
         record = subscriber.records.read(connection, [link.record_id], lock=True).get(link.record_id)
         if record is None:
             require_deletion(connection, subscriber.records, link.record_id)
@@ -154,7 +163,41 @@ class InboundApplier:
             return NeedsFetch("a write of ours may have overwritten this edit")
         if (weighed := self._weigh(connection, incoming, link)) is not None:
             return weighed
-        return self.merger.merge(connection, incoming, link, record, overwritten)
+        return self._noted(connection, incoming, self.merger.merge(connection, incoming, link, record, overwritten))
+
+    # --- references to records that are not linked yet --------------------------------------------------
+
+    def _without_unlinked(self, connection: sa.Connection, incoming: Incoming, link: LinkRow | None = None) -> Incoming:
+        """Return the record without its new optional references to records that are not linked yet."""
+        if not incoming.subscriber.can_fetch:
+            return incoming
+        new = incoming.flat
+        if link is not None:
+            new = unseen_edits(link.base, link.remote_values, incoming.flat)
+        awaits = self.relations.unlinked(connection, incoming.subscriber, incoming.mapper, new)
+        return replace(incoming, awaited=awaits) if awaits else incoming
+
+    def _merge_linked(
+        self, connection: sa.Connection, incoming: Incoming, link: LinkRow, record: Record, message: str
+    ) -> Applied:
+        """Merge a record that this transaction has linked, and wake what waited for it."""
+        incoming = self._without_unlinked(connection, incoming, link)
+        merged = self.merger.merge(connection, incoming, link, record, overwritten={}, message=message)
+        return self._linked(connection, incoming, merged)
+
+    def _noted(self, connection: sa.Connection, incoming: Incoming, applied: Applied) -> Applied:
+        """Keep that a reference was left out; an inbox row keeps it itself."""
+        related = incoming.first_awaited
+        if related is not None and incoming.inbox_id is None:
+            awaited.pull(self.context, connection, related)
+            awaited.complete_later(self.context, connection, incoming.reference, related)
+        return replace(applied, awaits=related)
+
+    def _linked(self, connection: sa.Connection, incoming: Incoming, applied: Applied) -> Applied:
+        """Wake what waited for this record, which is linked now."""
+        applied = self._noted(connection, incoming, applied)
+        woken = awaited.wake(self.context, connection, incoming.reference.key, linked=True)
+        return replace(applied, woken=tuple(woken))
 
     def _weigh(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied | NeedsFetch | None:
         """Skip an event that is older than what was applied, or have the record fetched; None: it is newer."""
@@ -278,7 +321,7 @@ class InboundApplier:
             require_deletion(connection, subscriber.records, link.record_id)
             return write_delivery(self.context, connection, incoming, link, "applied", message, owed=True)
         link = matching.existing_link(connection, subscriber, link.record_id)
-        merged = self.merger.merge(connection, incoming, link, record, overwritten={}, message=message)
+        merged = self._merge_linked(connection, incoming, link, record, message)
         return replace(merged, owed=self._owed(link))  # no lease of this link ends, which would publish it
 
     @staticmethod
@@ -308,7 +351,7 @@ class InboundApplier:
         state.write(connection, link.id, state.linked(incoming.external.id, base, remote_values) | owed)
         link = matching.existing_link(connection, subscriber, record_id)
         message = "restored in the system, and linked again"
-        return self.merger.merge(connection, incoming, link, record, overwritten={}, message=message)
+        return self._merge_linked(connection, incoming, link, record, message)
 
     # --- unknown records ------------------------------------------------------------------------------
 
@@ -360,6 +403,7 @@ class InboundApplier:
         return connection.execute(insert.returning(OtherHub.hub_id)).first() is not None
 
     def _create(self, connection: sa.Connection, incoming: Incoming, doubt: str) -> Applied:
+        incoming = self._without_unlinked(connection, incoming)
         subscriber, mapper = incoming.subscriber, incoming.mapper
         flat = {path: value for path, value in incoming.flat.items() if mapper.accepts_inward(path)}
         values = mapper.inward(flat, self.relations.keys(connection, subscriber, mapper, flat))
@@ -368,10 +412,12 @@ class InboundApplier:
         with sync_context(connection, origin=subscriber.system):
             record_id = subscriber.records.insert(connection, given)
         link = self.merger.link_created(connection, incoming, record_id)
-        message = "; ".join(filter(None, ("created in the database", doubt)))
-        return write_delivery(
+        left_out = ", ".join(f"without {related}, which is not linked yet" for related in incoming.awaited.values())
+        message = "; ".join(filter(None, ("created in the database", left_out, doubt)))
+        applied = write_delivery(
             self.context, connection, incoming, link, "applied", message, operation="create", owed=link.is_owed
         )
+        return self._linked(connection, incoming, applied)
 
     def _owe_deletion(self, connection: sa.Connection, incoming: Incoming, link: LinkRow) -> Applied:
         now = self.context.clock()
@@ -400,7 +446,7 @@ class InboundApplier:
             state.write(connection, link.id, self._relinked(incoming, link, is_claimed))
         link = matching.existing_link(connection, subscriber, record_id)
         record = subscriber.records.read(connection, [record_id], lock=True)[record_id]
-        return self.merger.merge(connection, incoming, link, record, overwritten={}, message=doubt)
+        return self._merge_linked(connection, incoming, link, record, doubt)
 
     def _relinked(self, incoming: Incoming, link: LinkRow, is_claimed: bool) -> state.Values:
         external = incoming.external

@@ -16,11 +16,12 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from conductor.dead_letters.store import DeadLetterStore
-from conductor.inward import matching
+from conductor.inward import awaited, matching
 from conductor.inward.applying import InboundApplier, ReusedId
 from conductor.inward.incoming import Applied, HeldByDeleteGuard, Incoming, NeedsFetch, Postponed
 from conductor.links import leases
 from conductor.links.lost import Lost
+from conductor.links.relations import Reference, Unlinked
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
 from conductor.systems.concurrency import ConcurrencyLimiter, Stopping
@@ -45,9 +46,6 @@ SUSPECT_SECONDS = 120.0
 
 #: Characters of an unexpected error that are shown.
 _ERROR_CHARACTERS = 300
-
-#: `kind` of an inbox row that holds a polled record.
-INBOX_KIND_POLL = "poll"
 
 #: `kind` of an inbox row that holds a record which an operator wants to be linked again.
 RELINK = "relink"
@@ -76,9 +74,26 @@ class InboxRow:
     body: str
     attempts: int
     received_at: datetime
+    event_id: str
+    waits_for: str | None
+
+    @property
+    def pulls(self) -> str | None:
+        """The key of the record that the row pulls, see `awaited`."""
+        return awaited.pulled_by(self.event_id)
 
 
-_COLUMNS = (Inbox.id, Inbox.system, Inbox.subscriber, Inbox.kind, Inbox.body, Inbox.attempts, Inbox.received_at)
+_COLUMNS = (
+    Inbox.id,
+    Inbox.system,
+    Inbox.subscriber,
+    Inbox.kind,
+    Inbox.body,
+    Inbox.attempts,
+    Inbox.received_at,
+    Inbox.event_id,
+    Inbox.waits_for,
+)
 
 
 @dataclass(eq=False)
@@ -105,11 +120,13 @@ class InboxProcessor:
                 seconds = max(result.after_seconds, SHORTEST_PAUSE_SECONDS)
                 self._postpone(row, result.reason, seconds, attempts=row.attempts)
             else:
-                self._mark_applied(row, result)
+                self._mark_applied(row, *result)
         except HeldByDeleteGuard:
             self.context.database.run_in_transaction(self.guard.pause, row.system, "from")
         except Stopping:
             return  # another process applies the row
+        except Unlinked as wait:
+            self._await(row, wait)
         except leases.LinkLeased:
             self._wait_for_lease(row)
         except BadWebhook as error:
@@ -136,7 +153,7 @@ class InboxProcessor:
         applied = self._apply(subscriber, lambda mapper: Incoming(subscriber, external, mapper, inbox_id=inbox_id))
         if isinstance(applied, NeedsFetch):
             return self._fetch_and_apply(subscriber, external, inbox_id, is_suspect=is_suspect)
-        publish_owed(self.context, [applied.owed])
+        self._publish(subscriber, applied)
         return applied
 
     def refetch(self, subscriber: Subscriber, external_id: str, at: datetime | None = None) -> Applied | Postponed:
@@ -153,6 +170,11 @@ class InboxProcessor:
             return Postponed(HELD, self.context.policy.stale_seconds)
         except Stopping:
             return Postponed("the process is shutting down", 0.0)
+        except Unlinked as wait:
+            if self.applying.relations.can_pull(wait.related):
+                with self.context.database.write() as connection:
+                    awaited.pull(self.context, connection, wait.related)
+            raise
         except SyncError as error:
             if not error.pauses_system:
                 raise
@@ -166,14 +188,18 @@ class InboxProcessor:
             row = connection.execute(waiting).one_or_none()
         return None if row is None else InboxRow(*row)
 
-    def _apply_row(self, row: InboxRow) -> str | Postponed:
-        """Apply all records of a row. Return the results as text, or why the row has to wait."""
-        messages = []
+    def _apply_row(self, row: InboxRow) -> tuple[str, Reference | None] | Postponed:
+        """Apply all records of a row.
+
+        Return the results as text and a related record whose reference was left out, or why the row has to wait.
+        """
+        messages, awaits = [], None
         for result in self._results(row):
             if isinstance(result, Postponed):
                 return result
             messages.append(result.message)
-        return "; ".join(messages) or "no subscriber follows this kind of record"
+            awaits = awaits or result.awaits
+        return "; ".join(messages) or "no subscriber follows this kind of record", awaits
 
     def _results(self, row: InboxRow) -> Iterator[Applied | Postponed]:
         if row.subscriber is not None:
@@ -190,6 +216,8 @@ class InboxProcessor:
 
     def _apply_polled(self, row: InboxRow, subscriber: Subscriber) -> Applied | Postponed:
         polled = _load(row.body)
+        if row.pulls is not None and row.waits_for is None and self._is_linked(subscriber, polled.id):
+            return Applied("echo", "it is linked by now")
         normalized = call_safely(normalize_incoming, subscriber, polled)
         # A record that cannot be normalized still names the record to fetch.
         event = replace(polled, data={}) if isinstance(normalized, SyncError) else normalized
@@ -201,15 +229,48 @@ class InboxProcessor:
             subscriber, External(lost.external_id), row.id, is_suspect=row.attempts > 0, lost=lost
         )
 
-    def _mark_applied(self, row: InboxRow, result: str) -> None:
+    def _is_linked(self, subscriber: Subscriber, external_id: str) -> bool:
+        with self.context.database.read_autocommit() as connection:
+            related = Reference(subscriber.name(), external_id)
+            return self.applying.relations.record_of(connection, related) is not None
+
+    def _mark_applied(self, row: InboxRow, result: str, awaits: Reference | None) -> None:
+        """Note what was done; a row whose record lacks a reference is applied again when that can be set."""
+        now = self.context.clock()
+        values = {"state": "done", "finished_at": now, "result": result, "retry_at": None, "waits_for": None}
         with self.context.database.write() as connection:
-            connection.execute(
-                sa.update(Inbox)
-                .where(Inbox.id == row.id)
-                .values(state="done", finished_at=self.context.clock(), result=result, retry_at=None)
-            )
+            if awaits is not None:
+                values["waits_for"] = awaits.key
+                if self.applying.relations.record_of(connection, awaits) is not None:
+                    values |= {"state": "waiting", "finished_at": None, "retry_at": now}
+                elif row.waits_for != awaits.key:
+                    awaited.pull(self.context, connection, awaits)
+            connection.execute(sa.update(Inbox).where(Inbox.id == row.id).values(**values))
             letter = self.letters.of_inbox(connection, row.id)
             self.letters.close(connection, [letter] if letter is not None else [], result)
+            woken = self._end_pull(connection, row)
+        publish_rows(self.context, row.system, woken)
+
+    def _end_pull(self, connection: sa.Connection, row: InboxRow) -> list[int]:
+        """Wake the rows that wait for the record that this one has pulled."""
+        return [] if row.pulls is None else awaited.wake(self.context, connection, row.pulls, linked=False)
+
+    def _await(self, row: InboxRow, wait: Unlinked) -> None:
+        """Have a row wait until a related record is linked, or give it up if that can never be."""
+        own, related = wait.own, wait.related
+        if own is None or not self.applying.relations.can_pull(related):
+            self._fail(row, wait)
+            return
+        with self.context.database.write() as connection:
+            is_linked = self.applying.relations.record_of(connection, related) is not None
+            never = None if is_linked else awaited.why_never(connection, wait, own, row.waits_for)
+            seconds = 0.0 if is_linked else awaited.RECHECK_SECONDS
+            waits = {"waits_for": related.key, "result": str(wait), "retry_at": self.context.later(seconds)}
+            connection.execute(sa.update(Inbox).where(Inbox.id == row.id).values(**waits))
+            if never is None and not is_linked:
+                awaited.pull(self.context, connection, related)
+        if never is not None:
+            self._fail(row, never)
 
     def _postpone(self, row: InboxRow, reason: str, seconds: float, *, attempts: int) -> None:
         with self.context.database.write() as connection:
@@ -250,6 +311,8 @@ class InboxProcessor:
             if isinstance(error, ReusedId):
                 name, record_id = error.subscriber, error.record_id
             self.letters.write(connection, name, error, record_id=record_id, inbox_id=row.id, letter_id=letter)
+            woken = self._end_pull(connection, row)
+        publish_rows(self.context, row.system, woken)
 
     def _went_down(self, system: str, error: SyncError) -> Postponed:
         self.context.database.run_in_transaction(self.breaker.went_down, system, error)
@@ -319,7 +382,7 @@ class InboxProcessor:
         finally:
             if link_id is not None:
                 owed = self.context.database.run_in_transaction(leases.release, link_id, token) or owed
-        publish_owed(self.context, [owed])
+        self._publish(subscriber, replace(applied, owed=owed))
         return known_as or applied
 
     def _linked_form(self, subscriber: Subscriber, external_id: str) -> KnownAs | None:
@@ -327,6 +390,10 @@ class InboxProcessor:
         with self.context.database.read() as connection:
             linked = matching.other_form(connection, subscriber, external_id)
         return None if linked is None else KnownAs(linked)
+
+    def _publish(self, subscriber: Subscriber, applied: Applied) -> None:
+        publish_owed(self.context, [applied.owed])
+        publish_rows(self.context, subscriber.system, applied.woken)
 
     def _fetch(self, subscriber: Subscriber, event: External) -> External:
         """Return the record as it is now; one that no longer exists is returned as deleted."""
@@ -364,7 +431,7 @@ def store_event(
     insert = context.database.insert(Inbox).values(**values)
     same_event = ["system", "event_id"]
     if reopen:
-        fresh = {"state": "waiting", "attempts": 0, "finished_at": None}
+        fresh = {"state": "waiting", "attempts": 0, "finished_at": None, "waits_for": None}
         fresh |= {"body": values["body"], "retry_at": values["retry_at"]}
         insert = insert.on_conflict_do_update(index_elements=same_event, set_=fresh, where=Inbox.state == "done")
     else:
@@ -383,7 +450,7 @@ def store_polled(context: Context, connection: sa.Connection, subscriber: Subscr
             "system": subscriber.system,
             "subscriber": subscriber.name(),
             "event_id": f"poll:{subscriber.name()}:{external.id}:{external.at}",
-            "kind": INBOX_KIND_POLL,
+            "kind": awaited.INBOX_KIND_POLL,
             "body": _dump(external),
             "received_at": now,
             "retry_at": now,
@@ -418,6 +485,16 @@ def publish_owed(context: Context, owed: Iterable[tuple[str, str] | None]) -> No
             context.publisher.records(name, [record_id])
         except Exception:
             logger.warning("%s %s could not be published; the sweep will do it", name, record_id, exc_info=True)
+
+
+def publish_rows(context: Context, system: str, inbox_ids: Iterable[int]) -> None:
+    """Publish inbox rows that were woken; a failure is left to the sweep."""
+    ids = list(inbox_ids)
+    try:
+        if ids:
+            context.publisher.inbox(system, ids)
+    except Exception:
+        logger.warning("inbox rows %s of %s could not be published; the sweep will do it", ids, system, exc_info=True)
 
 
 def _first_line(error: Exception) -> str:

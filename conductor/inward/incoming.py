@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
 from conductor.links.lost import Lost
+from conductor.links.relations import Reference
 from subscribers.base import Subscriber
 from subscribers.mapping.mapper import Mapper
 from subscribers.mapping.values import Flat
@@ -32,16 +34,32 @@ class Incoming:
     inbox_id: int | None = None
     #: What a link knew of this record before it was taken for gone: an operator says that it is still the same one.
     lost: Lost | None = None
+    #: Fields that are left out -> the related record that is not linked yet.
+    awaited: Mapping[str, Reference] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> Flat:
         """The mapped fields of the external record, by dotted path."""
-        return self.mapper.flatten(self.external.data)
+        return self._fields(self.external)
 
     @cached_property
     def event_flat(self) -> Flat:
         """The mapped fields that the event itself carried; without a fetch the same as `flat`."""
-        return self.flat if self.event is None else self.mapper.flatten(self.event.data)
+        return self.flat if self.event is None else self._fields(self.event)
+
+    def _fields(self, external: External) -> Flat:
+        flat = self.mapper.flatten(external.data)
+        return {path: value for path, value in flat.items() if path not in self.awaited} if self.awaited else flat
+
+    @property
+    def first_awaited(self) -> Reference | None:
+        """A related record that is not linked yet, if a field is left out because of one."""
+        return next(iter(self.awaited.values()), None)
+
+    @property
+    def reference(self) -> Reference:
+        """The external record as others refer to it."""
+        return Reference(self.subscriber.name(), self.external.id)
 
     @property
     def edited_at(self) -> datetime | None:
@@ -58,11 +76,17 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of an incoming record. `owed` names the link to publish after the commit, if any."""
+    """What became of an incoming record.
+
+    `owed` names the link to publish after the commit, if any. `awaits` is a related record whose reference was left
+    out. `woken` are the inbox rows that waited for this record, to be published as well.
+    """
 
     outcome: str
     message: str
     owed: tuple[str, str] | None = None
+    awaits: Reference | None = None
+    woken: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

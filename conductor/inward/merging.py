@@ -65,6 +65,7 @@ class RecordMerger:
         new_base, new_remote_values = rebase(result, base, remote_values, ours_now)
         # The system no longer holds an overwritten edit, so it is owed that value.
         new_base |= {path: incoming.flat.get(path) for path in overwritten}
+        new_base = _left_out(incoming, ours_now) | new_base
         new_remote_values = {path: value for path, value in new_remote_values.items() if path not in overwritten}
         values: state.Values = {
             "base": new_base,
@@ -101,6 +102,7 @@ class RecordMerger:
         keep = {path: v for path, v in flat.items() if not mapper.accepts_inward(path) and not same(v, ours.get(path))}
         take = {path: value for path, value in flat.items() if path not in keep}
         base, remote_values = rebase(Merge(take=take, keep=keep), {}, {}, ours)
+        base |= _left_out(incoming, ours)
         self.link_new(connection, incoming, record_id, base, remote_values)
         if keep or _has_unsent(ours, base):
             same_link = (Link.subscriber == subscriber.name(), Link.record_id == record_id)
@@ -206,6 +208,11 @@ def seen_values(incoming: Incoming, link: LinkRow) -> state.Values:
         endless = [window for window in link.write_windows or [] if window.get("until") == UNKNOWN_TIME.isoformat()]
         seen |= {"last_write_at": at, "write_windows": overwrites.without(link.write_windows, endless)}
     return seen
+
+
+def _left_out(incoming: Incoming, ours: Flat) -> Flat:
+    """Return the base of references that were left out: ours, so that they are not sent before theirs is known."""
+    return {path: ours.get(path) for path in incoming.awaited}
 
 
 def _times(incoming: Incoming, link: LinkRow, overwritten: Flat) -> state.Values:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from conductor.context import Context, new_token
 from conductor.inward.applying import InboundApplier
-from conductor.inward.inbox import publish_owed, store_polled
+from conductor.inward.inbox import publish_owed, publish_rows, store_polled
 from conductor.inward.incoming import HeldByDeleteGuard, Incoming, NeedsFetch
 from conductor.mappings.store import Mappings
 from conductor.systems.circuit_breaker import CircuitBreaker
@@ -47,6 +47,8 @@ class Turn:
     began: datetime
     #: External id -> the inbox row of a record that could not be applied immediately; None if it waits there already.
     postponed: dict[str, int | None] = field(default_factory=dict)
+    #: Inbox rows that waited for a record of the page being applied.
+    woken: list[int] = field(default_factory=list)
 
 
 class TurnLost(Exception):
@@ -122,10 +124,12 @@ class Polling:
         try:
             with self.concurrency.slot(subscriber.system):
                 for page in _paced_pages(subscriber, turn.position):
+                    turn.woken.clear()
                     owed = self.context.database.run_in_transaction(self._apply_page, subscriber, page, turn)
                     self.concurrency.renew()
                     count += len(page.records)
                     publish_owed(self.context, owed)
+                    publish_rows(self.context, subscriber.system, turn.woken)
         except Stopping:
             return None
         except TurnLost:
@@ -182,6 +186,7 @@ class Polling:
             reason = repr(error)
         else:
             if not isinstance(applied, NeedsFetch):
+                turn.woken.extend(applied.woken)
                 return applied.owed
             reason = applied.reason
         logger.debug("%s %s goes to the inbox: %s", subscriber.name(), external.id, reason)

@@ -127,7 +127,8 @@ class Relinking:
     def _end(self, connection: sa.Connection, letters: Any, result: str) -> None:
         """Close dead letters and their events: the record is fetched instead."""
         events = Inbox.id.in_([letter.inbox_id for letter in letters])
-        done = {"state": "done", "finished_at": self.context.clock(), "retry_at": None, "result": result}
+        now = self.context.clock()
+        done = {"state": "done", "finished_at": now, "retry_at": None, "result": result, "waits_for": None}
         connection.execute(sa.update(Inbox).where(events).values(**done))
         self.letters.close(connection, [letter.id for letter in letters], result)
 

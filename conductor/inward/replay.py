@@ -15,7 +15,8 @@ import sqlalchemy as sa
 from conductor.context import Context
 from conductor.dead_letters.operations import reason_of
 from conductor.dead_letters.store import DISCARDED, DeadLetterStore
-from conductor.inward.inbox import INBOX_KIND_POLL, RELINK
+from conductor.inward.awaited import INBOX_KIND_POLL
+from conductor.inward.inbox import RELINK
 from i18n import gettext
 from models.history import first_since
 from models.ledger import Inbox
@@ -69,7 +70,7 @@ class InboxReplay:
             row = connection.execute(
                 sa.update(Inbox)
                 .where(Inbox.id == inbox_id, Inbox.state != "done")
-                .values(state="done", finished_at=self.context.clock(), retry_at=None, result=result)
+                .values(state="done", finished_at=self.context.clock(), retry_at=None, result=result, waits_for=None)
                 .returning(Inbox.system, Inbox.event_id)
             ).one_or_none()
             if row is None:
@@ -107,7 +108,8 @@ class InboxReplay:
 
     def _due(self) -> dict[str, Any]:
         # The sweep publishes it, after the events that are being applied.
-        return {"state": "waiting", "attempts": 0, "retry_at": self.context.clock(), "finished_at": None}
+        now = self.context.clock()
+        return {"state": "waiting", "attempts": 0, "retry_at": now, "finished_at": None, "waits_for": None}
 
 
 def _in_window(window: ReplayWindow, first: int, end: int) -> tuple[Any, ...]:

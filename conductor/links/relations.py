@@ -45,6 +45,32 @@ class WaitsFor(SyncError):
         self.record_id = record_id
 
 
+@dataclass(frozen=True)
+class Reference:
+    """An external record that another one refers to, by the subscriber that follows it."""
+
+    subscriber: str
+    external_id: str
+
+    @property
+    def key(self) -> str:
+        """The reference as one text."""
+        return f"{self.subscriber} {self.external_id}"
+
+    def __str__(self) -> str:
+        return f"its {self.subscriber.partition('.')[2]} {self.external_id}"
+
+
+class Unlinked(Retry):
+    """The record cannot be applied before a related external record is linked."""
+
+    def __init__(self, related: Reference) -> None:
+        super().__init__(f"{related} is not linked yet")
+        self.related = related
+        #: The record that refers to it, where that is known.
+        self.own: Reference | None = None
+
+
 @dataclass
 class Verdict:
     """The decision about a record that waits: `error` fails it, `skip` skips it, else it waits for the link `parent`.
@@ -94,17 +120,43 @@ class Relations:
         """Return our ids of the related records that an external one points to.
 
         Raises:
-          Retry: one of them is not linked yet.
+          Unlinked: one of them is not linked yet.
         """
         keys: dict[tuple[str, str], str] = {}
         for catalogue, external_id in set(mapper.external_references(flat)):
-            name = f"{subscriber.system}.{catalogue}"
-            statement = sa.select(Link.record_id).where(Link.subscriber == name, Link.external_id == external_id)
-            record_id = connection.execute(statement).scalar()
-            if record_id is None:
-                raise Retry(f"its {catalogue} {external_id} is not linked yet")
+            related = Reference(f"{subscriber.system}.{catalogue}", external_id)
+            if (record_id := self.record_of(connection, related)) is None:
+                raise Unlinked(related)
             keys[catalogue, external_id] = record_id
         return keys
+
+    def unlinked(
+        self, connection: sa.Connection, subscriber: Subscriber, mapper: Mapper, flat: Mapping[str, Any]
+    ) -> dict[str, Reference]:
+        """Return the references of an external record, by field, that may be left out until they are linked."""
+        found: dict[str, Reference] = {}
+        for path, catalogue, external_id in mapper.optional_references(flat):
+            related = Reference(f"{subscriber.system}.{catalogue}", external_id)
+            if self.can_pull(related) and self.record_of(connection, related) is None:
+                found[path] = related
+        return found
+
+    def record_of(self, connection: sa.Connection, external: Reference) -> str | None:
+        """Return the record of ours that is linked to an external one, or was and still exists."""
+        subscriber = self.context.subscribers.get(external.subscriber)
+        known = (Link.subscriber == external.subscriber, Link.external_id == external.external_id)
+        link = connection.execute(sa.select(Link.record_id, Link.unlinked_at).where(*known)).one_or_none()
+        if link is None:
+            return None
+        if link.unlinked_at is not None and subscriber is not None:
+            # The record of a link that was removed may be deleted too.
+            return next(iter(subscriber.records.keep(connection, [link.record_id], ())), None)
+        return str(link.record_id)
+
+    def can_pull(self, related: Reference) -> bool:
+        """Whether a record can be read from its system."""
+        subscriber = self.context.subscribers.get(related.subscriber)
+        return subscriber is not None and subscriber.can_fetch
 
     @staticmethod
     def check(subscriber: Subscriber, mapper: Mapper, link: LinkRow, record: Record, related: Related) -> Record:

@@ -17,6 +17,7 @@ from conductor.inward.incoming import Incoming
 from conductor.inward.matching import candidates
 from conductor.links import state
 from conductor.links.leases import LinkLeased
+from conductor.links.relations import Unlinked
 from conductor.links.status import PENDING_LINKS
 from conductor.systems.caller import SystemUnavailable
 from conductor.tasks.runner import Step, TaskKind, TaskRow, TaskRunner, counted
@@ -173,7 +174,10 @@ class Backfill(TaskKind):
         self, connection: sa.Connection, subscriber: Subscriber, incoming: Incoming, error: SyncError, where: list[Any]
     ) -> None:
         """Write a dead letter for each record it may belong to: an operator decides before anything is sent."""
-        message = f"{error} (retry to create it in the system anyway)"
+        remedy = "retry to create it in the system anyway"
+        if isinstance(error, Unlinked):
+            remedy = f"backfill {error.related.subscriber} first, and then {subscriber.name()} again"
+        message = f"{error} ({remedy})"
         for record_id in candidates(connection, incoming, _MOST_AMBIGUOUS, where):
             if self._is_known(connection, subscriber, record_id):
                 continue

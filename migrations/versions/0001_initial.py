@@ -314,6 +314,7 @@ def upgrade() -> None:
         sa.Column("retry_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("result", sa.Text(), nullable=True),
+        sa.Column("waits_for", sa.String(length=320), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_inbox")),
         sa.UniqueConstraint("system", "event_id", name=op.f("uq_inbox_system_event_id")),
     )
@@ -324,6 +325,13 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("state = 'dead'"),
             sqlite_where=sa.text("state = 'dead'"),
+        )
+        batch_op.create_index(
+            "ix_inbox_waits_for",
+            ["waits_for"],
+            unique=False,
+            postgresql_where=sa.text("waits_for IS NOT NULL"),
+            sqlite_where=sa.text("waits_for IS NOT NULL"),
         )
         batch_op.create_index(
             "ix_inbox_waiting",
@@ -918,6 +926,11 @@ def downgrade() -> None:
     op.drop_table("link")
     op.drop_table("job_run")
     with op.batch_alter_table("inbox", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_inbox_waits_for",
+            postgresql_where=sa.text("waits_for IS NOT NULL"),
+            sqlite_where=sa.text("waits_for IS NOT NULL"),
+        )
         batch_op.drop_index(
             "ix_inbox_waiting", postgresql_where=sa.text("state = 'waiting'"), sqlite_where=sa.text("state = 'waiting'")
         )

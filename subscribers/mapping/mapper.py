@@ -114,6 +114,16 @@ class Mapper:
                 for row in value:
                     yield from inner.external_references(inner.flatten(row))
 
+    def optional_references(self, flat: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+        """Yield (path, catalogue, external id) of each reference of the record itself that may be empty here."""
+        for path, value in flat.items():
+            column = self._column_of[path]
+            entry = self.fields[column]
+            if not entry.link or is_empty(value) or not self.accepts_inward(path):
+                continue
+            if not entry.required and self.catalogue.table.c[column].nullable:
+                yield path, entry.link, str(value)
+
     def outward(self, record: Record, *, strict: bool = True, links: Links | None = None) -> Flat:
         """Return the external values of a record, flat.
 

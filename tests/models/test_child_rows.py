@@ -306,7 +306,7 @@ def test_lines_changed_on_both_sides_become_a_conflict_if_the_policy_is_ask(data
     ("line", "says"),
     [
         ({"amount": {"count": "lots"}}, "lines.data[0].amount.count"),
-        ({"text": "x", "product": "P9"}, "its product P9 is not linked yet"),
+        ({"text": "x", "product": "P9"}, "its product P9 is not here"),
     ],
 )
 def test_lines_that_cannot_come_in_lose_nothing(

@@ -411,7 +411,7 @@ def test_the_shops_own_webhooks_are_understood(httpserver: HTTPServer) -> None:
         headers = {name.lower(): value for name, value in request.headers.items()}
         contacts.client.verify(request.get_data(), headers)
         events += contacts.client.events(request.get_data())
-    assert [(one.external.id, one.external.record_id, one.external.deleted) for one in events] == [
+    assert [(one.external.id, one.external.mark, one.external.deleted) for one in events] == [
         (made.id, "7", False),
         (made.id, "7", True),
     ]
