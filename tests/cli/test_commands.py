@@ -296,6 +296,19 @@ def test_push_refuses_what_does_not_exist(
     assert done.returncode == 2 and done.stderr.startswith(reason)
 
 
+def test_a_copy_of_a_database_gets_a_new_hub_id(run: Run, sqlite_url: str) -> None:
+    migrate(sqlite_url)
+    former = run("status").stdout.rpartition("hub id: ")[2].strip()
+    refused = run("new-hub-id", "00000000")
+    assert refused.returncode == 2 and f"the id of this hub is {former}" in refused.stderr
+    done = run("new-hub-id", former)
+    fresh = run("status").stdout.rpartition("hub id: ")[2].strip()
+    assert done.returncode == 0 and fresh != former and f"hub id: {fresh}" in done.stdout
+    with Database(sqlite_url).read() as c:
+        entry = c.execute(sa.select(AuditEntry.action, AuditEntry.target, AuditEntry.details)).one()
+    assert tuple(entry) == ("hub.new_id", fresh, {"former": former})
+
+
 def test_create_admin(run: Run, sqlite_url: str) -> None:
     migrate(sqlite_url)
     done = run("create-admin", "ann@example.org", SYNCFLOW_PASSWORD="correct horse battery staple")
