@@ -117,6 +117,7 @@ class Link(Base):
         _where("ix_link_skipped", "unsubscription_id", condition="unsubscription_id IS NOT NULL"),
         _where("ix_link_dead_letter", "dead_letter_id", condition="dead_letter_id IS NOT NULL"),
         _where("ix_link_blocked_by", "blocked_by", condition="blocked_by IS NOT NULL"),
+        _where("ix_link_creating", "subscriber", condition="create_token IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

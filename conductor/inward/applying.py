@@ -29,7 +29,7 @@ from conductor.links.row import LinkRow
 from conductor.systems.delete_guard import DeleteGuard
 from models.capture import sync_context
 from models.catalogues import Record, UnreadableRecord, is_generated
-from models.ledger import OtherHub
+from models.ledger import Inbox, OtherHub
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
 from subscribers.mapping.values import same
@@ -358,6 +358,7 @@ class InboundApplier:
     def _apply_unknown(self, connection: sa.Connection, incoming: Incoming) -> Applied | NeedsFetch:
         may_be_linked = self._may_be_linked(connection, incoming)
         if incoming.external.deleted and not may_be_linked:
+            self._wait_for_creates(connection, incoming)
             return Applied("skipped", "deleted in the system, and never linked")
         if may_be_linked:
             return NeedsFetch("it may be linked under another form of its id")
@@ -384,7 +385,25 @@ class InboundApplier:
         record_id = record_id or matching.matched_record(connection, incoming)
         if record_id is not None:
             return self._link_and_merge(connection, incoming, record_id, doubt)
+        self._wait_for_creates(connection, incoming)
         return self._create(connection, incoming, doubt)
+
+    def _wait_for_creates(self, connection: sa.Connection, incoming: Incoming) -> None:
+        """Have an event wait while a create is under way that may have made its record: it may overtake the response.
+
+        A deletion tells no values: it waits no longer than a lease, and a poll lists it again.
+
+        Raises:
+          LinkLeased: the event has to wait.
+        """
+        now = self.context.clock()
+        if incoming.external.deleted:
+            received = sa.select(Inbox.received_at).where(Inbox.id == incoming.inbox_id)
+            since = connection.execute(received).scalar() or now
+            if incoming.polled or since <= self.context.later(-self.context.policy.lease_seconds):
+                return
+        if matching.is_being_created(connection, incoming, now):
+            raise leases.LinkLeased
 
     def _doubt(self, connection: sa.Connection, incoming: Incoming) -> str:
         """Say why the record's mark is not believed; empty if it has none, or is."""

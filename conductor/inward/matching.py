@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -143,18 +144,46 @@ def _exists(connection: sa.Connection, incoming: Incoming, record_id: str) -> bo
 
 
 def created_record(connection: sa.Connection, incoming: Incoming) -> str | None:
-    """Return the record whose create had no id in its answer, and sent the values that this external record has."""
-    name = incoming.subscriber.name()
-    waiting = sa.select(Link.record_id, Link.unconfirmed_write).join(DeadLetter, DeadLetter.link_id == Link.id)
+    """Return the record whose create sent the values that this external record has, and whose response told no id.
+
+    A lost response of a system in which nothing identifies our records counts as well: nothing else finds its record.
+    """
+    subscriber = incoming.subscriber
+    sent = sa.select(Link.record_id, Link.unconfirmed_write)
+    name = subscriber.name()
     letters = (DeadLetter.subscriber == name, DeadLetter.closed_at.is_(None), DeadLetter.code == CREATED_WITHOUT_ID)
+    dead = sent.join(DeadLetter, DeadLetter.link_id == Link.id).where(*letters, Link.external_id.is_(None))
+    waiting = [*connection.execute(dead)]
+    if not subscriber.can_identify:
+        lost = (Link.subscriber == name, Link.create_token.is_not(None), Link.external_id.is_(None))
+        waiting += connection.execute(sent.where(*lost))
     hub = marks.hub_id(connection)
-    found = [
+    found = {
         row.record_id
-        for row in connection.execute(waiting.where(*letters, Link.external_id.is_(None)))
+        for row in waiting
         if in_doubt.is_as_sent(row.unconfirmed_write, incoming.flat)
         and marks.is_of(incoming.external.mark, row.record_id, hub, lambda: True)
-    ]
-    return found[0] if len(found) == 1 else None
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def is_being_created(connection: sa.Connection, incoming: Incoming, now: datetime) -> bool:
+    """Whether a create of ours that is under way may have made this external record: its id is not known here yet.
+
+    Of a deleted record nothing but the id is known.
+    """
+    under_way = sa.select(Link.record_id, Link.unconfirmed_write).where(
+        Link.subscriber == incoming.subscriber.name(),
+        Link.create_token.is_not(None),
+        Link.lease_until > now,
+        sa.or_(Link.external_id.is_(None), Link.unlinked_at.is_not(None)),
+    )
+    external, hub = incoming.external, marks.hub_id(connection)
+    return any(
+        (external.deleted or in_doubt.may_be_sent(row.unconfirmed_write, incoming.flat))
+        and marks.is_of(external.mark, row.record_id, hub, lambda: True)
+        for row in connection.execute(under_way)
+    )
 
 
 def link_without_record(connection: sa.Connection, incoming: Incoming) -> LinkRow | None:

@@ -6,6 +6,7 @@ arrived must count as the system's edit; otherwise sending our values again woul
 
 from __future__ import annotations
 
+from conductor.links.stored_forms import may_be_form
 from subscribers.mapping.values import Flat, is_empty, same
 
 
@@ -22,6 +23,14 @@ def created(sent: Flat | None, theirs: Flat) -> Flat:
 def is_as_sent(sent: Flat | None, theirs: Flat) -> bool:
     """Whether a record has all values that a create of ours sent."""
     return bool(sent) and all(same(value, theirs.get(path)) for path, value in (sent or {}).items())
+
+
+def may_be_sent(sent: Flat | None, theirs: Flat) -> bool:
+    """Whether a record may be what a create of ours sent, as the system stored it; fields may be missing."""
+    return bool(sent) and all(
+        path not in theirs or same(value, theirs[path]) or may_be_form(value, theirs[path])
+        for path, value in (sent or {}).items()
+    )
 
 
 def rebase_unconfirmed(sent: Flat | None, theirs: Flat, base: Flat, remote_values: Flat) -> tuple[Flat, Flat]:

@@ -8,14 +8,11 @@ the dead letter says that it cannot be.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from dataclasses import replace
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any, cast
 
-import orjson
-
+from conductor.links.stored_forms import may_be_form
 from conductor.outward import finding
 from conductor.outward.planning import Plan
 from subscribers.base import Subscriber, normalize_incoming
@@ -215,34 +212,3 @@ def _is_former(plan: Plan, path: str, mapper: Mapper) -> bool:
         return False
     former = (plan.claim.link.remote_values or {}).get(path, base[path])
     return same(shown[path], former) and not may_be_form(plan.flat[path], shown[path])
-
-
-def may_be_form(sent: Any, stored: Any) -> bool:
-    """Whether a system may have made `stored` of `sent`: by case, blanks, length, digits, precision or order."""
-    if isinstance(sent, list) and isinstance(stored, list):
-        return sorted(map(_json, sent)) == sorted(map(_json, stored))
-    one, other = _number(sent), _number(stored)
-    if one is not None and other is not None:
-        return abs(one - other) < 1
-    if isinstance(sent, str) and isinstance(stored, str):
-        ours, theirs = _letters(sent), _letters(stored)
-        return ours == theirs or bool(theirs and ours.startswith(theirs))
-    return False
-
-
-def _number(value: Any) -> Decimal | None:
-    if isinstance(value, bool):
-        return None
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return None
-    return number if number.is_finite() else None
-
-
-def _letters(text: str) -> str:
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", text).casefold()))
-
-
-def _json(value: Any) -> bytes:
-    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)

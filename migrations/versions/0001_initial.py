@@ -466,6 +466,13 @@ def upgrade() -> None:
             postgresql_where=sa.text("blocked_by IS NOT NULL"),
             sqlite_where=sa.text("blocked_by IS NOT NULL"),
         )
+        batch_op.create_index(
+            "ix_link_creating",
+            ["subscriber"],
+            unique=False,
+            postgresql_where=sa.text("create_token IS NOT NULL"),
+            sqlite_where=sa.text("create_token IS NOT NULL"),
+        )
 
     op.create_table(
         "lost_record",
@@ -887,6 +894,11 @@ def downgrade() -> None:
         batch_op.drop_index("ix_lost_record_system")
     op.drop_table("lost_record")
     with op.batch_alter_table("link", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_link_creating",
+            postgresql_where=sa.text("create_token IS NOT NULL"),
+            sqlite_where=sa.text("create_token IS NOT NULL"),
+        )
         batch_op.drop_index(
             "ix_link_blocked_by",
             postgresql_where=sa.text("blocked_by IS NOT NULL"),
