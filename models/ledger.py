@@ -350,6 +350,7 @@ class Inbox(Base):
         _where("ix_inbox_waiting", "id", condition="state = 'waiting'"),
         _where("ix_inbox_dead", "id", condition="state = 'dead'"),
         _where("ix_inbox_waits_for", "waits_for", condition="waits_for IS NOT NULL"),
+        _where("ix_inbox_polled", "subscriber", condition="state = 'waiting' AND subscriber IS NOT NULL"),
     )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)

@@ -50,6 +50,8 @@ _ERROR_CHARACTERS = 300
 #: `kind` of an inbox row that holds a record which an operator wants to be linked again.
 RELINK = "relink"
 
+#: Polled records that wait to be applied and are known to a look before a write: more than a poll usually postpones.
+_MOST_WAITING = 1000
 
 #: Ids under which one record is fetched, each time because the system returned it under another one.
 _MOST_IDS = 3
@@ -458,6 +460,13 @@ def store_polled(context: Context, connection: sa.Connection, subscriber: Subscr
         # Systems count whole seconds: another edit in the same second has the same event id.
         reopen=True,
     )
+
+
+def waiting_ids(connection: sa.Connection, subscriber: str) -> set[str]:
+    """Return the external ids of polled records that wait to be applied."""
+    polled = (Inbox.subscriber == subscriber, Inbox.state == "waiting", Inbox.kind == awaited.INBOX_KIND_POLL)
+    bodies = connection.execute(sa.select(Inbox.body).where(*polled).order_by(Inbox.id).limit(_MOST_WAITING))
+    return {_load(body).id for body in bodies.scalars()}
 
 
 def store_relink(context: Context, connection: sa.Connection, subscriber: Subscriber, lost: Lost) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from conductor.context import Context
-from conductor.inward.inbox import InboxProcessor
+from conductor.inward.inbox import InboxProcessor, waiting_ids
 from conductor.inward.incoming import Postponed
 from conductor.inward.merging import by_our_clock, newest_edit
 from conductor.inward.polling import NOT_SINCE_START, Polling, Turn
@@ -113,10 +113,12 @@ class RemoteEdits:
         if cursor is None:
             return _Needed(updates, deletes)
         unseen = [link for link in updates if not _is_seen(link, cursor.seen_until)]
+        waiting = self._waiting(subscriber) if len(unseen) < len(updates) else set()
+        unapplied = [one for one in updates if _is_seen(one, cursor.seen_until) and one.external_id in waiting]
         if way == "single":
-            return _Needed(unseen, deletes, polls=len(unseen) > 1)
+            return _Needed([*unseen, *unapplied], deletes, polls=len(unseen) > 1)
         polls = bool(unseen) or not all(_is_seen(link, cursor.seen_until) for link in deletes)
-        return _Needed(unseen, deletes, polls)
+        return _Needed([*unseen, *unapplied], deletes, polls)
 
     # --- by a poll ------------------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class RemoteEdits:
                 # A poll whose turn was lost, or that the delete guard ended, has not read all pages.
                 cursor = self._cursor(subscriber)
                 is_complete = cursor is not None and cursor.seen_until is not None and cursor.seen_until >= turn.began
-                return self._unapplied(turn) if is_complete else None
+                return self._unapplied(subscriber, turn) if is_complete else None
             if not self._is_being_polled(subscriber):
                 return None
             while self._is_being_polled(subscriber):
@@ -152,19 +154,23 @@ class RemoteEdits:
                     return None
             cursor = self._cursor(subscriber)
             if cursor is not None and all(_is_seen(link, cursor.seen_until) for link in links):
-                return set()
+                return self._waiting(subscriber)
 
-    def _unapplied(self, turn: Turn) -> set[str]:
-        """Apply the records that a poll has postponed; return the external ids of those for which that failed."""
+    def _unapplied(self, subscriber: Subscriber, turn: Turn) -> set[str]:
+        """Apply the records that a poll has postponed; return the external ids of those that are not applied yet."""
         rows = {row for row in turn.postponed.values() if row is not None}
         for row in rows:
             self.inbox.process(row)
-        if not turn.postponed:
-            return set()
         with self.context.database.read_autocommit() as connection:
             done = sa.select(Inbox.id).where(in_values(connection, Inbox.id, list(rows)), Inbox.state == "done")
             applied = set(connection.execute(done).scalars())
-        return {external_id for external_id, row in turn.postponed.items() if row not in applied}
+        failed = {external_id for external_id, row in turn.postponed.items() if row not in applied}
+        return failed | self._waiting(subscriber)
+
+    def _waiting(self, subscriber: Subscriber) -> set[str]:
+        """Return the external ids of records that a poll has read, and that wait in the inbox."""
+        with self.context.database.read_autocommit() as connection:
+            return waiting_ids(connection, subscriber.name())
 
     def _is_being_polled(self, subscriber: Subscriber) -> bool:
         until = sa.select(Cursor.polling_until).where(Cursor.subscriber == subscriber.name())

@@ -334,6 +334,13 @@ def upgrade() -> None:
             sqlite_where=sa.text("waits_for IS NOT NULL"),
         )
         batch_op.create_index(
+            "ix_inbox_polled",
+            ["subscriber"],
+            unique=False,
+            postgresql_where=sa.text("state = 'waiting' AND subscriber IS NOT NULL"),
+            sqlite_where=sa.text("state = 'waiting' AND subscriber IS NOT NULL"),
+        )
+        batch_op.create_index(
             "ix_inbox_waiting",
             ["id"],
             unique=False,
@@ -945,6 +952,11 @@ def downgrade() -> None:
         )
         batch_op.drop_index(
             "ix_inbox_waiting", postgresql_where=sa.text("state = 'waiting'"), sqlite_where=sa.text("state = 'waiting'")
+        )
+        batch_op.drop_index(
+            "ix_inbox_polled",
+            postgresql_where=sa.text("state = 'waiting' AND subscriber IS NOT NULL"),
+            sqlite_where=sa.text("state = 'waiting' AND subscriber IS NOT NULL"),
         )
         batch_op.drop_index(
             "ix_inbox_dead", postgresql_where=sa.text("state = 'dead'"), sqlite_where=sa.text("state = 'dead'")

@@ -454,6 +454,24 @@ def test_a01_an_edit_that_a_poll_reads_and_cannot_apply_is_not_overwritten(
     assert next(unreadable, None) is None
 
 
+@pytest.mark.parametrize("how", ["poll", "auto"])
+def test_a01_an_edit_that_a_former_poll_left_to_the_inbox_is_not_overwritten(
+    database: Database, system: AwkwardRest, how: str
+) -> None:
+    fields = {**FIELDS, "name": Field("name", conflict="external")}
+    hub = RestHub(database, system, kind(look_first=how, field_to_data=fields))
+    one = add(hub)
+    hub.run()
+    hub.poll()
+    edit(hub, one, name="ours", phone="+1")
+    hub.conductor.relay()
+    system.store["1"]["name"] = "theirs"  # in the second of our write, so that the poll leaves it to the inbox
+    hub.conductor.poll("awkward.customer")
+    hub.run()
+    hub.wait()
+    assert (record(hub).name, system.store["1"]["name"], system.store["1"]["phone"]) == ("theirs", "theirs", "+1")
+
+
 def test_a01_a_poll_that_lost_its_turn_has_shown_nothing(database: Database, system: AwkwardRest) -> None:
     fields = {**FIELDS, "name": Field("name", conflict="external")}
     hub = RestHub(database, system, kind(field_to_data=fields))
