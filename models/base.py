@@ -60,7 +60,7 @@ class ShownText(sa.types.TypeDecorator[str]):
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
         """Return a text with or without a largest length."""
-        return dialect.type_descriptor(sa.String(self.length) if self.length else sa.Text())
+        return sa.String(self.length) if self.length else sa.Text()
 
     def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
         """Mask secrets."""
