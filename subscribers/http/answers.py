@@ -10,6 +10,7 @@ import requests
 
 #: Fields with which APIs that answer 200 to everything say that a write failed.
 _SUCCESS_FIELDS = ("success", "ok")
+_ERROR_FIELDS = ("error", "errors")
 
 
 def readable(response: requests.Response) -> Any:
@@ -22,7 +23,16 @@ def readable(response: requests.Response) -> Any:
 
 def is_refusal(body: Any) -> bool:
     """Whether a response with a status of success says that the write failed, as in `{"success": false}`."""
-    return isinstance(body, dict) and any(body.get(name) is False for name in _SUCCESS_FIELDS)
+    if not isinstance(body, dict):
+        return False
+    return any(body.get(name) is False for name in _SUCCESS_FIELDS) or any(body.get(name) for name in _ERROR_FIELDS)
+
+
+def is_page(response: requests.Response) -> bool:
+    """Whether a response is a page for a browser, such as that of a proxy; some APIs send JSON as text/html."""
+    beginning = response.content[:100].lstrip().lower()
+    is_html = "html" in response.headers.get("Content-Type", "") and beginning.startswith(b"<")
+    return is_html or beginning.startswith((b"<!doctype html", b"<html"))
 
 
 def location_of(response: requests.Response) -> str | None:

@@ -15,6 +15,7 @@ from requests.auth import AuthBase
 
 from redaction import is_secret, remember
 from subscribers.errors import Retry, SyncError
+from subscribers.http.answers import is_page
 from subscribers.http.failures import (
     STATUSES,
     describe_error,
@@ -125,7 +126,7 @@ class Http:
         self.rate = rate_of(response.headers, response.status_code) or self.rate
         if response.status_code >= 300:
             raise self._error(response, statuses or {}, writes=writes)
-        if response.content[:100].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        if is_page(response):
             raise Retry(
                 f"{method} was answered {response.status_code} with a page instead of JSON",
                 maybe_done=writes,

@@ -54,6 +54,7 @@ OUTAGES = {
     "502": Response("<html>Bad Gateway</html>", 502, content_type="text/html"),
     "504": Response("", 504),
     "a page instead of JSON": Response("<html>Back soon</html>", 200, content_type="text/html"),
+    "a page with a comment": Response("<!-- x --><html>Back soon</html>", 200, content_type="text/html"),
 }
 
 
@@ -396,8 +397,13 @@ def test_b21_a_record_created_without_id_is_linked_by_the_values_that_were_sent(
     assert one_row(hub, Link, Link.record_id == "1").external_id == "2"
 
 
-def test_b21_a_refusal_with_a_status_of_success_is_a_dead_letter(database: Database, system: AwkwardRest) -> None:
-    system.refuses = lambda id, record: answer({"success": False, "message": "the name is forbidden"})
+@pytest.mark.parametrize(
+    "body", [{"success": False, "message": "the name is forbidden"}, {"error": "the name is forbidden"}]
+)
+def test_b21_a_refusal_with_a_status_of_success_is_a_dead_letter(
+    database: Database, system: AwkwardRest, body: dict[str, Any]
+) -> None:
+    system.refuses = lambda id, record: answer(body)
     hub = RestHub(database, system)
     add(hub)
     hub.run()
