@@ -441,15 +441,15 @@ def test_s03_a_webhook_is_masked_and_its_body_as_received_is_for_admins_and_audi
 
 
 def test_s02_the_texts_around_a_secret_stay_readable(hub: RestHub, system: AwkwardRest) -> None:
-    system.refuses = lambda id, record: answer({"message": f"the name Ada is taken (login {PASS})"}, 422)
+    system.refuses = lambda id, record: answer({"message": f"the name Ada is too short (login {PASS})"}, 422)
     add(hub, name="Ada")
     hub.run()
     with hub.conductor.database.read() as connection:
         letter = connection.execute(sa.select(DeadLetter.message, DeadLetter.payload)).one()
         delivery = connection.execute(sa.select(Delivery.reason, Delivery.response)).one()
         refused = connection.scalar(sa.select(sa.func.count(RefusedWebhook.id)))
-    assert letter.message == delivery.reason == f"422: the name Ada is taken (login {MASK})"
-    assert json.loads(delivery.response) == {"message": f"the name Ada is taken (login {MASK})"}
+    assert letter.message == delivery.reason == f"422: the name Ada is too short (login {MASK})"
+    assert json.loads(delivery.response) == {"message": f"the name Ada is too short (login {MASK})"}
     assert letter.payload["name"] == "Ada" and refused == 0
 
 
