@@ -32,7 +32,7 @@ from models.catalogues import Record, UnreadableRecord, is_generated
 from models.ledger import Inbox, OtherHub
 from subscribers.base import Subscriber
 from subscribers.errors import Reject
-from subscribers.mapping.values import same
+from subscribers.mapping.values import is_empty, same
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ class InboundApplier:
         if incoming.newest and link.lease_owner != incoming.token:
             # It was linked, or our lease ran out, after the fetch: the fetched state may be outdated.
             raise leases.LinkLeased
+        if _leaves_out_values(incoming, link):
+            weighed = self._weigh(connection, incoming, link)
+            return weighed or NeedsFetch("it leaves out fields, which may be empty there")
         overwritten = overwritten_edits(incoming, link)
         if _is_echo(incoming, link) and not overwritten:
             return self._echo(connection, incoming, link)
@@ -474,6 +477,15 @@ class InboundApplier:
         # Our own create, whose answer was lost: what it sent is the base, and what was edited since then is owed.
         base = in_doubt.created(link.unconfirmed_write, incoming.flat)
         return state.linked(external.id, base) | state.owed(self.context.clock(), state.Via.CALLER)
+
+
+def _leaves_out_values(incoming: Incoming, link: LinkRow) -> bool:
+    """Return whether an event lacks a field that had a value, from a system that leaves empty fields out."""
+    subscriber, flat = incoming.subscriber, incoming.flat
+    if incoming.newest or subscriber.absent != "empty" or not subscriber.can_fetch:
+        return False
+    whole = incoming.mapper.flatten(incoming.mapper.completed(incoming.external.data))
+    return any(path not in flat and not is_empty((link.base or {}).get(path)) for path in whole)
 
 
 def _is_echo(incoming: Incoming, link: LinkRow) -> bool:

@@ -585,10 +585,11 @@ def test_c35_a_waiting_process_logs_the_reason(
 
 @pytest.fixture
 def hangup() -> Iterator[None]:
-    """Have started programs end at SIGHUP, also if these tests run under `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Have started programs end at SIGHUP and SIGINT, also if these tests run under `nohup` or in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 #: Starts a shell that starts another process and ignores SIGTERM, as a chain of processes does; prints all ids.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import time_machine
+from pydantic import SecretStr
 
 from conductor.throughput_counter import MINUTE
 from models.base import utcnow
@@ -161,6 +163,7 @@ def test_schedules_are_run_paused_and_resumed(panel: Panel) -> None:
 def test_each_queue_leads_to_its_own_page_in_rabbitmq(sqlite_url: str) -> None:
     settings: dict[str, Any] = {
         "broker_url": "amqp://h/my%2Fhost",
+        "secret_key": SecretStr(secrets.token_hex(32)),
         "rabbitmq_management_url": "http://rabbit.example:15672",
     }
     with open_panel(sqlite_url, **settings) as made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -196,10 +197,8 @@ class GivesUp(ShopContact):
 
 class SaysTooMuch(ShopContact):
     def update(self, item: Item) -> External:
-        try:
-            return super().update(item)
-        except SystemDown as error:
-            raise SystemDown(f"{error} with {self.client.options.token.get_secret_value()}") from None
+        logging.getLogger(__name__).info("logged in with %s", self.client.options.token.get_secret_value())
+        return super().update(item)
 
 
 class BelievesEverybody(ShopContact):

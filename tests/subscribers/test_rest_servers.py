@@ -154,7 +154,7 @@ def test_a01_an_edit_there_is_seen_before_ours_overwrites_it(
     hub.run()
     ids = {one["syncflow_id"]: one["id"] for one in server.all()}
     hub.execute(sa.update(CUSTOMER).values(name="ours", phone="7"))
-    server.edit(ids[str(keys[1])], name="theirs")
+    server.edit(ids[mark(hub, keys[1])], name="theirs")
     hub.run()
     assert [(hub.customer(key).name, hub.customer(key).phone) for key in keys] == [
         ("ours", "7"),
@@ -163,7 +163,7 @@ def test_a01_an_edit_there_is_seen_before_ours_overwrites_it(
     ]
     assert sorted(one["name"] for one in server.all()) == ["ours", "ours", "theirs"]
     hub.execute(sa.delete(CUSTOMER).where(CUSTOMER.c.id != keys[0]))
-    server.edit(ids[str(keys[2])], name="theirs")
+    server.edit(ids[mark(hub, keys[2])], name="theirs")
     hub.run()
     assert sorted(one["name"] for one in server.all()) == ["ours", "theirs"], "an edited record is not deleted"
 

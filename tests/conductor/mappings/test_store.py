@@ -38,7 +38,7 @@ def test_a_mapping_that_no_longer_fits_can_be_replaced(database: Database) -> No
     one = add(hub)
     hub.run()
     (letter,) = rows(hub, DeadLetter)
-    assert letter.record_id == one and "does not fit" in letter.message
+    assert letter.record_id == one and "no longer fits" in letter.message
     assert hub.conductor.mappings.latest("crm.customer")[1] == 1
     hub.conductor.mappings.save("crm.customer", None, "ann", 1)
     retry_all(hub.conductor, "ann")
