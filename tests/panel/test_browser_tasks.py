@@ -334,6 +334,9 @@ def test_row_5_an_unsubscription_from_a_file_until_a_date(at: Open, panel: Panel
 
 def test_row_6_conflicts_side_by_side(at: Open, panel: Panel) -> None:
     add_conflicts(panel)
+    there = panel.conductor.subscribers["shop.customer"].client.there
+    for number in (1, 2, 3):
+        there[f"cus_{number}"]["email"] = f"theirs{number}"
     visit = at(390, "light", "operator")
     page = visit.page
     visit.go("/conflicts/")
