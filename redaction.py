@@ -251,6 +251,7 @@ def _in_url(text: str) -> tuple[list[str], str]:
 
 
 @lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def is_secret(name: str) -> bool:
     """Return whether a field or header of this name holds a secret."""
     return _SECRET_NAME.search(name) is not None
@@ -310,7 +311,15 @@ def holds_secret(value: Any, *, only_long: bool = False) -> bool:
 
 def hide_shown(value: Any, *, names: bool = True) -> Any:
     """Return JSON-like data as operators may see it; as `hide_in`, and quick for data without a known secret."""
-    return hide_in(value, names=names, by=hide if holds_secret(value) else _same)
+    if holds_secret(value):
+        return hide_in(value, names=names)
+    return hide_in(value, by=_same) if names and _has_secret_name(value) else value
+
+
+def _has_secret_name(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any((inner and is_secret(str(name))) or _has_secret_name(inner) for name, inner in value.items())
+    return isinstance(value, list | tuple) and any(map(_has_secret_name, value))
 
 
 def _same(text: str) -> str:
