@@ -24,8 +24,8 @@ COUNTS = (100_000, 1_000)
 SHORT_COUNTS = (50_000, 500)
 QUICK_COUNTS = (1_000, 50)
 
-#: Writers at the same time on PostgreSQL, by pgbench, for so many seconds a round; and the smallest rate with triggers,
-#: as a part of that without.
+#: Concurrent pgbench clients on PostgreSQL, the seconds of each round, and the goal: the rate with triggers divided by
+#: the rate without.
 WRITERS = 8
 SECONDS, SHORT_SECONDS, QUICK_SECONDS = 5, 2, 1
 WRITERS_AIM = 0.85

@@ -228,5 +228,5 @@ def new_hub_id(arguments: argparse.Namespace) -> int:
         return 2
     finally:
         runtime.close()
-    print(f"hub id: {fresh}. No record is linked to a system any more: ./syncflow backfill SUBSCRIBER starts anew")
+    print(f"hub id: {fresh}. All links were removed. Run ./syncflow backfill SUBSCRIBER to link the records again")
     return 0

@@ -2,7 +2,7 @@
 
 The relay calls it. Catalogues whose triggers are missing, outdated or disabled count as broken since the last look that
 found them intact. When they are intact again, or a trigger noted a write that it could not record, the records of that
-catalogue are compared with each system and repaired: nobody knows which of them were written.
+catalogue are compared with each system and repaired, because it is unknown which of them were written.
 """
 
 from __future__ import annotations

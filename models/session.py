@@ -212,7 +212,7 @@ class _SqliteListener:
         self._version = version
 
     def stay_awake(self, is_awake: bool) -> None:
-        """Do nothing: writers to SQLite notify nobody."""
+        """Do nothing: writers to SQLite send no notifications."""
 
     def close(self) -> None:
         self._connection.close()

@@ -46,7 +46,7 @@ SURELY: tuple[tuple[float, str, tuple[Any, ...]], ...] = (
 #: With `FAULTS=failover`: instead of all other faults of PostgreSQL.
 FAIL_OVER = 0.5
 
-#: How long a system answers 502 to everything: this fraction of the run, and at most so many seconds.
+#: How long a system answers 502 to all requests: a fraction of the run, but no longer than a number of seconds.
 OUTAGE, LONGEST_OUTAGE = 0.15, 60.0
 
 #: How long RabbitMQ's memory alarm lasts, in the same way.

@@ -117,7 +117,7 @@ class Conflicts:
         ]
         here, there = self.last["hub"], self.last["there"]
         return wrong + [
-            f"(i) {key[1]} of {key[0]} was set to {here[key]!r} here and {there[key]!r} there, and nobody is asked"
+            f"(i) {key[1]} of {key[0]} was set to {here[key]!r} here and {there[key]!r} there, without a conflict"
             for key in here.keys() & there.keys()
             if key[0] in records and key[0] not in left_out and key not in asked
             if not self._same(here[key], there[key], key)
